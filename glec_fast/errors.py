@@ -1,0 +1,58 @@
+"""The one family of errors. Each says what happened, what to do, and whether a retry can help."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GlecError(Exception):
+    """Root of every error that glec_fast raises of its own accord.
+
+    `retryable` is True where the same call may succeed later without a change by the caller.
+    """
+
+    retryable: ClassVar[bool] = False
+
+
+class ConfigError(GlecError, ValueError):
+    """A setting is malformed or contradicts another. Nothing was started."""
+
+
+class MessageError(GlecError, ValueError):
+    """A topic, QoS or payload that MQTT or this client cannot carry. Nothing was queued."""
+
+
+class PayloadTypeError(MessageError, TypeError):
+    """A payload of a type that has no defined encoding. Nothing was queued."""
+
+
+class QueueError(GlecError):
+    """The queue file could not be used."""
+
+
+class QueueLockedError(QueueError):
+    """Another process holds this queue file. Close it there, or give this one its own path."""
+
+    retryable = True
+
+
+class QueueFormatError(QueueError):
+    """The file is not a queue, or was written by a newer version. It was left untouched."""
+
+
+class QueueStorageError(QueueError, OSError):
+    """The disk is full, read-only or failing. What was accepted is kept; try again when that is mended."""
+
+    retryable = True
+
+
+class QueueClosedError(QueueError, RuntimeError):
+    """The queue or the client was closed before the call."""
+
+
+class PublishError(GlecError, RuntimeError):
+    """A message was dropped; `reason` is one of `glec_fast.DropReason`."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -1,0 +1,34 @@
+"""The table of C extensions; everything else is in pyproject.toml."""
+
+import os
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+# GLEC_DEBUG_BUILD=1 turns on Cython's annotation (build/cython/*.html), C asserts and bounds checks.
+DEBUG = os.environ.get("GLEC_DEBUG_BUILD") == "1"
+C_FLAGS = ["-O2", "-Wall", "-Wextra", *(["-UNDEBUG"] if DEBUG else ["-DNDEBUG"])]
+
+EXTENSIONS = ("_payload", "_session", "_store")
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(f"glec_fast.{name}", [f"cext/{name}.pyx"], extra_compile_args=C_FLAGS)
+            for name in EXTENSIONS
+            if os.path.exists(f"cext/{name}.pyx")
+        ],
+        build_dir="build/cython",
+        include_path=["cext"],
+        annotate=DEBUG,
+        show_all_warnings=DEBUG,
+        compiler_directives={
+            "language_level": 3,
+            "boundscheck": DEBUG,
+            "wraparound": False,
+            "initializedcheck": DEBUG,
+            "cdivision": True,
+            "embedsignature": True,
+        },
+    ),
+)
