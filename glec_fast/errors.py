@@ -56,3 +56,22 @@ class PublishError(GlecError, RuntimeError):
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class ProtocolError(GlecError):
+    """The peer broke the MQTT protocol; the connection is closed and made again.
+
+    `reason_code` is MQTT 5's code for it (section 2.4), sent in DISCONNECT where the protocol has one.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, reason_code: int) -> None:
+        super().__init__(message)
+        self.reason_code = reason_code
+
+
+class ConnectionLostError(GlecError, ConnectionError):
+    """The link to the broker ended. Messages stay queued; the manager connects again by itself."""
+
+    retryable = True

@@ -1,0 +1,774 @@
+"""The MQTT session of one client: bytes in, bytes out, packet ids and QoS states. No I/O, no clock, no log, no lock.
+
+A message enters with `admit` under its message id, is given a packet id, and is encoded at the end of one send buffer.
+Its acknowledgements are parsed in C out of whatever bytes `feed` was given; `take_done` hands back the message ids that
+the broker has taken over. Everything else that arrives is handed out, packet by packet, by `advance`.
+
+An exchange (MQTT 3.1.1 and 5.0, section 4.3) is in one of these states:
+
+    SENT      PUBLISH is in the send buffer (QoS 2 and durable: perhaps behind the gate) or has left; waits for PUBACK
+              or PUBREC
+    RELEASED  PUBREC came; PUBREL is in the send buffer or has left; waits for PUBCOMP
+
+**The gate.** With `durable`, nothing leaves before the state that explains it is on disk. The send buffer has three
+marks: `head` (handed to the socket), `ready` (may leave) and `tail` (encoded). `image` gives the durable picture of all
+QoS 2 exchanges, numbered; when that number comes back through `on_committed`, `ready` moves up to what it explains.
+
+**Parking.** `park` ends a connection: every exchange is set aside under its message id. The owner then admits its
+messages again from the first one on, and `admit` finds what was set aside: an exchange goes on with its packet id and the
+right DUP flag, so that resends keep the original order, and are bounded by the window, without a second mechanism.
+
+Not thread-safe: the owner serialises calls.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memcpy, memmove
+
+from mqtt_wire cimport (
+    FIXED_HEADER_MAX_BYTES,
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    REMAINING_LENGTH_MAX,
+    load_remaining_length,
+    load_u16,
+    store_remaining_length,
+    store_u16,
+)
+
+from glec_fast.errors import MessageError, ProtocolError
+
+cdef enum ExchangeState:
+    FREE = 0
+    SENT = 1
+    RELEASED = 2
+
+# What `advance` found.
+NEED_DATA = 0
+CONTROL_PACKET = 1
+
+cdef enum:
+    ID_FREE = 0
+    # Given to a message that is not in the window: it waits in memory, or its deletion is not yet on disk.
+    ID_TAKEN = 0xFFFF
+    EXCHANGES_MAX = 0xFFFE
+    IMAGE_FORMAT = 1
+    IMAGE_ENTRY_BYTES = 11
+    BUFFER_START_BYTES = 4096
+    # A buffer that grew past this for one burst is given back when it runs empty.
+    BUFFER_KEEP_BYTES = 1 << 20
+    REASON_FAILURE = 0x80
+    REASON_PACKET_ID_NOT_FOUND = 0x92
+
+cdef struct Exchange:
+    int64_t message_id
+    # Stream offset of the end of the PUBLISH packet: it may have left once the socket took this many bytes.
+    uint64_t publish_end
+    uint16_t packet_id
+    uint8_t qos
+    uint8_t state
+
+cdef struct Gate:
+    uint64_t version
+    uint64_t end
+
+cdef struct Mark:
+    uint64_t end
+    int64_t message_id
+
+cdef struct Retired:
+    uint64_t version
+    uint16_t packet_id
+
+
+cdef class _Vector:
+    """A growing array of fixed-size items, used first in, first out. Owns its memory until it is collected."""
+
+    cdef uint8_t* items
+    cdef size_t item_bytes, first, count, capacity
+
+    def __cinit__(self, size_t item_bytes):
+        self.items = NULL
+        self.item_bytes = item_bytes
+        self.first = self.count = self.capacity = 0
+
+    def __dealloc__(self):
+        free(self.items)
+
+    cdef void* push(self) except NULL:
+        """The address of a new last item, valid until the next push."""
+        cdef uint8_t* grown
+        cdef size_t capacity
+        if self.first + self.count == self.capacity:
+            if self.first > self.capacity // 2:
+                memmove(self.items, self.items + self.first * self.item_bytes, self.count * self.item_bytes)
+                self.first = 0
+            else:
+                capacity = self.capacity * 2 if self.capacity else 64
+                grown = <uint8_t*>realloc(self.items, capacity * self.item_bytes)
+                if grown is NULL:
+                    raise MemoryError
+                self.items = grown
+                self.capacity = capacity
+        self.count += 1
+        return self.items + (self.first + self.count - 1) * self.item_bytes
+
+    cdef inline void* at(self, size_t index) noexcept:
+        return self.items + (self.first + index) * self.item_bytes
+
+    cdef inline void pop(self) noexcept:
+        self.first += 1
+        self.count -= 1
+        if self.count == 0:
+            self.first = 0
+
+    cdef inline void clear(self) noexcept:
+        self.first = self.count = 0
+
+
+cdef class Session:
+    """See the module's text. `window`: most exchanges in flight, 1 to 65534; `durable`: QoS 2 waits at the gate."""
+
+    cdef readonly bint durable
+    cdef readonly int window
+    # 3, 4 or 5, as in CONNECT (MQTT 3.1.2.2).
+    cdef public int protocol_version
+    cdef readonly int receive_maximum
+    # Counts durable pictures; see `image`.
+    cdef readonly uint64_t version
+    # Exchanges in flight on this connection.
+    cdef readonly int in_flight
+    # Type byte and body of the packet that `advance` stopped at.
+    cdef readonly int packet_command
+    cdef readonly bytes packet_body
+
+    # Send buffer; owned here, freed in __dealloc__. `base` is the stream offset of out[0].
+    cdef uint8_t* out
+    cdef size_t out_capacity, head, ready, tail
+    cdef uint64_t base
+    cdef uint64_t last_end
+    cdef bint has_last
+    cdef _Vector gates, marks, retired, done
+    cdef bint dirty, gate_wanted
+
+    # What was fed and not yet parsed.
+    cdef bytearray inbox
+    cdef size_t inbox_at
+
+    # exchange_of[packet id] is ID_FREE, ID_TAKEN or the index of its exchange plus one.
+    cdef uint16_t* exchange_of
+    cdef Exchange* exchanges
+    cdef int exchange_capacity
+    cdef list free_exchanges
+    cdef uint16_t last_packet_id
+
+    # message id -> (packet id, state, qos, may have left)
+    cdef dict parked
+    cdef dict reasons
+    cdef list refused
+
+    def __cinit__(self):
+        self.out = NULL
+        self.exchange_of = NULL
+        self.exchanges = NULL
+
+    def __init__(self, int window=20, bint durable=False):
+        self.durable = durable
+        self.protocol_version = 4
+        self.receive_maximum = EXCHANGES_MAX
+        self.out = <uint8_t*>realloc(NULL, BUFFER_START_BYTES)
+        self.exchange_of = <uint16_t*>calloc(65536, sizeof(uint16_t))
+        if self.out is NULL or self.exchange_of is NULL:
+            raise MemoryError
+        self.out_capacity = BUFFER_START_BYTES
+        self.gates = _Vector(sizeof(Gate))
+        self.marks = _Vector(sizeof(Mark))
+        self.retired = _Vector(sizeof(Retired))
+        self.done = _Vector(sizeof(int64_t))
+        self.inbox = bytearray()
+        self.free_exchanges = []
+        self.parked = {}
+        self.reasons = {}
+        self.refused = []
+        self.set_window(window)
+
+    def __dealloc__(self):
+        free(self.out)
+        free(self.exchange_of)
+        free(self.exchanges)
+
+    # ---- the window and packet ids
+
+    def set_window(self, int window):
+        """Bound the exchanges in flight. 0 means as many as there are packet ids. What is in flight stays so."""
+        if not 0 <= window <= 65535:
+            raise ValueError(f"window is {window}; it must be 0 to 65535 exchanges")
+        self.window = min(window or EXCHANGES_MAX, EXCHANGES_MAX)
+
+    def room(self) -> int:
+        """How many more exchanges the window and the server's Receive Maximum (MQTT 5, 3.2.2.3.3) allow."""
+        cdef int limit = min(self.window, self.receive_maximum)
+        return max(limit - self.in_flight, 0)
+
+    def reserve_packet_id(self) -> int:
+        """Take the next unused packet id (1 to 65535) out of circulation; 0 where all are taken."""
+        cdef uint16_t packet_id = self._next_packet_id()
+        if packet_id:
+            self.exchange_of[packet_id] = ID_TAKEN
+        return packet_id
+
+    def release_packet_id(self, uint16_t packet_id):
+        """Give back an id from `reserve_packet_id` whose message will not be admitted."""
+        if self.exchange_of[packet_id] == ID_TAKEN:
+            self.exchange_of[packet_id] = ID_FREE
+
+    def next_packet_id(self) -> int:
+        """The next unused packet id without taking it; 0 where all are taken. For SUBSCRIBE and UNSUBSCRIBE."""
+        return self._next_packet_id()
+
+    cdef uint16_t _next_packet_id(self) noexcept:
+        cdef uint32_t tries
+        cdef uint16_t candidate = self.last_packet_id
+        for tries in range(65535):
+            candidate = <uint16_t>(candidate + 1 if candidate < 65535 else 1)
+            if self.exchange_of[candidate] == ID_FREE:
+                self.last_packet_id = candidate
+                return candidate
+        return 0
+
+    cdef Exchange* _open_exchange(self, uint16_t packet_id, int64_t message_id, uint8_t qos, uint8_t state) except NULL:
+        cdef int index, capacity
+        cdef Exchange* grown
+        if not self.free_exchanges:
+            capacity = min(max(self.exchange_capacity * 2, 32), <int>EXCHANGES_MAX)
+            if capacity == self.exchange_capacity:
+                raise AssertionError("the window was exceeded")
+            grown = <Exchange*>realloc(self.exchanges, <size_t>capacity * sizeof(Exchange))
+            if grown is NULL:
+                raise MemoryError
+            self.exchanges = grown
+            for index in range(capacity - 1, self.exchange_capacity - 1, -1):
+                grown[index].state = FREE
+                self.free_exchanges.append(index)
+            self.exchange_capacity = capacity
+        index = self.free_exchanges.pop()
+        self.exchange_of[packet_id] = <uint16_t>(index + 1)
+        self.in_flight += 1
+        cdef Exchange* exchange = &self.exchanges[index]
+        exchange.message_id = message_id
+        exchange.publish_end = 0
+        exchange.packet_id = packet_id
+        exchange.qos = qos
+        exchange.state = state
+        return exchange
+
+    cdef int _close_exchange(self, Exchange* exchange, uint16_t id_becomes) except -1:
+        self.exchange_of[exchange.packet_id] = id_becomes
+        exchange.state = FREE
+        self.in_flight -= 1
+        self.free_exchanges.append(<int>(exchange - self.exchanges))
+        return 0
+
+    # ---- the send buffer
+
+    cdef uint8_t* _reserve(self, size_t size) except NULL:
+        """Room for `size` bytes at the tail; valid until the next call that writes."""
+        cdef size_t capacity, used = self.tail - self.head
+        cdef uint8_t* grown
+        if self.tail + size <= self.out_capacity:
+            return self.out + self.tail
+        if self.head > self.out_capacity // 2 and used + size <= self.out_capacity:
+            memmove(self.out, self.out + self.head, used)
+            self.base += self.head
+            self.ready -= self.head
+            self.tail = used
+            self.head = 0
+            return self.out + self.tail
+        capacity = self.out_capacity
+        while self.tail + size > capacity:
+            capacity *= 2
+        grown = <uint8_t*>realloc(self.out, capacity)
+        if grown is NULL:
+            raise MemoryError
+        self.out = grown
+        self.out_capacity = capacity
+        return self.out + self.tail
+
+    cdef inline void _append(self, size_t size) noexcept:
+        self.tail += size
+        if self.gates.count == 0 and not self.gate_wanted:
+            self.ready = self.tail
+
+    @property
+    def sendable_bytes(self) -> int:
+        """Bytes that may leave now."""
+        cdef size_t limit = self.ready
+        if self.has_last and self.last_end < self.base + limit:
+            limit = <size_t>(self.last_end - self.base)
+        return limit - self.head
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes encoded and not yet handed to the socket, those behind the gate included."""
+        return self.tail - self.head
+
+    def put_packet(self, packet, bint last=False):
+        """Append a control packet to what may leave. It does not wait at the gate. `last`: nothing leaves after it."""
+        cdef const uint8_t[::1] view = packet
+        cdef size_t size = <size_t>view.shape[0]
+        cdef size_t gated, index
+        cdef uint64_t cut
+        if size == 0:
+            return
+        self._reserve(size)
+        gated = self.tail - self.ready
+        cut = self.base + self.ready
+        if gated:
+            memmove(self.out + self.ready + size, self.out + self.ready, gated)
+            self._shift_after(cut, size)
+        memcpy(self.out + self.ready, &view[0], size)
+        self.ready += size
+        self.tail += size
+        if last:
+            self.has_last = True
+            self.last_end = self.base + self.ready
+
+    cdef void _shift_after(self, uint64_t cut, size_t size) noexcept:
+        cdef size_t index
+        cdef int slot
+        cdef Gate* gate
+        cdef Mark* mark
+        for index in range(self.gates.count):
+            gate = <Gate*>self.gates.at(index)
+            if gate.end > cut:
+                gate.end += size
+        for index in range(self.marks.count):
+            mark = <Mark*>self.marks.at(index)
+            if mark.end > cut:
+                mark.end += size
+        for slot in range(self.exchange_capacity):
+            if self.exchanges[slot].state != FREE and self.exchanges[slot].publish_end > cut:
+                self.exchanges[slot].publish_end += size
+
+    def peek(self, size_t limit) -> bytes:
+        """A copy of the next bytes that may leave, at most `limit`."""
+        cdef size_t size = min(<size_t>self.sendable_bytes, limit)
+        return PyBytes_FromStringAndSize(<const char*>self.out + self.head, <Py_ssize_t>size)
+
+    def on_sent(self, size_t size) -> bool:
+        """The socket took `size` bytes of the last `peek`. True once the packet put as `last` has left."""
+        cdef uint64_t sent
+        cdef Mark* mark
+        self.head += size
+        sent = self.base + self.head
+        while self.marks.count:
+            mark = <Mark*>self.marks.at(0)
+            if mark.end > sent:
+                break
+            (<int64_t*>self.done.push())[0] = mark.message_id
+            self.marks.pop()
+        if self.head == self.tail:
+            self.base += self.head
+            self.head = self.ready = self.tail = 0
+            if self.out_capacity > BUFFER_KEEP_BYTES:
+                self._shrink()
+        return self.has_last and sent >= self.last_end
+
+    cdef int _shrink(self) except -1:
+        cdef uint8_t* smaller = <uint8_t*>realloc(self.out, BUFFER_START_BYTES)
+        if smaller is not NULL:
+            self.out = smaller
+            self.out_capacity = BUFFER_START_BYTES
+        return 0
+
+    # ---- PUBLISH out
+
+    cdef uint64_t _encode_publish(self, object topic, object payload, uint8_t flags, uint16_t packet_id,
+                                  object properties) except 0:
+        """Append one PUBLISH packet (section 3.3) and return the stream offset of its end."""
+        cdef const char* topic_at
+        cdef Py_ssize_t topic_size
+        cdef const char* payload_at
+        cdef Py_ssize_t payload_size
+        cdef const uint8_t[::1] view
+        if isinstance(topic, bytes):
+            topic_at = PyBytes_AS_STRING(topic)
+            topic_size = PyBytes_GET_SIZE(topic)
+        else:
+            topic_at = PyUnicode_AsUTF8AndSize(topic, &topic_size)
+        if isinstance(payload, bytes):
+            payload_at = PyBytes_AS_STRING(payload)
+            payload_size = PyBytes_GET_SIZE(payload)
+        elif isinstance(payload, str):
+            payload_at = PyUnicode_AsUTF8AndSize(payload, &payload_size)
+        else:
+            view = payload
+            payload_size = view.shape[0]
+            payload_at = <const char*>&view[0] if payload_size else NULL
+        cdef bytes packed = b""
+        if self.protocol_version == 5:
+            packed = b"\x00" if properties is None else properties
+        cdef size_t body = 2 + <size_t>topic_size + <size_t>payload_size + <size_t>PyBytes_GET_SIZE(packed)
+        if packet_id:
+            body += 2
+        if topic_size > 65535 or body > REMAINING_LENGTH_MAX:
+            raise MessageError(f"a PUBLISH of {body} bytes, topic {topic_size}: MQTT carries at most "
+                               f"{REMAINING_LENGTH_MAX} and 65535; send less")
+        cdef uint8_t* start = self._reserve(FIXED_HEADER_MAX_BYTES + body)
+        cdef uint8_t* at = start
+        at[0] = PUBLISH | flags
+        at += 1
+        at += store_remaining_length(at, <uint32_t>body)
+        store_u16(at, <uint16_t>topic_size)
+        memcpy(at + 2, topic_at, <size_t>topic_size)
+        at += 2 + topic_size
+        if packet_id:
+            store_u16(at, packet_id)
+            at += 2
+        if PyBytes_GET_SIZE(packed):
+            memcpy(at, PyBytes_AS_STRING(packed), <size_t>PyBytes_GET_SIZE(packed))
+            at += PyBytes_GET_SIZE(packed)
+        if payload_size:
+            memcpy(at, payload_at, <size_t>payload_size)
+            at += payload_size
+        self._append(<size_t>(at - start))
+        return self.base + self.tail
+
+    cdef int _encode_ack(self, uint8_t command, uint16_t packet_id, uint8_t reason) except -1:
+        """Append PUBREL or an answer to an unknown id; `reason` only where MQTT 5 has one to give."""
+        cdef uint8_t* at = self._reserve(5)
+        cdef bint with_reason = reason != 0 and self.protocol_version == 5
+        at[0] = command
+        at[1] = 3 if with_reason else 2
+        store_u16(at + 2, packet_id)
+        at[4] = reason
+        self._append(5 if with_reason else 4)
+        return 0
+
+    def admit(self, int64_t message_id, topic, payload, uint8_t qos, bint retain=False, properties=None,
+              uint16_t packet_id=0):
+        """Encode one message. The caller asks `room` first for QoS 1 and 2.
+
+        message_id: the owner's name for it, above 0, given back by `take_done`.
+        topic: str or UTF-8 bytes. payload: str, bytes or a buffer. properties: packed (MQTT 5, 2.2.2) or None.
+        packet_id: 0, or one taken with `reserve_packet_id`.
+        Raises MessageError where the packet would be too large; nothing is kept of it.
+        """
+        cdef uint8_t flags = <uint8_t>(qos << 1) | <uint8_t>retain
+        cdef uint64_t end
+        cdef Mark* mark
+        cdef Exchange* exchange
+        if qos == 0:
+            end = self._encode_publish(topic, payload, flags, 0, properties)
+            mark = <Mark*>self.marks.push()
+            mark.end = end
+            mark.message_id = message_id
+            return
+        if self.parked:
+            aside = self.parked.pop(message_id, None)
+            if aside is not None:
+                self._resume(message_id, aside, topic, payload, flags, properties)
+                return
+        if not packet_id:
+            packet_id = self._next_packet_id()
+            if not packet_id:
+                raise AssertionError("no packet id is free; the window was exceeded")
+        if qos == 2 and self.durable:
+            self.dirty = self.gate_wanted = True
+        end = self._encode_publish(topic, payload, flags, packet_id, properties)
+        exchange = self._open_exchange(packet_id, message_id, qos, SENT)
+        exchange.publish_end = end
+
+    def admit_rows(self, list rows):
+        """`admit` each of the rows (message id, topic, payload, qos, ...) in order."""
+        cdef tuple row
+        for row in rows:
+            self.admit(row[0], row[1], row[2], row[3])
+
+    cdef int _resume(self, int64_t message_id, tuple aside, object topic, object payload, uint8_t flags,
+                     object properties) except -1:
+        cdef uint16_t packet_id = aside[0]
+        cdef uint8_t state = aside[1]
+        cdef uint8_t qos = aside[2]
+        cdef bint left = aside[3]
+        cdef Exchange* exchange
+        cdef uint64_t end
+        if state == RELEASED:
+            self._open_exchange(packet_id, message_id, qos, RELEASED)
+            self._encode_ack(PUBREL | 2, packet_id, 0)
+            return 0
+        # DUP only where the first copy may have left (section 3.3.1.1): some brokers swallow a first copy that has it.
+        end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties)
+        exchange = self._open_exchange(packet_id, message_id, qos, SENT)
+        exchange.publish_end = end
+        return 0
+
+    # ---- bytes in
+
+    def feed(self, bytes data):
+        """Take what the socket gave. It is parsed by `advance`."""
+        if self.inbox_at:
+            del self.inbox[:self.inbox_at]
+            self.inbox_at = 0
+        self.inbox += data
+
+    def advance(self) -> int:
+        """Parse up to the next packet that is not an acknowledgement of a PUBLISH.
+
+        Returns CONTROL_PACKET with `packet_command` and `packet_body` set, or NEED_DATA.
+        Raises ProtocolError where the peer breaks the protocol; the connection must then be closed.
+        """
+        cdef const uint8_t* start
+        cdef size_t available, header
+        cdef uint32_t body = 0
+        cdef int used
+        cdef uint8_t command
+        cdef size_t at = self.inbox_at
+        cdef size_t end = <size_t>len(self.inbox)
+        while end - at >= 2:
+            start = <const uint8_t*><char*>self.inbox + at
+            available = end - at
+            used = load_remaining_length(start + 1, available - 1, &body)
+            if used < 0:
+                raise ProtocolError("a remaining length of more than 4 bytes (MQTT 2.2.3)", 0x81)
+            header = 1 + <size_t>used
+            if used == 0 or available < header + body:
+                break
+            command = start[0]
+            at += header + body
+            if (command & 0xF0) in (PUBACK, PUBREC, PUBCOMP):
+                self.inbox_at = at
+                self._on_ack(command, start + header, body)
+                continue
+            self.packet_command = command
+            self.packet_body = PyBytes_FromStringAndSize(<const char*>start + header, body)
+            self.inbox_at = at
+            return CONTROL_PACKET
+        self.inbox_at = at
+        return NEED_DATA
+
+    cdef int _on_ack(self, uint8_t command, const uint8_t* body, uint32_t size) except -1:
+        cdef uint16_t packet_id, index
+        cdef uint8_t reason = 0
+        cdef uint8_t kind = command & 0xF0
+        if command & 0x0F:
+            raise ProtocolError(f"reserved flags set in packet type {kind >> 4} (MQTT 2.2.2)", 0x81)
+        if size < 2 or (size > 2 and self.protocol_version != 5):
+            raise ProtocolError(f"an acknowledgement of {size} bytes (MQTT 3.4.2)", 0x81)
+        packet_id = load_u16(body)
+        if packet_id == 0:
+            raise ProtocolError("an acknowledgement with packet id 0 (MQTT 2.3.1)", 0x81)
+        if size > 2:
+            reason = body[2]
+        index = self.exchange_of[packet_id]
+        if index == ID_FREE or index == ID_TAKEN:
+            # The peer waits for an answer to PUBREC, whatever became of ours (MQTT 5, 4.3.3).
+            if kind == PUBREC and reason < REASON_FAILURE:
+                self._encode_ack(PUBREL | 2, packet_id, REASON_PACKET_ID_NOT_FOUND)
+            return 0
+        cdef Exchange* exchange = &self.exchanges[index - 1]
+        if exchange.publish_end > self.base + self.head:
+            raise ProtocolError(f"packet id {packet_id} was acknowledged before its PUBLISH was sent (MQTT 4.3)", 0x82)
+        if reason or size > 3:
+            self.reasons[exchange.message_id] = (
+                kind, packet_id, reason, PyBytes_FromStringAndSize(<const char*>body + 3, size - 3) if size > 3 else b"")
+        if kind == PUBREC and reason < REASON_FAILURE:
+            return self._on_pubrec(exchange)
+        return self._finish(exchange, reason >= REASON_FAILURE and kind != PUBCOMP)
+
+    cdef int _on_pubrec(self, Exchange* exchange) except -1:
+        if exchange.qos != 2:
+            raise ProtocolError("PUBREC for a QoS 1 message (MQTT 4.3.2)", 0x82)
+        if exchange.state == SENT and self.durable:
+            self.dirty = self.gate_wanted = True
+        exchange.state = RELEASED
+        return self._encode_ack(PUBREL | 2, exchange.packet_id, 0)
+
+    cdef int _finish(self, Exchange* exchange, bint refused) except -1:
+        cdef Retired* retired
+        cdef uint16_t packet_id = exchange.packet_id
+        cdef bint durable = self.durable and exchange.qos == 2
+        if refused:
+            self.refused.append(exchange.message_id)
+        else:
+            (<int64_t*>self.done.push())[0] = exchange.message_id
+        if durable:
+            # The id is the broker's until the row's deletion is on disk: a restart would still speak of it.
+            self.dirty = True
+            retired = <Retired*>self.retired.push()
+            retired.version = self.version + 1
+            retired.packet_id = packet_id
+        return self._close_exchange(exchange, ID_TAKEN if durable else ID_FREE)
+
+    def take_done(self) -> list:
+        """Message ids that are finished: acknowledged, or QoS 0 and handed to the socket. Each is given once."""
+        cdef size_t index
+        if self.done.count == 0:
+            return []
+        cdef list ids = [(<int64_t*>self.done.at(index))[0] for index in range(self.done.count)]
+        self.done.clear()
+        return ids
+
+    def take_refused(self) -> list:
+        """Message ids that the broker refused with a reason code of 0x80 or more (MQTT 5). Each is given once."""
+        ids, self.refused = self.refused, []
+        return ids
+
+    def take_reasons(self) -> dict:
+        """What MQTT 5 acknowledgements carried: message id -> (packet type, packet id, reason, packed properties)."""
+        reasons, self.reasons = self.reasons, {}
+        return reasons
+
+    # ---- what must survive a crash
+
+    @property
+    def gate_is_waiting(self) -> bool:
+        """True where bytes wait for an `image` to be committed."""
+        return self.gate_wanted or self.gates.count > 0
+
+    def image(self) -> tuple:
+        """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave."""
+        cdef Gate* gate
+        cdef int slot
+        cdef size_t size = 1
+        cdef Exchange* exchange
+        if self.dirty:
+            self.version += 1
+            self.dirty = False
+        if self.gate_wanted:
+            gate = <Gate*>self.gates.push()
+            gate.version = self.version
+            gate.end = self.base + self.tail
+            self.gate_wanted = False
+        cdef list aside = [(message_id, entry[0], entry[1]) for message_id, entry in self.parked.items()
+                           if entry[2] == 2]
+        cdef bytes image = PyBytes_FromStringAndSize(
+            NULL, 1 + IMAGE_ENTRY_BYTES * (self.in_flight + <Py_ssize_t>len(aside)))
+        cdef uint8_t* at = <uint8_t*>PyBytes_AS_STRING(image)
+        at[0] = IMAGE_FORMAT
+        at += 1
+        for slot in range(self.exchange_capacity):
+            exchange = &self.exchanges[slot]
+            if exchange.state != FREE and exchange.qos == 2:
+                at = _put_entry(at, exchange.message_id, exchange.packet_id, exchange.state)
+                size += IMAGE_ENTRY_BYTES
+        for message_id, packet_id, state in aside:
+            at = _put_entry(at, message_id, packet_id, state)
+            size += IMAGE_ENTRY_BYTES
+        return self.version, image[:size]
+
+    def on_committed(self, uint64_t version):
+        """The image of this version is on disk, with the deletion of all that `take_done` had given by then."""
+        cdef Gate* gate
+        cdef Retired* retired
+        while self.gates.count and (<Gate*>self.gates.at(0)).version <= version:
+            gate = <Gate*>self.gates.at(0)
+            self.ready = <size_t>(gate.end - self.base)
+            self.gates.pop()
+        if self.gates.count == 0 and not self.gate_wanted:
+            self.ready = self.tail
+        while self.retired.count and (<Retired*>self.retired.at(0)).version <= version:
+            retired = <Retired*>self.retired.at(0)
+            self.exchange_of[retired.packet_id] = ID_FREE
+            self.retired.pop()
+
+    def load_image(self, bytes image):
+        """Begin with the exchanges of an earlier process, as parked. Raises ValueError where it is not an image."""
+        cdef Py_ssize_t size = len(image)
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(image)
+        cdef int64_t message_id
+        cdef uint16_t packet_id
+        cdef Py_ssize_t index
+        if size == 0:
+            return
+        if at[0] != IMAGE_FORMAT or (size - 1) % IMAGE_ENTRY_BYTES:
+            raise ValueError(f"an in-flight image of format {at[0]} and {size} bytes; this version reads format 1")
+        for index in range(1, size, IMAGE_ENTRY_BYTES):
+            message_id = _get_i64(at + index)
+            packet_id = load_u16(at + index + 8)
+            self.exchange_of[packet_id] = ID_TAKEN
+            self.parked[message_id] = (packet_id, RELEASED if at[index + 10] == RELEASED else SENT, 2, True)
+
+    # ---- connections
+
+    def park(self):
+        """The connection is gone. Set every exchange aside; forget what was encoded and what was half read."""
+        cdef int slot
+        cdef Exchange* exchange
+        cdef uint64_t sent = self.base + self.head
+        cdef bint left
+        for slot in range(self.exchange_capacity):
+            exchange = &self.exchanges[slot]
+            if exchange.state == FREE:
+                continue
+            left = exchange.state == RELEASED or exchange.publish_end <= sent
+            if left or not self.durable:
+                self.parked[exchange.message_id] = (
+                    exchange.packet_id, RELEASED if exchange.state == RELEASED else SENT, exchange.qos, left)
+                self._close_exchange(exchange, ID_TAKEN)
+            else:
+                self._close_exchange(exchange, ID_FREE)
+                self.dirty = True
+        self.base += self.tail
+        self.head = self.ready = self.tail = 0
+        self.has_last = False
+        self.gate_wanted = False
+        self.gates.clear()
+        self.marks.clear()
+        self.inbox.clear()
+        self.inbox_at = 0
+
+    def parked_ids(self) -> list:
+        """Message ids of the exchanges set aside; their rows must not be dropped."""
+        return list(self.parked)
+
+    def forget(self, int64_t message_id):
+        """The owner gave up a message that was set aside."""
+        aside = self.parked.pop(message_id, None)
+        if aside is not None:
+            self.exchange_of[aside[0]] = ID_FREE
+            self.dirty = True
+
+    def resume(self, bint session_present, int receive_maximum=65535) -> list:
+        """CONNACK came (section 3.2). Returns the message ids in doubt; the owner then admits from its first message on.
+
+        Where the broker lost the session all packet ids are void (3.1.2.4). What it had not received is new again; what
+        it had received, and may or may not have passed on, is returned: in doubt, and no longer kept here.
+        """
+        cdef list in_doubt = []
+        self.receive_maximum = min(max(receive_maximum, 1), <int>EXCHANGES_MAX)
+        if session_present:
+            return in_doubt
+        for message_id, (packet_id, state, qos, _left) in list(self.parked.items()):
+            if state == RELEASED:
+                in_doubt.append(message_id)
+            if self.durable or state == RELEASED:
+                del self.parked[message_id]
+                self.exchange_of[packet_id] = ID_FREE
+            else:
+                self.parked[message_id] = (packet_id, SENT, qos, False)
+            self.dirty = True
+        return in_doubt
+
+
+cdef inline uint8_t* _put_entry(uint8_t* at, int64_t message_id, uint16_t packet_id, uint8_t state) noexcept:
+    cdef int shift
+    for shift in range(8):
+        at[shift] = <uint8_t>((<uint64_t>message_id >> <uint64_t>(8 * (7 - shift))) & 0xFF)
+    store_u16(at + 8, packet_id)
+    at[10] = state
+    return at + IMAGE_ENTRY_BYTES
+
+
+cdef inline int64_t _get_i64(const uint8_t* at) noexcept:
+    cdef uint64_t value = 0
+    cdef int index
+    for index in range(8):
+        value = (value << 8) | at[index]
+    return <int64_t>value

@@ -1,0 +1,135 @@
+"""The settings of an MQTTManager, checked when they are made (specification, "Configuration")."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from glec_fast.errors import ConfigError
+from glec_fast.tls import TLSConfig
+from glec_fast.validation import check_topic_level
+
+_DEFAULT_PORTS = {"tcp": 1883, "mqtt": 1883, "ssl": 8883, "mqtts": 8883, "ws": 80, "wss": 443}
+_TLS_SCHEMES = {"ssl", "mqtts", "wss"}
+_KEEPALIVE_MAX_S = 65_535
+
+
+class Broker(NamedTuple):
+    """Where a broker listens. `transport` is paho's name: tcp or websockets."""
+
+    host: str
+    port: int
+    tls: bool
+    transport: str
+    path: str
+
+
+@dataclass(frozen=True)
+class MQTTConfig:
+    """Settings of one gateway; immutable. Raises ConfigError for one that is malformed or contradicts another.
+
+    broker_url: tcp://, ssl:// (mqtts://), ws:// or wss://, host, optional port (1883, 8883, 80, 443), path for ws.
+    client_id: also the device id in topics. username, password: None for none; a password needs a username.
+    tls_config: None uses the system's certificate authorities for ssl and wss.
+    queue_path: the queue file. queue_max_size: messages; the oldest go first. queue_ttl_hours: age of expiry.
+    queue_max_retry: refusals by the broker until a message is given up.
+    connection_timeout_s: for TCP and TLS together. keepalive_s: MQTT keep alive, 0 to 65,535, 0 turns it off.
+    clean_session: False keeps the session at the broker, which exactly-once needs.
+    auto_reconnect: False gives up after the first failure or loss of the connection.
+    retry_*: waits of retry_initial_delay_ms, doubled each time, for retry_max_attempts; then retry_max_delay_ms, for ever.
+    max_in_flight: most unacknowledged messages, 1 to 65,534.
+    status_interval_s: between two status heartbeats; 0 turns them off.
+    qos0_commit_delay_s: how long a queued QoS 0 message may wait in memory for others to share a transaction.
+    wait_for_disk: `publish` of QoS 2 returns only once the message is on disk.
+    """
+
+    broker_url: str
+    client_id: str
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls_config: TLSConfig | None = None
+    queue_path: str | os.PathLike[str] = "queue.db"
+    queue_max_size: int = 10_000
+    queue_ttl_hours: float = 24
+    queue_max_retry: int = 3
+    connection_timeout_s: float = 30
+    keepalive_s: int = 60
+    clean_session: bool = False
+    auto_reconnect: bool = True
+    retry_max_attempts: int = 5
+    retry_initial_delay_ms: int = 2000
+    retry_max_delay_ms: int = 60_000
+    max_in_flight: int = 1000
+    status_interval_s: float = 300
+    qos0_commit_delay_s: float = 5
+    wait_for_disk: bool = True
+
+    def __post_init__(self) -> None:
+        broker = parse_broker_url(self.broker_url)
+        check_topic_level("client_id", self.client_id)
+        check_queue_settings(self.queue_max_size, self.queue_ttl_hours, self.queue_max_retry)
+        if self.password is not None and self.username is None:
+            raise ConfigError("password is set but username is not; MQTT 3.1.1 sends a password only with a user name")
+        if self.tls_config is not None and not broker.tls:
+            raise ConfigError(f"tls_config is set but {self.broker_url} is not encrypted: use ssl:// or wss://")
+        _check_number("connection_timeout_s", self.connection_timeout_s, 0.001, 3600)
+        _check_whole("keepalive_s", self.keepalive_s, 0, _KEEPALIVE_MAX_S)
+        _check_whole("retry_max_attempts", self.retry_max_attempts, 0, 32)
+        _check_whole("retry_initial_delay_ms", self.retry_initial_delay_ms, 1, 3_600_000)
+        _check_whole("retry_max_delay_ms", self.retry_max_delay_ms, 1, 86_400_000)
+        _check_whole("max_in_flight", self.max_in_flight, 1, 65_534)
+        _check_number("status_interval_s", self.status_interval_s, 0, 86_400)
+        _check_number("qos0_commit_delay_s", self.qos0_commit_delay_s, 0, 3600)
+
+    @property
+    def broker(self) -> Broker:
+        """`broker_url`, taken apart."""
+        return parse_broker_url(self.broker_url)
+
+
+def parse_broker_url(url: str) -> Broker:
+    """Take a broker URL apart. Raises ConfigError."""
+    if not isinstance(url, str):
+        raise ConfigError(f"broker_url is {type(url).__name__}; it must be str, such as ssl://host:8883")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"broker_url {url!r}: {error}; the port must be 1 to 65535") from error
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise ConfigError(f"broker_url {url!r} must begin with one of {', '.join(s + '://' for s in _DEFAULT_PORTS)}")
+    if not parts.hostname:
+        raise ConfigError(f"broker_url {url!r} has no host; write it as {parts.scheme}://host:port")
+    if port == 0:
+        raise ConfigError(f"broker_url {url!r}: the port must be 1 to 65535")
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError("broker_url holds credentials; give them as username and password, so that no log shows them")
+    websockets = parts.scheme in ("ws", "wss")
+    if parts.query or parts.fragment or (parts.path not in ("", "/") and not websockets):
+        raise ConfigError(f"broker_url {url!r} has a path or query, which {parts.scheme}:// does not use")
+    return Broker(
+        parts.hostname,
+        port if port is not None else _DEFAULT_PORTS[parts.scheme],
+        parts.scheme in _TLS_SCHEMES,
+        "websockets" if websockets else "tcp",
+        parts.path or "/mqtt",
+    )
+
+
+def check_queue_settings(max_queue_size: int, ttl_hours: float, max_retry: int) -> None:
+    """Refuse settings that no queue can work with. Raises ConfigError."""
+    _check_whole("queue size", max_queue_size, 1, 100_000_000)
+    _check_number("queue TTL in hours", ttl_hours, 0.0001, 24 * 3660)
+    _check_whole("queue retry limit", max_retry, 1, 1_000_000)
+
+
+def _check_whole(name: str, value: object, lowest: int, highest: int) -> None:
+    if type(value) is not int or not lowest <= value <= highest:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number from {lowest} to {highest}")
+
+
+def _check_number(name: str, value: object, lowest: float, highest: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= highest:
+        raise ConfigError(f"{name} is {value!r}; it must be a number from {lowest} to {highest}")

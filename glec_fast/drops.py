@@ -1,0 +1,26 @@
+"""Why a message was dropped, and which one: nothing is dropped without both being told."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class DropReason(str, Enum):
+    """Reason of a drop; the value is the key in `Metrics.drops`."""
+
+    EXPIRED = "expired"
+    OVERFLOW = "overflow"
+    GIVEN_UP = "given_up"
+    IN_DOUBT = "in_doubt"
+    DAMAGED_FILE = "damaged_file"
+    LINK_LOST = "link_lost"
+
+
+class Dropped(NamedTuple):
+    """One message that will not be sent (again). `message_id` is that of its handle."""
+
+    message_id: int
+    topic: str
+    qos: int
+    reason: DropReason

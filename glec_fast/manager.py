@@ -1,0 +1,364 @@
+"""MQTTManager: the fleet API over one durable Client (specification, "MQTTManager Integration")."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+from paho.mqtt.client import ConnectFlags, DisconnectFlags
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from glec_fast.backoff import Backoff
+from glec_fast.client import Client
+from glec_fast.config import MQTTConfig
+from glec_fast.device import available_storage_mb, memory_usage_mb
+from glec_fast.drops import Dropped, DropReason
+from glec_fast.errors import ConnectionLostError, GlecError
+from glec_fast.handle import PublishHandle
+from glec_fast.messages import Alert, Inference, Status, Telemetry
+from glec_fast.outbox import DurableOutbox
+from glec_fast.store import Store
+from glec_fast.tls import build_ssl_context
+from glec_fast.validation import as_payload, check_publish
+
+TypedMessage = Telemetry | Inference | Alert | Status
+
+_HOUR_MS = 60 * 60 * 1000
+
+logger = logging.getLogger("glec_fast")
+
+
+class ConnectionCallback:
+    """Derive from this and override what you need. Called from the network thread; no lock is held."""
+
+    def on_connected(self) -> None:
+        """The broker accepted the connection; what was queued is now sent."""
+
+    def on_connection_lost(self, cause: Exception | None) -> None:
+        """The connection ended. `cause` is None where `disconnect` ended it."""
+
+    def on_reconnecting(self) -> None:
+        """An attempt to connect again begins."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A snapshot. Counters begin with the process.
+
+    messages_sent: taken over by the broker (QoS 0: handed to the network). messages_failed: dropped, or refused by the
+    broker. queue_size: messages not yet finished. drops: by reason, see `DropReason`. in_doubt: QoS 2 messages that a
+    broker had received before it lost its session; see ARCHITECTURE.md.
+    """
+
+    is_connected: bool
+    messages_sent: int
+    messages_failed: int
+    queue_size: int
+    reconnect_count: int
+    in_doubt: int = 0
+    drops: Mapping[str, int] = field(default_factory=dict)
+
+
+class _FleetClient(Client):
+    """A Client that waits as the specification says, and ticks for its manager's timers also while it waits."""
+
+    def __init__(self, backoff: Backoff, tick: Callable[[], float], config: MQTTConfig) -> None:
+        broker = config.broker
+        super().__init__(
+            CallbackAPIVersion.VERSION2,
+            client_id=config.client_id,
+            clean_session=config.clean_session,
+            transport=broker.transport,  # type: ignore[arg-type]
+            reconnect_on_failure=config.auto_reconnect,
+        )
+        self.backoff = backoff
+        self._tick = tick
+        self.connect_timeout = config.connection_timeout_s
+        self.suppress_exceptions = True
+        if broker.transport == "websockets":
+            self.ws_set_options(broker.path)
+        if broker.tls:
+            self.tls_set_context(build_ssl_context(config.tls_config))
+        if config.username is not None:
+            self.username_pw_set(config.username, config.password)
+
+    def loop_misc(self) -> MQTTErrorCode:
+        """As paho's, and the manager's timers."""
+        self._tick()
+        return super().loop_misc()
+
+    def wait(self, delay_s: float) -> bool:
+        """Wait out a pause between two attempts; True where it was ended early."""
+        return self._interrupt.wait(delay_s)
+
+    def interrupt(self) -> None:
+        """End the pause between two attempts."""
+        self._interrupt.set()
+
+    def _reconnect_wait(self) -> None:
+        remaining_s = self.backoff.next_delay_s()
+        while remaining_s > 0:
+            slice_s = min(remaining_s, max(self._tick(), 0.01))
+            if self.wait(slice_s):
+                return
+            remaining_s -= slice_s
+
+
+class MQTTManager:
+    """Publishes from a vehicle gateway to the fleet platform, over any loss of link, process or power.
+
+    Every accepted QoS 1 and 2 message is on disk until the broker has taken it over. Thread-safe; every method may be
+    called from a callback. Opens the queue file at once. Raises ConfigError and the errors of `glec_fast.store.Store`.
+
+    clock: Unix time in seconds, for tests.
+    """
+
+    def __init__(self, config: MQTTConfig, *, clock: Callable[[], float] = time.time) -> None:
+        self.config = config
+        self._clock = clock
+        self._started_s = time.monotonic()
+        self._callback = ConnectionCallback()
+        self._on_drop: Callable[[Dropped], None] | None = None
+        self._drops: Counter[str] = Counter()
+        self._reconnect_count = 0
+        self._attempts = 0
+        self._can_frames = 0
+        self._battery_voltage: float | None = None
+        self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
+        self._lock = threading.Lock()
+        self._closed = False
+        backoff = Backoff(
+            config.retry_initial_delay_ms / 1000, config.retry_max_delay_ms / 1000, config.retry_max_attempts
+        )
+        self._client = _FleetClient(backoff, self._tick, config)
+        self._store = Store(
+            config.queue_path,
+            max_queue_size=config.queue_max_size,
+            ttl_ms=int(config.queue_ttl_hours * _HOUR_MS),
+            max_retry=config.queue_max_retry,
+            qos0_commit_delay_s=config.qos0_commit_delay_s,
+            clock=clock,
+        )
+        if self._store.salvage is not None and self._store.salvage.rows_lost:
+            self._drops[DropReason.DAMAGED_FILE.value] += self._store.salvage.rows_lost
+        broker = config.broker
+        self._outbox = DurableOutbox(
+            self._store, config.max_in_flight, config.client_id, f"{broker.host}:{broker.port}", self._client._wake,
+            self._on_dropped, wait_for_disk=config.wait_for_disk,
+        )
+        self._client._use_outbox(self._outbox)
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_pre_connect = self._on_pre_connect
+        self._client.on_connect_fail = self._on_connect_fail
+
+    # ---- connection
+
+    @property
+    def device_id(self) -> str:
+        """The device's name in topics and payloads: the client id."""
+        return self.config.client_id
+
+    def set_connection_callback(self, callback: ConnectionCallback) -> None:
+        """Tell `callback` of connections made and lost. An exception in it is logged and changes nothing."""
+        self._callback = callback
+
+    def set_drop_callback(self, callback: Callable[[Dropped], None] | None) -> None:
+        """Tell `callback` of each message that is dropped. Called from the store's thread; keep it short."""
+        self._on_drop = callback
+
+    def connect(self) -> None:
+        """Begin to connect; returns at once. Goes on for ever where `auto_reconnect` is set. Idempotent.
+
+        Raises QueueClosedError after `disconnect`.
+        """
+        self._store.refuse_if_closed()
+        broker = self.config.broker
+        with self._lock:
+            if self._client._thread is not None:
+                return
+            # The will speaks for the moment the link breaks, so it has no figures that would be old by then.
+            offline = self._status("OFFLINE").encode(self.device_id, self._store.now_ms())
+            self._client.will_set(self._topic(Status.SUFFIX), offline, qos=Status.QOS)
+            self._client.connect_async(broker.host, broker.port, self.config.keepalive_s)
+            self._client.loop_start()
+
+    def is_connected(self) -> bool:
+        """True from the broker's acceptance until the connection is lost."""
+        return self._outbox.is_open
+
+    def disconnect(self) -> None:
+        """Leave the broker, write what is pending and let go of the queue file. Idempotent.
+
+        What was not sent stays in the file. Raises QueueStorageError where something could not be written.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._client.disconnect()
+        self._client.interrupt()
+        self._client.loop_stop()
+        self._outbox.park()
+        self._store.close()
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until every accepted message is finished; False after the time-out, with nothing lost."""
+        return self._store.wait_empty(timeout_s)
+
+    # ---- publishing
+
+    def publish(self, topic: str, payload: object, qos: int = 1) -> PublishHandle:
+        """Accept a message and return its handle. Never waits for the network.
+
+        payload: str, bytes, a dict (sent as JSON) or a typed message. qos: 0, 1 or 2; 2 returns once it is on disk.
+        Raises MessageError where MQTT cannot carry it, QueueStorageError while the disk fails, QueueClosedError.
+        """
+        check_publish(topic, qos)
+        if isinstance(payload, (Telemetry, Inference, Alert, Status)):
+            return self._outbox.publish(topic, payload.encode(self.device_id, self._store.now_ms()), qos)
+        return self._outbox.publish(topic, as_payload(payload), qos)
+
+    def publish_telemetry(self, telemetry: Telemetry) -> PublishHandle:
+        """Publish to glec/dtg/{device_id}/telemetry with QoS 0. Raises as `publish`."""
+        return self._publish_typed(telemetry)
+
+    def publish_inference(self, inference: Inference) -> PublishHandle:
+        """Publish to glec/dtg/{device_id}/inference with QoS 1. Raises as `publish`."""
+        return self._publish_typed(inference)
+
+    def publish_alert(self, alert: Alert) -> PublishHandle:
+        """Publish to glec/dtg/{device_id}/alerts with QoS 2. Raises as `publish`."""
+        return self._publish_typed(alert)
+
+    def publish_status(self, status: Status | None = None) -> PublishHandle:
+        """Publish to glec/dtg/{device_id}/status with QoS 1; without an argument, the gateway's own figures."""
+        return self._publish_typed(self._status("ONLINE") if status is None else status)
+
+    def _publish_typed(self, message: TypedMessage) -> PublishHandle:
+        payload = message.encode(self.device_id, self._store.now_ms())
+        return self._outbox.publish(self._topic(message.SUFFIX), payload, message.QOS)
+
+    def _topic(self, suffix: str) -> str:
+        return f"glec/dtg/{self.device_id}/{suffix}"
+
+    # ---- figures
+
+    def get_metrics(self) -> Metrics:
+        """A snapshot of the counters."""
+        with self._lock:
+            drops = dict(self._drops)
+            reconnect_count = self._reconnect_count
+        return Metrics(
+            is_connected=self.is_connected(),
+            messages_sent=self._outbox.sent_count,
+            messages_failed=sum(drops.values()) + self._outbox.refused_count,
+            queue_size=self._store.size,
+            reconnect_count=reconnect_count,
+            in_doubt=self._outbox.in_doubt_count,
+            drops=drops,
+        )
+
+    def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:
+        """What only the caller knows, for the status heartbeat: CAN frames so far, battery in volts."""
+        with self._lock:
+            if can_messages_received is not None:
+                self._can_frames = can_messages_received
+            if battery_voltage is not None:
+                self._battery_voltage = battery_voltage
+
+    def enable_debug_logging(self, enabled: bool = True) -> None:
+        """Log every packet to the logger "glec_fast" at DEBUG; False ends it."""
+        logger.setLevel(logging.DEBUG if enabled else logging.NOTSET)
+        if enabled:
+            self._client.enable_logger(logger)
+        else:
+            self._client.disable_logger()
+
+    def _status(self, status: str) -> Status:
+        return Status(
+            status=status,
+            uptime_seconds=int(time.monotonic() - self._started_s),
+            battery_voltage=self._battery_voltage,
+            memory_usage_mb=memory_usage_mb(),
+            storage_available_mb=available_storage_mb(self.config.queue_path),
+            can_messages_received=self._can_frames,
+            mqtt_messages_sent=self._outbox.sent_count,
+            offline_queue_size=self._store.size,
+        )
+
+    def _tick(self) -> float:
+        """Do what is due; returns the seconds until something is."""
+        now_s = time.monotonic()
+        if now_s >= self._next_status_s:
+            self._next_status_s = now_s + self.config.status_interval_s
+            try:
+                self.publish_status()
+            except GlecError as error:
+                logger.error("the status heartbeat was not accepted: %s", error)
+        return self._next_status_s - now_s
+
+    # ---- called by the client and the store
+
+    def _on_pre_connect(self, _client: Client, _userdata: Any) -> None:
+        self._attempts += 1
+        if self._attempts > 1:
+            self._tell("on_reconnecting")
+
+    def _on_connect(
+        self, _client: Client, _userdata: Any, _flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        if reason.is_failure:
+            logger.error("the broker refused the connection: %s", reason)
+            return
+        self._client.backoff.reset()
+        if self._attempts > 1:
+            with self._lock:
+                self._reconnect_count += 1
+        self._tell("on_connected")
+
+    def _on_connect_fail(self, _client: Client, _userdata: Any) -> None:
+        logger.warning("no connection to %s", self.config.broker_url)
+
+    def _on_disconnect(
+        self, _client: Client, _userdata: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
+    ) -> None:
+        cause = ConnectionLostError(f"the connection to {self.config.broker_url} was lost: {reason}") \
+            if reason.is_failure else None
+        self._tell("on_connection_lost", cause)
+
+    def _tell(self, event: str, *arguments: object) -> None:
+        try:
+            getattr(self._callback, event)(*arguments)
+        except Exception:
+            logger.exception("the connection callback's %s failed", event)
+
+    def _on_dropped(self, dropped: list[Dropped]) -> None:
+        with self._lock:
+            for each in dropped:
+                self._drops[each.reason.value] += 1
+        logger.warning("%d messages dropped, the first: %s", len(dropped), dropped[0])
+        callback = self._on_drop
+        if callback is None:
+            return
+        for each in dropped:
+            try:
+                callback(each)
+            except Exception:
+                logger.exception("the drop callback failed")
+
+    def __enter__(self) -> MQTTManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.disconnect()

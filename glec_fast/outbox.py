@@ -1,0 +1,358 @@
+"""What waits to be sent, and the session that sends it: one outbox in memory, one over the store.
+
+An outbox owns its `Session` and the lock around it. It knows no socket: the client moves the bytes, and says when a
+connection begins and ends. No lock is held when a caller's code runs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+from weakref import WeakValueDictionary
+
+from paho.mqtt.enums import MQTTErrorCode
+
+from glec_fast._session import Session
+from glec_fast.drops import Dropped, DropReason
+from glec_fast.errors import QueueStorageError
+from glec_fast.handle import PublishHandle
+from glec_fast.store import Collected, Store
+
+# A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
+_PULL_ROWS_MIN = 100
+_PULL_ROWS_MAX = 500
+# Encoded and not yet taken by the socket; more would only be memory.
+_UNSENT_BYTES_MAX = 256 * 1024
+
+
+class Message(NamedTuple):
+    """A message in memory, as `publish` took it."""
+
+    message_id: int
+    topic: bytes
+    payload: bytes | bytearray
+    qos: int
+    retain: bool
+    properties: bytes | None
+    mid: int
+    handle: PublishHandle
+
+
+class Outbox:
+    """What both kinds share. `on_work` is called, from any thread, when there is something to send."""
+
+    def __init__(self, window: int, on_work: Callable[[], None], *, durable: bool) -> None:
+        self.session = Session(window, durable)
+        self.lock = threading.Lock()
+        self.is_open = False
+        self._on_work = on_work
+        self._published = threading.Condition(threading.Lock())
+        self.sent_count = 0
+
+    def put_packet(self, packet: bytes | bytearray, *, last: bool) -> None:
+        """Append a control packet."""
+        with self.lock:
+            self.session.put_packet(packet, last)
+
+    def next_packet_id(self) -> int:
+        """An id for SUBSCRIBE or UNSUBSCRIBE."""
+        with self.lock:
+            return self.session.next_packet_id()
+
+    def after_settle(self) -> None:
+        """Pass on what `settle` found. Not under the lock."""
+
+
+class MemoryOutbox(Outbox):
+    """Messages in memory, as in paho: they have their packet id from `publish` on, and end with the process."""
+
+    def __init__(self, window: int, on_work: Callable[[], None]) -> None:
+        super().__init__(window, on_work, durable=False)
+        self.max_queued = 0
+        self._next_id = 1
+        self._waiting: deque[Message] = deque()
+        self._in_flight: dict[int, Message] = {}
+        # Kept apart, as they have no exchange: a lost connection ends them.
+        self._unsent: dict[int, Message] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._in_flight)
+
+    def publish(
+        self, topic: bytes, payload: bytes | bytearray, qos: int, retain: bool, properties: bytes | None, *, linked: bool
+    ) -> PublishHandle:
+        """Take a message; the handle's `rc` is MQTT_ERR_NO_CONN or MQTT_ERR_QUEUE_SIZE where paho says so."""
+        with self.lock:
+            if qos == 0:
+                handle = PublishHandle(self.session.next_packet_id(), self._published)
+                if not linked:
+                    handle.rc = MQTTErrorCode.MQTT_ERR_NO_CONN
+                    return handle
+                message = self._message(topic, payload, qos, retain, properties, handle)
+                self._unsent[message.message_id] = message
+                self.session.admit(message.message_id, topic, payload, 0, retain, properties)
+                return handle
+            full = 0 < self.max_queued <= len(self)
+            mid = self.session.next_packet_id() if full else self.session.reserve_packet_id()
+            handle = PublishHandle(mid, self._published)
+            if full or mid == 0:
+                handle.rc = MQTTErrorCode.MQTT_ERR_QUEUE_SIZE
+                return handle
+            self._waiting.append(self._message(topic, payload, qos, retain, properties, handle))
+            if not linked:
+                handle.rc = MQTTErrorCode.MQTT_ERR_NO_CONN
+            elif self.is_open:
+                self._admit_waiting()
+            return handle
+
+    def _message(
+        self, topic: bytes, payload: bytes | bytearray, qos: int, retain: bool, properties: bytes | None,
+        handle: PublishHandle,
+    ) -> Message:
+        message_id = self._next_id
+        self._next_id += 1
+        return Message(message_id, topic, payload, qos, retain, properties, handle.mid, handle)
+
+    def pull(self) -> None:
+        """Admit what the window has room for."""
+        if self._waiting and self.is_open:
+            with self.lock:
+                self._admit_waiting()
+
+    def _admit_waiting(self) -> None:
+        room = self.session.room()
+        while room > 0 and self._waiting:
+            message = self._waiting.popleft()
+            message.handle.rc = MQTTErrorCode.MQTT_ERR_SUCCESS
+            self._in_flight[message.message_id] = message
+            self.session.admit(
+                message.message_id, message.topic, message.payload, message.qos, message.retain, message.properties,
+                message.mid,
+            )
+            room -= 1
+
+    def settle(self) -> list[PublishHandle]:
+        """The handles of what is finished; the caller holds the lock."""
+        finished = []
+        for message_id in [*self.session.take_done(), *self.session.take_refused()]:
+            message = self._in_flight.pop(message_id, None) or self._unsent.pop(message_id, None)
+            if message is not None:
+                finished.append(message.handle)
+        self.sent_count += len(finished)
+        return finished
+
+    def park(self) -> list[PublishHandle]:
+        """The connection is gone. Returns the handles of QoS 0 messages that went with it."""
+        with self.lock:
+            self.is_open = False
+            self.session.park()
+            self._waiting.extendleft(reversed(self._in_flight.values()))
+            self._in_flight.clear()
+            lost = [message.handle for message in self._unsent.values()]
+            self._unsent.clear()
+        for handle in lost:
+            handle.rc = MQTTErrorCode.MQTT_ERR_CONN_LOST
+            handle._set_as_published()
+        return lost
+
+    def resume(self, session_present: bool, receive_maximum: int) -> None:
+        """The broker accepted the connection: send again what was not acknowledged, then what waits."""
+        with self.lock:
+            in_doubt = set(self.session.resume(session_present, receive_maximum))
+            kept = [message for message in self._waiting if message.message_id not in in_doubt]
+            doubtful = [message for message in self._waiting if message.message_id in in_doubt]
+            self._waiting = deque(kept)
+            self.is_open = True
+        for message in doubtful:
+            message.handle._set_as_published()
+        self.pull()
+
+    def clear(self) -> list[Message]:
+        """Forget every unacknowledged message and return them in order."""
+        with self.lock:
+            dropped = [*self._in_flight.values(), *self._waiting]
+            for message in self._waiting:
+                self.session.forget(message.message_id)
+                self.session.release_packet_id(message.mid)
+            self._in_flight.clear()
+            self._waiting.clear()
+            return dropped
+
+
+class DurableOutbox(Outbox):
+    """Messages in the store. Given to it as its outbox; see `glec_fast.store.Outbox` for who calls what."""
+
+    def __init__(
+        self, store: Store, window: int, client_id: str, broker: str, on_work: Callable[[], None],
+        on_dropped: Callable[[list[Dropped]], None], *, wait_for_disk: bool = True,
+    ) -> None:
+        super().__init__(window, on_work, durable=True)
+        self.store = store
+        self.in_doubt_count = 0
+        self._wait_for_disk = wait_for_disk
+        self._tell_dropped = on_dropped
+        self._handles: WeakValueDictionary[int, PublishHandle] = WeakValueDictionary()
+        self._finished: list[int] = []
+        self._refused: list[int] = []
+        self.refused_count = 0
+        self._more_to_read = True
+        # QoS 0 that went past the store, under negative ids, until the socket has taken it.
+        self._direct: dict[int, tuple[str, str | bytes, PublishHandle]] = {}
+        self._direct_id = 0
+        image, self._is_same_session = store.attach(self, client_id, broker)
+        self.session.load_image(image)
+        store.protect(self.session.parked_ids())
+
+    def __len__(self) -> int:
+        return self.store.size + len(self._direct)
+
+    def publish(self, topic: str, payload: str | bytes, qos: int) -> PublishHandle:
+        """Take a message. QoS 2 waits for the disk, unless told not to. Raises QueueStorageError, QueueClosedError."""
+        if qos == 0 and self.is_open and not self.store.has_backlog:
+            handle = self._publish_direct(topic, payload)
+            if handle is not None:
+                return handle
+        handle = PublishHandle(0, self._published, self.store.wait_durable)
+
+        def register(message_id: int) -> None:
+            handle.mid = handle.message_id = message_id
+            self._handles[message_id] = handle
+
+        self.store.append(topic, payload, qos, urgent=qos > 0 or self.is_open, register=register)
+        if qos == 2 and self._wait_for_disk:
+            self._wait_until_durable(handle)
+        return handle
+
+    def _publish_direct(self, topic: str, payload: str | bytes) -> PublishHandle | None:
+        with self.lock:
+            if not self.is_open or self.session.unsent_bytes > _UNSENT_BYTES_MAX:
+                return None
+            self._direct_id -= 1
+            handle = PublishHandle(self._direct_id, self._published)
+            self._direct[self._direct_id] = (topic, payload, handle)
+            self.session.admit(self._direct_id, topic, payload, 0)
+        self._on_work()
+        return handle
+
+    def _wait_until_durable(self, handle: PublishHandle) -> None:
+        try:
+            self.store.wait_durable(handle.message_id)
+        except QueueStorageError:
+            if self.store.withdraw(handle.message_id):
+                raise
+
+    def pull(self) -> None:
+        """Read rows from the store while the window has room, and encode them."""
+        while self._more_to_read and self.is_open:
+            with self.lock:
+                room = min(self.session.room(), _PULL_ROWS_MAX)
+                idle = self.session.in_flight == 0
+                stuffed = self.session.unsent_bytes > _UNSENT_BYTES_MAX
+            if stuffed or room == 0 or (room < _PULL_ROWS_MIN and not idle and room < self.session.window // 2):
+                return
+            # Cleared before the read: a commit meanwhile sets it again.
+            self._more_to_read = False
+            if self.store.read(room, self._admit) == room:
+                self._more_to_read = True
+            if self.session.gate_is_waiting:
+                self.store.request_commit()
+
+    def _admit(self, rows: list[tuple[int, str, str | bytes, int, int, int]]) -> None:
+        with self.lock:
+            self.session.admit_rows(rows)
+
+    def settle(self) -> list[PublishHandle]:
+        """The handles, where somebody holds one, of what is finished; the caller holds the lock."""
+        done = self.session.take_done()
+        refused = self.session.take_refused()
+        if not done and not refused:
+            return []
+        handles = []
+        self._refused += refused
+        rows = [message_id for message_id in done if message_id > 0]
+        self.sent_count += len(done)
+        if len(rows) != len(done):
+            handles = [self._direct.pop(message_id)[2] for message_id in done if message_id < 0]
+        self._finished += rows
+        if self._handles:
+            handles += [handle for message_id in rows if (handle := self._handles.pop(message_id, None)) is not None]
+        return handles
+
+    def after_settle(self) -> None:
+        """Tell the store what is new for it. Not under the lock."""
+        if self._refused:
+            refused, self._refused = self._refused, []
+            self.refused_count += len(refused)
+            self.store.refuse(refused)
+        if self.session.gate_is_waiting:
+            self.store.request_commit()
+        elif self._finished:
+            self.store.on_finished(len(self._finished))
+
+    def park(self) -> None:
+        """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
+        with self.lock:
+            self.is_open = False
+            self.session.park()
+            finished_handles = self.settle()
+            stranded = list(self._direct.values())
+            self._direct.clear()
+            parked, finished = self.session.parked_ids(), list(self._finished)
+        self.store.rewind(parked, finished)
+        for handle in finished_handles:
+            handle._set_as_published()
+        for topic, payload, handle in stranded:
+            self._requeue(topic, payload, handle)
+
+    def _requeue(self, topic: str, payload: str | bytes, handle: PublishHandle) -> None:
+        def register(message_id: int) -> None:
+            self._handles[message_id] = handle
+
+        try:
+            self.store.append(topic, payload, 0, urgent=False, register=register)
+        except QueueStorageError:
+            handle._set_as_dropped(DropReason.LINK_LOST)
+            self._tell_dropped([Dropped(handle.message_id, topic, 0, DropReason.LINK_LOST)])
+
+    def resume(self, session_present: bool, receive_maximum: int) -> None:
+        """The broker accepted the connection: read from the first row again, resends first as they are the oldest."""
+        session_present = session_present and self._is_same_session
+        self._is_same_session = True
+        with self.lock:
+            in_doubt = self.session.resume(session_present, receive_maximum)
+            self.in_doubt_count += len(in_doubt)
+            self._finished += in_doubt
+            parked, finished = self.session.parked_ids(), list(self._finished)
+            self._more_to_read = True
+        self.store.rewind(parked, finished)
+        self.is_open = True
+        self.pull()
+
+    # ---- called by the store's thread
+
+    def collect(self) -> Collected:
+        """See `glec_fast.store.Outbox`."""
+        with self.lock:
+            done, self._finished = self._finished, []
+            version, image = self.session.image()
+        return Collected(done, version, image)
+
+    def on_committed(self, version: int, new_rows: int) -> None:
+        """See `glec_fast.store.Outbox`."""
+        with self.lock:
+            waiting = self.session.gate_is_waiting
+            self.session.on_committed(version)
+        if new_rows:
+            self._more_to_read = True
+        if new_rows or waiting:
+            self._on_work()
+
+    def on_dropped(self, dropped: list[Dropped]) -> None:
+        """See `glec_fast.store.Outbox`."""
+        for each in dropped:
+            handle = self._handles.pop(each.message_id, None)
+            if handle is not None:
+                handle._set_as_dropped(each.reason)
+        self._tell_dropped(dropped)

@@ -1,0 +1,131 @@
+"""The offline queue on its own: the specification's OfflineQueueManager, over the same store that MQTTManager uses."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import NamedTuple
+
+from glec_fast._store import QueueTable
+from glec_fast.config import check_queue_settings
+from glec_fast.store import DEFAULT_MAX_QUEUE_SIZE, DEFAULT_MAX_RETRY, Store
+from glec_fast.validation import as_payload, check_publish
+
+_HOUR_MS = 60 * 60 * 1000
+
+
+class QueuedMessage(NamedTuple):
+    """One row. `payload` is str, or bytes where it is not text; times are Unix milliseconds, `ttl_ms` of expiry."""
+
+    id: int
+    topic: str
+    payload: str | bytes
+    qos: int
+    timestamp_ms: int
+    ttl_ms: int
+    retry_count: int
+
+
+class QueueStats(NamedTuple):
+    """A snapshot. The timestamps are None where the queue is empty; `disk_bytes` counts the file and its log."""
+
+    size: int
+    oldest_timestamp_ms: int | None
+    newest_timestamp_ms: int | None
+    disk_bytes: int
+
+
+class OfflineQueueManager:
+    """A durable first-in, first-out queue of messages in one SQLite file (specification, "Offline Queue").
+
+    Every method that changes the queue returns once the change is on disk. Thread-safe. One process at a time.
+
+    path: the queue file. max_queue_size: messages, 1 to 100,000,000; the oldest go first. ttl_hours: above 0.
+    max_retry: failed attempts until `cleanup_max_retries` takes a message, at least 1. clock: Unix time in seconds.
+    Raises ConfigError, QueueLockedError, QueueFormatError, QueueStorageError.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE,
+        ttl_hours: float = 24,
+        max_retry: int = DEFAULT_MAX_RETRY,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        check_queue_settings(max_queue_size, ttl_hours, max_retry)
+        ttl_ms = int(ttl_hours * _HOUR_MS)
+        self._store = Store(path, max_queue_size=max_queue_size, ttl_ms=ttl_ms, max_retry=max_retry, clock=clock)
+
+    def enqueue(self, topic: str, payload: object, qos: int, ttl_millis: int | None = None) -> int:
+        """Add a message and return its id. `ttl_millis`: its age of expiry, the queue's own where None.
+
+        Raises MessageError, QueueStorageError.
+        """
+        check_publish(topic, qos)
+        message_id = self._store.append(topic, as_payload(payload), qos, ttl_ms=ttl_millis)
+        try:
+            self._store.wait_durable(message_id)
+        except BaseException:
+            self._store.withdraw(message_id)
+            raise
+        return message_id
+
+    def enqueue_many(self, rows: Iterable[tuple[str, object, int]], ttl_millis: int | None = None) -> list[int]:
+        """Add (topic, payload, qos) rows in one transaction and return their ids; one bad row refuses all."""
+        checked = []
+        for topic, payload, qos in rows:
+            check_publish(topic, qos)
+            checked.append((topic, as_payload(payload), qos))
+        ids = self._store.append_many(checked, ttl_millis)
+        if ids:
+            self._store.wait_durable(ids[-1])
+        return ids
+
+    def dequeue_all(self) -> list[QueuedMessage]:
+        """Every message, oldest first. It stays in the queue until `delete`."""
+        return [QueuedMessage(*row) for row in self._store.run(lambda table: table.read_all())]
+
+    def delete(self, message_id: int) -> bool:
+        """Delete one message; False where there is none of this id."""
+        return self._store.run(lambda table: table.delete([message_id])) > 0
+
+    def increment_retry_count(self, message_id: int) -> bool:
+        """Count one more failed attempt; False where there is no message of this id."""
+        return self._store.run(lambda table: table.increment_retry_count([message_id])) > 0
+
+    def cleanup_expired(self) -> int:
+        """Delete messages whose time of expiry has passed; returns how many."""
+        return self._store.drop_expired()
+
+    def cleanup_max_retries(self) -> int:
+        """Delete messages with `max_retry` failed attempts or more; returns how many."""
+        return self._store.drop_given_up()
+
+    def get_queue_size(self) -> int:
+        """Messages in the queue."""
+        return self._store.size
+
+    def stats(self) -> QueueStats:
+        """Size, age span and bytes on disk."""
+
+        def measure(table: QueueTable) -> tuple[int, tuple[int | None, int | None]]:
+            return table.count(), table.span_ms()
+
+        size, (oldest_ms, newest_ms) = self._store.run(measure)
+        return QueueStats(size, oldest_ms, newest_ms, self._store.disk_bytes())
+
+    def release(self) -> None:
+        """Write what is pending and let go of the file. Idempotent."""
+        self._store.close()
+
+    def __enter__(self) -> OfflineQueueManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
