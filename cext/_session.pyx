@@ -628,9 +628,9 @@ cdef class Session:
     # ---- what must survive a crash
 
     @property
-    def gate_is_waiting(self) -> bool:
-        """True where bytes wait for an `image` to be committed."""
-        return self.gate_wanted or self.gates.count > 0
+    def wants_commit(self) -> bool:
+        """True where bytes wait for an `image` that was not yet taken."""
+        return self.gate_wanted
 
     def image(self) -> tuple:
         """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave."""

@@ -256,7 +256,7 @@ class DurableOutbox(Outbox):
             self._more_to_read = False
             if self.store.read(room, self._admit) == room:
                 self._more_to_read = True
-            if self.session.gate_is_waiting:
+            if self.session.wants_commit:
                 self.store.request_commit()
 
     def _admit(self, rows: list[tuple[int, str, str | bytes, int, int, int]]) -> None:
@@ -286,10 +286,10 @@ class DurableOutbox(Outbox):
             refused, self._refused = self._refused, []
             self.refused_count += len(refused)
             self.store.refuse(refused)
-        if self.session.gate_is_waiting:
+        if self.session.wants_commit:
             self.store.request_commit()
         elif self._finished:
-            self.store.on_finished(len(self._finished))
+            self.store.on_finished(len(self._finished), drained=self.session.in_flight == 0)
 
     def park(self) -> None:
         """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
@@ -342,11 +342,12 @@ class DurableOutbox(Outbox):
     def on_committed(self, version: int, new_rows: int) -> None:
         """See `glec_fast.store.Outbox`."""
         with self.lock:
-            waiting = self.session.gate_is_waiting
+            sendable = self.session.sendable_bytes
             self.session.on_committed(version)
+            opened = self.session.sendable_bytes > sendable
         if new_rows:
             self._more_to_read = True
-        if new_rows or waiting:
+        if new_rows or opened:
             self._on_work()
 
     def on_dropped(self, dropped: list[Dropped]) -> None:

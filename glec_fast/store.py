@@ -242,13 +242,13 @@ class Store:
         """Wait until every message is finished and its row deleted; False after the time-out."""
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         with self._lock:
+            # Now what is finished already, and then what the network finishes last, without the usual delay.
+            self._eager = True
+            self._request(0.0)
             while self._size():
                 remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
                 if self._is_over() or (remaining_s is not None and remaining_s <= 0):
                     return False
-                # What the network finishes meanwhile is committed without its usual delay.
-                self._eager = True
-                self._request(0.0)
                 self._progress.wait(remaining_s)
             self._eager = False
             return True
@@ -258,10 +258,14 @@ class Store:
         with self._lock:
             self._request(0.0)
 
-    def on_finished(self, waiting: int) -> None:
-        """`waiting` finished messages are ready for the writer to collect; it does so when that is worth its cost."""
+    def on_finished(self, waiting: int, *, drained: bool) -> None:
+        """`waiting` finished messages are ready for the writer to collect; it does so when that is worth its cost.
+
+        drained: nothing else is in flight, so that no more will come by themselves.
+        """
         with self._lock:
-            self._request(0.0 if self._eager or waiting >= _DONE_COMMIT_ROWS else _DONE_COMMIT_DELAY_S)
+            worth = waiting >= _DONE_COMMIT_ROWS or (drained and self._eager)
+            self._request(0.0 if worth else _DONE_COMMIT_DELAY_S)
 
     def run(self, statement: Callable[[QueueTable], T]) -> T:
         """Run `statement` on the writer's table inside a transaction and return its result, once that is on disk."""

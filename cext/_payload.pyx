@@ -1,0 +1,656 @@
+"""The four fleet messages and a JSON encoder for plain data.
+
+Contract
+  - A message is checked when it is built and cannot change afterwards: numbers and strings are kept as exact
+    Python int, float and str, `details` as the JSON bytes it becomes. What was built always encodes.
+  - Output is compact JSON in UTF-8, fields in the order of the specification ("Example Payloads"). An int stays an
+    int, a float stays a float that reads back bit for bit.
+  - What JSON or a reader in another language cannot carry is refused with MessageError or PayloadTypeError, which
+    name the field, show the value and say what to do.
+  - No I/O, clock, log or shared mutable state: any thread may encode any message at any time.
+"""
+
+import json
+import reprlib
+from collections.abc import Mapping
+from enum import Enum
+
+from glec_fast.errors import MessageError, PayloadTypeError
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches
+from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_FromDouble
+from cpython.long cimport (
+    PyLong_AsLongLong,
+    PyLong_AsLongLongAndOverflow,
+    PyLong_AsUnsignedLongLong,
+)
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
+from libc.math cimport isfinite
+from libc.string cimport memcpy
+
+from json_text cimport ESCAPED_ROOM, NUMBER_ROOM, put, put_double, put_escaped, put_int64, put_uint64
+
+
+cdef extern from "Python.h":
+    # NULL with an exception set; checked by hand so that the common case carries no try block.
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) noexcept
+
+
+cdef enum:
+    MAX_DEPTH = 32                 # containers inside each other
+    MAX_NAME_BYTES = 65535         # an MQTT string
+    MAX_PAYLOAD_BYTES = 268435455  # MQTT's largest remaining length
+    TEXT_CHUNK_BYTES = 4096        # a long string reserves its worst case by parts
+    STACK_ROOM = 1024
+    # Status, the longest: 216 bytes of literals and ten numbers of NUMBER_ROOM, without its strings.
+    FIXED_ROOM = 512
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+cdef str shown(object value):
+    try:
+        return reprlib.repr(value)
+    except Exception:  # a repr that fails (an int of 5,000 digits) must not hide the refusal
+        return f"<{type(value).__name__}>"
+
+
+cdef int refuse(str field, object value, str advice) except -1:
+    raise MessageError(f"{field} is {shown(value)}: {advice}")
+
+
+cdef int refuse_type(str field, object value, str advice) except -1:
+    raise PayloadTypeError(f"{field} is {shown(value)}, a {type(value).__name__}: {advice}")
+
+
+cdef int refuse_text(str field, object text) except -1:
+    """After PyUnicode_AsUTF8AndSize failed."""
+    if not PyErr_ExceptionMatches(UnicodeEncodeError):
+        return -1
+    PyErr_Clear()
+    return refuse(field, text, "a lone surrogate has no UTF-8 form; replace it, e.g. by decoding with errors='replace'")
+
+
+# ----------------------------------------------------------------------------------------------- checks of one field
+
+cdef const char* utf8_name(object text, str field, Py_ssize_t* size) except NULL:
+    """The string's own UTF-8, borrowed until the string dies."""
+    cdef const char* utf8
+    if not isinstance(text, str):
+        refuse_type(field, text, "give a str")
+    utf8 = PyUnicode_AsUTF8AndSize(text, size)
+    if utf8 == NULL:
+        refuse_text(field, text)
+    elif size[0] > MAX_NAME_BYTES:
+        refuse(field, text, f"give at most {MAX_NAME_BYTES} bytes of UTF-8, it has {size[0]}")
+    return utf8
+
+
+cdef str checked_name(object value, str field, Py_ssize_t* room):
+    """An exact str; adds what it can take in JSON to `room`."""
+    cdef Py_ssize_t size
+    if isinstance(value, Enum):
+        value = value.name
+    if isinstance(value, str) and type(value) is not str:
+        value = str.__str__(value)
+    utf8_name(value, field, &size)
+    room[0] += ESCAPED_ROOM * size
+    return <str>value
+
+
+cdef object checked_int(object value, str field):
+    """An exact int of 64 bits."""
+    cdef int overflow
+    cdef long long exact
+    if not isinstance(value, int) or isinstance(value, bool):
+        refuse_type(field, value, "give an int")
+    exact = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow:
+        refuse(field, value, "give an int from -2**63 to 2**63 - 1")
+    return value if type(value) is int else exact
+
+
+cdef object checked_number(object value, str field):
+    """An exact int of 64 bits or an exact finite float."""
+    if isinstance(value, float):
+        if not isfinite(PyFloat_AS_DOUBLE(value)):
+            refuse(field, value, "JSON has no such number; leave the message out or send a known value")
+        return value if type(value) is float else PyFloat_FromDouble(PyFloat_AS_DOUBLE(value))
+    if not isinstance(value, int) or isinstance(value, bool):
+        refuse_type(field, value, "give an int or a float")
+    return checked_int(value, field)
+
+
+cdef object checked_degrees(object value, str field, double limit):
+    cdef object number = checked_number(value, field)
+    if not -limit <= <double>number <= limit:
+        refuse(field, value, f"give degrees from -{limit:.0f} to {limit:.0f}")
+    return number
+
+
+cdef object checked_count(object value, str field):
+    cdef object count = checked_int(value, field)
+    if PyLong_AsLongLong(count) < 0:
+        refuse(field, value, "give 0 or more")
+    return count
+
+
+cdef object checked_timestamp(object value):
+    cdef object timestamp = checked_int(value, "timestamp_ms")
+    if PyLong_AsLongLong(timestamp) < 0:
+        refuse("timestamp_ms", value, "give milliseconds since 1970-01-01 UTC, 0 or more")
+    return timestamp
+
+
+cdef GpsFix checked_fix(object value, str field):
+    if value is not None and not isinstance(value, GpsFix):
+        refuse_type(field, value, "give a GpsFix or None")
+    return <GpsFix>value
+
+
+# ----------------------------------------------------------------------------------------------- encoder of any data
+
+cdef struct Place:
+    # Where in the data the encoder is; a chain of frames on the C stack, read only when an error is worded.
+    const Place* outer  # NULL at the root; the caller's, alive until it returns
+    PyObject* key       # the root's name or a dict's key, borrowed from the caller; NULL in a list
+    Py_ssize_t index    # in a list
+    int depth
+
+
+cdef str path(const Place* place):
+    if place.outer == NULL:
+        return <str>place.key
+    if place.key == NULL:
+        return f"{path(place.outer)}[{place.index}]"
+    return f"{path(place.outer)}[{shown(<object>place.key)}]"
+
+
+@cython.internal
+@cython.final
+cdef class Buffer:
+    """Growing memory for one JSON text."""
+
+    cdef char* data  # owned, from __cinit__ until __dealloc__
+    cdef Py_ssize_t size
+    cdef Py_ssize_t capacity
+
+    def __cinit__(self):
+        self.size = 0
+        self.capacity = 256
+        self.data = <char*>PyMem_Malloc(self.capacity)
+        if self.data == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        PyMem_Free(self.data)
+
+    cdef int grow(self, Py_ssize_t more) except -1:
+        cdef Py_ssize_t capacity
+        cdef char* data
+        # The largest `more` is details already within this limit beside four names, so the sum fits 32 bits.
+        if self.size > MAX_PAYLOAD_BYTES:
+            raise MessageError(
+                f"the payload is longer than {MAX_PAYLOAD_BYTES} bytes, the most MQTT can carry: split it"
+            )
+        capacity = max(2 * self.capacity, self.size + more)
+        data = <char*>PyMem_Realloc(self.data, capacity)
+        if data == NULL:
+            raise MemoryError
+        self.data = data
+        self.capacity = capacity
+        return 0
+
+    cdef inline char* reserve(self, Py_ssize_t more) except NULL:
+        """Where to write; `more` bytes are there."""
+        if self.capacity - self.size < more:
+            self.grow(more)
+        return self.data + self.size
+
+    cdef inline void commit(self, const char* end) noexcept:
+        self.size = end - self.data
+
+    cdef int add_byte(self, char byte) except -1:
+        self.reserve(1)[0] = byte
+        self.size += 1
+        return 0
+
+    cdef int add_text(self, object text, const Place* place) except -1:
+        cdef Py_ssize_t size, part
+        cdef const char* utf8 = PyUnicode_AsUTF8AndSize(text, &size)  # the string's own
+        cdef char* p
+        if utf8 == NULL:
+            return refuse_text(path(place), text)
+        self.add_byte(c'"')
+        while size > 0:
+            part = min(size, TEXT_CHUNK_BYTES)
+            p = self.reserve(ESCAPED_ROOM * part)
+            self.commit(put_escaped(p, utf8, part))
+            utf8 += part
+            size -= part
+        return self.add_byte(c'"')
+
+    cdef int add_int(self, object value, const Place* place) except -1:
+        cdef int overflow
+        cdef long long number = PyLong_AsLongLongAndOverflow(value, &overflow)
+        cdef unsigned long long large
+        cdef char* p = self.reserve(NUMBER_ROOM)
+        if not overflow:
+            self.commit(put_int64(p, number))
+            return 0
+        try:
+            large = PyLong_AsUnsignedLongLong(value)
+        except OverflowError:
+            raise MessageError(
+                f"{path(place)} is {shown(value)}: give an int from -2**63 to 2**64 - 1, or send it as a str"
+            ) from None
+        self.commit(put_uint64(p, large))
+        return 0
+
+    cdef int add_float(self, object value, const Place* place) except -1:
+        cdef double number = PyFloat_AS_DOUBLE(value)
+        if not isfinite(number):
+            return refuse(path(place), value, "JSON has no such number; send None or leave it out")
+        self.commit(put_double(self.reserve(NUMBER_ROOM), number))
+        return 0
+
+    cdef int close(self, char bracket) except -1:
+        """End a container: each item left a comma behind."""
+        if self.data[self.size - 1] == c',':
+            self.size -= 1
+        return self.add_byte(bracket)
+
+    cdef int add_dict(self, dict items, const Place* inner) except -1:
+        cdef Place at = inner[0]
+        self.add_byte(c'{')
+        for key, item in items.items():
+            if not isinstance(key, str):
+                raise PayloadTypeError(
+                    f"{path(inner.outer)} has the key {shown(key)}, a {type(key).__name__}: make it a str"
+                )
+            at.key = <PyObject*>key
+            self.add_text(key, &at)
+            self.add_byte(c':')
+            self.add(item, &at)
+            self.add_byte(c',')
+        return self.close(c'}')
+
+    cdef int add_items(self, object items, const Place* inner) except -1:
+        cdef Place at = inner[0]
+        self.add_byte(c'[')
+        for item in items:
+            self.add(item, &at)
+            self.add_byte(c',')
+            at.index += 1
+        return self.close(c']')
+
+    cdef int add_container(self, object value, const Place* place) except -1:
+        cdef Place inner
+        inner.outer = place
+        inner.key = NULL
+        inner.index = 0
+        inner.depth = place.depth + 1
+        if inner.depth > MAX_DEPTH:
+            return refuse(
+                path(place), value, f"containers may be nested {MAX_DEPTH} deep; flatten it, or break the cycle"
+            )
+        if type(value) is dict:
+            return self.add_dict(<dict>value, &inner)
+        if isinstance(value, (list, tuple)):
+            return self.add_items(value, &inner)
+        if isinstance(value, Mapping):
+            return self.add_dict(dict(value), &inner)
+        return refuse_type(path(place), value, "give a str, int, float, bool, None, dict, list or tuple")
+
+    cdef int add(self, object value, const Place* place) except -1:
+        if isinstance(value, str):
+            return self.add_text(value, place)
+        if isinstance(value, float):
+            return self.add_float(value, place)
+        if value is True:
+            self.commit(put(self.reserve(4), b"true"))
+            return 0
+        if value is False:
+            self.commit(put(self.reserve(5), b"false"))
+            return 0
+        if isinstance(value, int):
+            return self.add_int(value, place)
+        if value is None:
+            self.commit(put(self.reserve(4), b"null"))
+            return 0
+        return self.add_container(value, place)
+
+
+cdef bytes encoded(object value, str name):
+    cdef Buffer buffer = Buffer()
+    cdef Place root
+    root.outer = NULL
+    root.key = <PyObject*>name
+    root.index = 0
+    root.depth = 0
+    buffer.add(value, &root)
+    if buffer.size > MAX_PAYLOAD_BYTES:
+        buffer.grow(0)
+    return PyBytes_FromStringAndSize(buffer.data, buffer.size)
+
+
+def encode_json(obj):
+    """Compact JSON bytes of plain data; MessageError or PayloadTypeError for what JSON cannot carry."""
+    return encoded(obj, "the payload")
+
+
+# ---------------------------------------------------------------------------------------------------------- messages
+
+cdef inline char* put_name(char* p, str name) except NULL:
+    cdef Py_ssize_t size
+    cdef const char* utf8 = PyUnicode_AsUTF8AndSize(name, &size)  # the string's own, checked when it was taken
+    if utf8 == NULL:
+        raise MemoryError
+    p[0] = c'"'
+    p = put_escaped(p + 1, utf8, size)
+    p[0] = c'"'
+    return p + 1
+
+
+cdef inline char* put_number(char* p, object number) except NULL:
+    """An exact float or an exact int of 64 bits."""
+    if type(number) is float:
+        return put_double(p, PyFloat_AS_DOUBLE(number))
+    return put_int64(p, PyLong_AsLongLong(number))
+
+
+@cython.internal
+@cython.auto_pickle(False)
+cdef class Record:
+    """What all five share: equality, hash and repr by value, and copies that go through the constructor."""
+
+    cdef tuple values(self):
+        """In the order of the constructor."""
+        return ()
+
+    cdef tuple hashable(self):
+        return self.values()
+
+    def __reduce__(self):
+        return type(self), self.values()
+
+    def __eq__(self, other):
+        if type(self) is not type(other):
+            return NotImplemented
+        return self.values() == (<Record>other).values()
+
+    def __hash__(self):
+        return hash((type(self), self.hashable()))
+
+    def __repr__(self):
+        cdef tuple values = self.values()
+        fields = ", ".join([f"{name}={value!r}" for name, value in zip(type(self).__match_args__, values, strict=True)])
+        return f"{type(self).__name__}({fields})"
+
+
+@cython.final
+@cython.no_gc
+cdef class GpsFix(Record):
+    """A position in degrees (WGS 84), with the receiver's speed in km/h if known."""
+
+    __match_args__ = ("lat", "lon", "speed")
+
+    cdef readonly object lat
+    cdef readonly object lon
+    cdef readonly object speed
+
+    def __cinit__(self, lat, lon, speed=None):
+        self.lat = checked_degrees(lat, "lat", 90)
+        self.lon = checked_degrees(lon, "lon", 180)
+        self.speed = None if speed is None else checked_number(speed, "speed")
+
+    cdef tuple values(self):
+        return self.lat, self.lon, self.speed
+
+    cdef char* put_position(self, char* p) except NULL:
+        """An object left open, for the speed where it belongs."""
+        p = put_number(put(p, b'{"lat":'), self.lat)
+        return put_number(put(p, b',"lon":'), self.lon)
+
+
+@cython.internal
+@cython.auto_pickle(False)
+cdef class Message(Record):
+    cdef readonly object timestamp_ms
+    cdef Py_ssize_t text_room  # the most that this message's own strings and details take
+
+    cdef char* put_fields(self, char* p) except NULL:
+        """What follows the device id; at most FIXED_ROOM + text_room bytes together with what precedes it."""
+        return p
+
+    cdef char* put_message(self, char* p, object timestamp_ms, const char* device_id, Py_ssize_t size) except NULL:
+        p = put_int64(put(p, b'{"timestamp":'), PyLong_AsLongLong(timestamp_ms))
+        p = put_escaped(put(p, b',"device_id":"'), device_id, size)
+        p = self.put_fields(put(p, b'"'))
+        p[0] = c'}'
+        return p + 1
+
+    def encode(self, device_id, timestamp_ms):
+        """Compact JSON bytes; `timestamp_ms` is used if the message has none of its own."""
+        cdef char[STACK_ROOM] stack
+        cdef Buffer heap
+        cdef Py_ssize_t size, room
+        cdef const char* utf8 = utf8_name(device_id, "device_id", &size)  # alive as long as the argument
+        cdef char* start
+        cdef char* end
+        timestamp_ms = checked_timestamp(timestamp_ms)
+        if self.timestamp_ms is not None:
+            timestamp_ms = self.timestamp_ms
+        room = FIXED_ROOM + ESCAPED_ROOM * size + self.text_room
+        if room <= STACK_ROOM:
+            start = stack
+        else:
+            heap = Buffer()
+            start = heap.reserve(room)
+        end = self.put_message(start, timestamp_ms, utf8, size)
+        return PyBytes_FromStringAndSize(start, end - start)
+
+
+@cython.final
+@cython.no_gc
+cdef class Telemetry(Message):
+    """One sample of the vehicle's bus, published once a second with QoS 0."""
+
+    SUFFIX = "telemetry"
+    QOS = 0
+    __match_args__ = ("vehicle_speed", "engine_rpm", "throttle_position", "fuel_level", "gps", "timestamp_ms")
+
+    cdef readonly object vehicle_speed
+    cdef readonly object engine_rpm
+    cdef readonly object throttle_position
+    cdef readonly object fuel_level
+    cdef readonly GpsFix gps
+
+    def __cinit__(
+        self, vehicle_speed, engine_rpm, throttle_position, fuel_level, gps=None, timestamp_ms=None
+    ):
+        self.vehicle_speed = checked_number(vehicle_speed, "vehicle_speed")
+        self.engine_rpm = checked_number(engine_rpm, "engine_rpm")
+        self.throttle_position = checked_number(throttle_position, "throttle_position")
+        self.fuel_level = checked_number(fuel_level, "fuel_level")
+        self.gps = checked_fix(gps, "gps")
+        self.timestamp_ms = None if timestamp_ms is None else checked_timestamp(timestamp_ms)
+
+    cdef tuple values(self):
+        return (
+            self.vehicle_speed, self.engine_rpm, self.throttle_position, self.fuel_level, self.gps, self.timestamp_ms
+        )
+
+    cdef char* put_fields(self, char* p) except NULL:
+        p = put_number(put(p, b',"vehicle_speed":'), self.vehicle_speed)
+        p = put_number(put(p, b',"engine_rpm":'), self.engine_rpm)
+        p = put_number(put(p, b',"throttle_position":'), self.throttle_position)
+        p = put_number(put(p, b',"fuel_level":'), self.fuel_level)
+        if self.gps is None:
+            return p
+        p = self.gps.put_position(put(p, b',"gps":'))
+        if self.gps.speed is not None:
+            p = put_number(put(p, b',"speed":'), self.gps.speed)
+        return put(p, b"}")
+
+
+@cython.final
+@cython.no_gc
+cdef class Inference(Message):
+    """A result of the driving model, published once a minute with QoS 1."""
+
+    SUFFIX = "inference"
+    QOS = 1
+    __match_args__ = ("behavior", "confidence", "safety_score", "fuel_efficiency", "latency_ms", "timestamp_ms")
+
+    cdef readonly str behavior
+    cdef readonly object confidence
+    cdef readonly object safety_score
+    cdef readonly object fuel_efficiency
+    cdef readonly object latency_ms
+
+    def __cinit__(self, behavior, confidence, safety_score, fuel_efficiency, latency_ms, timestamp_ms=None):
+        self.behavior = checked_name(behavior, "behavior", &self.text_room)
+        self.confidence = checked_number(confidence, "confidence")
+        self.safety_score = checked_number(safety_score, "safety_score")
+        self.fuel_efficiency = checked_number(fuel_efficiency, "fuel_efficiency")
+        self.latency_ms = checked_number(latency_ms, "latency_ms")
+        self.timestamp_ms = None if timestamp_ms is None else checked_timestamp(timestamp_ms)
+
+    cdef tuple values(self):
+        return (
+            self.behavior, self.confidence, self.safety_score, self.fuel_efficiency, self.latency_ms, self.timestamp_ms
+        )
+
+    cdef char* put_fields(self, char* p) except NULL:
+        p = put_name(put(p, b',"behavior":'), self.behavior)
+        p = put_number(put(p, b',"confidence":'), self.confidence)
+        p = put_number(put(p, b',"safety_score":'), self.safety_score)
+        p = put_number(put(p, b',"fuel_efficiency":'), self.fuel_efficiency)
+        return put_number(put(p, b',"latency_ms":'), self.latency_ms)
+
+
+@cython.final
+@cython.no_gc
+cdef class Alert(Message):
+    """A safety event, published at once with QoS 2. Its details are copied when it is built."""
+
+    SUFFIX = "alerts"
+    QOS = 2
+    __match_args__ = ("alert_type", "severity", "location", "details", "timestamp_ms")
+
+    cdef readonly str alert_type
+    cdef readonly str severity
+    cdef readonly GpsFix location
+    cdef bytes details_json  # None without details
+
+    def __cinit__(self, alert_type, severity, location=None, details=None, timestamp_ms=None):
+        self.alert_type = checked_name(alert_type, "alert_type", &self.text_room)
+        self.severity = checked_name(severity, "severity", &self.text_room)
+        self.location = checked_fix(location, "location")
+        if details is not None:
+            if not isinstance(details, (dict, Mapping)):
+                refuse_type("details", details, "give a dict or None")
+            self.details_json = encoded(details, "details")
+            self.text_room += PyBytes_GET_SIZE(self.details_json)
+        self.timestamp_ms = None if timestamp_ms is None else checked_timestamp(timestamp_ms)
+
+    @property
+    def details(self):
+        """A fresh copy, as a reader of the JSON sees it, or None."""
+        return None if self.details_json is None else json.loads(self.details_json)
+
+    cdef tuple values(self):
+        return self.alert_type, self.severity, self.location, self.details, self.timestamp_ms
+
+    cdef tuple hashable(self):
+        return self.alert_type, self.severity, self.location, self.timestamp_ms
+
+    cdef char* put_fields(self, char* p) except NULL:
+        p = put_name(put(p, b',"alert_type":'), self.alert_type)
+        p = put_name(put(p, b',"severity":'), self.severity)
+        if self.location is not None:
+            p = put(self.location.put_position(put(p, b',"location":')), b"}")
+        if self.details_json is not None:
+            p = put(p, b',"details":')
+            memcpy(p, PyBytes_AS_STRING(self.details_json), PyBytes_GET_SIZE(self.details_json))
+            p += PyBytes_GET_SIZE(self.details_json)
+        return p
+
+
+@cython.final
+@cython.no_gc
+cdef class Status(Message):
+    """The device's health, published every five minutes with QoS 1."""
+
+    SUFFIX = "status"
+    QOS = 1
+    __match_args__ = (
+        "status",
+        "uptime_seconds",
+        "battery_voltage",
+        "memory_usage_mb",
+        "storage_available_mb",
+        "can_messages_received",
+        "mqtt_messages_sent",
+        "offline_queue_size",
+        "timestamp_ms",
+    )
+
+    cdef readonly str status
+    cdef readonly object uptime_seconds
+    cdef readonly object battery_voltage
+    cdef readonly object memory_usage_mb
+    cdef readonly object storage_available_mb
+    cdef readonly object can_messages_received
+    cdef readonly object mqtt_messages_sent
+    cdef readonly object offline_queue_size
+
+    def __cinit__(
+        self,
+        status,
+        uptime_seconds,
+        battery_voltage,
+        memory_usage_mb,
+        storage_available_mb,
+        can_messages_received,
+        mqtt_messages_sent,
+        offline_queue_size,
+        timestamp_ms=None,
+    ):
+        self.status = checked_name(status, "status", &self.text_room)
+        self.uptime_seconds = checked_count(uptime_seconds, "uptime_seconds")
+        self.battery_voltage = None if battery_voltage is None else checked_number(battery_voltage, "battery_voltage")
+        self.memory_usage_mb = checked_number(memory_usage_mb, "memory_usage_mb")
+        self.storage_available_mb = checked_number(storage_available_mb, "storage_available_mb")
+        self.can_messages_received = checked_count(can_messages_received, "can_messages_received")
+        self.mqtt_messages_sent = checked_count(mqtt_messages_sent, "mqtt_messages_sent")
+        self.offline_queue_size = checked_count(offline_queue_size, "offline_queue_size")
+        self.timestamp_ms = None if timestamp_ms is None else checked_timestamp(timestamp_ms)
+
+    cdef tuple values(self):
+        return (
+            self.status,
+            self.uptime_seconds,
+            self.battery_voltage,
+            self.memory_usage_mb,
+            self.storage_available_mb,
+            self.can_messages_received,
+            self.mqtt_messages_sent,
+            self.offline_queue_size,
+            self.timestamp_ms,
+        )
+
+    cdef char* put_fields(self, char* p) except NULL:
+        p = put_name(put(p, b',"status":'), self.status)
+        p = put_number(put(p, b',"uptime_seconds":'), self.uptime_seconds)
+        if self.battery_voltage is not None:
+            p = put_number(put(p, b',"battery_voltage":'), self.battery_voltage)
+        p = put_number(put(p, b',"memory_usage_mb":'), self.memory_usage_mb)
+        p = put_number(put(p, b',"storage_available_mb":'), self.storage_available_mb)
+        p = put_number(put(p, b',"can_messages_received":'), self.can_messages_received)
+        p = put_number(put(p, b',"mqtt_messages_sent":'), self.mqtt_messages_sent)
+        return put_number(put(p, b',"offline_queue_size":'), self.offline_queue_size)
