@@ -1,0 +1,123 @@
+"""The raw upper bound: ready-made packets through one plain socket, with nothing kept and nothing decided.
+
+What limits it is the broker, which spends several system calls on each packet. So the pump's aim is to leave the
+broker's core alone: it reads and writes as much at a time as it can without letting the window run dry.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from typing import NamedTuple
+
+from workload import make_rows
+
+CONNECT, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 0x10, 0x30, 0x40, 0x50, 0x62, 0x70
+ACK_BYTES = 4
+RECV_BYTES = 65_536
+MAX_PACKET_ID = 65_535
+
+# QoS 1. Reading at once costs a wake-up of this process by the broker for almost every ack, and a reply for each. After
+# a pause a few hundred acks lie ready. It must stay well below the time the broker needs for a whole window.
+FULL_WINDOW_PAUSE_S = 0.002
+MIN_PAUSE_S = 0.0001
+
+# QoS 2. With its default max_inflight_messages a mosquitto acknowledges a 21st PUBLISH whose predecessors have had no
+# PUBREL, and then never hands it on. So few in flight leave no time for a pause.
+MAX_UNRELEASED = 20
+
+
+class Flush(NamedTuple):
+    """All bytes of a flush. Packets of one kind are of one size, so that a slice is found by multiplication."""
+
+    publishes: bytes
+    publish_bytes: int
+    pubrels: bytes
+    count: int
+    last_ack: int
+
+
+def prepare(count: int, qos: int) -> Flush:
+    packets = [
+        encode_publish(topic, payload, qos, index % MAX_PACKET_ID + 1)
+        for index, (topic, payload, _) in enumerate(make_rows(count, qos))
+    ]
+    pubrels = b"".join(struct.pack(">BBH", PUBREL, 2, index % MAX_PACKET_ID + 1) for index in range(count))
+    return Flush(b"".join(packets), len(packets[0]), pubrels, count, PUBACK if qos == 1 else PUBCOMP)
+
+
+def encode_publish(topic: str, payload: str, qos: int, packet_id: int) -> bytes:
+    topic_bytes, payload_bytes = topic.encode(), payload.encode()
+    body = struct.pack(">H", len(topic_bytes)) + topic_bytes + struct.pack(">H", packet_id) + payload_bytes
+    return bytes([PUBLISH | qos << 1]) + encode_remaining_length(len(body)) + body
+
+
+def encode_remaining_length(length: int) -> bytes:
+    encoded = bytearray()
+    while length >= 128:
+        encoded.append(length % 128 | 0x80)
+        length //= 128
+    encoded.append(length)
+    return bytes(encoded)
+
+
+def connect(port: int, client_id: str) -> socket.socket:
+    """A connected socket whose CONNACK (success) has been read. The caller closes it."""
+    sock = socket.create_connection(("127.0.0.1", port))
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client_id_bytes = client_id.encode()
+    body = b"\x00\x04MQTT\x04\x02\x00\x3c" + struct.pack(">H", len(client_id_bytes)) + client_id_bytes
+    sock.sendall(bytes([CONNECT, len(body)]) + body)
+    connack = sock.recv(ACK_BYTES, socket.MSG_WAITALL)
+    if connack != b"\x20\x02\x00\x00":
+        sock.close()
+        raise ConnectionError(f"the broker answered CONNECT with {connack!r}")
+    return sock
+
+
+def pump(sock: socket.socket, flush: Flush, window: int) -> list[bytes]:
+    """Send everything, at most `window` unfinished at a time; returns what the broker sent, for `check`."""
+    publishes, publish_bytes, pubrels, count, last_ack = flush
+    chunks: list[bytes] = []
+    is_qos2 = last_ack == PUBCOMP
+    sent = min(window, count, MAX_UNRELEASED) if is_qos2 else min(window, count)
+    released = finished = 0
+    part = b""
+    sock.sendall(memoryview(publishes)[: sent * publish_bytes])
+    while finished < count:
+        pause_s = FULL_WINDOW_PAUSE_S * (sent - finished) / window
+        if pause_s > MIN_PAUSE_S and not is_qos2:
+            time.sleep(pause_s)
+        if is_qos2 or sent == count:
+            # A broker with Nagle holds its acks until TCP's arrives, which waits 40 ms for a packet to go along with.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        chunk = sock.recv(RECV_BYTES)
+        if not chunk:
+            raise ConnectionError(f"the broker closed the connection after {finished} messages")
+        chunks.append(chunk)
+        data = part + chunk
+        whole = len(data) - len(data) % ACK_BYTES
+        part = data[whole:]
+        kinds = data[:whole:ACK_BYTES]
+        finished += kinds.count(last_ack)
+        release_to = released + kinds.count(PUBREC)
+        send_to = min(finished + window, count)
+        if is_qos2:
+            send_to = min(send_to, release_to + MAX_UNRELEASED)
+        pubrel_part = pubrels[released * ACK_BYTES : release_to * ACK_BYTES]
+        publish_part = publishes[sent * publish_bytes : send_to * publish_bytes]
+        if pubrel_part or publish_part:
+            sock.sendall(pubrel_part + publish_part)
+        released, sent = release_to, send_to
+    return chunks
+
+
+def check(chunks: list[bytes], flush: Flush) -> None:
+    """That each message got its ack, in order, which the pump takes for granted for the sake of speed."""
+    acks = b"".join(chunks)
+    ids = [struct.pack(">H", index % MAX_PACKET_ID + 1) for index in range(flush.count)]
+    for kind in {PUBREC, PUBCOMP} if flush.last_ack == PUBCOMP else {PUBACK}:
+        seen = [acks[at + 2 : at + 4] for at in range(0, len(acks), ACK_BYTES) if acks[at] == kind]
+        if seen != ids:
+            raise ConnectionError(f"acks of kind {kind:#x} are missing, doubled or out of order")

@@ -1,0 +1,118 @@
+"""Small runs of the benchmarks: they work, prove what they measured, and print the keys that readers rely on."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHES = Path(__file__).parent.parent / "benches"
+MESSAGES = 200
+FIGURES = {
+    "messages",
+    "rate_msg_s",
+    "rate_msg_s_by_round",
+    "rate_ratio_to_raw",
+    "rate_ratio_to_glec",
+    "multiple_of_specified_rate",
+    "cpu_us_per_message",
+    "cpu_ratio_to_baseline",
+    "write_bytes_per_message",
+    "private_bytes_above_bare",
+    "peak_rss_bytes_above_bare",
+}
+
+
+def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        str(BENCHES / "bench_flush.py"),
+        "--messages",
+        str(MESSAGES),
+        "--rounds",
+        "1",
+        *arguments,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def report_of(*arguments: str) -> dict[str, Any]:
+    done = run_bench(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("contender", ["raw", "baseline"])
+def test_contender_runs_on_its_own(contender: str) -> None:
+    report = report_of("--contenders", contender)
+    assert [(result["broker"], result["qos"]) for result in report["results"]] == [
+        ("default", 1),
+        ("default", 2),
+        ("nodelay", 1),
+        ("nodelay", 2),
+    ]
+    for result in report["results"]:
+        assert set(result["contenders"]) == {contender}
+        assert set(result["contenders"][contender]) == FIGURES
+
+
+def test_glec_is_set_against_raw_and_baseline() -> None:
+    report = report_of("--brokers", "default", "--large", str(2 * MESSAGES))
+    for result in report["results"]:
+        figures = result["contenders"]
+        assert set(figures) == {"raw", "baseline", "glec", "glec-large"}
+        assert all(figures["glec"][key] > 0 for key in FIGURES - {"rate_msg_s_by_round"})
+        assert figures["glec-large"]["messages"] == 2 * MESSAGES
+        assert figures["glec-large"]["rate_ratio_to_glec"] > 0
+
+
+def test_ratio_without_its_baseline_is_null() -> None:
+    (result,) = report_of("--contenders", "raw", "--brokers", "default", "--qos", "1")["results"]
+    assert result["contenders"]["raw"]["rate_ratio_to_raw"] == 1
+    assert result["contenders"]["raw"]["cpu_ratio_to_baseline"] is None
+
+
+def test_table_names_the_baseline_of_each_ratio() -> None:
+    done = run_bench("--contenders", "raw,baseline", "--brokers", "default", "--qos", "2")
+    assert done.returncode == 0, done.stderr
+    assert "QoS 2, default broker, 300 bytes" in done.stdout
+    for column in ("of raw", "of baseline CPU", "x 100 msg/s"):
+        assert column in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [("--contenders", "nobody"), ("--qos", "0"), ("--rounds", "0")])
+def test_wrong_argument_is_refused(arguments: tuple[str, str]) -> None:
+    done = run_bench(*arguments)
+    assert done.returncode == 2
+    assert arguments[0] in done.stderr
+
+
+def test_harness_counts_what_the_broker_hands_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHES)
+    import harness
+
+    with harness.mosquitto(nodelay=True) as broker:
+        counter = harness.Counter(broker)
+        harness.run_contender("raw", broker.port, 2, MESSAGES, 10, tmp_path / "queue.db")
+        assert counter.finish() == (MESSAGES, MESSAGES)
+    assert broker.process.returncode is not None
+
+
+def test_baseline_keeps_rows_that_no_broker_has_acknowledged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHES)
+    import baseline_manager
+    import harness
+
+    path = tmp_path / "queue.db"
+    manager = baseline_manager.BaselineManager("127.0.0.1", harness.free_port(), "DTG-BENCH", path, max_inflight=20)
+    assert manager.publish("glec/dtg/DTG-BENCH/alerts", {"severity": "HIGH"}, 2)
+    manager.disconnect()
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT payload, qos FROM mqtt_offline_queue").fetchall() == [('{"severity": "HIGH"}', 2)]
+    db.close()
+    assert harness.count_rows(path) == 1
