@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glec_fast.demo import DemoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from glec_fast.demo.certificates import Certificate
 

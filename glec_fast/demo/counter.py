@@ -101,7 +101,7 @@ class Counter:
             return self._changed.wait_for(lambda: self._ended, timeout_s)
 
     def stop(self) -> None:
-        """Leave for good: the broker forgets the session."""
+        """Unsubscribe and leave: the broker keeps nothing more for this session."""
         self._client.unsubscribe(self._filter)
         self._leave()
 
@@ -137,7 +137,7 @@ class Counter:
         with self._changed:
             if message.topic == self._end_topic:
                 self._ended = True
-            elif (identity := self._identity(message.topic, message.payload)) is not None:
+            elif (identity := self._identity(message.topic, bytes(message.payload))) is not None:
                 self.tally[identity, message.qos] += 1
             self._changed.notify_all()
 

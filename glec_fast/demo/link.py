@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from glec_fast.demo import DemoError
 
@@ -53,9 +53,11 @@ class Link:
 
     def __init__(self, target: tuple[str, int]) -> None:
         try:
-            self._family, _, _, _, self._target = socket.getaddrinfo(*target, type=socket.SOCK_STREAM)[0]
+            found = socket.getaddrinfo(*target, type=socket.SOCK_STREAM)[0]
         except OSError as error:
             raise DemoError(f"cannot find the host {target[0]}: {error.strerror}") from error
+        self._family: socket.AddressFamily = found[0]
+        self._target = found[4]
         # Bound and never listening: it keeps the port ours while the link is down, so that clients are refused.
         self._port_holder = _bind(0)
         self.port: int = self._port_holder.getsockname()[1]
@@ -65,6 +67,9 @@ class Link:
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
         self._listener: socket.socket | None = None
         self._connections: set[_Connection] = set()
+        # Ends that were told of a cut in order and have not closed yet. To close ours first, with bytes of theirs
+        # unread, would reset them and take back what they were to get.
+        self._leaving: set[socket.socket] = set()
         self._bytes: dict[Direction, int] = {"up": 0, "down": 0}
         self._cut_at: dict[Direction, int] = {}
         self._stalled = False
@@ -107,6 +112,9 @@ class Link:
         with self._changed:
             for connection in tuple(self._connections):
                 self._end(connection, reset=True)
+            for end in tuple(self._leaving):
+                self._forget(end)
+            self._leaving.clear()
 
     def cut(self) -> None:
         """Reset the open connections and refuse new ones until `restore`."""
@@ -178,10 +186,12 @@ class Link:
                     self._on_ready(key.fileobj, events, key.data)
                 self._changed.notify_all()
 
-    def _on_ready(self, ready: object, events: int, connection: _Connection | None) -> None:
+    def _on_ready(self, ready: Any, events: int, connection: _Connection | None) -> None:
         if connection is None:
             if ready is self._listener:
                 self._accept()
+            elif ready in self._leaving:
+                self._see_off(ready)
         elif connection in self._connections:
             try:
                 self._relay(connection, ready, events)
@@ -227,7 +237,7 @@ class Link:
         elif self._cut_is_due():
             self.refuse()
             for each in tuple(self._connections):
-                self._end(each, reset=False)
+                self._part(each)
 
     def _read(self, flow: _Flow) -> None:
         size_bytes = READ_BYTES
@@ -295,6 +305,26 @@ class Link:
         self._forget(connection.server)
         self._connections.discard(connection)
         self._changed.notify_all()
+
+    def _part(self, connection: _Connection) -> None:
+        """End a connection so that each end still reads all that was sent to it."""
+        self._connections.discard(connection)
+        for end in (connection.client, connection.server):
+            with contextlib.suppress(OSError):  # It has broken off by itself.
+                end.shutdown(socket.SHUT_WR)
+            self._leaving.add(end)
+            self._watch(end, selectors.EVENT_READ)
+
+    def _see_off(self, end: socket.socket) -> None:
+        try:
+            gone = not end.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            gone = True
+        if gone:
+            self._leaving.discard(end)
+            self._forget(end)
 
     def _forget(self, end: socket.socket) -> None:
         self._watch(end, 0)

@@ -1,0 +1,91 @@
+"""Fixtures for every test: brokers, links and counters of one's own, on free ports, ended when the test is."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from itertools import count
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from glec_fast.demo.broker import Broker
+from glec_fast.demo.certificates import CertificateAuthority
+from glec_fast.demo.counter import Counter
+from glec_fast.demo.link import Link
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class StartBroker(Protocol):
+    def __call__(self, **options: Any) -> Broker: ...
+
+
+class StartCounter(Protocol):
+    def __call__(self, broker: Broker, topic_filter: str = "#", **options: Any) -> Counter: ...
+
+
+@pytest.fixture
+def start_broker(tmp_path: Path) -> Iterator[StartBroker]:
+    """Start a broker with any options of `Broker`; as many as the test wants."""
+    numbers = count()
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> Broker:
+            directory = tmp_path / f"broker-{next(numbers)}"
+            directory.mkdir()
+            return stack.enter_context(Broker(directory, **options))
+
+        yield start
+
+
+@pytest.fixture
+def broker(start_broker: StartBroker) -> Broker:
+    """A plain broker that saves nothing."""
+    return start_broker()
+
+
+@pytest.fixture
+def persistent_broker(start_broker: StartBroker) -> Broker:
+    """A plain broker that keeps its state over `kill(save_first=True)` and `restart`."""
+    return start_broker(persistence=True)
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
+    """Signs certificates; `authority.certificate_path` is what clients trust."""
+    return CertificateAuthority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture
+def tls_broker(start_broker: StartBroker, authority: CertificateAuthority) -> Broker:
+    """A broker with a plain and a TLS listener, for localhost and 127.0.0.1; trust `authority`."""
+    return start_broker(certificate=authority.issue_server())
+
+
+@pytest.fixture
+def link(broker: Broker) -> Iterator[Link]:
+    """A link to `broker`."""
+    with Link((broker.host, broker.port)) as relay:
+        yield relay
+
+
+@pytest.fixture
+def tls_link(tls_broker: Broker) -> Iterator[Link]:
+    """A link to the TLS listener of `tls_broker`."""
+    with Link((tls_broker.host, tls_broker.tls_port)) as relay:
+        yield relay
+
+
+@pytest.fixture
+def start_counter() -> Iterator[StartCounter]:
+    """Count what arrives at a broker, straight, not through a link."""
+    numbers = count()
+    with ExitStack() as stack:
+
+        def start(broker: Broker, topic_filter: str = "#", **options: Any) -> Counter:
+            options.setdefault("client_id", f"counter-{next(numbers)}")
+            return stack.enter_context(Counter(broker.host, broker.port, topic_filter, **options))
+
+        yield start
