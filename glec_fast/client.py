@@ -249,7 +249,8 @@ class Client(paho.Client):
     def _hasten_acks(self, sock: Any, received_bytes: int) -> None:
         """A broker with Nagle's algorithm holds acks back until our kernel acknowledges the last, 40 ms later."""
         self._acks_stream = received_bytes >= _STREAM_READ_BYTES
-        if self._outbox.session.in_flight and self._is_tcp and self._sock is sock:
+        is_open = self._sock is sock
+        if is_open and self._is_tcp and self._outbox.session.in_flight:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     @staticmethod
@@ -349,7 +350,7 @@ class Client(paho.Client):
 
     def want_write(self) -> bool:
         """As paho's."""
-        return self._outbox.session.sendable_bytes > 0
+        return bool(self._outbox.session.sendable_bytes)
 
     def _packet_write(self) -> MQTTErrorCode:
         outbox = self._outbox

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
-from paho.mqtt.client import ConnectFlags, DisconnectFlags
+from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -29,7 +29,7 @@ from glec_fast.store import Store
 from glec_fast.tls import build_ssl_context
 from glec_fast.validation import as_payload, check_publish
 
-TypedMessage = Telemetry | Inference | Alert | Status
+TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
 _HOUR_MS = 60 * 60 * 1000
 
@@ -76,7 +76,7 @@ class _FleetClient(Client):
             CallbackAPIVersion.VERSION2,
             client_id=config.client_id,
             clean_session=config.clean_session,
-            transport=broker.transport,  # type: ignore[arg-type]
+            transport=broker.transport,
             reconnect_on_failure=config.auto_reconnect,
         )
         self.backoff = backoff
@@ -89,6 +89,21 @@ class _FleetClient(Client):
             self.tls_set_context(build_ssl_context(config.tls_config))
         if config.username is not None:
             self.username_pw_set(config.username, config.password)
+
+    def _thread_main(self) -> None:
+        """The network thread: nothing that fails in it may end it while the manager lives."""
+        while not self._thread_terminate:
+            try:
+                self.loop_forever(retry_first_connection=self._reconnect_on_failure)
+                break
+            except Exception:
+                logger.exception("the network thread failed and begins again")
+                self._sock_close()
+                if not self._reconnect_on_failure:
+                    break
+                self._reconnect_wait()
+                self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
+        self._thread = None
 
     def loop_misc(self) -> MQTTErrorCode:
         """As paho's, and the manager's timers."""
@@ -130,6 +145,7 @@ class MQTTManager:
         self._drops: Counter[str] = Counter()
         self._reconnect_count = 0
         self._attempts = 0
+        self._was_connected = False
         self._can_frames = 0
         self._battery_voltage: float | None = None
         self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
@@ -193,7 +209,7 @@ class MQTTManager:
 
     def is_connected(self) -> bool:
         """True from the broker's acceptance until the connection is lost."""
-        return self._outbox.is_open
+        return self._client.is_connected() and self._client.socket() is not None
 
     def disconnect(self) -> None:
         """Leave the broker, write what is pending and let go of the queue file. Idempotent.
@@ -302,37 +318,42 @@ class MQTTManager:
             self._next_status_s = now_s + self.config.status_interval_s
             try:
                 self.publish_status()
-            except GlecError as error:
+            except (GlecError, OSError) as error:
                 logger.error("the status heartbeat was not accepted: %s", error)
         return self._next_status_s - now_s
 
     # ---- called by the client and the store
 
-    def _on_pre_connect(self, _client: Client, _userdata: Any) -> None:
+    def _on_pre_connect(self, _client: paho.Client, _userdata: Any) -> None:
         self._attempts += 1
         if self._attempts > 1:
             self._tell("on_reconnecting")
 
     def _on_connect(
-        self, _client: Client, _userdata: Any, _flags: ConnectFlags, reason: ReasonCode, _properties: Properties | None
+        self, _client: paho.Client, _userdata: Any, _flags: paho.ConnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
         if reason.is_failure:
             logger.error("the broker refused the connection: %s", reason)
             return
         self._client.backoff.reset()
+        self._was_connected = True
         if self._attempts > 1:
             with self._lock:
                 self._reconnect_count += 1
         self._tell("on_connected")
 
-    def _on_connect_fail(self, _client: Client, _userdata: Any) -> None:
+    def _on_connect_fail(self, _client: paho.Client, _userdata: Any) -> None:
         logger.warning("no connection to %s", self.config.broker_url)
 
     def _on_disconnect(
-        self, _client: Client, _userdata: Any, _flags: DisconnectFlags, reason: ReasonCode, _properties: Properties | None
+        self, _client: paho.Client, _userdata: Any, _flags: paho.DisconnectFlags, reason: ReasonCode, _properties: Properties | None
     ) -> None:
-        cause = ConnectionLostError(f"the connection to {self.config.broker_url} was lost: {reason}") \
-            if reason.is_failure else None
+        if not self._was_connected:
+            return
+        self._was_connected = False
+        cause: ConnectionLostError | None = None
+        if reason.is_failure:
+            cause = ConnectionLostError(f"the connection to {self.config.broker_url} was lost: {reason}")
         self._tell("on_connection_lost", cause)
 
     def _tell(self, event: str, *arguments: object) -> None:

@@ -22,7 +22,8 @@ from glec_fast.store import Collected, Store
 
 # A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
 _PULL_ROWS_MIN = 100
-_PULL_ROWS_MAX = 500
+# The broker begins on these while the next are read.
+_PULL_ROWS_MAX = 250
 # Encoded and not yet taken by the socket; more would only be memory.
 _UNSENT_BYTES_MAX = 256 * 1024
 
@@ -59,7 +60,8 @@ class Outbox:
     def next_packet_id(self) -> int:
         """An id for SUBSCRIBE or UNSUBSCRIBE."""
         with self.lock:
-            return self.session.next_packet_id()
+            packet_id: int = self.session.next_packet_id()
+            return packet_id
 
     def after_settle(self) -> None:
         """Pass on what `settle` found. Not under the lock."""
@@ -244,20 +246,21 @@ class DurableOutbox(Outbox):
                 raise
 
     def pull(self) -> None:
-        """Read rows from the store while the window has room, and encode them."""
-        while self._more_to_read and self.is_open:
-            with self.lock:
-                room = min(self.session.room(), _PULL_ROWS_MAX)
-                idle = self.session.in_flight == 0
-                stuffed = self.session.unsent_bytes > _UNSENT_BYTES_MAX
-            if stuffed or room == 0 or (room < _PULL_ROWS_MIN and not idle and room < self.session.window // 2):
-                return
-            # Cleared before the read: a commit meanwhile sets it again.
-            self._more_to_read = False
-            if self.store.read(room, self._admit) == room:
-                self._more_to_read = True
-            if self.session.wants_commit:
-                self.store.request_commit()
+        """Read the next rows from the store, where the window has room for enough of them, and encode them."""
+        if not (self._more_to_read and self.is_open):
+            return
+        with self.lock:
+            room = min(self.session.room(), _PULL_ROWS_MAX)
+            idle = self.session.in_flight == 0
+            stuffed = self.session.unsent_bytes > _UNSENT_BYTES_MAX
+        if stuffed or room == 0 or (room < _PULL_ROWS_MIN and not idle and room < self.session.window // 2):
+            return
+        # Cleared before the read: a commit meanwhile sets it again.
+        self._more_to_read = False
+        if self.store.read(room, self._admit) == room:
+            self._more_to_read = True
+        if self.session.wants_commit:
+            self.store.request_commit()
 
     def _admit(self, rows: list[tuple[int, str, str | bytes, int, int, int]]) -> None:
         with self.lock:
@@ -326,6 +329,11 @@ class DurableOutbox(Outbox):
             self._finished += in_doubt
             parked, finished = self.session.parked_ids(), list(self._finished)
             self._more_to_read = True
+        for message_id in in_doubt:
+            # The policy: it is the broker's now, and will not be sent again.
+            handle = self._handles.pop(message_id, None)
+            if handle is not None:
+                handle._set_as_published()
         self.store.rewind(parked, finished)
         self.is_open = True
         self.pull()
