@@ -16,12 +16,12 @@ from cpython.conversion cimport Py_DTSF_ADD_DOT_0, PyOS_double_to_string
 from cpython.mem cimport PyMem_Free
 
 cdef enum:
-    NUMBER_ROOM = 24   # -2.2250738585072014e-308, -0.000012345678901234567
+    NUMBER_ROOM = 32   # -2.2250738585072014e-308 is the longest; digits are written in blocks of eight
     ESCAPED_ROOM = 6   # \u001f
 
 
 cdef inline char* put(char* p, const char* literal) noexcept nogil:
-    """A literal; compilers fold both calls away."""
+    """A string up to its NUL; for a literal compilers fold both calls away."""
     cdef size_t size = strlen(literal)
     memcpy(p, literal, size)
     return p + size
@@ -29,39 +29,85 @@ cdef inline char* put(char* p, const char* literal) noexcept nogil:
 
 # --------------------------------------------------------------------------------------------------------- integers
 
-cdef inline void put_digits(char* p, uint32_t n, int width) noexcept nogil:
-    """`n` in exactly `width` digits. 32-bit, since ARMv7 has no 64-bit division."""
-    cdef const char* pairs = (
-        b"0001020304050607080910111213141516171819202122232425262728293031323334353637383940414243444546474849"
-        b"5051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899"
-    )
-    while width >= 2:
-        width -= 2
-        memcpy(p + width, pairs + 2 * (n % 100), 2)
-        n //= 100
-    if width == 1:
-        p[0] = <char>(c'0' + n)
+# Digits are computed side by side, as lanes of one word: no table and no loop. Widths come from comparisons and not
+# from the digits, so that a processor knows where the next field begins before it has this one's digits.
+
+cdef inline uint32_t four_digits(uint32_t n) noexcept nogil:
+    """The decimal digits of n < 10^4 as four bytes, the first in the lowest."""
+    cdef uint32_t hundreds = n // 100
+    cdef uint32_t twos = hundreds | ((n - 100 * hundreds) << 16)
+    cdef uint32_t tens = ((twos * 103) >> 10) & 0x000F000F
+    return tens | ((twos - 10 * tens) << 8)
+
+
+cdef inline uint64_t eight_digits(uint32_t n) noexcept nogil:
+    """The same of n < 10^8 as eight bytes."""
+    cdef uint32_t upper = n // 10000
+    return four_digits(upper) | (<uint64_t>four_digits(n - 10000 * upper) << 32)
+
+
+cdef inline void put_four(char* p, uint32_t digits) noexcept nogil:
+    """As text; one store where the machine is little-endian, and so below."""
+    digits |= 0x30303030
+    p[0] = <char>digits
+    p[1] = <char>(digits >> 8)
+    p[2] = <char>(digits >> 16)
+    p[3] = <char>(digits >> 24)
+
+
+cdef inline void put_eight(char* p, uint64_t digits) noexcept nogil:
+    digits |= 0x3030303030303030ULL
+    p[0] = <char>digits
+    p[1] = <char>(digits >> 8)
+    p[2] = <char>(digits >> 16)
+    p[3] = <char>(digits >> 24)
+    p[4] = <char>(digits >> 32)
+    p[5] = <char>(digits >> 40)
+    p[6] = <char>(digits >> 48)
+    p[7] = <char>(digits >> 56)
 
 
 cdef inline char* put_padded(char* p, uint64_t n, int width) noexcept nogil:
-    """`n` in exactly `width` digits, zeros in front."""
-    cdef char* end = p + width
-    while width > 8:
-        width -= 8
-        put_digits(p + width, <uint32_t>(n % 100000000), 8)
-        n //= 100000000
-    put_digits(p, <uint32_t>n, width)
-    return end
+    """`n` in exactly `width` digits, 1 to 24, zeros in front. Up to seven bytes behind them may be overwritten."""
+    cdef uint64_t upper
+    if width == 1:
+        p[0] = <char>(c'0' + n)
+        return p + 1
+    if width <= 4:
+        put_four(p, four_digits(<uint32_t>n) >> (8 * (4 - width)))
+        return p + width
+    if width > 8:
+        upper = n // 100000000
+        if width > 16:
+            put_eight(p, eight_digits(<uint32_t>(upper // 100000000)) >> (8 * (24 - width)))
+            put_eight(p + width - 16, eight_digits(<uint32_t>(upper % 100000000)))
+        else:
+            put_eight(p, eight_digits(<uint32_t>upper) >> (8 * (16 - width)))
+        put_eight(p + width - 8, eight_digits(<uint32_t>(n - 100000000 * upper)))
+        return p + width
+    put_eight(p, eight_digits(<uint32_t>n) >> (8 * (8 - width)))
+    return p + width
 
 
 cdef inline char* put_uint64(char* p, uint64_t n) noexcept nogil:
-    cdef int width = 1
-    cdef uint64_t limit = 10
-    # 10^20 does not fit, and the twentieth digit is the last there can be.
-    while width < 20 and n >= limit:
-        limit *= 10
-        width += 1
-    return put_padded(p, n, width)
+    cdef uint64_t upper
+    cdef uint32_t tens
+    if n < 10:
+        p[0] = <char>(c'0' + n)
+        return p + 1
+    if n < 100:
+        tens = (<uint32_t>n * 103) >> 10
+        p[0] = <char>(c'0' + tens)
+        p[1] = <char>(c'0' + <uint32_t>n - 10 * tens)
+        return p + 2
+    if n < 10000:
+        return put_padded(p, n, 3 + (n >= 1000))
+    if n < 100000000:
+        return put_padded(p, n, 5 + (n >= 100000) + (n >= 1000000) + (n >= 10000000))
+    upper = n // 100000000
+    p = put_uint64(p, upper)
+    put_eight(p, eight_digits(<uint32_t>(n - 100000000 * upper)))
+    return p + 8
 
 
 cdef inline char* put_int64(char* p, int64_t n) noexcept nogil:
@@ -97,8 +143,12 @@ cdef inline uint64_t nearest_scaled(
     return quotient
 
 
-cdef inline char* put_double_by_python(char* p, double value) except NULL:
-    cdef char* text = PyOS_double_to_string(value, c'r', 0, Py_DTSF_ADD_DOT_0, NULL)  # ours until freed below
+cdef inline char* put_rare_double(char* p, double value) except NULL:
+    """Zero, and what is too large or too small for `put_double`'s integers."""
+    cdef char* text
+    if value == 0.0:
+        return put(p, b"-0.0" if signbit(value) else b"0.0")
+    text = PyOS_double_to_string(value, c'r', 0, Py_DTSF_ADD_DOT_0, NULL)  # ours until freed below
     p = put(p, text)
     PyMem_Free(text)
     return p
@@ -107,58 +157,63 @@ cdef inline char* put_double_by_python(char* p, double value) except NULL:
 cdef inline char* put_double(char* p, double value) except NULL:
     """The shortest decimal that reads back as `value`.
 
-    A decimal of up to 15 digits survives a double, so it is the shortest if n / 10^k == value for the least k, and
-    that division is exact enough to decide it: n and 10^k <= 10^22 are doubles themselves. Sensor values end here
-    after a few trials. Values that need 16 or 17 digits are scaled exactly in integers: half the distance to the next
-    double is 5^k / 2 in the scaled units, so 16 digits do if the nearest integer is closer than that, and 17 always
-    do. (Powers of two, where that distance is uneven, have 15 digits or fewer in this range.)
+    value is mantissa / 2^shift, and n / 10^k reads back as it if n misses value * 10^k by less than half the distance
+    to the next double. In units of 2^(k - shift) that distance is 5^k, and all of it is integers. Up to 15 digits a
+    decimal survives a double, so the least k with such an n is the shortest; sensor values end there after a few
+    trials. Else 16 digits do if the nearest n is close enough, and 17 always do. (Below a power of two the distance
+    is half as long; in this range those have 15 digits or fewer and are met exactly.)
     """
-    cdef uint64_t bits, mantissa, n, distance, whole
     cdef uint64_t leading_bit = (<uint64_t>1) << 52
+    cdef uint64_t bits, mantissa, distance
+    cdef int64_t n, whole
     cdef uint64_t five = 1   # 5^k
     cdef double ten = 1.0    # 10^k
-    cdef double scaled, magnitude = fabs(value)
+    cdef double scaled, rounded, magnitude = fabs(value)
     cdef int shift, k = 0
-    if magnitude >= 1e15 or (magnitude < 1e-5 and magnitude != 0.0):
-        return put_double_by_python(p, value)
-    if signbit(value):
+    if magnitude >= 1e15 or magnitude < 1e-4:
+        return put_rare_double(p, value)
+    if value < 0.0:
         p[0] = c'-'
         p += 1
+    memcpy(&bits, &magnitude, sizeof(bits))
+    mantissa = (bits & (leading_bit - 1)) | leading_bit
+    shift = 1075 - <int>(bits >> 52)
     while True:
         scaled = magnitude * ten
         if scaled >= 1e15:
-            memcpy(&bits, &magnitude, sizeof(bits))
-            mantissa = (bits & (leading_bit - 1)) | leading_bit
-            shift = 1075 - <int>(bits >> 52) - k
-            n = nearest_scaled(mantissa, five, shift, &distance)
+            n = <int64_t>nearest_scaled(mantissa, five, shift - k, &distance)
             if 2 * distance >= five:
                 k += 1
                 five *= 5
-                n = nearest_scaled(mantissa, five, shift - 1, &distance)
+                n = <int64_t>nearest_scaled(mantissa, five, shift - k, &distance)
             break
-        n = <uint64_t><int64_t>(scaled + 0.5)
-        # Rounding moves an exact match by 2^-52 of itself at most; a wider gap spares the division.
-        if fabs(scaled - <double>n) <= scaled * 4.5e-16 and <double>n / ten == magnitude:
-            break
+        # Adding 2^52 drops the fraction. A match is off by 2^-52 of itself at most; a wider gap is none, and a
+        # narrower one means n >= 1, hence 0 < shift - k < 64, and a difference far below the wrap at 2^64.
+        rounded = (scaled + 4503599627370496.0) - 4503599627370496.0
+        if fabs(scaled - rounded) <= scaled * 4.5e-16:
+            n = <int64_t>rounded
+            distance = (<uint64_t>n << (shift - k)) - mantissa * five
+            if -<int64_t>five < 2 * <int64_t>distance < <int64_t>five:
+                break
         k += 1
         ten *= 10.0
         five *= 5
     # The decimal cannot pass the integer above `magnitude`, for that integer is a double and nearer.
-    whole = <uint64_t><int64_t>magnitude
-    p = put_uint64(p, whole)
+    whole = <int64_t>magnitude
+    p = put_uint64(p, <uint64_t>whole)
     p[0] = c'.'
     if k == 0:
         p[1] = c'0'
         return p + 2
-    # 10^k wraps from k = 20 on, where `whole` is 0.
-    return put_padded(p + 1, n - whole * (five << k), k)
+    # 10^k wraps at k = 20, where `whole` is 0.
+    return put_padded(p + 1, <uint64_t>n - <uint64_t>whole * (five << k), k)
 
 
 # ---------------------------------------------------------------------------------------------------------- strings
 
 cdef inline bint needs_escape(uint64_t block) noexcept nogil:
     """True if one of eight bytes is a control character, a quote or a backslash."""
-    cdef uint64_t ones = 0x0101010101010101
+    cdef uint64_t ones = 0x0101010101010101ULL
     cdef uint64_t quote = block ^ (0x22 * ones)
     cdef uint64_t backslash = block ^ (0x5C * ones)
     cdef uint64_t found = (block - 0x20 * ones) & ~block
@@ -191,18 +246,28 @@ cdef inline char* put_escape(char* p, unsigned char c) noexcept nogil:
 
 
 cdef inline char* put_escaped(char* p, const char* text, Py_ssize_t size) noexcept nogil:
-    """UTF-8 text as the inside of a JSON string."""
+    """UTF-8 text as the inside of a JSON string: in blocks of eight, byte by byte from the first that needs escapes."""
     cdef const char* end = text + size
     cdef uint64_t block
+    cdef uint32_t first, last
     cdef unsigned char c
+    while end - text >= 8:
+        memcpy(&block, text, 8)
+        if needs_escape(block):
+            break
+        memcpy(p, &block, 8)
+        text += 8
+        p += 8
+    if 4 <= end - text < 8:
+        # Two halves that overlap.
+        memcpy(&first, text, 4)
+        memcpy(&last, end - 4, 4)
+        if not needs_escape(first | (<uint64_t>last << 32)):
+            memcpy(p, &first, 4)
+            p += end - text
+            memcpy(p - 4, &last, 4)
+            return p
     while text < end:
-        if end - text >= 8:
-            memcpy(&block, text, 8)
-            if not needs_escape(block):
-                memcpy(p, &block, 8)
-                text += 8
-                p += 8
-                continue
         c = <unsigned char>text[0]
         text += 1
         if c >= 0x20 and c != c'"' and c != c'\\':
