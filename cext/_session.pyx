@@ -133,7 +133,12 @@ cdef class _Vector:
 
 
 cdef class Session:
-    """See the module's text. `window`: most exchanges in flight, 1 to 65534; `durable`: QoS 2 waits at the gate."""
+    """See the module's text.
+
+    window: most exchanges in flight, 1 to 65534, 0 for that. durable: QoS 2 waits at the gate.
+    max_unreleased: most QoS 2 exchanges whose PUBREL was not yet sent, 0 for the window. mosquitto acknowledges those above
+    its max_inflight_messages, and never hands them on.
+    """
 
     cdef readonly bint durable
     cdef readonly int window
@@ -144,6 +149,9 @@ cdef class Session:
     cdef readonly uint64_t version
     # Exchanges in flight on this connection.
     cdef readonly int in_flight
+    # QoS 2 exchanges among them whose PUBREL is not yet encoded.
+    cdef readonly int unreleased
+    cdef readonly int max_unreleased
     # Type byte and body of the packet that `advance` stopped at.
     cdef readonly int packet_command
     cdef readonly bytes packet_body
@@ -178,8 +186,9 @@ cdef class Session:
         self.exchange_of = NULL
         self.exchanges = NULL
 
-    def __init__(self, int window=20, bint durable=False):
+    def __init__(self, int window=20, bint durable=False, int max_unreleased=0):
         self.durable = durable
+        self.max_unreleased = max_unreleased or EXCHANGES_MAX
         self.protocol_version = 4
         self.receive_maximum = EXCHANGES_MAX
         self.out = <uint8_t*>realloc(NULL, BUFFER_START_BYTES)
@@ -215,6 +224,13 @@ cdef class Session:
         """How many more exchanges the window and the server's Receive Maximum (MQTT 5, 3.2.2.3.3) allow."""
         cdef int limit = min(self.window, self.receive_maximum)
         return max(limit - self.in_flight, 0)
+
+    cdef inline bint _fits(self, uint8_t qos) noexcept:
+        if qos == 0:
+            return True
+        if self.in_flight >= min(self.window, self.receive_maximum):
+            return False
+        return qos == 1 or self.unreleased < self.max_unreleased
 
     def reserve_packet_id(self) -> int:
         """Take the next unused packet id (1 to 65535) out of circulation; 0 where all are taken."""
@@ -266,10 +282,14 @@ cdef class Session:
         exchange.packet_id = packet_id
         exchange.qos = qos
         exchange.state = state
+        if qos == 2 and state == SENT:
+            self.unreleased += 1
         return exchange
 
     cdef int _close_exchange(self, Exchange* exchange, uint16_t id_becomes) except -1:
         self.exchange_of[exchange.packet_id] = id_becomes
+        if exchange.qos == 2 and exchange.state == SENT:
+            self.unreleased -= 1
         exchange.state = FREE
         self.in_flight -= 1
         self.free_exchanges.append(<int>(exchange - self.exchanges))
@@ -485,11 +505,19 @@ cdef class Session:
         exchange = self._open_exchange(packet_id, message_id, qos, SENT)
         exchange.publish_end = end
 
-    def admit_rows(self, list rows):
-        """`admit` each of the rows (message id, topic, payload, qos, ...) in order."""
+    def admit_rows(self, list rows, Py_ssize_t start) -> int:
+        """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
+
+        Returns the index of the first that did not fit: behind it none goes, so that the order stays.
+        """
         cdef tuple row
-        for row in rows:
+        cdef Py_ssize_t index
+        for index in range(start, len(rows)):
+            row = rows[index]
+            if not self._fits(row[3]):
+                return index
             self.admit(row[0], row[1], row[2], row[3])
+        return len(rows)
 
     cdef int _resume(self, int64_t message_id, tuple aside, object topic, object payload, uint8_t flags,
                      object properties) except -1:
@@ -587,6 +615,8 @@ cdef class Session:
             raise ProtocolError("PUBREC for a QoS 1 message (MQTT 4.3.2)", 0x82)
         if exchange.state == SENT and self.durable:
             self.dirty = self.gate_wanted = True
+        if exchange.state == SENT:
+            self.unreleased -= 1
         exchange.state = RELEASED
         return self._encode_ack(PUBREL | 2, exchange.packet_id, 0)
 

@@ -40,6 +40,8 @@ class MQTTConfig:
     auto_reconnect: False gives up after the first failure or loss of the connection.
     retry_*: waits of retry_initial_delay_ms, doubled each time, for retry_max_attempts; then retry_max_delay_ms, for ever.
     max_in_flight: most unacknowledged messages, 1 to 65,534.
+    max_unreleased: most QoS 2 messages among them without PUBREL, 1 to 65,534. Keep it at or below the broker's own limit
+    (mosquitto's max_inflight_messages, 20 by default): mosquitto acknowledges what is above it, and never hands it on.
     status_interval_s: between two status heartbeats; 0 turns them off.
     qos0_commit_delay_s: how long a queued QoS 0 message may wait in memory for others to share a transaction.
     wait_for_disk: `publish` of QoS 2 returns only once the message is on disk.
@@ -62,6 +64,7 @@ class MQTTConfig:
     retry_initial_delay_ms: int = 2000
     retry_max_delay_ms: int = 60_000
     max_in_flight: int = 1000
+    max_unreleased: int = 20
     status_interval_s: float = 300
     qos0_commit_delay_s: float = 5
     wait_for_disk: bool = True
@@ -80,6 +83,7 @@ class MQTTConfig:
         _check_whole("retry_initial_delay_ms", self.retry_initial_delay_ms, 1, 3_600_000)
         _check_whole("retry_max_delay_ms", self.retry_max_delay_ms, 1, 86_400_000)
         _check_whole("max_in_flight", self.max_in_flight, 1, 65_534)
+        _check_whole("max_unreleased", self.max_unreleased, 1, 65_534)
         _check_number("status_interval_s", self.status_interval_s, 0, 86_400)
         _check_number("qos0_commit_delay_s", self.qos0_commit_delay_s, 0, 3600)
 

@@ -168,7 +168,7 @@ class MQTTManager:
         broker = config.broker
         self._outbox = DurableOutbox(
             self._store, config.max_in_flight, config.client_id, f"{broker.host}:{broker.port}", self._client._wake,
-            self._on_dropped, wait_for_disk=config.wait_for_disk,
+            self._on_dropped, wait_for_disk=config.wait_for_disk, max_unreleased=config.max_unreleased,
         )
         self._client._use_outbox(self._outbox)
         self._client.on_connect = self._on_connect

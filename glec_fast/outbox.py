@@ -18,7 +18,7 @@ from glec_fast._session import Session
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import QueueStorageError
 from glec_fast.handle import PublishHandle
-from glec_fast.store import Collected, Store
+from glec_fast.store import Collected, Row, Store
 
 # A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
 _PULL_ROWS_MIN = 100
@@ -44,8 +44,8 @@ class Message(NamedTuple):
 class Outbox:
     """What both kinds share. `on_work` is called, from any thread, when there is something to send."""
 
-    def __init__(self, window: int, on_work: Callable[[], None], *, durable: bool) -> None:
-        self.session = Session(window, durable)
+    def __init__(self, window: int, on_work: Callable[[], None], *, durable: bool, max_unreleased: int = 0) -> None:
+        self.session = Session(window, durable, max_unreleased)
         self.lock = threading.Lock()
         self.is_open = False
         self._on_work = on_work
@@ -188,9 +188,9 @@ class DurableOutbox(Outbox):
 
     def __init__(
         self, store: Store, window: int, client_id: str, broker: str, on_work: Callable[[], None],
-        on_dropped: Callable[[list[Dropped]], None], *, wait_for_disk: bool = True,
+        on_dropped: Callable[[list[Dropped]], None], *, wait_for_disk: bool = True, max_unreleased: int = 0,
     ) -> None:
-        super().__init__(window, on_work, durable=True)
+        super().__init__(window, on_work, durable=True, max_unreleased=max_unreleased)
         self.store = store
         self.in_doubt_count = 0
         self._wait_for_disk = wait_for_disk
@@ -200,6 +200,9 @@ class DurableOutbox(Outbox):
         self._refused: list[int] = []
         self.refused_count = 0
         self._more_to_read = True
+        # Rows that were read and did not fit yet, and how many of them have gone.
+        self._rows: list[Row] = []
+        self._rows_gone = 0
         # QoS 0 that went past the store, under negative ids, until the socket has taken it.
         self._direct: dict[int, tuple[str, str | bytes, PublishHandle]] = {}
         self._direct_id = 0
@@ -212,7 +215,7 @@ class DurableOutbox(Outbox):
 
     def publish(self, topic: str, payload: str | bytes, qos: int) -> PublishHandle:
         """Take a message. QoS 2 waits for the disk, unless told not to. Raises QueueStorageError, QueueClosedError."""
-        if qos == 0 and self.is_open and not self.store.has_backlog:
+        if qos == 0 and self.is_open and not self.store.has_backlog and self._rows_gone == len(self._rows):
             handle = self._publish_direct(topic, payload)
             if handle is not None:
                 return handle
@@ -246,25 +249,36 @@ class DurableOutbox(Outbox):
                 raise
 
     def pull(self) -> None:
-        """Read the next rows from the store, where the window has room for enough of them, and encode them."""
-        if not (self._more_to_read and self.is_open):
-            return
-        with self.lock:
-            room = min(self.session.room(), _PULL_ROWS_MAX)
-            idle = self.session.in_flight == 0
-            stuffed = self.session.unsent_bytes > _UNSENT_BYTES_MAX
-        if stuffed or room == 0 or (room < _PULL_ROWS_MIN and not idle and room < self.session.window // 2):
-            return
-        # Cleared before the read: a commit meanwhile sets it again.
-        self._more_to_read = False
-        if self.store.read(room, self._admit) == room:
-            self._more_to_read = True
+        """Encode the next rows as far as the window has room, and read more of them from the store."""
+        while self.is_open and self._admit_rows() and self._read_rows():
+            # Once there is something to send, the broker begins on it while the next are read.
+            if self.session.sendable_bytes:
+                break
         if self.session.wants_commit:
             self.store.request_commit()
 
-    def _admit(self, rows: list[tuple[int, str, str | bytes, int, int, int]]) -> None:
+    def _admit_rows(self) -> bool:
+        """True where all rows that were read have gone, and more would fit."""
         with self.lock:
-            self.session.admit_rows(rows)
+            self._rows_gone = self.session.admit_rows(self._rows, self._rows_gone)
+            room = self.session.room()
+            worthwhile = room >= min(_PULL_ROWS_MIN, self.session.window // 2) or self.session.in_flight == 0
+            return (
+                self._rows_gone == len(self._rows) and worthwhile and self.session.unsent_bytes <= _UNSENT_BYTES_MAX
+            )
+
+    def _read_rows(self) -> bool:
+        """True where there were rows to read."""
+        if not self._more_to_read:
+            return False
+        # Cleared before the read: a commit meanwhile sets it again.
+        self._more_to_read = False
+        rows, is_last = self.store.read(_PULL_ROWS_MAX)
+        if not is_last:
+            self._more_to_read = True
+        with self.lock:
+            self._rows, self._rows_gone = rows, 0
+        return True
 
     def settle(self) -> list[PublishHandle]:
         """The handles, where somebody holds one, of what is finished; the caller holds the lock."""
@@ -299,6 +313,7 @@ class DurableOutbox(Outbox):
         with self.lock:
             self.is_open = False
             self.session.park()
+            self._rows, self._rows_gone = [], 0
             finished_handles = self.settle()
             stranded = list(self._direct.values())
             self._direct.clear()
@@ -327,6 +342,7 @@ class DurableOutbox(Outbox):
             in_doubt = self.session.resume(session_present, receive_maximum)
             self.in_doubt_count += len(in_doubt)
             self._finished += in_doubt
+            self._rows, self._rows_gone = [], 0
             parked, finished = self.session.parked_ids(), list(self._finished)
             self._more_to_read = True
         for message_id in in_doubt:

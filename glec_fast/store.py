@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import apsw
 
@@ -23,7 +23,7 @@ from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import GlecError, QueueClosedError, QueueStorageError
 from glec_fast.queue_file import QueueFile, Salvage, storage_error
 
-Row = tuple[int, str, "str | bytes", int, int, int]
+Row: TypeAlias = "tuple[int, str, str | bytes, int, int, int]"
 T = TypeVar("T")
 
 DEFAULT_MAX_QUEUE_SIZE = 10_000
@@ -348,28 +348,30 @@ class Store:
         """Keep these rows from being dropped until the next `rewind`."""
         self._protected = frozenset(ids)
 
-    def read(self, limit: int, admit: Callable[[list[Row]], object]) -> int:
-        """Hand the next rows, at most `limit`, to `admit`; returns how many were read, expired ones among them."""
+    def read(self, limit: int) -> tuple[list[Row], bool]:
+        """The next rows that may be sent, at most `limit`, and whether they are the last for now.
+
+        From then on they are the caller's: the store drops none of them. Raises QueueStorageError.
+        """
         with self._read_lock:
             committed_id = self._committed_id
             try:
                 rows = self._reader.read_after(*self._position, limit)
             except apsw.Error as error:
                 raise storage_error(self._file.path, error) from error
-            if len(rows) < limit:
+            is_last = len(rows) < limit
+            if is_last:
                 self._read_through_id = committed_id
             if not rows:
-                return 0
-            read_count = len(rows)
+                return rows, is_last
             last = rows[-1]
             now_ms = self.now_ms()
             if self._skipped or any(row[5] < now_ms for row in rows):
                 rows = self._without_unsendable(rows, now_ms)
-            admit(rows)
             self._position = (last[4], last[0])
             if self._skipped and self._position >= self._skip_until:
                 self._skipped = frozenset()
-            return read_count
+            return rows, is_last
 
     def _without_unsendable(self, rows: list[Row], now_ms: int) -> list[Row]:
         sendable = []
