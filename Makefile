@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 LINTERS := $(VENV)/.linters
 
-.PHONY: demo test build lint bench clean
+.PHONY: demo test build lint package bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -23,7 +23,15 @@ build: $(BUILT)
 lint: $(LINTERS)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/cython-lint cext
+	PATH="$(abspath $(BIN)):$$PATH" cython-lint cext
+
+# The wheel from the sdist alone, installed where the source tree cannot be seen.
+package: $(LINTERS)
+	rm -rf dist
+	$(BIN)/python -m build --quiet --outdir dist
+	$(PYTHON) -m venv --clear build/packaged
+	build/packaged/bin/pip install --quiet dist/*.whl
+	cd build/packaged && bin/python -c "import glec_fast, glec_fast._session as s; print(glec_fast.__version__, s.__file__)"
 
 bench: $(BUILT)
 	$(BIN)/python benches/bench_flush.py $(BENCH_ARGS)

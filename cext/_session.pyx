@@ -15,8 +15,8 @@ marks: `head` (handed to the socket), `ready` (may leave) and `tail` (encoded). 
 QoS 2 exchanges, numbered; when that number comes back through `on_committed`, `ready` moves up to what it explains.
 
 **Parking.** `park` ends a connection: every exchange is set aside under its message id. The owner then admits its
-messages again from the first one on, and `admit` finds what was set aside: an exchange goes on with its packet id and the
-right DUP flag, so that resends keep the original order, and are bounded by the window, without a second mechanism.
+messages again from the first one on, and `admit` finds what was set aside: an exchange goes on with its packet id and
+the right DUP flag, so that resends keep the original order, and are bounded by the window, without a second mechanism.
 
 Not thread-safe: the owner serialises calls.
 """
@@ -73,6 +73,8 @@ cdef struct Exchange:
     uint16_t packet_id
     uint8_t qos
     uint8_t state
+    # An earlier copy may have left, on a connection before this one.
+    uint8_t left_before
 
 cdef struct Gate:
     uint64_t version
@@ -136,8 +138,8 @@ cdef class Session:
     """See the module's text.
 
     window: most exchanges in flight, 1 to 65534, 0 for that. durable: QoS 2 waits at the gate.
-    max_unreleased: most QoS 2 exchanges whose PUBREL was not yet sent, 0 for the window. mosquitto acknowledges those above
-    its max_inflight_messages, and never hands them on.
+    max_unreleased: most QoS 2 exchanges whose PUBREL was not yet sent, 0 for the window. mosquitto acknowledges those
+    above its max_inflight_messages, and never hands them on.
     """
 
     cdef readonly bint durable
@@ -147,6 +149,7 @@ cdef class Session:
     cdef readonly int receive_maximum
     # Counts durable pictures; see `image`.
     cdef readonly uint64_t version
+    cdef uint64_t committed_version
     # Exchanges in flight on this connection.
     cdef readonly int in_flight
     # QoS 2 exchanges among them whose PUBREL is not yet encoded.
@@ -249,9 +252,9 @@ cdef class Session:
         return self._next_packet_id()
 
     cdef uint16_t _next_packet_id(self) noexcept:
-        cdef uint32_t tries
+        cdef uint32_t _tries
         cdef uint16_t candidate = self.last_packet_id
-        for tries in range(65535):
+        for _tries in range(65535):
             candidate = <uint16_t>(candidate + 1 if candidate < 65535 else 1)
             if self.exchange_of[candidate] == ID_FREE:
                 self.last_packet_id = candidate
@@ -282,6 +285,7 @@ cdef class Session:
         exchange.packet_id = packet_id
         exchange.qos = qos
         exchange.state = state
+        exchange.left_before = False
         if qos == 2 and state == SENT:
             self.unreleased += 1
         return exchange
@@ -342,7 +346,7 @@ cdef class Session:
         """Append a control packet to what may leave. It does not wait at the gate. `last`: nothing leaves after it."""
         cdef const uint8_t[::1] view = packet
         cdef size_t size = <size_t>view.shape[0]
-        cdef size_t gated, index
+        cdef size_t gated
         cdef uint64_t cut
         if size == 0:
             return
@@ -528,6 +532,9 @@ cdef class Session:
         cdef Exchange* exchange
         cdef uint64_t end
         if state == RELEASED:
+            if self.durable and (self.dirty or self.version > self.committed_version):
+                # The link broke between PUBREC and its commit.
+                self.gate_wanted = True
             self._open_exchange(packet_id, message_id, qos, RELEASED)
             self._encode_ack(PUBREL | 2, packet_id, 0)
             return 0
@@ -535,6 +542,7 @@ cdef class Session:
         end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties)
         exchange = self._open_exchange(packet_id, message_id, qos, SENT)
         exchange.publish_end = end
+        exchange.left_before = left
         return 0
 
     # ---- bytes in
@@ -604,8 +612,8 @@ cdef class Session:
         if exchange.publish_end > self.base + self.head:
             raise ProtocolError(f"packet id {packet_id} was acknowledged before its PUBLISH was sent (MQTT 4.3)", 0x82)
         if reason or size > 3:
-            self.reasons[exchange.message_id] = (
-                kind, packet_id, reason, PyBytes_FromStringAndSize(<const char*>body + 3, size - 3) if size > 3 else b"")
+            properties = PyBytes_FromStringAndSize(<const char*>body + 3, size - 3) if size > 3 else b""
+            self.reasons[exchange.message_id] = (kind, packet_id, reason, properties)
         if kind == PUBREC and reason < REASON_FAILURE:
             return self._on_pubrec(exchange)
         return self._finish(exchange, reason >= REASON_FAILURE and kind != PUBCOMP)
@@ -697,6 +705,7 @@ cdef class Session:
         """The image of this version is on disk, with the deletion of all that `take_done` had given by then."""
         cdef Gate* gate
         cdef Retired* retired
+        self.committed_version = max(self.committed_version, version)
         while self.gates.count and (<Gate*>self.gates.at(0)).version <= version:
             gate = <Gate*>self.gates.at(0)
             self.ready = <size_t>(gate.end - self.base)
@@ -737,7 +746,7 @@ cdef class Session:
             exchange = &self.exchanges[slot]
             if exchange.state == FREE:
                 continue
-            left = exchange.state == RELEASED or exchange.publish_end <= sent
+            left = exchange.state == RELEASED or exchange.left_before or exchange.publish_end <= sent
             if left or not self.durable:
                 self.parked[exchange.message_id] = (
                     exchange.packet_id, RELEASED if exchange.state == RELEASED else SENT, exchange.qos, left)
@@ -766,7 +775,7 @@ cdef class Session:
             self.dirty = True
 
     def resume(self, bint session_present, int receive_maximum=65535) -> list:
-        """CONNACK came (section 3.2). Returns the message ids in doubt; the owner then admits from its first message on.
+        """CONNACK came (section 3.2). Returns the message ids in doubt; the owner then admits from its first message.
 
         Where the broker lost the session all packet ids are void (3.1.2.4). What it had not received is new again; what
         it had received, and may or may not have passed on, is returned: in doubt, and no longer kept here.
