@@ -138,8 +138,8 @@ cdef class Session:
     """See the module's text.
 
     window: most exchanges in flight, 1 to 65534, 0 for that. durable: QoS 2 waits at the gate.
-    max_unreleased: most QoS 2 exchanges whose PUBREL was not yet sent, 0 for the window. mosquitto acknowledges those
-    above its max_inflight_messages, and never hands them on.
+    max_unreleased: the broker's limit of QoS 2 exchanges without PUBREL, 0 for none; the session keeps below it.
+    mosquitto acknowledges those above its max_inflight_messages, and never hands them on.
     """
 
     cdef readonly bint durable
@@ -228,12 +228,16 @@ cdef class Session:
         cdef int limit = min(self.window, self.receive_maximum)
         return max(limit - self.in_flight, 0)
 
-    cdef inline bint _fits(self, uint8_t qos) noexcept:
+    cdef bint _fits(self, object message_id, uint8_t qos) except -1:
         if qos == 0:
             return True
         if self.in_flight >= min(self.window, self.receive_maximum):
             return False
-        return qos == 1 or self.unreleased < self.max_unreleased
+        if qos == 1 or self.in_flight == 0 or (self.parked and message_id in self.parked):
+            return True
+        # What is parked is still at the broker. One place stays free: with its limit taken up, mosquitto acknowledges
+        # QoS 1 too, and drops it.
+        return self.unreleased + <int>len(self.parked) < self.max_unreleased - 1
 
     def reserve_packet_id(self) -> int:
         """Take the next unused packet id (1 to 65535) out of circulation; 0 where all are taken."""
@@ -518,7 +522,7 @@ cdef class Session:
         cdef Py_ssize_t index
         for index in range(start, len(rows)):
             row = rows[index]
-            if not self._fits(row[3]):
+            if not self._fits(row[0], row[3]):
                 return index
             self.admit(row[0], row[1], row[2], row[3])
         return len(rows)

@@ -4,6 +4,8 @@ Rows go out as (id, topic, payload, qos, timestamp, ttl), first in, first out: b
 text is kept as a BLOB; TEXT otherwise, as the specification's table says.
 """
 
+from itertools import chain
+
 from libc.stdint cimport int64_t
 
 cdef str INSERT = (
@@ -11,16 +13,22 @@ cdef str INSERT = (
 cdef str DELETE_RANGE = "DELETE FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?"
 # Two halves, each an index search: a row value comparison would walk all rows that share the first timestamp.
 cdef str READ_AFTER = (
-    "SELECT * FROM (SELECT id, topic, payload, qos, timestamp, ttl FROM mqtt_offline_queue"
+    "SELECT * FROM (SELECT id, {0}, qos, timestamp, ttl FROM mqtt_offline_queue"
     " WHERE timestamp = ?1 AND id > ?2 ORDER BY id LIMIT ?3)"
     " UNION ALL"
-    " SELECT * FROM (SELECT id, topic, payload, qos, timestamp, ttl FROM mqtt_offline_queue"
+    " SELECT * FROM (SELECT id, {0}, qos, timestamp, ttl FROM mqtt_offline_queue"
     " WHERE timestamp > ?1 ORDER BY timestamp, id LIMIT ?3) LIMIT ?3")
-cdef str READ_EXPIRED = (
-    "SELECT id, topic, payload, qos, timestamp, ttl FROM mqtt_offline_queue WHERE ttl < ? ORDER BY timestamp, id")
-cdef str READ_GIVEN_UP = (
-    "SELECT id, topic, payload, qos, timestamp, ttl FROM mqtt_offline_queue WHERE retry_count >= ?"
-    " ORDER BY timestamp, id")
+# A head is a row without its payload: what it takes to drop it and to tell of it.
+cdef str HEADS = "SELECT id, CAST(topic AS BLOB), qos, timestamp FROM mqtt_offline_queue"
+cdef str HEADS_BESIDE = HEADS + " WHERE timestamp = ? AND id > ? ORDER BY id"
+cdef str HEADS_AFTER = HEADS + " WHERE timestamp > ? ORDER BY timestamp, id"
+cdef str HEADS_EXPIRED = HEADS + " WHERE ttl < ?"
+cdef str HEADS_GIVEN_UP = HEADS + " WHERE retry_count >= ?"
+cdef str READ_ALL = (
+    "SELECT id, {0}, qos, timestamp, ttl, coalesce(retry_count, 0) FROM mqtt_offline_queue ORDER BY timestamp, id")
+cdef str AS_STORED = "topic, payload"
+cdef str AS_BYTES = "CAST(topic AS BLOB), CAST(payload AS BLOB)"
+cdef str READ_AFTER_STORED = READ_AFTER.format(AS_STORED)
 
 
 cdef object stored_payload(object payload):
@@ -64,6 +72,8 @@ cdef class QueueTable:
     cdef object connection, execute, executemany
     # Rows deleted since the caller set it to 0.
     cdef public int64_t deleted
+    # True where the last `read_after` met a TEXT that is not UTF-8.
+    cdef readonly bint had_broken_text
 
     def __init__(self, connection):
         self.connection = connection
@@ -88,29 +98,54 @@ cdef class QueueTable:
 
     def read_after(self, int64_t timestamp_ms, int64_t message_id, int limit) -> list:
         """The next rows behind a position, at most `limit`, as one snapshot."""
-        return self.execute(READ_AFTER, (timestamp_ms, message_id, limit)).fetchall()
+        self.had_broken_text = False
+        try:
+            return self.execute(READ_AFTER_STORED, (timestamp_ms, message_id, limit)).fetchall()
+        except UnicodeDecodeError:
+            return self._read_broken_text(READ_AFTER, (timestamp_ms, message_id, limit))
 
-    def read_expired(self, int64_t now_ms) -> list:
-        """Rows whose time of expiry has passed."""
-        return self.execute(READ_EXPIRED, (now_ms,)).fetchall()
+    cdef list _read_broken_text(self, str statement, tuple bindings):
+        """Rows where a TEXT is not UTF-8, by damage or by another writer: such a payload is given as bytes.
 
-    def read_given_up(self, int max_retry) -> list:
-        """Rows that failed as often as they may."""
-        return self.execute(READ_GIVEN_UP, (max_retry,)).fetchall()
+        Such a topic has a lone surrogate for each bad byte, which no check lets pass.
+        """
+        self.had_broken_text = True
+        return [
+            (row[0], row[1].decode("utf-8", "surrogateescape"), stored_payload(row[2]), *row[3:])
+            for row in self.execute(statement.format(AS_BYTES), bindings)
+        ]
+
+    def heads_after(self, int64_t timestamp_ms, int64_t message_id):
+        """An iterator over the heads (id, topic, qos, timestamp) behind a position, in order."""
+        return chain(self._heads(HEADS_BESIDE, (timestamp_ms, message_id)), self._heads(HEADS_AFTER, (timestamp_ms,)))
+
+    def heads_expired(self, int64_t now_ms):
+        """An iterator over the heads whose time of expiry has passed."""
+        return self._heads(HEADS_EXPIRED, (now_ms,))
+
+    def heads_given_up(self, int64_t max_retry):
+        """An iterator over the heads that failed as often as they may."""
+        return self._heads(HEADS_GIVEN_UP, (max_retry,))
+
+    def _heads(self, str statement, tuple bindings):
+        for message_id, topic, qos, timestamp_ms in self.execute(statement, bindings):
+            yield message_id, topic.decode("utf-8", "replace"), qos, timestamp_ms
 
     def increment_retry_count(self, list ids) -> int:
         """Count one more failed attempt for each id; returns how many rows there were."""
         cdef int64_t changed = 0
         for pair in ranges_of(ids):
-            self.execute("UPDATE mqtt_offline_queue SET retry_count = retry_count + 1 WHERE id BETWEEN ? AND ?", pair)
+            self.execute("UPDATE mqtt_offline_queue SET retry_count = coalesce(retry_count, 0) + 1"
+                         " WHERE id BETWEEN ? AND ?", pair)
             changed += self.connection.changes()
         return changed
 
     def read_all(self) -> list:
         """Every row with its retry count, in order."""
-        return self.execute(
-            "SELECT id, topic, payload, qos, timestamp, ttl, retry_count FROM mqtt_offline_queue"
-            " ORDER BY timestamp, id").fetchall()
+        try:
+            return self.execute(READ_ALL.format(AS_STORED)).fetchall()
+        except UnicodeDecodeError:
+            return self._read_broken_text(READ_ALL, ())
 
     def count(self) -> int:
         """Rows in the table."""

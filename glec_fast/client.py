@@ -144,7 +144,21 @@ class Client(paho.Client):
         """As paho's."""
         if self._thread is None:
             self._woken = False
+            for end in (self._sockpairR, self._sockpairW):
+                if end is not None:
+                    end.close()
         return super().loop_start()
+
+    def loop_stop(self) -> MQTTErrorCode:
+        """As paho's, which fails where the thread ends by itself just then."""
+        thread = self._thread
+        if thread is None:
+            return MQTTErrorCode.MQTT_ERR_INVAL
+        self._thread_terminate = True
+        self._wake()
+        if threading.current_thread() is not thread:
+            thread.join()
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _after_queueing(self) -> MQTTErrorCode:
         self._wake()
@@ -260,7 +274,8 @@ class Client(paho.Client):
     def _on_bytes(self, data: bytes) -> MQTTErrorCode:
         outbox = self._outbox
         session = outbox.session
-        with outbox.lock:
+        # Another thread may have sent what these bytes acknowledge, and not yet told the session.
+        with self._write_lock, outbox.lock:
             session.feed(data)
         while True:
             broken: ProtocolError | None = None
@@ -400,6 +415,20 @@ class Client(paho.Client):
         sock = super()._create_socket_connection()
         # We send whole batches; Nagle's algorithm would hold the last piece of each until the broker's kernel answers.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def _ssl_wrap_socket(self, tcp_sock: Any) -> Any:
+        context = self._ssl_context
+        if context is None or not (context.check_hostname or self._tls_insecure):
+            return super()._ssl_wrap_socket(tcp_sock)
+        sock = context.wrap_socket(tcp_sock, server_hostname=self._host, do_handshake_on_connect=False)
+        try:
+            sock.settimeout(self._connect_timeout)
+            sock.do_handshake()
+        except BaseException:
+            # paho leaves it to the garbage collector.
+            sock.close()
+            raise
         return sock
 
     def _sock_close(self) -> None:

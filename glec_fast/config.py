@@ -9,11 +9,12 @@ from urllib.parse import urlsplit
 
 from glec_fast.errors import ConfigError
 from glec_fast.tls import TLSConfig
-from glec_fast.validation import check_topic_level
+from glec_fast.validation import check_topic_level, is_utf8
 
 _DEFAULT_PORTS = {"tcp": 1883, "mqtt": 1883, "ssl": 8883, "mqtts": 8883, "ws": 80, "wss": 443}
 _TLS_SCHEMES = {"ssl", "mqtts", "wss"}
 _KEEPALIVE_MAX_S = 65_535
+_TEXT_MAX_BYTES = 65_535
 
 
 class Broker(NamedTuple):
@@ -38,10 +39,11 @@ class MQTTConfig:
     connection_timeout_s: for TCP and TLS together. keepalive_s: MQTT keep alive, 0 to 65,535, 0 turns it off.
     clean_session: False keeps the session at the broker, which exactly-once needs.
     auto_reconnect: False gives up after the first failure or loss of the connection.
-    retry_*: waits of retry_initial_delay_ms, doubled each time, for retry_max_attempts; then retry_max_delay_ms, for ever.
+    retry_*: waits of retry_initial_delay_ms, doubled each time, for retry_max_attempts; then retry_max_delay_ms, for
+    ever.
     max_in_flight: most unacknowledged messages, 1 to 65,534.
-    max_unreleased: most QoS 2 messages among them without PUBREL, 1 to 65,534. Keep it at or below the broker's own limit
-    (mosquitto's max_inflight_messages, 20 by default): mosquitto acknowledges what is above it, and never hands it on.
+    max_unreleased: the broker's limit of QoS 2 messages without PUBREL, 2 to 65,534; fewer are sent ahead. mosquitto
+    (max_inflight_messages, 20 by default) acknowledges what is above it, and never hands it on.
     status_interval_s: between two status heartbeats; 0 turns them off.
     qos0_commit_delay_s: how long a queued QoS 0 message may wait in memory for others to share a transaction.
     wait_for_disk: `publish` of QoS 2 returns only once the message is on disk.
@@ -73,6 +75,14 @@ class MQTTConfig:
         broker = parse_broker_url(self.broker_url)
         check_topic_level("client_id", self.client_id)
         check_queue_settings(self.queue_max_size, self.queue_ttl_hours, self.queue_max_retry)
+        _check_text("username", self.username)
+        _check_text("password", self.password)
+        _check_path("queue_path", self.queue_path)
+        for name in ("clean_session", "auto_reconnect", "wait_for_disk"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+        if self.tls_config is not None and not isinstance(self.tls_config, TLSConfig):
+            raise ConfigError(f"tls_config is {type(self.tls_config).__name__}; it must be a TLSConfig or None")
         if self.password is not None and self.username is None:
             raise ConfigError("password is set but username is not; MQTT 3.1.1 sends a password only with a user name")
         if self.tls_config is not None and not broker.tls:
@@ -83,7 +93,7 @@ class MQTTConfig:
         _check_whole("retry_initial_delay_ms", self.retry_initial_delay_ms, 1, 3_600_000)
         _check_whole("retry_max_delay_ms", self.retry_max_delay_ms, 1, 86_400_000)
         _check_whole("max_in_flight", self.max_in_flight, 1, 65_534)
-        _check_whole("max_unreleased", self.max_unreleased, 1, 65_534)
+        _check_whole("max_unreleased", self.max_unreleased, 2, 65_534)
         _check_number("status_interval_s", self.status_interval_s, 0, 86_400)
         _check_number("qos0_commit_delay_s", self.qos0_commit_delay_s, 0, 3600)
 
@@ -97,6 +107,11 @@ def parse_broker_url(url: str) -> Broker:
     """Take a broker URL apart. Raises ConfigError."""
     if not isinstance(url, str):
         raise ConfigError(f"broker_url is {type(url).__name__}; it must be str, such as ssl://host:8883")
+    # Credentials first: what else is wrong is told with the URL in it.
+    if "@" in url:
+        raise ConfigError("broker_url holds credentials; give them as username and password, so that no log shows them")
+    if not url.isprintable() or " " in url:
+        raise ConfigError(f"broker_url {url!r} has a space or control character; remove it")
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -108,8 +123,6 @@ def parse_broker_url(url: str) -> Broker:
         raise ConfigError(f"broker_url {url!r} has no host; write it as {parts.scheme}://host:port")
     if port == 0:
         raise ConfigError(f"broker_url {url!r}: the port must be 1 to 65535")
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError("broker_url holds credentials; give them as username and password, so that no log shows them")
     websockets = parts.scheme in ("ws", "wss")
     if parts.query or parts.fragment or (parts.path not in ("", "/") and not websockets):
         raise ConfigError(f"broker_url {url!r} has a path or query, which {parts.scheme}:// does not use")
@@ -127,6 +140,19 @@ def check_queue_settings(max_queue_size: int, ttl_hours: float, max_retry: int) 
     _check_whole("queue size", max_queue_size, 1, 100_000_000)
     _check_number("queue TTL in hours", ttl_hours, 0.0001, 24 * 3660)
     _check_whole("queue retry limit", max_retry, 1, 1_000_000)
+
+
+def _check_text(name: str, value: object) -> None:
+    # Without the value: one of them is the password.
+    if value is None:
+        return
+    if not isinstance(value, str) or not is_utf8(value) or len(value.encode()) > _TEXT_MAX_BYTES:
+        raise ConfigError(f"{name} must be a str of at most {_TEXT_MAX_BYTES} bytes of UTF-8, or None")
+
+
+def _check_path(name: str, value: object) -> None:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ConfigError(f"{name} is {value!r}; it must be the path of a file")
 
 
 def _check_whole(name: str, value: object, lowest: int, highest: int) -> None:

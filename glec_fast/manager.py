@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections import Counter
@@ -32,6 +33,10 @@ from glec_fast.validation import as_payload, check_publish
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
 _HOUR_MS = 60 * 60 * 1000
+# Specification, "Periodic Cleanup".
+_CLEANUP_INTERVAL_S = 300.0
+# Long enough for a slow link to take what is left to send, short enough for a service manager that waits for our end.
+_LEAVE_TIMEOUT_S = 5.0
 
 logger = logging.getLogger("glec_fast")
 
@@ -96,14 +101,53 @@ class _FleetClient(Client):
             try:
                 self.loop_forever(retry_first_connection=self._reconnect_on_failure)
                 break
+            except OSError as error:
+                # The first attempt failed, and none is to follow.
+                logger.error("no connection is made again: %s", error)
+                break
             except Exception:
-                logger.exception("the network thread failed and begins again")
+                logger.exception("the network thread failed")
                 self._sock_close()
                 if not self._reconnect_on_failure:
                     break
                 self._reconnect_wait()
                 self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
+        # A connection that was being made while `leave` was called.
+        self._sock_close()
         self._thread = None
+
+    def reconnect(self) -> MQTTErrorCode:
+        """As paho's."""
+        is_first = self._state == paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
+        try:
+            return super().reconnect()
+        except OSError:
+            if is_first and not self._interrupt.is_set():
+                # Its loop for the first connection would end here, and its other one begin with a second wait.
+                self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
+            raise
+
+    def leave(self) -> None:
+        """Disconnect and end the network thread. A link that takes no DISCONNECT is given up after a while."""
+        thread = self._thread
+        self._interrupt.set()
+        self.disconnect()
+        self._thread_terminate = True
+        if thread is None or thread is threading.current_thread():
+            return
+        thread.join(_LEAVE_TIMEOUT_S)
+        if thread.is_alive():
+            self._break_link()
+            thread.join()
+
+    def _break_link(self) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            sock.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            logger.debug("the link had ended already: %s", error)
 
     def loop_misc(self) -> MQTTErrorCode:
         """As paho's, and the manager's timers."""
@@ -113,10 +157,6 @@ class _FleetClient(Client):
     def wait(self, delay_s: float) -> bool:
         """Wait out a pause between two attempts; True where it was ended early."""
         return self._interrupt.wait(delay_s)
-
-    def interrupt(self) -> None:
-        """End the pause between two attempts."""
-        self._interrupt.set()
 
     def _reconnect_wait(self) -> None:
         remaining_s = self.backoff.next_delay_s()
@@ -145,10 +185,11 @@ class MQTTManager:
         self._drops: Counter[str] = Counter()
         self._reconnect_count = 0
         self._attempts = 0
-        self._was_connected = False
+        self._was_connected = self._connected_once = False
         self._can_frames = 0
         self._battery_voltage: float | None = None
         self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
+        self._next_cleanup_s = self._started_s + _CLEANUP_INTERVAL_S
         self._lock = threading.Lock()
         self._closed = False
         backoff = Backoff(
@@ -220,9 +261,7 @@ class MQTTManager:
             if self._closed:
                 return
             self._closed = True
-        self._client.disconnect()
-        self._client.interrupt()
-        self._client.loop_stop()
+        self._client.leave()
         self._outbox.park()
         self._store.close()
 
@@ -314,13 +353,24 @@ class MQTTManager:
     def _tick(self) -> float:
         """Do what is due; returns the seconds until something is."""
         now_s = time.monotonic()
+        if now_s >= self._next_cleanup_s:
+            self._next_cleanup_s = now_s + _CLEANUP_INTERVAL_S
+            self._clean_up()
         if now_s >= self._next_status_s:
             self._next_status_s = now_s + self.config.status_interval_s
             try:
                 self.publish_status()
             except (GlecError, OSError) as error:
                 logger.error("the status heartbeat was not accepted: %s", error)
-        return self._next_status_s - now_s
+        return min(self._next_status_s, self._next_cleanup_s) - now_s
+
+    def _clean_up(self) -> None:
+        try:
+            expired, given_up = self._store.drop_expired(), self._store.drop_given_up()
+        except GlecError as error:
+            logger.error("the queue was not cleaned up: %s", error)
+        else:
+            logger.debug("cleaned up: %d expired, %d given up", expired, given_up)
 
     # ---- called by the client and the store
 
@@ -336,10 +386,9 @@ class MQTTManager:
             logger.error("the broker refused the connection: %s", reason)
             return
         self._client.backoff.reset()
-        self._was_connected = True
-        if self._attempts > 1:
-            with self._lock:
-                self._reconnect_count += 1
+        with self._lock:
+            self._reconnect_count += self._connected_once
+        self._connected_once = self._was_connected = True
         self._tell("on_connected")
 
     def _on_connect_fail(self, _client: paho.Client, _userdata: Any) -> None:

@@ -16,7 +16,7 @@ from paho.mqtt.enums import MQTTErrorCode
 
 from glec_fast._session import Session
 from glec_fast.drops import Dropped, DropReason
-from glec_fast.errors import QueueStorageError
+from glec_fast.errors import QueueClosedError, QueueStorageError
 from glec_fast.handle import PublishHandle
 from glec_fast.store import Collected, Row, Store
 
@@ -326,11 +326,13 @@ class DurableOutbox(Outbox):
 
     def _requeue(self, topic: str, payload: str | bytes, handle: PublishHandle) -> None:
         def register(message_id: int) -> None:
+            handle.mid = handle.message_id = message_id
+            handle._wait_durable = self.store.wait_durable
             self._handles[message_id] = handle
 
         try:
             self.store.append(topic, payload, 0, urgent=False, register=register)
-        except QueueStorageError:
+        except (QueueStorageError, QueueClosedError):
             handle._set_as_dropped(DropReason.LINK_LOST)
             self._tell_dropped([Dropped(handle.message_id, topic, 0, DropReason.LINK_LOST)])
 
@@ -352,6 +354,8 @@ class DurableOutbox(Outbox):
                 handle._set_as_published()
         self.store.rewind(parked, finished)
         self.is_open = True
+        # QoS 0 messages may still wait in memory for company; now they can go.
+        self.store.request_commit()
         self.pull()
 
     # ---- called by the store's thread

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import NamedTuple
 
 from glec_fast._store import QueueTable
 from glec_fast.config import check_queue_settings
+from glec_fast.drops import Dropped
+from glec_fast.errors import QueueStorageError
 from glec_fast.store import DEFAULT_MAX_QUEUE_SIZE, DEFAULT_MAX_RETRY, Store
-from glec_fast.validation import as_payload, check_publish
+from glec_fast.validation import as_payload, check_id, check_publish, check_ttl
 
 _HOUR_MS = 60 * 60 * 1000
+
+logger = logging.getLogger("glec_fast")
 
 
 class QueuedMessage(NamedTuple):
@@ -29,21 +34,27 @@ class QueuedMessage(NamedTuple):
 
 
 class QueueStats(NamedTuple):
-    """A snapshot. The timestamps are None where the queue is empty; `disk_bytes` counts the file and its log."""
+    """A snapshot. The timestamps are None where the queue is empty; `disk_bytes` counts the file and its log.
+
+    drops: messages dropped since the queue was opened, by the values of `DropReason`.
+    """
 
     size: int
     oldest_timestamp_ms: int | None
     newest_timestamp_ms: int | None
     disk_bytes: int
+    drops: Mapping[str, int]
 
 
 class OfflineQueueManager:
     """A durable first-in, first-out queue of messages in one SQLite file (specification, "Offline Queue").
 
     Every method that changes the queue returns once the change is on disk. Thread-safe. One process at a time.
+    Expired and given-up messages go by themselves every five minutes.
 
     path: the queue file. max_queue_size: messages, 1 to 100,000,000; the oldest go first. ttl_hours: above 0.
-    max_retry: failed attempts until `cleanup_max_retries` takes a message, at least 1. clock: Unix time in seconds.
+    max_retry: failed attempts until `cleanup_max_retries` takes a message, at least 1.
+    on_drop: told of each dropped message by the queue's own thread; keep it short. clock: Unix time in seconds.
     Raises ConfigError, QueueLockedError, QueueFormatError, QueueStorageError.
     """
 
@@ -54,36 +65,56 @@ class OfflineQueueManager:
         ttl_hours: float = 24,
         max_retry: int = DEFAULT_MAX_RETRY,
         *,
+        on_drop: Callable[[Dropped], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         check_queue_settings(max_queue_size, ttl_hours, max_retry)
-        ttl_ms = int(ttl_hours * _HOUR_MS)
-        self._store = Store(path, max_queue_size=max_queue_size, ttl_ms=ttl_ms, max_retry=max_retry, clock=clock)
+        self._on_drop = on_drop
+        self._store = Store(
+            path,
+            max_queue_size=max_queue_size,
+            ttl_ms=int(ttl_hours * _HOUR_MS),
+            max_retry=max_retry,
+            on_dropped=self._on_dropped,
+            clock=clock,
+        )
 
     def enqueue(self, topic: str, payload: object, qos: int, ttl_millis: int | None = None) -> int:
         """Add a message and return its id. `ttl_millis`: its age of expiry, the queue's own where None.
 
-        Raises MessageError, QueueStorageError.
+        Raises MessageError; QueueStorageError and QueueClosedError, after which it is not in the queue.
         """
         check_publish(topic, qos)
+        check_ttl(ttl_millis)
         message_id = self._store.append(topic, as_payload(payload), qos, ttl_ms=ttl_millis)
-        try:
-            self._store.wait_durable(message_id)
-        except BaseException:
-            self._store.withdraw(message_id)
-            raise
+        self._wait_durable([message_id])
         return message_id
 
     def enqueue_many(self, rows: Iterable[tuple[str, object, int]], ttl_millis: int | None = None) -> list[int]:
-        """Add (topic, payload, qos) rows in one transaction and return their ids; one bad row refuses all."""
+        """Add (topic, payload, qos) rows in one transaction and return their ids; one bad row refuses all.
+
+        Raises as `enqueue`, after which none of them is in the queue.
+        """
+        check_ttl(ttl_millis)
         checked = []
         for topic, payload, qos in rows:
             check_publish(topic, qos)
             checked.append((topic, as_payload(payload), qos))
         ids = self._store.append_many(checked, ttl_millis)
         if ids:
-            self._store.wait_durable(ids[-1])
+            self._wait_durable(ids)
         return ids
+
+    def _wait_durable(self, ids: list[int]) -> None:
+        while True:
+            try:
+                self._store.wait_durable(ids[-1])
+            except QueueStorageError:
+                # Not withdrawn: a later attempt has written them meanwhile, and the next wait says so.
+                if not self._store.withdraw(*ids):
+                    continue
+                raise
+            return
 
     def dequeue_all(self) -> list[QueuedMessage]:
         """Every message, oldest first. It stays in the queue until `delete`."""
@@ -91,10 +122,12 @@ class OfflineQueueManager:
 
     def delete(self, message_id: int) -> bool:
         """Delete one message; False where there is none of this id."""
+        check_id(message_id)
         return self._store.run(lambda table: table.delete([message_id])) > 0
 
     def increment_retry_count(self, message_id: int) -> bool:
         """Count one more failed attempt; False where there is no message of this id."""
+        check_id(message_id)
         return self._store.run(lambda table: table.increment_retry_count([message_id])) > 0
 
     def cleanup_expired(self) -> int:
@@ -116,7 +149,18 @@ class OfflineQueueManager:
             return table.count(), table.span_ms()
 
         size, (oldest_ms, newest_ms) = self._store.run(measure)
-        return QueueStats(size, oldest_ms, newest_ms, self._store.disk_bytes())
+        return QueueStats(size, oldest_ms, newest_ms, self._store.disk_bytes(), self._store.drops)
+
+    def _on_dropped(self, dropped: list[Dropped]) -> None:
+        for each in dropped:
+            self._tell(each)
+
+    def _tell(self, dropped: Dropped) -> None:
+        try:
+            if self._on_drop is not None:
+                self._on_drop(dropped)
+        except Exception:
+            logger.exception("the drop callback failed")
 
     def release(self) -> None:
         """Write what is pending and let go of the file. Idempotent."""

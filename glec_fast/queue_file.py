@@ -6,15 +6,19 @@ exactly-once needs stands beside it in `glec_session`. `PRAGMA user_version` is 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import apsw
 
-from glec_fast.errors import QueueFormatError, QueueLockedError, QueueStorageError
+from glec_fast.errors import MessageError, QueueFormatError, QueueLockedError, QueueStorageError
+from glec_fast.validation import check_publish
 
 SCHEMA_VERSION = 1
 
@@ -28,14 +32,29 @@ CREATE TABLE IF NOT EXISTS glec_session (
     id INTEGER PRIMARY KEY CHECK (id = 1), client_id TEXT NOT NULL, broker TEXT NOT NULL, in_flight BLOB NOT NULL);
 """
 
-_COLUMNS = {"id", "topic", "payload", "qos", "timestamp", "ttl", "retry_count"}
+_COLUMNS = ("id", "topic", "payload", "qos", "timestamp", "ttl", "retry_count")
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM mqtt_offline_queue NOT INDEXED"  # noqa: S608
 _HEADER = b"SQLite format 3\x00"
+_HEADER_BYTES = 100
+# Where the header has the change counter for which its own count of pages holds; 0 has SQLite measure the file instead.
+_PAGES_VALID_FOR = slice(92, 96)
 _COMPANIONS = ("-wal", "-shm", "-journal")
 # SQLite waits this long for a lock that only a foreign program can hold, such as a backup.
 _BUSY_TIMEOUT_MS = 2000
 # Reading every page takes about a second for 64 MB on a gateway's flash; larger files are checked as they are read.
 _CHECKED_AT_OPEN_BYTES = 32 << 20
 _CACHE_KIB = 512
+# Ids between two readable ends of a damaged table are tried one by one, up to so many from each end.
+_TRIED_IDS_MAX = 100_000
+# An id that was given once must not be given again, also where the damage took the record of the highest.
+_IDS_LEFT_OUT = 1_000_000
+_SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'"
+# Rows of another writer that no PUBLISH can be made of.
+_UNSENDABLE = """
+SELECT count(*) FROM mqtt_offline_queue WHERE qos NOT IN (0, 1, 2) OR typeof(topic) <> 'text' OR topic = ''
+    OR length(CAST(topic AS BLOB)) > 65535 OR instr(topic, '+') OR instr(topic, '#')
+    OR instr(CAST(topic AS BLOB), x'00') OR typeof(timestamp) <> 'integer' OR typeof(ttl) <> 'integer'
+"""
 
 logger = logging.getLogger("glec_fast")
 
@@ -55,33 +74,47 @@ class QueueFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
+        # Links resolved: two names of one file must meet at one lock.
+        self.path = Path(path).resolve()
         self.salvage: Salvage | None = None
         self._lock_descriptor = _lock(self.path)
         try:
             self.connection = self._open()
+        except (apsw.Error, OSError) as error:
+            os.close(self._lock_descriptor)
+            if isinstance(error, QueueStorageError):
+                raise
+            raise storage_error(self.path, error) from error
         except BaseException:
             os.close(self._lock_descriptor)
             raise
 
     def _open(self) -> apsw.Connection:
+        _finish_carry_over(self.path)
         _refuse_foreign(self.path)
         try:
+            if _mark_of(self.path).exists():
+                raise apsw.CorruptError("it was found damaged while it was in use")
             return _open_checked(self.path)
         except (apsw.CorruptError, apsw.NotADBError) as error:
             logger.error("queue file %s is damaged (%s); carrying over what can be read", self.path, error)
-            connection, self.salvage = _carry_over(self.path)
+            self.salvage = _carry_over(self.path)
             logger.error(
                 "%d messages carried over, at least %d lost; the damaged file is kept as %s",
                 self.salvage.rows_carried, self.salvage.rows_lost, self.salvage.kept_as,
             )
-            return connection
-        except apsw.Error as error:
-            raise storage_error(self.path, error) from error
+            return _open_checked(self.path)
 
     def reader(self) -> apsw.Connection:
         """A second connection, for reading only."""
         return connect(self.path, apsw.SQLITE_OPEN_READONLY)
+
+    def failed(self, error: Exception) -> QueueStorageError:
+        """The error of this family for `error`. Damage is remembered: the next opening carries over what is left."""
+        if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
+            with suppress(OSError):
+                _mark_of(self.path).touch(0o600)
+        return storage_error(self.path, error)
 
     def close(self) -> None:
         """Close the write connection and let another process have the file. Idempotent."""
@@ -101,10 +134,12 @@ def connect(path: Path, flags: int) -> apsw.Connection:
 
 def storage_error(path: Path, error: BaseException) -> QueueStorageError:
     """The error of this family for what SQLite or the system reported about `path`."""
-    if isinstance(error, apsw.FullError):
+    if isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
         return QueueStorageError(f"no space left for the queue file {path}: free some; what was accepted is kept")
     if isinstance(error, (apsw.ReadOnlyError, apsw.PermissionsError, PermissionError)):
         return QueueStorageError(f"the queue file {path} cannot be written ({error}): make it and its folder writable")
+    if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
+        return QueueStorageError(f"the queue file {path} is damaged ({error}): open it again to save what is left")
     return QueueStorageError(f"the queue file {path} failed ({error}): check the disk and the folder's permissions")
 
 
@@ -113,24 +148,35 @@ def _lock(path: Path) -> int:
     lock_path = path.with_name(path.name + "-lock")
     try:
         descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        # Its -wal and -shm take their permissions from the file.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise storage_error(path, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        # Its -wal and -shm take their permissions from the file.
+        _create(path)
+    except BlockingIOError as error:
         os.close(descriptor)
         raise QueueLockedError(
             f"the queue file {path} is in use by another process or client: close it there, or use another path"
         ) from error
+    except OSError as error:
+        os.close(descriptor)
+        raise storage_error(path, error) from error
     return descriptor
+
+
+def _create(path: Path) -> None:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _mark_of(path: Path) -> Path:
+    return path.with_name(path.name + "-damaged")
 
 
 def _refuse_foreign(path: Path) -> None:
     with path.open("rb") as file:
         header = file.read(len(_HEADER))
-    # A header of zeros is what a flash block that was never written back looks like: a damaged queue, not a foreign file.
+    # Zeros are what a flash block that was never written back looks like: a damaged queue, not a foreign file.
     if header and header != _HEADER and header.strip(b"\x00"):
         raise QueueFormatError(f"{path} is not a queue file (no SQLite header): give queue_path another name")
 
@@ -138,89 +184,280 @@ def _refuse_foreign(path: Path) -> None:
 def _open_checked(path: Path) -> apsw.Connection:
     connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
     try:
-        version = connection.pragma("user_version")
-        if version > SCHEMA_VERSION:
-            raise QueueFormatError(
-                f"{path} was written by a newer version (format {version}, this one knows {SCHEMA_VERSION}): "
-                "update this program, or give queue_path another name"
-            )
-        tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-        if "mqtt_offline_queue" in tables:
-            columns = {row[1] for row in connection.execute("PRAGMA table_info(mqtt_offline_queue)")}
-            if not columns >= _COLUMNS:
-                raise QueueFormatError(f"{path}: table mqtt_offline_queue lacks {sorted(_COLUMNS - columns)}")
-            if path.stat().st_size <= _CHECKED_AT_OPEN_BYTES and connection.pragma("quick_check") != "ok":
-                raise apsw.CorruptError("quick_check found errors")
-        elif tables - {"sqlite_sequence"}:
-            raise QueueFormatError(f"{path} is another program's database: give queue_path another name")
+        # Until it is known to be ours: closing would otherwise fold its write-ahead log into a file that we refuse.
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+        _check(connection, path)
+        connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")
-        with connection:
-            connection.execute(SCHEMA)
-            connection.pragma("user_version", SCHEMA_VERSION)
+        _create_schema(connection)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _carry_over(path: Path) -> tuple[apsw.Connection, Salvage]:
+def _check(connection: apsw.Connection, path: Path) -> None:
+    version = connection.pragma("user_version")
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    if "mqtt_offline_queue" not in tables:
+        if tables - {"sqlite_sequence"}:
+            raise QueueFormatError(f"{path} is another program's database: give queue_path another name")
+        return
+    if version > SCHEMA_VERSION:
+        raise QueueFormatError(
+            f"{path} was written by a newer version (format {version}, this one knows {SCHEMA_VERSION}): "
+            "update this program, or give queue_path another name"
+        )
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(mqtt_offline_queue)")}
+    if not columns.issuperset(_COLUMNS):
+        raise QueueFormatError(f"{path}: table mqtt_offline_queue lacks {sorted(set(_COLUMNS) - columns)}")
+    if path.stat().st_size <= _CHECKED_AT_OPEN_BYTES:
+        if connection.pragma("quick_check") != "ok":
+            raise apsw.CorruptError("quick_check found errors")
+        if connection.execute(_UNSENDABLE).get:
+            raise apsw.CorruptError("it has rows that no message can be made of")
+
+
+def _create_schema(connection: apsw.Connection) -> None:
+    with connection:
+        connection.execute(SCHEMA)
+        if connection.pragma("user_version") != SCHEMA_VERSION:
+            connection.pragma("user_version", SCHEMA_VERSION)
+
+
+def _carry_over(path: Path) -> Salvage:
+    """Fill a new file from a damaged one and put it in its place; a crash or a full disk on the way loses nothing."""
+    found = _Remains(path)
+    new = _new_of(path)
+    _remove(new)
+    _create(new)
+    connection = connect(new, apsw.SQLITE_OPEN_READWRITE)
+    try:
+        connection.pragma("synchronous", "full")
+        with connection:
+            _create_schema(connection)
+            connection.executemany("INSERT INTO mqtt_offline_queue VALUES (?, ?, ?, ?, ?, ?, ?)", found.rows)
+            connection.executemany("INSERT INTO glec_session VALUES (?, ?, ?, ?)", found.session)
+            connection.execute("DELETE FROM sqlite_sequence")
+            connection.execute("INSERT INTO sqlite_sequence VALUES ('mqtt_offline_queue', ?)", (found.last_id,))
+    except BaseException:
+        connection.close()
+        _remove(new)
+        raise
+    connection.close()
+    kept_as = _set_aside(path)
+    _finish_carry_over(path)
+    return Salvage(kept_as, len(found.rows), max(found.expected - len(found.rows), 0))
+
+
+def _new_of(path: Path) -> Path:
+    return path.with_name(path.name + "-new")
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", *_COMPANIONS):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _set_aside(path: Path) -> Path:
+    kept_as = _kept_names(path)[1]
+    # The file first: without it, what follows is taken up again by the next opening.
+    path.rename(kept_as)
+    _set_companions_aside(path, kept_as)
+    return kept_as
+
+
+def _kept_names(path: Path) -> tuple[Path, Path]:
+    """The latest name that a damaged file was given, and the next."""
     number = 1
-    while (kept_as := path.with_name(f"{path.name}.damaged-{number}")).exists():
+    while (following := path.with_name(f"{path.name}.damaged-{number}")).exists():
         number += 1
+    return path.with_name(f"{path.name}.damaged-{number - 1}"), following
+
+
+def _set_companions_aside(path: Path, kept_as: Path) -> None:
     for suffix in _COMPANIONS:
         companion = path.with_name(path.name + suffix)
         if companion.exists():
             companion.rename(kept_as.with_name(kept_as.name + suffix))
-    path.rename(kept_as)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    connection = _open_checked(path)
-    rows, expected, session = _read_damaged(kept_as)
-    with connection:
-        connection.executemany("INSERT OR REPLACE INTO mqtt_offline_queue VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-        connection.executemany("INSERT OR REPLACE INTO glec_session VALUES (?, ?, ?, ?)", session)
-    return connection, Salvage(kept_as, len(rows), max(expected - len(rows), 0))
 
 
-def _read_damaged(path: Path) -> tuple[list[tuple[object, ...]], int, list[tuple[object, ...]]]:
-    """(rows, rows that an index remembers, the session's row): whatever of each can still be read."""
-    rows: dict[int, tuple[object, ...]] = {}
-    expected = 0
-    session: list[tuple[object, ...]] = []
+def _finish_carry_over(path: Path) -> None:
+    """Put a new file that is complete in its place, where the damaged one was set aside already."""
+    new = _new_of(path)
+    if not new.exists():
+        return
+    if path.exists() and path.stat().st_size:
+        # The damaged file is still there, so that the new one may be half done.
+        _remove(new)
+        return
+    # A write-ahead log of the damaged file would be read into the new one.
+    _set_companions_aside(path, _kept_names(path)[0])
+    new.rename(path)
+    _mark_of(path).unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with connect(path, apsw.SQLITE_OPEN_READWRITE) as connection:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+_Values = tuple[object, ...]
+
+
+class _Remains:
+    """What of a damaged file can still be read. `expected`: rows that an index remembers, or that were found."""
+
+    def __init__(self, path: Path) -> None:
+        self._rows: dict[int, _Values] = {}
+        self._remembered: set[int] = set()
+        self.session: list[_Values] = []
+        self._last_id = 0
+        self._is_sequence_known = False
+        if not self._read(path):
+            self._read_with_lent_header(path)
+        self.rows = sorted((row for row in self._rows.values() if _is_sound(row)), key=_id_of)
+        self._remembered.update(self._rows)
+        self.expected = len(self._remembered)
+        highest = max(self._last_id, *self._remembered, 0)
+        self.last_id = highest if self._is_sequence_known else highest + _IDS_LEFT_OUT
+
+    def _read(self, path: Path) -> bool:
+        """Read what can be read; False where not even the schema can."""
+        try:
+            connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
+        except apsw.Error:
+            return False
+        try:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'mqtt_offline_queue'").get == 0:
+                return False
+        except apsw.Error as error:
+            logger.warning("the schema of the damaged file %s cannot be read: %s", path, error)
+            return False
+        else:
+            sequence = _number(connection, _SEQUENCE)
+            self._is_sequence_known = sequence is not None
+            self._last_id = sequence or 0
+            self._read_indexes(connection)
+            self._read_table(connection)
+            self._read_session(connection)
+            return True
+        finally:
+            connection.close()
+
+    def _read_with_lent_header(self, path: Path) -> None:
+        """Read a copy whose header, then whole first page, is that of a new file: the tables stand where they did."""
+        copy = path.with_name(path.name + "-copy")
+        try:
+            for lent_bytes in (_HEADER_BYTES, None):
+                _remove(copy)
+                page = _first_page(copy)
+                _remove(copy)
+                for suffix in ("", "-wal"):
+                    source = path.with_name(path.name + suffix)
+                    if source.exists():
+                        shutil.copyfile(source, copy.with_name(copy.name + suffix))
+                with copy.open("r+b") as file:
+                    file.write(page[:lent_bytes])
+                if self._read(copy) and self._rows:
+                    return
+        finally:
+            _remove(copy)
+
+    def _read_indexes(self, connection: apsw.Connection) -> None:
+        """The ids that the indexes remember, from both ends of each."""
+        for index, column in (("idx_timestamp", "timestamp"), ("idx_ttl", "ttl")):
             for order in ("ASC", "DESC"):
-                _read_rows(connection, order, rows)
-            expected = _first_number(connection, "SELECT count(*) FROM mqtt_offline_queue INDEXED BY idx_timestamp")
-            session = list(connection.execute("SELECT * FROM glec_session"))
-    except apsw.Error as error:
-        logger.warning("reading the damaged file %s ended early: %s", path, error)
-    good = [row for row in rows.values() if _is_sound(row)]
-    return sorted(good, key=lambda row: int(str(row[0]))), max(expected, len(rows)), session
+                query = f"SELECT id FROM mqtt_offline_queue INDEXED BY {index} ORDER BY {column} {order}"  # noqa: S608
+                with suppress(apsw.Error):
+                    for (number,) in connection.execute(query):
+                        self._remembered.add(number)
+
+    def _read_table(self, connection: apsw.Connection) -> None:
+        lowest_unread = self._read_in_order(connection, "ASC")
+        if lowest_unread is None:
+            return
+        highest_unread = self._read_in_order(connection, "DESC")
+        if highest_unread is None:
+            return
+        # Both ends stopped at a broken page: what stands between them is found one by one.
+        up = range(lowest_unread, min(highest_unread, lowest_unread + _TRIED_IDS_MAX) + 1)
+        down = range(highest_unread, max(highest_unread - _TRIED_IDS_MAX, lowest_unread), -1)
+        for number in self._remembered.union(up, down).difference(self._rows):
+            with suppress(apsw.Error, UnicodeDecodeError):
+                for row in connection.execute(f"{_SELECT} WHERE id = ?", (number,)):
+                    self._rows[number] = row
+
+    def _read_in_order(self, connection: apsw.Connection, order: str) -> int | None:
+        """The id at which reading stopped; None where it came to the end."""
+        step = 1 if order == "ASC" else -1
+        reached: int | None = None
+        try:
+            for row in connection.execute(f"{_SELECT} ORDER BY id {order}"):
+                reached = row[0]
+                self._rows[row[0]] = row
+        except (apsw.Error, UnicodeDecodeError) as error:
+            logger.warning("reading damaged rows (%s) ended after %d: %s", order, len(self._rows), error)
+            if reached is not None:
+                return reached + step
+            return 1 if order == "ASC" else max(self._last_id, *self._remembered, 1)
+        return None
+
+    def _read_session(self, connection: apsw.Connection) -> None:
+        with suppress(apsw.Error, UnicodeDecodeError):
+            for row in connection.execute("SELECT id, client_id, broker, in_flight FROM glec_session WHERE id = 1"):
+                if _is_sound_session(row):
+                    self.session = [row]
 
 
-def _read_rows(connection: apsw.Connection, order: str, rows: dict[int, tuple[object, ...]]) -> None:
-    # From both ends: a broken page in the middle then costs only what stands on it.
+def _first_page(scratch: Path) -> bytes:
+    """The first page of a new file, with no count of pages of its own."""
+    connection = apsw.Connection(str(scratch))
+    _create_schema(connection)
+    # WAL is part of the header; a log beside the file is then read with it.
+    connection.pragma("journal_mode", "wal")
+    size = connection.pragma("page_size")
+    connection.close()
+    page = bytearray(scratch.read_bytes()[:size])
+    page[_PAGES_VALID_FOR] = bytes(4)
+    return bytes(page)
+
+
+def _number(connection: apsw.Connection, query: str) -> int | None:
     try:
-        for row in connection.execute(f"SELECT * FROM mqtt_offline_queue NOT INDEXED ORDER BY id {order}"):  # noqa: S608
-            rows[row[0]] = row
-    except apsw.Error as error:
-        logger.warning("reading damaged rows (%s) ended after %d: %s", order, len(rows), error)
-
-
-def _first_number(connection: apsw.Connection, query: str) -> int:
-    try:
-        return int(connection.execute(query).get)
+        value = connection.execute(query).get
     except apsw.Error:
-        return 0
+        return None
+    return value if isinstance(value, int) else None
 
 
-def _is_sound(row: tuple[object, ...]) -> bool:
+def _id_of(row: _Values) -> int:
+    return row[0] if isinstance(row[0], int) else 0
+
+
+def _is_sound(row: _Values) -> bool:
     return (
         len(row) == len(_COLUMNS)
         and isinstance(row[1], str)
+        and _is_topic(row[1])
         and isinstance(row[2], (str, bytes))
         and row[3] in (0, 1, 2)
         and isinstance(row[4], int)
         and isinstance(row[5], int)
+        and (row[6] is None or isinstance(row[6], int))
     )
+
+
+def _is_sound_session(row: _Values) -> bool:
+    _, client_id, broker, in_flight = row
+    return isinstance(client_id, str) and isinstance(broker, str) and isinstance(in_flight, bytes)
+
+
+def _is_topic(topic: str) -> bool:
+    try:
+        check_publish(topic, 0)
+    except MessageError:
+        return False
+    return True

@@ -12,32 +12,42 @@ import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import apsw
 
 from glec_fast._store import QueueTable, make_row
 from glec_fast.drops import Dropped, DropReason
-from glec_fast.errors import GlecError, QueueClosedError, QueueStorageError
-from glec_fast.queue_file import QueueFile, Salvage, storage_error
+from glec_fast.errors import QueueClosedError, QueueStorageError
+from glec_fast.queue_file import QueueFile, Salvage
+from glec_fast.validation import is_utf8
 
 Row: TypeAlias = "tuple[int, str, str | bytes, int, int, int]"
+# A row without its payload: id, topic, QoS, timestamp.
+Head: TypeAlias = tuple[int, str, int, int]
 T = TypeVar("T")
 
 DEFAULT_MAX_QUEUE_SIZE = 10_000
 DEFAULT_TTL_MS = 24 * 60 * 60 * 1000
 DEFAULT_MAX_RETRY = 3
 DEFAULT_QOS0_COMMIT_DELAY_S = 5.0
+DEFAULT_CLEANUP_INTERVAL_S = 300.0
 # A finished row may stay this long; a crash meanwhile sends QoS 1 again, which it allows, and saves half the commits.
 _DONE_COMMIT_DELAY_S = 1.0
 # So many finished rows are worth a transaction of their own.
 _DONE_COMMIT_ROWS = 500
 # So many rows may wait for a slow disk before `append` waits for it too.
 _PENDING_ROWS_MAX = 10_000
+# Beyond what came with a transaction, so many rows are dropped in one: each is told of, and so held in memory.
+_DROP_ROWS_MAX = 1000
 _STORAGE_RETRY_S = 1.0
-_BEFORE_FIRST = (-1, 0)
+_AT_ONCE = float("-inf")
+# Before every timestamp, also of another writer.
+_BEFORE_FIRST = (-(1 << 63), 0)
 
 logger = logging.getLogger("glec_fast")
 
@@ -51,7 +61,10 @@ class Collected(NamedTuple):
 
 
 class Outbox(Protocol):
-    """The side that sends; see `Store.attach`. Called by the writer thread, `collect` with the store's lock held."""
+    """The side that sends; see `Store.attach`. Called by the writer thread, `collect` with the store's lock held.
+
+    What it raises is logged; the store goes on.
+    """
 
     def collect(self) -> Collected:
         """Everything finished since the last call, and the image as of now, taken atomically."""
@@ -66,17 +79,24 @@ class Outbox(Protocol):
 class _Job:
     """A statement for the writer thread, and where its result goes."""
 
-    def __init__(self, statement: Callable[[QueueTable], Any]) -> None:
+    def __init__(self, statement: Callable[[QueueTable], Any], *, lasting: bool = False) -> None:
         self.statement = statement
+        # Nobody waits for it: where the disk fails it is tried again.
+        self.lasting = lasting
         self.finished = threading.Event()
         self.result: Any = None
         self.error: BaseException | None = None
 
-    def run(self, table: QueueTable) -> None:
-        """Run the statement. What it refuses is its caller's; what the disk refuses is the whole transaction's."""
+    def run(self, connection: apsw.Connection, table: QueueTable) -> None:
+        """Run the statement. What it raises is its caller's, and undone; what the disk refuses is the transaction's."""
+        deleted = table.deleted
         try:
-            self.result = self.statement(table)
-        except GlecError as error:
+            with connection:
+                self.result = self.statement(table)
+        except apsw.Error:
+            raise
+        except Exception as error:
+            table.deleted = deleted
             self.error = error
 
 
@@ -86,7 +106,9 @@ class Store:
     path: queue file, created 0600 where it is missing.
     max_queue_size: rows, above 0; the oldest go first. ttl_ms: age of expiry. max_retry: refusals before a row goes.
     qos0_commit_delay_s: how long a QoS 0 message may wait in memory for others to share its transaction.
-    clock: Unix time in seconds.
+    cleanup_interval_s: between two clean-ups of expired and given-up rows, above 0.
+    on_dropped: told of drops, by the store's thread, while no outbox is attached.
+    clock: Unix time in seconds. monotonic: seconds of a clock that does not jump.
     Raises QueueLockedError, QueueFormatError, QueueStorageError.
     """
 
@@ -98,13 +120,19 @@ class Store:
         ttl_ms: int = DEFAULT_TTL_MS,
         max_retry: int = DEFAULT_MAX_RETRY,
         qos0_commit_delay_s: float = DEFAULT_QOS0_COMMIT_DELAY_S,
+        cleanup_interval_s: float = DEFAULT_CLEANUP_INTERVAL_S,
+        on_dropped: Callable[[list[Dropped]], None] | None = None,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.max_queue_size = max_queue_size
         self.ttl_ms = ttl_ms
         self.max_retry = max_retry
         self._qos0_commit_delay_s = qos0_commit_delay_s
+        self._cleanup_interval_s = cleanup_interval_s
+        self._on_dropped = on_dropped
         self._clock = clock
+        self._monotonic = monotonic
         self._file = QueueFile(path)
         try:
             self._table = QueueTable(self._file.connection)
@@ -114,25 +142,34 @@ class Store:
             self._next_id: int = self._table.last_id() + 1
             self._last_timestamp_ms: int = self._table.last_timestamp_ms()
         except apsw.Error as error:
+            failure = self._file.failed(error)
             self._file.close()
-            raise storage_error(self._file.path, error) from error
+            raise failure from error
 
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._progress = threading.Condition(self._lock)
         self._pending: list[Row] = []
-        self._writing = 0
+        self._writing: list[Row] = []
         self._deleting: list[int] = []
         self._jobs: list[_Job] = []
         self._deadline_s: float | None = None
         self._committed_id = self._next_id - 1
         self._failure: QueueStorageError | None = None
+        # After a failure with new rows the next transaction goes without: deletes, which make room, must not wait for them.
+        self._rows_last = False
+        self._reported = ""
+        self._read_failed = False
+        self._read_reported = False
+        self._cleanup_due_s = monotonic() + cleanup_interval_s
         self._closing = False
-        # Set while somebody waits for an empty queue: finished rows then go at once.
-        self._eager = False
+        self._ended = False
+        # So many wait for an empty queue: finished rows then go at once.
+        self._eager = 0
         self._outbox: Outbox | None = None
         self._saved_version = 0
         self._to_drop: dict[int, Dropped] = {}
+        self._drops: Counter[str] = Counter()
 
         # Held while rows are read and handed on, and while rows are chosen to be dropped: never the same row for both.
         self._read_lock = threading.Lock()
@@ -160,7 +197,13 @@ class Store:
             return self._size()
 
     def _size(self) -> int:
-        return self._row_count + len(self._pending) + self._writing
+        return self._row_count + len(self._pending) + len(self._writing)
+
+    @property
+    def drops(self) -> dict[str, int]:
+        """Messages dropped since the file was opened, by `DropReason`."""
+        with self._lock:
+            return dict(self._drops)
 
     @property
     def has_backlog(self) -> bool:
@@ -184,7 +227,8 @@ class Store:
         """
         with self._lock:
             self._refuse_if_unusable()
-            while len(self._pending) >= _PENDING_ROWS_MAX:
+            # A drop callback may publish too: its thread is the one that makes room.
+            while len(self._pending) >= _PENDING_ROWS_MAX and not self._is_own_thread():
                 self._progress.wait()
                 self._refuse_if_unusable()
             message_id = self._add(topic, payload, qos, ttl_ms)
@@ -194,10 +238,16 @@ class Store:
             return message_id
 
     def append_many(self, messages: Iterable[tuple[str, str | bytes, int]], ttl_ms: int | None = None) -> list[int]:
-        """`append` all of (topic, payload, qos), in one transaction."""
+        """`append` all of (topic, payload, qos), in one transaction; one that cannot be a row refuses all."""
+        messages = list(messages)
         with self._lock:
             self._refuse_if_unusable()
-            ids = [self._add(topic, payload, qos, ttl_ms) for topic, payload, qos in messages]
+            accepted = len(self._pending)
+            try:
+                ids = [self._add(topic, payload, qos, ttl_ms) for topic, payload, qos in messages]
+            except BaseException:
+                del self._pending[accepted:]
+                raise
             self._request(0.0)
             return ids
 
@@ -206,36 +256,47 @@ class Store:
         # A wall clock that steps back must not change the order.
         timestamp_ms = max(now_ms, self._last_timestamp_ms)
         message_id = self._next_id
-        row = make_row(message_id, topic, payload, qos, timestamp_ms, now_ms + (self.ttl_ms if ttl_ms is None else ttl_ms))
+        expires_ms = now_ms + (self.ttl_ms if ttl_ms is None else ttl_ms)
+        row = make_row(message_id, topic, payload, qos, timestamp_ms, expires_ms)
         self._pending.append(row)
         self._last_timestamp_ms = timestamp_ms
         self._next_id += 1
         return message_id
 
-    def withdraw(self, message_id: int) -> bool:
-        """Take back a message that is not on disk and not on its way; False where it is too late."""
+    def withdraw(self, *message_ids: int) -> bool:
+        """Take back messages that were accepted together and that no disk has; False where it is too late.
+
+        Where they are being written it waits for the outcome, so that the answer holds.
+        """
+        wanted = frozenset(message_ids)
         with self._lock:
-            if message_id <= self._committed_id:
-                return False
-            kept = [row for row in self._pending if row[0] != message_id]
+            while any(row[0] in wanted for row in self._writing) and not self._is_own_thread():
+                self._progress.wait()
+            kept = [row for row in self._pending if row[0] not in wanted]
             found = len(kept) < len(self._pending)
             self._pending = kept
+            self._progress.notify_all()
             return found
 
     def wait_durable(self, message_id: int, timeout_s: float | None = None) -> bool:
-        """Wait until the message is on disk; False after the time-out. Raises QueueStorageError while the disk fails."""
-        if threading.current_thread() is self._thread:
+        """Wait until the message is on disk; False after the time-out.
+
+        Raises QueueStorageError while the disk fails, QueueClosedError where the queue was closed without it.
+        """
+        if self._is_own_thread():
             # A drop callback published: only this thread could write it, so waiting for it would be for ever.
             return False
         with self._lock:
             if message_id > self._committed_id:
                 self._request(0.0)
             self._progress.wait_for(
-                lambda: self._committed_id >= message_id or self._failure is not None or self._is_over(), timeout_s
+                lambda: self._committed_id >= message_id or self._failure is not None or self._ended, timeout_s
             )
             if self._committed_id >= message_id:
                 return True
             self._refuse_if_failing()
+            if self._ended:
+                self.refuse_if_closed()
             return False
 
     def wait_empty(self, timeout_s: float | None = None) -> bool:
@@ -243,15 +304,18 @@ class Store:
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         with self._lock:
             # Now what is finished already, and then what the network finishes last, without the usual delay.
-            self._eager = True
+            self._eager += 1
             self._request(0.0)
-            while self._size():
-                remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
-                if self._is_over() or (remaining_s is not None and remaining_s <= 0):
-                    return False
-                self._progress.wait(remaining_s)
-            self._eager = False
-            return True
+            try:
+                while self._size():
+                    remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
+                    is_too_late = remaining_s is not None and remaining_s <= 0
+                    if is_too_late or self._ended or self._is_own_thread():
+                        return False
+                    self._progress.wait(remaining_s)
+                return True
+            finally:
+                self._eager -= 1
 
     def request_commit(self) -> None:
         """Have the writer commit now."""
@@ -264,16 +328,19 @@ class Store:
         drained: nothing else is in flight, so that no more will come by themselves.
         """
         with self._lock:
-            worth = waiting >= _DONE_COMMIT_ROWS or (drained and self._eager)
+            worth = waiting >= _DONE_COMMIT_ROWS or (drained and self._eager > 0)
             self._request(0.0 if worth else _DONE_COMMIT_DELAY_S)
 
     def run(self, statement: Callable[[QueueTable], T]) -> T:
         """Run `statement` on the writer's table inside a transaction and return its result, once that is on disk."""
         job = _Job(statement)
         with self._lock:
-            self._refuse_if_unusable()
+            self.refuse_if_closed()
             self._jobs.append(job)
             self._request(0.0)
+        if self._is_own_thread():
+            # From a drop callback, which runs between two transactions.
+            self._commit_once()
         job.finished.wait()
         if job.error is not None:
             raise job.error
@@ -282,7 +349,10 @@ class Store:
     def disk_bytes(self) -> int:
         """Bytes that the file and its write-ahead log take."""
         log = self._file.path.with_name(self._file.path.name + "-wal")
-        return self._file.path.stat().st_size + (log.stat().st_size if log.exists() else 0)
+        total = self._file.path.stat().st_size
+        with suppress(FileNotFoundError):
+            total += log.stat().st_size
+        return total
 
     def now_ms(self) -> int:
         """Unix time in milliseconds by the store's clock."""
@@ -296,18 +366,21 @@ class Store:
     def close(self) -> None:
         """Commit what is pending, end the thread and let go of the file. Idempotent.
 
+        From a drop callback it returns at once, and the store's thread does so when the callback has returned.
         Raises QueueStorageError where messages could not be written; it says how many are lost with it.
         """
         with self._lock:
             self._closing = True
             self._request(0.0)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-        self._reader_connection.close()
-        self._file.close()
-        if self._pending:
+        if self._is_own_thread():
+            return
+        self._thread.join()
+        with self._lock:
             count, self._pending = len(self._pending), []
-            raise QueueStorageError(f"{count} messages could not be written before the queue was closed") from self._failure
+        if count:
+            raise QueueStorageError(
+                f"{count} messages could not be written before the queue was closed"
+            ) from self._failure
 
     # ---- the sending side
 
@@ -330,7 +403,7 @@ class Store:
 
     def detach(self) -> None:
         """Nobody sends any more; what was finished is committed first."""
-        if self._thread.is_alive():
+        with suppress(QueueClosedError):
             self.run(lambda _table: None)
         with self._lock:
             self._outbox = None
@@ -340,7 +413,8 @@ class Store:
         with self._read_lock, self._lock:
             self._protected = frozenset(protected)
             self._skipped = frozenset(self._deleting).union(finished)
-            self._skip_until = self._position
+            # The furthest that was ever read: a second rewind, before anything was, must not forget it.
+            self._skip_until = max(self._skip_until, self._position)
             self._position = _BEFORE_FIRST
             self._read_through_id = 0
 
@@ -351,14 +425,20 @@ class Store:
     def read(self, limit: int) -> tuple[list[Row], bool]:
         """The next rows that may be sent, at most `limit`, and whether they are the last for now.
 
-        From then on they are the caller's: the store drops none of them. Raises QueueStorageError.
+        From then on they are the caller's: the store drops none of them. No rows where the disk fails, which is logged;
+        `Outbox.on_committed` then calls for another attempt.
         """
         with self._read_lock:
-            committed_id = self._committed_id
+            with self._lock:
+                committed_id = self._committed_id
+                # As of before the read: the writer may delete them, and forget that, while this reads.
+                unsendable = self._skipped.union(self._to_drop)
             try:
                 rows = self._reader.read_after(*self._position, limit)
             except apsw.Error as error:
-                raise storage_error(self._file.path, error) from error
+                self._on_read_failure(error)
+                return [], True
+            self._read_reported = False
             is_last = len(rows) < limit
             if is_last:
                 self._read_through_id = committed_id
@@ -366,23 +446,32 @@ class Store:
                 return rows, is_last
             last = rows[-1]
             now_ms = self.now_ms()
-            if self._skipped or any(row[5] < now_ms for row in rows):
-                rows = self._without_unsendable(rows, now_ms)
+            if unsendable or self._reader.had_broken_text or any(row[5] < now_ms for row in rows):
+                rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
             self._position = (last[4], last[0])
             if self._skipped and self._position >= self._skip_until:
                 self._skipped = frozenset()
             return rows, is_last
 
-    def _without_unsendable(self, rows: list[Row], now_ms: int) -> list[Row]:
-        sendable = []
-        for row in rows:
-            if row[0] in self._skipped:
-                continue
-            if row[5] < now_ms and row[0] not in self._protected:
-                self.drop(row, DropReason.EXPIRED)
-                continue
-            sendable.append(row)
-        return sendable
+    def _is_sendable(self, row: Row, now_ms: int) -> bool:
+        if row[5] < now_ms and row[0] not in self._protected:
+            self.drop(row, DropReason.EXPIRED)
+            return False
+        if self._reader.had_broken_text and not is_utf8(row[1]):
+            self.drop(row, DropReason.DAMAGED_FILE)
+            return False
+        return True
+
+    def _on_read_failure(self, error: apsw.Error) -> None:
+        if self._closing:
+            return
+        failure = self._file.failed(error)
+        if not self._read_reported:
+            self._read_reported = True
+            logger.error("%s", failure)
+        with self._lock:
+            self._read_failed = True
+            self._request(_STORAGE_RETRY_S)
 
     def drop(self, row: Row, reason: DropReason) -> None:
         """Delete a row unsent, with the next transaction."""
@@ -391,42 +480,60 @@ class Store:
             self._request(_DONE_COMMIT_DELAY_S)
 
     def refuse(self, ids: list[int]) -> None:
-        """The broker refused these messages: one more failed attempt each. They are read again after the next `rewind`."""
+        """The broker refused these messages: one more failed attempt each. The next `rewind` has them read again."""
 
         def count(table: QueueTable) -> None:
             table.increment_retry_count(ids)
             wanted = set(ids)
-            with self._lock:
-                self._to_drop.update(
-                    (row[0], Dropped(row[0], row[1], row[3], DropReason.GIVEN_UP))
-                    for row in table.read_given_up(self.max_retry)
-                    if row[0] in wanted
-                )
+            given_up = [head for head in table.heads_given_up(self.max_retry) if head[0] in wanted]
+            self._mark(given_up, DropReason.GIVEN_UP)
 
         with self._lock:
-            self._jobs.append(_Job(count))
+            self._jobs.append(_Job(count, lasting=True))
             self._request(0.0)
 
     def drop_expired(self) -> int:
         """Drop every row whose time is over and that is not in flight; returns how many."""
-        now_ms = self.now_ms()
-        return self._drop_where(lambda table: table.read_expired(now_ms), DropReason.EXPIRED)
+        return self._drop_all(self._choose_expired)
 
     def drop_given_up(self) -> int:
         """Drop every row that was refused as often as it may be; returns how many."""
-        return self._drop_where(lambda table: table.read_given_up(self.max_retry), DropReason.GIVEN_UP)
+        return self._drop_all(self._choose_given_up)
 
-    def _drop_where(self, select: Callable[[QueueTable], list[Row]], reason: DropReason) -> int:
-        def choose(table: QueueTable) -> int:
-            rows = [row for row in select(table) if self._is_droppable(row)]
-            with self._lock:
-                self._to_drop.update((row[0], Dropped(row[0], row[1], row[3], reason)) for row in rows)
-            return len(rows)
+    def _drop_all(self, choose: Callable[[QueueTable], int]) -> int:
+        total = count = self.run(choose)
+        while count == _DROP_ROWS_MAX:
+            count = self.run(choose)
+            total += count
+        return total
 
-        return self.run(choose)
+    # These run in the writer thread, with the read lock held.
 
-    def _is_droppable(self, row: Row) -> bool:
-        return row[0] not in self._protected and (row[4], row[0]) > self._position
+    def _choose_expired(self, table: QueueTable) -> int:
+        return self._choose(table.heads_expired(self.now_ms()), DropReason.EXPIRED, _DROP_ROWS_MAX)
+
+    def _choose_given_up(self, table: QueueTable) -> int:
+        return self._choose(table.heads_given_up(self.max_retry), DropReason.GIVEN_UP, _DROP_ROWS_MAX)
+
+    def _clean_up(self, table: QueueTable) -> None:
+        if _DROP_ROWS_MAX in (self._choose_expired(table), self._choose_given_up(table)):
+            # There may be more.
+            self._cleanup_due_s = self._monotonic()
+
+    def _choose(self, heads: Iterable[Head], reason: DropReason, limit: int) -> int:
+        found = (head for head in heads if head[0] not in self._to_drop and self._is_droppable(head))
+        chosen = list(islice(found, limit))
+        self._mark(chosen, reason)
+        return len(chosen)
+
+    def _mark(self, heads: list[Head], reason: DropReason) -> None:
+        with self._lock:
+            self._to_drop.update((head[0], Dropped(head[0], head[1], head[2], reason)) for head in heads)
+
+    def _is_droppable(self, head: Head) -> bool:
+        message_id = head[0]
+        is_unread = (head[3], message_id) > self._position
+        return is_unread and message_id not in self._protected and message_id not in self._skipped
 
     # ---- the writer thread
 
@@ -438,24 +545,30 @@ class Store:
         if self._failure is not None:
             raise QueueStorageError(str(self._failure)) from self._failure
 
-    def _is_over(self) -> bool:
-        return self._closing and not self._thread.is_alive()
+    def _is_own_thread(self) -> bool:
+        return threading.current_thread() is self._thread
 
     def _request(self, delay_s: float) -> None:
-        deadline_s = time.monotonic() + delay_s if delay_s else 0.0
+        deadline_s = self._monotonic() + delay_s if delay_s else _AT_ONCE
         if self._deadline_s is None or deadline_s < self._deadline_s:
             self._deadline_s = deadline_s
             self._work.notify()
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                self._wait_for_work()
-                closing = self._closing
-            self._commit_once()
-            if closing and (self._failure is not None or not self._has_work()):
-                self._fail_jobs(QueueClosedError("the queue was closed before this was done"))
-                return
+        try:
+            closing = False
+            while not closing:
+                with self._lock:
+                    self._wait_for_work()
+                    closing = self._closing
+                # One failure is enough to give up what is left: nobody would wait for the disk to mend.
+                while self._commit_once() and closing and self._has_work():
+                    pass
+        except BaseException:
+            logger.critical("the store's thread ends: nothing more will be written", exc_info=True)
+            raise
+        finally:
+            self._end()
 
     def _has_work(self) -> bool:
         with self._lock:
@@ -463,48 +576,68 @@ class Store:
 
     def _wait_for_work(self) -> None:
         while not self._closing:
-            if self._deadline_s is None:
-                self._work.wait()
-                continue
-            remaining_s = self._deadline_s - time.monotonic()
+            due_s = self._cleanup_due_s if self._deadline_s is None else min(self._deadline_s, self._cleanup_due_s)
+            remaining_s = due_s - self._monotonic()
             if remaining_s <= 0:
                 break
-            self._work.wait(remaining_s)
+            self._work.wait(min(remaining_s, threading.TIMEOUT_MAX))
         self._deadline_s = None
 
-    def _commit_once(self) -> None:
-        with self._lock:
-            rows, self._pending = self._pending, []
-            self._writing = len(rows)
-            jobs, self._jobs = self._jobs, []
-            outbox = self._outbox
-            collected = outbox.collect() if outbox is not None else None
-            if collected is not None:
-                self._deleting.extend(collected.done)
+    def _commit_once(self) -> bool:
+        """One transaction with all that waits. False where it failed: what was accepted then waits again."""
+        rows: list[Row] = []
+        jobs: list[_Job] = []
+        outbox: Outbox | None = None
+        collected: Collected | None = None
         try:
+            with self._lock:
+                with_rows, self._rows_last = not self._rows_last, False
+                if with_rows:
+                    rows, self._pending = self._pending, []
+                    self._writing = rows
+                jobs, self._jobs = self._jobs, []
+                if self._monotonic() >= self._cleanup_due_s:
+                    self._cleanup_due_s = self._monotonic() + self._cleanup_interval_s
+                    jobs.append(_Job(self._clean_up))
+                read_again = self._read_failed
+                outbox = self._outbox
+                if outbox is not None:
+                    collected = outbox.collect()
+                    self._deleting.extend(collected.done)
             with ExitStack() as held:
                 dropped = self._transact(rows, jobs, collected, held)
-        except Exception as error:  # noqa: BLE001 - the thread must outlive any failure; it is reported and retried
+        except Exception as error:
             self._on_failure(rows, jobs, error)
-            return
-        self._on_success(rows, dropped, collected)
+            return False
+        if read_again:
+            self._read_failed = False
+        self._on_success(rows, dropped, collected, with_rows=with_rows)
         for job in jobs:
             job.finished.set()
-        if outbox is None or collected is None:
-            if dropped:
-                logger.warning("%d messages dropped, the first: %s", len(dropped), dropped[0])
-            return
         if dropped:
-            outbox.on_dropped(dropped)
-        outbox.on_committed(collected.version, len(rows))
+            logger.info("%d messages dropped, the first: %s", len(dropped), dropped[0])
+            self._tell(self._on_dropped if outbox is None else outbox.on_dropped, dropped)
+        if outbox is not None and collected is not None:
+            self._tell(outbox.on_committed, collected.version, len(rows) or int(read_again))
+        return True
+
+    @staticmethod
+    def _tell(callback: Callable[..., None] | None, *arguments: object) -> None:
+        if callback is None:
+            return
+        try:
+            callback(*arguments)
+        except BaseException:
+            # Also of a SystemExit: without this thread nothing would reach the disk any more.
+            logger.exception("a callback of the queue failed")
 
     def _transact(
         self, rows: list[Row], jobs: list[_Job], collected: Collected | None, held: ExitStack
     ) -> list[Dropped]:
         table = self._table
         table.deleted = 0
-        execute = self._file.connection.execute
-        execute("BEGIN IMMEDIATE")
+        connection = self._file.connection
+        connection.execute("BEGIN IMMEDIATE")
         try:
             if rows:
                 table.insert(rows)
@@ -512,68 +645,90 @@ class Store:
                 table.delete(self._deleting)
             if collected is not None and collected.version != self._saved_version:
                 table.save_image(collected.image)
-            excess = self._row_count + len(rows) - table.deleted - self.max_queue_size
-            if jobs or excess > 0:
+            # Only new rows push old ones out: a smaller limit alone must not drop what is in flight, before its owner
+            # could say so.
+            if jobs or (rows and self._excess(rows) > 0):
                 held.enter_context(self._read_lock)
             for job in jobs:
-                job.run(table)
+                job.run(connection, table)
+            dropped = self._delete_marked(frozenset())
+            excess = self._excess(rows) if rows else 0
             if excess > 0:
-                self._choose_oldest(excess)
-            with self._lock:
-                dropped = list(self._to_drop.values())
-            if dropped:
-                table.delete([each.message_id for each in dropped])
-            execute("COMMIT")
+                limit = min(excess, len(rows) + _DROP_ROWS_MAX)
+                self._choose(table.heads_after(*self._position), DropReason.OVERFLOW, limit)
+                dropped += self._delete_marked(frozenset(each.message_id for each in dropped))
+            connection.execute("COMMIT")
         except BaseException:
-            if not self._file.connection.get_autocommit():
-                execute("ROLLBACK")
+            if not connection.get_autocommit():
+                connection.execute("ROLLBACK")
             raise
         return dropped
 
-    def _choose_oldest(self, excess: int) -> None:
-        wanted = excess + len(self._protected) + len(self._to_drop)
-        rows = self._table.read_after(*self._position, wanted)
-        with self._lock:
-            for row in rows:
-                if excess == 0:
-                    break
-                if row[0] not in self._protected and row[0] not in self._to_drop:
-                    self._to_drop[row[0]] = Dropped(row[0], row[1], row[3], DropReason.OVERFLOW)
-                    excess -= 1
+    def _excess(self, rows: list[Row]) -> int:
+        return self._row_count + len(rows) - self._table.deleted - self.max_queue_size
 
-    def _on_success(self, rows: list[Row], dropped: list[Dropped], collected: Collected | None) -> None:
+    def _delete_marked(self, deleted: frozenset[int]) -> list[Dropped]:
+        with self._lock:
+            marked = [each for each in self._to_drop.values() if each.message_id not in deleted]
+        self._table.delete([each.message_id for each in marked])
+        return marked
+
+    def _on_success(
+        self, rows: list[Row], dropped: list[Dropped], collected: Collected | None, *, with_rows: bool
+    ) -> None:
         with self._lock:
             self._row_count += len(rows) - self._table.deleted
-            self._writing = 0
+            self._writing = []
             self._deleting.clear()
             for each in dropped:
                 del self._to_drop[each.message_id]
+                self._drops[each.reason.value] += 1
             if rows:
                 self._committed_id = rows[-1][0]
             if collected is not None:
                 self._saved_version = collected.version
-            self._failure = None
+            if with_rows:
+                self._failure = None
+            else:
+                self._request(0.0)
             self._progress.notify_all()
+        if self._reported and with_rows:
+            self._reported = ""
+            logger.warning("the queue file %s can be written again", self._file.path)
 
     def _on_failure(self, rows: list[Row], jobs: list[_Job], error: Exception) -> None:
-        failure = storage_error(self._file.path, error)
+        failure = self._file.failed(error)
         failure.__cause__ = error
-        logger.error("%s", failure)
+        if isinstance(error, apsw.FullError):
+            # Once all of the log is in the file, its space is used again.
+            with suppress(apsw.Error):
+                self._file.connection.wal_checkpoint()
+        if str(failure) != self._reported:
+            # Once, not at each attempt: the log may be on the same disk.
+            self._reported = str(failure)
+            logger.error("%s", failure, exc_info=None if isinstance(error, apsw.Error) else error)
         with self._lock:
             # Kept in memory, in order, and tried again: they were accepted.
             self._pending = rows + self._pending
-            self._writing = 0
+            self._writing = []
+            self._jobs = [job for job in jobs if job.lasting] + self._jobs
             self._failure = failure if self._pending else None
+            self._rows_last = bool(rows)
             self._request(_STORAGE_RETRY_S)
             self._progress.notify_all()
         for job in jobs:
-            job.error = failure
-            job.finished.set()
+            if not job.lasting:
+                job.error = failure
+                job.finished.set()
 
-    def _fail_jobs(self, error: QueueClosedError) -> None:
+    def _end(self) -> None:
         with self._lock:
+            self._closing = self._ended = True
             jobs, self._jobs = self._jobs, []
             self._progress.notify_all()
         for job in jobs:
-            job.error = error
+            job.error = QueueClosedError("the queue was closed before this was done")
             job.finished.set()
+        with self._read_lock:
+            self._reader_connection.close()
+        self._file.close()

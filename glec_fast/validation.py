@@ -9,7 +9,12 @@ from glec_fast._payload import encode_json
 from glec_fast.errors import ConfigError, MessageError, PayloadTypeError
 
 TOPIC_MAX_BYTES = 65_535
-PAYLOAD_MAX_BYTES = 268_435_455
+# A packet's remaining length (MQTT 3.1.1, 2.2.3) must also hold the longest topic, its length and a packet id.
+PAYLOAD_MAX_BYTES = 268_435_455 - TOPIC_MAX_BYTES - 4
+# A client or device id leaves this much for the levels around it.
+_LEVEL_MAX_BYTES = TOPIC_MAX_BYTES - 64
+_ID_MAX = 2**63 - 1
+_TTL_MAX_MS = 10**15
 
 
 def check_publish(topic: str, qos: int) -> None:
@@ -23,18 +28,11 @@ def check_publish(topic: str, qos: int) -> None:
     if "\0" in topic:
         raise MessageError(f"topic {topic!r} has a NUL character, which MQTT forbids (1.5.3)")
     if len(topic) * 4 > TOPIC_MAX_BYTES or not topic.isascii():
-        _check_utf8(topic)
+        size_bytes = _utf8_size(f"topic {topic[:100]!r}", topic)
+        if size_bytes > TOPIC_MAX_BYTES:
+            raise MessageError(f"topic of {size_bytes} bytes; MQTT carries at most {TOPIC_MAX_BYTES}")
     if type(qos) is not int or not 0 <= qos <= 2:
         raise MessageError(f"qos is {qos!r}; it must be 0, 1 or 2")
-
-
-def _check_utf8(topic: str) -> None:
-    try:
-        size_bytes = len(topic.encode())
-    except UnicodeEncodeError as error:
-        raise MessageError(f"topic {topic!r} is not encodable as UTF-8: remove the lone surrogates") from error
-    if size_bytes > TOPIC_MAX_BYTES:
-        raise MessageError(f"topic of {size_bytes} bytes; MQTT carries at most {TOPIC_MAX_BYTES}")
 
 
 def as_payload(payload: object) -> str | bytes:
@@ -44,10 +42,6 @@ def as_payload(payload: object) -> str | bytes:
     """
     data: str | bytes
     if isinstance(payload, str):
-        try:
-            payload.encode()
-        except UnicodeEncodeError as error:
-            raise MessageError("the payload is not encodable as UTF-8: remove the lone surrogates") from error
         data = payload
     elif isinstance(payload, (bytes, bytearray, memoryview)):
         data = bytes(payload)
@@ -56,14 +50,46 @@ def as_payload(payload: object) -> str | bytes:
     elif payload is None:
         data = b""
     elif isinstance(payload, (int, float)) and not isinstance(payload, bool):
-        data = json.dumps(payload, allow_nan=False)
+        try:
+            data = json.dumps(payload, allow_nan=False)
+        except ValueError as error:
+            raise MessageError(f"the payload is a number that JSON cannot carry ({error}): send it as a str") from error
     else:
         raise PayloadTypeError(
             f"payload is {type(payload).__name__}; it must be str, bytes, a dict or one of the typed messages"
         )
-    if len(data) > PAYLOAD_MAX_BYTES:
-        raise MessageError(f"payload of {len(data)} bytes; MQTT carries at most {PAYLOAD_MAX_BYTES}")
+    size_bytes = len(data) if isinstance(data, bytes) or data.isascii() else _utf8_size("the payload", data)
+    if size_bytes > PAYLOAD_MAX_BYTES:
+        raise MessageError(f"payload of {size_bytes} bytes; MQTT carries at most {PAYLOAD_MAX_BYTES}")
     return data
+
+
+def _utf8_size(name: str, text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise MessageError(f"{name} is not encodable as UTF-8: remove the lone surrogates") from error
+
+
+def is_utf8(text: str) -> bool:
+    """False where the text has a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_ttl(ttl_millis: int | None) -> None:
+    """Refuse an age of expiry that is not a whole number of milliseconds. Raises MessageError."""
+    if ttl_millis is not None and (type(ttl_millis) is not int or abs(ttl_millis) > _TTL_MAX_MS):
+        raise MessageError(f"ttl_millis is {ttl_millis!r}; it must be a whole number up to {_TTL_MAX_MS}, or None")
+
+
+def check_id(message_id: int) -> None:
+    """Refuse what cannot be a message id. Raises MessageError."""
+    if type(message_id) is not int or not -_ID_MAX <= message_id <= _ID_MAX:
+        raise MessageError(f"message id is {message_id!r}; it must be an int that `enqueue` returned")
 
 
 def check_topic_level(name: str, value: str) -> None:
@@ -72,3 +98,5 @@ def check_topic_level(name: str, value: str) -> None:
         raise ConfigError(f"{name} is {value!r}; it must be a non-empty str")
     if any(sign in value for sign in "/+#\0") or not value.isprintable():
         raise ConfigError(f"{name} {value!r} has /, +, # or a control character; it becomes one level of a topic")
+    if len(value.encode()) > _LEVEL_MAX_BYTES:
+        raise ConfigError(f"{name} has {len(value.encode())} bytes; at most {_LEVEL_MAX_BYTES} leave room in a topic")

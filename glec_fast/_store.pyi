@@ -1,0 +1,78 @@
+"""Types of `cext/_store.pyx`: the statements on the queue table."""
+
+from collections.abc import Iterator
+
+import apsw
+
+_Row = tuple[int, str, str | bytes, int, int, int]
+_RowWithRetries = tuple[int, str, str | bytes, int, int, int, int]
+_Head = tuple[int, str, int, int]
+
+def make_row(
+    message_id: int, topic: str, payload: str | bytes, qos: int, timestamp_ms: int, ttl_ms: int
+) -> _Row:
+    """The row of one message; `timestamp_ms` is the time of insertion and `ttl_ms` that of expiry, Unix milliseconds.
+
+    Text is kept as TEXT; bytes too where they are UTF-8 without NUL, else as a BLOB.
+    Raises OverflowError, TypeError for what fits no column.
+    """
+
+def ranges_of(ids: list[int]) -> list[tuple[int, int]]:
+    """Inclusive (first, last) ranges that cover just `ids`; sorts the list in place."""
+
+class QueueTable:
+    """Statements on the connection of a `QueueFile`. The caller owns the connection and the transaction.
+
+    One object, one connection, one thread at a time. Every method raises `apsw.Error` where the disk fails.
+    deleted: rows deleted since the caller set it to 0.
+    had_broken_text: True where the last `read_after` met a TEXT that is not UTF-8.
+    """
+
+    deleted: int
+    @property
+    def had_broken_text(self) -> bool: ...
+    def __init__(self, connection: apsw.Connection) -> None: ...
+    def insert(self, rows: list[_Row]) -> None:
+        """Add rows made by `make_row`."""
+
+    def delete(self, ids: list[int]) -> int:
+        """Delete by id; returns how many rows there were. Sorts the list in place."""
+
+    def read_after(self, timestamp_ms: int, message_id: int, limit: int) -> list[_Row]:
+        """The next rows behind a position, at most `limit`, as one snapshot in the order (timestamp, id)."""
+
+    def heads_after(self, timestamp_ms: int, message_id: int) -> Iterator[_Head]:
+        """An iterator over the heads (id, topic, qos, timestamp) behind a position, in order."""
+
+    def heads_expired(self, now_ms: int) -> Iterator[_Head]:
+        """An iterator over the heads whose time of expiry has passed."""
+
+    def heads_given_up(self, max_retry: int) -> Iterator[_Head]:
+        """An iterator over the heads that failed as often as they may."""
+
+    def increment_retry_count(self, ids: list[int]) -> int:
+        """Count one more failed attempt for each id; returns how many rows there were. Sorts the list in place."""
+
+    def read_all(self) -> list[_RowWithRetries]:
+        """Every row with its retry count, in order."""
+
+    def count(self) -> int:
+        """Rows in the table."""
+
+    def last_id(self) -> int:
+        """The highest id that was ever given, 0 in a new file."""
+
+    def last_timestamp_ms(self) -> int:
+        """The highest timestamp in the table, 0 where it is empty."""
+
+    def span_ms(self) -> tuple[int | None, int | None]:
+        """(oldest, newest) timestamp, None each where the table is empty."""
+
+    def load_session(self) -> tuple[str, str, bytes] | None:
+        """(client id, broker, in-flight image) of the last process, or None."""
+
+    def save_session(self, client_id: str, broker: str, image: bytes) -> None:
+        """Replace the session's row."""
+
+    def save_image(self, image: bytes) -> None:
+        """Replace the in-flight image of the session's row."""

@@ -1,0 +1,52 @@
+"""A publishing process to be killed. One JSON object of settings as its argument; see `settings` below.
+
+It prints "ready", then the payload of each message once losing it would break a promise (QoS 1: `wait_durable` returned;
+QoS 2: `publish` returned), then "published"; "flushed" once nothing is waiting. It ends when its input does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from glec_fast import MQTTConfig, MQTTManager
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    manager = MQTTManager(
+        MQTTConfig(
+            broker_url=settings["url"],
+            client_id=settings["client_id"],
+            queue_path=settings["queue_path"],
+            queue_max_size=100_000,
+            retry_initial_delay_ms=50,
+            retry_max_delay_ms=50,
+            status_interval_s=0,
+            max_in_flight=settings.get("max_in_flight", 1000),
+            keepalive_s=settings.get("keepalive_s", 60),
+        )
+    )
+    if settings.get("connect", True):
+        manager.connect()
+    _say("ready")
+    for number in range(settings["first"], settings["first"] + settings["count"]):
+        for qos in settings["qos"]:
+            payload = f"{qos}-{number}"
+            handle = manager.publish(settings["topic"], payload, qos)
+            if qos == 2 or handle.wait_durable():
+                _say(payload)
+    _say("published")
+    manager.flush()
+    _say("flushed")
+    sys.stdin.read()
+    manager.disconnect()
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
