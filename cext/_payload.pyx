@@ -76,11 +76,15 @@ cdef int refuse_type(str field, object value, str advice) except -1:
     raise PayloadTypeError(f"{field} is {shown(value)}, a {type(value).__name__}: {advice}")
 
 
-cdef int refuse_text(str field, object text) except -1:
-    """After utf8_of failed."""
+cdef int take_encode_error() except -1:
+    """After utf8_of failed, and before any Python code runs, which must not find an exception set."""
     if not PyErr_ExceptionMatches(UnicodeEncodeError):
         return -1
     PyErr_Clear()
+    return 0
+
+
+cdef int refuse_text(str field, object text) except -1:
     return refuse(field, text, "a lone surrogate has no UTF-8 form; replace it, e.g. by decoding with errors='replace'")
 
 
@@ -93,6 +97,7 @@ cdef const char* utf8_name(object text, str field, Py_ssize_t* size) except NULL
         refuse_type(field, text, "give a str")
     utf8 = utf8_of(text, size)
     if utf8 == NULL:
+        take_encode_error()
         refuse_text(field, text)
     elif size[0] > MAX_NAME_BYTES:
         refuse(field, text, f"give at most {MAX_NAME_BYTES} bytes of UTF-8, it has {size[0]}")
@@ -247,6 +252,7 @@ cdef class Buffer:
         cdef const char* utf8 = utf8_of(text, &size)  # the string's own
         cdef char* p
         if utf8 == NULL:
+            take_encode_error()
             return refuse_text(path(place), text)
         part = min(size, TEXT_CHUNK_BYTES)
         p = self.reserve(ESCAPED_ROOM * part + 2)

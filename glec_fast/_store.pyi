@@ -8,9 +8,7 @@ _Row = tuple[int, str, str | bytes, int, int, int]
 _RowWithRetries = tuple[int, str, str | bytes, int, int, int, int]
 _Head = tuple[int, str, int, int]
 
-def make_row(
-    message_id: int, topic: str, payload: str | bytes, qos: int, timestamp_ms: int, ttl_ms: int
-) -> _Row:
+def make_row(message_id: int, topic: str, payload: str | bytes, qos: int, timestamp_ms: int, ttl_ms: int) -> _Row:
     """The row of one message; `timestamp_ms` is the time of insertion and `ttl_ms` that of expiry, Unix milliseconds.
 
     Text is kept as TEXT; bytes too where they are UTF-8 without NUL, else as a BLOB.

@@ -82,7 +82,9 @@ class Client(paho.Client):
         outbox = self._outbox
         if isinstance(outbox, DurableOutbox):
             if retain or properties is not None:
-                raise ValueError("a queued message carries neither retain nor properties: the queue's table has no place for them")
+                raise ValueError(
+                    "a queued message carries neither retain nor properties: the queue's table has no place for them"
+                )
             return outbox.publish(topic, bytes(data), qos)
         packed = properties.pack() if properties is not None and self._protocol == MQTTProtocolVersion.MQTTv5 else None
         handle = outbox.publish(topic_bytes, data, qos, retain, packed, linked=self._sock is not None)
@@ -202,7 +204,9 @@ class Client(paho.Client):
     def _no_connection(self) -> MQTTErrorCode:
         self._easy_log(
             LogLevel.MQTT_LOG_ERR,
-            "Client is not connected. Socket: %r). Last known Connection State: %s", self._sock, self._state.name,
+            "Client is not connected. Socket: %r). Last known Connection State: %s",
+            self._sock,
+            self._state.name,
         )
         return MQTTErrorCode.MQTT_ERR_NO_CONN
 
@@ -303,8 +307,14 @@ class Client(paho.Client):
 
     def _on_packet(self, command: int, body: bytes) -> MQTTErrorCode:
         self._in_packet = {
-            "command": command, "have_remaining": 1, "remaining_count": [], "remaining_mult": 1,
-            "remaining_length": len(body), "packet": bytearray(body), "to_process": 0, "pos": 0,
+            "command": command,
+            "have_remaining": 1,
+            "remaining_count": [],
+            "remaining_mult": 1,
+            "remaining_length": len(body),
+            "packet": bytearray(body),
+            "to_process": 0,
+            "pos": 0,
         }
         try:
             return self._packet_handle()
@@ -453,7 +463,8 @@ class Client(paho.Client):
     def _reconnect_wait(self) -> None:
         deadline_s = paho.time_func() + self._next_reconnect_delay_s()
         while not self._thread_terminate and self._state not in (
-            _State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED
+            _State.MQTT_CS_DISCONNECTING,
+            _State.MQTT_CS_DISCONNECTED,
         ):
             remaining_s = deadline_s - paho.time_func()
             if remaining_s <= 0 or self._interrupt.wait(min(remaining_s, 1.0)):

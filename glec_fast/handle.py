@@ -83,7 +83,9 @@ class PublishHandle(MQTTMessageInfo):
         if self.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
             raise ValueError("Message is not queued due to ERR_QUEUE_SIZE")
         if self.rc > 0 and self.rc != MQTTErrorCode.MQTT_ERR_AGAIN:
-            raise RuntimeError(f"Message publish failed: {self.rc.name if isinstance(self.rc, MQTTErrorCode) else self.rc}")
+            raise RuntimeError(
+                f"Message publish failed: {self.rc.name if isinstance(self.rc, MQTTErrorCode) else self.rc}"
+            )
 
     def _set_as_published(self) -> None:
         self._fate = _Fate.PUBLISHED

@@ -208,8 +208,14 @@ class MQTTManager:
             self._drops[DropReason.DAMAGED_FILE.value] += self._store.salvage.rows_lost
         broker = config.broker
         self._outbox = DurableOutbox(
-            self._store, config.max_in_flight, config.client_id, f"{broker.host}:{broker.port}", self._client._wake,
-            self._on_dropped, wait_for_disk=config.wait_for_disk, max_unreleased=config.max_unreleased,
+            self._store,
+            config.max_in_flight,
+            config.client_id,
+            f"{broker.host}:{broker.port}",
+            self._client._wake,
+            self._on_dropped,
+            wait_for_disk=config.wait_for_disk,
+            max_unreleased=config.max_unreleased,
         )
         self._client._use_outbox(self._outbox)
         self._client.on_connect = self._on_connect
@@ -380,7 +386,12 @@ class MQTTManager:
             self._tell("on_reconnecting")
 
     def _on_connect(
-        self, _client: paho.Client, _userdata: Any, _flags: paho.ConnectFlags, reason: ReasonCode, _properties: Properties | None
+        self,
+        _client: paho.Client,
+        _userdata: Any,
+        _flags: paho.ConnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
     ) -> None:
         if reason.is_failure:
             logger.error("the broker refused the connection: %s", reason)
@@ -395,7 +406,12 @@ class MQTTManager:
         logger.warning("no connection to %s", self.config.broker_url)
 
     def _on_disconnect(
-        self, _client: paho.Client, _userdata: Any, _flags: paho.DisconnectFlags, reason: ReasonCode, _properties: Properties | None
+        self,
+        _client: paho.Client,
+        _userdata: Any,
+        _flags: paho.DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
     ) -> None:
         if not self._was_connected:
             return

@@ -83,7 +83,14 @@ class MemoryOutbox(Outbox):
         return len(self._waiting) + len(self._in_flight)
 
     def publish(
-        self, topic: bytes, payload: bytes | bytearray, qos: int, retain: bool, properties: bytes | None, *, linked: bool
+        self,
+        topic: bytes,
+        payload: bytes | bytearray,
+        qos: int,
+        retain: bool,
+        properties: bytes | None,
+        *,
+        linked: bool,
     ) -> PublishHandle:
         """Take a message; the handle's `rc` is MQTT_ERR_NO_CONN or MQTT_ERR_QUEUE_SIZE where paho says so."""
         with self.lock:
@@ -110,7 +117,12 @@ class MemoryOutbox(Outbox):
             return handle
 
     def _message(
-        self, topic: bytes, payload: bytes | bytearray, qos: int, retain: bool, properties: bytes | None,
+        self,
+        topic: bytes,
+        payload: bytes | bytearray,
+        qos: int,
+        retain: bool,
+        properties: bytes | None,
         handle: PublishHandle,
     ) -> Message:
         message_id = self._next_id
@@ -130,7 +142,12 @@ class MemoryOutbox(Outbox):
             message.handle.rc = MQTTErrorCode.MQTT_ERR_SUCCESS
             self._in_flight[message.message_id] = message
             self.session.admit(
-                message.message_id, message.topic, message.payload, message.qos, message.retain, message.properties,
+                message.message_id,
+                message.topic,
+                message.payload,
+                message.qos,
+                message.retain,
+                message.properties,
                 message.mid,
             )
             room -= 1
@@ -187,8 +204,16 @@ class DurableOutbox(Outbox):
     """Messages in the store. Given to it as its outbox; see `glec_fast.store.Outbox` for who calls what."""
 
     def __init__(
-        self, store: Store, window: int, client_id: str, broker: str, on_work: Callable[[], None],
-        on_dropped: Callable[[list[Dropped]], None], *, wait_for_disk: bool = True, max_unreleased: int = 0,
+        self,
+        store: Store,
+        window: int,
+        client_id: str,
+        broker: str,
+        on_work: Callable[[], None],
+        on_dropped: Callable[[list[Dropped]], None],
+        *,
+        wait_for_disk: bool = True,
+        max_unreleased: int = 0,
     ) -> None:
         super().__init__(window, on_work, durable=True, max_unreleased=max_unreleased)
         self.store = store
@@ -263,9 +288,7 @@ class DurableOutbox(Outbox):
             self._rows_gone = self.session.admit_rows(self._rows, self._rows_gone)
             room = self.session.room()
             worthwhile = room >= min(_PULL_ROWS_MIN, self.session.window // 2) or self.session.in_flight == 0
-            return (
-                self._rows_gone == len(self._rows) and worthwhile and self.session.unsent_bytes <= _UNSENT_BYTES_MAX
-            )
+            return self._rows_gone == len(self._rows) and worthwhile and self.session.unsent_bytes <= _UNSENT_BYTES_MAX
 
     def _read_rows(self) -> bool:
         """True where there were rows to read."""
@@ -380,8 +403,9 @@ class DurableOutbox(Outbox):
 
     def on_dropped(self, dropped: list[Dropped]) -> None:
         """See `glec_fast.store.Outbox`."""
+        # As with on_publish: the callback first, then those who wait.
+        self._tell_dropped(dropped)
         for each in dropped:
             handle = self._handles.pop(each.message_id, None)
             if handle is not None:
                 handle._set_as_dropped(each.reason)
-        self._tell_dropped(dropped)

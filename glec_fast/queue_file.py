@@ -101,7 +101,9 @@ class QueueFile:
             self.salvage = _carry_over(self.path)
             logger.error(
                 "%d messages carried over, at least %d lost; the damaged file is kept as %s",
-                self.salvage.rows_carried, self.salvage.rows_lost, self.salvage.kept_as,
+                self.salvage.rows_carried,
+                self.salvage.rows_lost,
+                self.salvage.kept_as,
             )
             return _open_checked(self.path)
 

@@ -389,6 +389,7 @@ class Store:
 
         It is not where the file last spoke for another client id or broker: to that one, no session is present.
         """
+
         def load(table: QueueTable) -> tuple[bytes, bool]:
             known = table.load_session()
             image: bytes = b"" if known is None else known[2]

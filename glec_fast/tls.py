@@ -66,5 +66,7 @@ def build_ssl_context(tls_config: TLSConfig | None) -> ssl.SSLContext:
         if tls_config.client_cert is not None:
             context.load_cert_chain(tls_config.client_cert, tls_config.client_key, tls_config.key_password)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"the TLS files cannot be used ({error}): check ca_cert, client_cert and client_key") from error
+        raise ConfigError(
+            f"the TLS files cannot be used ({error}): check ca_cert, client_cert and client_key"
+        ) from error
     return context

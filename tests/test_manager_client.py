@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from support.gateway import TIMEOUT_S, eventually
-from support.subscriber import Subscriber
 
 from glec_fast import Client
+from support.gateway import TIMEOUT_S, eventually
+from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

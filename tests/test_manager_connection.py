@@ -9,8 +9,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
-from support.subscriber import Subscriber
 
 from glec_fast import (
     ConnectionCallback,
@@ -20,13 +18,14 @@ from glec_fast import (
     QueueLockedError,
 )
 from glec_fast.backoff import Backoff
+from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
+from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from conftest import StartBroker
-
     from glec_fast.demo.broker import Broker
     from glec_fast.demo.link import Link
 
@@ -416,9 +415,7 @@ def test_the_heartbeat_goes_on_while_offline(tmp_path: Path) -> None:
         assert eventually(lambda: manager.get_metrics().queue_size >= 3)
 
 
-def test_debug_logging_names_the_packets(
-    broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_debug_logging_names_the_packets(broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("glec_fast")
     recorder = Recorder()
     with MQTTManager(quick_config(broker.url, tmp_path)) as manager:

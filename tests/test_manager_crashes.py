@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.gateway import TIMEOUT_S, Recorder, quick_config
-from support.subscriber import Subscriber
 
 from glec_fast import MQTTManager
 from glec_fast.demo.link import Link
+from support.gateway import TIMEOUT_S, Recorder, quick_config
+from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from conftest import StartBroker
-
     from glec_fast.demo.broker import Broker
     from glec_fast.demo.link import Direction
 
@@ -103,9 +102,7 @@ def assert_kept(subscriber: Subscriber, accepted: set[bytes]) -> None:
     assert [payload for payload in subscriber.repeated() if payload.startswith(b"2-")] == []
 
 
-def test_killed_while_publishing_again_and_again(
-    broker: Broker, start_child: Callable[..., Child]
-) -> None:
+def test_killed_while_publishing_again_and_again(broker: Broker, start_child: Callable[..., Child]) -> None:
     dice = random.Random(1)
     accepted: set[bytes] = set()
     with Subscriber(broker, "t") as subscriber:

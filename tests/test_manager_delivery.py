@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
-from support.subscriber import Subscriber
 
 from glec_fast import Alert, GpsFix, Inference, MQTTManager, Status, Telemetry, TLSConfig
+from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
+from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,10 +6,10 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from support.gateway import TIMEOUT_S, Recorder, quick_config
-from support.subscriber import Subscriber
 
 from glec_fast import Dropped, DropReason, MQTTManager, PublishError
+from support.gateway import TIMEOUT_S, Recorder, quick_config
+from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from pathlib import Path

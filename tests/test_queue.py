@@ -72,8 +72,13 @@ class TestSpecification:
         messages = queue.dequeue_all()
         assert [message.id for message in messages] == ids
         assert messages[0] == (
-            ids[0], "glec/dtg/device-123/inference", "message 0", 1,
-            int(clock.now_s * 1000), int(clock.now_s * 1000) + DAY_MS, 0,
+            ids[0],
+            "glec/dtg/device-123/inference",
+            "message 0",
+            1,
+            int(clock.now_s * 1000),
+            int(clock.now_s * 1000) + DAY_MS,
+            0,
         )
         assert queue.get_queue_size() == 3, "a message stays until it is deleted"
 
@@ -253,9 +258,7 @@ def test_bad_settings_are_refused(tmp_path: Path, settings: dict[str, object]) -
     assert list(tmp_path.iterdir()) == []
 
 
-def test_order_survives_a_clock_that_steps_back(
-    make_queue: Callable[..., OfflineQueueManager], clock: Clock
-) -> None:
+def test_order_survives_a_clock_that_steps_back(make_queue: Callable[..., OfflineQueueManager], clock: Clock) -> None:
     queue = make_queue()
     queue.enqueue("t", "1", 1)
     clock.now_s -= 3600

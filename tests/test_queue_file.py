@@ -66,7 +66,12 @@ def run_child(program: str, cwd: Path | None = None) -> subprocess.CompletedProc
     """Run a program in a process of its own."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=cwd, env=child_environment(), stdout=subprocess.PIPE, text=True, timeout=WAIT_S, check=False,
+        cwd=cwd,
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=WAIT_S,
+        check=False,
     )
 
 
@@ -178,7 +183,10 @@ class TestLock:
         """
         with subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(holder)],
-            env=child_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=child_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as child:
             assert child.stdin is not None
             assert child.stdout is not None
@@ -231,7 +239,9 @@ class TestAdopted:
             database.execute("UPDATE mqtt_offline_queue SET retry_count = NULL WHERE id = 2")
         with OfflineQueueManager(path) as queue:
             assert [(m.id, m.payload, m.timestamp_ms, m.retry_count) for m in queue.dequeue_all()] == [
-                (3, "payload 2 x", 998, 0), (2, "payload 1 x", 999, 0), (1, "payload 0 x", 1000, 0),
+                (3, "payload 2 x", 998, 0),
+                (2, "payload 1 x", 999, 0),
+                (1, "payload 0 x", 1000, 0),
             ]
             assert queue.increment_retry_count(2)
             assert queue.enqueue("t", "ours", 2) == 4
@@ -255,8 +265,14 @@ class TestAdopted:
     def test_rows_that_no_message_can_be_made_of(self, path: Path) -> None:
         with plain(path) as database:
             database.executescript(SPECIFIED_SCHEMA)
-            bad = [("t", "x", 7, 1, FAR_MS), ("", "x", 1, 1, FAR_MS), ("a/+", "x", 1, 1, FAR_MS),
-                   ("t\0t", "x", 1, 1, FAR_MS), ("t", "x", 1, "soon", FAR_MS), ("t", "x", 1, 1, "never")]
+            bad = [
+                ("t", "x", 7, 1, FAR_MS),
+                ("", "x", 1, 1, FAR_MS),
+                ("a/+", "x", 1, 1, FAR_MS),
+                ("t\0t", "x", 1, 1, FAR_MS),
+                ("t", "x", 1, "soon", FAR_MS),
+                ("t", "x", 1, 1, "never"),
+            ]
             database.executemany(INSERT, [*bad, ("t", "payload 1 x", 1, 1, FAR_MS)])
         with closing(Store(path)) as store:
             assert store.salvage is not None
@@ -291,7 +307,11 @@ class TestDamaged:
         assert kept_as.read_bytes() == damaged
         assert f"{carried} messages carried over, at least {lost} lost" in caplog.text
         assert {file.name for file in path.parent.iterdir()} <= {
-            "queue.db", "queue.db-lock", "queue.db.damaged-1", "queue.db.damaged-1-wal", "queue.db.damaged-1-shm",
+            "queue.db",
+            "queue.db-lock",
+            "queue.db.damaged-1",
+            "queue.db.damaged-1-wal",
+            "queue.db.damaged-1-shm",
         }
         numbers = payload_numbers(path)
         assert len(numbers) == carried

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, ack, parse, publish
 
 from glec_fast._session import CONTROL_PACKET, NEED_DATA, Session
 from glec_fast.errors import ProtocolError
+from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, ack, parse, publish
 
 
 def send_all(session: Session) -> bytes:
@@ -32,7 +32,9 @@ def commit(session: Session) -> bytes:
     return image
 
 
-@pytest.mark.parametrize("payload_bytes", [0, 1, 117, 118, 119, 16_373, 16_374, 16_375, 2_097_141, 2_097_142, 2_097_143])
+@pytest.mark.parametrize(
+    "payload_bytes", [0, 1, 117, 118, 119, 16_373, 16_374, 16_375, 2_097_141, 2_097_142, 2_097_143]
+)
 @pytest.mark.parametrize("qos", [0, 1, 2])
 def test_publish_is_what_the_reference_encodes(payload_bytes: int, qos: int) -> None:
     session = Session(10)
@@ -43,7 +45,9 @@ def test_publish_is_what_the_reference_encodes(payload_bytes: int, qos: int) -> 
 
 def test_text_bytes_and_buffers_are_the_same_on_the_wire() -> None:
     session = Session(10)
-    for message_id, payload in enumerate(("é{}", "é{}".encode(), bytearray("é{}".encode()), memoryview("é{}".encode()))):
+    for message_id, payload in enumerate(
+        ("é{}", "é{}".encode(), bytearray("é{}".encode()), memoryview("é{}".encode()))
+    ):
         session.admit(message_id + 1, b"t", payload, 0)
     assert send_all(session) == publish("t", "é{}".encode(), 0, 0) * 4
 
@@ -212,7 +216,10 @@ def test_a_restart_goes_on_where_the_image_says() -> None:
     commit(after)
     packets, _ = parse(send_all(after))
     assert [(each.kind, each.packet_id, each.dup) for each in packets] == [
-        (PUBREL, 1, False), (PUBLISH, 2, True), (PUBLISH, 3, True), (PUBLISH, 4, False),
+        (PUBREL, 1, False),
+        (PUBLISH, 2, True),
+        (PUBLISH, 3, True),
+        (PUBLISH, 4, False),
     ]
 
 

@@ -277,9 +277,7 @@ class TestCommit:
         store = make_store(qos0_commit_delay_s=3600)
         assert store.wait_durable(store.append("t", "1", 0, urgent=False), WAIT_S)
 
-    def test_the_image_is_committed_and_given_to_the_next_process(
-        self, make_store: Callable[..., Store]
-    ) -> None:
+    def test_the_image_is_committed_and_given_to_the_next_process(self, make_store: Callable[..., Store]) -> None:
         store = make_store()
         outbox = RecordingOutbox(store)
         outbox.image, outbox.version = b"\x01image", 7
@@ -354,7 +352,10 @@ class TestOrder:
     def test_rows_come_in_order_a_window_at_a_time(self, store: Store, outbox: RecordingOutbox) -> None:
         append(store, 25)
         assert [outbox.read(10) for _ in range(4)] == [
-            list(range(1, 11)), list(range(11, 21)), list(range(21, 26)), [],
+            list(range(1, 11)),
+            list(range(11, 21)),
+            list(range(21, 26)),
+            [],
         ]
 
     @pytest.mark.parametrize("limit", [1, 7, 100])
@@ -457,9 +458,7 @@ class TestRewind:
         disk.error = None
         outbox.wait(lambda heard: store.size == 301)
 
-    def test_what_is_finished_meanwhile_is_never_told_as_dropped(
-        self, make_store: Callable[..., Store]
-    ) -> None:
+    def test_what_is_finished_meanwhile_is_never_told_as_dropped(self, make_store: Callable[..., Store]) -> None:
         store = make_store(max_queue_size=10)
         outbox = RecordingOutbox(store)
         append(store, 10)
@@ -542,9 +541,7 @@ class TestOverflow:
         outbox.wait(lambda heard: len(heard.dropped) == 2)
         assert [each.message_id for each in outbox.dropped] == [2, 4]
 
-    def test_a_smaller_limit_drops_nothing_before_its_owner_can_protect(
-        self, make_store: Callable[..., Store]
-    ) -> None:
+    def test_a_smaller_limit_drops_nothing_before_its_owner_can_protect(self, make_store: Callable[..., Store]) -> None:
         store = make_store()
         append(store, 20)
         store.close()
@@ -704,9 +701,7 @@ class TestExpiry:
 
 
 class TestRefusals:
-    def test_a_message_is_given_up_after_so_many_refusals(
-        self, make_store: Callable[..., Store], path: Path
-    ) -> None:
+    def test_a_message_is_given_up_after_so_many_refusals(self, make_store: Callable[..., Store], path: Path) -> None:
         store = make_store(max_retry=3)
         outbox = RecordingOutbox(store)
         append(store, 2)
@@ -719,9 +714,7 @@ class TestRefusals:
         assert outbox.dropped == [(1, "t", 1, DropReason.GIVEN_UP)]
         assert ids_on_disk(path) == [2]
 
-    def test_a_refusal_outlives_a_failing_disk(
-        self, store: Store, outbox: RecordingOutbox
-    ) -> None:
+    def test_a_refusal_outlives_a_failing_disk(self, store: Store, outbox: RecordingOutbox) -> None:
         append(store, 1)
         disk = Disk(store)
         disk.error = apsw.FullError("database or disk is full")
@@ -803,7 +796,11 @@ class TestFaults:
     @pytest.mark.parametrize("error", [RuntimeError("mine"), SystemExit(1)])
     @pytest.mark.parametrize("callback", ["on_committed", "on_dropped"])
     def test_an_outbox_that_raises_does_not_end_the_thread(
-        self, store: Store, outbox: RecordingOutbox, monkeypatch: pytest.MonkeyPatch, callback: str,
+        self,
+        store: Store,
+        outbox: RecordingOutbox,
+        monkeypatch: pytest.MonkeyPatch,
+        callback: str,
         error: BaseException,
     ) -> None:
         monkeypatch.setattr(outbox, callback, raising(error))
@@ -834,7 +831,8 @@ class TestFaults:
         assert disk.entered.wait(WAIT_S)
         monkeypatch.setattr(store, "_on_success", raising(MemoryError()))
         waiting: list[Future[Any]] = [
-            pool.submit(store.wait_durable, message_id), pool.submit(store.run, lambda table: None),
+            pool.submit(store.wait_durable, message_id),
+            pool.submit(store.run, lambda table: None),
         ]
         empty = pool.submit(store.wait_empty)
         disk.released.set()
@@ -1005,9 +1003,7 @@ class TestClose:
         store.close()
         assert ids_on_disk(path) == [2]
 
-    def test_jobs_that_wait_meanwhile_are_answered(
-        self, store: Store, pool: ThreadPoolExecutor
-    ) -> None:
+    def test_jobs_that_wait_meanwhile_are_answered(self, store: Store, pool: ThreadPoolExecutor) -> None:
         with held_writer(store, pool):
             jobs = [pool.submit(store.run, lambda table: table.count()) for _ in range(3)]
             assert wait_for(lambda: len(store._jobs) == 3)

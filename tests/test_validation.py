@@ -34,8 +34,15 @@ class TestTopic:
     @pytest.mark.parametrize(
         ("topic", "says"),
         [
-            (None, "NoneType"), (b"t", "bytes"), ("", "empty"), ("a/+/b", "wildcard"), ("a/#", "wildcard"),
-            ("a#", "wildcard"), ("a\0", "NUL"), ("a" * 65_536, "65536 bytes"), ("é" * 32_768, "65536 bytes"),
+            (None, "NoneType"),
+            (b"t", "bytes"),
+            ("", "empty"),
+            ("a/+/b", "wildcard"),
+            ("a/#", "wildcard"),
+            ("a#", "wildcard"),
+            ("a\0", "NUL"),
+            ("a" * 65_536, "65536 bytes"),
+            ("é" * 32_768, "65536 bytes"),
             ("a\ud800", "surrogates"),
         ],
         ids=short,

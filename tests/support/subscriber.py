@@ -67,7 +67,8 @@ class Subscriber:
     def wait_for_all(self, payloads: set[bytes], timeout_s: float = 30.0) -> bool:
         """Wait until each of `payloads` has come at least once."""
         return self.wait_for(
-            lambda arrivals: len(arrivals) >= len(payloads) and payloads <= {each.payload for each in arrivals}, timeout_s
+            lambda arrivals: len(arrivals) >= len(payloads) and payloads <= {each.payload for each in arrivals},
+            timeout_s,
         )
 
     def payloads(self, topic: str | None = None) -> list[bytes]:

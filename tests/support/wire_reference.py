@@ -41,7 +41,13 @@ def remaining_length(value: int) -> bytes:
 
 
 def publish(
-    topic: str, payload: bytes, qos: int, packet_id: int, *, retain: bool = False, dup: bool = False,
+    topic: str,
+    payload: bytes,
+    qos: int,
+    packet_id: int,
+    *,
+    retain: bool = False,
+    dup: bool = False,
     properties: bytes = b"",
 ) -> bytes:
     """Section 3.3; `properties` with their own length in front, for MQTT 5."""
