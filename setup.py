@@ -13,11 +13,7 @@ EXTENSIONS = ("_payload", "_session", "_store")
 
 setup(
     ext_modules=cythonize(
-        [
-            Extension(f"glec_fast.{name}", [f"cext/{name}.pyx"], extra_compile_args=C_FLAGS)
-            for name in EXTENSIONS
-            if os.path.exists(f"cext/{name}.pyx")
-        ],
+        [Extension(f"glec_fast.{name}", [f"cext/{name}.pyx"], extra_compile_args=C_FLAGS) for name in EXTENSIONS],
         build_dir="build/cython",
         include_path=["cext"],
         annotate=DEBUG,

@@ -153,8 +153,9 @@ cdef class QueueTable:
 
     def last_id(self) -> int:
         """The highest id that was ever given, 0 in a new file."""
-        return self.execute("SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'), 0),"
-                            " coalesce((SELECT max(id) FROM mqtt_offline_queue), 0))").get
+        return self.execute(
+            "SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'), 0),"
+            " coalesce((SELECT max(id) FROM mqtt_offline_queue), 0))").get
 
     def last_timestamp_ms(self) -> int:
         """The highest timestamp in the table, 0 where it is empty."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Backoff:
-    """Waits of `initial_s`, doubled for `attempts` attempts, then `maximum_s` for ever. No wait is above `maximum_s`."""
+    """Waits of `initial_s`, doubled for `attempts` attempts, then `maximum_s` for ever, which no wait exceeds."""
 
     def __init__(self, initial_s: float, maximum_s: float, attempts: int) -> None:
         self._initial_s = initial_s

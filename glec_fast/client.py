@@ -1,7 +1,7 @@
 """paho's Client with its hot paths replaced: PUBLISH, the acknowledgements, bulk reads and bulk writes.
 
-paho keeps connect, TLS, WebSocket, proxies, keep alive, SUBSCRIBE, properties and the callbacks; see `glec_fast._paho` for
-what of it is used here. Bytes and states are the session's, what waits is the outbox's; this module moves the bytes.
+paho keeps connect, TLS, WebSocket, proxies, keep alive, SUBSCRIBE, properties and the callbacks; see `glec_fast._paho`
+for what of it is used here. Bytes and states are the session's, what waits is the outbox's; this module moves bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `publish` returns: paho's MQTTMessageInfo, made cheap, and able to wait for the disk as well as for the broker."""
+"""What `publish` returns: paho's MQTTMessageInfo, made cheap, and able to wait for the disk as well."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PublishHandle(MQTTMessageInfo):
     def wait_durable(self, timeout_s: float | None = None) -> bool:
         """Wait until the message is on disk, where no crash or power cut can lose it; False after the time-out.
 
-        False at once for a QoS 0 message that went straight to the broker. Raises QueueStorageError while the disk fails.
+        False at once for a QoS 0 message that went right to the broker. Raises QueueStorageError where the disk fails.
         """
         return self._wait_durable(self.message_id, timeout_s)
 

@@ -141,7 +141,7 @@ class _FleetClient(Client):
             thread.join()
 
     def _break_link(self) -> None:
-        sock = self._sock
+        sock: Any = self._sock
         if sock is None:
             return
         try:
@@ -438,7 +438,7 @@ class MQTTManager:
         for each in dropped:
             try:
                 callback(each)
-            except Exception:
+            except Exception:  # noqa: PERF203 - each message is told of, whatever became of the others
                 logger.exception("the drop callback failed")
 
     def __enter__(self) -> MQTTManager:

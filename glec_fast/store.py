@@ -156,7 +156,7 @@ class Store:
         self._deadline_s: float | None = None
         self._committed_id = self._next_id - 1
         self._failure: QueueStorageError | None = None
-        # After a failure with new rows the next transaction goes without: deletes, which make room, must not wait for them.
+        # After a failure with new rows the next transaction goes without: deletes, which make room, must not wait.
         self._rows_last = False
         self._reported = ""
         self._read_failed = False

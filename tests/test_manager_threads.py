@@ -1,4 +1,4 @@
-"""Publishing from many threads and from inside callbacks: all arrives, each thread's order is kept, nothing locks up."""
+"""Publishing from many threads and from callbacks: all arrives, each thread's order is kept, nothing locks up."""
 
 from __future__ import annotations
 

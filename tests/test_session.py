@@ -298,7 +298,7 @@ def test_any_interleaving_delivers_each_message_in_order_and_once(seed: int) -> 
         delivered.append(payload)
         return b"" if qos == 0 else ack(PUBACK if qos == 1 else PUBREC, packet_id)
 
-    for step in range(100_000):
+    for _ in range(100_000):
         if len(deleted) == len(rows):
             break
         action = chance.random()
@@ -346,7 +346,7 @@ def test_any_interleaving_delivers_each_message_in_order_and_once(seed: int) -> 
             session.resume(True)
             at = 0
     else:
-        pytest.fail(f"not finished after {step} steps: {len(deleted)} of {len(rows)}")
+        pytest.fail(f"not finished: {len(deleted)} of {len(rows)}")
 
     counts = {each: delivered.count(each) for each in qos_of}
     assert [each for each, qos in qos_of.items() if qos and not counts[each]] == [], "lost"
