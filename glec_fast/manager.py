@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -33,8 +34,6 @@ from glec_fast.validation import as_payload, check_publish
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
 _HOUR_MS = 60 * 60 * 1000
-# Specification, "Periodic Cleanup".
-_CLEANUP_INTERVAL_S = 300.0
 # Long enough for a slow link to take what is left to send, short enough for a service manager that waits for our end.
 _LEAVE_TIMEOUT_S = 5.0
 
@@ -141,11 +140,13 @@ class _FleetClient(Client):
             thread.join()
 
     def _break_link(self) -> None:
-        sock: Any = self._sock
+        sock = self._sock
         if sock is None:
             return
         try:
-            sock.shutdown(socket.SHUT_RDWR)
+            # By its descriptor: paho's WebSocket has no such method.
+            with socket.socket(fileno=os.dup(sock.fileno())) as link:
+                link.shutdown(socket.SHUT_RDWR)
         except OSError as error:
             logger.debug("the link had ended already: %s", error)
 
@@ -189,7 +190,6 @@ class MQTTManager:
         self._can_frames = 0
         self._battery_voltage: float | None = None
         self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
-        self._next_cleanup_s = self._started_s + _CLEANUP_INTERVAL_S
         self._lock = threading.Lock()
         self._closed = False
         backoff = Backoff(
@@ -359,24 +359,13 @@ class MQTTManager:
     def _tick(self) -> float:
         """Do what is due; returns the seconds until something is."""
         now_s = time.monotonic()
-        if now_s >= self._next_cleanup_s:
-            self._next_cleanup_s = now_s + _CLEANUP_INTERVAL_S
-            self._clean_up()
         if now_s >= self._next_status_s:
             self._next_status_s = now_s + self.config.status_interval_s
             try:
                 self.publish_status()
             except (GlecError, OSError) as error:
                 logger.error("the status heartbeat was not accepted: %s", error)
-        return min(self._next_status_s, self._next_cleanup_s) - now_s
-
-    def _clean_up(self) -> None:
-        try:
-            expired, given_up = self._store.drop_expired(), self._store.drop_given_up()
-        except GlecError as error:
-            logger.error("the queue was not cleaned up: %s", error)
-        else:
-            logger.debug("cleaned up: %d expired, %d given up", expired, given_up)
+        return self._next_status_s - now_s
 
     # ---- called by the client and the store
 

@@ -198,7 +198,7 @@ def test_publishing_from_inside_on_message_and_on_publish(broker: Broker) -> Non
 
         program.client.on_publish = on_publish
         program.client.publish("u", "x", 1)
-        assert program.wait_for(lambda: len(chain) == 50)
+        assert program.wait_for(lambda: len(chain) >= 50)
 
 
 def test_it_reconnects_and_sends_what_waited(broker: Broker, link: Link) -> None:

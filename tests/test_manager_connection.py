@@ -201,8 +201,9 @@ def test_publishing_from_inside_the_callbacks(broker: Broker, link: Link, tmp_pa
             assert recorder.wait_for_connections(2)
             assert manager.flush(TIMEOUT_S)
             manager.set_connection_callback(ConnectionCallback())
-        assert subscriber.wait_for_all({each.encode() for each in published})
-        assert sorted(subscriber.payloads(), key=int) == [each.encode() for each in published]
+        # Their QoS is the number's remainder by three: the lost link may swallow QoS 0 and repeat QoS 1.
+        assert subscriber.wait_for_all({each.encode() for each in published if int(each) % 3})
+        assert {int(payload) % 3 for payload in subscriber.repeated()} <= {1}
 
 
 @pytest.mark.parametrize("event", ["on_connected", "on_connection_lost", "on_reconnecting"])

@@ -1,7 +1,7 @@
-"""A publishing process to be killed. One JSON object of settings as its argument; see `settings` below.
+"""A publishing process to be killed. One JSON object of settings as its argument.
 
-It prints "ready", then the payload of each message once losing it would break a promise (QoS 1: `wait_durable`
-returned; QoS 2: `publish` returned), then "published"; "flushed" once nothing is waiting. It ends when its input does.
+It prints "ready"; then the payload of each message, once losing it would break a promise (QoS 1: `wait_durable` has
+returned; QoS 2: `publish` has); then "published"; and "flushed" once nothing is waiting. It ends when its input does.
 """
 
 from __future__ import annotations
