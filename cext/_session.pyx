@@ -608,12 +608,13 @@ cdef class Session:
             reason = body[2]
         index = self.exchange_of[packet_id]
         if index == ID_FREE or index == ID_TAKEN:
-            # The peer waits for an answer to PUBREC, whatever became of ours (MQTT 5, 4.3.3).
-            if kind == PUBREC and reason < REASON_FAILURE:
+            # The peer waits for an answer to PUBREC, whatever became of ours (MQTT 5, 4.3.3). What is parked gets it
+            # when its turn to be resent comes: a PUBREL now would let the peer take that resend for a new message.
+            if kind == PUBREC and reason < REASON_FAILURE and not self._is_parked(packet_id):
                 self._encode_ack(PUBREL | 2, packet_id, REASON_PACKET_ID_NOT_FOUND)
             return 0
         cdef Exchange* exchange = &self.exchanges[index - 1]
-        if exchange.publish_end > self.base + self.head:
+        if exchange.publish_end > self.base + self.head and not exchange.left_before:
             raise ProtocolError(f"packet id {packet_id} was acknowledged before its PUBLISH was sent (MQTT 4.3)", 0x82)
         if reason or size > 3:
             properties = PyBytes_FromStringAndSize(<const char*>body + 3, size - 3) if size > 3 else b""
@@ -621,6 +622,12 @@ cdef class Session:
         if kind == PUBREC and reason < REASON_FAILURE:
             return self._on_pubrec(exchange)
         return self._finish(exchange, reason >= REASON_FAILURE and kind != PUBCOMP)
+
+    cdef bint _is_parked(self, uint16_t packet_id) except -1:
+        for aside in self.parked.values():
+            if aside[0] == packet_id:
+                return True
+        return False
 
     cdef int _on_pubrec(self, Exchange* exchange) except -1:
         if exchange.qos != 2:

@@ -223,6 +223,21 @@ def test_a_restart_goes_on_where_the_image_says() -> None:
     ]
 
 
+def test_a_pubrec_for_what_is_parked_waits_for_its_resend() -> None:
+    session = Session(10, True)
+    session.admit(1, "t", "x", 2)
+    commit(session)
+    send_all(session)
+    session.park()
+    session.resume(True)
+    receive(session, ack(PUBREC, 1))
+    assert send_all(session) == b"", "a PUBREL would make the resend a new message"
+    session.admit_rows([(1, "t", "x", 2, 0, 0)], 0)
+    receive(session, ack(PUBREC, 1))
+    commit(session)
+    assert [packet.kind for packet in parse(send_all(session))[0]] == [PUBLISH, PUBREL]
+
+
 def test_a_lost_session_voids_ids_and_names_what_is_in_doubt() -> None:
     session = Session(10, True)
     for message_id in (1, 2):
