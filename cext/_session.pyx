@@ -60,6 +60,8 @@ cdef enum:
     EXCHANGES_MAX = 0xFFFE
     IMAGE_FORMAT = 1
     IMAGE_ENTRY_BYTES = 11
+    NO_EXCHANGE = -1
+    ACK_MAX_BYTES = 5
     BUFFER_START_BYTES = 4096
     # A buffer that grew past this for one burst is given back when it runs empty.
     BUFFER_KEEP_BYTES = 1 << 20
@@ -67,6 +69,7 @@ cdef enum:
     REASON_PACKET_ID_NOT_FOUND = 0x92
 
 cdef struct Exchange:
+    # Of a FREE one: the next FREE one, or NO_EXCHANGE.
     int64_t message_id
     # Stream offset of the end of the PUBLISH packet: it may have left once the socket took this many bytes.
     uint64_t publish_end
@@ -103,8 +106,8 @@ cdef class _Vector:
     def __dealloc__(self):
         free(self.items)
 
-    cdef void* push(self) except NULL:
-        """The address of a new last item, valid until the next push."""
+    cdef int reserve(self) except -1:
+        """Make the next push one that cannot fail."""
         cdef uint8_t* grown
         cdef size_t capacity
         if self.first + self.count == self.capacity:
@@ -118,6 +121,11 @@ cdef class _Vector:
                     raise MemoryError
                 self.items = grown
                 self.capacity = capacity
+        return 0
+
+    cdef void* push(self) except NULL:
+        """The address of a new last item, valid until the next push."""
+        self.reserve()
         self.count += 1
         return self.items + (self.first + self.count - 1) * self.item_bytes
 
@@ -146,6 +154,8 @@ cdef class Session:
     cdef readonly int window
     # 3, 4 or 5, as in CONNECT (MQTT 3.1.2.2).
     cdef public int protocol_version
+    # True over TLS and WebSocket: they may send a part of what `peek` gave and not say so, so all of it may have left.
+    cdef public bint offered_may_leave
     cdef readonly int receive_maximum
     # Counts durable pictures; see `image`.
     cdef readonly uint64_t version
@@ -163,6 +173,8 @@ cdef class Session:
     cdef uint8_t* out
     cdef size_t out_capacity, head, ready, tail
     cdef uint64_t base
+    # Stream offset up to which `peek` gave bytes away on this connection.
+    cdef uint64_t offered
     cdef uint64_t last_end
     cdef bint has_last
     cdef _Vector gates, marks, retired, done
@@ -176,7 +188,7 @@ cdef class Session:
     cdef uint16_t* exchange_of
     cdef Exchange* exchanges
     cdef int exchange_capacity
-    cdef list free_exchanges
+    cdef int free_exchange
     cdef uint16_t last_packet_id
 
     # message id -> (packet id, state, qos, may have left)
@@ -204,7 +216,8 @@ cdef class Session:
         self.retired = _Vector(sizeof(Retired))
         self.done = _Vector(sizeof(int64_t))
         self.inbox = bytearray()
-        self.free_exchanges = []
+        self.free_exchange = NO_EXCHANGE
+        self.packet_body = b""
         self.parked = {}
         self.reasons = {}
         self.refused = []
@@ -225,13 +238,16 @@ cdef class Session:
 
     def room(self) -> int:
         """How many more exchanges the window and the server's Receive Maximum (MQTT 5, 3.2.2.3.3) allow."""
-        cdef int limit = min(self.window, self.receive_maximum)
-        return max(limit - self.in_flight, 0)
+        return max(self._limit() - self.in_flight, 0)
+
+    cdef inline int _limit(self) noexcept:
+        # An id that waits for its row's deletion has no exchange, and yet cannot be given out.
+        return min(self.window, self.receive_maximum, 65535 - <int>self.retired.count)
 
     cdef bint _fits(self, object message_id, uint8_t qos) except -1:
         if qos == 0:
             return True
-        if self.in_flight >= min(self.window, self.receive_maximum):
+        if self.in_flight >= self._limit():
             return False
         if qos == 1 or self.in_flight == 0 or (self.parked and message_id in self.parked):
             return True
@@ -265,25 +281,33 @@ cdef class Session:
                 return candidate
         return 0
 
-    cdef Exchange* _open_exchange(self, uint16_t packet_id, int64_t message_id, uint8_t qos, uint8_t state) except NULL:
+    cdef int _reserve_exchange(self) except -1:
+        """Make the next `_open_exchange` one that cannot fail."""
         cdef int index, capacity
         cdef Exchange* grown
-        if not self.free_exchanges:
-            capacity = min(max(self.exchange_capacity * 2, 32), <int>EXCHANGES_MAX)
-            if capacity == self.exchange_capacity:
-                raise AssertionError("the window was exceeded")
-            grown = <Exchange*>realloc(self.exchanges, <size_t>capacity * sizeof(Exchange))
-            if grown is NULL:
-                raise MemoryError
-            self.exchanges = grown
-            for index in range(capacity - 1, self.exchange_capacity - 1, -1):
-                grown[index].state = FREE
-                self.free_exchanges.append(index)
-            self.exchange_capacity = capacity
-        index = self.free_exchanges.pop()
+        if self.free_exchange != NO_EXCHANGE:
+            return 0
+        capacity = min(max(self.exchange_capacity * 2, 32), <int>EXCHANGES_MAX)
+        if capacity == self.exchange_capacity:
+            raise AssertionError("the window was exceeded")
+        grown = <Exchange*>realloc(self.exchanges, <size_t>capacity * sizeof(Exchange))
+        if grown is NULL:
+            raise MemoryError
+        self.exchanges = grown
+        for index in range(capacity - 1, self.exchange_capacity - 1, -1):
+            grown[index].state = FREE
+            grown[index].message_id = self.free_exchange
+            self.free_exchange = index
+        self.exchange_capacity = capacity
+        return 0
+
+    cdef Exchange* _open_exchange(self, uint16_t packet_id, int64_t message_id, uint8_t qos, uint8_t state) noexcept:
+        """After `_reserve_exchange`."""
+        cdef int index = self.free_exchange
+        cdef Exchange* exchange = &self.exchanges[index]
+        self.free_exchange = <int>exchange.message_id
         self.exchange_of[packet_id] = <uint16_t>(index + 1)
         self.in_flight += 1
-        cdef Exchange* exchange = &self.exchanges[index]
         exchange.message_id = message_id
         exchange.publish_end = 0
         exchange.packet_id = packet_id
@@ -294,14 +318,14 @@ cdef class Session:
             self.unreleased += 1
         return exchange
 
-    cdef int _close_exchange(self, Exchange* exchange, uint16_t id_becomes) except -1:
+    cdef void _close_exchange(self, Exchange* exchange, uint16_t id_becomes) noexcept:
         self.exchange_of[exchange.packet_id] = id_becomes
         if exchange.qos == 2 and exchange.state == SENT:
             self.unreleased -= 1
         exchange.state = FREE
+        exchange.message_id = self.free_exchange
+        self.free_exchange = <int>(exchange - self.exchanges)
         self.in_flight -= 1
-        self.free_exchanges.append(<int>(exchange - self.exchanges))
-        return 0
 
     # ---- the send buffer
 
@@ -363,7 +387,7 @@ cdef class Session:
         memcpy(self.out + self.ready, &view[0], size)
         self.ready += size
         self.tail += size
-        if last:
+        if last and not self.has_last:
             self.has_last = True
             self.last_end = self.base + self.ready
 
@@ -387,12 +411,16 @@ cdef class Session:
     def peek(self, size_t limit) -> bytes:
         """A copy of the next bytes that may leave, at most `limit`."""
         cdef size_t size = min(<size_t>self.sendable_bytes, limit)
+        self.offered = max(self.offered, self.base + self.head + size)
         return PyBytes_FromStringAndSize(<const char*>self.out + self.head, <Py_ssize_t>size)
 
     def on_sent(self, size_t size) -> bool:
         """The socket took `size` bytes of the last `peek`. True once the packet put as `last` has left."""
         cdef uint64_t sent
         cdef Mark* mark
+        if size > self.offered - min(self.base + self.head, self.offered):
+            # Bytes of a connection that another thread has ended since they were peeked at.
+            return False
         self.head += size
         sent = self.base + self.head
         while self.marks.count:
@@ -418,8 +446,8 @@ cdef class Session:
     # ---- PUBLISH out
 
     cdef uint64_t _encode_publish(self, object topic, object payload, uint8_t flags, uint16_t packet_id,
-                                  object properties) except 0:
-        """Append one PUBLISH packet (section 3.3) and return the stream offset of its end."""
+                                  object properties, bint gated) except 0:
+        """Append one PUBLISH packet (section 3.3), `gated` behind the gate, and return the stream offset of its end."""
         cdef const char* topic_at
         cdef Py_ssize_t topic_size
         cdef const char* payload_at
@@ -465,12 +493,14 @@ cdef class Session:
         if payload_size:
             memcpy(at, payload_at, <size_t>payload_size)
             at += payload_size
+        if gated:
+            self.dirty = self.gate_wanted = True
         self._append(<size_t>(at - start))
         return self.base + self.tail
 
     cdef int _encode_ack(self, uint8_t command, uint16_t packet_id, uint8_t reason) except -1:
         """Append PUBREL or an answer to an unknown id; `reason` only where MQTT 5 has one to give."""
-        cdef uint8_t* at = self._reserve(5)
+        cdef uint8_t* at = self._reserve(ACK_MAX_BYTES)
         cdef bint with_reason = reason != 0 and self.protocol_version == 5
         at[0] = command
         at[1] = 3 if with_reason else 2
@@ -479,52 +509,67 @@ cdef class Session:
         self._append(5 if with_reason else 4)
         return 0
 
-    def admit(self, int64_t message_id, topic, payload, uint8_t qos, bint retain=False, properties=None,
+    def admit(self, int64_t message_id, topic, payload, int qos, bint retain=False, properties=None,
               uint16_t packet_id=0):
         """Encode one message. The caller asks `room` first for QoS 1 and 2.
 
-        message_id: the owner's name for it, above 0, given back by `take_done`.
+        message_id: the owner's name for it, given back by `take_done`; above 0 for QoS 1 and 2.
         topic: str or UTF-8 bytes. payload: str, bytes or a buffer. properties: packed (MQTT 5, 2.2.2) or None.
         packet_id: 0, or one taken with `reserve_packet_id`.
-        Raises MessageError where the packet would be too large; nothing is kept of it.
+        Raises MessageError where MQTT cannot carry it. After any error nothing is kept of it.
         """
-        cdef uint8_t flags = <uint8_t>(qos << 1) | <uint8_t>retain
+        cdef uint8_t flags
         cdef uint64_t end
         cdef Mark* mark
         cdef Exchange* exchange
+        if not 0 <= qos <= 2:
+            raise MessageError(f"QoS {qos}; it must be 0, 1 or 2")
+        flags = <uint8_t>(qos << 1) | <uint8_t>retain
         if qos == 0:
-            end = self._encode_publish(topic, payload, flags, 0, properties)
+            self.marks.reserve()
+            end = self._encode_publish(topic, payload, flags, 0, properties, False)
             mark = <Mark*>self.marks.push()
             mark.end = end
             mark.message_id = message_id
             return
+        self._reserve_exchange()
         if self.parked:
-            aside = self.parked.pop(message_id, None)
+            aside = self.parked.get(message_id)
             if aside is not None:
                 self._resume(message_id, aside, topic, payload, flags, properties)
+                del self.parked[message_id]
                 return
         if not packet_id:
             packet_id = self._next_packet_id()
             if not packet_id:
                 raise AssertionError("no packet id is free; the window was exceeded")
-        if qos == 2 and self.durable:
-            self.dirty = self.gate_wanted = True
-        end = self._encode_publish(topic, payload, flags, packet_id, properties)
-        exchange = self._open_exchange(packet_id, message_id, qos, SENT)
+        end = self._encode_publish(topic, payload, flags, packet_id, properties, qos == 2 and self.durable)
+        exchange = self._open_exchange(packet_id, message_id, <uint8_t>qos, SENT)
         exchange.publish_end = end
 
     def admit_rows(self, list rows, Py_ssize_t start) -> int:
         """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
 
         Returns the index of the first that did not fit: behind it none goes, so that the order stays.
+        A row that MQTT cannot carry, as another program may have left one, is handed back by `take_refused`.
         """
         cdef tuple row
         cdef Py_ssize_t index
         for index in range(start, len(rows)):
             row = rows[index]
-            if not self._fits(row[0], row[3]):
+            if len(row) < 4:
+                raise ValueError(f"a row of {len(row)} columns; it has at least 4")
+            try:
+                if not self._fits(row[0], row[3]):
+                    return index
+                self.admit(row[0], row[1], row[2], row[3])
+            except (ValueError, TypeError, OverflowError):
+                self.refused.append(row[0])
+            except MemoryError:
+                # The caller must hear of the rows that went, or it would send them again.
+                if index == start:
+                    raise
                 return index
-            self.admit(row[0], row[1], row[2], row[3])
         return len(rows)
 
     cdef int _resume(self, int64_t message_id, tuple aside, object topic, object payload, uint8_t flags,
@@ -536,6 +581,7 @@ cdef class Session:
         cdef Exchange* exchange
         cdef uint64_t end
         if state == RELEASED:
+            self._reserve(ACK_MAX_BYTES)
             if self.durable and (self.dirty or self.version > self.committed_version):
                 # The link broke between PUBREC and its commit.
                 self.gate_wanted = True
@@ -543,7 +589,8 @@ cdef class Session:
             self._encode_ack(PUBREL | 2, packet_id, 0)
             return 0
         # DUP only where the first copy may have left (section 3.3.1.1): some brokers swallow a first copy that has it.
-        end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties)
+        end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties,
+                                   False)
         exchange = self._open_exchange(packet_id, message_id, qos, SENT)
         exchange.publish_end = end
         exchange.left_before = left
@@ -583,8 +630,8 @@ cdef class Session:
             command = start[0]
             at += header + body
             if (command & 0xF0) in (PUBACK, PUBREC, PUBCOMP):
-                self.inbox_at = at
                 self._on_ack(command, start + header, body)
+                self.inbox_at = at
                 continue
             self.packet_command = command
             self.packet_body = PyBytes_FromStringAndSize(<const char*>start + header, body)
@@ -614,13 +661,16 @@ cdef class Session:
                 self._encode_ack(PUBREL | 2, packet_id, REASON_PACKET_ID_NOT_FOUND)
             return 0
         cdef Exchange* exchange = &self.exchanges[index - 1]
-        if exchange.publish_end > self.base + self.head and not exchange.left_before:
+        if exchange.publish_end > self.offered and not exchange.left_before:
             raise ProtocolError(f"packet id {packet_id} was acknowledged before its PUBLISH was sent (MQTT 4.3)", 0x82)
+        if kind == PUBREC and reason < REASON_FAILURE:
+            return self._on_pubrec(exchange)
+        # Not this exchange's, where it does not fit the state: PUBCOMP may answer the PUBREL for an unknown id.
+        if (kind == PUBCOMP) != (exchange.state == RELEASED):
+            return 0
         if reason or size > 3:
             properties = PyBytes_FromStringAndSize(<const char*>body + 3, size - 3) if size > 3 else b""
             self.reasons[exchange.message_id] = (kind, packet_id, reason, properties)
-        if kind == PUBREC and reason < REASON_FAILURE:
-            return self._on_pubrec(exchange)
         return self._finish(exchange, reason >= REASON_FAILURE and kind != PUBCOMP)
 
     cdef bint _is_parked(self, uint16_t packet_id) except -1:
@@ -632,6 +682,7 @@ cdef class Session:
     cdef int _on_pubrec(self, Exchange* exchange) except -1:
         if exchange.qos != 2:
             raise ProtocolError("PUBREC for a QoS 1 message (MQTT 4.3.2)", 0x82)
+        self._reserve(ACK_MAX_BYTES)
         if exchange.state == SENT and self.durable:
             self.dirty = self.gate_wanted = True
         if exchange.state == SENT:
@@ -643,6 +694,8 @@ cdef class Session:
         cdef Retired* retired
         cdef uint16_t packet_id = exchange.packet_id
         cdef bint durable = self.durable and exchange.qos == 2
+        if durable:
+            self.retired.reserve()
         if refused:
             self.refused.append(exchange.message_id)
         else:
@@ -653,7 +706,8 @@ cdef class Session:
             retired = <Retired*>self.retired.push()
             retired.version = self.version + 1
             retired.packet_id = packet_id
-        return self._close_exchange(exchange, ID_TAKEN if durable else ID_FREE)
+        self._close_exchange(exchange, ID_TAKEN if durable else ID_FREE)
+        return 0
 
     def take_done(self) -> list:
         """Message ids that are finished: acknowledged, or QoS 0 and handed to the socket. Each is given once."""
@@ -665,12 +719,15 @@ cdef class Session:
         return ids
 
     def take_refused(self) -> list:
-        """Message ids that the broker refused with a reason code of 0x80 or more (MQTT 5). Each is given once."""
+        """Message ids that the broker refused (MQTT 5), and rows that MQTT cannot carry. Each is given once."""
         ids, self.refused = self.refused, []
         return ids
 
     def take_reasons(self) -> dict:
-        """What MQTT 5 acknowledgements carried: message id -> (packet type, packet id, reason, packed properties)."""
+        """What the last acknowledgements carried (MQTT 5): message id -> (packet type, packet id, reason, properties).
+
+        Packet type as in the first byte, 0x40 for PUBACK; properties packed, with their length in front.
+        """
         reasons, self.reasons = self.reasons, {}
         return reasons
 
@@ -687,14 +744,6 @@ cdef class Session:
         cdef int slot
         cdef size_t size = 1
         cdef Exchange* exchange
-        if self.dirty:
-            self.version += 1
-            self.dirty = False
-        if self.gate_wanted:
-            gate = <Gate*>self.gates.push()
-            gate.version = self.version
-            gate.end = self.base + self.tail
-            self.gate_wanted = False
         cdef list aside = [(message_id, entry[0], entry[1]) for message_id, entry in self.parked.items()
                            if entry[2] == 2]
         cdef bytes image = PyBytes_FromStringAndSize(
@@ -710,7 +759,19 @@ cdef class Session:
         for message_id, packet_id, state in aside:
             at = _put_entry(at, message_id, packet_id, state)
             size += IMAGE_ENTRY_BYTES
-        return self.version, image[:size]
+        image = image[:size]
+        cdef uint64_t version = self.version + <uint64_t>self.dirty
+        cdef tuple numbered = (version, image)
+        self.gates.reserve()
+        # Nothing from here on can fail: an image that was not handed out must not have been counted.
+        self.version = version
+        self.dirty = False
+        if self.gate_wanted:
+            gate = <Gate*>self.gates.push()
+            gate.version = version
+            gate.end = self.base + self.tail
+            self.gate_wanted = False
+        return numbered
 
     def on_committed(self, uint64_t version):
         """The image of this version is on disk, with the deletion of all that `take_done` had given by then."""
@@ -734,7 +795,10 @@ cdef class Session:
         cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(image)
         cdef int64_t message_id
         cdef uint16_t packet_id
+        cdef uint8_t state
         cdef Py_ssize_t index
+        cdef dict loaded = {}
+        cdef set packet_ids = set()
         if size == 0:
             return
         if at[0] != IMAGE_FORMAT or (size - 1) % IMAGE_ENTRY_BYTES:
@@ -742,8 +806,16 @@ cdef class Session:
         for index in range(1, size, IMAGE_ENTRY_BYTES):
             message_id = _get_i64(at + index)
             packet_id = load_u16(at + index + 8)
+            state = at[index + 10]
+            if (message_id <= 0 or packet_id == 0 or state not in (SENT, RELEASED)
+                    or message_id in loaded or packet_id in packet_ids or self.exchange_of[packet_id] != ID_FREE):
+                raise ValueError(
+                    f"an in-flight image with message {message_id} as packet id {packet_id} in state {state}")
+            loaded[message_id] = (packet_id, state, 2, True)
+            packet_ids.add(packet_id)
+        for packet_id in packet_ids:
             self.exchange_of[packet_id] = ID_TAKEN
-            self.parked[message_id] = (packet_id, RELEASED if at[index + 10] == RELEASED else SENT, 2, True)
+        self.parked.update(loaded)
 
     # ---- connections
 
@@ -751,7 +823,7 @@ cdef class Session:
         """The connection is gone. Set every exchange aside; forget what was encoded and what was half read."""
         cdef int slot
         cdef Exchange* exchange
-        cdef uint64_t sent = self.base + self.head
+        cdef uint64_t sent = self.offered if self.offered_may_leave else self.base + self.head
         cdef bint left
         for slot in range(self.exchange_capacity):
             exchange = &self.exchanges[slot]

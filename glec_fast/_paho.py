@@ -52,6 +52,7 @@ ATTRIBUTES = (
     "_sock",
     "_sockpairR",
     "_sockpairW",
+    "_ssl",
     "_state",
     "_thread",
     "_thread_terminate",

@@ -1,41 +1,76 @@
 from typing import Final
 
 NEED_DATA: Final = 0
+"""`Session.advance` wants more bytes."""
+
 CONTROL_PACKET: Final = 1
+"""`Session.advance` stopped at a packet that is the owner's: see `packet_command` and `packet_body`."""
 
 class Session:
     """The MQTT session of one client: bytes in, bytes out (MQTT 3.1.1 and 5.0, section 4). Not thread-safe.
 
     window: most exchanges in flight, 1 to 65534, 0 for that. durable: QoS 2 waits at the gate for `on_committed`.
-    max_unreleased: most QoS 2 exchanges whose PUBREL was not yet sent, 0 for the window.
+    max_unreleased: the broker's limit of QoS 2 exchanges without PUBREL, 0 for none; the session keeps below it.
     """
 
-    durable: Final[bool]
-    window: Final[int]
-    max_unreleased: Final[int]
+    @property
+    def durable(self) -> bool:
+        """QoS 2 waits at the gate."""
+    @property
+    def window(self) -> int:
+        """Most exchanges in flight, 1 to 65534; see `set_window`."""
+    @property
+    def max_unreleased(self) -> int:
+        """The broker's limit of QoS 2 exchanges without PUBREL."""
+    @property
+    def receive_maximum(self) -> int:
+        """The server's Receive Maximum on this connection (MQTT 5, 3.2.2.3.3)."""
+    @property
+    def version(self) -> int:
+        """Counts durable pictures; see `image`."""
+    @property
+    def in_flight(self) -> int:
+        """Exchanges in flight on this connection."""
+    @property
+    def unreleased(self) -> int:
+        """QoS 2 exchanges among them whose PUBREL is not yet encoded."""
+    @property
+    def packet_command(self) -> int:
+        """First byte of the packet that `advance` stopped at."""
+    @property
+    def packet_body(self) -> bytes:
+        """What follows the remaining length of the packet that `advance` stopped at."""
     protocol_version: int
-    receive_maximum: Final[int]
-    version: Final[int]
-    in_flight: Final[int]
-    unreleased: Final[int]
-    packet_command: Final[int]
-    packet_body: Final[bytes]
+    """3, 4 or 5, as in CONNECT (MQTT 3.1.2.2)."""
+    offered_may_leave: bool
+    """True over TLS and WebSocket: they may send a part of what `peek` gave and not say so. False at first."""
 
     def __init__(self, window: int = 20, durable: bool = False, max_unreleased: int = 0) -> None: ...
     @property
-    def sendable_bytes(self) -> int: ...
+    def sendable_bytes(self) -> int:
+        """Bytes that may leave now."""
     @property
-    def unsent_bytes(self) -> int: ...
+    def unsent_bytes(self) -> int:
+        """Bytes encoded and not yet handed to the socket, those behind the gate included."""
     @property
-    def wants_commit(self) -> bool: ...
-    def set_window(self, window: int) -> None: ...
-    def room(self) -> int: ...
-    def reserve_packet_id(self) -> int: ...
-    def release_packet_id(self, packet_id: int) -> None: ...
-    def next_packet_id(self) -> int: ...
-    def put_packet(self, packet: bytes | bytearray, last: bool = False) -> None: ...
-    def peek(self, limit: int) -> bytes: ...
-    def on_sent(self, size: int) -> bool: ...
+    def wants_commit(self) -> bool:
+        """True where bytes wait for an `image` that was not yet taken."""
+    def set_window(self, window: int) -> None:
+        """Bound the exchanges in flight, 0 to 65535; 0 means as many as there are packet ids. Raises ValueError."""
+    def room(self) -> int:
+        """How many more exchanges the window, Receive Maximum and the free packet ids allow."""
+    def reserve_packet_id(self) -> int:
+        """Take the next unused packet id (1 to 65535) out of circulation; 0 where all are taken."""
+    def release_packet_id(self, packet_id: int) -> None:
+        """Give back an id from `reserve_packet_id` whose message will not be admitted."""
+    def next_packet_id(self) -> int:
+        """The next unused packet id without taking it; 0 where all are taken. For SUBSCRIBE and UNSUBSCRIBE."""
+    def put_packet(self, packet: bytes | bytearray, last: bool = False) -> None:
+        """Append a control packet to what may leave. It does not wait at the gate. `last`: nothing leaves after it."""
+    def peek(self, limit: int) -> bytes:
+        """A copy of the next bytes that may leave, at most `limit`."""
+    def on_sent(self, size: int) -> bool:
+        """The socket took `size` bytes of the last `peek`. True once the packet put as `last` has left."""
     def admit(
         self,
         message_id: int,
@@ -45,17 +80,51 @@ class Session:
         retain: bool = False,
         properties: bytes | None = None,
         packet_id: int = 0,
-    ) -> None: ...
-    def admit_rows(self, rows: list[tuple[int, str, str | bytes, int, int, int]], start: int) -> int: ...
-    def feed(self, data: bytes) -> None: ...
-    def advance(self) -> int: ...
-    def take_done(self) -> list[int]: ...
-    def take_refused(self) -> list[int]: ...
-    def take_reasons(self) -> dict[int, tuple[int, int, int, bytes]]: ...
-    def image(self) -> tuple[int, bytes]: ...
-    def on_committed(self, version: int) -> None: ...
-    def load_image(self, image: bytes) -> None: ...
-    def park(self) -> None: ...
-    def parked_ids(self) -> list[int]: ...
-    def forget(self, message_id: int) -> None: ...
-    def resume(self, session_present: bool, receive_maximum: int = 65535) -> list[int]: ...
+    ) -> None:
+        """Encode one message. The caller asks `room` first for QoS 1 and 2.
+
+        message_id: the owner's name for it, given back by `take_done`; above 0 for QoS 1 and 2.
+        topic: str or UTF-8 bytes. payload: str, bytes or a buffer. properties: packed (MQTT 5, 2.2.2) or None.
+        packet_id: 0, or one taken with `reserve_packet_id`.
+        Raises MessageError where MQTT cannot carry it. After any error nothing is kept of it.
+        """
+    def admit_rows(self, rows: list[tuple[int, str, str | bytes, int, int, int]], start: int) -> int:
+        """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
+
+        Returns the index of the first that did not fit: behind it none goes, so that the order stays.
+        A row that MQTT cannot carry, as another program may have left one, is handed back by `take_refused`.
+        """
+    def feed(self, data: bytes) -> None:
+        """Take what the socket gave. It is parsed by `advance`."""
+    def advance(self) -> int:
+        """Parse up to the next packet that is not an acknowledgement of a PUBLISH: CONTROL_PACKET or NEED_DATA.
+
+        Raises ProtocolError where the peer breaks the protocol; the connection must then be closed.
+        """
+    def take_done(self) -> list[int]:
+        """Message ids that are finished: acknowledged, or QoS 0 and handed to the socket. Each is given once."""
+    def take_refused(self) -> list[int]:
+        """Message ids that the broker refused (MQTT 5), and rows that MQTT cannot carry. Each is given once."""
+    def take_reasons(self) -> dict[int, tuple[int, int, int, bytes]]:
+        """What the last acknowledgements carried (MQTT 5): message id -> (packet type, packet id, reason, properties).
+
+        Packet type as in the first byte, 0x40 for PUBACK; properties packed, with their length in front.
+        """
+    def image(self) -> tuple[int, bytes]:
+        """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave."""
+    def on_committed(self, version: int) -> None:
+        """The image of this version is on disk, with the deletion of all that `take_done` had given by then."""
+    def load_image(self, image: bytes) -> None:
+        """Begin with the exchanges of an earlier process, as parked. Raises ValueError where it is not an image."""
+    def park(self) -> None:
+        """The connection is gone. Set every exchange aside; forget what was encoded and what was half read."""
+    def parked_ids(self) -> list[int]:
+        """Message ids of the exchanges set aside; their rows must not be dropped."""
+    def forget(self, message_id: int) -> None:
+        """The owner gave up a message that was set aside."""
+    def resume(self, session_present: bool, receive_maximum: int = 65535) -> list[int]:
+        """CONNACK came (section 3.2). Returns the message ids in doubt; the owner then admits from its first message.
+
+        Where the broker lost the session all packet ids are void (3.1.2.4). What it had not received is new again; what
+        it had received, and may or may not have passed on, is returned: in doubt, and no longer kept here.
+        """

@@ -450,6 +450,7 @@ class Client(paho.Client):
     def _messages_reconnect_reset(self) -> None:
         self._outbox.park()
         self._outbox.session.protocol_version = int(self._protocol)
+        self._outbox.session.offered_may_leave = self._ssl or self._transport == "websockets"
         self._messages_reconnect_reset_in()
 
     def _next_reconnect_delay_s(self) -> float:

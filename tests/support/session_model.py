@@ -1,0 +1,350 @@
+"""A naive session, in Python lists, and a driver that does the same to it and to the real one and compares all it sees.
+
+The model keeps what may leave and what waits at the gate as two lists of encoded packets, and knows nothing of buffers,
+offsets, marks or slots: those are what it is there to find fault with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from glec_fast._session import Session
+from support.wire_reference import PUBACK, PUBCOMP, PUBREC, PUBREL, ack, publish
+
+SENT, RELEASED = 1, 2
+ALL_BYTES = 1 << 30
+# Those below are reserved, so that ids are soon used a second time.
+FIRST_FREE_ID = 65_535 - 199
+MQTT_5 = 5
+PACKET_ID_NOT_FOUND = b"\x92"
+
+
+@dataclass
+class Item:
+    """An encoded packet. `needs`: what must be on disk before a byte of it leaves, (message id, packet id, state)."""
+
+    data: bytes
+    qos0_id: int | None = None
+    needs: tuple[int, int, int] | None = None
+
+
+@dataclass
+class Exchange:
+    """One message on its way. `publish`: its packet, None where only PUBREL was sent on this connection."""
+
+    message_id: int
+    packet_id: int
+    qos: int
+    state: int
+    publish: Item | None
+    left_before: bool = False
+
+
+@dataclass
+class Model:
+    """What the session should be; every method has its namesake there."""
+
+    window: int
+    durable: bool
+    protocol_version: int
+    receive_maximum: int = 65534
+    passed: list[Item] = field(default_factory=list)
+    gated: list[Item] = field(default_factory=list)
+    sent_bytes: int = 0
+    sent_items: int = 0
+    # (version, how many of `gated` it lets through)
+    gates: list[tuple[int, int]] = field(default_factory=list)
+    gate_wanted: bool = False
+    dirty: bool = False
+    version: int = 0
+    committed_version: int = 0
+    exchanges: dict[int, Exchange] = field(default_factory=dict)
+    parked: dict[int, tuple[int, int, int, bool]] = field(default_factory=dict)
+    retired: list[tuple[int, int]] = field(default_factory=list)
+    last_packet_id: int = FIRST_FREE_ID - 1
+    done: list[int] = field(default_factory=list)
+    refused: list[int] = field(default_factory=list)
+
+    def room(self) -> int:
+        limit = min(self.window, self.receive_maximum, 65535 - len(self.retired))
+        return max(limit - len(self.exchanges), 0)
+
+    def may_leave(self) -> bytes:
+        return b"".join(item.data for item in self.passed)[self.sent_bytes :]
+
+    def has_left(self, item: Item) -> bool:
+        end = 0
+        for each in self.passed:
+            end += len(each.data)
+            if each is item:
+                return end <= self.sent_bytes
+        return False
+
+    def append(self, item: Item) -> Item:
+        (self.gated if self.gates or self.gate_wanted else self.passed).append(item)
+        return item
+
+    def next_packet_id(self) -> int:
+        taken = self.taken_ids()
+        after_last = [*range(self.last_packet_id + 1, 65_536), *range(FIRST_FREE_ID, self.last_packet_id + 1)]
+        self.last_packet_id = next(candidate for candidate in after_last if candidate not in taken)
+        return self.last_packet_id
+
+    def taken_ids(self) -> set[int]:
+        parked_ids = (entry[0] for entry in self.parked.values())
+        return {*self.exchanges, *parked_ids, *(packet_id for _, packet_id in self.retired)}
+
+    def admit(self, message_id: int, topic: str, payload: bytes, qos: int) -> None:
+        properties = b"\x00" if self.protocol_version == MQTT_5 else b""
+        if qos == 0:
+            self.append(Item(publish(topic, payload, 0, 0, properties=properties), qos0_id=message_id))
+            return
+        left_before = False
+        if message_id in self.parked:
+            packet_id, state, _qos, left_before = self.parked.pop(message_id)
+            if state == RELEASED:
+                # "Received" may not be on disk yet, where the last connection ended before its commit.
+                if self.durable and (self.dirty or self.version != self.committed_version):
+                    self.gate_wanted = True
+                self.append(self._pubrel(message_id, packet_id))
+                self.exchanges[packet_id] = Exchange(message_id, packet_id, 2, RELEASED, None, True)
+                return
+        else:
+            packet_id = self.next_packet_id()
+            if self.durable and qos == 2:
+                self.dirty = self.gate_wanted = True
+        packet = publish(topic, payload, qos, packet_id, dup=left_before, properties=properties)
+        item = self.append(Item(packet, needs=(message_id, packet_id, SENT) if qos == 2 else None))
+        self.exchanges[packet_id] = Exchange(message_id, packet_id, qos, SENT, item, left_before)
+
+    def _pubrel(self, message_id: int, packet_id: int) -> Item:
+        return Item(ack(PUBREL, packet_id), needs=(message_id, packet_id, RELEASED))
+
+    def put_packet(self, packet: bytes) -> None:
+        self.passed.append(Item(packet))
+
+    def on_sent(self, size: int) -> None:
+        self.sent_bytes += size
+        end = sum(len(item.data) for item in self.passed[: self.sent_items])
+        while self.sent_items < len(self.passed) and end + len(self.passed[self.sent_items].data) <= self.sent_bytes:
+            item = self.passed[self.sent_items]
+            end += len(item.data)
+            self.sent_items += 1
+            if item.qos0_id is not None:
+                self.done.append(item.qos0_id)
+
+    def on_ack(self, kind: int, packet_id: int, reason: int) -> None:
+        exchange = self.exchanges.get(packet_id)
+        failed = reason >= 0x80
+        if exchange is None:
+            parked_ids = [entry[0] for entry in self.parked.values()]
+            if kind == PUBREC and not failed and packet_id not in parked_ids:
+                not_found = PACKET_ID_NOT_FOUND if self.protocol_version == MQTT_5 else b""
+                self.append(Item(ack(PUBREL, packet_id, not_found)))
+        elif kind == PUBREC and not failed:
+            if exchange.state == SENT and self.durable:
+                self.dirty = self.gate_wanted = True
+            exchange.state = RELEASED
+            self.append(self._pubrel(exchange.message_id, packet_id))
+        elif (kind == PUBCOMP) == (exchange.state == RELEASED):
+            del self.exchanges[packet_id]
+            (self.refused if failed and kind != PUBCOMP else self.done).append(exchange.message_id)
+            if self.durable and exchange.qos == 2:
+                self.dirty = True
+                self.retired.append((self.version + 1, packet_id))
+
+    def image(self) -> tuple[int, set[tuple[int, int, int]]]:
+        self.version += self.dirty
+        self.dirty = False
+        if self.gate_wanted:
+            self.gates.append((self.version, len(self.gated)))
+            self.gate_wanted = False
+        entries = {(each.message_id, each.packet_id, each.state) for each in self.exchanges.values() if each.qos == 2}
+        entries |= {(message_id, each[0], each[1]) for message_id, each in self.parked.items() if each[2] == 2}
+        return self.version, entries
+
+    def on_committed(self, version: int) -> None:
+        self.committed_version = max(self.committed_version, version)
+        opened = 0
+        while self.gates and self.gates[0][0] <= version:
+            opened = self.gates.pop(0)[1]
+        if not self.gates and not self.gate_wanted:
+            opened = len(self.gated)
+        self.passed += self.gated[:opened]
+        self.gated = self.gated[opened:]
+        self.gates = [(each, count - opened) for each, count in self.gates]
+        self.retired = [each for each in self.retired if each[0] > version]
+
+    def park(self) -> None:
+        for exchange in self.exchanges.values():
+            left = exchange.state == RELEASED or exchange.left_before
+            left = left or (exchange.publish is not None and self.has_left(exchange.publish))
+            if left or not self.durable:
+                self.parked[exchange.message_id] = (exchange.packet_id, exchange.state, exchange.qos, left)
+            else:
+                self.dirty = True
+        self.exchanges.clear()
+        self.passed, self.gated, self.gates = [], [], []
+        self.sent_bytes = self.sent_items = 0
+        self.gate_wanted = False
+
+    def resume(self, session_present: bool, receive_maximum: int) -> list[int]:
+        self.receive_maximum = min(receive_maximum, 65534)
+        if session_present:
+            return []
+        in_doubt = [message_id for message_id, entry in self.parked.items() if entry[1] == RELEASED]
+        self.dirty = self.dirty or bool(self.parked)
+        if self.durable:
+            self.parked.clear()
+        self.parked = {
+            message_id: (entry[0], SENT, entry[2], False)
+            for message_id, entry in self.parked.items()
+            if entry[1] == SENT
+        }
+        return in_doubt
+
+
+def decode_image(image: bytes) -> set[tuple[int, int, int]]:
+    """The (message id, packet id, state) entries of an image."""
+    assert image[0] == 1
+    assert len(image) % 11 == 1
+    entries = [image[at : at + 11] for at in range(1, len(image), 11)]
+    decoded = {
+        (int.from_bytes(each[:8], "big", signed=True), int.from_bytes(each[8:10], "big"), each[10]) for each in entries
+    }
+    assert len(decoded) == len(entries)
+    return decoded
+
+
+class Driver:
+    """Does everything twice, and compares. Owns the messages, in order, as an outbox would."""
+
+    def __init__(self, *, window: int, durable: bool, protocol_version: int) -> None:
+        self.session = Session(window, durable)
+        self.session.protocol_version = protocol_version
+        self.model = Model(window, durable, protocol_version)
+        while self.session.reserve_packet_id() < FIRST_FREE_ID - 1:
+            pass
+        self.waiting: list[tuple[int, str, bytes, int]] = []
+        self.admitted: dict[int, tuple[int, str, bytes, int]] = {}
+        self.images: list[tuple[int, set[tuple[int, int, int]]]] = []
+        self.disk: set[tuple[int, int, int]] = set()
+        self.next_message_id = 1
+        self.is_open = True
+
+    def publish(self, topic: str, payload: bytes, qos: int) -> None:
+        self.waiting.append((self.next_message_id, topic, payload, qos))
+        self.next_message_id += 1
+
+    def pull(self) -> None:
+        """Admit what there is room for, first in, first out."""
+        while self.is_open and self.waiting and (self.waiting[0][3] == 0 or self._has_place()):
+            message = self.waiting.pop(0)
+            self.admitted[message[0]] = message
+            self.session.admit(*message)
+            self.model.admit(*message)
+        self.check()
+
+    def _has_place(self) -> bool:
+        has_id = self.waiting[0][0] in self.model.parked or len(self.model.taken_ids()) < 65_536 - FIRST_FREE_ID
+        return has_id and self.model.room() > 0
+
+    def put_packet(self, packet: bytes) -> None:
+        self.session.put_packet(packet)
+        self.model.put_packet(packet)
+        self.check()
+
+    def send(self, limit_bytes: int) -> None:
+        chunk = self.session.peek(limit_bytes)
+        assert chunk == self.model.may_leave()[:limit_bytes]
+        self._check_explained(len(chunk))
+        self.session.on_sent(len(chunk))
+        self.model.on_sent(len(chunk))
+        self.check()
+
+    def _check_explained(self, size: int) -> None:
+        """Nothing leaves before the state that explains it is on disk: the one rule, seen from outside."""
+        if not self.model.durable:
+            return
+        start = 0
+        open_ids = {exchange.message_id for exchange in self.model.exchanges.values()}
+        for item in self.model.passed:
+            begins_now = start < self.model.sent_bytes + size and start + len(item.data) > self.model.sent_bytes
+            if begins_now and item.needs is not None and item.needs[0] in open_ids:
+                assert item.needs in self.disk or (*item.needs[:2], RELEASED) in self.disk
+            start += len(item.data)
+
+    def ack(self, kind: int, packet_id: int, reason: int = 0) -> None:
+        has_reason = reason and self.model.protocol_version == MQTT_5
+        self.session.feed(ack(kind, packet_id, bytes([reason]) if has_reason else b""))
+        self.session.advance()
+        self.model.on_ack(kind, packet_id, reason if has_reason else 0)
+        self.check()
+
+    def ack_something(self, choice: int, reason: int = 0) -> None:
+        """The next acknowledgement of one of the exchanges that the broker may know of."""
+        known = [
+            each
+            for each in self.model.exchanges.values()
+            if each.left_before or each.publish is None or self.model.has_left(each.publish)
+        ]
+        if not known:
+            return
+        exchange = known[choice % len(known)]
+        if exchange.state == RELEASED:
+            self.ack(PUBCOMP, exchange.packet_id, reason)
+        else:
+            self.ack(PUBACK if exchange.qos == 1 else PUBREC, exchange.packet_id, reason)
+
+    def take_image(self) -> None:
+        version, image = self.session.image()
+        assert (version, decode_image(image)) == self.model.image()
+        self.images.append((version, decode_image(image)))
+        self.check()
+
+    def commit(self, count: int) -> None:
+        """`count` of the images reached the disk, the last of them whole; 0 repeats the one that is there."""
+        for version, entries in self.images[:count]:
+            self.disk = entries
+            self.session.on_committed(version)
+            self.model.on_committed(version)
+        self.images = self.images[count:]
+        if count == 0:
+            self.session.on_committed(self.model.committed_version)
+            self.model.on_committed(self.model.committed_version)
+        self.check()
+
+    def cut(self) -> None:
+        """The link breaks; QoS 0 goes with it."""
+        self.session.park()
+        self.model.park()
+        self.is_open = False
+        self.check()
+
+    def connect(self, session_present: bool, receive_maximum: int) -> None:
+        if self.is_open:
+            self.cut()
+        in_doubt = self.session.resume(session_present, receive_maximum)
+        assert sorted(in_doubt) == sorted(self.model.resume(session_present, receive_maximum))
+        again = [message for message in self.admitted.values() if message[3] and message[0] not in in_doubt]
+        self.waiting = sorted(again + [message for message in self.waiting if message[0] not in in_doubt])
+        self.admitted.clear()
+        self.is_open = True
+        self.check()
+
+    def check(self) -> None:
+        """Everything that can be seen from outside is the same."""
+        session, model = self.session, self.model
+        expected = model.may_leave()
+        assert session.sendable_bytes == len(expected)
+        assert session.unsent_bytes == len(expected) + sum(len(item.data) for item in model.gated)
+        assert session.in_flight == len(model.exchanges)
+        assert session.unreleased == sum(each.qos == 2 and each.state == SENT for each in model.exchanges.values())
+        assert session.room() == model.room()
+        assert session.wants_commit == model.gate_wanted
+        assert set(session.parked_ids()) == set(model.parked)
+        done, refused = session.take_done(), session.take_refused()
+        assert (done, refused) == (model.done, model.refused)
+        for message_id in [*done, *refused]:
+            self.admitted.pop(message_id, None)
+        model.done, model.refused = [], []
