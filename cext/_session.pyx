@@ -60,6 +60,9 @@ cdef enum:
     EXCHANGES_MAX = 0xFFFE
     IMAGE_FORMAT = 1
     IMAGE_ENTRY_BYTES = 11
+    # The state of an image's entry that stands for rows to be deleted: the first message id, and how many follow it.
+    FINISHED = 3
+    FINISHED_MAX = 0xFFFF
     NO_EXCHANGE = -1
     ACK_MAX_BYTES = 5
     BUFFER_START_BYTES = 4096
@@ -738,28 +741,35 @@ cdef class Session:
         """True where bytes wait for an `image` that was not yet taken."""
         return self.gate_wanted
 
-    def image(self) -> tuple:
-        """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave."""
+    def image(self, list finished=None) -> tuple:
+        """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave.
+
+        finished: (first, last) ranges of message ids that `take_done` gave and whose rows are not deleted with it.
+        """
         cdef Gate* gate
         cdef int slot
-        cdef size_t size = 1
+        cdef uint16_t count
+        cdef int64_t first, last
         cdef Exchange* exchange
         cdef list aside = [(message_id, entry[0], entry[1]) for message_id, entry in self.parked.items()
                            if entry[2] == 2]
+        for first, last in finished or ():
+            while first <= last:
+                count = <uint16_t>min(last - first + 1, <int64_t>FINISHED_MAX)
+                aside.append((first, count, FINISHED))
+                first += count
         cdef bytes image = PyBytes_FromStringAndSize(
             NULL, 1 + IMAGE_ENTRY_BYTES * (self.in_flight + <Py_ssize_t>len(aside)))
-        cdef uint8_t* at = <uint8_t*>PyBytes_AS_STRING(image)
-        at[0] = IMAGE_FORMAT
-        at += 1
+        cdef uint8_t* start = <uint8_t*>PyBytes_AS_STRING(image)
+        cdef uint8_t* at = start + 1
+        start[0] = IMAGE_FORMAT
         for slot in range(self.exchange_capacity):
             exchange = &self.exchanges[slot]
             if exchange.state != FREE and exchange.qos == 2:
                 at = _put_entry(at, exchange.message_id, exchange.packet_id, exchange.state)
-                size += IMAGE_ENTRY_BYTES
         for message_id, packet_id, state in aside:
             at = _put_entry(at, message_id, packet_id, state)
-            size += IMAGE_ENTRY_BYTES
-        image = image[:size]
+        image = image[:at - start]
         cdef uint64_t version = self.version + <uint64_t>self.dirty
         cdef tuple numbered = (version, image)
         self.gates.reserve()
@@ -774,7 +784,7 @@ cdef class Session:
         return numbered
 
     def on_committed(self, uint64_t version):
-        """The image of this version is on disk, with the deletion of all that `take_done` had given by then."""
+        """The image of this version is on disk; what `take_done` had given by then is deleted, or in it as finished."""
         cdef Gate* gate
         cdef Retired* retired
         self.committed_version = max(self.committed_version, version)
@@ -789,8 +799,11 @@ cdef class Session:
             self.exchange_of[retired.packet_id] = ID_FREE
             self.retired.pop()
 
-    def load_image(self, bytes image):
-        """Begin with the exchanges of an earlier process, as parked. Raises ValueError where it is not an image."""
+    def load_image(self, bytes image) -> list:
+        """Begin with the exchanges of an earlier process, as parked. Returns the finished (first, last) ranges in it.
+
+        Raises ValueError where it is not an image; the session is then as it was.
+        """
         cdef Py_ssize_t size = len(image)
         cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(image)
         cdef int64_t message_id
@@ -799,14 +812,18 @@ cdef class Session:
         cdef Py_ssize_t index
         cdef dict loaded = {}
         cdef set packet_ids = set()
+        cdef list finished = []
         if size == 0:
-            return
+            return finished
         if at[0] != IMAGE_FORMAT or (size - 1) % IMAGE_ENTRY_BYTES:
             raise ValueError(f"an in-flight image of format {at[0]} and {size} bytes; this version reads format 1")
         for index in range(1, size, IMAGE_ENTRY_BYTES):
             message_id = _get_i64(at + index)
             packet_id = load_u16(at + index + 8)
             state = at[index + 10]
+            if message_id > 0 and packet_id and state == FINISHED:
+                finished.append((message_id, message_id + packet_id - 1))
+                continue
             if (message_id <= 0 or packet_id == 0 or state not in (SENT, RELEASED)
                     or message_id in loaded or packet_id in packet_ids or self.exchange_of[packet_id] != ID_FREE):
                 raise ValueError(
@@ -816,6 +833,7 @@ cdef class Session:
         for packet_id in packet_ids:
             self.exchange_of[packet_id] = ID_TAKEN
         self.parked.update(loaded)
+        return finished
 
     # ---- connections
 

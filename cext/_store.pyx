@@ -6,10 +6,17 @@ text is kept as a BLOB; TEXT otherwise, as the specification's table says.
 
 from itertools import chain
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
+
+cdef enum:
+    # More gaps than that are not worth the search for a row in one of them.
+    CLEARED_RANGES_MAX = 4
 
 cdef str INSERT = (
     "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl) VALUES (?, ?, ?, ?, ?, ?)")
+# Without a condition SQLite drops the pages as they are: a tenth of the cost, in time and in bytes written.
+cdef str DELETE_ALL = "DELETE FROM mqtt_offline_queue"
+cdef str IS_ANY_BETWEEN = "SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?)"
 cdef str DELETE_RANGE = "DELETE FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?"
 # Two halves, each an index search: a row value comparison would walk all rows that share the first timestamp.
 cdef str READ_AFTER = (
@@ -89,8 +96,28 @@ cdef class QueueTable:
 
     def delete(self, list ids) -> int:
         """Delete by id; returns how many rows there were. Sorts the list in place."""
+        return self._delete_ranges(ranges_of(ids))
+
+    def delete_finished(self, list ids) -> int:
+        """`delete` that looks first whether all there is goes."""
+        cdef list ranges = ranges_of(ids)
+        if 0 < len(ranges) <= CLEARED_RANGES_MAX and not self._is_any_beside(ranges):
+            self.execute(DELETE_ALL)
+            self.deleted += self.connection.changes()
+            return self.connection.changes()
+        return self._delete_ranges(ranges)
+
+    cdef bint _is_any_beside(self, list ranges) except -1:
+        cdef int64_t first, last, after = INT64_MIN
+        for first, last in ranges:
+            if self.execute(IS_ANY_BETWEEN, (after, first - 1)).get:
+                return True
+            after = last + 1
+        return self.execute(IS_ANY_BETWEEN, (after, INT64_MAX)).get
+
+    cdef int64_t _delete_ranges(self, list ranges) except -1:
         cdef int64_t deleted = 0
-        for pair in ranges_of(ids):
+        for pair in ranges:
             self.execute(DELETE_RANGE, pair)
             deleted += self.connection.changes()
         self.deleted += deleted

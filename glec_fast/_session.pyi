@@ -110,12 +110,18 @@ class Session:
 
         Packet type as in the first byte, 0x40 for PUBACK; properties packed, with their length in front.
         """
-    def image(self) -> tuple[int, bytes]:
-        """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave."""
+    def image(self, finished: list[tuple[int, int]] | None = None) -> tuple[int, bytes]:
+        """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave.
+
+        finished: (first, last) ranges of message ids that `take_done` gave and whose rows are not deleted with it.
+        """
     def on_committed(self, version: int) -> None:
-        """The image of this version is on disk, with the deletion of all that `take_done` had given by then."""
-    def load_image(self, image: bytes) -> None:
-        """Begin with the exchanges of an earlier process, as parked. Raises ValueError where it is not an image."""
+        """The image of this version is on disk; what `take_done` had given by then is deleted, or in it as finished."""
+    def load_image(self, image: bytes) -> list[tuple[int, int]]:
+        """Begin with the exchanges of an earlier process, as parked. Returns the finished (first, last) ranges in it.
+
+        Raises ValueError where it is not an image; the session is then as it was.
+        """
     def park(self) -> None:
         """The connection is gone. Set every exchange aside; forget what was encoded and what was half read."""
     def parked_ids(self) -> list[int]:

@@ -36,6 +36,9 @@ class QueueTable:
     def delete(self, ids: list[int]) -> int:
         """Delete by id; returns how many rows there were. Sorts the list in place."""
 
+    def delete_finished(self, ids: list[int]) -> int:
+        """`delete` that clears the table at once where nothing else is in it."""
+
     def read_after(self, timestamp_ms: int, message_id: int, limit: int) -> list[_Row]:
         """The next rows behind a position, at most `limit`, as one snapshot in the order (timestamp, id)."""
 

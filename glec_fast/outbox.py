@@ -15,10 +15,11 @@ from weakref import WeakValueDictionary
 from paho.mqtt.enums import MQTTErrorCode
 
 from glec_fast._session import Session
+from glec_fast._store import ranges_of
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import QueueClosedError, QueueStorageError
 from glec_fast.handle import PublishHandle
-from glec_fast.store import Collected, Row, Store
+from glec_fast.store import Row, Store
 
 # A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
 _PULL_ROWS_MIN = 100
@@ -232,8 +233,9 @@ class DurableOutbox(Outbox):
         self._direct: dict[int, tuple[str, str | bytes, PublishHandle]] = {}
         self._direct_id = 0
         image, self._is_same_session = store.attach(self, client_id, broker)
-        self.session.load_image(image)
-        store.protect(self.session.parked_ids())
+        for first, last in self.session.load_image(image):
+            self._finished += range(first, last + 1)
+        store.rewind(self.session.parked_ids(), self._finished)
 
     def __len__(self) -> int:
         return self.store.size + len(self._direct)
@@ -280,7 +282,10 @@ class DurableOutbox(Outbox):
             if self.session.sendable_bytes:
                 break
         if self.session.wants_commit:
-            self.store.request_commit()
+            version = self.store.commit_image()
+            if version is not None:
+                with self.lock:
+                    self.session.on_committed(version)
 
     def _admit_rows(self) -> bool:
         """True where all rows that were read have gone, and more would fit."""
@@ -326,9 +331,7 @@ class DurableOutbox(Outbox):
             refused, self._refused = self._refused, []
             self.refused_count += len(refused)
             self.store.refuse(refused)
-        if self.session.wants_commit:
-            self.store.request_commit()
-        elif self._finished:
+        if self._finished:
             self.store.on_finished(len(self._finished), drained=self.session.in_flight == 0)
 
     def park(self) -> None:
@@ -383,12 +386,17 @@ class DurableOutbox(Outbox):
 
     # ---- called by the store's thread
 
-    def collect(self) -> Collected:
+    def take_finished(self) -> list[int]:
         """See `glec_fast.store.Outbox`."""
         with self.lock:
-            done, self._finished = self._finished, []
-            version, image = self.session.image()
-        return Collected(done, version, image)
+            finished, self._finished = self._finished, []
+        return finished
+
+    def image(self, kept: list[int]) -> tuple[int, bytes]:
+        """See `glec_fast.store.Outbox`."""
+        with self.lock:
+            image: tuple[int, bytes] = self.session.image(ranges_of(kept + self._finished))
+        return image
 
     def on_committed(self, version: int, new_rows: int) -> None:
         """See `glec_fast.store.Outbox`."""

@@ -15,8 +15,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import apsw
 
@@ -38,13 +39,17 @@ DEFAULT_QOS0_COMMIT_DELAY_S = 5.0
 DEFAULT_CLEANUP_INTERVAL_S = 300.0
 # A finished row may stay this long; a crash meanwhile sends QoS 1 again, which it allows, and saves half the commits.
 _DONE_COMMIT_DELAY_S = 1.0
-# So many finished rows are worth a transaction of their own.
+# So many finished rows are worth a transaction of their own, which names them; that a crash does not send them again.
 _DONE_COMMIT_ROWS = 500
+# So many are deleted, though more are in flight.
+_DELETE_ROWS_MAX = 10_000
 # So many rows may wait for a slow disk before `append` waits for it too.
 _PENDING_ROWS_MAX = 10_000
 # Beyond what came with a transaction, so many rows are dropped in one: each is told of, and so held in memory.
 _DROP_ROWS_MAX = 1000
 _STORAGE_RETRY_S = 1.0
+# A disk that takes longer must not hold up the thread that keeps the connection alive.
+_QUICK_COMMIT_S = 0.02
 _AT_ONCE = float("-inf")
 # Before every timestamp, also of another writer.
 _BEFORE_FIRST = (-(1 << 63), 0)
@@ -52,22 +57,17 @@ _BEFORE_FIRST = (-(1 << 63), 0)
 logger = logging.getLogger("glec_fast")
 
 
-class Collected(NamedTuple):
-    """What an outbox hands to a transaction: ids to delete, and the in-flight image that goes with it."""
-
-    done: list[int]
-    version: int
-    image: bytes
-
-
 class Outbox(Protocol):
-    """The side that sends; see `Store.attach`. Called by the writer thread, `collect` with the store's lock held.
+    """The side that sends; see `Store.attach`. Called by the writer thread; what it raises is logged.
 
-    What it raises is logged; the store goes on.
+    The first two are called with the store's lock held.
     """
 
-    def collect(self) -> Collected:
-        """Everything finished since the last call, and the image as of now, taken atomically."""
+    def take_finished(self) -> list[int]:
+        """The ids of what was finished since the last call; their rows are the store's to delete."""
+
+    def image(self, kept: list[int]) -> tuple[int, bytes]:
+        """(version, image) of what is in flight now; it names as finished `kept` and what was not yet taken."""
 
     def on_committed(self, version: int, new_rows: int) -> None:
         """The transaction of `version` is on disk; `new_rows` can be read that could not be before."""
@@ -98,6 +98,23 @@ class _Job:
         except Exception as error:
             table.deleted = deleted
             self.error = error
+
+
+@dataclass
+class _Commit:
+    """What one transaction of the writer is about."""
+
+    rows: list[Row] = field(default_factory=list)
+    # False after a failure, so that deletes, which make room, do not wait for room.
+    with_rows: bool = True
+    # False where the finished rows are only named in the image.
+    deletes: bool = True
+    jobs: list[_Job] = field(default_factory=list)
+    read_again: bool = False
+    outbox: Outbox | None = None
+    version: int = 0
+    image: bytes | None = None
+    dropped: list[Dropped] = field(default_factory=list)
 
 
 class Store:
@@ -146,6 +163,9 @@ class Store:
             self._file.close()
             raise failure from error
 
+        # Held through a transaction, whichever thread makes it. Taken before all other locks.
+        self._commit_lock = threading.Lock()
+        self._is_quick = True
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._progress = threading.Condition(self._lock)
@@ -167,7 +187,7 @@ class Store:
         # So many wait for an empty queue: finished rows then go at once.
         self._eager = 0
         self._outbox: Outbox | None = None
-        self._saved_version = 0
+        self._saved_image = b""
         self._to_drop: dict[int, Dropped] = {}
         self._drops: Counter[str] = Counter()
 
@@ -197,7 +217,7 @@ class Store:
             return self._size()
 
     def _size(self) -> int:
-        return self._row_count + len(self._pending) + len(self._writing)
+        return max(self._row_count - len(self._deleting), 0) + len(self._pending) + len(self._writing)
 
     @property
     def drops(self) -> dict[str, int]:
@@ -307,7 +327,7 @@ class Store:
             self._eager += 1
             self._request(0.0)
             try:
-                while self._size():
+                while self._row_count or self._pending or self._writing:
                     remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
                     is_too_late = remaining_s is not None and remaining_s <= 0
                     if is_too_late or self._ended or self._is_own_thread():
@@ -321,6 +341,40 @@ class Store:
         """Have the writer commit now."""
         with self._lock:
             self._request(0.0)
+
+    def commit_image(self) -> int | None:
+        """Have the outbox's image on disk; returns its version, or None where the writer will say `on_committed`.
+
+        A disk that has proved quick is written at once, by the calling thread: two switches of threads would cost as
+        much as the commit. What is finished is named in the image, and deleted by a later transaction.
+        """
+        if self._is_quick and self._commit_lock.acquire(blocking=False):
+            try:
+                version = self._save_image()
+            finally:
+                self._commit_lock.release()
+            if version is not None:
+                return version
+        self.request_commit()
+        return None
+
+    def _save_image(self) -> int | None:
+        with self._lock:
+            outbox = self._outbox
+            if outbox is None or self._failure is not None or self._ended:
+                return None
+            version, image = outbox.image(self._deleting)
+        started_s = time.monotonic()
+        try:
+            self._table.save_image(image)
+        except apsw.Error as error:
+            # The writer tries the same, and reports it where it fails as well.
+            logger.debug("the in-flight state was not written at once: %s", error)
+            return None
+        finally:
+            self._is_quick = time.monotonic() - started_s < _QUICK_COMMIT_S
+        self._saved_image = image
+        return version
 
     def on_finished(self, waiting: int, *, drained: bool) -> None:
         """`waiting` finished messages are ready for the writer to collect; it does so when that is worth its cost.
@@ -399,7 +453,7 @@ class Store:
         loaded = self.run(load)
         with self._lock:
             self._outbox = outbox
-            self._saved_version = 0
+            self._saved_image = loaded[0]
         return loaded
 
     def detach(self) -> None:
@@ -586,41 +640,52 @@ class Store:
 
     def _commit_once(self) -> bool:
         """One transaction with all that waits. False where it failed: what was accepted then waits again."""
-        rows: list[Row] = []
-        jobs: list[_Job] = []
-        outbox: Outbox | None = None
-        collected: Collected | None = None
-        try:
-            with self._lock:
-                with_rows, self._rows_last = not self._rows_last, False
-                if with_rows:
-                    rows, self._pending = self._pending, []
-                    self._writing = rows
-                jobs, self._jobs = self._jobs, []
-                if self._monotonic() >= self._cleanup_due_s:
-                    self._cleanup_due_s = self._monotonic() + self._cleanup_interval_s
-                    jobs.append(_Job(self._clean_up))
-                read_again = self._read_failed
-                outbox = self._outbox
-                if outbox is not None:
-                    collected = outbox.collect()
-                    self._deleting.extend(collected.done)
-            with ExitStack() as held:
-                dropped = self._transact(rows, jobs, collected, held)
-        except Exception as error:
-            self._on_failure(rows, jobs, error)
-            return False
-        if read_again:
-            self._read_failed = False
-        self._on_success(rows, dropped, collected, with_rows=with_rows)
-        for job in jobs:
+        with self._commit_lock:
+            commit = _Commit()
+            started_s = time.monotonic()
+            try:
+                self._take_work(commit)
+                with ExitStack() as held:
+                    commit.dropped = self._transact(commit, held)
+            except Exception as error:
+                self._on_failure(commit, error)
+                return False
+            self._is_quick = time.monotonic() - started_s < _QUICK_COMMIT_S
+            self._on_success(commit)
+        for job in commit.jobs:
             job.finished.set()
-        if dropped:
-            logger.info("%d messages dropped, the first: %s", len(dropped), dropped[0])
-            self._tell(self._on_dropped if outbox is None else outbox.on_dropped, dropped)
-        if outbox is not None and collected is not None:
-            self._tell(outbox.on_committed, collected.version, len(rows) or int(read_again))
+        outbox = commit.outbox
+        if commit.dropped:
+            logger.info("%d messages dropped, the first: %s", len(commit.dropped), commit.dropped[0])
+            self._tell(self._on_dropped if outbox is None else outbox.on_dropped, commit.dropped)
+        if outbox is not None:
+            self._tell(outbox.on_committed, commit.version, len(commit.rows) or int(commit.read_again))
         return True
+
+    def _take_work(self, commit: _Commit) -> None:
+        with self._lock:
+            commit.with_rows, self._rows_last = not self._rows_last, False
+            if commit.with_rows:
+                commit.rows, self._pending = self._pending, []
+                self._writing = commit.rows
+            commit.jobs, self._jobs = self._jobs, []
+            if self._monotonic() >= self._cleanup_due_s:
+                self._cleanup_due_s = self._monotonic() + self._cleanup_interval_s
+                commit.jobs.append(_Job(self._clean_up))
+            commit.read_again = self._read_failed
+            commit.outbox = self._outbox
+            if commit.outbox is not None:
+                finished = commit.outbox.take_finished()
+                self._deleting += finished
+                commit.deletes = len(finished) < _DONE_COMMIT_ROWS or self._must_delete(commit)
+                commit.version, commit.image = commit.outbox.image([] if commit.deletes else self._deleting)
+
+    def _must_delete(self, commit: _Commit) -> bool:
+        """False in a stream of acknowledgements: a table that ends up empty costs next to nothing to clear."""
+        count = len(self._deleting)
+        is_last = count >= self._row_count or self._closing or not commit.with_rows
+        makes_room = self._row_count + len(commit.rows) > self.max_queue_size
+        return is_last or makes_room or bool(commit.jobs) or count >= _DELETE_ROWS_MAX
 
     @staticmethod
     def _tell(callback: Callable[..., None] | None, *arguments: object) -> None:
@@ -632,20 +697,20 @@ class Store:
             # Also of a SystemExit: without this thread nothing would reach the disk any more.
             logger.exception("a callback of the queue failed")
 
-    def _transact(
-        self, rows: list[Row], jobs: list[_Job], collected: Collected | None, held: ExitStack
-    ) -> list[Dropped]:
+    def _transact(self, commit: _Commit, held: ExitStack) -> list[Dropped]:
+        rows, jobs = commit.rows, commit.jobs
         table = self._table
         table.deleted = 0
         connection = self._file.connection
         connection.execute("BEGIN IMMEDIATE")
         try:
+            # First, so that new rows take the room of the old.
+            if commit.deletes and self._deleting:
+                table.delete_finished(self._deleting.copy())
             if rows:
                 table.insert(rows)
-            if self._deleting:
-                table.delete(self._deleting)
-            if collected is not None and collected.version != self._saved_version:
-                table.save_image(collected.image)
+            if commit.image is not None and commit.image != self._saved_image:
+                table.save_image(commit.image)
             # Only new rows push old ones out: a smaller limit alone must not drop what is in flight, before its owner
             # could say so.
             if jobs or (rows and self._excess(rows) > 0):
@@ -674,30 +739,36 @@ class Store:
         self._table.delete([each.message_id for each in marked])
         return marked
 
-    def _on_success(
-        self, rows: list[Row], dropped: list[Dropped], collected: Collected | None, *, with_rows: bool
-    ) -> None:
+    def _on_success(self, commit: _Commit) -> None:
+        rows = commit.rows
         with self._lock:
             self._row_count += len(rows) - self._table.deleted
             self._writing = []
-            self._deleting.clear()
-            for each in dropped:
+            if commit.deletes:
+                self._deleting.clear()
+            else:
+                self._request(_DONE_COMMIT_DELAY_S)
+            for each in commit.dropped:
                 del self._to_drop[each.message_id]
                 self._drops[each.reason.value] += 1
             if rows:
                 self._committed_id = rows[-1][0]
-            if collected is not None:
-                self._saved_version = collected.version
-            if with_rows:
+            if commit.image is not None:
+                self._saved_image = commit.image
+            if commit.read_again:
+                self._read_failed = False
+            if commit.with_rows:
                 self._failure = None
             else:
                 self._request(0.0)
-            self._progress.notify_all()
-        if self._reported and with_rows:
+            if rows or not self._row_count:
+                self._progress.notify_all()
+        if self._reported and commit.with_rows:
             self._reported = ""
             logger.warning("the queue file %s can be written again", self._file.path)
 
-    def _on_failure(self, rows: list[Row], jobs: list[_Job], error: Exception) -> None:
+    def _on_failure(self, commit: _Commit, error: Exception) -> None:
+        rows, jobs = commit.rows, commit.jobs
         failure = self._file.failed(error)
         failure.__cause__ = error
         if isinstance(error, apsw.FullError):
@@ -732,4 +803,5 @@ class Store:
             job.finished.set()
         with self._read_lock:
             self._reader_connection.close()
-        self._file.close()
+        with self._commit_lock:
+            self._file.close()

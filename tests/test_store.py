@@ -20,7 +20,7 @@ import pytest
 from glec_fast._store import QueueTable, ranges_of
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import QueueClosedError, QueueStorageError
-from glec_fast.store import Collected, Row, Store
+from glec_fast.store import Row, Store
 
 WAIT_S = 20
 BOTH = pytest.mark.parametrize("disk_mends", [True, False])
@@ -36,6 +36,12 @@ class Clock:
         return self.now_s
 
 
+def image_on_disk(path: Path) -> bytes:
+    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as database:
+        image: bytes = database.execute("SELECT in_flight FROM glec_session").get
+    return image
+
+
 class RecordingOutbox:
     """An outbox without a network: it takes what is read, finishes what it is told to, and records what it hears."""
 
@@ -46,14 +52,19 @@ class RecordingOutbox:
         self.commits: list[tuple[int, int]] = []
         self._finished: list[int] = []
         self._heard = threading.Condition()
-        self.image = b""
+        self.in_flight = b""
         self.version = 0
         store.attach(self, "client", "host:1883")
 
-    def collect(self) -> Collected:
+    def take_finished(self) -> list[int]:
         with self._heard:
-            done, self._finished = self._finished, []
-            return Collected(done, self.version, self.image)
+            finished, self._finished = self._finished, []
+            return finished
+
+    def image(self, kept: list[int]) -> tuple[int, bytes]:
+        with self._heard:
+            named = "".join(f" {first}-{last}" for first, last in ranges_of(kept + self._finished))
+            return self.version, self.in_flight + named.encode()
 
     def on_committed(self, version: int, new_rows: int) -> None:
         with self._heard:
@@ -280,7 +291,7 @@ class TestCommit:
     def test_the_image_is_committed_and_given_to_the_next_process(self, make_store: Callable[..., Store]) -> None:
         store = make_store()
         outbox = RecordingOutbox(store)
-        outbox.image, outbox.version = b"\x01image", 7
+        outbox.in_flight, outbox.version = b"\x01image", 7
         store.request_commit()
         outbox.wait(lambda heard: (7, 0) in heard.commits)
         store.close()
@@ -289,12 +300,53 @@ class TestCommit:
         assert store.attach(outbox, "other", "host:1883") == (b"\x01image", False)
         assert store.attach(outbox, "other", "else:1883") == (b"\x01image", False)
 
-    def test_finished_rows_are_deleted_together(self, store: Store, outbox: RecordingOutbox, path: Path) -> None:
+    def test_rows_that_finish_in_a_stream_are_named_first_and_deleted_later(
+        self, make_store: Callable[..., Store], path: Path
+    ) -> None:
+        monotonic = Clock(0.0)
+        store = make_store(monotonic=monotonic)
+        outbox = RecordingOutbox(store)
         append(store, 600)
         outbox.read_all()
         outbox.finish(range(1, 501))
         outbox.wait(lambda heard: store.size == 100)
-        assert ids_on_disk(path) == list(range(501, 601))
+        assert store.commit_image() is not None
+        assert image_on_disk(path) == b" 1-500"
+        assert ids_on_disk(path) == list(range(1, 601))
+        monotonic.now_s += 2
+        store.request_commit()
+        assert wait_for(lambda: ids_on_disk(path) == list(range(501, 601)))
+
+    def test_the_table_is_cleared_at_once_where_all_of_it_is_finished(
+        self, store: Store, outbox: RecordingOutbox, path: Path
+    ) -> None:
+        append(store, 1200)
+        outbox.read_all()
+        outbox.finish(range(1, 1201))
+        outbox.wait(lambda heard: store.size == 0)
+        assert wait_for(lambda: ids_on_disk(path) == [])
+        assert store.append("t", "x", 1) == 1201
+
+    @pytest.mark.parametrize("unfinished", [1, 600, 1200])
+    def test_a_single_unfinished_row_is_never_cleared(
+        self, store: Store, outbox: RecordingOutbox, path: Path, unfinished: int
+    ) -> None:
+        append(store, 1200)
+        outbox.read_all()
+        # One more than there are rows: the count alone would say that all is finished.
+        outbox.finish([each for each in range(1, 1203) if each != unfinished])
+        assert wait_for(lambda: ids_on_disk(path) == [unfinished])
+
+    def test_finished_rows_make_room_before_any_is_dropped(self, make_store: Callable[..., Store], path: Path) -> None:
+        store = make_store(max_queue_size=1000)
+        outbox = RecordingOutbox(store)
+        append(store, 1000)
+        outbox.read_all()
+        outbox.finish(range(1, 601))
+        outbox.wait(lambda heard: store.size == 400)
+        append(store, 500)
+        assert store.drops == {}
+        assert len(ids_on_disk(path)) == 900
 
     def test_append_many_is_all_or_nothing(self, store: Store) -> None:
         rows: list[Any] = [("t", "x", 1), ("t", "x", 2**70)]
@@ -813,7 +865,7 @@ class TestFaults:
         self, store: Store, outbox: RecordingOutbox, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(outbox, "collect", raising(RuntimeError("mine")))
+            patched.setattr(outbox, "take_finished", raising(RuntimeError("mine")))
             message_id = store.append("t", "x", 1)
             with pytest.raises(QueueStorageError, match="mine"):
                 store.wait_durable(message_id, WAIT_S)
