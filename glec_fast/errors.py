@@ -18,6 +18,12 @@ class ConfigError(GlecError, ValueError):
     """A setting is malformed or contradicts another. Nothing was started."""
 
 
+class TLSFileError(ConfigError, OSError):
+    """A certificate or key cannot be read or used. It is read again at the next connection."""
+
+    retryable = True
+
+
 class MessageError(GlecError, ValueError):
     """A topic, QoS or payload that MQTT or this client cannot carry. Nothing was queued."""
 
@@ -75,3 +81,22 @@ class ConnectionLostError(GlecError, ConnectionError):
     """The link to the broker ended. Messages stay queued; the manager connects again by itself."""
 
     retryable = True
+
+
+class TLSError(GlecError, ConnectionError):
+    """No TLS connection to the broker: it was refused, by us or by it, before a byte of MQTT was sent."""
+
+    retryable = True
+
+
+class PinningError(TLSError):
+    """No certificate of the peer has a pinned key: someone is in between, or the broker has a key not yet pinned.
+
+    Nothing of MQTT was sent. A retry at once cannot help; the manager tries again after `retry_max_delay_ms`.
+    """
+
+    retryable = False
+
+
+class CertificateError(GlecError, ValueError):
+    """What should be an X.509 certificate is not."""
