@@ -37,7 +37,7 @@ class Certificate(NamedTuple):
     spki: bytes
 
 
-class _Reader:
+class DerReader:
     """Takes one DER element after another out of a field; `end` says that nothing may follow."""
 
     def __init__(self, data: bytes) -> None:
@@ -80,8 +80,8 @@ class _Reader:
             raise CertificateError(f"the certificate has tag {tag:#x} where X.509 has {expected:#x}")
         return content
 
-    def inside(self, expected: int) -> _Reader:
-        return _Reader(self.field(expected))
+    def inside(self, expected: int) -> DerReader:
+        return DerReader(self.field(expected))
 
     def end(self) -> None:
         if self.has_more():
@@ -90,7 +90,7 @@ class _Reader:
 
 def parse_certificate(der: bytes) -> Certificate:
     """Read one certificate. Raises CertificateError where it is not X.509 in DER."""
-    whole = _Reader(bytes(der))
+    whole = DerReader(bytes(der))
     outer = whole.inside(_SEQUENCE)
     whole.end()
     body = outer.inside(_SEQUENCE)
@@ -109,18 +109,18 @@ def parse_certificate(der: bytes) -> Certificate:
     return Certificate(subject, not_before_s, not_after_s, _public_key(body))
 
 
-def _public_key(body: _Reader) -> bytes:
+def _public_key(body: DerReader) -> bytes:
     tag, content, element = body.any()
     if tag != _SEQUENCE:
         raise CertificateError("the certificate has no public key where X.509 has one")
-    key = _Reader(content)
+    key = DerReader(content)
     key.inside(_SEQUENCE).field(_OBJECT_ID)
     key.field(_BIT_STRING)
     key.end()
     return element
 
 
-def _time(validity: _Reader) -> float:
+def _time(validity: DerReader) -> float:
     tag, content, _ = validity.any()
     try:
         text = content.decode("ascii")
@@ -138,7 +138,7 @@ def _time(validity: _Reader) -> float:
         raise CertificateError("the certificate has a time that RFC 5280 does not allow") from error
 
 
-def _name(names: _Reader) -> str:
+def _name(names: DerReader) -> str:
     """For people, such as "CN=broker, O=GLEC". What could forge a line of a log is escaped."""
     parts = []
     while names.has_more():

@@ -21,7 +21,8 @@ _DIGEST_BYTES = 32
 class CertificatePinner:
     """The pins of one host: a primary, and backups for the day on which its key is replaced. Immutable, thread-safe.
 
-    hostname: as in the broker's URL. pins: "sha256/" and 44 characters of base64 each; at least one. Raises ConfigError.
+    hostname: as in the broker's URL. pins: at least one, each "sha256/" and 44 characters of base64.
+    Raises ConfigError.
     """
 
     def __init__(self, hostname: str, pins: Iterable[str]) -> None:
@@ -50,8 +51,8 @@ class CertificatePinner:
                 return _pin(digest)
             shown.append(_pin(digest))
         raise PinningError(
-            f"no key that {hostname} showed is pinned (it showed {', '.join(shown) or 'none'}): if the broker has a new "
-            "key, add its pin; if not, someone is between this gateway and the broker"
+            f"no key that {hostname} showed is pinned (it showed {', '.join(shown) or 'none'}): if the broker has a "
+            "new key, add its pin; if not, someone is between this gateway and the broker"
         )
 
     @staticmethod

@@ -2,71 +2,277 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
+import re
 import ssl
-from dataclasses import dataclass, field
+import stat
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple, TypeAlias
 
-from glec_fast.errors import ConfigError
+from glec_fast.errors import ConfigError, TLSFileError
+from glec_fast.key_format import PemError, as_certificates, as_private_key
+from glec_fast.pinning import check_pins
+
+# A path is read again at each connection; bytes and what an open file holds are kept as they were.
+Source: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | IO[str]
 
 _VERSIONS = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
-# AES-256-GCM ahead of the others, forward secrecy only; TLS 1.3 suites are OpenSSL's own.
+# AES-256-GCM ahead of the others, forward secrecy only; TLS 1.3 suites are OpenSSL's own, AES-256-GCM first of them.
+# Security level 2 refuses RSA below 2,048 bits and SHA-1 signatures, whatever the system's default is.
 _CIPHERS = (
     "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
-    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256"
+    "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:@SECLEVEL=2"
 )
+_TEXT_OF_PEM = re.compile(r"-----BEGIN")
+
+logger = logging.getLogger("glec_fast")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TLSConfig:
-    """How to reach a broker over TLS. Make one with `create_server_auth` or `create_mutual_tls`.
+    """How to reach a broker over TLS. Make one with `create_server_auth` or `create_mutual_tls`. Immutable.
 
-    Paths are read when a connection is made. tls_version: lowest accepted, TLSv1.2 or TLSv1.3.
+    ca_cert, client_cert, client_key: a path, bytes or an open file, in PEM or DER; ca_cert None trusts the system's
+    authorities. Paths are read when a connection is made, each time. client_cert may hold the intermediates, and the
+    key as well where client_key is the same file. key_password: of an encrypted client_key.
+    tls_version: lowest accepted, TLSv1.2 or TLSv1.3. certificate_pins: "sha256/…", see `CertificatePinner`.
+    verify_hostname: False accepts any host's certificate of a trusted authority; logged as a warning.
+    Raises ConfigError.
     """
 
-    ca_cert: str | os.PathLike[str]
-    client_cert: str | os.PathLike[str] | None = None
-    client_key: str | os.PathLike[str] | None = None
-    key_password: str | None = field(default=None, repr=False)
+    ca_cert: Source | None = None
+    client_cert: Source | None = None
+    client_key: Source | None = None
+    key_password: str | None = None
     tls_version: str = "TLSv1.2"
+    certificate_pins: tuple[str, ...] = ()
+    verify_hostname: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("ca_cert", "client_cert", "client_key"):
+            object.__setattr__(self, name, _source(name, getattr(self, name)))
         if self.tls_version not in _VERSIONS:
             raise ConfigError(f"tls_version is {self.tls_version!r}; it must be TLSv1.2 or TLSv1.3")
         if (self.client_cert is None) != (self.client_key is None):
             raise ConfigError("client_cert and client_key belong together; give both or neither")
+        if self.key_password is not None and not isinstance(self.key_password, str):
+            raise ConfigError("key_password must be a str or None")
+        if self.key_password is not None and self.client_key is None:
+            raise ConfigError("key_password is set but client_key is not; give the key that it opens")
+        if type(self.verify_hostname) is not bool:
+            raise ConfigError(f"verify_hostname is {self.verify_hostname!r}; it must be True or False")
+        object.__setattr__(self, "certificate_pins", check_pins(self.certificate_pins))
 
     @classmethod
-    def create_server_auth(cls, ca_cert: str | os.PathLike[str], tls_version: str = "TLSv1.2") -> TLSConfig:
-        """Verify the broker against the certificate authority in the PEM file `ca_cert`. Raises ConfigError."""
-        return cls(ca_cert, tls_version=tls_version)
+    def create_server_auth(
+        cls,
+        ca_cert: Source,
+        tls_version: str = "TLSv1.2",
+        certificate_pins: Iterable[str] = (),
+        *,
+        verify_hostname: bool = True,
+    ) -> TLSConfig:
+        """Verify the broker against the authorities in `ca_cert`, and its key against the pins. Raises ConfigError."""
+        return cls(
+            ca_cert,
+            tls_version=tls_version,
+            certificate_pins=check_pins(certificate_pins),
+            verify_hostname=verify_hostname,
+        )
 
     @classmethod
     def create_mutual_tls(
         cls,
-        ca_cert: str | os.PathLike[str],
-        client_cert: str | os.PathLike[str],
-        client_key: str | os.PathLike[str],
+        ca_cert: Source,
+        client_cert: Source,
+        client_key: Source,
         key_password: str | None = None,
         tls_version: str = "TLSv1.2",
+        certificate_pins: Iterable[str] = (),
+        *,
+        verify_hostname: bool = True,
     ) -> TLSConfig:
-        """As `create_server_auth`, and show the broker a certificate of our own (PEM files). Raises ConfigError."""
-        return cls(ca_cert, client_cert, client_key, key_password, tls_version)
+        """As `create_server_auth`, and show the broker a certificate of our own. Raises ConfigError."""
+        pins = check_pins(certificate_pins)
+        return cls(ca_cert, client_cert, client_key, key_password, tls_version, pins, verify_hostname)
+
+    def is_mutual_tls(self) -> bool:
+        """True where a certificate of our own is shown."""
+        return self.client_cert is not None
+
+    def is_certificate_pinning_enabled(self) -> bool:
+        """True where the broker's key must be one of the pinned."""
+        return bool(self.certificate_pins)
+
+    def __repr__(self) -> str:
+        shown = {
+            "ca_cert": _shown(self.ca_cert),
+            "client_cert": _shown(self.client_cert),
+            "client_key": None if self.client_key is None else "(not shown)",
+            "key_password": None if self.key_password is None else "(not shown)",
+            "tls_version": self.tls_version,
+            "certificate_pins": self.certificate_pins,
+            "verify_hostname": self.verify_hostname,
+        }
+        return f"TLSConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+class TLSContext(NamedTuple):
+    """A client context, and our own certificate in DER, if there is one."""
+
+    ssl_context: ssl.SSLContext
+    client_certificate: bytes | None
+
+
+class TLSContextSource:
+    """Makes contexts from files that may change: a new one when their content has, else the same again.
+
+    Not thread-safe; the network thread's.
+    """
+
+    def __init__(self, tls_config: TLSConfig) -> None:
+        self._config = tls_config
+        self._digest = b""
+        self._made: TLSContext | None = None
+
+    def get(self) -> TLSContext:
+        """Read the files. Raises TLSFileError."""
+        material = _read(self._config)
+        digest = material.digest()
+        # The system's authorities are not ours to watch; to load them again is cheap.
+        if self._made is None or digest != self._digest or material.ca_cert is None:
+            self._made = _build(self._config, material)
+            self._digest = digest
+        return self._made
 
 
 def build_ssl_context(tls_config: TLSConfig | None) -> ssl.SSLContext:
-    """A client context for these settings; None trusts the system's authorities. Raises ConfigError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = _VERSIONS["TLSv1.2" if tls_config is None else tls_config.tls_version]
-    context.set_ciphers(_CIPHERS)
-    if tls_config is None:
-        context.load_default_certs()
-        return context
+    """A client context for these settings; None trusts the system's authorities. Raises TLSFileError (a ConfigError).
+
+    Pins are checked after the handshake, which a context cannot do: MQTTManager does, or `CertificatePinner.check`.
+    """
+    return TLSContextSource(TLSConfig() if tls_config is None else tls_config).get().ssl_context
+
+
+class _Material(NamedTuple):
+    """What the three files hold; None where there is none."""
+
+    ca_cert: bytes | None
+    client_cert: bytes | None
+    client_key: bytes | None
+
+    def digest(self) -> bytes:
+        """Changes when a file does. The key itself need not stay in memory for that."""
+        parts = (b"" if part is None else hashlib.sha256(part).digest() for part in self)
+        return b"|".join(parts)
+
+
+def _read(config: TLSConfig) -> _Material:
+    return _Material(*(_content(name, getattr(config, name)) for name in _Material._fields))
+
+
+def _content(name: str, source: object) -> bytes | None:
+    if source is None or isinstance(source, bytes):
+        return source
+    path = Path(str(source))
     try:
-        context.load_verify_locations(cafile=os.fspath(tls_config.ca_cert))
-        if tls_config.client_cert is not None:
-            context.load_cert_chain(tls_config.client_cert, tls_config.client_key, tls_config.key_password)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"the TLS files cannot be used ({error}): check ca_cert, client_cert and client_key"
-        ) from error
-    return context
+        return path.read_bytes()
+    except OSError as error:
+        raise TLSFileError(f"{name} {str(path)!r} cannot be read: {error.strerror}; mend its path or rights") from error
+
+
+def _build(config: TLSConfig, material: _Material) -> TLSContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = _VERSIONS[config.tls_version]
+    context.set_ciphers(_CIPHERS)
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    if not config.verify_hostname:
+        logger.warning("the broker's host name is not verified: any certificate of a trusted authority is accepted")
+        context.check_hostname = False
+    if material.ca_cert is None:
+        context.load_default_certs()
+    else:
+        _load_authorities(context, material.ca_cert)
+    client_certificate = None
+    if material.client_cert is not None and material.client_key is not None:
+        warn_if_world_readable("client_key", config.client_key)
+        client_certificate = _load_client(context, material.client_cert, material.client_key, config.key_password)
+    return TLSContext(context, client_certificate)
+
+
+def _load_authorities(context: ssl.SSLContext, content: bytes) -> None:
+    try:
+        context.load_verify_locations(cadata=b"".join(as_certificates(content)))
+    except (PemError, ssl.SSLError, ValueError) as error:
+        raise TLSFileError(f"ca_cert cannot be used ({error}): give certificates in PEM or DER") from error
+
+
+def _load_client(context: ssl.SSLContext, certificates: bytes, key: bytes, password: str | None) -> bytes:
+    """Give the context our certificate and key. ssl takes them from paths only: these are of memory, not of a disk."""
+    try:
+        chain = as_certificates(certificates)
+        key_pem, is_encrypted = as_private_key(key)
+    except PemError as error:
+        raise TLSFileError(f"client_cert or client_key cannot be used: {error}") from error
+    if is_encrypted and password is None:
+        raise TLSFileError("client_key is encrypted and key_password is not set; give the password that opens it")
+    chain_pem = "".join(map(ssl.DER_cert_to_PEM_cert, chain)).encode("ascii")
+    with ExitStack() as stack:
+        paths = [_in_memory(stack, content) for content in (chain_pem, key_pem)]
+        try:
+            # Never None: OpenSSL would ask for it on the terminal.
+            context.load_cert_chain(paths[0], paths[1], password or "")
+        except (ssl.SSLError, ValueError) as error:
+            raise TLSFileError(
+                f"client_key cannot be used ({error}): it must be the key of client_cert, and key_password must open it"
+            ) from error
+    return chain[0]
+
+
+def _in_memory(stack: ExitStack, content: bytes) -> str:
+    descriptor = os.memfd_create("glec_fast", os.MFD_CLOEXEC)
+    stack.callback(os.close, descriptor)
+    os.write(descriptor, content)
+    return f"/proc/self/fd/{descriptor}"
+
+
+def warn_if_world_readable(name: str, source: object) -> None:
+    """Log a warning where any user of this machine may read the secret in this file."""
+    if not isinstance(source, (str, os.PathLike)):
+        return
+    path = Path(source)
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        logger.debug("the rights of %s are not known: %s", path, error)
+        return
+    if mode & stat.S_IROTH:
+        logger.warning("every user of this machine can read %s %s: run chmod 600 on it", name, path)
+
+
+def _source(name: str, value: object) -> str | bytes | None:
+    if value is None or isinstance(value, (str, os.PathLike)):
+        # The text is not repeated: it may be a key.
+        if value is not None and _TEXT_OF_PEM.search(os.fspath(value)):
+            raise ConfigError(f"{name} is the text of a PEM file; give its path, or the text as bytes")
+        if value is not None and not os.fspath(value):
+            raise ConfigError(f"{name} is empty; give a path, bytes or an open file")
+        return value  # type: ignore[return-value]
+    if hasattr(value, "read"):
+        value = value.read()
+        if isinstance(value, str):
+            value = value.encode()
+    if isinstance(value, (bytearray, memoryview)):
+        value = bytes(value)
+    if not isinstance(value, bytes) or not value:
+        raise ConfigError(f"{name} is {type(value).__name__} or empty; give a path, bytes or an open file")
+    return value
+
+
+def _shown(source: object) -> object:
+    return f"({len(source)} bytes)" if isinstance(source, bytes) else source

@@ -1,0 +1,166 @@
+"""What a TLS peer has shown, what became of our own certificate, and the cause of a handshake that failed."""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import time
+from typing import Any, NamedTuple
+
+from glec_fast.errors import PinningError, TLSError, TLSFileError
+
+# Long enough for a broker's first words on a quiet network, short enough that nobody notices it where none come.
+_VERDICT_MIN_S = 0.05
+
+# X509_V_ERR_* of OpenSSL's x509_vfy.h.
+_NOT_YET_VALID, _EXPIRED = 9, 10
+_UNKNOWN_ISSUERS = frozenset({2, 18, 19, 20, 21, 24, 79})
+_WEAK_KEYS = frozenset({66, 67, 68})
+_WRONG_HOSTS = frozenset({62, 64})
+
+
+def verified_chain(sock: ssl.SSLSocket) -> list[bytes]:
+    """The peer's certificates in DER as they were verified, its own first, the trusted authority last.
+
+    Public from Python 3.13 on. 3.10 to 3.12, which change no more, have the same one level deeper; where neither is
+    found, the peer's own certificate alone.
+    """
+    return _chain(sock, "get_verified_chain")
+
+
+def shown_chain(sock: ssl.SSLSocket) -> list[bytes]:
+    """The peer's certificates in DER as it sent them, verified or not, its own first; see `verified_chain`."""
+    return _chain(sock, "get_unverified_chain")
+
+
+def _chain(sock: ssl.SSLSocket, method: str) -> list[bytes]:
+    getter: Any = getattr(sock, method, None) or getattr(getattr(sock, "_sslobj", None), method, None)
+    chain = getter() if getter is not None else None
+    if chain:
+        return [each if isinstance(each, bytes) else ssl.PEM_cert_to_DER_cert(each.public_bytes()) for each in chain]
+    leaf = sock.getpeercert(binary_form=True)
+    return [] if leaf is None else [leaf]
+
+
+def await_verdict(sock: ssl.SSLSocket, handshake_s: float) -> None:
+    """With TLS 1.3 our handshake ends before the peer has judged our certificate (RFC 8446, 4.4.2.4): hear it first.
+
+    A peer that is content sends session tickets, as a rule; one that is not, an alert. The wait is as long as the
+    handshake was, at least 50 ms, and ends with the first word; a peer that says nothing is taken to be content.
+    Raises ssl.SSLError or ConnectionError where it is not. Leaves the socket without a time-out.
+    """
+    sock.settimeout(0)
+    if sock.version() != "TLSv1.3":
+        return
+    deadline_s = time.monotonic() + max(handshake_s, _VERDICT_MIN_S)
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    if not poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+        return
+    try:
+        data = sock.recv(1)
+    except ssl.SSLWantReadError:
+        return
+    if data:
+        raise ConnectionAbortedError("the peer spoke first, which no MQTT broker does")
+    raise ConnectionResetError("the peer closed the connection right after the handshake")
+
+
+class Failure(NamedTuple):
+    """A cause. `check` is which of the doctor's checks it belongs to."""
+
+    check: str
+    found: str
+    advice: str
+
+
+def explain(error: BaseException, host: str) -> Failure:
+    """What is behind a failed connection or handshake, in words for people."""
+    if isinstance(error, PinningError):
+        return Failure("pins", str(error), "run glec-fast pin from a trusted network, compare, and add the new pin")
+    if isinstance(error, TLSFileError):
+        return Failure("tls files", str(error), "mend the file; it is read again at the next connection")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _explain_verification(error, host)
+    if isinstance(error, TimeoutError):
+        return Failure("tls", "the peer did not answer in time", "see whether the broker or a firewall stalls")
+    if isinstance(error, ssl.SSLEOFError) or (
+        isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError)
+    ):
+        return Failure(
+            "tls", f"the peer closed the connection ({_text(error)})", "see whether this port is the broker's TLS port"
+        )
+    if isinstance(error, ssl.SSLError):
+        return _explain_alert(error)
+    if isinstance(error, socket.gaierror):
+        return Failure("dns", f"{host} has no address ({_text(error)})", "check the name in broker_url and the DNS")
+    return Failure("tcp", f"no connection ({_text(error)})", "check the port, the broker and the firewall")
+
+
+def as_tls_error(error: OSError, host: str) -> OSError:
+    """An error of the TLS layer as TLSError that names the cause; others, and those that do so, as they are."""
+    if isinstance(error, TLSError) or not isinstance(error, ssl.SSLError):
+        return error
+    failure = explain(error, host)
+    made = TLSError(f"no TLS connection to {host}: {failure.found}; {failure.advice}")
+    made.__cause__ = error
+    return made
+
+
+def _explain_verification(error: ssl.SSLCertVerificationError, host: str) -> Failure:
+    code, text = error.verify_code, error.verify_message
+    if code == _EXPIRED:
+        return Failure("expiry", f"a certificate of {host} has expired", "have it renewed, or set this device's clock")
+    if code == _NOT_YET_VALID:
+        return Failure(
+            "expiry",
+            f"a certificate of {host} is not yet valid: this device's clock is behind, or it was issued ahead",
+            "set the clock (NTP or GPS), then see whether it remains",
+        )
+    if code in _WRONG_HOSTS:
+        return Failure("hostname", f"the certificate is not for {host} ({text})", "check the host name in broker_url")
+    if code in _UNKNOWN_ISSUERS:
+        return Failure(
+            "chain",
+            f"the certificate of {host} is not signed by a trusted authority ({text})",
+            "check ca_cert, and that the broker sends its intermediate certificates",
+        )
+    if code in _WEAK_KEYS:
+        return Failure(
+            "chain", f"a certificate of {host} is too weak ({text})", "have it issued anew, with a strong key"
+        )
+    return Failure(
+        "chain", f"the certificate of {host} is refused ({text})", "check ca_cert and the broker's certificate"
+    )
+
+
+def _explain_alert(error: ssl.SSLError) -> Failure:
+    reason = error.reason or ""
+    if reason in ("UNSUPPORTED_PROTOCOL", "TLSV1_ALERT_PROTOCOL_VERSION", "UNSUPPORTED_SSL_VERSION"):
+        return Failure(
+            "tls", "the peer has no TLS version that is accepted here", "have the broker offer TLS 1.2 or 1.3"
+        )
+    if reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL"):
+        return Failure("tls", "what answers does not speak TLS", "check that this port is the broker's TLS port")
+    if reason in ("SSLV3_ALERT_HANDSHAKE_FAILURE", "NO_SHARED_CIPHER", "WRONG_CIPHER_RETURNED", "NO_CIPHERS_AVAILABLE"):
+        return Failure(
+            "tls",
+            "the peer shares no cipher suite with us, or wants a client certificate",
+            "have the broker offer ECDHE with AES-GCM; check client_cert",
+        )
+    if reason in ("TLSV13_ALERT_CERTIFICATE_REQUIRED", "PEER_DID_NOT_RETURN_A_CERTIFICATE"):
+        return Failure("client certificate", "the broker wants a client certificate", "set client_cert and client_key")
+    if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason or "ACCESS_DENIED" in reason):
+        return Failure(
+            "client certificate",
+            f"the broker refuses our client certificate ({reason.lower()})",
+            "have client_cert signed by the authority that the broker trusts, or renewed",
+        )
+    if reason in ("DH_KEY_TOO_SMALL", "EE_KEY_TOO_SMALL", "BAD_SIGNATURE", "WRONG_SIGNATURE_TYPE"):
+        return Failure("tls", f"the peer's keys are too weak ({reason.lower()})", "have them made anew at the broker")
+    return Failure("tls", f"the handshake failed ({_text(error)})", "see the broker's log")
+
+
+def _text(error: BaseException) -> str:
+    return str(error) or type(error).__name__
