@@ -4,11 +4,13 @@ from glec_fast.client import Client
 from glec_fast.config import MQTTConfig
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import (
+    CertificateError,
     ConfigError,
     ConnectionLostError,
     GlecError,
     MessageError,
     PayloadTypeError,
+    PinningError,
     ProtocolError,
     PublishError,
     QueueClosedError,
@@ -16,17 +18,24 @@ from glec_fast.errors import (
     QueueFormatError,
     QueueLockedError,
     QueueStorageError,
+    TLSError,
+    TLSFileError,
 )
 from glec_fast.handle import PublishHandle
 from glec_fast.manager import ConnectionCallback, Metrics, MQTTManager
 from glec_fast.messages import Alert, GpsFix, Inference, Status, Telemetry
+from glec_fast.pinning import CertificatePinner
 from glec_fast.queue import OfflineQueueManager, QueuedMessage, QueueStats
+from glec_fast.secure import CertificateExpiry
 from glec_fast.tls import TLSConfig, build_ssl_context
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Alert",
+    "CertificateError",
+    "CertificateExpiry",
+    "CertificatePinner",
     "Client",
     "ConfigError",
     "ConnectionCallback",
@@ -42,6 +51,7 @@ __all__ = [
     "Metrics",
     "OfflineQueueManager",
     "PayloadTypeError",
+    "PinningError",
     "ProtocolError",
     "PublishError",
     "PublishHandle",
@@ -54,6 +64,8 @@ __all__ = [
     "QueuedMessage",
     "Status",
     "TLSConfig",
+    "TLSError",
+    "TLSFileError",
     "Telemetry",
     "build_ssl_context",
 ]

@@ -8,7 +8,7 @@ class Backoff:
 
     def __init__(self, initial_s: float, maximum_s: float, attempts: int) -> None:
         self._initial_s = initial_s
-        self._maximum_s = maximum_s
+        self.maximum_s = maximum_s
         self._attempts = attempts
         self._failures = 0
 
@@ -17,8 +17,8 @@ class Backoff:
         failures = self._failures
         self._failures += 1
         if failures >= self._attempts:
-            return self._maximum_s
-        return min(self._initial_s * float(2**failures), self._maximum_s)
+            return self.maximum_s
+        return min(self._initial_s * float(2**failures), self.maximum_s)
 
     def reset(self) -> None:
         """A connection was made; begin anew."""

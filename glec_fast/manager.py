@@ -19,16 +19,16 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from glec_fast.backoff import Backoff
-from glec_fast.client import Client
 from glec_fast.config import MQTTConfig
 from glec_fast.device import available_storage_mb, memory_usage_mb
 from glec_fast.drops import Dropped, DropReason
-from glec_fast.errors import ConnectionLostError, GlecError
+from glec_fast.errors import ConnectionLostError, GlecError, PinningError
 from glec_fast.handle import PublishHandle
 from glec_fast.messages import Alert, Inference, Status, Telemetry
 from glec_fast.outbox import DurableOutbox
+from glec_fast.secure import CertificateExpiry, SecureClient
 from glec_fast.store import Store
-from glec_fast.tls import build_ssl_context
+from glec_fast.tls import TLSConfig
 from glec_fast.validation import as_payload, check_publish
 
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
@@ -52,6 +52,9 @@ class ConnectionCallback:
     def on_reconnecting(self) -> None:
         """An attempt to connect again begins."""
 
+    def on_connect_failed(self, cause: Exception) -> None:
+        """An attempt failed: PinningError, TLSError, TLSFileError, or the OSError of the network."""
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -59,7 +62,8 @@ class Metrics:
 
     messages_sent: taken over by the broker (QoS 0: handed to the network). messages_failed: dropped, or refused by the
     broker. queue_size: messages not yet finished. drops: by reason, see `DropReason`. in_doubt: QoS 2 messages that a
-    broker had received before it lost its session; see ARCHITECTURE.md.
+    broker had received before it lost its session; see ARCHITECTURE.md. pin_failures: connections refused as no key was
+    pinned. expiring_certificates: those of the last handshake that end within 30 days.
     """
 
     is_connected: bool
@@ -69,9 +73,11 @@ class Metrics:
     reconnect_count: int
     in_doubt: int = 0
     drops: Mapping[str, int] = field(default_factory=dict)
+    pin_failures: int = 0
+    expiring_certificates: tuple[CertificateExpiry, ...] = ()
 
 
-class _FleetClient(Client):
+class _FleetClient(SecureClient):
     """A Client that waits as the specification says, and ticks for its manager's timers also while it waits."""
 
     def __init__(self, backoff: Backoff, tick: Callable[[], float], config: MQTTConfig) -> None:
@@ -84,13 +90,15 @@ class _FleetClient(Client):
             reconnect_on_failure=config.auto_reconnect,
         )
         self.backoff = backoff
+        self.connect_error: OSError | None = None
+        self.pin_failures = 0
         self._tick = tick
         self.connect_timeout = config.connection_timeout_s
         self.suppress_exceptions = True
         if broker.transport == "websockets":
             self.ws_set_options(broker.path)
         if broker.tls:
-            self.tls_set_context(build_ssl_context(config.tls_config))
+            self.use_tls(config.tls_config or TLSConfig(), broker.host)
         if config.username is not None:
             self.username_pw_set(config.username, config.password)
 
@@ -118,9 +126,12 @@ class _FleetClient(Client):
     def reconnect(self) -> MQTTErrorCode:
         """As paho's."""
         is_first = self._state == paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
+        self.connect_error = None
         try:
             return super().reconnect()
-        except OSError:
+        except OSError as error:
+            self.connect_error = error
+            self.pin_failures += isinstance(error, PinningError)
             if is_first and not self._interrupt.is_set():
                 # Its loop for the first connection would end here, and its other one begin with a second wait.
                 self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
@@ -160,7 +171,11 @@ class _FleetClient(Client):
         return self._interrupt.wait(delay_s)
 
     def _reconnect_wait(self) -> None:
-        remaining_s = self.backoff.next_delay_s()
+        if isinstance(self.connect_error, PinningError):
+            # No fault of the network, which might pass in a moment.
+            remaining_s = self.backoff.maximum_s
+        else:
+            remaining_s = self.backoff.next_delay_s()
         while remaining_s > 0:
             slice_s = min(remaining_s, max(self._tick(), 0.01))
             if self.wait(slice_s):
@@ -184,6 +199,7 @@ class MQTTManager:
         self._callback = ConnectionCallback()
         self._on_drop: Callable[[Dropped], None] | None = None
         self._drops: Counter[str] = Counter()
+        self._expiry_told: set[CertificateExpiry] = set()
         self._reconnect_count = 0
         self._attempts = 0
         self._was_connected = self._connected_once = False
@@ -326,6 +342,8 @@ class MQTTManager:
             reconnect_count=reconnect_count,
             in_doubt=self._outbox.in_doubt_count,
             drops=drops,
+            pin_failures=self._client.pin_failures,
+            expiring_certificates=self._client.expiring(self._clock()),
         )
 
     def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:
@@ -361,6 +379,7 @@ class MQTTManager:
         now_s = time.monotonic()
         if now_s >= self._next_status_s:
             self._next_status_s = now_s + self.config.status_interval_s
+            self._log_expiring()
             try:
                 self.publish_status()
             except (GlecError, OSError) as error:
@@ -386,13 +405,25 @@ class MQTTManager:
             logger.error("the broker refused the connection: %s", reason)
             return
         self._client.backoff.reset()
+        self._log_expiring()
         with self._lock:
             self._reconnect_count += self._connected_once
         self._connected_once = self._was_connected = True
         self._tell("on_connected")
 
     def _on_connect_fail(self, _client: paho.Client, _userdata: Any) -> None:
-        logger.warning("no connection to %s", self.config.broker_url)
+        error = self._client.connect_error
+        level = logging.ERROR if isinstance(error, PinningError) else logging.WARNING
+        logger.log(level, "no connection to %s: %s", self.config.broker_url, error)
+        if error is not None:
+            self._tell("on_connect_failed", error)
+
+    def _log_expiring(self) -> None:
+        for each in self._client.expiring(self._clock()):
+            if each not in self._expiry_told:
+                self._expiry_told.add(each)
+                end = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(each.expires_at_s))
+                logger.warning("the %s's certificate %s expires on %s: renew it", each.owner, each.subject, end)
 
     def _on_disconnect(
         self,
