@@ -1,0 +1,172 @@
+"""Peers for handshakes on loopback: a TLS server that keeps what it was sent, one that is none, a relay that counts."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import warnings
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from glec_fast.demo.certificates import Certificate
+
+TIMEOUT_S = 10.0
+CONNACK = b"\x20\x02\x00\x00"
+_READ_BYTES = 65_536
+
+
+class Peer:
+    """Listens on a free loopback port and gives each connection to `serve`, in a thread of its own."""
+
+    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
+        self._serve = serve
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._lock = threading.Lock()
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept)]
+        self.connections = 0
+
+    def __enter__(self) -> Peer:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
+        with self._lock:
+            for sock in self._open:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads[1:]:
+            thread.join()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            sock.settimeout(TIMEOUT_S)
+            with self._lock:
+                self.connections += 1
+                self._open.append(sock)
+            thread = threading.Thread(target=self._run, args=(sock,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _run(self, sock: socket.socket) -> None:
+        # A copy: `__exit__` must be able to end what a wrapped socket has taken over.
+        with contextlib.suppress(OSError):
+            self._serve(sock.dup())
+        with self._lock:
+            self._open.remove(sock)
+        sock.close()
+
+
+class TLSPeer(Peer):
+    """Speaks TLS as `context` says, keeps what came after the handshake, and accepts an MQTT CONNECT."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__(self._handshake)
+        self._context = context
+        self.received = bytearray()
+        self.failures: list[OSError] = []
+        self.server_names: list[str | None] = []
+        self.suites: list[tuple[str, str]] = []
+        context.sni_callback = lambda _socket, name, _context: self.server_names.append(name)
+
+    def set_certificate(self, certificate: Certificate) -> None:
+        """For connections from now on."""
+        self._context.load_cert_chain(certificate.certificate_path, certificate.key_path)
+
+    def _handshake(self, sock: socket.socket) -> None:
+        try:
+            with self._context.wrap_socket(sock, server_side=True) as tls:
+                name, version, _ = tls.cipher() or ("", "", 0)
+                self.suites.append((tls.version() or version, name))
+                while data := tls.recv(_READ_BYTES):
+                    if not self.received or data[0] == 0x10:
+                        tls.send(CONNACK)
+                    self.received += data
+        except OSError as error:
+            self.failures.append(error)
+        finally:
+            sock.close()
+
+
+class CountingRelay(Peer):
+    """Relays to a port on loopback. `after_hello_bytes` is what the client sent once the server had answered."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(self._relay)
+        self._port = port
+        self.after_hello_bytes = 0
+
+    def _relay(self, client: socket.socket) -> None:
+        answered = threading.Event()
+        with client, socket.create_connection(("127.0.0.1", self._port), TIMEOUT_S) as server:
+            back = threading.Thread(target=self._back, args=(server, client, answered))
+            back.start()
+            try:
+                while data := client.recv(_READ_BYTES):
+                    if answered.is_set():
+                        self.after_hello_bytes += len(data)
+                    server.sendall(data)
+            finally:
+                with contextlib.suppress(OSError):
+                    server.shutdown(socket.SHUT_RDWR)
+                back.join()
+
+    @staticmethod
+    def _back(server: socket.socket, client: socket.socket, answered: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(_READ_BYTES):
+                answered.set()
+                client.sendall(data)
+        with contextlib.suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
+
+
+def server_context(
+    certificate: Certificate,
+    *,
+    versions: tuple[ssl.TLSVersion, ssl.TLSVersion] | None = None,
+    ciphers: str | None = None,
+    client_ca: Path | None = None,
+) -> ssl.SSLContext:
+    """A server's context; with old versions or weak ciphers OpenSSL's own scruples are turned off."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if ciphers is not None:
+        context.set_ciphers(f"{ciphers}:@SECLEVEL=0")
+    if versions is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            context.minimum_version, context.maximum_version = versions
+    context.load_cert_chain(certificate.certificate_path, certificate.key_path)
+    if client_ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(client_ca)
+    return context
+
+
+def can_connect_without_scruples(port: int) -> bool:
+    """Whether a client that accepts any version and suite gets through: then a refusal by ours is ours."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("ALL:COMPLEMENTOFALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1
+    with (
+        socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as sock,
+        context.wrap_socket(sock, server_hostname="localhost") as tls,
+    ):
+        return tls.version() is not None
