@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from glec_fast.errors import PinningError, TLSError, TLSFileError
 
-# Long enough for a broker's first words on a quiet network, short enough that nobody notices it where none come.
-_VERDICT_MIN_S = 0.05
+# Long enough for a busy broker nearby to answer, short enough that nobody notices it where no answer comes.
+_VERDICT_MIN_S = 0.25
 
 # X509_V_ERR_* of OpenSSL's x509_vfy.h.
 _NOT_YET_VALID, _EXPIRED = 9, 10
@@ -47,7 +47,7 @@ def await_verdict(sock: ssl.SSLSocket, handshake_s: float) -> None:
     """With TLS 1.3 our handshake ends before the peer has judged our certificate (RFC 8446, 4.4.2.4): hear it first.
 
     A peer that is content sends session tickets, as a rule; one that is not, an alert. The wait is as long as the
-    handshake was, at least 50 ms, and ends with the first word; a peer that says nothing is taken to be content.
+    handshake was, at least 250 ms, and ends with the first word; a peer that says nothing is taken to be content.
     Raises ssl.SSLError or ConnectionError where it is not. Leaves the socket without a time-out.
     """
     sock.settimeout(0)

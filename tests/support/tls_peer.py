@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import socket
 import ssl
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 TIMEOUT_S = 10.0
 CONNACK = b"\x20\x02\x00\x00"
 _READ_BYTES = 65_536
+# RFC 2409, 6.2: the second Oakley group, 1,024 bits.
+_DH_PRIME = (
+    "FFFFFFFFFFFFFFFFC90FDAA22168C234C4C6628B80DC1CD129024E088A67CC74020BBEA63B139B22514A08798E3404DD"
+    "EF9519B3CD3A431B302B0A6DF25F14374FE1356D6D51C245E485B576625E7EC6F44C42E9A637ED6B0BFF5CB6F406B7ED"
+    "EE386BFB5A899FA5AE9F24117C4B1FE649286651ECE65381FFFFFFFFFFFFFFFF"
+)
+# SEQUENCE of the prime and the generator 2, in DER.
+_DH_DER = bytes.fromhex(f"308187 028181 00 {_DH_PRIME} 020102")
+_DH_PEM = b"-----BEGIN DH PARAMETERS-----\n%b-----END DH PARAMETERS-----\n" % base64.encodebytes(_DH_DER)
 
 
 class Peer:
@@ -40,13 +50,17 @@ class Peer:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._threads[0].join()
+        self.cut()
+        for thread in self._threads[1:]:
+            thread.join()
+        self._listener.close()
+
+    def cut(self) -> None:
+        """End the connections that are open; new ones are taken."""
         with self._lock:
             for sock in self._open:
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads[1:]:
-            thread.join()
-        self._listener.close()
 
     def _accept(self) -> None:
         while True:
@@ -103,16 +117,19 @@ class TLSPeer(Peer):
 
 
 class CountingRelay(Peer):
-    """Relays to a port on loopback. `after_hello_bytes` is what the client sent once the server had answered."""
+    """Relays to `target_port` on loopback, which may be changed for connections to come.
+
+    `after_hello_bytes` is what the client sent once the server had answered.
+    """
 
     def __init__(self, port: int) -> None:
         super().__init__(self._relay)
-        self._port = port
+        self.target_port = port
         self.after_hello_bytes = 0
 
     def _relay(self, client: socket.socket) -> None:
         answered = threading.Event()
-        with client, socket.create_connection(("127.0.0.1", self._port), TIMEOUT_S) as server:
+        with client, socket.create_connection(("127.0.0.1", self.target_port), TIMEOUT_S) as server:
             back = threading.Thread(target=self._back, args=(server, client, answered))
             back.start()
             try:
@@ -146,6 +163,10 @@ def server_context(
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if ciphers is not None:
         context.set_ciphers(f"{ciphers}:@SECLEVEL=0")
+        if ciphers.startswith("DHE"):
+            path = certificate.key_path.with_suffix(".dh")
+            path.write_bytes(_DH_PEM)
+            context.load_dh_params(path)
     if versions is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)

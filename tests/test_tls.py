@@ -1,0 +1,534 @@
+"""Real handshakes on loopback: who is refused before a byte of MQTT, who is accepted, and what the manager tells."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import socket
+import ssl
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+from glec_fast import ConnectionCallback, MQTTManager, PinningError, TLSConfig, TLSError, TLSFileError
+from glec_fast.demo.certificates import CertificateAuthority
+from glec_fast.errors import GlecError
+from glec_fast.handshake import explain, verified_chain
+from glec_fast.pinning import certificate_pin
+from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
+from support.tls_peer import CONNACK, CountingRelay, Peer, TLSPeer, can_connect_without_scruples, server_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from glec_fast.demo.certificates import Certificate, KeyType
+
+# CONNECT carries it, so that a CONNECT is larger than all that a client says in a handshake.
+PASSWORD = "x" * 8000
+HANDSHAKE_MAX_BYTES = 4000
+NOT_A_PIN_OF_ANYONE = "sha256/" + "A" * 43 + "="
+NOW = dt.datetime.now(dt.timezone.utc)
+TLS_1_2 = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2)
+TLS_1_3 = (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_3)
+TLS_1_0 = (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1)
+TLS_1_1 = (ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_1)
+
+
+class Failures(ConnectionCallback):
+    """Keeps the causes of attempts that failed."""
+
+    def __init__(self) -> None:
+        self.causes: list[Exception] = []
+
+    def on_connect_failed(self, cause: Exception) -> None:
+        self.causes.append(cause)
+
+
+def pin_of(certificate: Certificate) -> str:
+    return certificate_pin(leaf_der(certificate.certificate_path))
+
+
+def leaf_der(path: Path) -> bytes:
+    pem = path.read_text().split("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
+    return ssl.PEM_cert_to_DER_cert(pem)
+
+
+def new_authority(directory: Path, name: str, **options: Any) -> CertificateAuthority:
+    folder = directory / name
+    folder.mkdir()
+    return CertificateAuthority(folder, name, **options)
+
+
+def config_for(port: int, directory: Path, tls: TLSConfig | None, scheme: str = "ssl", **settings: Any) -> Any:
+    settings = {"username": "gateway", "password": PASSWORD, **settings}
+    return quick_config(f"{scheme}://localhost:{port}", directory, tls_config=tls, **settings)
+
+
+class Case(NamedTuple):
+    """A peer (TLSPeer or other), our settings for it, and what the cause must say."""
+
+    peer: Peer
+    tls: TLSConfig
+    says: str
+    error: type[Exception] = TLSError
+
+
+class Cases:
+    """Each method makes the one thing of its name wrong."""
+
+    def __init__(self, authority: CertificateAuthority, directory: Path) -> None:
+        self.authority = authority
+        self.directory = directory
+
+    def trust(self, **options: Any) -> TLSConfig:
+        return TLSConfig.create_server_auth(self.authority.certificate_path, **options)
+
+    def peer(self, *, versions: Any = None, ciphers: str | None = None, **options: Any) -> TLSPeer:
+        return TLSPeer(server_context(self.authority.issue_server(**options), versions=versions, ciphers=ciphers))
+
+    def unknown_ca(self) -> Case:
+        stranger = new_authority(self.directory, "stranger")
+        return Case(TLSPeer(server_context(stranger.issue_server())), self.trust(), "trusted authority")
+
+    def wrong_host(self) -> Case:
+        return Case(self.peer(hosts=["other.example"]), self.trust(), "not for localhost")
+
+    def expired(self) -> Case:
+        return Case(self.peer(not_after=NOW - dt.timedelta(minutes=5)), self.trust(), "has expired")
+
+    def not_yet_valid(self) -> Case:
+        return Case(self.peer(not_before=NOW + dt.timedelta(hours=1)), self.trust(), "not yet valid")
+
+    def revoked_pin(self) -> Case:
+        old, new = self.authority.issue_server("old"), self.authority.issue_server("new")
+        tls = self.trust(certificate_pins=[pin_of(new), NOT_A_PIN_OF_ANYONE])
+        return Case(TLSPeer(server_context(old)), tls, "is pinned", PinningError)
+
+    def wrong_pin(self) -> Case:
+        tls = self.trust(certificate_pins=[NOT_A_PIN_OF_ANYONE])
+        return Case(self.peer(), tls, "is pinned", PinningError)
+
+    def wrong_pin_tls_1_2(self) -> Case:
+        tls = self.trust(certificate_pins=[NOT_A_PIN_OF_ANYONE])
+        return Case(self.peer(versions=TLS_1_2), tls, "is pinned", PinningError)
+
+    def man_in_the_middle_of_the_same_ca(self) -> Case:
+        real = self.authority.issue_server("real")
+        tls = self.trust(certificate_pins=[pin_of(real)])
+        return Case(self.peer(name="middle"), tls, "is pinned", PinningError)
+
+    def tls_1_0(self) -> Case:
+        return Case(self.peer(versions=TLS_1_0, ciphers="ALL"), self.trust(), "no TLS version")
+
+    def tls_1_1(self) -> Case:
+        return Case(self.peer(versions=TLS_1_1, ciphers="ALL"), self.trust(), "no TLS version")
+
+    def tls_1_2_where_1_3_is_wanted(self) -> Case:
+        return Case(self.peer(versions=TLS_1_2), self.trust(tls_version="TLSv1.3"), "no TLS version")
+
+    def rsa_key_exchange(self) -> Case:
+        peer = self.peer(versions=TLS_1_2, ciphers="AES256-GCM-SHA384", key_type="rsa")
+        return Case(peer, self.trust(), "no cipher suite")
+
+    def cbc_suite(self) -> Case:
+        return Case(self.peer(versions=TLS_1_2, ciphers="ECDHE-ECDSA-AES256-SHA384"), self.trust(), "no cipher suite")
+
+    def no_encryption(self) -> Case:
+        return Case(self.peer(versions=TLS_1_2, ciphers="ECDHE-ECDSA-NULL-SHA"), self.trust(), "no cipher suite")
+
+    def finite_field_dh(self) -> Case:
+        peer = self.peer(versions=TLS_1_2, ciphers="DHE-RSA-AES256-GCM-SHA384", key_type="rsa")
+        return Case(peer, self.trust(), "no cipher suite")
+
+    def client_certificate_missing_tls_1_2(self) -> Case:
+        return self._wants_client(TLS_1_2, self.trust(), "no cipher suite with us, or wants a client certificate")
+
+    def client_certificate_missing_tls_1_3(self) -> Case:
+        return self._wants_client(TLS_1_3, self.trust(), "wants a client certificate")
+
+    def client_certificate_of_another_tls_1_2(self) -> Case:
+        return self._wants_client(TLS_1_2, self._strangers_certificate(), "refuses our client certificate")
+
+    def client_certificate_of_another_tls_1_3(self) -> Case:
+        return self._wants_client(TLS_1_3, self._strangers_certificate(), "refuses our client certificate")
+
+    def client_certificate_expired(self) -> Case:
+        ours = self.authority.issue_client(not_after=NOW - dt.timedelta(minutes=5))
+        tls = TLSConfig.create_mutual_tls(self.authority.certificate_path, ours.certificate_path, ours.key_path)
+        return self._wants_client(TLS_1_3, tls, "refuses our client certificate")
+
+    def plain_tcp(self) -> Case:
+        def serve(sock: socket.socket) -> None:
+            with sock:
+                sock.recv(100)
+                sock.sendall(CONNACK * 10)
+                sock.recv(100)
+
+        return Case(Peer(serve), self.trust(), "does not speak TLS")
+
+    def closes_at_once(self) -> Case:
+        def serve(sock: socket.socket) -> None:
+            with sock:
+                sock.recv(100)
+
+        return Case(Peer(serve), self.trust(), "closed the connection|reset|EOF", OSError)
+
+    def _strangers_certificate(self) -> TLSConfig:
+        other = new_authority(self.directory, "another").issue_client()
+        return TLSConfig.create_mutual_tls(self.authority.certificate_path, other.certificate_path, other.key_path)
+
+    def _wants_client(self, versions: Any, tls: TLSConfig, says: str) -> Case:
+        context = server_context(
+            self.authority.issue_server(), versions=versions, client_ca=self.authority.certificate_path
+        )
+        return Case(TLSPeer(context), tls, says)
+
+
+CASES = [name for name in vars(Cases) if not name.startswith("_") and name not in ("trust", "peer")]
+WEAK = ["tls_1_0", "tls_1_1", "rsa_key_exchange", "cbc_suite", "no_encryption", "finite_field_dh"]
+
+
+@pytest.fixture
+def cases(authority: CertificateAuthority, tmp_path: Path) -> Cases:
+    """Certificates of one's own: the session's authority lends its name, this one signs."""
+    return Cases(new_authority(tmp_path, "trusted"), tmp_path)
+
+
+@contextmanager
+def failing_once(case: Case, directory: Path, scheme: str) -> Iterator[tuple[Exception, CountingRelay, MQTTManager]]:
+    """(the cause, the relay in between, the manager) after an attempt that failed, and before the next."""
+    with ExitStack() as stack:
+        stack.enter_context(case.peer)
+        relay = stack.enter_context(CountingRelay(case.peer.port))
+        config = config_for(
+            relay.port, directory, case.tls, scheme, retry_initial_delay_ms=60_000, retry_max_delay_ms=60_000
+        )
+        manager = stack.enter_context(MQTTManager(config))
+        failures = Failures()
+        manager.set_connection_callback(failures)
+        manager.connect()
+        assert eventually(lambda: bool(failures.causes))
+        yield failures.causes[0], relay, manager
+
+
+@pytest.mark.parametrize("scheme", ["ssl", "wss"])
+@pytest.mark.parametrize("name", CASES)
+def test_refused_before_any_byte_of_mqtt(cases: Cases, name: str, scheme: str, tmp_path: Path) -> None:
+    case: Case = getattr(cases, name)()
+    with failing_once(case, tmp_path, scheme) as (cause, relay, manager):
+        assert isinstance(cause, case.error)
+        assert_says(cause, case.says)
+        assert relay.connections == 1
+        assert manager.get_metrics().pin_failures == (case.error is PinningError)
+        assert PASSWORD not in str(cause)
+    assert relay.after_hello_bytes < HANDSHAKE_MAX_BYTES
+    if isinstance(case.peer, TLSPeer):
+        assert bytes(case.peer.received) == b""
+
+
+def assert_says(cause: Exception, says: str) -> None:
+    assert any(each in str(cause) for each in says.split("|")), cause
+
+
+@pytest.mark.parametrize("name", WEAK)
+def test_the_refusal_of_weak_peers_is_ours(cases: Cases, name: str) -> None:
+    with getattr(cases, name)().peer as peer:
+        assert can_connect_without_scruples(peer.port)
+
+
+def test_a_stalled_handshake_ends_with_the_timeout(cases: Cases, tmp_path: Path) -> None:
+    def serve(sock: socket.socket) -> None:
+        # A byte now and then must not prolong it: a ServerHello that never ends.
+        with sock:
+            sock.sendall(b"\x16\x03\x03\x40\x00")
+            while True:
+                sock.sendall(b"\x02")
+                time.sleep(0.05)
+
+    with Peer(serve) as peer:
+        config = config_for(peer.port, tmp_path, cases.trust(), connection_timeout_s=0.5)
+        failures = Failures()
+        with MQTTManager(config) as manager:
+            manager.set_connection_callback(failures)
+            started_s = time.monotonic()
+            manager.connect()
+            assert eventually(lambda: bool(failures.causes))
+            assert 0.4 < time.monotonic() - started_s < 3
+        assert explain(failures.causes[0], "localhost").found == "the peer did not answer in time"
+
+
+class Good:
+    """Each method makes a peer that must be accepted."""
+
+    def __init__(self, cases: Cases) -> None:
+        self._cases = cases
+
+    def plain(self) -> Case:
+        return self._accept(self._cases.authority.issue_server(), TLS_1_3)
+
+    def tls_1_2(self) -> Case:
+        return self._accept(self._cases.authority.issue_server(), TLS_1_2)
+
+    def rsa(self) -> Case:
+        return self._accept(self._cases.authority.issue_server(key_type="rsa"), TLS_1_3)
+
+    def rsa_tls_1_2(self) -> Case:
+        return self._accept(self._cases.authority.issue_server(key_type="rsa"), TLS_1_2)
+
+    def ed25519(self) -> Case:
+        return self._accept(self._cases.authority.issue_server(key_type="ed25519"), TLS_1_3)
+
+    def ed25519_tls_1_2(self) -> Case:
+        return self._accept(self._cases.authority.issue_server(key_type="ed25519"), TLS_1_2)
+
+    def rsa_authority(self) -> Case:
+        return self._of_authority("rsa")
+
+    def ed25519_authority(self) -> Case:
+        return self._of_authority("ed25519")
+
+    def backup_pin(self) -> Case:
+        server = self._cases.authority.issue_server()
+        pins = [NOT_A_PIN_OF_ANYONE, pin_of(server)]
+        return Case(TLSPeer(server_context(server)), self._cases.trust(certificate_pins=pins), "")
+
+    def intermediate_pin_of_leaf(self) -> Case:
+        return self._intermediate(lambda server, _middle: pin_of(server))
+
+    def intermediate_pin_of_intermediate(self) -> Case:
+        return self._intermediate(lambda _server, middle: certificate_pin(leaf_der(middle.certificate_path)))
+
+    def pin_of_the_root(self) -> Case:
+        return self._intermediate(
+            lambda _server, _middle: certificate_pin(leaf_der(self._cases.authority.certificate_path))
+        )
+
+    def mutual_tls_1_2(self) -> Case:
+        return self._mutual(TLS_1_2)
+
+    def mutual_tls_1_3(self) -> Case:
+        return self._mutual(TLS_1_3)
+
+    def other_host_where_names_are_not_verified(self) -> Case:
+        tls = self._cases.trust(verify_hostname=False)
+        return Case(self._cases.peer(hosts=["other.example"]), tls, "")
+
+    def _accept(self, server: Certificate, versions: Any) -> Case:
+        tls = self._cases.trust(certificate_pins=[pin_of(server)])
+        return Case(TLSPeer(server_context(server, versions=versions)), tls, "")
+
+    def _of_authority(self, key_type: KeyType) -> Case:
+        authority = new_authority(self._cases.directory, key_type, key_type=key_type)
+        server = authority.issue_server(key_type=key_type)
+        return Case(TLSPeer(server_context(server)), TLSConfig.create_server_auth(authority.certificate_path), "")
+
+    def _intermediate(self, choose: Callable[[Certificate, CertificateAuthority], str]) -> Case:
+        middle = new_authority(self._cases.directory, "middle", issuer=self._cases.authority)
+        server = middle.issue_server()
+        return Case(TLSPeer(server_context(server)), self._cases.trust(certificate_pins=[choose(server, middle)]), "")
+
+    def _mutual(self, versions: Any) -> Case:
+        authority = self._cases.authority
+        ours = authority.issue_client()
+        context = server_context(authority.issue_server(), versions=versions, client_ca=authority.certificate_path)
+        tls = TLSConfig.create_mutual_tls(authority.certificate_path, ours.certificate_path, ours.key_path)
+        return Case(TLSPeer(context), tls, "")
+
+
+GOOD = [name for name in vars(Good) if not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_accepted(cases: Cases, name: str, tmp_path: Path) -> None:
+    case: Case = getattr(Good(cases), name)()
+    peer = case.peer
+    assert isinstance(peer, TLSPeer)
+    with peer, CountingRelay(peer.port) as relay:
+        with MQTTManager(config_for(relay.port, tmp_path, case.tls)) as manager:
+            recorder = Recorder()
+            manager.set_connection_callback(recorder)
+            manager.connect()
+            assert recorder.wait_for_connections()
+            assert manager.get_metrics().pin_failures == 0
+        assert peer.received.startswith(b"\x10"), "the control: the relay and the peer do see MQTT where it is sent"
+        assert PASSWORD.encode() in peer.received
+        assert relay.after_hello_bytes > len(PASSWORD) > HANDSHAKE_MAX_BYTES
+        assert peer.server_names == ["localhost"], "SNI"
+        assert "AES_256_GCM" in peer.suites[0][1].replace("AES256-GCM", "AES_256_GCM")
+
+
+def test_no_name_is_sent_for_an_address(cases: Cases, tmp_path: Path) -> None:
+    with cases.peer() as peer:
+        config = quick_config(f"ssl://127.0.0.1:{peer.port}", tmp_path, tls_config=cases.trust())
+        with MQTTManager(config) as manager:
+            recorder = Recorder()
+            manager.set_connection_callback(recorder)
+            manager.connect()
+            assert recorder.wait_for_connections()
+        assert peer.server_names == [None]
+
+
+def test_aes_256_is_preferred_where_the_server_takes_our_order(cases: Cases, tmp_path: Path) -> None:
+    context = server_context(cases.authority.issue_server(), versions=TLS_1_2)
+    context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.set_ciphers("ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384")
+    with TLSPeer(context) as peer, MQTTManager(config_for(peer.port, tmp_path, cases.trust())) as manager:
+        recorder = Recorder()
+        manager.set_connection_callback(recorder)
+        manager.connect()
+        assert recorder.wait_for_connections()
+        assert peer.suites == [("TLSv1.2", "ECDHE-ECDSA-AES256-GCM-SHA384")]
+
+
+def test_names_not_verified_is_logged(cases: Cases, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with MQTTManager(config_for(1, tmp_path, cases.trust(verify_hostname=False))):
+        assert "host name is not verified" in caplog.text
+
+
+def test_a_wrong_pin_is_told_counted_and_tried_again_at_the_slow_rate(
+    cases: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waits: list[float] = []
+
+    def wait(_client: object, delay_s: float) -> bool:
+        waits.append(delay_s)
+        return False
+
+    monkeypatch.setattr("glec_fast.manager._FleetClient.wait", wait)
+    server = cases.authority.issue_server("good")
+    pins = {"certificate_pins": [pin_of(server)]}
+    with cases.peer(name="bad") as peer:
+        assert isinstance(peer, TLSPeer)
+        config = config_for(
+            peer.port, tmp_path, cases.trust(**pins), retry_initial_delay_ms=2000, retry_max_delay_ms=77_000
+        )
+        with MQTTManager(config) as manager:
+            failures = Failures()
+            recorder = Recorder()
+            manager.set_connection_callback(failures)
+            manager.connect()
+            assert eventually(lambda: len(failures.causes) >= 3)
+            manager.set_connection_callback(recorder)
+            peer.set_certificate(server)
+            assert recorder.wait_for_connections(), "once the broker shows the pinned key again, all is well"
+            failed = manager.get_metrics().pin_failures
+    assert failed >= 3
+    assert waits[:3] == [77.0, 77.0, 77.0]
+    assert all(isinstance(cause, PinningError) for cause in failures.causes)
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert any("is pinned" in record.getMessage() for record in errors)
+
+
+def test_a_fault_of_the_network_keeps_its_own_rate(
+    cases: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+
+    def wait(_client: object, delay_s: float) -> bool:
+        waits.append(delay_s)
+        return False
+
+    monkeypatch.setattr("glec_fast.manager._FleetClient.wait", wait)
+    with cases.unknown_ca().peer as peer:
+        config = config_for(peer.port, tmp_path, cases.trust(), retry_initial_delay_ms=2000, retry_max_delay_ms=77_000)
+        with MQTTManager(config) as manager:
+            manager.connect()
+            assert eventually(lambda: len(waits) >= 2)
+    assert waits[:2] == [2.0, 4.0]
+
+
+def test_rotated_files_work_without_a_restart(cases: Cases, tmp_path: Path) -> None:
+    """Both sides move to a new authority while the link is down; the manager lives on."""
+    old, new = cases.authority, new_authority(tmp_path, "successor")
+    paths = [tmp_path / name for name in ("ca.pem", "client.pem", "client.key")]
+
+    def install(authority: CertificateAuthority) -> None:
+        ours = authority.issue_client()
+        for path, source in zip(paths, (authority.certificate_path, ours.certificate_path, ours.key_path), strict=True):
+            path.write_bytes(source.read_bytes())
+            path.chmod(0o600)
+
+    def peer_of(authority: CertificateAuthority) -> TLSPeer:
+        return TLSPeer(server_context(authority.issue_server(), client_ca=authority.certificate_path))
+
+    install(old)
+    with peer_of(old) as first, peer_of(new) as second, CountingRelay(first.port) as relay:
+        config = config_for(relay.port, tmp_path, TLSConfig.create_mutual_tls(*paths))
+        with MQTTManager(config) as manager:
+            recorder, failures = Recorder(), Failures()
+            manager.set_connection_callback(recorder)
+            manager.connect()
+            assert recorder.wait_for_connections()
+            relay.target_port = second.port
+            manager.set_connection_callback(failures)
+            relay.cut()
+            assert eventually(lambda: bool(failures.causes)), "the control: the old files do not serve"
+            manager.set_connection_callback(recorder)
+            install(new)
+            assert recorder.wait_for_connections(2)
+
+
+def test_a_file_that_vanishes_is_told_and_found_again(cases: Cases, tmp_path: Path) -> None:
+    path = tmp_path / "ca.pem"
+    content = cases.authority.certificate_path.read_bytes()
+    path.write_bytes(content)
+    with cases.peer() as peer:
+        config = config_for(peer.port, tmp_path, TLSConfig.create_server_auth(path))
+        with MQTTManager(config) as manager:
+            recorder, failures = Recorder(), Failures()
+            manager.set_connection_callback(failures)
+            path.unlink()
+            manager.connect()
+            assert eventually(lambda: bool(failures.causes))
+            assert isinstance(failures.causes[0], TLSFileError)
+            assert str(path) in str(failures.causes[0])
+            manager.set_connection_callback(recorder)
+            path.write_bytes(content)
+            assert recorder.wait_for_connections()
+
+
+@pytest.mark.parametrize(("days", "is_told"), [(29, True), (31, False)])
+def test_certificates_that_end_within_30_days(
+    cases: Cases, tmp_path: Path, caplog: pytest.LogCaptureFixture, days: int, is_told: bool
+) -> None:
+    """A clock of 2 days before their end less `days` makes them end in so many days; TLS looks at the real one."""
+    ours = cases.authority.issue_client("gateway")
+    context = server_context(cases.authority.issue_server(), client_ca=cases.authority.certificate_path)
+    tls = TLSConfig.create_mutual_tls(cases.authority.certificate_path, ours.certificate_path, ours.key_path)
+    end_s = (NOW + dt.timedelta(days=2)).timestamp()
+    with (
+        TLSPeer(context) as peer,
+        MQTTManager(config_for(peer.port, tmp_path, tls), clock=lambda: end_s - days * 86_400) as manager,
+    ):
+        recorder = Recorder()
+        manager.set_connection_callback(recorder)
+        manager.connect()
+        assert recorder.wait_for_connections()
+        told = {(each.owner, each.subject) for each in manager.get_metrics().expiring_certificates}
+    everyone = {("broker", "CN=server"), ("broker", "CN=trusted"), ("client", "CN=gateway")}
+    assert told == (everyone if is_told else set())
+    assert caplog.text.count("CN=gateway expires on") == is_told
+
+
+def test_the_verified_chain_is_whole(cases: Cases, tmp_path: Path) -> None:
+    middle = new_authority(tmp_path, "middle", issuer=cases.authority)
+    server = middle.issue_server()
+    context = ssl.create_default_context(cafile=str(cases.authority.certificate_path))
+    with (
+        TLSPeer(server_context(server)) as peer,
+        socket.create_connection(("127.0.0.1", peer.port), TIMEOUT_S) as sock,
+        context.wrap_socket(sock, server_hostname="localhost") as tls,
+    ):
+        chain = verified_chain(tls)
+    paths = (server.certificate_path, middle.certificate_path, cases.authority.certificate_path)
+    assert chain == [leaf_der(path) for path in paths]
+
+
+def test_errors_tell_whether_a_retry_helps() -> None:
+    assert issubclass(PinningError, GlecError)
+    assert issubclass(PinningError, OSError)
+    assert PinningError.retryable is False
+    assert TLSError.retryable is True
