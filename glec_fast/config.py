@@ -8,6 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from glec_fast.errors import ConfigError
+from glec_fast.properties import load_properties
 from glec_fast.tls import TLSConfig
 from glec_fast.validation import check_topic_level, is_utf8
 
@@ -86,7 +87,8 @@ class MQTTConfig:
         if self.password is not None and self.username is None:
             raise ConfigError("password is set but username is not; MQTT 3.1.1 sends a password only with a user name")
         if self.tls_config is not None and not broker.tls:
-            raise ConfigError(f"tls_config is set but {self.broker_url} is not encrypted: use ssl:// or wss://")
+            what = "certificate pins are" if self.tls_config.certificate_pins else "tls_config is"
+            raise ConfigError(f"{what} set but {self.broker_url} is not encrypted: use ssl:// or wss://")
         _check_number("connection_timeout_s", self.connection_timeout_s, 0.001, 3600)
         _check_whole("keepalive_s", self.keepalive_s, 0, _KEEPALIVE_MAX_S)
         _check_whole("retry_max_attempts", self.retry_max_attempts, 0, 32)
@@ -96,6 +98,21 @@ class MQTTConfig:
         _check_whole("max_unreleased", self.max_unreleased, 2, 65_534)
         _check_number("status_interval_s", self.status_interval_s, 0, 86_400)
         _check_number("qos0_commit_delay_s", self.qos0_commit_delay_s, 0, 3600)
+
+    @classmethod
+    def from_properties(
+        cls, path: str | os.PathLike[str], *, device_id: str | None = None, password: str | None = None
+    ) -> MQTTConfig:
+        """Read the specification's broker_config.properties; see `glec_fast.properties` for its placeholders.
+
+        device_id: the client id, and what {DEVICE_ID} stands for. password: what {SECURE_PASSWORD} stands for; it goes
+        before a password in the file. Raises ConfigError, with the line where one is to blame.
+        """
+        return load_properties(path, cls, device_id=device_id, password=password)
+
+    def is_tls_enabled(self) -> bool:
+        """True where the broker is reached over TLS."""
+        return self.broker.tls
 
     @property
     def broker(self) -> Broker:

@@ -58,8 +58,10 @@ class TLSConfig:
             object.__setattr__(self, name, _source(name, getattr(self, name)))
         if self.tls_version not in _VERSIONS:
             raise ConfigError(f"tls_version is {self.tls_version!r}; it must be TLSv1.2 or TLSv1.3")
-        if (self.client_cert is None) != (self.client_key is None):
-            raise ConfigError("client_cert and client_key belong together; give both or neither")
+        if self.client_cert is not None and self.client_key is None:
+            raise ConfigError("client_cert is set but client_key is not; they belong together: give both or neither")
+        if self.client_key is not None and self.client_cert is None:
+            raise ConfigError("client_key is set but client_cert is not; they belong together: give both or neither")
         if self.key_password is not None and not isinstance(self.key_password, str):
             raise ConfigError("key_password must be a str or None")
         if self.key_password is not None and self.client_key is None:
