@@ -1,0 +1,336 @@
+"""A seeded life of a gateway on a disk that is written down, and the check of any moment at which the power is cut."""
+
+from __future__ import annotations
+
+import copy
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from support.faulty_disk import Event, FaultyDisk, Note
+from support.power_cut import Files, Medium, lay_out
+from support.scripted_broker import ScriptedBroker, publication_of
+from support.scripted_gateway import Clock, ScriptedGateway
+from support.session_model import RELEASED, decode_image
+from support.wire_reference import PUBLISH, PUBREL, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from glec_fast.drops import Dropped
+    from glec_fast.handle import PublishHandle
+    from glec_fast.store import Collected
+
+QUEUE = "queue.db"
+_TURNS_MAX = 2000
+
+
+class Accepted(NamedTuple):
+    """Losing this message from here on breaks a promise."""
+
+    message_id: int
+    payload: str
+    qos: int
+    published_s: float
+
+
+class DroppedAs(NamedTuple):
+    """The program is told that this message is gone."""
+
+    message_id: int
+
+
+class TransactionBegins(NamedTuple):
+    """What the store's thread writes from here on is one transaction, until the next begins."""
+
+
+class Left(NamedTuple):
+    """These bytes are on the wire."""
+
+    data: bytes
+
+
+class BrokerIs(NamedTuple):
+    """The broker as it now is; never changed afterwards."""
+
+    broker: ScriptedBroker
+
+
+class ClockIs(NamedTuple):
+    now_s: float
+
+
+class LinkCut(NamedTuple):
+    pass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one life is about. `max_queue_size` and `ttl_ms` small enough make overflow and expiry part of it."""
+
+    seed: int
+    actions: int = 200
+    protocol_version: int = 4
+    window: int = 6
+    max_unreleased: int = 5
+    max_queue_size: int = 1000
+    ttl_ms: int = 1000_000
+
+
+class Life:
+    """Acts at random on a gateway and a broker, and notes what is promised, between what the disk does."""
+
+    def __init__(self, disk: FaultyDisk, settings: Settings) -> None:
+        self._disk = disk
+        self._settings = settings
+        self._chance = random.Random(settings.seed)
+        self._clock = Clock()
+        self._broker = ScriptedBroker(settings.protocol_version, settings.max_unreleased)
+        self._answers = b""
+        self._number = 0
+        self._unsure: list[tuple[PublishHandle, Accepted]] = []
+        self._gateway = self._open()
+
+    def run(self) -> None:
+        """Live; the process ends in order."""
+        actions = (
+            (self._publish, 10), (self._send, 12), (self._broker_handles, 12), (self._broker_answers, 12),
+            (self._commit, 4), (self._cut, 2), (self._let_time_pass, 1), (self._restart, 0.4),
+        )  # fmt: skip
+        self._gateway.connect()
+        for _ in range(self._settings.actions):
+            self._chance.choices([action for action, _ in actions], [weight for _, weight in actions])[0]()
+        self._end_process()
+
+    def _open(self) -> ScriptedGateway:
+        gateway = open_gateway(self._disk.folder / QUEUE, self._settings, self._clock)
+        collect, on_dropped = gateway.outbox.collect, gateway.outbox.on_dropped
+
+        def watched_collect() -> Collected:
+            self._disk.note(TransactionBegins())
+            return collect()
+
+        def watched_on_dropped(dropped: list[Dropped]) -> None:
+            for each in dropped:
+                # Nothing is promised of QoS 0.
+                if each.qos:
+                    self._disk.note(DroppedAs(each.message_id))
+            on_dropped(dropped)
+
+        gateway.outbox.collect = watched_collect  # type: ignore[method-assign]
+        gateway.outbox.on_dropped = watched_on_dropped  # type: ignore[method-assign]
+        return gateway
+
+    def _publish(self) -> None:
+        for _ in range(self._chance.choice((1, 1, 1, 2, 5))):
+            qos = self._chance.choice((0, 1, 2, 2))
+            self._number += 1
+            payload = f"{qos}-{self._number}-" + "x" * self._chance.choice((0, 0, 300, 5000))
+            handle = self._gateway.publish(payload, qos)
+            accepted = Accepted(handle.message_id, payload, qos, self._clock.now_s)
+            if qos == 2:
+                self._disk.note(accepted)
+            elif qos == 1:
+                self._unsure.append((handle, accepted))
+
+    def _send(self) -> None:
+        limit_bytes = self._chance.choice((1, 7, 60, 400, 1 << 20))
+        self._broker.feed(self._gateway.send(limit_bytes, lambda data: self._disk.note(Left(data))))
+
+    def _broker_handles(self) -> None:
+        self._answers += self._broker.handle(self._chance.choice((1, 2, 10)))
+        self._disk.note(BrokerIs(copy.deepcopy(self._broker)))
+
+    def _broker_answers(self) -> None:
+        size = self._chance.choice((1, 3, 4, 8, 100))
+        data, self._answers = self._answers[:size], self._answers[size:]
+        if data:
+            self._gateway.receive(data)
+
+    def _commit(self) -> None:
+        self._gateway.commit()
+        for handle, accepted in self._unsure:
+            assert handle.wait_durable(10)
+            self._disk.note(accepted)
+        self._unsure.clear()
+
+    def _cut(self) -> None:
+        self._end_connection()
+        self._gateway.cut()
+        self._gateway.connect()
+
+    def _end_connection(self) -> None:
+        self._broker.cut(arrives=self._chance.random() < 0.5)
+        self._answers = b""
+        self._disk.note(BrokerIs(copy.deepcopy(self._broker)))
+        self._disk.note(LinkCut())
+
+    def _let_time_pass(self) -> None:
+        self._clock.now_s += self._chance.choice((2, 8, 22))
+        self._disk.note(ClockIs(self._clock.now_s))
+        if self._chance.random() < 0.5:
+            self._gateway.store.drop_expired()
+
+    def _restart(self) -> None:
+        self._end_process()
+        self._gateway = self._open()
+        self._gateway.connect()
+
+    def _end_process(self) -> None:
+        self._end_connection()
+        self._gateway.close()
+        for _, accepted in self._unsure:
+            self._disk.note(accepted)
+        self._unsure.clear()
+
+
+def open_gateway(path: Path, settings: Settings, clock: Clock) -> ScriptedGateway:
+    return ScriptedGateway(
+        path,
+        window=settings.window,
+        max_unreleased=settings.max_unreleased,
+        protocol_version=settings.protocol_version,
+        max_queue_size=settings.max_queue_size,
+        ttl_ms=settings.ttl_ms,
+        clock=clock,
+    )
+
+
+@dataclass
+class Moment:
+    """All that was promised, and all that the world outside knows, at one point of the log."""
+
+    accepted: dict[str, Accepted] = field(default_factory=dict)
+    may_be_gone: set[int] = field(default_factory=set)
+    broker: ScriptedBroker = field(default_factory=ScriptedBroker)
+    now_s: float = 0.0
+    # On the wire since the last connection began.
+    left: bytes = b""
+    # QoS 2 payload -> packet id of the PUBLISH that left, and those whose PUBREL did.
+    sent_as: dict[str, int] = field(default_factory=dict)
+    released: set[str] = field(default_factory=set)
+    # Changes with all that a check could find different.
+    version: int = 0
+
+    def on_note(self, what: object, protocol_version: int) -> None:
+        if not isinstance(what, TransactionBegins | DroppedAs):
+            self.version += 1
+        if isinstance(what, Accepted):
+            self.accepted[what.payload] = what
+        elif isinstance(what, BrokerIs):
+            self.broker = what.broker
+        elif isinstance(what, ClockIs):
+            self.now_s = what.now_s
+        elif isinstance(what, LinkCut):
+            self.left = b""
+        elif isinstance(what, Left):
+            self.left += what.data
+            self._read_wire(protocol_version)
+
+    def _read_wire(self, protocol_version: int) -> None:
+        payload_of = {packet_id: payload for payload, packet_id in self.sent_as.items()}
+        for packet in parse(self.left)[0]:
+            if packet.kind == PUBLISH and packet.packet_id and packet.flags & 4:
+                publication = publication_of(packet, protocol_version)
+                payload_of[packet.packet_id] = publication.payload
+                self.sent_as[publication.payload] = packet.packet_id
+            elif packet.kind == PUBREL and packet.packet_id in payload_of:
+                self.released.add(payload_of[packet.packet_id])
+
+
+def moments(log: list[Event], medium: Medium, settings: Settings, start: Moment) -> Iterator[Moment]:
+    """Feed the log to `medium`, and yield the moment after each event; it is changed when the next is asked for."""
+    gone_from = _may_be_gone_from(log)
+    moment = start
+    for index, event in enumerate(log):
+        if isinstance(event, Note):
+            moment.on_note(event.what, settings.protocol_version)
+        else:
+            medium.on_event(event)
+        moment.may_be_gone.update(gone_from.get(index, ()))
+        yield moment
+
+
+def _may_be_gone_from(log: list[Event]) -> dict[int, list[int]]:
+    """Index -> the messages whose deletion unsent may be on disk from there on: where its transaction began."""
+    found: dict[int, list[int]] = {}
+    began = 0
+    for index, event in enumerate(log):
+        if isinstance(event, Note) and isinstance(event.what, TransactionBegins):
+            began = index
+        elif isinstance(event, Note) and isinstance(event.what, DroppedAs):
+            found.setdefault(began, []).append(event.what.message_id)
+    return found
+
+
+def check_resumed(files: Files, folder: Path, moment: Moment, settings: Settings, *, arrives: bool) -> None:
+    """Open what the medium holds with the real code, resume against the broker of that moment, and count.
+
+    `arrives`: what was on the wire still reaches the broker.
+    """
+    lay_out(files, folder)
+    broker = copy.deepcopy(moment.broker)
+    broker.cut(arrives=arrives)
+    clock = Clock(moment.now_s or Clock().now_s)
+    with open_gateway(folder / QUEUE, settings, clock) as gateway:
+        assert gateway.store.salvage is None, "a power cut is no damage"
+        _check_explained(gateway, moment)
+        finish(gateway, broker)
+    may_miss = {
+        accepted.payload
+        for accepted in moment.accepted.values()
+        if accepted.message_id in moment.may_be_gone or clock.now_s - accepted.published_s > settings.ttl_ms / 1000
+    }
+    check_counts(broker, moment, may_miss=may_miss)
+
+
+def recorded_recovery(files: Files, folder: Path, moment: Moment, settings: Settings) -> tuple[list[Event], Moment]:
+    """Resume as `check_resumed` does, on a disk that is written down; returns the log, and the moment before it."""
+    lay_out(files, folder)
+    start = copy.deepcopy(moment)
+    start.broker.cut(arrives=True)
+    start.left = b""
+    broker = copy.deepcopy(start.broker)
+    clock = Clock(moment.now_s or Clock().now_s)
+    with FaultyDisk(folder) as disk:
+        with open_gateway(folder / QUEUE, settings, clock) as gateway:
+            finish(gateway, broker, disk.note)
+        return disk.log, start
+
+
+def _check_explained(gateway: ScriptedGateway, moment: Moment) -> None:
+    """Every QoS 2 packet that left is explained by what is on disk: its row with its packet id and state."""
+    on_disk = {
+        message_id: (packet_id, state) for message_id, packet_id, state in decode_image(gateway.image() or b"\1")
+    }
+    for message_id, payload in gateway.rows().items():
+        if payload not in moment.sent_as:
+            continue
+        assert message_id in on_disk, f"{payload[:9]} left, and its packet id is not on disk"
+        packet_id, state = on_disk[message_id]
+        assert packet_id == moment.sent_as[payload], f"{payload[:9]} left under another packet id"
+        assert payload not in moment.released or state == RELEASED, f"PUBREL of {payload[:9]} left before its commit"
+
+
+def finish(
+    gateway: ScriptedGateway, broker: ScriptedBroker, note: Callable[[object], None] = lambda _what: None
+) -> None:
+    """Reconnect and go on until the queue is empty; `note` is told what the wire and the broker see."""
+    gateway.connect()
+    for _ in range(_TURNS_MAX):
+        gateway.commit()
+        broker.feed(gateway.send(on_leaving=lambda data: note(Left(data))))
+        gateway.receive(broker.handle(broker.waiting_packets()))
+        note(BrokerIs(copy.deepcopy(broker)))
+        if gateway.store.size == 0:
+            return
+    raise AssertionError(f"{gateway.store.size} messages are stuck")
+
+
+def check_counts(broker: ScriptedBroker, moment: Moment, *, may_miss: set[str]) -> None:
+    counts = broker.counts()
+    lost = [payload[:9] for payload in moment.accepted if payload not in counts and payload not in may_miss]
+    assert lost == [], "lost"
+    repeated = [payload[:9] for payload, count in counts.items() if payload.startswith("2-") and count > 1]
+    assert repeated == [], "QoS 2, and more than once"

@@ -1,0 +1,127 @@
+"""The product's store, outbox and session, with the network side worked by hand, a step at a time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from glec_fast._session import NEED_DATA
+from glec_fast.outbox import DurableOutbox
+from glec_fast.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from glec_fast.drops import Dropped
+    from glec_fast.handle import PublishHandle
+
+CLIENT_ID, BROKER_NAME = "DTG-TEST", "broker:1883"
+ALL_BYTES = 1 << 30
+_START_S = 1_704_931_200.0
+
+
+class Clock:
+    """Unix time in seconds that moves by hand."""
+
+    def __init__(self, now_s: float = _START_S) -> None:
+        self.now_s = now_s
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class ScriptedGateway:
+    """One process's life with one queue file. `dropped`: what the drop callback was told."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        window: int = 10,
+        max_unreleased: int = 0,
+        protocol_version: int = 4,
+        wait_for_disk: bool = True,
+        clock: Clock | None = None,
+        **settings: Any,
+    ) -> None:
+        self.dropped: list[Dropped] = []
+        self.clock = clock or Clock()
+        self.store = Store(path, clock=self.clock, **settings)
+        try:
+            self.outbox = DurableOutbox(
+                self.store,
+                window,
+                CLIENT_ID,
+                BROKER_NAME,
+                lambda: None,
+                self.dropped.extend,
+                wait_for_disk=wait_for_disk,
+                max_unreleased=max_unreleased,
+            )
+        except BaseException:
+            self.store.close()
+            raise
+        self.session = self.outbox.session
+        self.session.protocol_version = protocol_version
+
+    def publish(self, payload: str, qos: int) -> PublishHandle:
+        return self.outbox.publish("t", payload, qos)
+
+    def connect(self, *, session_present: bool = True) -> None:
+        self.outbox.resume(session_present, 65_535)
+
+    def send(self, limit_bytes: int = ALL_BYTES, on_leaving: Callable[[bytes], None] | None = None) -> bytes:
+        """What the socket takes of what may leave, at most `limit_bytes`; `on_leaving` is told before it is gone."""
+        with self.outbox.lock:
+            chunk = self.session.peek(limit_bytes)
+            if on_leaving is not None:
+                on_leaving(chunk)
+            self.session.on_sent(len(chunk))
+        self._settle()
+        self.outbox.pull()
+        return chunk
+
+    def receive(self, data: bytes) -> None:
+        """Bytes from the broker."""
+        with self.outbox.lock:
+            self.session.feed(data)
+            while self.session.advance() != NEED_DATA:
+                pass
+        self._settle()
+        self.outbox.pull()
+
+    def _settle(self) -> None:
+        with self.outbox.lock:
+            finished = self.outbox.settle()
+        self.outbox.after_settle()
+        for handle in finished:
+            handle._set_as_published()
+
+    def cut(self) -> None:
+        """The connection is gone."""
+        self.outbox.park()
+
+    def commit(self) -> None:
+        """All that waits is on disk, and what that lets go on goes on."""
+        self.store.run(lambda _table: None)
+        if self.outbox.is_open:
+            self.outbox.pull()
+
+    def rows(self) -> dict[int, str]:
+        """Message id -> payload of every row on disk."""
+        return {row[0]: row[2] for row in self.store.run(lambda table: table.read_all())}
+
+    def image(self) -> bytes:
+        """The in-flight image on disk."""
+        known = self.store.run(lambda table: table.load_session())
+        return bytes(known[2]) if known is not None else b""
+
+    def close(self) -> None:
+        self.outbox.park()
+        self.store.close()
+
+    def __enter__(self) -> ScriptedGateway:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
