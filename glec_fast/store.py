@@ -40,7 +40,7 @@ DEFAULT_CLEANUP_INTERVAL_S = 300.0
 # A finished row may stay this long; a crash meanwhile sends QoS 1 again, which it allows, and saves half the commits.
 _DONE_COMMIT_DELAY_S = 1.0
 # So many finished rows are worth a transaction of their own, which names them; that a crash does not send them again.
-_DONE_COMMIT_ROWS = 500
+_DONE_COMMIT_ROWS = 1000
 # So many are deleted, though more are in flight.
 _DELETE_ROWS_MAX = 10_000
 # So many rows may wait for a slow disk before `append` waits for it too.
@@ -189,6 +189,8 @@ class Store:
         self._outbox: Outbox | None = None
         self._saved_image = b""
         self._to_drop: dict[int, Dropped] = {}
+        # True while those who must hear of drops are told: until then nothing is finished.
+        self._telling = False
         self._drops: Counter[str] = Counter()
 
         # Held while rows are read and handed on, and while rows are chosen to be dropped: never the same row for both.
@@ -198,7 +200,6 @@ class Store:
         self._read_through_id = 0
         self._protected: frozenset[int] = frozenset()
         self._skipped: frozenset[int] = frozenset()
-        self._skip_until = _BEFORE_FIRST
 
         self._thread = threading.Thread(target=self._run, name="glec-fast-store", daemon=True)
         self._thread.start()
@@ -327,7 +328,7 @@ class Store:
             self._eager += 1
             self._request(0.0)
             try:
-                while self._row_count or self._pending or self._writing:
+                while self._row_count or self._pending or self._writing or self._telling:
                     remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
                     is_too_late = remaining_s is not None and remaining_s <= 0
                     if is_too_late or self._ended or self._is_own_thread():
@@ -468,8 +469,6 @@ class Store:
         with self._read_lock, self._lock:
             self._protected = frozenset(protected)
             self._skipped = frozenset(self._deleting).union(finished)
-            # The furthest that was ever read: a second rewind, before anything was, must not forget it.
-            self._skip_until = max(self._skip_until, self._position)
             self._position = _BEFORE_FIRST
             self._read_through_id = 0
 
@@ -504,8 +503,6 @@ class Store:
             if unsendable or self._reader.had_broken_text or any(row[5] < now_ms for row in rows):
                 rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
             self._position = (last[4], last[0])
-            if self._skipped and self._position >= self._skip_until:
-                self._skipped = frozenset()
             return rows, is_last
 
     def _is_sendable(self, row: Row, now_ms: int) -> bool:
@@ -658,6 +655,9 @@ class Store:
         if commit.dropped:
             logger.info("%d messages dropped, the first: %s", len(commit.dropped), commit.dropped[0])
             self._tell(self._on_dropped if outbox is None else outbox.on_dropped, commit.dropped)
+            with self._lock:
+                self._telling = False
+                self._progress.notify_all()
         if outbox is not None:
             self._tell(outbox.on_committed, commit.version, len(commit.rows) or int(commit.read_again))
         return True
@@ -745,9 +745,11 @@ class Store:
             self._row_count += len(rows) - self._table.deleted
             self._writing = []
             if commit.deletes:
+                self._skipped = self._skipped.difference(self._deleting)
                 self._deleting.clear()
             else:
                 self._request(_DONE_COMMIT_DELAY_S)
+            self._telling = bool(commit.dropped)
             for each in commit.dropped:
                 del self._to_drop[each.message_id]
                 self._drops[each.reason.value] += 1

@@ -220,6 +220,26 @@ def append(store: Store, count: int, qos: int = 1, **settings: Any) -> list[int]
     return ids
 
 
+class TestDropsAreTold:
+    def test_an_empty_queue_is_announced_after_its_drops(
+        self, store: Store, outbox: RecordingOutbox, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        let_go, told = threading.Event(), threading.Event()
+
+        def on_dropped(_dropped: list[Dropped]) -> None:
+            told.set()
+            assert let_go.wait(WAIT_S)
+
+        monkeypatch.setattr(outbox, "on_dropped", on_dropped)
+        append(store, 2, ttl_ms=-1)
+        dropping = pool.submit(store.drop_expired)
+        assert told.wait(WAIT_S)
+        assert not store.wait_empty(0.05)
+        let_go.set()
+        assert store.wait_empty(WAIT_S)
+        assert dropping.result(WAIT_S) == 2
+
+
 class TestCommit:
     def test_what_waits_is_committed_as_one_group(
         self, store: Store, outbox: RecordingOutbox, pool: ThreadPoolExecutor
@@ -306,16 +326,16 @@ class TestCommit:
         monotonic = Clock(0.0)
         store = make_store(monotonic=monotonic)
         outbox = RecordingOutbox(store)
-        append(store, 600)
+        append(store, 1100)
         outbox.read_all()
-        outbox.finish(range(1, 501))
+        outbox.finish(range(1, 1001))
         outbox.wait(lambda heard: store.size == 100)
         assert store.commit_image() is not None
-        assert image_on_disk(path) == b" 1-500"
-        assert ids_on_disk(path) == list(range(1, 601))
+        assert image_on_disk(path) == b" 1-1000"
+        assert ids_on_disk(path) == list(range(1, 1101))
         monotonic.now_s += 2
         store.request_commit()
-        assert wait_for(lambda: ids_on_disk(path) == list(range(501, 601)))
+        assert wait_for(lambda: ids_on_disk(path) == list(range(1001, 1101)))
 
     def test_the_table_is_cleared_at_once_where_all_of_it_is_finished(
         self, store: Store, outbox: RecordingOutbox, path: Path
@@ -337,12 +357,22 @@ class TestCommit:
         outbox.finish([each for each in range(1, 1203) if each != unfinished])
         assert wait_for(lambda: ids_on_disk(path) == [unfinished])
 
+    def test_the_next_process_reads_none_of_what_is_named_as_finished(self, store: Store) -> None:
+        append(store, 600)
+        store.rewind([], range(1, 551))
+        ids: list[int] = []
+        is_last = False
+        while not is_last:
+            rows, is_last = store.read(250)
+            ids += [row[0] for row in rows]
+        assert ids == list(range(551, 601))
+
     def test_finished_rows_make_room_before_any_is_dropped(self, make_store: Callable[..., Store], path: Path) -> None:
-        store = make_store(max_queue_size=1000)
+        store = make_store(max_queue_size=1500)
         outbox = RecordingOutbox(store)
-        append(store, 1000)
+        append(store, 1500)
         outbox.read_all()
-        outbox.finish(range(1, 601))
+        outbox.finish(range(1, 1101))
         outbox.wait(lambda heard: store.size == 400)
         append(store, 500)
         assert store.drops == {}

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from glec_fast.drops import Dropped
     from glec_fast.handle import PublishHandle
-    from glec_fast.store import Collected
 
 QUEUE = "queue.db"
 _TURNS_MAX = 2000
@@ -105,11 +104,11 @@ class Life:
 
     def _open(self) -> ScriptedGateway:
         gateway = open_gateway(self._disk.folder / QUEUE, self._settings, self._clock)
-        collect, on_dropped = gateway.outbox.collect, gateway.outbox.on_dropped
+        take_finished, on_dropped = gateway.outbox.take_finished, gateway.outbox.on_dropped
 
-        def watched_collect() -> Collected:
+        def watched_take_finished() -> list[int]:
             self._disk.note(TransactionBegins())
-            return collect()
+            return take_finished()
 
         def watched_on_dropped(dropped: list[Dropped]) -> None:
             for each in dropped:
@@ -118,7 +117,7 @@ class Life:
                     self._disk.note(DroppedAs(each.message_id))
             on_dropped(dropped)
 
-        gateway.outbox.collect = watched_collect  # type: ignore[method-assign]
+        gateway.outbox.take_finished = watched_take_finished  # type: ignore[method-assign]
         gateway.outbox.on_dropped = watched_on_dropped  # type: ignore[method-assign]
         return gateway
 
@@ -321,8 +320,10 @@ def finish(
     for _ in range(_TURNS_MAX):
         gateway.commit()
         broker.feed(gateway.send(on_leaving=lambda data: note(Left(data))))
-        gateway.receive(broker.handle(broker.waiting_packets()))
+        answers = broker.handle(broker.waiting_packets())
+        # Before they are received: what they say may be on disk as soon as they are.
         note(BrokerIs(copy.deepcopy(broker)))
+        gateway.receive(answers)
         if gateway.store.size == 0:
             return
     raise AssertionError(f"{gateway.store.size} messages are stuck")
