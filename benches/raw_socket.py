@@ -9,14 +9,18 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from workload import make_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 CONNECT, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 0x10, 0x30, 0x40, 0x50, 0x62, 0x70
 ACK_BYTES = 4
 RECV_BYTES = 65_536
 MAX_PACKET_ID = 65_535
+MARK_TOPIC = "bench/mark"
 
 # QoS 1. Reading at once costs a wake-up of this process by the broker for almost every ack, and a reply for each. After
 # a pause a few hundred acks lie ready. It must stay well below the time the broker needs for a whole window.
@@ -39,9 +43,14 @@ class Flush(NamedTuple):
 
 
 def prepare(count: int, qos: int) -> Flush:
+    return prepare_rows(make_rows(count, qos), qos)
+
+
+def prepare_rows(rows: Sequence[tuple[str, str, int]], qos: int) -> Flush:
+    """The rows are (topic, payload, QoS), all of one size and of the QoS that is given."""
+    count = len(rows)
     packets = [
-        encode_publish(topic, payload, qos, index % MAX_PACKET_ID + 1)
-        for index, (topic, payload, _) in enumerate(make_rows(count, qos))
+        encode_publish(topic, payload, qos, index % MAX_PACKET_ID + 1) for index, (topic, payload, _) in enumerate(rows)
     ]
     pubrels = b"".join(struct.pack(">BBH", PUBREL, 2, index % MAX_PACKET_ID + 1) for index in range(count))
     return Flush(b"".join(packets), len(packets[0]), pubrels, count, PUBACK if qos == 1 else PUBCOMP)
@@ -49,7 +58,8 @@ def prepare(count: int, qos: int) -> Flush:
 
 def encode_publish(topic: str, payload: str, qos: int, packet_id: int) -> bytes:
     topic_bytes, payload_bytes = topic.encode(), payload.encode()
-    body = struct.pack(">H", len(topic_bytes)) + topic_bytes + struct.pack(">H", packet_id) + payload_bytes
+    packet_id_bytes = struct.pack(">H", packet_id) if qos else b""
+    body = struct.pack(">H", len(topic_bytes)) + topic_bytes + packet_id_bytes + payload_bytes
     return bytes([PUBLISH | qos << 1]) + encode_remaining_length(len(body)) + body
 
 
@@ -76,18 +86,30 @@ def connect(port: int, client_id: str) -> socket.socket:
     return sock
 
 
-def pump(sock: socket.socket, flush: Flush, window: int) -> list[bytes]:
-    """Send everything, at most `window` unfinished at a time; returns what the broker sent, for `check`."""
+def send_unacknowledged(sock: socket.socket, flush: Flush) -> None:
+    """Send everything of QoS 0, and return once the broker has it: it acknowledges a QoS 1 message sent after."""
+    sock.sendall(flush.publishes)
+    sock.sendall(encode_publish(MARK_TOPIC, "", 1, 1))
+    if sock.recv(ACK_BYTES, socket.MSG_WAITALL) != struct.pack(">BBH", PUBACK, 2, 1):
+        raise ConnectionError("the broker did not acknowledge the message after the last")
+
+
+def pump(sock: socket.socket, flush: Flush, window: int, max_unreleased: int = MAX_UNRELEASED) -> list[bytes]:
+    """Send everything, at most `window` unfinished at a time; returns what the broker sent, for `check`.
+
+    Of QoS 2 at most `max_unreleased` messages are without PUBREL.
+    """
     publishes, publish_bytes, pubrels, count, last_ack = flush
     chunks: list[bytes] = []
     is_qos2 = last_ack == PUBCOMP
-    sent = min(window, count, MAX_UNRELEASED) if is_qos2 else min(window, count)
+    may_pause = not is_qos2 or max_unreleased >= window
+    sent = min(window, count, max_unreleased) if is_qos2 else min(window, count)
     released = finished = 0
     part = b""
     sock.sendall(memoryview(publishes)[: sent * publish_bytes])
     while finished < count:
         pause_s = FULL_WINDOW_PAUSE_S * (sent - finished) / window
-        if pause_s > MIN_PAUSE_S and not is_qos2:
+        if pause_s > MIN_PAUSE_S and may_pause:
             time.sleep(pause_s)
         if is_qos2 or sent == count:
             # A broker with Nagle holds its acks until TCP's arrives, which waits 40 ms for a packet to go along with.
@@ -104,7 +126,7 @@ def pump(sock: socket.socket, flush: Flush, window: int) -> list[bytes]:
         release_to = released + kinds.count(PUBREC)
         send_to = min(finished + window, count)
         if is_qos2:
-            send_to = min(send_to, release_to + MAX_UNRELEASED)
+            send_to = min(send_to, release_to + max_unreleased)
         pubrel_part = pubrels[released * ACK_BYTES : release_to * ACK_BYTES]
         publish_part = publishes[sent * publish_bytes : send_to * publish_bytes]
         if pubrel_part or publish_part:
