@@ -1,0 +1,118 @@
+"""One run of one peer against a broker of its own: started, fed where it receives, its figures read or counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import raw_socket
+from harness import BenchError, Counter, mosquitto
+from peers.peer import PACE_MSG_S, READY
+from workload import make_payload
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+RUN_TIMEOUT_S = 150.0
+FEEDER_WINDOW = 1_000
+PAYLOADS = "payloads"
+
+
+class Limit(NamedTuple):
+    """What the broker is told about messages in flight, and the window that this allows."""
+
+    settings: str
+    window: int
+
+
+# mosquitto 2.0.11 keeps 20 unless told more: the 21st QoS 2 message without PUBREL is acknowledged and never handed on.
+# max_queued_messages is for a subscriber slower than the publisher, which must not lose what is counted.
+LIMITS = {
+    "none": Limit("max_inflight_messages 0\nmax_queued_messages 0\n", 1_000),
+    # 20 is what it has without the line. Not 0 queued: with 20 in flight that too makes it refuse QoS 2 messages.
+    "default": Limit("max_inflight_messages 20\nmax_queued_messages 1000000\n", 20),
+}
+
+
+class Setting(NamedTuple):
+    """What is the same for all runs of a report."""
+
+    limit: Limit
+    nodelay: bool
+    messages: int
+    pace_messages: int
+    directory: Path
+
+    def count_of(self, action: str) -> int:
+        return self.pace_messages if action == "pace" else self.messages
+
+
+def write_payloads(setting: Setting) -> None:
+    count = max(setting.messages, setting.pace_messages)
+    (setting.directory / PAYLOADS).write_bytes(b"".join(make_payload(index).encode() for index in range(count)))
+
+
+def run(command: Sequence[str], action: str, qos: int, setting: Setting) -> dict[str, Any]:
+    """The peer's own figures. Raises BenchError where it fails or does not end."""
+    with mosquitto(nodelay=setting.nodelay, extra=setting.limit.settings) as broker:
+        return run_at(broker.port, command, action, qos, setting)
+
+
+def prove(command: Sequence[str], qos: int, setting: Setting) -> dict[str, str]:
+    """Publish once beside an independent subscriber. Empty where it got each message once, else what is wrong."""
+    with mosquitto(nodelay=setting.nodelay, extra=setting.limit.settings) as broker:
+        counter = Counter(broker)
+        figures = run_at(broker.port, command, "publish", qos, setting)
+        received, distinct = counter.finish()
+    lost, doubled = setting.messages - distinct, received - distinct
+    if not lost and not doubled:
+        return {}
+    faults = [
+        f"{count:,} of {setting.messages:,} {fate}" for count, fate in ((lost, "lost"), (doubled, "doubled")) if count
+    ]
+    return {"version": figures["version"], "invalid": ", ".join(faults)}
+
+
+def run_at(port: int, command: Sequence[str], action: str, qos: int, setting: Setting) -> dict[str, Any]:
+    count = setting.count_of(action)
+    arguments = [action, *map(str, (port, qos, count, setting.limit.window)), str(setting.directory / PAYLOADS)]
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [*command, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()
+        )
+        try:
+            if action == "receive" and process.stdout is not None and process.stdout.readline().strip() == READY:
+                feed(port, qos, count)
+            output, _ = process.communicate(timeout=RUN_TIMEOUT_S + setting.pace_messages / PACE_MSG_S)
+        except subprocess.TimeoutExpired as error:
+            raise BenchError(f"{command[-1]}: {action} at QoS {qos} did not end") from error
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        if process.returncode != 0:
+            errors.seek(0)
+            raise BenchError(f"{command[-1]}: {action} at QoS {qos} failed:\n{errors.read()}")
+    return dict(json.loads(output))
+
+
+def feed(port: int, qos: int, count: int) -> None:
+    """Ready-made packets for a peer that receives: the feeder must not be what limits it."""
+    flush = raw_socket.prepare(count, qos)
+    with raw_socket.connect(port, "feeder") as sock:
+        if qos == 0:
+            raw_socket.send_unacknowledged(sock, flush)
+        else:
+            raw_socket.check(raw_socket.pump(sock, flush, FEEDER_WINDOW), flush)
+
+
+def environment() -> Mapping[str, str]:
+    """This interpreter's search path for those in Python, whichever folder it came from."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
