@@ -17,7 +17,7 @@ import pytest
 
 from support.faulty_disk import Create, Delete, Event, FaultyDisk, Note, Sync, Truncate, Write
 from support.power_cut import Files, Medium
-from support.power_run import Life, Moment, Settings, check_resumed, moments, recorded_recovery
+from support.power_run import Life, Moment, Settings, beginning, check_resumed, moments, recorded_recovery
 
 # More lives, longer ones and more chances each; see the Makefile's `torture`.
 LIVES = int(os.environ.get("POWER_CUT_LIVES", "1"))
@@ -104,7 +104,7 @@ def test_nothing_promised_is_lost_and_nothing_comes_twice(folder: Path, kind: st
     kinds = {type(event) for event in log}
     assert kinds >= {Write, Sync, Truncate, Note}
     check = Check(folder, settings)
-    for files, moment in every_cut(log, settings, Medium(), Moment()):
+    for files, moment in every_cut(log, settings, Medium(), beginning(settings)):
         check(files, moment)
     assert check.count > 500
 
@@ -117,7 +117,7 @@ def test_the_power_is_cut_again_while_the_first_cut_is_recovered_from(folder: Pa
     log = recorded(folder, settings)
     check = Check(folder, settings)
     firsts = 0
-    for files, moment in every_cut(log, settings, Medium(), Moment()):
+    for files, moment in every_cut(log, settings, Medium(), beginning(settings)):
         if moment.accepted and chance.random() < 0.04:
             firsts += 1
             recovery, start = recorded_recovery(files, folder / f"recovery-{firsts}", moment, settings)

@@ -12,7 +12,7 @@ from support.power_cut import Files, Medium, lay_out
 from support.scripted_broker import ScriptedBroker, publication_of
 from support.scripted_gateway import Clock, ScriptedGateway
 from support.session_model import RELEASED, decode_image
-from support.wire_reference import PUBLISH, PUBREL, parse
+from support.wire_reference import PUBLISH, PUBREL, Packet, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -139,7 +139,7 @@ class Life:
 
     def _broker_handles(self) -> None:
         self._answers += self._broker.handle(self._chance.choice((1, 2, 10)))
-        self._disk.note(BrokerIs(copy.deepcopy(self._broker)))
+        self._disk.note(BrokerIs(self._broker.copied()))
 
     def _broker_answers(self) -> None:
         size = self._chance.choice((1, 3, 4, 8, 100))
@@ -162,7 +162,7 @@ class Life:
     def _end_connection(self) -> None:
         self._broker.cut(arrives=self._chance.random() < 0.5)
         self._answers = b""
-        self._disk.note(BrokerIs(copy.deepcopy(self._broker)))
+        self._disk.note(BrokerIs(self._broker.copied()))
         self._disk.note(LinkCut())
 
     def _let_time_pass(self) -> None:
@@ -200,12 +200,12 @@ def open_gateway(path: Path, settings: Settings, clock: Clock) -> ScriptedGatewa
 class Moment:
     """All that was promised, and all that the world outside knows, at one point of the log."""
 
+    broker: ScriptedBroker
     accepted: dict[str, Accepted] = field(default_factory=dict)
     may_be_gone: set[int] = field(default_factory=set)
-    broker: ScriptedBroker = field(default_factory=ScriptedBroker)
-    now_s: float = 0.0
-    # On the wire since the last connection began.
-    left: bytes = b""
+    now_s: float = Clock().now_s
+    # The part of a packet with which the wire ends.
+    unfinished: bytes = b""
     # QoS 2 payload -> packet id of the PUBLISH that left, and those whose PUBREL did.
     sent_as: dict[str, int] = field(default_factory=dict)
     released: set[str] = field(default_factory=set)
@@ -222,20 +222,26 @@ class Moment:
         elif isinstance(what, ClockIs):
             self.now_s = what.now_s
         elif isinstance(what, LinkCut):
-            self.left = b""
+            self.unfinished = b""
         elif isinstance(what, Left):
-            self.left += what.data
-            self._read_wire(protocol_version)
+            packets, self.unfinished = parse(self.unfinished + what.data)
+            for packet in packets:
+                self._on_packet(packet, protocol_version)
 
-    def _read_wire(self, protocol_version: int) -> None:
-        payload_of = {packet_id: payload for payload, packet_id in self.sent_as.items()}
-        for packet in parse(self.left)[0]:
-            if packet.kind == PUBLISH and packet.packet_id and packet.flags & 4:
-                publication = publication_of(packet, protocol_version)
-                payload_of[packet.packet_id] = publication.payload
-                self.sent_as[publication.payload] = packet.packet_id
-            elif packet.kind == PUBREL and packet.packet_id in payload_of:
-                self.released.add(payload_of[packet.packet_id])
+    def _on_packet(self, packet: Packet, protocol_version: int) -> None:
+        if packet.kind == PUBREL:
+            self.released.update(payload for payload, sent_as in self.sent_as.items() if sent_as == packet.packet_id)
+        elif packet.kind == PUBLISH and packet.packet_id and packet.flags & 4:
+            # Who had the id before is finished.
+            self.sent_as = {
+                payload: packet_id for payload, packet_id in self.sent_as.items() if packet_id != packet.packet_id
+            }
+            self.sent_as[publication_of(packet, protocol_version).payload] = packet.packet_id
+
+
+def beginning(settings: Settings) -> Moment:
+    """Before anything happened."""
+    return Moment(ScriptedBroker(settings.protocol_version, settings.max_unreleased))
 
 
 def moments(log: list[Event], medium: Medium, settings: Settings, start: Moment) -> Iterator[Moment]:
@@ -269,9 +275,9 @@ def check_resumed(files: Files, folder: Path, moment: Moment, settings: Settings
     `arrives`: what was on the wire still reaches the broker.
     """
     lay_out(files, folder)
-    broker = copy.deepcopy(moment.broker)
+    broker = moment.broker.copied()
     broker.cut(arrives=arrives)
-    clock = Clock(moment.now_s or Clock().now_s)
+    clock = Clock(moment.now_s)
     with open_gateway(folder / QUEUE, settings, clock) as gateway:
         assert gateway.store.salvage is None, "a power cut is no damage"
         _check_explained(gateway, moment)
@@ -289,9 +295,9 @@ def recorded_recovery(files: Files, folder: Path, moment: Moment, settings: Sett
     lay_out(files, folder)
     start = copy.deepcopy(moment)
     start.broker.cut(arrives=True)
-    start.left = b""
-    broker = copy.deepcopy(start.broker)
-    clock = Clock(moment.now_s or Clock().now_s)
+    start.unfinished = b""
+    broker = start.broker.copied()
+    clock = Clock(moment.now_s)
     with FaultyDisk(folder) as disk:
         with open_gateway(folder / QUEUE, settings, clock) as gateway:
             finish(gateway, broker, disk.note)
@@ -322,7 +328,7 @@ def finish(
         broker.feed(gateway.send(on_leaving=lambda data: note(Left(data))))
         answers = broker.handle(broker.waiting_packets())
         # Before they are received: what they say may be on disk as soon as they are.
-        note(BrokerIs(copy.deepcopy(broker)))
+        note(BrokerIs(broker.copied()))
         gateway.receive(answers)
         if gateway.store.size == 0:
             return

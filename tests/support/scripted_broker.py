@@ -6,7 +6,7 @@ It is strict: what no correct client may send it is an AssertionError.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, ack, parse
@@ -26,14 +26,16 @@ class Publication(NamedTuple):
 
 @dataclass
 class ScriptedBroker:
-    """Its session outlives connections; `lose_session` forgets it. Copy it with `copy.deepcopy`.
+    """Its session outlives connections; `lose_session` forgets it.
 
+    hands_on_at_release: a QoS 2 message is passed on at its PUBREL, not before; MQTT allows both (section 4.3.3).
     max_unreleased: QoS 2 messages without PUBREL that it keeps, as mosquitto's max_inflight_messages; more of them are
     a fault of the client. 0 for any number.
     """
 
     protocol_version: int = 4
     max_unreleased: int = 0
+    hands_on_at_release: bool = False
     delivered: list[str] = field(default_factory=list)
     # Received and not yet released: packet id -> payload.
     held: dict[int, str] = field(default_factory=dict)
@@ -57,7 +59,9 @@ class ScriptedBroker:
         """The answer to one packet, after what it does to the session."""
         if packet.kind == PUBREL:
             assert packet.flags == 2, "the reserved flags of PUBREL"
-            self.held.pop(packet.packet_id, None)
+            payload = self.held.pop(packet.packet_id, None)
+            if payload is not None and self.hands_on_at_release:
+                self.delivered.append(payload)
             return ack(PUBCOMP, packet.packet_id)
         if packet.kind == PINGREQ:
             return PINGRESP
@@ -79,7 +83,8 @@ class ScriptedBroker:
         else:
             assert not self.max_unreleased or len(self.held) < self.max_unreleased, "mosquitto would drop it"
             self.held[packet_id] = payload
-            self.delivered.append(payload)
+            if not self.hands_on_at_release:
+                self.delivered.append(payload)
         return ack(PUBREC, packet_id)
 
     def cut(self, *, arrives: bool) -> None:
@@ -90,6 +95,10 @@ class ScriptedBroker:
 
     def lose_session(self) -> None:
         self.held.clear()
+
+    def copied(self) -> ScriptedBroker:
+        """Another one in the same state."""
+        return replace(self, delivered=list(self.delivered), held=dict(self.held))
 
     def counts(self) -> Counter[str]:
         """How often each payload was handed on."""
