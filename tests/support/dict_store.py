@@ -1,0 +1,98 @@
+"""A store whose disk is a plain dict, and whose transactions happen when a test says so. For searches of many states.
+
+It offers what `DurableOutbox` uses of `glec_fast.store.Store`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from glec_fast.store import Collected, Outbox, Row
+
+
+@dataclass
+class DictDisk:
+    """What a process leaves behind: rows by message id, and the in-flight image."""
+
+    rows: dict[int, Row] = field(default_factory=dict)
+    image: bytes = b""
+
+    def copied(self) -> DictDisk:
+        return DictDisk(dict(self.rows), self.image)
+
+    def write(self, collected: Collected) -> None:
+        """One transaction: all of it or nothing."""
+        for message_id in collected.done:
+            self.rows.pop(message_id, None)
+        self.image = collected.image
+
+
+class DictStore:
+    """One process's view of a `DictDisk`. `wants_commit`: somebody asked for a transaction; `pending`: one goes on."""
+
+    def __init__(self, disk: DictDisk) -> None:
+        self.disk = disk
+        self.wants_commit = False
+        self.pending: Collected | None = None
+        self._outbox: Outbox | None = None
+        self._position = 0
+        self._skipped: frozenset[int] = frozenset()
+
+    # ---- for tests
+
+    def begin_commit(self) -> None:
+        """The transaction has all it will write; nothing of it is on disk."""
+        assert self.pending is None
+        assert self._outbox is not None
+        self.wants_commit = False
+        self.pending = self._outbox.collect()
+
+    def end_commit(self) -> None:
+        """It is on disk, and the outbox is told."""
+        pending, self.pending = self.pending, None
+        assert pending is not None
+        assert self._outbox is not None
+        self.disk.write(pending)
+        self._outbox.on_committed(pending.version, 0)
+
+    def fingerprint(self) -> object:
+        return self._position, self._skipped, self.wants_commit
+
+    # ---- for the outbox
+
+    @property
+    def size(self) -> int:
+        return len(self.disk.rows)
+
+    has_backlog = True
+
+    def attach(self, outbox: Outbox, client_id: str, broker: str) -> tuple[bytes, bool]:
+        self._outbox = outbox
+        return self.disk.image, True
+
+    def protect(self, ids: Iterable[int]) -> None:
+        """Nothing is dropped here."""
+
+    def request_commit(self) -> None:
+        self.wants_commit = True
+
+    def on_finished(self, waiting: int, *, drained: bool) -> None:
+        self.wants_commit = True
+
+    def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
+        pending = () if self.pending is None else self.pending.done
+        self._skipped = frozenset(pending).union(finished)
+        self._position = 0
+
+    def read(self, limit: int) -> tuple[list[Row], bool]:
+        found = [row for message_id, row in sorted(self.disk.rows.items()) if message_id > self._position][:limit]
+        if found:
+            self._position = found[-1][0]
+        return [row for row in found if row[0] not in self._skipped], len(found) < limit
+
+    def wait_durable(self, message_id: int, timeout_s: float | None = None) -> bool:
+        return message_id in self.disk.rows

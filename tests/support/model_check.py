@@ -1,0 +1,313 @@
+"""Every order in which a few messages, a link, a disk, a crashing client and a broker can take their steps.
+
+The client is the product's outbox and session over a `DictStore`; the broker is a `ScriptedBroker`. A state is reached
+again by taking the same steps from the last crash on. Two states are one where everything plain about them is equal and
+the client would answer a probe in the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from glec_fast._session import NEED_DATA
+from glec_fast.outbox import DurableOutbox
+from support.dict_store import DictDisk, DictStore
+from support.scripted_broker import ScriptedBroker
+from support.session_model import decode_image
+from support.wire_reference import parse
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+
+ALL_BYTES = 1 << 20
+ACK_BYTES = 4
+PACKET_ID_MAX = 65_535
+
+
+class Bounds(NamedTuple):
+    """What is searched. `qos`: one message each, all on disk at the start. ids: packet ids there are, 0 for all.
+
+    cuts, crashes, lost_sessions: how often each may happen.
+    """
+
+    qos: tuple[int, ...] = (2, 2)
+    cuts: int = 1
+    crashes: int = 1
+    lost_sessions: int = 0
+    window: int = 10
+    protocol_version: int = 4
+    hands_on_at_release: bool = False
+    ids: int = 0
+
+
+@dataclass(frozen=True)
+class Root:
+    """A state without a running client: what is left after a crash."""
+
+    disk: DictDisk
+    broker: ScriptedBroker
+    session_present: bool
+    cuts: int
+    crashes: int
+    lost_sessions: int
+    # Messages whose PUBREC a broker had sent that then lost its session: MQTT cannot tell their fate.
+    in_doubt: frozenset[str]
+
+
+class World:
+    """A running client, its link and its broker. `do` takes one step of `steps`."""
+
+    def __init__(self, root: Root, bounds: Bounds) -> None:
+        self.root = root
+        self.disk = root.disk.copied()
+        self.broker = root.broker.copied()
+        self.session_present = root.session_present
+        self.cuts, self.crashes, self.lost_sessions = root.cuts, root.crashes, root.lost_sessions
+        self.in_doubt = root.in_doubt
+        self.answers = b""
+        self.linked = False
+        self.store = DictStore(self.disk)
+        self.outbox = DurableOutbox(
+            self.store,  # type: ignore[arg-type]
+            bounds.window,
+            "DTG-TEST",
+            "broker",
+            lambda: None,
+            lambda _dropped: None,
+        )
+        self.session = self.outbox.session
+        self.session.protocol_version = bounds.protocol_version
+        while bounds.ids and self.session.reserve_packet_id() < PACKET_ID_MAX - bounds.ids:
+            pass
+        self._payloads = {f"{qos}-{number + 1}" for number, qos in enumerate(bounds.qos)}
+
+    # ---- steps
+
+    def steps(self) -> list[str]:
+        """What may happen next."""
+        found = []
+        if self.linked:
+            if self.session.sendable_bytes:
+                found.append("send")
+            if self.broker.inbox:
+                found.append("broker handles")
+            if self.answers:
+                found.append("answer arrives")
+            if self.cuts:
+                found.append("cut")
+            if self.lost_sessions:
+                found.append("broker loses its session")
+        else:
+            found.append("connect")
+        if self.store.pending is not None:
+            found.append("end commit")
+        elif self.store.wants_commit:
+            found.append("begin commit")
+        if self.crashes:
+            found.append("crash")
+            if self.store.pending is not None:
+                found.append("crash behind the write")
+        return found
+
+    def do(self, step: str) -> None:
+        getattr(self, "_" + step.replace(" ", "_"))()
+        self._check()
+
+    def after_crash(self, step: str) -> Root:
+        """What is left when the process dies now."""
+        disk, broker = self.disk.copied(), self.broker.copied()
+        if step == "crash behind the write":
+            assert self.store.pending is not None
+            disk.write(self.store.pending)
+        broker.inbox = b""
+        return Root(disk, broker, self.session_present, self.cuts, self.crashes - 1, self.lost_sessions, self.in_doubt)
+
+    def _send(self) -> None:
+        waiting = self.session.peek(ALL_BYTES)
+        size = _first_packet_bytes(waiting)
+        self.session.on_sent(size)
+        self.broker.feed(waiting[:size])
+        self._settle()
+
+    def _broker_handles(self) -> None:
+        self.answers += self.broker.handle(1)
+
+    def _answer_arrives(self) -> None:
+        answer, self.answers = self.answers[:ACK_BYTES], self.answers[ACK_BYTES:]
+        self.session.feed(answer)
+        assert self.session.advance() == NEED_DATA
+        self._settle()
+
+    def _settle(self) -> None:
+        self.outbox.settle()
+        self.outbox.after_settle()
+        self.outbox.pull()
+
+    def _cut(self) -> None:
+        self.cuts -= 1
+        self._unlink()
+
+    def _broker_loses_its_session(self) -> None:
+        self.lost_sessions -= 1
+        self.in_doubt |= set(self.broker.held.values())
+        self.broker.lose_session()
+        self.session_present = False
+        self._unlink()
+
+    def _unlink(self) -> None:
+        self.linked = False
+        self.broker.inbox = self.answers = b""
+        self.outbox.park()
+
+    def _connect(self) -> None:
+        self.linked = True
+        self.outbox.resume(self.session_present, 65_535)
+        # The broker has a session of this client from now on.
+        self.session_present = True
+
+    def _begin_commit(self) -> None:
+        self.store.begin_commit()
+
+    def _end_commit(self) -> None:
+        self.store.end_commit()
+        self.outbox.pull()
+
+    # ---- what must hold
+
+    def _check(self) -> None:
+        kept_all = not self.broken_sessions
+        counts = self.broker.counts()
+        for payload, count in counts.items():
+            assert count == 1 or payload[0] != "2" or not kept_all, f"{payload} came {count} times"
+        rows = {row[2] for row in self.disk.rows.values()}
+        for payload in self._payloads:
+            is_somewhere = payload in rows or payload in counts or payload in self.broker.held.values()
+            assert is_somewhere or payload in self.in_doubt, f"{payload} is lost"
+        if kept_all:
+            firsts = [payload for payload in dict.fromkeys(self.broker.delivered) if payload[0] == "2"]
+            assert firsts == sorted(firsts, key=lambda payload: int(payload[2:])), "out of order"
+
+    @property
+    def broken_sessions(self) -> bool:
+        return bool(self.in_doubt) or not self.session_present
+
+    def is_done(self) -> bool:
+        return not self.disk.rows and not self.broker.inbox and not self.answers
+
+    # ---- telling states apart
+
+    def plain(self) -> Hashable:
+        """All of the state that can be looked at without a change to it."""
+        pending = self.store.pending
+        outbox = self.outbox
+        return (
+            tuple(self.disk.rows), frozenset(_image(self.disk.image)), _broker_key(self.broker), self.answers,
+            self.linked, self.session_present, self.cuts, self.crashes, self.lost_sessions, self.in_doubt,
+            None if pending is None else (tuple(pending.done), frozenset(_image(pending.image))),
+            self.store.fingerprint(), tuple(outbox._finished), tuple(row[0] for row in outbox._rows),
+            outbox._rows_gone, outbox._more_to_read, self.session.in_flight, self.session.unreleased,
+        )  # fmt: skip
+
+    def probe_kept(self) -> Hashable:
+        """What the client would do if all went well from here, and then after a cut. Spoils the world."""
+        found: list[Hashable] = [self.session.peek(ALL_BYTES)]
+        if self.store.pending is not None:
+            self.store.end_commit()
+            found.append(self.session.peek(ALL_BYTES))
+        found += self._probe_commit()
+        self.outbox.park()
+        self.outbox.resume(True, 65_535)
+        found += self._probe_commit()
+        found.append(self.session.next_packet_id())
+        return tuple(found)
+
+    def probe_cut(self) -> Hashable:
+        """What it would do after a cut right now. Spoils the world."""
+        found: list[Hashable] = []
+        self.outbox.park()
+        self.outbox.resume(True, 65_535)
+        found.append(self.session.peek(ALL_BYTES))
+        if self.store.pending is not None:
+            self.store.end_commit()
+            found.append(self.session.peek(ALL_BYTES))
+        found += self._probe_commit()
+        return tuple(found)
+
+    def _probe_commit(self) -> Iterator[Hashable]:
+        self.store.begin_commit()
+        assert self.store.pending is not None
+        yield frozenset(_image(self.store.pending.image))
+        yield self.session.wants_commit
+        yield self.session.peek(ALL_BYTES)
+        self.store.end_commit()
+        yield self.session.peek(ALL_BYTES)
+
+
+def _first_packet_bytes(data: bytes) -> int:
+    for size in range(2, len(data)):
+        if parse(data[:size])[0]:
+            return size
+    return len(data)
+
+
+def _image(image: bytes) -> set[tuple[int, int, int]]:
+    return decode_image(image) if image else set()
+
+
+def _broker_key(broker: ScriptedBroker) -> Hashable:
+    return broker.inbox, tuple(sorted(broker.held.items())), tuple(broker.delivered)
+
+
+class Found(NamedTuple):
+    """How much was searched."""
+
+    states: int
+    steps: int
+    ends: int
+
+
+class Failure(AssertionError):
+    """A state that must not be reachable, with the steps that reach it."""
+
+
+def search(bounds: Bounds, states_max: int) -> Found:
+    """Visit every state within `bounds`; stops at `states_max`. Raises Failure."""
+    payloads = [f"{qos}-{number + 1}" for number, qos in enumerate(bounds.qos)]
+    rows: dict[int, Any] = {
+        number + 1: (number + 1, "t", payload, bounds.qos[number], 0, 1 << 60)
+        for number, payload in enumerate(payloads)
+    }
+    broker = ScriptedBroker(bounds.protocol_version, hands_on_at_release=bounds.hands_on_at_release)
+    first = Root(DictDisk(rows), broker, True, bounds.cuts, bounds.crashes, bounds.lost_sessions, frozenset())
+    stack: list[tuple[Root, tuple[str, ...], tuple[str, ...]]] = [(first, (), ())]
+    seen: set[int] = set()
+    steps_taken = ends = 0
+
+    def reach(root: Root, path: tuple[str, ...]) -> World:
+        world = World(root, bounds)
+        for step in path:
+            world.do(step)
+        return world
+
+    while stack and len(seen) < states_max:
+        root, path, history = stack.pop()
+        try:
+            world = reach(root, path)
+            key = hash((world.plain(), reach(root, path).probe_kept(), reach(root, path).probe_cut()))
+            if key in seen:
+                continue
+            seen.add(key)
+            steps = world.steps()
+            if not set(steps) & {"send", "broker handles", "answer arrives", "connect", "begin commit", "end commit"}:
+                ends += 1
+                assert world.is_done(), "nothing can happen any more, and messages are left"
+            for step in steps:
+                steps_taken += 1
+                if step.startswith("crash"):
+                    stack.append((world.after_crash(step), (), (*history, *path, step)))
+                else:
+                    stack.append((root, (*path, step), history))
+        except AssertionError as error:
+            raise Failure(f"{error}, after: {', '.join((*history, *path))}") from error
+    return Found(len(seen), steps_taken, ends)

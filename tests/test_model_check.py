@@ -1,0 +1,65 @@
+"""The protocol, searched: every reachable state of a client, a link, a disk and a broker, for a few messages.
+
+While the broker keeps its session no message is lost, none of QoS 2 comes twice, first deliveries are in order, and it
+never gets stuck. Where the broker loses it, only what it had acknowledged with PUBREC may be missing.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from support.model_check import Bounds, Failure, World, search
+
+# 1 for what the suite has time for; see the Makefile's `torture`.
+DEPTH = int(os.environ.get("MODEL_CHECK_DEPTH", "1"))
+UNBOUNDED = 10_000_000
+
+SHALLOW = {
+    "two of QoS 2": Bounds((2, 2)),
+    "two of QoS 2, MQTT 5": Bounds((2, 2), protocol_version=5),
+    "one at a time": Bounds((2, 2), crashes=2, window=1),
+    "one, many faults": Bounds((2,), cuts=2, crashes=2),
+    "QoS 1 and 2": Bounds((1, 2)),
+    "the session is lost": Bounds((2,), cuts=1, crashes=1, lost_sessions=1),
+    "the session is lost, handed on at PUBREL": Bounds(
+        (2,), cuts=1, crashes=1, lost_sessions=1, hands_on_at_release=True
+    ),
+}
+DEEP = {
+    "two, many faults": Bounds((2, 2), cuts=2, crashes=2),
+    "three": Bounds((2, 2, 2), cuts=1, crashes=1),
+    "three of both kinds": Bounds((1, 2, 2), cuts=1, crashes=1),
+    "three in a window of two": Bounds((2, 2, 2), cuts=1, crashes=1, window=2),
+    "packet ids come round": Bounds((2, 2, 2, 2), cuts=0, crashes=1, window=1, ids=3),
+    "the session is lost over two": Bounds((2, 2), cuts=1, crashes=1, lost_sessions=1, hands_on_at_release=True),
+    "the session is lost twice": Bounds((2,), cuts=1, crashes=2, lost_sessions=2, hands_on_at_release=True),
+}
+
+
+@pytest.mark.parametrize("name", SHALLOW)
+def test_no_reachable_state_loses_or_doubles(name: str) -> None:
+    found = search(SHALLOW[name], UNBOUNDED)
+    assert found.states > 1000
+    assert found.ends > 0
+
+
+@pytest.mark.skipif(DEPTH < 2, reason="takes minutes: make torture")
+@pytest.mark.parametrize("name", DEEP)
+def test_no_reachable_state_loses_or_doubles_deeper(name: str) -> None:
+    assert search(DEEP[name], UNBOUNDED).states > 10_000
+
+
+def test_a_client_that_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search itself can fail: a disk that keeps no packet ids doubles a message."""
+    begin_commit = World._begin_commit
+
+    def forgetful(world: World) -> None:
+        begin_commit(world)
+        assert world.store.pending is not None
+        world.store.pending = world.store.pending._replace(image=b"")
+
+    monkeypatch.setattr(World, "_begin_commit", forgetful)
+    with pytest.raises(Failure, match="without DUP|came 2 times|was used for"):
+        search(Bounds((2,)), UNBOUNDED)
