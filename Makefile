@@ -5,12 +5,15 @@ VENV ?= .venv
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+TARGETS ?=
 
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 LINTERS := $(VENV)/.linters
 
-.PHONY: demo test build lint package bench clean
+WHEEL_TOOLS := $(VENV)/.wheel-tools
+
+.PHONY: demo test build lint package wheels bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -33,6 +36,11 @@ package: $(LINTERS)
 	build/packaged/bin/pip install --quiet dist/*.whl
 	cd build/packaged && bin/python -c "import glec_fast, glec_fast._session as s; print(glec_fast.__version__, s.__file__)"
 
+# ARM wheels in wheels/dist, tested under emulation. Needs root. TARGETS=aarch64 builds one of the two.
+wheels: $(WHEEL_TOOLS)
+	wheels/system-packages mmdebstrap qemu-user-static
+	$(BIN)/python wheels/cross_build.py $(TARGETS)
+
 bench: $(BUILT)
 	$(BIN)/python benches/bench_flush.py $(BENCH_ARGS)
 
@@ -51,4 +59,8 @@ $(BUILT): pyproject.toml setup.py $(wildcard cext/*) | $(BIN)/python
 
 $(LINTERS): pyproject.toml $(BUILT)
 	$(BIN)/pip install --quiet --editable '.[cli,test,lint]'
+	touch $@
+
+$(WHEEL_TOOLS): pyproject.toml $(BUILT)
+	$(BIN)/pip install --quiet --editable '.[cli,test,wheels]'
 	touch $@

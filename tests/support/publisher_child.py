@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import sys
 
-from glec_fast import MQTTConfig, MQTTManager
+from glec_fast import MQTTConfig, MQTTManager, TLSConfig
 
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
+    ca_cert = settings.get("ca_cert")
     manager = MQTTManager(
         MQTTConfig(
             broker_url=settings["url"],
             client_id=settings["client_id"],
+            tls_config=TLSConfig.create_server_auth(ca_cert) if ca_cert else None,
             queue_path=settings["queue_path"],
             queue_max_size=100_000,
             retry_initial_delay_ms=50,

@@ -1,0 +1,106 @@
+"""What a built wheel must be: small, stripped, without sources, and compiled for the baseline of its architecture.
+
+Usage: python wheels/inspect_wheel.py WHEEL...
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import zipfile
+from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+
+MAX_BYTES = 600_000
+EXTENSIONS = ("_payload", "_session", "_store")
+SOURCE_SUFFIXES = (".c", ".h", ".pyx", ".pxd", ".pxi", ".html")
+MACHINES = {"aarch64": "EM_AARCH64", "armv7l": "EM_ARM", "x86_64": "EM_X86_64"}
+
+# Addenda to the ABI for the Arm Architecture: the values of the attributes that name a CPU's features.
+ARCHITECTURE_V7 = 10
+FP_VFPV3_D16 = 4
+NO_ADVANCED_SIMD = 0
+ARGUMENTS_IN_VFP_REGISTERS = 1
+
+
+class WheelDefect(Exception):
+    """The wheel is not fit to be given to anyone; the message says why."""
+
+
+def inspect_wheel(path: Path) -> str:
+    """A line that describes the wheel. Raises WheelDefect."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise WheelDefect(f"{path.name} has {size} bytes; at most {MAX_BYTES} are allowed")
+    architecture = architecture_of(path)
+    with zipfile.ZipFile(path) as wheel:
+        names = wheel.namelist()
+        if sources := [name for name in names if name.endswith(SOURCE_SUFFIXES)]:
+            raise WheelDefect(f"{path.name} holds sources: {', '.join(sources)}")
+        libraries = [name for name in names if ".so" in Path(name).name]
+        expected = sorted(f"glec_fast/{extension}" for extension in EXTENSIONS)
+        if sorted(name.split(".")[0] for name in libraries) != expected:
+            raise WheelDefect(f"{path.name} holds {libraries}; expected the extensions {', '.join(EXTENSIONS)} alone")
+        for name in libraries:
+            try:
+                inspect_library(wheel.read(name), architecture)
+            except WheelDefect as defect:
+                raise WheelDefect(f"{path.name}: {name}: {defect}") from defect
+    return f"{path.name}: {size / 1000:.0f} kB, {len(libraries)} stripped extensions, baseline {architecture}"
+
+
+def architecture_of(path: Path) -> str:
+    """The architecture in the wheel's tag. Raises WheelDefect."""
+    platform = path.stem.split("-")[-1]
+    for architecture in MACHINES:
+        if platform.endswith(architecture):
+            return architecture
+    raise WheelDefect(f"{path.name} is for no architecture known here")
+
+
+def inspect_library(content: bytes, architecture: str) -> None:
+    """Raises WheelDefect."""
+    elf = ELFFile(io.BytesIO(content))
+    machine = elf.header["e_machine"]
+    if machine != MACHINES[architecture]:
+        raise WheelDefect(f"compiled for {machine}")
+    unwanted = [
+        section.name for section in elf.iter_sections() if section.name == ".symtab" or section.name.startswith(".debug")
+    ]
+    if unwanted:
+        raise WheelDefect(f"not stripped: {', '.join(unwanted)}")
+    if architecture == "armv7l":
+        inspect_armv7(elf)
+
+
+def inspect_armv7(elf: ELFFile) -> None:
+    """Refuse what an ARMv7 without NEON, and with the 16 registers of VFPv3-D16, would not run."""
+    attributes = {
+        attribute.tag: attribute.value
+        for subsection in elf.get_section_by_name(".ARM.attributes").iter_subsections()
+        for scope in subsection.iter_subsubsections()
+        for attribute in scope.iter_attributes()
+    }
+    for tag, allowed in (
+        ("TAG_CPU_ARCH", ARCHITECTURE_V7),
+        ("TAG_FP_ARCH", FP_VFPV3_D16),
+        ("TAG_ADVANCED_SIMD_ARCH", NO_ADVANCED_SIMD),
+        ("TAG_ABI_VFP_ARGS", ARGUMENTS_IN_VFP_REGISTERS),
+    ):
+        if (value := attributes.get(tag, 0)) != allowed:
+            raise WheelDefect(f"{tag} is {value}, the baseline is {allowed}")
+
+
+def main(paths: list[str]) -> int:
+    for path in paths:
+        try:
+            sys.stdout.write(f"{inspect_wheel(Path(path))}\n")
+        except WheelDefect as defect:
+            sys.stderr.write(f"{defect}\n")
+            return 1
+    return 0 if paths else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
