@@ -87,8 +87,8 @@ def build(target: Target, source: Path, workplace: Path, cache: Path) -> Path:
     command = [sys.executable, "-m", "build", "--quiet", "--no-isolation", "--wheel", "--outdir", str(raw), str(source)]
     subprocess.run(command, check=True, env=environment)
     (wheel,) = raw.glob("*.whl")
-    repair = ["auditwheel", "repair", "--plat", target.platform, "--only-plat", "--wheel-dir", str(repaired), str(wheel)]
-    subprocess.run(repair, check=True, env=environment)
+    # For a foreign architecture auditwheel takes no --plat; it finds the lowest tag itself, by the symbols used.
+    subprocess.run(["auditwheel", "repair", "--wheel-dir", str(repaired), str(wheel)], check=True, env=environment)
     (wheel,) = repaired.glob("*.whl")
     return wheel
 
@@ -137,11 +137,10 @@ def download_dependencies(target: Target, wheel: Path, cache: Path) -> Path:
     """Wheels of all that our wheel asks for, none of them built here."""
     directory = cache / f"dependencies-{target.name}"
     directory.mkdir(exist_ok=True)
-    platforms = [word for platform in target.dependency_platforms for word in ("--platform", platform)]
+    platforms = [word for platform in target.platforms for word in ("--platform", platform)]
     wheels = ["--only-binary=:all:", "--python-version", PYTHON_VERSION, "--implementation", "cp", *platforms]
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(directory)]
-    # Named by its own platform, so that pip takes the wheel whatever the host is.
-    subprocess.run([*pip, *wheels, "--platform", target.platform, f"{wheel}[test]"], check=True)
+    subprocess.run([*pip, *wheels, f"{wheel}[test]"], check=True)
     for own in directory.glob("glec_fast-*.whl"):
         own.unlink()
     return directory

@@ -16,8 +16,8 @@ class Target:
     """One architecture.
 
     name: as in platform tags. debian: Debian's name for it. multiarch: the triplet in file names. emulator: its entry in
-    binfmt_misc. compiler_options: target, oldest glibc and CPU baseline, for `zig cc`. platform: the tag of our wheel.
-    dependency_platforms: tags of others' wheels that run in the guest (glibc 2.36).
+    binfmt_misc. compiler_options: target, oldest glibc and CPU baseline, for `zig cc`. platforms: tags
+    of wheels that run in the guest (glibc 2.36).
     """
 
     name: str
@@ -25,8 +25,7 @@ class Target:
     multiarch: str
     emulator: str
     compiler_options: tuple[str, ...]
-    platform: str
-    dependency_platforms: tuple[str, ...]
+    platforms: tuple[str, ...]
 
 
 TARGETS = {
@@ -38,8 +37,7 @@ TARGETS = {
             multiarch="aarch64-linux-gnu",
             emulator="qemu-aarch64",
             compiler_options=("-target", f"aarch64-linux-gnu.{GLIBC_FLOOR}", "-mcpu=generic"),
-            platform="manylinux_2_28_aarch64",
-            dependency_platforms=("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"),
+            platforms=("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"),
         ),
         Target(
             name="armv7l",
@@ -52,9 +50,7 @@ TARGETS = {
                 f"arm-linux-gnueabihf.{GLIBC_FLOOR}",
                 "-mcpu=generic+v7a+vfp3d16-neon-d32",
             ),
-            # PyPA's lowest image for armv7l is of glibc 2.31, and pip knows no difference below the tag.
-            platform="manylinux_2_31_armv7l",
-            dependency_platforms=("manylinux_2_31_armv7l", "manylinux_2_17_armv7l", "manylinux2014_armv7l"),
+            platforms=("manylinux_2_31_armv7l", "manylinux_2_17_armv7l", "manylinux2014_armv7l"),
         ),
     )
 }
