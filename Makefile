@@ -13,7 +13,7 @@ LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 
-.PHONY: demo test build lint package wheels bench clean
+.PHONY: demo test build lint package wheels fresh bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -40,6 +40,10 @@ package: $(LINTERS)
 wheels: $(WHEEL_TOOLS)
 	wheels/system-packages mmdebstrap qemu-user-static
 	$(BIN)/python wheels/cross_build.py $(TARGETS)
+
+# `make demo` and `make test`, as committed, in an empty Debian root. Needs root.
+fresh:
+	wheels/fresh
 
 bench: $(BUILT)
 	$(BIN)/python benches/bench_flush.py $(BENCH_ARGS)

@@ -2,8 +2,8 @@
 
 Usage: python wheels/cross_build.py [aarch64] [armv7l]      (default: both)
 
-The wheels are built from the sdist alone into wheels/dist/. A wheel gets there only once it has been inspected; the tests
-then run in a Debian root of its architecture where it was installed with pip, against a broker on this machine.
+The wheels are built from the sdist alone into wheels/dist/. A wheel gets there only once it has been inspected; the
+tests then run in a Debian root of its architecture where pip installed it, against a broker on this machine.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from pathlib import Path
+from typing import Any
 
-from guest import Guest, cache_directory, fresh_guest, headers_of, pristine_root
-from inspect_wheel import WheelDefect, inspect_wheel
-from targets import PYTHON_TAG, PYTHON_VERSION, TARGETS, Target
+import tomllib
 
 from glec_fast.demo.broker import Broker
 from glec_fast.demo.certificates import CertificateAuthority
+from guest import Guest, cache_directory, fresh_guest, headers_of, pristine_root
+from inspect_wheel import WheelError, inspect_wheel
+from targets import PYTHON_TAG, PYTHON_VERSION, TARGETS, Target
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DIST = REPOSITORY / "wheels" / "dist"
@@ -52,7 +53,7 @@ def main(names: list[str]) -> int:
                     old.unlink()
                 wheel = Path(shutil.copy(wheel, DIST))
                 test(TARGETS[name], wheel, workplace / name, cache)
-            except (subprocess.CalledProcessError, WheelDefect) as failure:
+            except (subprocess.CalledProcessError, WheelError) as failure:
                 sys.stderr.write(f"{name}: FAILED: {failure}\n")
                 return 1
             report(f"{name}: built, installed and tested in {time.monotonic() - started_s:.0f} s")
@@ -111,7 +112,7 @@ def test(target: Target, wheel: Path, workplace: Path, cache: Path) -> None:
         # CI takes hypothesis's deadlines away: under emulation everything takes ten times as long.
         environment = {"CI": "1", "PATH": "/venv/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
         report(f"{target.name}: the tests of every wheel")
-        guest.run("sh", "-euc", test_command(), directory="/check", environment=environment)
+        guest.run("sh", "-euc", shared_settings()["test-command"], directory="/check", environment=environment)
         report(f"{target.name}: durable publish and flush over TLS, kill and restart")
         gateway = {
             "GLEC_MACHINE": target.name,
@@ -126,11 +127,10 @@ def test(target: Target, wheel: Path, workplace: Path, cache: Path) -> None:
         )  # fmt: skip
 
 
-def test_command() -> str:
-    """cibuildwheel's: one list of tests for every wheel, whoever builds it."""
-    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-    command: str = settings["tool"]["cibuildwheel"]["test-command"]
-    return command
+def shared_settings() -> dict[str, Any]:
+    """cibuildwheel's: the same tests, with the same packages, for every wheel, whoever builds it."""
+    settings: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+    return settings
 
 
 def download_dependencies(target: Target, wheel: Path, cache: Path) -> Path:
@@ -140,7 +140,7 @@ def download_dependencies(target: Target, wheel: Path, cache: Path) -> Path:
     platforms = [word for platform in target.platforms for word in ("--platform", platform)]
     wheels = ["--only-binary=:all:", "--python-version", PYTHON_VERSION, "--implementation", "cp", *platforms]
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(directory)]
-    subprocess.run([*pip, *wheels, f"{wheel}[test]"], check=True)
+    subprocess.run([*pip, *wheels, str(wheel), *shared_settings()["test-requires"]], check=True)
     for own in directory.glob("glec_fast-*.whl"):
         own.unlink()
     return directory
@@ -154,7 +154,8 @@ def install(guest: Guest, wheel: Path, dependencies: Path) -> None:
     guest.run(f"python{PYTHON_VERSION}", "-m", "venv", "--without-pip", "/venv")
     guest.run(
         GUEST_PYTHON, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", "/wheels", "--only-binary=:all:",
-        f"/wheels/{wheel.name}[test]", environment={"PYTHONPATH": f"/{pip.relative_to(guest.root)}"},
+        f"/wheels/{wheel.name}", *shared_settings()["test-requires"],
+        environment={"PYTHONPATH": f"/{pip.relative_to(guest.root)}"},
     )  # fmt: skip
 
 

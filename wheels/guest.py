@@ -1,7 +1,7 @@
 """Debian roots of a foreign architecture, and commands in them under emulation.
 
-Every command runs in mount and PID namespaces of its own: what is mounted for it (/proc, /dev, the emulators) is gone with
-it, however it ends, and so are its children. Needs root.
+Every command runs in mount and PID namespaces of its own: what is mounted for it (/proc, /dev, the emulators) is gone
+with it, however it ends, and so are its children. Needs root.
 """
 
 from __future__ import annotations
@@ -22,14 +22,20 @@ if TYPE_CHECKING:
     from targets import Target
 
 SUITE = "bookworm"
-PACKAGES = (f"python{PYTHON_VERSION}", f"python{PYTHON_VERSION}-venv", f"libpython{PYTHON_VERSION}-dev", "dash", "coreutils")
+PACKAGES = (
+    f"python{PYTHON_VERSION}",
+    f"python{PYTHON_VERSION}-venv",
+    f"libpython{PYTHON_VERSION}-dev",
+    "dash",
+    "coreutils",
+)
 
 # $1 names the emulators, separated by spaces. Entries live as long as binfmt_misc is mounted somewhere.
 REGISTER_EMULATORS = """
 misc=/proc/sys/fs/binfmt_misc
 [ -e $misc/register ] || mount -t binfmt_misc binfmt_misc $misc
 for emulator in $1; do
-    [ -e $misc/$emulator ] || cat /usr/lib/binfmt.d/$emulator.conf > $misc/register 2>/dev/null || [ -e $misc/$emulator ]
+    [ -e $misc/$emulator ] || cat /usr/lib/binfmt.d/$emulator.conf > $misc/register || [ -e $misc/$emulator ]
 done
 shift
 """

@@ -24,57 +24,56 @@ NO_ADVANCED_SIMD = 0
 ARGUMENTS_IN_VFP_REGISTERS = 1
 
 
-class WheelDefect(Exception):
+class WheelError(Exception):
     """The wheel is not fit to be given to anyone; the message says why."""
 
 
 def inspect_wheel(path: Path) -> str:
-    """A line that describes the wheel. Raises WheelDefect."""
+    """A line that describes the wheel. Raises WheelError."""
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise WheelDefect(f"{path.name} has {size} bytes; at most {MAX_BYTES} are allowed")
+        raise WheelError(f"{path.name} has {size} bytes; at most {MAX_BYTES} are allowed")
     architecture = architecture_of(path)
     with zipfile.ZipFile(path) as wheel:
         names = wheel.namelist()
         if sources := [name for name in names if name.endswith(SOURCE_SUFFIXES)]:
-            raise WheelDefect(f"{path.name} holds sources: {', '.join(sources)}")
+            raise WheelError(f"{path.name} holds sources: {', '.join(sources)}")
         libraries = [name for name in names if ".so" in Path(name).name]
         expected = sorted(f"glec_fast/{extension}" for extension in EXTENSIONS)
         if sorted(name.split(".")[0] for name in libraries) != expected:
-            raise WheelDefect(f"{path.name} holds {libraries}; expected the extensions {', '.join(EXTENSIONS)} alone")
+            raise WheelError(f"{path.name} holds {libraries}; expected the extensions {', '.join(EXTENSIONS)} alone")
         for name in libraries:
-            try:
-                inspect_library(wheel.read(name), architecture)
-            except WheelDefect as defect:
-                raise WheelDefect(f"{path.name}: {name}: {defect}") from defect
+            inspect_library(f"{path.name}: {name}", wheel.read(name), architecture)
     return f"{path.name}: {size / 1000:.0f} kB, {len(libraries)} stripped extensions, baseline {architecture}"
 
 
 def architecture_of(path: Path) -> str:
-    """The architecture in the wheel's tag. Raises WheelDefect."""
+    """The architecture in the wheel's tag. Raises WheelError."""
     platform = path.stem.split("-")[-1]
     for architecture in MACHINES:
         if platform.endswith(architecture):
             return architecture
-    raise WheelDefect(f"{path.name} is for no architecture known here")
+    raise WheelError(f"{path.name} is for no architecture known here")
 
 
-def inspect_library(content: bytes, architecture: str) -> None:
-    """Raises WheelDefect."""
+def inspect_library(name: str, content: bytes, architecture: str) -> None:
+    """Raises WheelError."""
     elf = ELFFile(io.BytesIO(content))
     machine = elf.header["e_machine"]
     if machine != MACHINES[architecture]:
-        raise WheelDefect(f"compiled for {machine}")
+        raise WheelError(f"{name}: compiled for {machine}")
     unwanted = [
-        section.name for section in elf.iter_sections() if section.name == ".symtab" or section.name.startswith(".debug")
+        section.name
+        for section in elf.iter_sections()
+        if section.name == ".symtab" or section.name.startswith(".debug")
     ]
     if unwanted:
-        raise WheelDefect(f"not stripped: {', '.join(unwanted)}")
+        raise WheelError(f"{name}: not stripped: {', '.join(unwanted)}")
     if architecture == "armv7l":
-        inspect_armv7(elf)
+        inspect_armv7(name, elf)
 
 
-def inspect_armv7(elf: ELFFile) -> None:
+def inspect_armv7(name: str, elf: ELFFile) -> None:
     """Refuse what an ARMv7 without NEON, and with the 16 registers of VFPv3-D16, would not run."""
     attributes = {
         attribute.tag: attribute.value
@@ -89,16 +88,16 @@ def inspect_armv7(elf: ELFFile) -> None:
         ("TAG_ABI_VFP_ARGS", ARGUMENTS_IN_VFP_REGISTERS),
     ):
         if (value := attributes.get(tag, 0)) != allowed:
-            raise WheelDefect(f"{tag} is {value}, the baseline is {allowed}")
+            raise WheelError(f"{name}: {tag} is {value}, the baseline is {allowed}")
 
 
 def main(paths: list[str]) -> int:
-    for path in paths:
-        try:
+    try:
+        for path in paths:
             sys.stdout.write(f"{inspect_wheel(Path(path))}\n")
-        except WheelDefect as defect:
-            sys.stderr.write(f"{defect}\n")
-            return 1
+    except WheelError as defect:
+        sys.stderr.write(f"{defect}\n")
+        return 1
     return 0 if paths else 2
 
 

@@ -15,9 +15,9 @@ GLIBC_FLOOR = "2.28"
 class Target:
     """One architecture.
 
-    name: as in platform tags. debian: Debian's name for it. multiarch: the triplet in file names. emulator: its entry in
-    binfmt_misc. compiler_options: target, oldest glibc and CPU baseline, for `zig cc`. platforms: tags
-    of wheels that run in the guest (glibc 2.36).
+    name: as in platform tags. debian: Debian's name for it. multiarch: the triplet in file names. emulator: its entry
+    in binfmt_misc. compiler_options: target, oldest glibc and CPU baseline, for `zig cc`. platforms: tags of wheels
+    that run in the guest (glibc 2.36).
     """
 
     name: str

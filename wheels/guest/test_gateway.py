@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from support.gateway import quick_config
-from support.subscriber import Subscriber
 
 import glec_fast
 from glec_fast import MQTTManager, TLSConfig, _payload, _session, _store
 from support import publisher_child
+from support.gateway import quick_config
+from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
