@@ -13,7 +13,7 @@ LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 
-.PHONY: demo test build lint package wheels fresh bench clean
+.PHONY: demo test build lint package wheels fresh ubsan bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -40,6 +40,15 @@ package: $(LINTERS)
 wheels: $(WHEEL_TOOLS)
 	wheels/system-packages mmdebstrap qemu-user-static
 	$(BIN)/python wheels/cross_build.py $(TARGETS)
+
+# No access to memory is unaligned: ARM would fault or be slow where x86 does not care. pytest, not python -m pytest, which
+# would take the tree's own extensions.
+UBSAN := $(abspath build/ubsan)
+ubsan: $(BUILT)
+	rm -rf build/ubsan
+	GLEC_SANITIZE=alignment $(BIN)/pip install --quiet --no-deps --target $(UBSAN) .
+	cd / && PYTHONPATH=$(UBSAN) $(abspath $(BIN))/python -P -c "import glec_fast; assert '$(UBSAN)' in glec_fast.__file__"
+	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q $(addprefix tests/test_,payload.py session.py queue.py store.py) $(TEST_ARGS)
 
 # `make demo` and `make test`, as committed, in an empty Debian root. Needs root.
 fresh:

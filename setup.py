@@ -7,13 +7,20 @@ from setuptools import Extension, setup
 
 # GLEC_DEBUG_BUILD=1 turns on Cython's annotation (build/cython/*.html), C asserts and bounds checks.
 DEBUG = os.environ.get("GLEC_DEBUG_BUILD") == "1"
-C_FLAGS = ["-O2", "-Wall", "-Wextra", *(["-UNDEBUG"] if DEBUG else ["-DNDEBUG"])]
+# GLEC_SANITIZE=alignment (or any other list for gcc's -fsanitize) ends the process at the first defect; see `make ubsan`.
+SANITIZE = [f"-fsanitize={os.environ['GLEC_SANITIZE']}"] if os.environ.get("GLEC_SANITIZE") else []
+C_FLAGS = ["-O2", "-Wall", "-Wextra", "-UNDEBUG" if DEBUG else "-DNDEBUG"]
+if SANITIZE:
+    C_FLAGS += [*SANITIZE, "-fno-sanitize-recover=all"]
 
 EXTENSIONS = ("_payload", "_session", "_store")
 
 setup(
     ext_modules=cythonize(
-        [Extension(f"glec_fast.{name}", [f"cext/{name}.pyx"], extra_compile_args=C_FLAGS) for name in EXTENSIONS],
+        [
+            Extension(f"glec_fast.{name}", [f"cext/{name}.pyx"], extra_compile_args=C_FLAGS, extra_link_args=SANITIZE)
+            for name in EXTENSIONS
+        ],
         build_dir="build/cython",
         include_path=["cext"],
         annotate=DEBUG,

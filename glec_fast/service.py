@@ -1,0 +1,198 @@
+"""`glec-fast service`: one publisher for all programs of a gateway, made for systemd.
+
+A program connects to the Unix socket (SOCK_SEQPACKET) and sends one JSON object a packet, at most 256 KiB:
+`{"topic": "glec/dtg/D/alerts", "qos": 2, "payload": ...}`, the payload a string or an object. The answer to each is
+`{"id": N}` once QoS 1 or 2 is on disk (QoS 0: once accepted), or `{"error": "...", "retryable": true or false}`.
+
+Environment: GLEC_BROKER_URL and GLEC_CLIENT_ID; GLEC_USERNAME and GLEC_QUEUE_MAX_SIZE where wanted. From systemd:
+STATE_DIRECTORY (the queue), RUNTIME_DIRECTORY (the socket), CREDENTIALS_DIRECTORY (glec_ca.crt, glec_client.crt,
+glec_client.key, glec_password, all optional), NOTIFY_SOCKET and WATCHDOG_USEC.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glec_fast.config import MQTTConfig
+from glec_fast.errors import ConfigError, GlecError, MessageError
+from glec_fast.manager import MQTTManager
+from glec_fast.tls import TLSConfig
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+    SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+SUMMARY = "publish for the other programs of a gateway, under systemd"
+SOCKET_NAME = "publish.sock"
+MAX_PACKET_BYTES = 256 * 1024
+DISK_TIMEOUT_S = 10.0
+BACKLOG = 16
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    parser = subparsers.add_parser("service", help=SUMMARY, description=__doc__)
+    parser.set_defaults(run=run)
+
+
+def run(_arguments: argparse.Namespace) -> int:
+    """Serve until a signal ends it. Raises GlecError."""
+    config = config_from(os.environ)
+    path = directory_from(os.environ, "RUNTIME_DIRECTORY") / SOCKET_NAME
+    notifier = Notifier(os.environ)
+    try:
+        with MQTTManager(config) as manager, closing(Service(manager, path)) as service:
+            manager.connect()
+            notifier.say("READY=1")
+            while True:
+                service.turn(notifier.period_s)
+                # Figures need the locks of every thread: one that hangs keeps the watchdog waiting.
+                metrics = manager.get_metrics()
+                link = "connected" if metrics.is_connected else "no link"
+                notifier.keep_alive(f"{link}, {metrics.queue_size} messages waiting")
+    finally:
+        notifier.say("STOPPING=1")
+
+
+class Service:
+    """The socket and its clients; one thread."""
+
+    def __init__(self, manager: MQTTManager, path: Path) -> None:
+        self._manager = manager
+        self._path = path
+        self._selector = selectors.DefaultSelector()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            # The queue's lock has shown that no other service is alive to own a socket left here.
+            path.unlink(missing_ok=True)
+            self._listener.bind(os.fspath(path))
+            path.chmod(0o660)
+            self._listener.listen(BACKLOG)
+        except OSError as error:
+            self._listener.close()
+            raise ConfigError(f"{path} cannot be listened on ({error}): check RUNTIME_DIRECTORY") from error
+        self._selector.register(self._listener, selectors.EVENT_READ)
+
+    def turn(self, timeout_s: float) -> None:
+        """Answer what has come, or wait for it for at most `timeout_s`."""
+        for key, _ in self._selector.select(timeout_s):
+            if key.fileobj is self._listener:
+                client, _ = self._listener.accept()
+                client.setblocking(False)
+                self._selector.register(client, selectors.EVENT_READ)
+            else:
+                assert isinstance(key.fileobj, socket.socket)
+                self._serve(key.fileobj)
+
+    def close(self) -> None:
+        """Let go of every client, and of the socket."""
+        for key in list(self._selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
+        self._selector.close()
+        self._path.unlink(missing_ok=True)
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            packet = client.recv(MAX_PACKET_BYTES + 1)
+            if packet:
+                client.send(json.dumps(self._answer(packet)).encode())
+                return
+        except OSError:
+            # It went, or does not read its answers: what it published is accepted all the same.
+            pass
+        self._selector.unregister(client)
+        client.close()
+
+    def _answer(self, packet: bytes) -> dict[str, object]:
+        try:
+            topic, payload, qos = request_of(packet)
+            handle = self._manager.publish(topic, payload, qos)
+            if qos and not handle.wait_durable(DISK_TIMEOUT_S):
+                return {"error": f"not on disk within {DISK_TIMEOUT_S:.0f} s; it may be sent yet", "retryable": True}
+        except GlecError as error:
+            return {"error": str(error), "retryable": error.retryable}
+        return {"id": handle.message_id}
+
+
+def request_of(packet: bytes) -> tuple[str, object, int]:
+    """Topic, payload and QoS of a packet. Raises MessageError."""
+    if len(packet) > MAX_PACKET_BYTES:
+        raise MessageError(f"a packet has more than {MAX_PACKET_BYTES} bytes: send a smaller payload")
+    try:
+        request = json.loads(packet)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"a packet is not JSON ({error}): send one object") from error
+    if not isinstance(request, dict) or not {"topic", "payload"} <= request.keys() <= {"topic", "payload", "qos"}:
+        raise MessageError("a packet must be an object with topic, payload and, unless it is 1, qos")
+    return request["topic"], request["payload"], request.get("qos", 1)
+
+
+class Notifier:
+    """Tells systemd how it goes (sd_notify(3)); says nothing where no systemd listens."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        address = environment.get("NOTIFY_SOCKET", "")
+        # "@" stands for the abstract name space.
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        # A third of what systemd waits for, so that one late turn does no harm.
+        self.period_s = int(environment.get("WATCHDOG_USEC") or 30_000_000) / 3e6
+        self._next_s = 0.0
+
+    def say(self, text: str) -> None:
+        if not self._address:
+            return
+        # Whoever does not hear it draws his own conclusions.
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(text.encode(), self._address)
+
+    def keep_alive(self, status: str) -> None:
+        """Feed the watchdog, at most as often as it needs."""
+        now_s = time.monotonic()
+        if now_s >= self._next_s:
+            self._next_s = now_s + self.period_s / 2
+            self.say(f"WATCHDOG=1\nSTATUS={status}")
+
+
+def config_from(environment: Mapping[str, str]) -> MQTTConfig:
+    """The settings that the environment holds. Raises ConfigError."""
+    missing = [name for name in ("GLEC_BROKER_URL", "GLEC_CLIENT_ID") if not environment.get(name)]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} not set: put them into the service's environment file")
+    credentials = Path(environment.get("CREDENTIALS_DIRECTORY", "/nonexistent"))
+
+    def credential(name: str) -> Path | None:
+        path = credentials / f"glec_{name}"
+        return path if path.exists() else None
+
+    authority, certificate, key = credential("ca.crt"), credential("client.crt"), credential("client.key")
+    if authority is None and certificate is not None:
+        raise ConfigError("there is a client.crt but no ca.crt: put the broker's authority beside it")
+    password = credential("password")
+    size = environment.get("GLEC_QUEUE_MAX_SIZE", "10000")
+    if not (size.isascii() and size.isdigit()):
+        raise ConfigError(f"GLEC_QUEUE_MAX_SIZE is {size!r}; it must be a whole number")
+    return MQTTConfig(
+        broker_url=environment["GLEC_BROKER_URL"],
+        client_id=environment["GLEC_CLIENT_ID"],
+        username=environment.get("GLEC_USERNAME") or None,
+        password=password.read_text(encoding="utf-8").rstrip("\n") if password else None,
+        tls_config=TLSConfig(authority, certificate, key) if authority else None,
+        queue_path=directory_from(environment, "STATE_DIRECTORY") / "queue.db",
+        queue_max_size=int(size),
+    )
+
+
+def directory_from(environment: Mapping[str, str], name: str) -> Path:
+    """A directory that systemd made for the service. Raises ConfigError."""
+    if not environment.get(name):
+        raise ConfigError(f"{name} is not set: systemd sets it; elsewhere, name a directory that you may write to")
+    return Path(environment[name])

@@ -1,0 +1,164 @@
+"""`glec-fast service`, as systemd sees it and as a gateway's other programs do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support.gateway import TIMEOUT_S, eventually
+from support.subscriber import Subscriber
+
+from glec_fast.errors import ConfigError, MessageError
+from glec_fast.service import MAX_PACKET_BYTES, Notifier, config_from, request_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from glec_fast.demo.broker import Broker
+
+WATCHDOG_S = 0.6
+
+
+class RunningService:
+    """The process, what it tells systemd, and a program that publishes through it."""
+
+    def __init__(self, directory: Path, url: str) -> None:
+        self.queue = directory / "queue.db"
+        self.systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.systemd.settimeout(TIMEOUT_S)
+        self.systemd.bind(str(directory / "notify"))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "glec_fast", "service"],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "GLEC_BROKER_URL": url,
+                "GLEC_CLIENT_ID": "DTG-TEST",
+                "STATE_DIRECTORY": str(directory),
+                "RUNTIME_DIRECTORY": str(directory),
+                "NOTIFY_SOCKET": str(directory / "notify"),
+                "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6)),
+            },
+            stderr=subprocess.PIPE,
+        )
+        assert self.told() == "READY=1"
+        self.program = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.program.settimeout(TIMEOUT_S)
+        self.program.connect(str(directory / "publish.sock"))
+
+    def told(self) -> str:
+        return self.systemd.recv(4096).decode()
+
+    def publish(self, request: Any) -> dict[str, Any]:
+        self.program.send(request if isinstance(request, bytes) else json.dumps(request).encode())
+        answer: dict[str, Any] = json.loads(self.program.recv(4096))
+        return answer
+
+    def rows(self) -> int:
+        with closing(sqlite3.connect(self.queue)) as connection:
+            return int(connection.execute("SELECT count(*) FROM mqtt_offline_queue").fetchone()[0])
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.program.close()
+        self.systemd.close()
+
+
+@pytest.fixture
+def service(tmp_path: Path, broker: Broker) -> Iterator[RunningService]:
+    with closing(RunningService(tmp_path, broker.url)) as service:
+        yield service
+
+
+def test_it_publishes_what_a_program_hands_it(service: RunningService, broker: Broker) -> None:
+    with Subscriber(broker, "t/#") as subscriber:
+        first = service.publish({"topic": "t/1", "payload": {"a": [1, "é"]}, "qos": 2})
+        second = service.publish({"topic": "t/2", "payload": "text"})
+        assert second["id"] > first["id"]
+        assert subscriber.wait_for_count(2)
+        assert {each.topic: (each.payload, each.qos) for each in subscriber.arrivals} == {
+            "t/1": ('{"a":[1,"é"]}'.encode(), 2),
+            "t/2": (b"text", 1),
+        }
+
+
+@pytest.mark.parametrize(
+    "request_packet",
+    [b"{", b"[]", {"topic": "t"}, {"topic": "#", "payload": "x"}, {"topic": "t", "payload": 1, "qos": 7}],
+)
+def test_a_bad_request_is_answered_and_the_next_one_served(service: RunningService, request_packet: Any) -> None:
+    answer = service.publish(request_packet)
+    assert answer["error"]
+    assert answer["retryable"] is False
+    assert "id" in service.publish({"topic": "t", "payload": "good"})
+
+
+def test_without_a_link_the_answer_means_on_disk_even_if_killed_at_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with closing(RunningService(tmp_path, f"tcp://127.0.0.1:{silent.getsockname()[1]}")) as service:
+            for number in range(20):
+                assert "id" in service.publish({"topic": "t", "payload": str(number), "qos": 1 + number % 2})
+            service.process.kill()
+            service.process.wait()
+            assert service.rows() == 20
+
+
+def test_the_watchdog_is_fed_while_it_lives_and_starves_when_it_hangs(service: RunningService) -> None:
+    assert eventually(lambda: "STATUS=connected, 0 messages waiting" in service.told())
+    assert service.told().startswith("WATCHDOG=1\n")
+    service.process.send_signal(signal.SIGSTOP)
+    service.systemd.settimeout(WATCHDOG_S)
+    with pytest.raises(TimeoutError):
+        for _ in range(10):
+            service.told()
+
+
+def test_sigterm_ends_it_in_order(service: RunningService, tmp_path: Path) -> None:
+    service.process.send_signal(signal.SIGTERM)
+    assert eventually(lambda: service.told() == "STOPPING=1")
+    assert service.process.wait(TIMEOUT_S) == 130
+    assert not (tmp_path / "publish.sock").exists()
+
+
+def test_settings_come_from_the_environment_and_the_credentials(tmp_path: Path) -> None:
+    environment = {
+        "GLEC_BROKER_URL": "ssl://b.example:8883",
+        "GLEC_CLIENT_ID": "DTG-1",
+        "GLEC_USERNAME": "gateway",
+        "STATE_DIRECTORY": str(tmp_path),
+        "CREDENTIALS_DIRECTORY": str(tmp_path),
+    }
+    for name, text in (("ca.crt", "A"), ("client.crt", "C"), ("client.key", "K"), ("password", "secret\n")):
+        (tmp_path / f"glec_{name}").write_text(text)
+    config = config_from(environment)
+    assert (config.username, config.password) == ("gateway", "secret")
+    assert config.queue_path == tmp_path / "queue.db"
+    assert config.tls_config is not None
+    assert config.tls_config.client_key == tmp_path / "glec_client.key"
+    (tmp_path / "glec_ca.crt").unlink()
+    with pytest.raises(ConfigError, match=r"no ca\.crt"):
+        config_from(environment)
+    with pytest.raises(ConfigError, match="GLEC_CLIENT_ID not set"):
+        config_from({**environment, "GLEC_CLIENT_ID": ""})
+    with pytest.raises(ConfigError, match="GLEC_QUEUE_MAX_SIZE"):
+        config_from({"GLEC_BROKER_URL": "tcp://b", "GLEC_CLIENT_ID": "d", "GLEC_QUEUE_MAX_SIZE": "many"})
+
+
+def test_a_packet_that_is_too_long_is_refused() -> None:
+    with pytest.raises(MessageError, match="more than"):
+        request_of(b"x" * (MAX_PACKET_BYTES + 1))
+
+
+def test_it_is_silent_where_no_systemd_listens(tmp_path: Path) -> None:
+    Notifier({}).say("READY=1")
+    Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).say("READY=1")
