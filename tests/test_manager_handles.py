@@ -132,7 +132,7 @@ def test_qos_0_that_had_not_left_when_the_link_was_cut_is_queued_again(
         handles = []
         for payload in payloads:
             handles.append(manager.publish("t", payload, 0))
-            handles[-1].wait_for_publish(0.2)
+            handles[-1].wait_for_publish(1.0)
             if not handles[-1].is_published():
                 break
         # Nothing takes any more bytes now: these two are in the send buffer, and nowhere else.

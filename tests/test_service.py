@@ -13,11 +13,11 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from support.gateway import TIMEOUT_S, eventually
-from support.subscriber import Subscriber
 
 from glec_fast.errors import ConfigError, MessageError
 from glec_fast.service import MAX_PACKET_BYTES, Notifier, config_from, request_of
+from support.gateway import TIMEOUT_S, eventually
+from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,13 +104,15 @@ def test_a_bad_request_is_answered_and_the_next_one_served(service: RunningServi
 
 
 def test_without_a_link_the_answer_means_on_disk_even_if_killed_at_once(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with closing(RunningService(tmp_path, f"tcp://127.0.0.1:{silent.getsockname()[1]}")) as service:
-            for number in range(20):
-                assert "id" in service.publish({"topic": "t", "payload": str(number), "qos": 1 + number % 2})
-            service.process.kill()
-            service.process.wait()
-            assert service.rows() == 20
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        closing(RunningService(tmp_path, f"tcp://127.0.0.1:{silent.getsockname()[1]}")) as service,
+    ):
+        for number in range(20):
+            assert "id" in service.publish({"topic": "t", "payload": str(number), "qos": 1 + number % 2})
+        service.process.kill()
+        service.process.wait()
+        assert service.rows() == 20
 
 
 def test_the_watchdog_is_fed_while_it_lives_and_starves_when_it_hangs(service: RunningService) -> None:
@@ -118,9 +120,13 @@ def test_the_watchdog_is_fed_while_it_lives_and_starves_when_it_hangs(service: R
     assert service.told().startswith("WATCHDOG=1\n")
     service.process.send_signal(signal.SIGSTOP)
     service.systemd.settimeout(WATCHDOG_S)
-    with pytest.raises(TimeoutError):
+
+    def listen() -> None:
         for _ in range(10):
             service.told()
+
+    with pytest.raises(TimeoutError):
+        listen()
 
 
 def test_sigterm_ends_it_in_order(service: RunningService, tmp_path: Path) -> None:

@@ -6,12 +6,20 @@ It offers what `DurableOutbox` uses of `glec_fast.store.Store`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from glec_fast.store import Collected, Outbox, Row
+    from glec_fast.store import Outbox, Row
+
+
+class Collected(NamedTuple):
+    """What one transaction writes: ids to delete, and the in-flight image that goes with it."""
+
+    done: list[int]
+    version: int
+    image: bytes
 
 
 @dataclass
@@ -49,7 +57,8 @@ class DictStore:
         assert self.pending is None
         assert self._outbox is not None
         self.wants_commit = False
-        self.pending = self._outbox.collect()
+        finished = self._outbox.take_finished()
+        self.pending = Collected(finished, *self._outbox.image([]))
 
     def end_commit(self) -> None:
         """It is on disk, and the outbox is told."""
@@ -74,8 +83,10 @@ class DictStore:
         self._outbox = outbox
         return self.disk.image, True
 
-    def protect(self, ids: Iterable[int]) -> None:
-        """Nothing is dropped here."""
+    def commit_image(self) -> int | None:
+        """As a disk that is not quick: the transaction happens when the test says so."""
+        self.wants_commit = True
+        return None
 
     def request_commit(self) -> None:
         self.wants_commit = True

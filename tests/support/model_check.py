@@ -7,7 +7,7 @@ the client would answer a probe in the same way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glec_fast._session import NEED_DATA
@@ -267,12 +267,12 @@ class Found(NamedTuple):
     ends: int
 
 
-class Failure(AssertionError):
+class FoundError(AssertionError):
     """A state that must not be reachable, with the steps that reach it."""
 
 
 def search(bounds: Bounds, states_max: int) -> Found:
-    """Visit every state within `bounds`; stops at `states_max`. Raises Failure."""
+    """Visit every state within `bounds`; stops at `states_max`. Raises FoundError."""
     payloads = [f"{qos}-{number + 1}" for number, qos in enumerate(bounds.qos)]
     rows: dict[int, Any] = {
         number + 1: (number + 1, "t", payload, bounds.qos[number], 0, 1 << 60)
@@ -309,5 +309,5 @@ def search(bounds: Bounds, states_max: int) -> Found:
                 else:
                     stack.append((root, (*path, step), history))
         except AssertionError as error:
-            raise Failure(f"{error}, after: {', '.join((*history, *path))}") from error
+            raise FoundError(f"{error}, after: {', '.join((*history, *path))}") from error
     return Found(len(seen), steps_taken, ends)
