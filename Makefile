@@ -6,6 +6,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 TARGETS ?=
+LIVES ?= 10
 
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
@@ -13,7 +14,7 @@ LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 
-.PHONY: demo test build lint package wheels fresh ubsan bench clean
+.PHONY: demo test build lint package torture wheels fresh ubsan bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -35,6 +36,10 @@ package: $(LINTERS)
 	$(PYTHON) -m venv --clear build/packaged
 	build/packaged/bin/pip install --quiet dist/*.whl
 	cd build/packaged && bin/python -c "import glec_fast, glec_fast._session as s; print(glec_fast.__version__, s.__file__)"
+
+# What takes minutes: more lives for the power cuts, deeper searches of the protocol's states.
+torture: $(BUILT)
+	POWER_CUT_LIVES=$(LIVES) MODEL_CHECK_DEPTH=2 $(BIN)/python -m pytest tests/test_power_cut.py tests/test_model_check.py $(TEST_ARGS)
 
 # ARM wheels in wheels/dist, tested under emulation. Needs root. TARGETS=aarch64 builds one of the two.
 wheels: $(WHEEL_TOOLS)

@@ -120,8 +120,15 @@ class QueueFile:
 
     def close(self) -> None:
         """Close the write connection and let another process have the file. Idempotent."""
-        if self._lock_descriptor >= 0:
+        if self._lock_descriptor < 0:
+            return
+        try:
             self.connection.close()
+        except apsw.Error as error:
+            # The write-ahead log still has all; the next opening folds it into the file.
+            logger.error("the queue file %s was closed without its last checkpoint: %s", self.path, error)
+            self.connection.close(True)
+        finally:
             os.close(self._lock_descriptor)
             self._lock_descriptor = -1
 
