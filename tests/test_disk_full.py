@@ -18,6 +18,8 @@ import pytest
 from glec_fast.errors import QueueStorageError
 from glec_fast.queue import OfflineQueueManager
 from glec_fast.store import Store
+from support.scripted_broker import ScriptedBroker
+from support.scripted_gateway import ScriptedGateway
 
 T = TypeVar("T")
 WAIT_S = 30
@@ -144,6 +146,26 @@ class TestRealDisk:
         with OfflineQueueManager(path) as queue:
             assert [message.id for message in queue.dequeue_all()] == [first]
             assert queue.enqueue("t", "x", 1) == last, "an id that no disk has seen"
+
+    @pytest.mark.xfail(strict=True, reason="a delete needs room in the write-ahead log")
+    def test_what_is_queued_is_flushed_and_its_rows_deleted_without_a_free_byte(self, small_disk: Path) -> None:
+        path = small_disk / "queue.db"
+        with OfflineQueueManager(path) as queue:
+            queue.enqueue_many([("t", f"2-{number} " + "x" * 300, 2) for number in range(500)])
+        with ScriptedGateway(path, window=20) as gateway:
+            fill_up(small_disk)
+            broker = ScriptedBroker()
+            deadline_s = time.monotonic() + 10
+            gateway.connect()
+            while gateway.store.size and time.monotonic() < deadline_s:
+                with suppress(QueueStorageError):
+                    gateway.commit()
+                broker.feed(gateway.send())
+                gateway.receive(broker.handle(broker.waiting_packets()))
+            size = gateway.store.size
+            (small_disk / "ballast").unlink()
+        assert len(broker.counts()) == 500
+        assert size == 0
 
     def test_a_new_queue_on_a_full_disk(self, small_disk: Path) -> None:
         ballast = fill_up(small_disk)

@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from support.model_check import Bounds, FoundError, World, search
+from support.model_check import Bounds, SearchError, World, search
 
 # 1 for what the suite has time for; see the Makefile's `torture`.
 DEPTH = int(os.environ.get("MODEL_CHECK_DEPTH", "1"))
@@ -61,5 +61,5 @@ def test_a_client_that_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None
         world.store.pending = world.store.pending._replace(image=b"")
 
     monkeypatch.setattr(World, "_begin_commit", forgetful)
-    with pytest.raises(FoundError, match=r"without DUP|came 2 times|was used for"):
+    with pytest.raises(SearchError, match=r"without DUP|came 2 times|was used for"):
         search(Bounds((2,)), UNBOUNDED)

@@ -267,12 +267,12 @@ class Found(NamedTuple):
     ends: int
 
 
-class FoundError(AssertionError):
+class SearchError(AssertionError):
     """A state that must not be reachable, with the steps that reach it."""
 
 
 def search(bounds: Bounds, states_max: int) -> Found:
-    """Visit every state within `bounds`; stops at `states_max`. Raises FoundError."""
+    """Visit every state within `bounds`; stops at `states_max`. Raises SearchError."""
     payloads = [f"{qos}-{number + 1}" for number, qos in enumerate(bounds.qos)]
     rows: dict[int, Any] = {
         number + 1: (number + 1, "t", payload, bounds.qos[number], 0, 1 << 60)
@@ -309,5 +309,5 @@ def search(bounds: Bounds, states_max: int) -> Found:
                 else:
                     stack.append((root, (*path, step), history))
         except AssertionError as error:
-            raise FoundError(f"{error}, after: {', '.join((*history, *path))}") from error
+            raise SearchError(f"{error}, after: {', '.join((*history, *path))}") from error
     return Found(len(seen), steps_taken, ends)
