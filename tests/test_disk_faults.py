@@ -165,8 +165,6 @@ def test_an_error_at_any_call_of_the_opening_leaves_the_queue_as_it_was(disk: Fa
     assert broker.counts() == {"2-0": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="a checkpoint that fails at closing ends the store's thread and keeps the lock")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_error_at_any_call_of_the_closing_loses_nothing_and_lets_go_of_the_file(disk: FaultyDisk) -> None:
     number = 1
     while True:
