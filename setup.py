@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 
 # GLEC_DEBUG_BUILD=1 turns on Cython's annotation (build/cython/*.html), C asserts and bounds checks.
 DEBUG = os.environ.get("GLEC_DEBUG_BUILD") == "1"
-# GLEC_SANITIZE=alignment (or another list for gcc) ends the process at the first defect; see `make ubsan`.
+# GLEC_SANITIZE=alignment, or another list for gcc's -fsanitize, ends the process at the first defect: `make ubsan`.
 SANITIZE = [f"-fsanitize={os.environ['GLEC_SANITIZE']}"] if os.environ.get("GLEC_SANITIZE") else []
 C_FLAGS = ["-O2", "-Wall", "-Wextra", "-UNDEBUG" if DEBUG else "-DNDEBUG"]
 if SANITIZE:

@@ -121,12 +121,13 @@ def test_the_watchdog_is_fed_while_it_lives_and_starves_when_it_hangs(service: R
     service.process.send_signal(signal.SIGSTOP)
     service.systemd.settimeout(WATCHDOG_S)
 
-    def listen() -> None:
+    def listen_on() -> None:
+        # What it had said before it was stopped may still be there.
         for _ in range(10):
             service.told()
 
     with pytest.raises(TimeoutError):
-        listen()
+        listen_on()
 
 
 def test_sigterm_ends_it_in_order(service: RunningService, tmp_path: Path) -> None:
