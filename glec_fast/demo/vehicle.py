@@ -153,8 +153,10 @@ class Watch(ConnectionCallback):
     def _report_safe(self) -> None:
         while self._pending:
             number, handle = self._pending[0]
+            is_durable = handle.wait_durable(0)
+            # Asked second: of one that the socket took meanwhile, wait_durable says True, and it may be lost in the air.
             if not handle.is_published():
-                if not handle.wait_durable(0):
+                if not is_durable:
                     return
                 say("safe", number)
             self._pending.popleft()
