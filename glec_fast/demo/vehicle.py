@@ -154,7 +154,7 @@ class Watch(ConnectionCallback):
         while self._pending:
             number, handle = self._pending[0]
             is_durable = handle.wait_durable(0)
-            # Asked second: of one that the socket took meanwhile, wait_durable says True, and it may be lost in the air.
+            # Asked second: where the socket took it meanwhile, wait_durable says True, and it may be lost in the air.
             if not handle.is_published():
                 if not is_durable:
                     return
