@@ -35,28 +35,43 @@ async def connect(job: Job, on_message: Any = None) -> tuple[Client, PersistentS
 
 async def publish_all(
     client: Client, storage: PersistentStorage, topic: str, payloads: Sequence[bytes], qos: int
-) -> list[float]:
-    calls_s = []
+) -> None:
     for index, payload in enumerate(payloads):
-        start_s = time.perf_counter()
         client.publish(topic, payload, qos)
-        calls_s.append(time.perf_counter() - start_s)
         if index % YIELD_EVERY == 0:
             await asyncio.sleep(0)
+    await wait_for_last(client, storage, qos)
+
+
+async def wait_for_last(client: Client, storage: PersistentStorage, qos: int) -> None:
     if qos == 0:
         client.publish(peer.MARK_TOPIC, b"", 1)
     await asyncio.wait_for(storage.wait_empty(), peer.TIMEOUT_S)
-    return calls_s
 
 
 async def run_publish(job: Job) -> dict[str, Any]:
     client, storage = await connect(job)
     await publish_all(client, storage, peer.WARM_UP_TOPIC, job.warm_up, job.qos)
     stopwatch = peer.Stopwatch()
-    calls_s = await publish_all(client, storage, peer.TOPIC, job.payloads, job.qos)
+    await publish_all(client, storage, peer.TOPIC, job.payloads, job.qos)
     figures = stopwatch.stop()
     await client.disconnect()
-    return peer.of_calls(calls_s) if job.action == "call" else figures
+    return figures
+
+
+async def run_call(job: Job) -> dict[str, Any]:
+    client, storage = await connect(job)
+    await publish_all(client, storage, peer.WARM_UP_TOPIC, job.warm_up, job.qos)
+    calls_s = []
+    for index, payload in enumerate(job.payloads):
+        start_s = time.perf_counter()
+        client.publish(peer.TOPIC, payload, job.qos)
+        calls_s.append(time.perf_counter() - start_s)
+        if index % YIELD_EVERY == 0:
+            await asyncio.sleep(0)
+    await wait_for_last(client, storage, job.qos)
+    await client.disconnect()
+    return peer.of_calls(calls_s)
 
 
 async def run_receive(job: Job) -> dict[str, Any]:
@@ -77,7 +92,7 @@ if __name__ == "__main__":
         importlib.metadata.version("gmqtt"),
         {
             "publish": lambda job: asyncio.run(run_publish(job)),
-            "call": lambda job: asyncio.run(run_publish(job)),
+            "call": lambda job: asyncio.run(run_call(job)),
             "receive": lambda job: asyncio.run(run_receive(job)),
         },
     )
