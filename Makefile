@@ -6,7 +6,9 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 TARGETS ?=
+KILLS ?= 300
 LIVES ?= 10
+SEED ?= 1
 
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
@@ -22,6 +24,12 @@ demo: $(BUILT)
 test: $(BUILT)
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
+# Exactly once, at length: KILLS processes killed, the power cut at every point of LIVES lives of each kind, and the
+# protocol searched deeper. About an hour on a small machine.
+torture: $(BUILT)
+	KILLS=$(KILLS) SEED=$(SEED) POWER_CUT_LIVES=$(LIVES) MODEL_CHECK_DEPTH=2 $(BIN)/python -m pytest -q \
+		tests/test_torture_kills.py tests/test_power_cut.py tests/test_model_check.py $(TEST_ARGS)
+
 build: $(BUILT)
 
 lint: $(LINTERS)
@@ -36,10 +44,6 @@ package: $(LINTERS)
 	$(PYTHON) -m venv --clear build/packaged
 	build/packaged/bin/pip install --quiet dist/*.whl
 	cd build/packaged && bin/python -c "import glec_fast, glec_fast._session as s; print(glec_fast.__version__, s.__file__)"
-
-# What takes minutes: more lives for the power cuts, deeper searches of the protocol's states.
-torture: $(BUILT)
-	POWER_CUT_LIVES=$(LIVES) MODEL_CHECK_DEPTH=2 $(BIN)/python -m pytest tests/test_power_cut.py tests/test_model_check.py $(TEST_ARGS)
 
 # ARM wheels in wheels/dist, tested under emulation. Needs root. TARGETS=aarch64 builds one of the two.
 wheels: $(WHEEL_TOOLS)

@@ -249,10 +249,19 @@ def test_a_short_drive_is_refused(tmp_path, capsys):
     assert "too short" in capsys.readouterr().err
 
 
+# A process started in the background of a script inherits an ignored SIGINT, and so would its demo.
+INTERRUPTIBLE_DEMO = """
+import signal
+from glec_fast.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+raise SystemExit(main())
+"""
+
+
 def test_an_interrupt_ends_every_process_and_leaves_no_files(tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     demo = subprocess.Popen(
-        [sys.executable, "-m", "glec_fast", "demo", "--speed", "20"],
+        [sys.executable, "-c", INTERRUPTIBLE_DEMO, "demo", "--speed", "20"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=REPOSITORY, text=True,
     )  # fmt: skip
     with demo:

@@ -1,0 +1,44 @@
+"""A publishing process killed with SIGKILL at any moment of its life, and started again, over and over.
+
+KILLS says how often (`make torture KILLS=1000`), SEED which moments. A subscriber with a session of its own counts.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from typing import TYPE_CHECKING
+
+from support.child import Child
+from support.gateway import TIMEOUT_S
+from support.subscriber import Subscriber
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from glec_fast.demo.broker import Broker
+
+KILLS = int(os.environ.get("KILLS", "24"))
+SEED = int(os.environ.get("SEED", "1"))
+# From before Python has its first module to well into a flush.
+LIFE_MAX_S = 0.8
+COUNT_MAX = 400
+
+
+def test_killed_at_any_moment_loses_nothing_accepted_and_repeats_no_alert(broker: Broker, tmp_path: Path) -> None:
+    dice = random.Random(SEED)
+    accepted: set[bytes] = set()
+    with Subscriber(broker, "t") as subscriber:
+        for run in range(KILLS):
+            count = dice.choice((0, 20, COUNT_MAX))
+            child = Child(broker.url, tmp_path, wait_ready=False, first=run * COUNT_MAX, count=count)
+            time.sleep(dice.uniform(0, LIFE_MAX_S))
+            child.kill()
+            accepted |= child.accepted
+        last = Child(broker.url, tmp_path)
+        last.wait_flushed()
+        last.leave()
+        assert len(accepted) > KILLS
+        assert subscriber.wait_for_all(accepted, TIMEOUT_S), sorted(accepted - set(subscriber.payloads()))[:10]
+        assert [payload for payload in subscriber.repeated() if payload.startswith(b"2-")] == []
