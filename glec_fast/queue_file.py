@@ -136,8 +136,13 @@ class QueueFile:
 def connect(path: Path, flags: int) -> apsw.Connection:
     """A connection with this product's settings: small caches, a bounded wait for foreign locks."""
     connection = apsw.Connection(str(path), flags=flags)
-    connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
-    connection.pragma("cache_size", -_CACHE_KIB)
+    try:
+        connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
+        # The first look at the file: one that is damaged is found out here.
+        connection.pragma("cache_size", -_CACHE_KIB)
+    except BaseException:
+        connection.close(True)
+        raise
     return connection
 
 
@@ -201,7 +206,7 @@ def _open_checked(path: Path) -> apsw.Connection:
         connection.pragma("synchronous", "full")
         _create_schema(connection)
     except BaseException:
-        connection.close()
+        connection.close(True)
         raise
     return connection
 
@@ -251,7 +256,7 @@ def _carry_over(path: Path) -> Salvage:
             connection.execute("DELETE FROM sqlite_sequence")
             connection.execute("INSERT INTO sqlite_sequence VALUES ('mqtt_offline_queue', ?)", (found.last_id,))
     except BaseException:
-        connection.close()
+        connection.close(True)
         _remove(new)
         raise
     connection.close()
