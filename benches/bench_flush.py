@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
 SPECIFIED_RATE_MSG_S = 100
 LARGE_MESSAGES = 200_000
-BROKERS = {"default": False, "nodelay": True}
 # A counting subscriber is slower than the publisher: the broker must keep what is waiting for it. Not 0 for unlimited:
 # mosquitto 2.0.11 then refuses a publisher's QoS 2 messages beyond its 20 in flight.
 LONG_QUEUE = "max_queued_messages 1000000\n"
@@ -57,6 +56,28 @@ HEADER = (
     "private MB",
     "peak RSS MB",
 )
+
+
+class Setting(NamedTuple):
+    """How a broker is set, and how many QoS 2 messages without PUBREL it then takes from one client."""
+
+    title: str
+    nodelay: bool
+    lines: str
+    max_unreleased: int
+
+
+# With its 20 in flight mosquitto acknowledges a 21st QoS 2 message without PUBREL and never hands it on.
+BROKERS = {
+    "default": Setting("default broker", nodelay=False, lines="", max_unreleased=20),
+    "nodelay": Setting("broker with set_tcp_nodelay", nodelay=True, lines="", max_unreleased=20),
+    "raised": Setting(
+        "broker with max_inflight_messages 2000",
+        nodelay=False,
+        lines="max_inflight_messages 2000\n",
+        max_unreleased=2000,
+    ),
+}
 
 
 class Contender(NamedTuple):
@@ -80,22 +101,30 @@ def prefill(contender: Contender, qos: int, queue_path: Path) -> None:
         glec_queue.release()
 
 
-def flush_once(contender: Contender, broker: Broker, qos: int, directory: str | None) -> Figures:
+def flush_once(contender: Contender, broker: Broker, setting: Setting, qos: int, directory: str | None) -> Figures:
     with tempfile.TemporaryDirectory(dir=directory) as queue_directory:
         queue_path = Path(queue_directory) / "queue.db"
         prefill(contender, qos, queue_path)
-        figures = run_contender(contender.runner, broker.port, qos, contender.messages, contender.window, queue_path)
+        figures = run_contender(
+            contender.runner,
+            broker.port,
+            qos,
+            contender.messages,
+            contender.window,
+            setting.max_unreleased,
+            queue_path,
+        )
         rows_left = count_rows(queue_path) if queue_path.exists() else 0
     if rows_left:
         raise BenchError(f"{contender.name}: {rows_left} of {contender.messages} rows are left in the queue")
     return figures
 
 
-def prove(contender: Contender, qos: int, *, nodelay: bool, directory: str | None) -> None:
+def prove(contender: Contender, setting: Setting, qos: int, directory: str | None) -> None:
     """One untimed flush of which an independent subscriber must see each message once."""
-    with mosquitto(nodelay=nodelay, extra=LONG_QUEUE) as broker:
+    with mosquitto(nodelay=setting.nodelay, extra=setting.lines + LONG_QUEUE) as broker:
         counter = Counter(broker)
-        flush_once(contender, broker, qos, directory)
+        flush_once(contender, broker, setting, qos, directory)
         received, distinct = counter.finish()
     if not received == distinct == contender.messages:
         raise BenchError(f"{contender.name}: {received} received, {distinct} distinct, of {contender.messages} queued")
@@ -112,15 +141,15 @@ def cpus_us(contender: Contender, rounds: Sequence[Figures]) -> list[float]:
 def measure(
     contenders: Sequence[Contender], qos: int, broker: str, rounds: int, directory: str | None
 ) -> dict[str, Any]:
-    nodelay = BROKERS[broker]
+    setting = BROKERS[broker]
     for contender in contenders:
-        prove(contender, qos, nodelay=nodelay, directory=directory)
+        prove(contender, setting, qos, directory)
     measured: dict[str, list[Figures]] = {contender.name: [] for contender in contenders}
     for _ in range(rounds):
         for contender in contenders:
-            with mosquitto(nodelay=nodelay) as private_broker:
-                measured[contender.name].append(flush_once(contender, private_broker, qos, directory))
-    bare = run_contender("bare", 0, qos, 0, 0, Path())
+            with mosquitto(nodelay=setting.nodelay, extra=setting.lines) as private_broker:
+                measured[contender.name].append(flush_once(contender, private_broker, setting, qos, directory))
+    bare = run_contender("bare", 0, qos, 0, 0, 0, Path())
     return {"broker": broker, "qos": qos, "contenders": summarize(contenders, measured, bare)}
 
 
@@ -177,8 +206,8 @@ def print_result(result: dict[str, Any], rounds: int) -> None:
         ]
 
     rows = [cells(name, figures) for name, figures in result["contenders"].items()]
-    broker = "default broker" if result["broker"] == "default" else "broker with set_tcp_nodelay"
-    print_table(f"QoS {result['qos']}, {broker}, {PAYLOAD_BYTES} bytes, median of {rounds} rounds", HEADER, rows)
+    title = BROKERS[result["broker"]].title
+    print_table(f"QoS {result['qos']}, {title}, {PAYLOAD_BYTES} bytes, median of {rounds} rounds", HEADER, rows)
 
 
 def list_of(kind: Callable[[str], Any], allowed: Sequence[Any]) -> Callable[[str], list[Any]]:
@@ -207,7 +236,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--messages", type=positive, default=10_000)
     parser.add_argument("--large", type=positive, nargs="?", const=LARGE_MESSAGES, help="also flush glec with N rows")
     parser.add_argument(
-        "--window", type=positive, default=1000, help="raw's messages in flight (default: 1000, as glec)"
+        "--window", type=positive, default=1000, help="messages in flight of raw and glec (default: 1000, glec's own)"
     )
     parser.add_argument("--baseline-window", type=positive, default=20, help="the baseline's (default: paho's own 20)")
     parser.add_argument("--contenders", type=list_of(str, names), default=names)

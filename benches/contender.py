@@ -1,6 +1,7 @@
 """One contender of the flush benchmark in a process of its own, so that CPU, memory and writes are its own.
 
-Called by harness.run_contender as `contender.py NAME PORT QOS MESSAGES WINDOW QUEUE_PATH`; prints one JSON object.
+Called by harness.run_contender as `contender.py NAME PORT QOS MESSAGES WINDOW MAX_UNRELEASED QUEUE_PATH`; prints one
+JSON object.
 Only what every interpreter has loaded anyway is imported at the top: the memory figure is the contender's alone.
 """
 
@@ -68,20 +69,20 @@ class Meter:
         }
 
 
-def run_raw(port: int, qos: int, messages: int, window: int, _queue_path: str) -> Meter:
+def run_raw(port: int, qos: int, messages: int, window: int, max_unreleased: int, _queue_path: str) -> Meter:
     import raw_socket
 
     flush = raw_socket.prepare(messages, qos)
     meter = Meter()
     with raw_socket.connect(port, CLIENT_ID) as sock:
         meter.on_connack()
-        acks = raw_socket.pump(sock, flush, window)
+        acks = raw_socket.pump(sock, flush, window, max_unreleased)
         meter.on_flushed()
     raw_socket.check(acks, flush)
     return meter
 
 
-def run_baseline(port: int, _qos: int, _messages: int, window: int, queue_path: str) -> Meter:
+def run_baseline(port: int, _qos: int, _messages: int, window: int, _max_unreleased: int, queue_path: str) -> Meter:
     from baseline_manager import BaselineManager
 
     manager = BaselineManager("127.0.0.1", port, CLIENT_ID, queue_path, max_inflight=window)
@@ -95,7 +96,7 @@ def run_baseline(port: int, _qos: int, _messages: int, window: int, queue_path: 
     return meter
 
 
-def run_glec(port: int, _qos: int, messages: int, _window: int, queue_path: str) -> Meter:
+def run_glec(port: int, _qos: int, messages: int, window: int, max_unreleased: int, queue_path: str) -> Meter:
     from glec_fast import ConnectionCallback, MQTTConfig, MQTTManager
 
     class OnConnack(ConnectionCallback):
@@ -103,7 +104,12 @@ def run_glec(port: int, _qos: int, messages: int, _window: int, queue_path: str)
             meter.on_connack()
 
     config = MQTTConfig(
-        broker_url=f"tcp://127.0.0.1:{port}", client_id=CLIENT_ID, queue_path=queue_path, queue_max_size=messages
+        broker_url=f"tcp://127.0.0.1:{port}",
+        client_id=CLIENT_ID,
+        queue_path=queue_path,
+        queue_max_size=messages,
+        max_in_flight=window,
+        max_unreleased=max_unreleased,
     )
     manager = MQTTManager(config)
     meter = Meter()
@@ -116,7 +122,7 @@ def run_glec(port: int, _qos: int, messages: int, _window: int, queue_path: str)
     return meter
 
 
-def run_bare(_port: int, _qos: int, _messages: int, _window: int, _queue_path: str) -> Meter:
+def run_bare(_port: int, _qos: int, _messages: int, _window: int, _max_unreleased: int, _queue_path: str) -> Meter:
     """The interpreter with this file alone: what the memory of every other contender is counted above."""
     meter = Meter()
     meter.on_connack()
@@ -128,8 +134,8 @@ RUNNERS = {"bare": run_bare, "raw": run_raw, "baseline": run_baseline, "glec": r
 
 
 def main() -> None:
-    name, port, qos, messages, window, queue_path = sys.argv[1:]
-    meter = RUNNERS[name](int(port), int(qos), int(messages), int(window), queue_path)
+    name, port, qos, messages, window, max_unreleased, queue_path = sys.argv[1:]
+    meter = RUNNERS[name](int(port), int(qos), int(messages), int(window), int(max_unreleased), queue_path)
 
     import json  # after the measuring: its memory is not the contender's
 

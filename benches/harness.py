@@ -136,9 +136,12 @@ def count_rows(queue_path: Path) -> int:
         return int(db.execute("SELECT COUNT(*) FROM mqtt_offline_queue").fetchone()[0])
 
 
-def run_contender(name: str, port: int, qos: int, messages: int, window: int, queue_path: Path) -> Figures:
+def run_contender(
+    name: str, port: int, qos: int, messages: int, window: int, max_unreleased: int, queue_path: Path
+) -> Figures:
     """Run benches/contender.py in a fresh interpreter and return what it measured."""
-    command = [sys.executable, BENCHES / "contender.py", name, *map(str, (port, qos, messages, window)), queue_path]
+    numbers = map(str, (port, qos, messages, window, max_unreleased))
+    command = [sys.executable, BENCHES / "contender.py", name, *numbers, queue_path]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CONTENDER_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:

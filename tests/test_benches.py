@@ -55,6 +55,8 @@ def test_contender_runs_on_its_own(contender: str) -> None:
         ("default", 2),
         ("nodelay", 1),
         ("nodelay", 2),
+        ("raised", 1),
+        ("raised", 2),
     ]
     for result in report["results"]:
         assert set(result["contenders"]) == {contender}
@@ -98,7 +100,7 @@ def test_harness_counts_what_the_broker_hands_on(monkeypatch: pytest.MonkeyPatch
 
     with harness.mosquitto(nodelay=True) as broker:
         counter = harness.Counter(broker)
-        harness.run_contender("raw", broker.port, 2, MESSAGES, 10, tmp_path / "queue.db")
+        harness.run_contender("raw", broker.port, 2, MESSAGES, 10, 20, tmp_path / "queue.db")
         assert counter.finish() == (MESSAGES, MESSAGES)
     assert broker.process.returncode is not None
 
