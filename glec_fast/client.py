@@ -36,7 +36,7 @@ _READS_A_TURN = 16
 # A read of so many bytes means that acknowledgements come in a stream.
 _STREAM_READ_BYTES = 64
 # With a full window: long enough for the broker to answer a batch, short enough that it never runs out of work.
-_GATHER_S = 0.001
+_GATHER_S = 0.002
 _GATHER_MIN_S = 0.0001
 _DISCONNECT = 0xE0
 _RECEIVE_MAXIMUM = 65_535
