@@ -44,6 +44,7 @@ _BUSY_TIMEOUT_MS = 2000
 # Reading every page takes about a second for 64 MB on a gateway's flash; larger files are checked as they are read.
 _CHECKED_AT_OPEN_BYTES = 32 << 20
 _CACHE_KIB = 512
+_LOG_RESERVE_BYTES = 256 * 1024
 # Ids between two readable ends of a damaged table are tried one by one, up to so many from each end.
 _TRIED_IDS_MAX = 100_000
 # An id that was given once must not be given again, also where the damage took the record of the highest.
@@ -205,10 +206,23 @@ def _open_checked(path: Path) -> apsw.Connection:
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")
         _create_schema(connection)
+        _reserve_log(path)
     except BaseException:
         connection.close(True)
         raise
     return connection
+
+
+def _reserve_log(path: Path) -> None:
+    """Have room in the write-ahead log for the deletes that make room, however full the disk will be.
+
+    SQLite takes what it has not written there for the log's end, never shortens the log, and starts over at its front.
+    """
+    try:
+        with path.with_name(path.name + "-wal").open("rb+") as log:
+            os.posix_fallocate(log.fileno(), 0, _LOG_RESERVE_BYTES)
+    except OSError as error:
+        logger.warning("no room is kept for the deletes of %s on a full disk: %s", path, error)
 
 
 def _check(connection: apsw.Connection, path: Path) -> None:

@@ -43,6 +43,8 @@ _DONE_COMMIT_DELAY_S = 1.0
 _DONE_COMMIT_ROWS = 1000
 # So many are deleted, though more are in flight.
 _DELETE_ROWS_MAX = 10_000
+# What the log's reserve holds the pages of, on a full disk.
+_DELETE_ROWS_WITHOUT_ROOM = 250
 # So many rows may wait for a slow disk before `append` waits for it too.
 _PENDING_ROWS_MAX = 10_000
 # Beyond what came with a transaction, so many rows are dropped in one: each is told of, and so held in memory.
@@ -107,8 +109,8 @@ class _Commit:
     rows: list[Row] = field(default_factory=list)
     # False after a failure, so that deletes, which make room, do not wait for room.
     with_rows: bool = True
-    # False where the finished rows are only named in the image.
-    deletes: bool = True
+    # Finished rows; the others are only named in the image.
+    deleting: list[int] = field(default_factory=list)
     jobs: list[_Job] = field(default_factory=list)
     read_again: bool = False
     outbox: Outbox | None = None
@@ -172,6 +174,7 @@ class Store:
         self._pending: list[Row] = []
         self._writing: list[Row] = []
         self._deleting: list[int] = []
+        self._delete_rows_max: int | None = None
         self._jobs: list[_Job] = []
         self._deadline_s: float | None = None
         self._committed_id = self._next_id - 1
@@ -674,11 +677,12 @@ class Store:
                 commit.jobs.append(_Job(self._clean_up))
             commit.read_again = self._read_failed
             commit.outbox = self._outbox
+            finished = [] if commit.outbox is None else commit.outbox.take_finished()
+            self._deleting += finished
+            if len(finished) < _DONE_COMMIT_ROWS or self._must_delete(commit):
+                commit.deleting = self._deleting[: self._delete_rows_max]
             if commit.outbox is not None:
-                finished = commit.outbox.take_finished()
-                self._deleting += finished
-                commit.deletes = len(finished) < _DONE_COMMIT_ROWS or self._must_delete(commit)
-                commit.version, commit.image = commit.outbox.image([] if commit.deletes else self._deleting)
+                commit.version, commit.image = commit.outbox.image(self._deleting[len(commit.deleting) :])
 
     def _must_delete(self, commit: _Commit) -> bool:
         """False in a stream of acknowledgements: a table that ends up empty costs next to nothing to clear."""
@@ -705,8 +709,8 @@ class Store:
         connection.execute("BEGIN IMMEDIATE")
         try:
             # First, so that new rows take the room of the old.
-            if commit.deletes and self._deleting:
-                table.delete_finished(self._deleting.copy())
+            if commit.deleting:
+                table.delete_finished(commit.deleting)
             if rows:
                 table.insert(rows)
             if commit.image is not None and commit.image != self._saved_image:
@@ -744,17 +748,18 @@ class Store:
         with self._lock:
             self._row_count += len(rows) - self._table.deleted
             self._writing = []
-            if commit.deletes:
-                self._skipped = self._skipped.difference(self._deleting)
-                self._deleting.clear()
-            else:
-                self._request(_DONE_COMMIT_DELAY_S)
+            if commit.deleting:
+                self._skipped = self._skipped.difference(commit.deleting)
+                del self._deleting[: len(commit.deleting)]
+            if self._deleting:
+                self._request(0.0 if commit.deleting else _DONE_COMMIT_DELAY_S)
             self._telling = bool(commit.dropped)
             for each in commit.dropped:
                 del self._to_drop[each.message_id]
                 self._drops[each.reason.value] += 1
             if rows:
                 self._committed_id = rows[-1][0]
+                self._delete_rows_max = None
             if commit.image is not None:
                 self._saved_image = commit.image
             if commit.read_again:
@@ -777,6 +782,7 @@ class Store:
             # Once all of the log is in the file, its space is used again.
             with suppress(apsw.Error):
                 self._file.connection.wal_checkpoint()
+            self._delete_rows_max = _DELETE_ROWS_WITHOUT_ROOM
         if str(failure) != self._reported:
             # Once, not at each attempt: the log may be on the same disk.
             self._reported = str(failure)
