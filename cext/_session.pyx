@@ -864,9 +864,9 @@ cdef class Session:
         self.inbox.clear()
         self.inbox_at = 0
 
-    def parked_ids(self) -> list:
-        """Message ids of the exchanges set aside; their rows must not be dropped."""
-        return list(self.parked)
+    def parked_ids(self, int qos=0) -> list:
+        """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
+        return [message_id for message_id, entry in self.parked.items() if qos == 0 or entry[2] == qos]
 
     def forget(self, int64_t message_id):
         """The owner gave up a message that was set aside."""

@@ -38,6 +38,13 @@ cdef str AS_BYTES = "CAST(topic AS BLOB), CAST(payload AS BLOB)"
 cdef str READ_AFTER_STORED = READ_AFTER.format(AS_STORED)
 
 
+cdef str ADD_IN_DOUBT = (
+    "INSERT INTO glec_in_doubt (time, message_id, topic, decision)"
+    " SELECT ?, id, topic, ? FROM mqtt_offline_queue WHERE id = ?")
+cdef str TRIM_IN_DOUBT = "DELETE FROM glec_in_doubt WHERE number <= (SELECT max(number) FROM glec_in_doubt) - ?"
+cdef str READ_IN_DOUBT = "SELECT number, time, message_id, topic, decision FROM glec_in_doubt ORDER BY number"
+
+
 cdef object stored_payload(object payload):
     """TEXT where the bytes are UTF-8 without NUL, which SQLite's own functions take for the end; else as they are."""
     if isinstance(payload, str):
@@ -191,6 +198,19 @@ cdef class QueueTable:
     def span_ms(self):
         """(oldest, newest) timestamp, None each where the table is empty."""
         return self.execute("SELECT min(timestamp), max(timestamp) FROM mqtt_offline_queue").get
+
+    def add_in_doubt(self, int64_t time_ms, list entries, int limit):
+        """Record (message id, decision) of messages whose rows are still there, and keep the newest `limit`."""
+        self.executemany(ADD_IN_DOUBT, [(time_ms, decision, message_id) for message_id, decision in entries])
+        self.execute(TRIM_IN_DOUBT, (limit,))
+
+    def read_in_doubt(self) -> list:
+        """Every (number, time, message id, topic, decision) recorded, oldest first."""
+        return self.execute(READ_IN_DOUBT).fetchall()
+
+    def holds(self, int64_t message_id) -> bool:
+        """True where there is a row of this id."""
+        return bool(self.execute("SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id = ?)", (message_id,)).get)
 
     def load_session(self):
         """(client id, broker, in-flight image) of the last process, or None."""

@@ -22,6 +22,7 @@ from glec_fast.errors import (
     TLSFileError,
 )
 from glec_fast.handle import PublishHandle
+from glec_fast.in_doubt import Decision, InDoubt
 from glec_fast.manager import ConnectionCallback, Metrics, MQTTManager
 from glec_fast.messages import Alert, GpsFix, Inference, Status, Telemetry
 from glec_fast.pinning import CertificatePinner
@@ -40,10 +41,12 @@ __all__ = [
     "ConfigError",
     "ConnectionCallback",
     "ConnectionLostError",
+    "Decision",
     "DropReason",
     "Dropped",
     "GlecError",
     "GpsFix",
+    "InDoubt",
     "Inference",
     "MQTTConfig",
     "MQTTManager",

@@ -124,8 +124,8 @@ class Session:
         """
     def park(self) -> None:
         """The connection is gone. Set every exchange aside; forget what was encoded and what was half read."""
-    def parked_ids(self) -> list[int]:
-        """Message ids of the exchanges set aside; their rows must not be dropped."""
+    def parked_ids(self, qos: int = 0) -> list[int]:
+        """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
     def forget(self, message_id: int) -> None:
         """The owner gave up a message that was set aside."""
     def resume(self, session_present: bool, receive_maximum: int = 65535) -> list[int]:

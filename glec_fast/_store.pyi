@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import apsw
 
+from glec_fast.in_doubt import Decision
+
 _Row = tuple[int, str, str | bytes, int, int, int]
 _RowWithRetries = tuple[int, str, str | bytes, int, int, int, int]
 _Head = tuple[int, str, int, int]
@@ -68,6 +70,15 @@ class QueueTable:
 
     def span_ms(self) -> tuple[int | None, int | None]:
         """(oldest, newest) timestamp, None each where the table is empty."""
+
+    def add_in_doubt(self, time_ms: int, entries: list[tuple[int, Decision]], limit: int) -> None:
+        """Record (message id, decision) of messages whose rows are still there, and keep the newest `limit`."""
+
+    def read_in_doubt(self) -> list[tuple[int, int, int, str, str]]:
+        """Every (number, time in ms, message id, topic, decision) recorded, oldest first."""
+
+    def holds(self, message_id: int) -> bool:
+        """True where there is a row of this id."""
 
     def load_session(self) -> tuple[str, str, bytes] | None:
         """(client id, broker, in-flight image) of the last process, or None."""

@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from glec_fast import service
+from glec_fast import in_doubt_command, service
 from glec_fast.demo import command as demo_command
 from glec_fast.errors import GlecError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXIT_UNUSABLE = 2
 EXIT_INTERRUPTED = 130
 
-SUBCOMMANDS = (demo_command, service)
+SUBCOMMANDS = (demo_command, in_doubt_command, service)
 
 
 class OneLineParser(argparse.ArgumentParser):

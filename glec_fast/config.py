@@ -48,6 +48,8 @@ class MQTTConfig:
     status_interval_s: between two status heartbeats; 0 turns them off.
     qos0_commit_delay_s: how long a queued QoS 0 message may wait in memory for others to share a transaction.
     wait_for_disk: `publish` of QoS 2 returns only once the message is on disk.
+    resend_in_doubt: what to do where a broker acknowledged a QoS 2 message with PUBREC and then lost its session. True
+    sends it again, and it may arrive twice; False leaves it to the broker, and it may be missing. See `in_doubt()`.
     """
 
     broker_url: str
@@ -71,6 +73,7 @@ class MQTTConfig:
     status_interval_s: float = 300
     qos0_commit_delay_s: float = 5
     wait_for_disk: bool = True
+    resend_in_doubt: bool = False
 
     def __post_init__(self) -> None:
         broker = parse_broker_url(self.broker_url)
@@ -79,7 +82,7 @@ class MQTTConfig:
         _check_text("username", self.username)
         _check_text("password", self.password)
         _check_path("queue_path", self.queue_path)
-        for name in ("clean_session", "auto_reconnect", "wait_for_disk"):
+        for name in ("clean_session", "auto_reconnect", "wait_for_disk", "resend_in_doubt"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False")
         if self.tls_config is not None and not isinstance(self.tls_config, TLSConfig):

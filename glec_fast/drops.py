@@ -12,7 +12,6 @@ class DropReason(str, Enum):
     EXPIRED = "expired"
     OVERFLOW = "overflow"
     GIVEN_UP = "given_up"
-    IN_DOUBT = "in_doubt"
     DAMAGED_FILE = "damaged_file"
     LINK_LOST = "link_lost"
 

@@ -24,6 +24,7 @@ from glec_fast.device import available_storage_mb, memory_usage_mb
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import ConnectionLostError, GlecError, PinningError
 from glec_fast.handle import PublishHandle
+from glec_fast.in_doubt import InDoubt
 from glec_fast.messages import Alert, Inference, Status, Telemetry
 from glec_fast.outbox import DurableOutbox
 from glec_fast.secure import CertificateExpiry, SecureClient
@@ -223,16 +224,21 @@ class MQTTManager:
         if self._store.salvage is not None and self._store.salvage.rows_lost:
             self._drops[DropReason.DAMAGED_FILE.value] += self._store.salvage.rows_lost
         broker = config.broker
-        self._outbox = DurableOutbox(
-            self._store,
-            config.max_in_flight,
-            config.client_id,
-            f"{broker.host}:{broker.port}",
-            self._client._wake,
-            self._on_dropped,
-            wait_for_disk=config.wait_for_disk,
-            max_unreleased=config.max_unreleased,
-        )
+        try:
+            self._outbox = DurableOutbox(
+                self._store,
+                config.max_in_flight,
+                config.client_id,
+                f"{broker.host}:{broker.port}",
+                self._client._wake,
+                self._on_dropped,
+                wait_for_disk=config.wait_for_disk,
+                resend_in_doubt=config.resend_in_doubt,
+                max_unreleased=config.max_unreleased,
+            )
+        except BaseException:
+            self._store.close()
+            raise
         self._client._use_outbox(self._outbox)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
@@ -327,7 +333,19 @@ class MQTTManager:
     def _topic(self, suffix: str) -> str:
         return f"glec/dtg/{self.device_id}/{suffix}"
 
+    def handle_for(self, message_id: int) -> PublishHandle | None:
+        """The handle of a message published before, also by an earlier process of this queue file.
+
+        message_id: that of the handle that `publish` returned. None where the message is not in the queue any more: the
+        broker has it, or it was dropped, which the drop callback was told. Raises MessageError where no message has it.
+        """
+        return self._outbox.handle_for(message_id)
+
     # ---- figures
+
+    def in_doubt(self) -> list[InDoubt]:
+        """The ledger of QoS 2 messages whose fate MQTT cannot tell; see `OfflineQueueManager.in_doubt`."""
+        return self._store.in_doubt()
 
     def get_metrics(self) -> Metrics:
         """A snapshot of the counters."""

@@ -17,8 +17,9 @@ from paho.mqtt.enums import MQTTErrorCode
 from glec_fast._session import Session
 from glec_fast._store import ranges_of
 from glec_fast.drops import Dropped, DropReason
-from glec_fast.errors import QueueClosedError, QueueStorageError
+from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, QueueStorageError
 from glec_fast.handle import PublishHandle
+from glec_fast.in_doubt import Decision
 from glec_fast.store import Row, Store
 
 # A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
@@ -214,12 +215,15 @@ class DurableOutbox(Outbox):
         on_dropped: Callable[[list[Dropped]], None],
         *,
         wait_for_disk: bool = True,
+        resend_in_doubt: bool = False,
         max_unreleased: int = 0,
     ) -> None:
         super().__init__(window, on_work, durable=True, max_unreleased=max_unreleased)
         self.store = store
         self.in_doubt_count = 0
         self._wait_for_disk = wait_for_disk
+        self._resend_in_doubt = resend_in_doubt
+        self._in_doubt: list[tuple[int, Decision]] = []
         self._tell_dropped = on_dropped
         self._handles: WeakValueDictionary[int, PublishHandle] = WeakValueDictionary()
         self._finished: list[int] = []
@@ -232,10 +236,20 @@ class DurableOutbox(Outbox):
         # QoS 0 that went past the store, under negative ids, until the socket has taken it.
         self._direct: dict[int, tuple[str, str | bytes, PublishHandle]] = {}
         self._direct_id = 0
-        image, self._is_same_session = store.attach(self, client_id, broker)
-        for first, last in self.session.load_image(image):
+        image, is_same_session = store.load_session(client_id, broker)
+        try:
+            ranges = self.session.load_image(image)
+        except ValueError as error:
+            raise QueueFormatError(
+                f"the queue file's record of what is in flight cannot be read ({error}): give queue_path another name"
+            ) from error
+        for first, last in ranges:
             self._finished += range(first, last + 1)
+        if not is_same_session:
+            # Also for the next process, which must not take the old packet ids for its own.
+            self._void_session()
         store.rewind(self.session.parked_ids(), self._finished)
+        store.attach(self, client_id, broker)
 
     def __len__(self) -> int:
         return self.store.size + len(self._direct)
@@ -364,25 +378,56 @@ class DurableOutbox(Outbox):
 
     def resume(self, session_present: bool, receive_maximum: int) -> None:
         """The broker accepted the connection: read from the first row again, resends first as they are the oldest."""
-        session_present = session_present and self._is_same_session
-        self._is_same_session = True
+        if not session_present:
+            self._void_session()
         with self.lock:
-            in_doubt = self.session.resume(session_present, receive_maximum)
-            self.in_doubt_count += len(in_doubt)
-            self._finished += in_doubt
+            self.session.resume(True, receive_maximum)
             self._rows, self._rows_gone = [], 0
             parked, finished = self.session.parked_ids(), list(self._finished)
             self._more_to_read = True
-        for message_id in in_doubt:
-            # The policy: it is the broker's now, and will not be sent again.
-            handle = self._handles.pop(message_id, None)
-            if handle is not None:
-                handle._set_as_published()
         self.store.rewind(parked, finished)
         self.is_open = True
         # QoS 0 messages may still wait in memory for company; now they can go.
         self.store.request_commit()
         self.pull()
+
+    def _void_session(self) -> None:
+        """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message."""
+        with self.lock:
+            parked = self.session.parked_ids(2)
+            received = self.session.resume(False)
+            again = set(parked).difference(received)
+            if self._resend_in_doubt:
+                again.update(received)
+                received = []
+            self._in_doubt += [(message_id, Decision.SENT_AGAIN) for message_id in sorted(again)]
+            self._in_doubt += [(message_id, Decision.LEFT_TO_BROKER) for message_id in received]
+            self.in_doubt_count += len(again) + len(received)
+            self._finished += received
+        for message_id in received:
+            handle = self._handles.pop(message_id, None)
+            if handle is not None:
+                handle._set_as_published()
+
+    def handle_for(self, message_id: int) -> PublishHandle | None:
+        """The handle of a message accepted before, by whichever process; None where it is not in the queue any more.
+
+        Raises MessageError where no message has this id.
+        """
+        with self.lock:
+            handle = self._handles.get(message_id)
+            if handle is not None:
+                return handle
+            # Before it is looked for: what finishes meanwhile is told to the handle.
+            handle = PublishHandle(message_id, self._published, self.store.wait_durable)
+            self._handles[message_id] = handle
+        held = self.store.holds(message_id)
+        if held or handle.is_published():
+            return handle
+        self._handles.pop(message_id, None)
+        if held is None:
+            raise MessageError(f"no message has the id {message_id}: it must be the message_id of a handle")
+        return None
 
     # ---- called by the store's thread
 
@@ -391,6 +436,16 @@ class DurableOutbox(Outbox):
         with self.lock:
             finished, self._finished = self._finished, []
         return finished
+
+    def take_in_doubt(self) -> list[tuple[int, Decision]]:
+        """See `glec_fast.store.Outbox`."""
+        with self.lock:
+            in_doubt, self._in_doubt = self._in_doubt, []
+        return in_doubt
+
+    def has_in_doubt(self) -> bool:
+        """See `glec_fast.store.Outbox`."""
+        return bool(self._in_doubt)
 
     def image(self, kept: list[int]) -> tuple[int, bytes]:
         """See `glec_fast.store.Outbox`."""

@@ -13,6 +13,7 @@ from glec_fast._store import QueueTable
 from glec_fast.config import check_queue_settings
 from glec_fast.drops import Dropped
 from glec_fast.errors import QueueStorageError
+from glec_fast.in_doubt import InDoubt
 from glec_fast.store import DEFAULT_MAX_QUEUE_SIZE, DEFAULT_MAX_RETRY, Store
 from glec_fast.validation import as_payload, check_id, check_publish, check_ttl
 
@@ -150,6 +151,13 @@ class OfflineQueueManager:
 
         size, (oldest_ms, newest_ms) = self._store.run(measure)
         return QueueStats(size, oldest_ms, newest_ms, self._store.disk_bytes(), self._store.drops)
+
+    def in_doubt(self) -> list[InDoubt]:
+        """QoS 2 messages that a broker may or may not have passed on when it lost its session, oldest first.
+
+        Each says what was decided (`MQTTConfig.resend_in_doubt`). The newest 1,000 are kept.
+        """
+        return self._store.in_doubt()
 
     def _on_dropped(self, dropped: list[Dropped]) -> None:
         for each in dropped:

@@ -1,7 +1,8 @@
 """The queue file: opening, locking, creating and migrating it, and carrying over what a damaged one still holds.
 
 The table and its indexes are the specification's ("Database Schema"), so that a file can move between clients. What
-exactly-once needs stands beside it in `glec_session`. `PRAGMA user_version` is the version of the whole.
+exactly-once needs stands beside it in `glec_session`, and what it could not keep to in `glec_in_doubt`.
+`PRAGMA user_version` is the version of the whole.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ CREATE INDEX IF NOT EXISTS idx_timestamp ON mqtt_offline_queue(timestamp);
 CREATE INDEX IF NOT EXISTS idx_ttl ON mqtt_offline_queue(ttl);
 CREATE TABLE IF NOT EXISTS glec_session (
     id INTEGER PRIMARY KEY CHECK (id = 1), client_id TEXT NOT NULL, broker TEXT NOT NULL, in_flight BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS glec_in_doubt (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, time BIGINT NOT NULL, message_id INTEGER NOT NULL, topic TEXT NOT NULL,
+    decision TEXT NOT NULL);
 """
 
 _COLUMNS = ("id", "topic", "payload", "qos", "timestamp", "ttl", "retry_count")
@@ -267,7 +271,8 @@ def _carry_over(path: Path) -> Salvage:
             _create_schema(connection)
             connection.executemany("INSERT INTO mqtt_offline_queue VALUES (?, ?, ?, ?, ?, ?, ?)", found.rows)
             connection.executemany("INSERT INTO glec_session VALUES (?, ?, ?, ?)", found.session)
-            connection.execute("DELETE FROM sqlite_sequence")
+            connection.executemany("INSERT INTO glec_in_doubt VALUES (?, ?, ?, ?, ?)", found.in_doubt)
+            connection.execute("DELETE FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'")
             connection.execute("INSERT INTO sqlite_sequence VALUES ('mqtt_offline_queue', ?)", (found.last_id,))
     except BaseException:
         connection.close(True)
@@ -341,6 +346,7 @@ class _Remains:
         self._rows: dict[int, _Values] = {}
         self._remembered: set[int] = set()
         self.session: list[_Values] = []
+        self.in_doubt: list[_Values] = []
         self._last_id = 0
         self._is_sequence_known = False
         if not self._read(path):
@@ -438,6 +444,10 @@ class _Remains:
             for row in connection.execute("SELECT id, client_id, broker, in_flight FROM glec_session WHERE id = 1"):
                 if _is_sound_session(row):
                     self.session = [row]
+        with suppress(apsw.Error, UnicodeDecodeError):
+            self.in_doubt = connection.execute(
+                "SELECT number, time, message_id, topic, decision FROM glec_in_doubt ORDER BY number"
+            ).fetchall()
 
 
 def _first_page(scratch: Path) -> bytes:

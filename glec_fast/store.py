@@ -24,6 +24,7 @@ import apsw
 from glec_fast._store import QueueTable, make_row
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import QueueClosedError, QueueStorageError
+from glec_fast.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
 from glec_fast.queue_file import QueueFile, Salvage
 from glec_fast.validation import is_utf8
 
@@ -62,7 +63,7 @@ logger = logging.getLogger("glec_fast")
 class Outbox(Protocol):
     """The side that sends; see `Store.attach`. Called by the writer thread; what it raises is logged.
 
-    The first two are called with the store's lock held.
+    What `take_...`, `has_...` and `image` are is asked with the store's lock held.
     """
 
     def take_finished(self) -> list[int]:
@@ -70,6 +71,12 @@ class Outbox(Protocol):
 
     def image(self, kept: list[int]) -> tuple[int, bytes]:
         """(version, image) of what is in flight now; it names as finished `kept` and what was not yet taken."""
+
+    def take_in_doubt(self) -> list[tuple[int, Decision]]:
+        """(message id, what was decided) since the last call, for the ledger; their rows are still there."""
+
+    def has_in_doubt(self) -> bool:
+        """True where `take_in_doubt` would give some: the image must not be on disk without them."""
 
     def on_committed(self, version: int, new_rows: int) -> None:
         """The transaction of `version` is on disk; `new_rows` can be read that could not be before."""
@@ -111,6 +118,9 @@ class _Commit:
     with_rows: bool = True
     # Finished rows; the others are only named in the image.
     deleting: list[int] = field(default_factory=list)
+    in_doubt: list[tuple[int, Decision]] = field(default_factory=list)
+    # (client id, broker) whose image it is.
+    identity: tuple[str, str] = ("", "")
     jobs: list[_Job] = field(default_factory=list)
     read_again: bool = False
     outbox: Outbox | None = None
@@ -190,7 +200,9 @@ class Store:
         # So many wait for an empty queue: finished rows then go at once.
         self._eager = 0
         self._outbox: Outbox | None = None
+        self._identity = self._saved_identity = ("", "")
         self._saved_image = b""
+        self._in_doubt: list[tuple[int, Decision]] = []
         self._to_drop: dict[int, Dropped] = {}
         # True while those who must hear of drops are told: until then nothing is finished.
         self._telling = False
@@ -365,7 +377,7 @@ class Store:
     def _save_image(self) -> int | None:
         with self._lock:
             outbox = self._outbox
-            if outbox is None or self._failure is not None or self._ended:
+            if outbox is None or self._failure is not None or self._ended or self._in_doubt or outbox.has_in_doubt():
                 return None
             version, image = outbox.image(self._deleting)
         started_s = time.monotonic()
@@ -442,23 +454,40 @@ class Store:
 
     # ---- the sending side
 
-    def attach(self, outbox: Outbox, client_id: str, broker: str) -> tuple[bytes, bool]:
-        """Name the side that sends. Returns the in-flight image that it must resume, and whether it is this session's.
+    def load_session(self, client_id: str, broker: str) -> tuple[bytes, bool]:
+        """The in-flight image on disk, and whether it is of this client id and broker; another has no session."""
+        known = self.run(lambda table: table.load_session())
+        if known is None:
+            return b"", True
+        with self._lock:
+            self._saved_identity, self._saved_image = known[:2], known[2]
+        return known[2], known[:2] == (client_id, broker)
 
-        It is not where the file last spoke for another client id or broker: to that one, no session is present.
+    def attach(self, outbox: Outbox, client_id: str, broker: str) -> None:
+        """Name the side that sends, once it has made what `load_session` gave its own.
+
+        Its image is on disk, under its own name, when this returns: nothing of it has left yet.
         """
-
-        def load(table: QueueTable) -> tuple[bytes, bool]:
-            known = table.load_session()
-            image: bytes = b"" if known is None else known[2]
-            table.save_session(client_id, broker, image)
-            return image, known is None or known[:2] == (client_id, broker)
-
-        loaded = self.run(load)
         with self._lock:
             self._outbox = outbox
-            self._saved_image = loaded[0]
-        return loaded
+            self._identity = (client_id, broker)
+        self.run(lambda _table: None)
+
+    def holds(self, message_id: int) -> bool | None:
+        """True where this message is still to be sent, False where that is over, None where no id is this."""
+        with self._lock:
+            if not 0 < message_id < self._next_id:
+                return None
+            if any(row[0] == message_id for row in (*self._pending, *self._writing)):
+                return True
+            if message_id in self._to_drop or message_id in self._deleting or message_id in self._skipped:
+                return False
+        return self.run(lambda table: table.holds(message_id))
+
+    def in_doubt(self) -> list[InDoubt]:
+        """The ledger of messages whose fate MQTT cannot tell, oldest first; at most LEDGER_ROWS_MAX."""
+        rows = self.run(lambda table: table.read_in_doubt())
+        return [InDoubt(*row[:4], Decision(row[4])) for row in rows]
 
     def detach(self) -> None:
         """Nobody sends any more; what was finished is committed first."""
@@ -677,7 +706,11 @@ class Store:
                 commit.jobs.append(_Job(self._clean_up))
             commit.read_again = self._read_failed
             commit.outbox = self._outbox
-            finished = [] if commit.outbox is None else commit.outbox.take_finished()
+            finished = []
+            if commit.outbox is not None:
+                finished = commit.outbox.take_finished()
+                self._in_doubt += commit.outbox.take_in_doubt()
+                commit.in_doubt, commit.identity = self._in_doubt.copy(), self._identity
             self._deleting += finished
             if len(finished) < _DONE_COMMIT_ROWS or self._must_delete(commit):
                 commit.deleting = self._deleting[: self._delete_rows_max]
@@ -708,12 +741,17 @@ class Store:
         connection = self._file.connection
         connection.execute("BEGIN IMMEDIATE")
         try:
-            # First, so that new rows take the room of the old.
+            if commit.in_doubt:
+                # While their rows, which know their topics, are there.
+                table.add_in_doubt(self.now_ms(), commit.in_doubt, LEDGER_ROWS_MAX)
+            # Before the new rows, which then take the room of the old.
             if commit.deleting:
                 table.delete_finished(commit.deleting)
             if rows:
                 table.insert(rows)
-            if commit.image is not None and commit.image != self._saved_image:
+            if commit.image is not None and commit.identity != self._saved_identity:
+                table.save_session(*commit.identity, commit.image)
+            elif commit.image is not None and commit.image != self._saved_image:
                 table.save_image(commit.image)
             # Only new rows push old ones out: a smaller limit alone must not drop what is in flight, before its owner
             # could say so.
@@ -760,8 +798,9 @@ class Store:
             if rows:
                 self._committed_id = rows[-1][0]
                 self._delete_rows_max = None
+            del self._in_doubt[: len(commit.in_doubt)]
             if commit.image is not None:
-                self._saved_image = commit.image
+                self._saved_identity, self._saved_image = commit.identity, commit.image
             if commit.read_again:
                 self._read_failed = False
             if commit.with_rows:

@@ -119,6 +119,7 @@ MALFORMED: dict[str, list[object]] = {
     "clean_session": [1, "yes", None],
     "auto_reconnect": [0, "no", None],
     "wait_for_disk": [1, None],
+    "resend_in_doubt": [1, None],
     "retry_max_attempts": [-1, 33, 1.0, None],
     "retry_initial_delay_ms": [0, -1, 1.5, None],
     "retry_max_delay_ms": [0, -1, 1.5, None],

@@ -17,9 +17,11 @@ from typing import Any
 import apsw
 import pytest
 
+from glec_fast import store as store_module
 from glec_fast._store import QueueTable, ranges_of
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import QueueClosedError, QueueStorageError
+from glec_fast.in_doubt import Decision, InDoubt
 from glec_fast.store import Row, Store
 
 WAIT_S = 20
@@ -51,6 +53,7 @@ class RecordingOutbox:
         self.dropped: list[Dropped] = []
         self.commits: list[tuple[int, int]] = []
         self._finished: list[int] = []
+        self.in_doubt: list[tuple[int, Decision]] = []
         self._heard = threading.Condition()
         self.in_flight = b""
         self.version = 0
@@ -60,6 +63,14 @@ class RecordingOutbox:
         with self._heard:
             finished, self._finished = self._finished, []
             return finished
+
+    def take_in_doubt(self) -> list[tuple[int, Decision]]:
+        with self._heard:
+            in_doubt, self.in_doubt = self.in_doubt, []
+            return in_doubt
+
+    def has_in_doubt(self) -> bool:
+        return bool(self.in_doubt)
 
     def image(self, kept: list[int]) -> tuple[int, bytes]:
         with self._heard:
@@ -316,9 +327,53 @@ class TestCommit:
         outbox.wait(lambda heard: (7, 0) in heard.commits)
         store.close()
         store = make_store()
-        assert store.attach(outbox, "client", "host:1883") == (b"\x01image", True)
-        assert store.attach(outbox, "other", "host:1883") == (b"\x01image", False)
-        assert store.attach(outbox, "other", "else:1883") == (b"\x01image", False)
+        assert store.load_session("client", "host:1883") == (b"\x01image", True)
+        assert store.load_session("other", "host:1883") == (b"\x01image", False)
+        assert store.load_session("client", "else:1883") == (b"\x01image", False)
+
+    def test_another_name_is_on_disk_together_with_its_own_image(self, make_store: Callable[..., Store]) -> None:
+        store = make_store()
+        outbox = RecordingOutbox(store)
+        outbox.in_flight = b"old"
+        store.close()
+        store = make_store()
+        assert store.load_session("other", "host:1883") == (b"old", False)
+        outbox.in_flight = b"new"
+        store.attach(outbox, "other", "host:1883")
+        store.close()
+        assert make_store().load_session("other", "host:1883") == (b"new", True)
+
+    def test_what_is_in_doubt_is_recorded_with_the_image_that_forgets_it(
+        self, make_store: Callable[..., Store], path: Path
+    ) -> None:
+        clock = Clock()
+        store = make_store(clock=clock)
+        outbox = RecordingOutbox(store)
+        append(store, 2)
+        outbox.read_all()
+        with store._commit_lock:
+            outbox.in_flight = b"forgotten"
+            outbox.in_doubt = [(2, Decision.SENT_AGAIN), (1, Decision.LEFT_TO_BROKER)]
+            outbox.finish([1])
+            assert store._save_image() is None, "the image alone would lose them"
+        store.run(lambda _table: None)
+        assert image_on_disk(path) == b"forgotten"
+        assert store.in_doubt() == [
+            InDoubt(1, int(clock.now_s * 1000), 2, "t", Decision.SENT_AGAIN),
+            InDoubt(2, int(clock.now_s * 1000), 1, "t", Decision.LEFT_TO_BROKER),
+        ]
+        assert ids_on_disk(path) == [2]
+
+    def test_the_newest_entries_of_the_ledger_are_kept(
+        self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(store_module, "LEDGER_ROWS_MAX", 3)
+        store = make_store()
+        outbox = RecordingOutbox(store)
+        append(store, 5)
+        outbox.in_doubt = [(message_id, Decision.SENT_AGAIN) for message_id in range(1, 6)]
+        store.run(lambda _table: None)
+        assert [(each.number, each.message_id) for each in store.in_doubt()] == [(3, 3), (4, 4), (5, 5)]
 
     def test_rows_that_finish_in_a_stream_are_named_first_and_deleted_later(
         self, make_store: Callable[..., Store], path: Path

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from glec_fast.in_doubt import Decision
     from glec_fast.store import Outbox, Row
 
 
@@ -20,6 +21,7 @@ class Collected(NamedTuple):
     done: list[int]
     version: int
     image: bytes
+    in_doubt: list[tuple[int, Decision]]
 
 
 @dataclass
@@ -28,12 +30,14 @@ class DictDisk:
 
     rows: dict[int, Row] = field(default_factory=dict)
     image: bytes = b""
+    in_doubt: tuple[tuple[int, Decision], ...] = ()
 
     def copied(self) -> DictDisk:
-        return DictDisk(dict(self.rows), self.image)
+        return DictDisk(dict(self.rows), self.image, self.in_doubt)
 
     def write(self, collected: Collected) -> None:
         """One transaction: all of it or nothing."""
+        self.in_doubt += tuple(collected.in_doubt)
         for message_id in collected.done:
             self.rows.pop(message_id, None)
         self.image = collected.image
@@ -58,7 +62,8 @@ class DictStore:
         assert self._outbox is not None
         self.wants_commit = False
         finished = self._outbox.take_finished()
-        self.pending = Collected(finished, *self._outbox.image([]))
+        in_doubt = self._outbox.take_in_doubt()
+        self.pending = Collected(finished, *self._outbox.image([]), in_doubt)
 
     def end_commit(self) -> None:
         """It is on disk, and the outbox is told."""
@@ -79,9 +84,11 @@ class DictStore:
 
     has_backlog = True
 
-    def attach(self, outbox: Outbox, client_id: str, broker: str) -> tuple[bytes, bool]:
-        self._outbox = outbox
+    def load_session(self, client_id: str, broker: str) -> tuple[bytes, bool]:
         return self.disk.image, True
+
+    def attach(self, outbox: Outbox, client_id: str, broker: str) -> None:
+        self._outbox = outbox
 
     def commit_image(self) -> int | None:
         """As a disk that is not quick: the transaction happens when the test says so."""

@@ -41,6 +41,9 @@ class ScriptedGateway:
         max_unreleased: int = 0,
         protocol_version: int = 4,
         wait_for_disk: bool = True,
+        resend_in_doubt: bool = False,
+        client_id: str = CLIENT_ID,
+        broker_name: str = BROKER_NAME,
         clock: Clock | None = None,
         **settings: Any,
     ) -> None:
@@ -51,11 +54,12 @@ class ScriptedGateway:
             self.outbox = DurableOutbox(
                 self.store,
                 window,
-                CLIENT_ID,
-                BROKER_NAME,
+                client_id,
+                broker_name,
                 lambda: None,
                 self.dropped.extend,
                 wait_for_disk=wait_for_disk,
+                resend_in_doubt=resend_in_doubt,
                 max_unreleased=max_unreleased,
             )
         except BaseException:

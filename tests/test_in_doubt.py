@@ -1,0 +1,197 @@
+"""A broker that lost its session: what becomes of each QoS 2 message, and what the ledger says of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import apsw
+import pytest
+
+from glec_fast import Decision, OfflineQueueManager
+from glec_fast.cli import main
+from glec_fast.errors import MessageError, PublishError, QueueFormatError
+from glec_fast.store import Store
+from support.scripted_broker import ScriptedBroker
+from support.scripted_gateway import ScriptedGateway
+
+QUEUE = "queue.db"
+# Published in this order; at the cut the broker has sent PUBREC for the first alone.
+RECEIVED, SENT, WAITING = "2-received", "2-sent", "2-waiting"
+
+
+def lose_session_in_the_middle(gateway: ScriptedGateway, broker: ScriptedBroker) -> None:
+    """One message PUBREC'd, one sent, one not yet sent; then the link and the broker's session are gone."""
+    for payload in (RECEIVED, SENT, WAITING):
+        gateway.publish(payload, 2)
+    gateway.commit()
+    gateway.connect()
+    gateway.commit()
+    broker.feed(gateway.send())
+    assert broker.waiting_packets() == 2
+    gateway.receive(broker.handle(1))
+    gateway.commit()
+    gateway.cut()
+    broker.cut(arrives=True)
+    broker.lose_session()
+
+
+def exchange_all(gateway: ScriptedGateway, broker: ScriptedBroker) -> None:
+    while gateway.store.size:
+        gateway.commit()
+        broker.feed(gateway.send())
+        gateway.receive(broker.handle(broker.waiting_packets()))
+
+
+@pytest.mark.parametrize(
+    ("resend", "arrivals", "decisions"),
+    [
+        (False, {RECEIVED: 1, SENT: 2, WAITING: 1}, {1: Decision.LEFT_TO_BROKER, 2: Decision.SENT_AGAIN}),
+        (True, {RECEIVED: 2, SENT: 2, WAITING: 1}, {1: Decision.SENT_AGAIN, 2: Decision.SENT_AGAIN}),
+    ],
+)
+def test_the_policy_is_carried_out_and_recorded(
+    tmp_path: Path, resend: bool, arrivals: dict[str, int], decisions: dict[int, Decision]
+) -> None:
+    broker = ScriptedBroker()
+    with ScriptedGateway(tmp_path / QUEUE, window=2, resend_in_doubt=resend) as gateway:
+        lose_session_in_the_middle(gateway, broker)
+        gateway.connect(session_present=False)
+        exchange_all(gateway, broker)
+        assert broker.counts() == arrivals
+        assert {each.message_id: each.decision for each in gateway.store.in_doubt()} == decisions
+        assert gateway.outbox.in_doubt_count == 2
+    with OfflineQueueManager(tmp_path / QUEUE) as queue:
+        assert {each.message_id: each.decision for each in queue.in_doubt()} == decisions
+        assert {each.topic for each in queue.in_doubt()} == {"t"}
+
+
+def test_a_session_that_is_present_leaves_nothing_in_doubt(tmp_path: Path) -> None:
+    broker = ScriptedBroker()
+    with ScriptedGateway(tmp_path / QUEUE, window=2) as gateway:
+        lose_session_in_the_middle(gateway, ScriptedBroker())
+        gateway.connect(session_present=True)
+        gateway.store.run(lambda _table: None)
+        assert gateway.store.in_doubt() == []
+        assert gateway.outbox.in_doubt_count == 0
+        exchange_all(gateway, broker)
+
+
+def killed(gateway: ScriptedGateway, where: Path) -> Path:
+    """The queue file as a process that is killed now leaves it."""
+    where.mkdir()
+    for path in gateway.store._file.path.parent.glob(QUEUE + "*"):
+        shutil.copy(path, where / path.name)
+    return where / QUEUE
+
+
+def test_a_process_killed_before_its_first_connection_does_not_hand_on_the_ids_of_another_name(tmp_path: Path) -> None:
+    with ScriptedGateway(tmp_path / QUEUE, window=2) as gateway:
+        lose_session_in_the_middle(gateway, ScriptedBroker())
+    with ScriptedGateway(tmp_path / QUEUE, window=2, client_id="DTG-OTHER") as gateway:
+        left = killed(gateway, tmp_path / "left")
+        assert gateway.session.parked_ids() == []
+    broker = ScriptedBroker()
+    with ScriptedGateway(left, window=2, client_id="DTG-OTHER") as gateway:
+        assert gateway.session.parked_ids() == []
+        # A session of the new name, from another device or an earlier life, knows none of the old packet ids.
+        gateway.connect(session_present=True)
+        exchange_all(gateway, broker)
+        assert broker.counts() == {SENT: 1, WAITING: 1}
+        assert [(each.message_id, each.decision) for each in gateway.store.in_doubt()] == [
+            (2, Decision.SENT_AGAIN),
+            (1, Decision.LEFT_TO_BROKER),
+        ]
+
+
+def test_an_image_that_cannot_be_read_is_told_as_a_format_error_and_lets_go_of_the_file(tmp_path: Path) -> None:
+    with OfflineQueueManager(tmp_path / QUEUE) as queue:
+        message_id = queue.enqueue("t", "kept", 2)
+    connection = apsw.Connection(str(tmp_path / QUEUE))
+    connection.execute("INSERT INTO glec_session VALUES (1, 'DTG-TEST', 'broker:1883', x'01FF')")
+    connection.close()
+    with pytest.raises(QueueFormatError, match="in flight cannot be read"):
+        ScriptedGateway(tmp_path / QUEUE)
+    with OfflineQueueManager(tmp_path / QUEUE) as queue:
+        assert [message.id for message in queue.dequeue_all()] == [message_id]
+
+
+class TestHandleFor:
+    def test_a_message_of_an_earlier_process_can_be_waited_for(self, tmp_path: Path) -> None:
+        with ScriptedGateway(tmp_path / QUEUE) as gateway:
+            message_id = gateway.publish(RECEIVED, 2).message_id
+        broker = ScriptedBroker()
+        with ScriptedGateway(tmp_path / QUEUE) as gateway:
+            handle = gateway.outbox.handle_for(message_id)
+            assert handle is not None
+            assert gateway.outbox.handle_for(message_id) is handle
+            assert handle.wait_durable(0)
+            assert not handle.is_published()
+            gateway.connect()
+            exchange_all(gateway, broker)
+            assert handle.is_published()
+            handle.wait_for_publish(0)
+
+    def test_none_where_it_is_finished(self, tmp_path: Path) -> None:
+        broker = ScriptedBroker()
+        with ScriptedGateway(tmp_path / QUEUE) as gateway:
+            message_id = gateway.publish(RECEIVED, 2).message_id
+            gateway.connect()
+            exchange_all(gateway, broker)
+            assert gateway.outbox.handle_for(message_id) is None
+        with ScriptedGateway(tmp_path / QUEUE) as gateway:
+            assert gateway.outbox.handle_for(message_id) is None
+
+    @pytest.mark.parametrize("message_id", [0, -1, 2, 1 << 62])
+    def test_an_id_that_no_message_has_is_refused(self, tmp_path: Path, message_id: int) -> None:
+        with ScriptedGateway(tmp_path / QUEUE) as gateway:
+            gateway.publish(RECEIVED, 2)
+            with pytest.raises(MessageError, match="no message has the id"):
+                gateway.outbox.handle_for(message_id)
+
+    def test_it_hears_of_a_drop(self, tmp_path: Path) -> None:
+        with ScriptedGateway(tmp_path / QUEUE) as gateway:
+            message_id = gateway.publish(RECEIVED, 2).message_id
+        with ScriptedGateway(tmp_path / QUEUE, max_queue_size=1) as gateway:
+            handle = gateway.outbox.handle_for(message_id)
+            assert handle is not None
+            gateway.publish(SENT, 2)
+            gateway.store.run(lambda _table: None)
+            with pytest.raises(PublishError, match="overflow"):
+                handle.wait_for_publish(20)
+
+
+class TestCommandLine:
+    def test_it_lists_the_ledger_while_the_file_is_in_use(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with ScriptedGateway(tmp_path / QUEUE, window=2) as gateway:
+            lose_session_in_the_middle(gateway, ScriptedBroker())
+            gateway.connect(session_present=False)
+            gateway.commit()
+            assert main(["in-doubt", str(tmp_path / QUEUE), "--json"]) == 0
+            listed = json.loads(capsys.readouterr().out)
+            assert [(entry["message_id"], entry["decision"]) for entry in listed] == [
+                (2, "sent_again"),
+                (1, "left_to_broker"),
+            ]
+            assert main(["in-doubt", str(tmp_path / QUEUE)]) == 0
+            lines = capsys.readouterr().out.splitlines()
+        assert len(lines) == 2
+        assert "2024-01-11T00:00:00Z" in lines[0]
+        assert lines[0].endswith("sent_again")
+
+    def test_it_says_that_there_is_nothing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        Store(tmp_path / QUEUE).close()
+        assert main(["in-doubt", str(tmp_path / QUEUE)]) == 0
+        assert capsys.readouterr().out == "no message was ever in doubt\n"
+
+    def test_a_file_that_is_no_queue_is_named(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (tmp_path / "text").write_text("not a database, but long enough to have been one")
+        assert main(["in-doubt", str(tmp_path / "text")]) == 2
+        assert main(["in-doubt", str(tmp_path / "missing")]) == 2
+        first, second = capsys.readouterr().err.splitlines()
+        assert "text" in first
+        assert "missing" in second
+        assert not (tmp_path / "missing").exists()
