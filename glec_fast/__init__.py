@@ -4,6 +4,7 @@ from glec_fast.client import Client
 from glec_fast.config import MQTTConfig
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import (
+    BrokerRefusalError,
     CertificateError,
     ConfigError,
     ConnectionLostError,
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Alert",
+    "BrokerRefusalError",
     "CertificateError",
     "CertificateExpiry",
     "CertificatePinner",

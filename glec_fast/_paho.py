@@ -13,8 +13,10 @@ from paho.mqtt import client as paho_client
 
 METHODS = (
     "_call_socket_register_write",
+    "_create_socket_connection",
     "_do_on_disconnect",
     "_easy_log",
+    "_get_proxy",
     "_handle_connack",
     "_loop",
     "_loop_rc_handle",
@@ -31,8 +33,11 @@ METHODS = (
     "_ssl_wrap_socket",
 )
 ATTRIBUTES = (
+    "_bind_address",
+    "_bind_port",
     "_callback_api_version",
     "_callback_mutex",
+    "_connect_timeout",
     "_in_callback_mutex",
     "_host",
     "_in_packet",
@@ -46,6 +51,7 @@ ATTRIBUTES = (
     "_on_socket_register_write",
     "_out_messages",
     "_out_packet",
+    "_port",
     "_protocol",
     "_reconnect_delay",
     "_reconnect_max_delay",

@@ -422,10 +422,17 @@ class Client(paho.Client):
     # ---- connections
 
     def _create_socket_connection(self) -> socket.socket:
-        sock = super()._create_socket_connection()
+        sock = self._dial()
         # We send whole batches; Nagle's algorithm would hold the last piece of each until the broker's kernel answers.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
+
+    def _dial(self) -> socket.socket:
+        return super()._create_socket_connection()
+
+    def _handshake_timeout_s(self) -> float:
+        """paho's: as long again as TCP had."""
+        return float(self._connect_timeout)
 
     def _ssl_wrap_socket(self, tcp_sock: Any) -> Any:
         context = self._ssl_context
@@ -433,7 +440,7 @@ class Client(paho.Client):
             return super()._ssl_wrap_socket(tcp_sock)
         sock = context.wrap_socket(tcp_sock, server_hostname=self._host, do_handshake_on_connect=False)
         try:
-            sock.settimeout(self._connect_timeout)
+            sock.settimeout(self._handshake_timeout_s())
             sock.do_handshake()
         except BaseException:
             # paho leaves it to the garbage collector.

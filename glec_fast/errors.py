@@ -83,6 +83,19 @@ class ConnectionLostError(GlecError, ConnectionError):
     retryable = True
 
 
+class BrokerRefusalError(GlecError, ConnectionError):
+    """The broker answered CONNECT with a refusal, such as of the password. The manager goes on trying.
+
+    `reason_code` is MQTT 5's code for it (section 2.4), also where the broker speaks MQTT 3.1.1.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, reason_code: int) -> None:
+        super().__init__(message)
+        self.reason_code = reason_code
+
+
 class TLSError(GlecError, ConnectionError):
     """No TLS connection to the broker: it was refused, by us or by it, before a byte of MQTT was sent."""
 

@@ -12,6 +12,9 @@ from glec_fast.errors import PinningError, TLSError, TLSFileError
 
 # Long enough for a busy broker nearby to answer, short enough that nobody notices it where no answer comes.
 _VERDICT_MIN_S = 0.25
+_CAN_WATCH = hasattr(ssl.SSLContext, "_msg_callback")
+# RFC 8446, B.1 and B.3.
+_HANDSHAKE_RECORD, _CERTIFICATE_REQUEST = 22, 13
 
 # X509_V_ERR_* of OpenSSL's x509_vfy.h.
 _NOT_YET_VALID, _EXPIRED = 9, 10
@@ -43,16 +46,51 @@ def _chain(sock: ssl.SSLSocket, method: str) -> list[bytes]:
     return [] if leaf is None else [leaf]
 
 
+class RequestWatch:
+    """Notes whether the peer asked for a certificate of ours: only then is there a verdict on it to wait for.
+
+    Python shows a handshake's messages through `SSLContext._msg_callback` alone. Where that is missing, every peer is
+    taken to have asked. A context serves one handshake at a time meanwhile.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._asked = not _CAN_WATCH
+
+    def __enter__(self) -> RequestWatch:
+        if _CAN_WATCH:
+            self._context._msg_callback = self._on_message
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if _CAN_WATCH:
+            self._context._msg_callback = None
+
+    def end(self, sock: ssl.SSLSocket) -> None:
+        """Once the handshake is done: OpenSSL would go on to take the GIL twice for each record."""
+        if _CAN_WATCH:
+            self._context._msg_callback = None
+            # The connection takes its callback anew from the context that it is given.
+            sock.context = self._context
+
+    def is_verdict_due(self, sock: ssl.SSLSocket) -> bool:
+        """With TLS 1.3 our handshake ends before the peer has judged our certificate (RFC 8446, 4.4.2.4)."""
+        return self._asked and sock.version() == "TLSv1.3"
+
+    def _on_message(
+        self, _sock: object, direction: str, _version: object, content: int, message: int | None, _data: bytes
+    ) -> None:
+        if direction == "read" and content == _HANDSHAKE_RECORD and message == _CERTIFICATE_REQUEST:
+            self._asked = True
+
+
 def await_verdict(sock: ssl.SSLSocket, handshake_s: float) -> None:
-    """With TLS 1.3 our handshake ends before the peer has judged our certificate (RFC 8446, 4.4.2.4): hear it first.
+    """Hear what a peer that asked for our certificate thinks of it, or of there being none.
 
     A peer that is content sends session tickets, as a rule; one that is not, an alert. The wait is as long as the
     handshake was, at least 250 ms, and ends with the first word; a peer that says nothing is taken to be content.
-    Raises ssl.SSLError or ConnectionError where it is not. Leaves the socket without a time-out.
+    sock: does not block. Raises ssl.SSLError or ConnectionError where the peer is not content.
     """
-    sock.settimeout(0)
-    if sock.version() != "TLSv1.3":
-        return
     deadline_s = time.monotonic() + max(handshake_s, _VERDICT_MIN_S)
     poll = select.poll()
     poll.register(sock, select.POLLIN)

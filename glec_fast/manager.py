@@ -27,6 +27,7 @@ from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import InDoubt
 from glec_fast.messages import Alert, Inference, Status, Telemetry
 from glec_fast.outbox import DurableOutbox
+from glec_fast.refusal import refusal
 from glec_fast.secure import CertificateExpiry, SecureClient
 from glec_fast.store import Store
 from glec_fast.tls import TLSConfig
@@ -54,7 +55,7 @@ class ConnectionCallback:
         """An attempt to connect again begins."""
 
     def on_connect_failed(self, cause: Exception) -> None:
-        """An attempt failed: PinningError, TLSError, TLSFileError, or the OSError of the network."""
+        """An attempt failed: PinningError, TLSError, TLSFileError, BrokerRefusalError, or the network's OSError."""
 
 
 @dataclass(frozen=True)
@@ -420,7 +421,9 @@ class MQTTManager:
         _properties: Properties | None,
     ) -> None:
         if reason.is_failure:
-            logger.error("the broker refused the connection: %s", reason)
+            refused = refusal(reason, self.config.broker_url)
+            logger.error("%s", refused)
+            self._tell("on_connect_failed", refused)
             return
         self._client.backoff.reset()
         self._log_expiring()

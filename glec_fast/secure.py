@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from typing import Any, NamedTuple
 
@@ -10,8 +11,9 @@ from paho.mqtt.enums import MQTTErrorCode
 
 from glec_fast.certificate import parse_certificate
 from glec_fast.client import Client
+from glec_fast.dial import dial
 from glec_fast.errors import CertificateError
-from glec_fast.handshake import as_tls_error, await_verdict, verified_chain
+from glec_fast.handshake import RequestWatch, as_tls_error, await_verdict, verified_chain
 from glec_fast.pinning import CertificatePinner
 from glec_fast.tls import TLSConfig, TLSContext, TLSContextSource
 
@@ -36,6 +38,7 @@ class SecureClient(Client):
         self._contexts: TLSContextSource | None = None
         self._tls: TLSContext | None = None
         self._pinner: CertificatePinner | None = None
+        self._connect_deadline_s = 0.0
         # Replaced as a whole, never changed: read by other threads.
         self.certificates: tuple[CertificateExpiry, ...] = ()
 
@@ -60,14 +63,31 @@ class SecureClient(Client):
                 raise
             raise failure from error
 
+    def _create_socket_connection(self) -> socket.socket:
+        self._connect_deadline_s = time.monotonic() + self._connect_timeout
+        return super()._create_socket_connection()
+
+    def _dial(self) -> socket.socket:
+        if self._get_proxy():
+            return super()._dial()
+        return dial(self._host, self._port, self._connect_timeout, (self._bind_address, self._bind_port))
+
+    def _handshake_timeout_s(self) -> float:
+        # 0 would mean a socket that does not block.
+        return max(self._connect_deadline_s - time.monotonic(), 0.001)
+
     def _ssl_wrap_socket(self, tcp_sock: Any) -> Any:
         started_s = time.monotonic()
-        sock = super()._ssl_wrap_socket(tcp_sock)
+        with RequestWatch(self._ssl_context) as watch:
+            sock = super()._ssl_wrap_socket(tcp_sock)
+            watch.end(sock)
         try:
             chain = verified_chain(sock)
             if self._pinner is not None:
                 self._pinner.check(self._host, chain)
-            await_verdict(sock, time.monotonic() - started_s)
+            sock.settimeout(0)
+            if watch.is_verdict_due(sock):
+                await_verdict(sock, time.monotonic() - started_s)
             self.certificates = self._expiries(chain)
         except BaseException:
             sock.close()

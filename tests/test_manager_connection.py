@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from glec_fast import (
+    BrokerRefusalError,
     ConnectionCallback,
     ConnectionLostError,
     MQTTManager,
@@ -36,6 +37,13 @@ PASSWORD_LINE = (
     "vCyb9N4b/+yXu/8xv1WH3vAZNo8H/6r1y6P4gAvQ3POgTreA==\n"
 )
 CLOSED_URL = "tcp://127.0.0.1:1"
+
+
+class FailureRecorder(Recorder):
+    """Keeps the causes of attempts that failed as well."""
+
+    def on_connect_failed(self, cause: Exception) -> None:
+        self._add(cause)
 
 
 def test_the_waits_double_and_then_stay_at_the_longest() -> None:
@@ -251,7 +259,7 @@ def test_a_wrong_password_is_reported_retried_and_costs_nothing(
     passwords.write_text(PASSWORD_LINE)
     broker = start_broker(settings=(f"password_file {passwords}", "allow_anonymous false"))
     config = quick_config(broker.url, tmp_path, username="vehicle", password="wrong" if is_wrong else "right")
-    recorder = Recorder()
+    recorder = FailureRecorder()
     with caplog.at_level(logging.ERROR, "glec_fast"), MQTTManager(config) as manager:
         manager.set_connection_callback(recorder)
         handle = manager.publish("t", "kept", 1)
@@ -259,7 +267,12 @@ def test_a_wrong_password_is_reported_retried_and_costs_nothing(
         if is_wrong:
             assert recorder.wait_for(lambda events: events.count("reconnecting") >= 2)
             assert "connected" not in recorder.events
-            assert "Not authorized" in caplog.text
+            refusal = next(event for event in recorder.events if isinstance(event, BrokerRefusalError))
+            assert refusal.reason_code == 135
+            assert refusal.retryable
+            assert "refused the login: Not authorized; check username and password" in str(refusal)
+            assert str(refusal) in caplog.text
+            assert "wrong" not in caplog.text
             assert manager.get_metrics().queue_size == 1
             assert not manager.is_connected()
         else:

@@ -97,6 +97,10 @@ class TLSPeer(Peer):
         self.suites: list[tuple[str, str]] = []
         context.sni_callback = lambda _socket, name, _context: self.server_names.append(name)
 
+    def send_no_tickets(self) -> None:
+        """The first word after the handshake is then the client's, unless it is refused."""
+        self._context.num_tickets = 0
+
     def set_certificate(self, certificate: Certificate) -> None:
         """For connections from now on."""
         self._context.load_cert_chain(certificate.certificate_path, certificate.key_path)

@@ -1,0 +1,252 @@
+"""Peers for every way in which a handshake can go wrong, and for those in which it must not."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ssl
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from glec_fast import PinningError, TLSConfig, TLSError
+from glec_fast.demo.certificates import CertificateAuthority
+from glec_fast.pinning import certificate_pin
+from support.tls_peer import CONNACK, Peer, TLSPeer, server_context
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from glec_fast.demo.certificates import Certificate, KeyType
+
+NOT_A_PIN_OF_ANYONE = "sha256/" + "A" * 43 + "="
+NOW = dt.datetime.now(dt.timezone.utc)
+TLS_1_2 = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2)
+TLS_1_3 = (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_3)
+TLS_1_0 = (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1)
+TLS_1_1 = (ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_1)
+
+
+def pin_of(certificate: Certificate) -> str:
+    return certificate_pin(leaf_der(certificate.certificate_path))
+
+
+def leaf_der(path: Path) -> bytes:
+    pem = path.read_text().split("-----END CERTIFICATE-----")[0] + "-----END CERTIFICATE-----\n"
+    return ssl.PEM_cert_to_DER_cert(pem)
+
+
+def new_authority(directory: Path, name: str, **options: Any) -> CertificateAuthority:
+    folder = directory / name
+    folder.mkdir()
+    return CertificateAuthority(folder, name, **options)
+
+
+class Case(NamedTuple):
+    """A peer (TLSPeer or other), our settings for it, and what the cause must say."""
+
+    peer: Peer
+    tls: TLSConfig
+    says: str
+    error: type[Exception] = TLSError
+
+
+class Cases:
+    """Each method makes the one thing of its name wrong."""
+
+    def __init__(self, authority: CertificateAuthority, directory: Path) -> None:
+        self.authority = authority
+        self.directory = directory
+
+    def trust(self, **options: Any) -> TLSConfig:
+        return TLSConfig.create_server_auth(self.authority.certificate_path, **options)
+
+    def peer(self, *, versions: Any = None, ciphers: str | None = None, **options: Any) -> TLSPeer:
+        return TLSPeer(server_context(self.authority.issue_server(**options), versions=versions, ciphers=ciphers))
+
+    def unknown_ca(self) -> Case:
+        stranger = new_authority(self.directory, "stranger")
+        return Case(TLSPeer(server_context(stranger.issue_server())), self.trust(), "trusted authority")
+
+    def wrong_host(self) -> Case:
+        return Case(self.peer(hosts=["other.example"]), self.trust(), "not for localhost")
+
+    def expired(self) -> Case:
+        return Case(self.peer(not_after=NOW - dt.timedelta(minutes=5)), self.trust(), "has expired")
+
+    def not_yet_valid(self) -> Case:
+        return Case(self.peer(not_before=NOW + dt.timedelta(hours=1)), self.trust(), "not yet valid")
+
+    def revoked_pin(self) -> Case:
+        old, new = self.authority.issue_server("old"), self.authority.issue_server("new")
+        tls = self.trust(certificate_pins=[pin_of(new), NOT_A_PIN_OF_ANYONE])
+        return Case(TLSPeer(server_context(old)), tls, "is pinned", PinningError)
+
+    def wrong_pin(self) -> Case:
+        tls = self.trust(certificate_pins=[NOT_A_PIN_OF_ANYONE])
+        return Case(self.peer(), tls, "is pinned", PinningError)
+
+    def wrong_pin_tls_1_2(self) -> Case:
+        tls = self.trust(certificate_pins=[NOT_A_PIN_OF_ANYONE])
+        return Case(self.peer(versions=TLS_1_2), tls, "is pinned", PinningError)
+
+    def man_in_the_middle_of_the_same_ca(self) -> Case:
+        real = self.authority.issue_server("real")
+        tls = self.trust(certificate_pins=[pin_of(real)])
+        return Case(self.peer(name="middle"), tls, "is pinned", PinningError)
+
+    def tls_1_0(self) -> Case:
+        return Case(self.peer(versions=TLS_1_0, ciphers="ALL"), self.trust(), "no TLS version")
+
+    def tls_1_1(self) -> Case:
+        return Case(self.peer(versions=TLS_1_1, ciphers="ALL"), self.trust(), "no TLS version")
+
+    def tls_1_2_where_1_3_is_wanted(self) -> Case:
+        return Case(self.peer(versions=TLS_1_2), self.trust(tls_version="TLSv1.3"), "no TLS version")
+
+    def rsa_key_exchange(self) -> Case:
+        peer = self.peer(versions=TLS_1_2, ciphers="AES256-GCM-SHA384", key_type="rsa")
+        return Case(peer, self.trust(), "no cipher suite")
+
+    def cbc_suite(self) -> Case:
+        return Case(self.peer(versions=TLS_1_2, ciphers="ECDHE-ECDSA-AES256-SHA384"), self.trust(), "no cipher suite")
+
+    def no_encryption(self) -> Case:
+        return Case(self.peer(versions=TLS_1_2, ciphers="ECDHE-ECDSA-NULL-SHA"), self.trust(), "no cipher suite")
+
+    def finite_field_dh(self) -> Case:
+        peer = self.peer(versions=TLS_1_2, ciphers="DHE-RSA-AES256-GCM-SHA384", key_type="rsa")
+        return Case(peer, self.trust(), "no cipher suite")
+
+    def client_certificate_missing_tls_1_2(self) -> Case:
+        return self._wants_client(TLS_1_2, self.trust(), "no cipher suite with us, or wants a client certificate")
+
+    def client_certificate_missing_tls_1_3(self) -> Case:
+        return self._wants_client(TLS_1_3, self.trust(), "wants a client certificate")
+
+    def client_certificate_missing_where_no_tickets_come(self) -> Case:
+        case = self._wants_client(TLS_1_3, self.trust(), "wants a client certificate")
+        assert isinstance(case.peer, TLSPeer)
+        case.peer.send_no_tickets()
+        return case
+
+    def client_certificate_of_another_tls_1_2(self) -> Case:
+        return self._wants_client(TLS_1_2, self._strangers_certificate(), "refuses our client certificate")
+
+    def client_certificate_of_another_tls_1_3(self) -> Case:
+        return self._wants_client(TLS_1_3, self._strangers_certificate(), "refuses our client certificate")
+
+    def client_certificate_expired(self) -> Case:
+        ours = self.authority.issue_client(not_after=NOW - dt.timedelta(minutes=5))
+        tls = TLSConfig.create_mutual_tls(self.authority.certificate_path, ours.certificate_path, ours.key_path)
+        return self._wants_client(TLS_1_3, tls, "refuses our client certificate")
+
+    def plain_tcp(self) -> Case:
+        def serve(sock: socket.socket) -> None:
+            with sock:
+                sock.recv(100)
+                sock.sendall(CONNACK * 10)
+                sock.recv(100)
+
+        return Case(Peer(serve), self.trust(), "does not speak TLS")
+
+    def closes_at_once(self) -> Case:
+        def serve(sock: socket.socket) -> None:
+            with sock:
+                sock.recv(100)
+
+        return Case(Peer(serve), self.trust(), "closed the connection|reset|EOF", OSError)
+
+    def _strangers_certificate(self) -> TLSConfig:
+        other = new_authority(self.directory, "another").issue_client()
+        return TLSConfig.create_mutual_tls(self.authority.certificate_path, other.certificate_path, other.key_path)
+
+    def _wants_client(self, versions: Any, tls: TLSConfig, says: str) -> Case:
+        context = server_context(
+            self.authority.issue_server(), versions=versions, client_ca=self.authority.certificate_path
+        )
+        return Case(TLSPeer(context), tls, says)
+
+
+CASES = [name for name in vars(Cases) if not name.startswith("_") and name not in ("trust", "peer")]
+WEAK = ["tls_1_0", "tls_1_1", "rsa_key_exchange", "cbc_suite", "no_encryption", "finite_field_dh"]
+
+
+class Good:
+    """Each method makes a peer that must be accepted."""
+
+    def __init__(self, cases: Cases) -> None:
+        self._cases = cases
+
+    def plain(self) -> Case:
+        return self._accept(self._cases.authority.issue_server(), TLS_1_3)
+
+    def tls_1_2(self) -> Case:
+        return self._accept(self._cases.authority.issue_server(), TLS_1_2)
+
+    def rsa(self) -> Case:
+        return self._accept(self._cases.authority.issue_server(key_type="rsa"), TLS_1_3)
+
+    def rsa_tls_1_2(self) -> Case:
+        return self._accept(self._cases.authority.issue_server(key_type="rsa"), TLS_1_2)
+
+    def ed25519(self) -> Case:
+        return self._accept(self._cases.authority.issue_server(key_type="ed25519"), TLS_1_3)
+
+    def ed25519_tls_1_2(self) -> Case:
+        return self._accept(self._cases.authority.issue_server(key_type="ed25519"), TLS_1_2)
+
+    def rsa_authority(self) -> Case:
+        return self._of_authority("rsa")
+
+    def ed25519_authority(self) -> Case:
+        return self._of_authority("ed25519")
+
+    def backup_pin(self) -> Case:
+        server = self._cases.authority.issue_server()
+        pins = [NOT_A_PIN_OF_ANYONE, pin_of(server)]
+        return Case(TLSPeer(server_context(server)), self._cases.trust(certificate_pins=pins), "")
+
+    def intermediate_pin_of_leaf(self) -> Case:
+        return self._intermediate(lambda server, _middle: pin_of(server))
+
+    def intermediate_pin_of_intermediate(self) -> Case:
+        return self._intermediate(lambda _server, middle: certificate_pin(leaf_der(middle.certificate_path)))
+
+    def pin_of_the_root(self) -> Case:
+        return self._intermediate(
+            lambda _server, _middle: certificate_pin(leaf_der(self._cases.authority.certificate_path))
+        )
+
+    def mutual_tls_1_2(self) -> Case:
+        return self._mutual(TLS_1_2)
+
+    def mutual_tls_1_3(self) -> Case:
+        return self._mutual(TLS_1_3)
+
+    def other_host_where_names_are_not_verified(self) -> Case:
+        tls = self._cases.trust(verify_hostname=False)
+        return Case(self._cases.peer(hosts=["other.example"]), tls, "")
+
+    def _accept(self, server: Certificate, versions: Any) -> Case:
+        tls = self._cases.trust(certificate_pins=[pin_of(server)])
+        return Case(TLSPeer(server_context(server, versions=versions)), tls, "")
+
+    def _of_authority(self, key_type: KeyType) -> Case:
+        authority = new_authority(self._cases.directory, key_type, key_type=key_type)
+        server = authority.issue_server(key_type=key_type)
+        return Case(TLSPeer(server_context(server)), TLSConfig.create_server_auth(authority.certificate_path), "")
+
+    def _intermediate(self, choose: Callable[[Certificate, CertificateAuthority], str]) -> Case:
+        middle = new_authority(self._cases.directory, "middle", issuer=self._cases.authority)
+        server = middle.issue_server()
+        return Case(TLSPeer(server_context(server)), self._cases.trust(certificate_pins=[choose(server, middle)]), "")
+
+    def _mutual(self, versions: Any) -> Case:
+        authority = self._cases.authority
+        ours = authority.issue_client()
+        context = server_context(authority.issue_server(), versions=versions, client_ca=authority.certificate_path)
+        tls = TLSConfig.create_mutual_tls(authority.certificate_path, ours.certificate_path, ours.key_path)
+        return Case(TLSPeer(context), tls, "")
+
+
+GOOD = [name for name in vars(Good) if not name.startswith("_")]
