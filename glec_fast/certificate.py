@@ -7,6 +7,7 @@ Signatures and chains are OpenSSL's business.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 from typing import NamedTuple
 
 from glec_fast.errors import CertificateError
@@ -88,9 +89,11 @@ class DerReader:
             raise CertificateError("the certificate has bytes after its end")
 
 
+# A broker shows the same few at each connection.
+@functools.lru_cache(maxsize=16)
 def parse_certificate(der: bytes) -> Certificate:
     """Read one certificate. Raises CertificateError where it is not X.509 in DER."""
-    whole = DerReader(bytes(der))
+    whole = DerReader(der)
     outer = whole.inside(_SEQUENCE)
     whole.end()
     body = outer.inside(_SEQUENCE)

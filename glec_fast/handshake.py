@@ -12,7 +12,8 @@ from glec_fast.errors import PinningError, TLSError, TLSFileError
 
 # Long enough for a busy broker nearby to answer, short enough that nobody notices it where no answer comes.
 _VERDICT_MIN_S = 0.25
-_CAN_WATCH = hasattr(ssl.SSLContext, "_msg_callback")
+# Of the class below ssl's own, which makes an enum of each number: a twentieth of a fast handshake's time.
+_MESSAGES: Any = vars(ssl.SSLContext.__mro__[1]).get("_msg_callback")
 # RFC 8446, B.1 and B.3.
 _HANDSHAKE_RECORD, _CERTIFICATE_REQUEST = 22, 13
 
@@ -49,38 +50,39 @@ def _chain(sock: ssl.SSLSocket, method: str) -> list[bytes]:
 class RequestWatch:
     """Notes whether the peer asked for a certificate of ours: only then is there a verdict on it to wait for.
 
-    Python shows a handshake's messages through `SSLContext._msg_callback` alone. Where that is missing, every peer is
+    Python shows a handshake's messages through a context's `_msg_callback` alone. Where that is missing, every peer is
     taken to have asked. A context serves one handshake at a time meanwhile.
     """
 
     def __init__(self, context: Any) -> None:
         self._context = context
-        self._asked = not _CAN_WATCH
+        self._asked = _MESSAGES is None
 
     def __enter__(self) -> RequestWatch:
-        if _CAN_WATCH:
-            self._context._msg_callback = self._on_message
+        self._listen(self._on_message)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if _CAN_WATCH:
-            self._context._msg_callback = None
+        self._listen(None)
 
     def end(self, sock: ssl.SSLSocket) -> None:
         """Once the handshake is done: OpenSSL would go on to take the GIL twice for each record."""
-        if _CAN_WATCH:
-            self._context._msg_callback = None
-            # The connection takes its callback anew from the context that it is given.
-            sock.context = self._context
+        self._listen(None)
+        # The connection takes its callback anew from the context that it is given.
+        sock.context = self._context
 
     def is_verdict_due(self, sock: ssl.SSLSocket) -> bool:
         """With TLS 1.3 our handshake ends before the peer has judged our certificate (RFC 8446, 4.4.2.4)."""
         return self._asked and sock.version() == "TLSv1.3"
 
+    def _listen(self, callback: Any) -> None:
+        if _MESSAGES is not None:
+            _MESSAGES.__set__(self._context, callback)
+
     def _on_message(
-        self, _sock: object, direction: str, _version: object, content: int, message: int | None, _data: bytes
+        self, _sock: object, direction: str, _version: int, content: int, message: int | None, _data: bytes
     ) -> None:
-        if direction == "read" and content == _HANDSHAKE_RECORD and message == _CERTIFICATE_REQUEST:
+        if message == _CERTIFICATE_REQUEST and content == _HANDSHAKE_RECORD and direction == "read":
             self._asked = True
 
 

@@ -177,7 +177,7 @@ def test_only_a_peer_that_asked_for_a_certificate_is_waited_for(
 def test_without_a_look_at_the_handshake_every_peer_is_waited_for(
     cases: Cases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glec_fast.handshake._CAN_WATCH", False)
+    monkeypatch.setattr("glec_fast.handshake._MESSAGES", None)
     context = build_ssl_context(cases.trust())
     with (
         TLSPeer(server_context(cases.authority.issue_server(), versions=TLS_1_3)) as peer,
