@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from glec_fast import in_doubt_command, service
 from glec_fast.demo import command as demo_command
+from glec_fast.doctor import command as doctor_command
+from glec_fast.doctor import pin
 from glec_fast.errors import GlecError
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 EXIT_UNUSABLE = 2
 EXIT_INTERRUPTED = 130
 
-SUBCOMMANDS = (demo_command, in_doubt_command, service)
+SUBCOMMANDS = (demo_command, service, in_doubt_command, doctor_command, pin)
 
 
 class OneLineParser(argparse.ArgumentParser):

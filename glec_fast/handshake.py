@@ -50,13 +50,13 @@ def _chain(sock: ssl.SSLSocket, method: str) -> list[bytes]:
 class RequestWatch:
     """Notes whether the peer asked for a certificate of ours: only then is there a verdict on it to wait for.
 
-    Python shows a handshake's messages through a context's `_msg_callback` alone. Where that is missing, every peer is
-    taken to have asked. A context serves one handshake at a time meanwhile.
+    `asked` tells. Python shows a handshake's messages through a context's `_msg_callback` alone. Where that is missing,
+    every peer is taken to have asked. A context serves one handshake at a time meanwhile.
     """
 
     def __init__(self, context: Any) -> None:
         self._context = context
-        self._asked = _MESSAGES is None
+        self.asked = _MESSAGES is None
 
     def __enter__(self) -> RequestWatch:
         self._listen(self._on_message)
@@ -73,7 +73,7 @@ class RequestWatch:
 
     def is_verdict_due(self, sock: ssl.SSLSocket) -> bool:
         """With TLS 1.3 our handshake ends before the peer has judged our certificate (RFC 8446, 4.4.2.4)."""
-        return self._asked and sock.version() == "TLSv1.3"
+        return self.asked and sock.version() == "TLSv1.3"
 
     def _listen(self, callback: Any) -> None:
         if _MESSAGES is not None:
@@ -83,7 +83,7 @@ class RequestWatch:
         self, _sock: object, direction: str, _version: int, content: int, message: int | None, _data: bytes
     ) -> None:
         if message == _CERTIFICATE_REQUEST and content == _HANDSHAKE_RECORD and direction == "read":
-            self._asked = True
+            self.asked = True
 
 
 def await_verdict(sock: ssl.SSLSocket, handshake_s: float) -> None:

@@ -138,6 +138,49 @@ class QueueFile:
             self._lock_descriptor = -1
 
 
+def holding(path: Path) -> int | None:
+    """A descriptor that keeps others from opening the queue until it is closed; None where no queue was ever there.
+
+    Makes no file. Raises QueueLockedError, OSError.
+    """
+    try:
+        descriptor = os.open(_lock_of(path), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise QueueLockedError(f"the queue file {path} is in use by another process or client") from error
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def look_into(path: Path, scratch: Path) -> tuple[int, int | None]:
+    """(messages, Unix milliseconds of the latest), of a copy in the empty folder `scratch`: nothing of it is changed.
+
+    Raises QueueFormatError, apsw.Error where it is damaged, OSError.
+    """
+    _refuse_foreign(path)
+    if _mark_of(path).exists():
+        raise apsw.CorruptError("it was found damaged while it was in use")
+    for suffix in ("", "-wal"):
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            shutil.copyfile(source, scratch / f"copy{suffix}")
+    copy = scratch / "copy"
+    connection = connect(copy, apsw.SQLITE_OPEN_READWRITE)
+    try:
+        _check(connection, copy)
+        _create_schema(connection)
+        count, latest = connection.execute("SELECT count(*), max(timestamp) FROM mqtt_offline_queue").get
+        return count, latest
+    finally:
+        connection.close(True)
+
+
 def connect(path: Path, flags: int) -> apsw.Connection:
     """A connection with this product's settings: small caches, a bounded wait for foreign locks."""
     connection = apsw.Connection(str(path), flags=flags)
@@ -164,9 +207,8 @@ def storage_error(path: Path, error: BaseException) -> QueueStorageError:
 
 def _lock(path: Path) -> int:
     # Not on the file itself: closing any descriptor of it would drop SQLite's own locks in this process.
-    lock_path = path.with_name(path.name + "-lock")
     try:
-        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(_lock_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise storage_error(path, error) from error
     try:
@@ -182,6 +224,10 @@ def _lock(path: Path) -> int:
         os.close(descriptor)
         raise storage_error(path, error) from error
     return descriptor
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(path.name + "-lock")
 
 
 def _create(path: Path) -> None:
