@@ -169,7 +169,7 @@ def look_into(path: Path, scratch: Path) -> tuple[int, int | None]:
     for suffix in ("", "-wal"):
         source = path.with_name(path.name + suffix)
         if source.exists():
-            shutil.copyfile(source, scratch / f"copy{suffix}")
+            _copy(source, scratch / f"copy{suffix}")
     copy = scratch / "copy"
     connection = connect(copy, apsw.SQLITE_OPEN_READWRITE)
     try:
@@ -232,6 +232,11 @@ def _lock_of(path: Path) -> Path:
 
 def _create(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _copy(source: Path, target: Path) -> None:
+    _create(target)
+    shutil.copyfile(source, target)
 
 
 def _mark_of(path: Path) -> Path:
@@ -433,12 +438,13 @@ class _Remains:
         try:
             for lent_bytes in (_HEADER_BYTES, None):
                 _remove(copy)
+                _create(copy)
                 page = _first_page(copy)
                 _remove(copy)
                 for suffix in ("", "-wal"):
                     source = path.with_name(path.name + suffix)
                     if source.exists():
-                        shutil.copyfile(source, copy.with_name(copy.name + suffix))
+                        _copy(source, copy.with_name(copy.name + suffix))
                 with copy.open("r+b") as file:
                     file.write(page[:lent_bytes])
                 if self._read(copy) and self._rows:

@@ -18,6 +18,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from glec_fast import queue_file
 from glec_fast.errors import GlecError, QueueFormatError, QueueLockedError, QueueStorageError
 from glec_fast.queue import OfflineQueueManager
 from glec_fast.queue_file import SCHEMA_VERSION, QueueFile
@@ -401,6 +402,36 @@ class TestDamaged:
             assert [row[:3] for row in rows] == [(1, "t", b"\xff"), (3, "t", "fine")]
             store.run(lambda table: None)
             assert store.drops == {"damaged_file": 1}
+
+    def test_all_that_is_made_of_it_is_for_its_owner_only(self, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also what is there for a moment: looked at before each removal, and at the end."""
+        modes: dict[str, set[int]] = {}
+
+        def look() -> None:
+            for file in filled.parent.iterdir():
+                modes.setdefault(file.name, set()).add(stat.S_IMODE(file.stat().st_mode))
+
+        def watched_remove(removed: Path) -> None:
+            look()
+            remove(removed)
+
+        remove = queue_file._remove
+        monkeypatch.setattr("glec_fast.queue_file._remove", watched_remove)
+        self.damage(filled, 0, bytes(100))
+        log = filled.with_name("queue.db-wal")
+        log.touch(0o600)
+        log.write_bytes(b"torn")
+        mask = os.umask(0)
+        try:
+            with closing(Store(filled)) as store:
+                assert store.salvage is not None
+                store._file.failed(apsw.CorruptError("a page"))
+                look()
+        finally:
+            os.umask(mask)
+        made = {"queue.db", "queue.db-copy", "queue.db-copy-wal", "queue.db-damaged", "queue.db.damaged-1"}
+        assert made <= set(modes)
+        assert all(each == {0o600} for each in modes.values()), modes
 
     def test_a_second_damage_gets_a_second_name(self, filled: Path) -> None:
         for number in (1, 2):
