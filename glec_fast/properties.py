@@ -258,19 +258,7 @@ class _File:
             return None
         if name != _DEVICE_ID:
             warn_if_world_readable(f"the file of {name},", path)
-        try:
-            with path.open("rb") as file:
-                content = file.read(_SECRET_MAX_BYTES)
-        except OSError as error:
-            raise ConfigError(
-                f"{path}, the file of {name}, cannot be read: {error.strerror}; check its rights"
-            ) from error
-        try:
-            return content.decode().rstrip("\r\n")
-        except UnicodeDecodeError:
-            # Without the cause: it holds the secret.
-            pass
-        raise ConfigError(f"{path}, the file of {name}, is not UTF-8; write it anew")
+        return read_secret(name, path)
 
     # ---- TLS
 
@@ -301,6 +289,21 @@ class _File:
             if text.startswith(_SPOKEN.get(field, field)):
                 return self._error(line.number, f"{line.key}: {text}")
         return ConfigError(f"{self._path}: {text}")
+
+
+def read_secret(name: str, path: Path) -> str:
+    """The text of a file without its last line's end. Raises ConfigError, which never holds any of it."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_SECRET_MAX_BYTES)
+    except OSError as error:
+        raise ConfigError(f"{path}, the file of {name}, cannot be read: {error.strerror}; check its rights") from error
+    try:
+        return content.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        # Without the cause: it holds the secret.
+        pass
+    raise ConfigError(f"{path}, the file of {name}, is not UTF-8; write it anew")
 
 
 def _without_trailing_space(raw: str) -> str:

@@ -4,9 +4,10 @@ A program connects to the Unix socket (SOCK_SEQPACKET) and sends one JSON object
 `{"topic": "glec/dtg/D/alerts", "qos": 2, "payload": ...}`, the payload a string or an object. The answer to each is
 `{"id": N}` once QoS 1 or 2 is on disk (QoS 0: once accepted), or `{"error": "...", "retryable": true or false}`.
 
-Environment: GLEC_BROKER_URL and GLEC_CLIENT_ID; GLEC_USERNAME and GLEC_QUEUE_MAX_SIZE where wanted. From systemd:
-STATE_DIRECTORY (the queue), RUNTIME_DIRECTORY (the socket), CREDENTIALS_DIRECTORY (glec_ca.crt, glec_client.crt,
-glec_client.key, glec_password, all optional), NOTIFY_SOCKET and WATCHDOG_USEC.
+Environment: GLEC_BROKER_URL and GLEC_CLIENT_ID; GLEC_USERNAME and GLEC_QUEUE_MAX_SIZE where wanted. Or, in place of all
+but GLEC_CLIENT_ID: GLEC_CONFIG, the path of a broker_config.properties. From systemd: STATE_DIRECTORY (the queue),
+RUNTIME_DIRECTORY (the socket), CREDENTIALS_DIRECTORY (glec_ca.crt, glec_client.crt, glec_client.key, glec_password,
+glec_broker_config.properties, all optional), NOTIFY_SOCKET and WATCHDOG_USEC.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import socket
 import time
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from glec_fast.config import MQTTConfig
 from glec_fast.errors import ConfigError, GlecError, MessageError
 from glec_fast.manager import MQTTManager
-from glec_fast.tls import TLSConfig
+from glec_fast.properties import load_properties, read_secret
+from glec_fast.tls import TLSConfig, warn_if_world_readable
 
 if TYPE_CHECKING:
     import argparse
@@ -163,20 +165,19 @@ class Notifier:
 
 
 def config_from(environment: Mapping[str, str]) -> MQTTConfig:
-    """The settings that the environment holds. Raises ConfigError."""
+    """The settings that the environment holds, or the properties file that it names. Raises ConfigError."""
+    properties = _properties_file(environment)
+    if properties is not None:
+        return _from_properties(properties, environment)
     missing = [name for name in ("GLEC_BROKER_URL", "GLEC_CLIENT_ID") if not environment.get(name)]
     if missing:
         raise ConfigError(f"{' and '.join(missing)} not set: put them into the service's environment file")
-    credentials = Path(environment.get("CREDENTIALS_DIRECTORY", "/nonexistent"))
-
-    def credential(name: str) -> Path | None:
-        path = credentials / f"glec_{name}"
-        return path if path.exists() else None
-
-    authority, certificate, key = credential("ca.crt"), credential("client.crt"), credential("client.key")
+    authority, certificate, key = (_credential(environment, name) for name in ("ca.crt", "client.crt", "client.key"))
     if authority is None and certificate is not None:
         raise ConfigError("there is a client.crt but no ca.crt: put the broker's authority beside it")
-    password = credential("password")
+    password = _credential(environment, "password")
+    if password is not None:
+        warn_if_world_readable("the password in", password)
     size = environment.get("GLEC_QUEUE_MAX_SIZE", "10000")
     if not (size.isascii() and size.isdigit()):
         raise ConfigError(f"GLEC_QUEUE_MAX_SIZE is {size!r}; it must be a whole number")
@@ -184,11 +185,43 @@ def config_from(environment: Mapping[str, str]) -> MQTTConfig:
         broker_url=environment["GLEC_BROKER_URL"],
         client_id=environment["GLEC_CLIENT_ID"],
         username=environment.get("GLEC_USERNAME") or None,
-        password=password.read_text(encoding="utf-8").rstrip("\n") if password else None,
+        password=read_secret("the password", password) if password else None,
         tls_config=TLSConfig(authority, certificate, key) if authority else None,
-        queue_path=directory_from(environment, "STATE_DIRECTORY") / "queue.db",
+        queue_path=_queue_path(environment),
         queue_max_size=int(size),
     )
+
+
+def _credential(environment: Mapping[str, str], name: str) -> Path | None:
+    """The file of that name which systemd hands over (LoadCredential=), if there is one."""
+    path = Path(environment.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / f"glec_{name}"
+    return path if path.exists() else None
+
+
+def _properties_file(environment: Mapping[str, str]) -> Path | None:
+    named = environment.get("GLEC_CONFIG")
+    path = Path(named) if named else _credential(environment, "broker_config.properties")
+    others = [name for name in ("GLEC_BROKER_URL", "GLEC_USERNAME", "GLEC_QUEUE_MAX_SIZE") if environment.get(name)]
+    if path is not None and others:
+        raise ConfigError(f"{' and '.join(others)} set beside {path}: keep the settings in one of the two places")
+    return path
+
+
+def _from_properties(path: Path, environment: Mapping[str, str]) -> MQTTConfig:
+    password = _credential(environment, "password")
+    if password is not None:
+        environment = {"SECURE_PASSWORD_FILE": str(password), **environment}
+
+    def make(**settings: Any) -> MQTTConfig:
+        if "queue_path" not in settings:
+            settings["queue_path"] = _queue_path(environment)
+        return MQTTConfig(**settings)
+
+    return load_properties(path, make, device_id=environment.get("GLEC_CLIENT_ID") or None, environment=environment)
+
+
+def _queue_path(environment: Mapping[str, str]) -> Path:
+    return directory_from(environment, "STATE_DIRECTORY") / "queue.db"
 
 
 def directory_from(environment: Mapping[str, str], name: str) -> Path:

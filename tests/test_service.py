@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,6 @@ from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from glec_fast.demo.broker import Broker
 
@@ -152,6 +152,11 @@ def test_settings_come_from_the_environment_and_the_credentials(tmp_path: Path) 
     assert config.queue_path == tmp_path / "queue.db"
     assert config.tls_config is not None
     assert config.tls_config.client_key == tmp_path / "glec_client.key"
+    (tmp_path / "glec_password").write_bytes(b"\xffsecret")
+    with pytest.raises(ConfigError, match="not UTF-8") as caught:
+        config_from(environment)
+    assert "secret" not in str(caught.value).replace(str(tmp_path), "")
+    assert caught.value.__context__ is None
     (tmp_path / "glec_ca.crt").unlink()
     with pytest.raises(ConfigError, match=r"no ca\.crt"):
         config_from(environment)
@@ -159,6 +164,37 @@ def test_settings_come_from_the_environment_and_the_credentials(tmp_path: Path) 
         config_from({**environment, "GLEC_CLIENT_ID": ""})
     with pytest.raises(ConfigError, match="GLEC_QUEUE_MAX_SIZE"):
         config_from({"GLEC_BROKER_URL": "tcp://b", "GLEC_CLIENT_ID": "d", "GLEC_QUEUE_MAX_SIZE": "many"})
+
+
+def test_settings_come_from_a_properties_file(tmp_path: Path) -> None:
+    """Named by GLEC_CONFIG, or handed over as a credential, with the password and the CA beside it."""
+    text = (
+        "mqtt.broker.url=ssl://b.example:8883\nmqtt.broker.username=gateway-{DEVICE_ID}\n"
+        "mqtt.broker.password={SECURE_PASSWORD}\nmqtt.tls.ca_cert=glec_ca.crt\nmqtt.queue.max_size=77\n"
+    )
+    for name, content in (("ca.crt", "A"), ("password", "secret\n"), ("broker_config.properties", text)):
+        path = tmp_path / f"glec_{name}"
+        path.write_text(content)
+        path.chmod(0o600)
+    handed_over = {
+        "GLEC_CLIENT_ID": "DTG-1",
+        "STATE_DIRECTORY": str(tmp_path / "state"),
+        "CREDENTIALS_DIRECTORY": str(tmp_path),
+    }
+    named = {**handed_over, "GLEC_CONFIG": str(tmp_path / "elsewhere.properties")}
+    (tmp_path / "elsewhere.properties").write_text(text + f"mqtt.queue.path={tmp_path}/own.db\n")
+    for environment, queue_path in ((handed_over, tmp_path / "state/queue.db"), (named, tmp_path / "own.db")):
+        config = config_from(environment)
+        assert (config.username, config.password, config.queue_max_size) == ("gateway-DTG-1", "secret", 77)
+        assert config.tls_config is not None
+        assert config.tls_config.ca_cert == str(tmp_path / "glec_ca.crt")
+        assert Path(config.queue_path) == queue_path
+    with pytest.raises(ConfigError, match="GLEC_BROKER_URL set beside"):
+        config_from({**named, "GLEC_BROKER_URL": "tcp://b"})
+    with pytest.raises(ConfigError, match="device_id is not given"):
+        config_from({**named, "GLEC_CLIENT_ID": ""})
+    with pytest.raises(ConfigError, match="STATE_DIRECTORY is not set"):
+        config_from({**handed_over, "STATE_DIRECTORY": ""})
 
 
 def test_a_packet_that_is_too_long_is_refused() -> None:
