@@ -91,6 +91,8 @@ class TLSPeer(Peer):
     def __init__(self, context: ssl.SSLContext) -> None:
         super().__init__(self._handshake)
         self._context = context
+        # The answer to CONNECT.
+        self.connack = CONNACK
         self.received = bytearray()
         self.failures: list[OSError] = []
         self.server_names: list[str | None] = []
@@ -112,7 +114,7 @@ class TLSPeer(Peer):
                 self.suites.append((tls.version() or version, name))
                 while data := tls.recv(_READ_BYTES):
                     if not self.received or data[0] == 0x10:
-                        tls.send(CONNACK)
+                        tls.send(self.connack)
                     self.received += data
         except OSError as error:
             self.failures.append(error)
