@@ -168,6 +168,8 @@ cdef class Session:
     # QoS 2 exchanges among them whose PUBREL is not yet encoded.
     cdef readonly int unreleased
     cdef readonly int max_unreleased
+    # First byte of the packet that the last `admit` encoded: PUBLISH with its flags, or PUBREL.
+    cdef readonly int admitted_command
     # Type byte and body of the packet that `advance` stopped at.
     cdef readonly int packet_command
     cdef readonly bytes packet_body
@@ -482,6 +484,7 @@ cdef class Session:
         cdef uint8_t* start = self._reserve(FIXED_HEADER_MAX_BYTES + body)
         cdef uint8_t* at = start
         at[0] = PUBLISH | flags
+        self.admitted_command = at[0]
         at += 1
         at += store_remaining_length(at, <uint32_t>body)
         store_u16(at, <uint16_t>topic_size)
@@ -590,6 +593,7 @@ cdef class Session:
                 self.gate_wanted = True
             self._open_exchange(packet_id, message_id, qos, RELEASED)
             self._encode_ack(PUBREL | 2, packet_id, 0)
+            self.admitted_command = PUBREL | 2
             return 0
         # DUP only where the first copy may have left (section 3.3.1.1): some brokers swallow a first copy that has it.
         end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties,

@@ -5,22 +5,27 @@ paho may change what is not public. Then this module refuses, rather than let a 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import paho.mqtt
 from paho.mqtt import client as paho_client
+from paho.mqtt.matcher import MQTTMatcher
 
 METHODS = (
     "_call_socket_register_write",
+    "_check_clean_session",
     "_create_socket_connection",
     "_do_on_disconnect",
     "_easy_log",
     "_get_proxy",
     "_handle_connack",
+    "_handle_on_connect_fail",
     "_loop",
     "_loop_rc_handle",
     "_messages_reconnect_reset",
+    "_messages_reconnect_reset_in",
     "_mid_generate",
     "_packet_handle",
     "_packet_queue",
@@ -31,23 +36,29 @@ METHODS = (
     "_sock_recv",
     "_sock_send",
     "_ssl_wrap_socket",
+    "_thread_main",
 )
 ATTRIBUTES = (
     "_bind_address",
     "_bind_port",
     "_callback_api_version",
     "_callback_mutex",
+    "_connect_properties",
     "_connect_timeout",
-    "_in_callback_mutex",
     "_host",
+    "_in_callback_mutex",
+    "_in_message_mutex",
+    "_in_messages",
     "_in_packet",
     "_keepalive",
-    "_last_bytes_received",
     "_last_msg_out",
+    "_logger",
+    "_manual_ack",
     "_max_inflight_messages",
     "_max_queued_messages",
     "_msgtime_mutex",
-    "_on_publish",
+    "_on_log",
+    "_on_message_filtered",
     "_on_socket_register_write",
     "_out_messages",
     "_out_packet",
@@ -56,6 +67,7 @@ ATTRIBUTES = (
     "_reconnect_delay",
     "_reconnect_max_delay",
     "_reconnect_min_delay",
+    "_reconnect_on_failure",
     "_sock",
     "_sockpairR",
     "_sockpairW",
@@ -64,9 +76,32 @@ ATTRIBUTES = (
     "_state",
     "_thread",
     "_thread_terminate",
+    "_tls_insecure",
+    "_transport",
     "_userdata",
 )
-FUNCTIONS = ("_ConnectionState", "_encode_payload", "_socketpair_compat", "sockpair_data", "time_func")
+FUNCTIONS = ("_ConnectionState", "_encode_payload", "_socketpair_compat", "error_string", "sockpair_data", "time_func")
+# When bytes last came: 2.2 renamed it.
+_LAST_RECEIVED = ("_last_bytes_received", "_last_msg_in")
+
+
+class CallbackMark(threading.local):
+    """Stands where paho holds a lock during a callback: it only says that this thread is in one."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        self.depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.depth -= 1
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: ARG002 - a lock's signature
+        """False in a callback: paho then leaves the writing to the loop."""
+        return self.depth == 0
+
+    def release(self) -> None:
+        """Does nothing: `acquire` took nothing."""
 
 
 class _Sized(Protocol):
@@ -93,13 +128,45 @@ class Unfinished:
         """Does nothing: the outbox ends what a connection ends."""
 
 
+def _initialised_names() -> set[str]:
+    return set(paho_client.Client.__init__.__code__.co_names)
+
+
+LAST_RECEIVED = next((name for name in _LAST_RECEIVED if name in _initialised_names()), _LAST_RECEIVED[0])
+
+
+def _root_of(matcher: MQTTMatcher) -> Any:
+    return getattr(matcher, "_root", None)
+
+
+def has_filters(matcher: MQTTMatcher) -> bool:
+    """True where a callback was added for some filter."""
+    return bool(matcher._root._children)
+
+
+def whole_packet(command: int, body: bytes) -> Any:
+    """What paho's reader leaves for its handlers."""
+    return {
+        "command": command,
+        "have_remaining": 1,
+        "remaining_count": [],
+        "remaining_mult": 1,
+        "remaining_length": len(body),
+        "packet": bytearray(body),
+        "to_process": 0,
+        "pos": 0,
+    }
+
+
 def missing_internals() -> list[str]:
     """Names of the contract that the installed paho-mqtt does not have."""
-    initialised = set(paho_client.Client.__init__.__code__.co_names)
+    initialised = _initialised_names()
     return [
         *(name for name in METHODS if not callable(getattr(paho_client.Client, name, None))),
         *(name for name in ATTRIBUTES if name not in initialised),
         *(name for name in FUNCTIONS if not hasattr(paho_client, name)),
+        *(name for name in _LAST_RECEIVED[:1] if initialised.isdisjoint(_LAST_RECEIVED)),
+        *(name for name in ("MQTTMatcher._root._children",) if not hasattr(_root_of(MQTTMatcher()), "_children")),
     ]
 
 

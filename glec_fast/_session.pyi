@@ -35,6 +35,9 @@ class Session:
     def unreleased(self) -> int:
         """QoS 2 exchanges among them whose PUBREL is not yet encoded."""
     @property
+    def admitted_command(self) -> int:
+        """First byte of the packet that the last `admit` encoded: PUBLISH with its flags, or PUBREL."""
+    @property
     def packet_command(self) -> int:
         """First byte of the packet that `advance` stopped at."""
     @property

@@ -8,47 +8,45 @@ from __future__ import annotations
 
 import select
 import socket
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
 
 from glec_fast import _paho
-from glec_fast._session import NEED_DATA
-from glec_fast.errors import ProtocolError
+from glec_fast.errors import GlecError
+from glec_fast.message import properties_from
 from glec_fast.outbox import DurableOutbox, MemoryOutbox
+from glec_fast.receive import Receiver, _Finished, _State
 
 if TYPE_CHECKING:
     from glec_fast.handle import PublishHandle
 
 _paho.check()
 
-_State = paho._ConnectionState
-_RECEIVE_BYTES = 64 * 1024
 _SEND_BYTES = 256 * 1024
-# Reads in one turn, so that a peer that never stops cannot keep the loop from its other duties.
-_READS_A_TURN = 16
-# A read of so many bytes means that acknowledgements come in a stream.
-_STREAM_READ_BYTES = 64
 # With a full window: long enough for the broker to answer a batch, short enough that it never runs out of work.
 _GATHER_S = 0.002
 _GATHER_MIN_S = 0.0001
 _DISCONNECT = 0xE0
-_RECEIVE_MAXIMUM = 65_535
+_PUBREL = 0x60
+_PAYLOAD_MAX_BYTES = 268_435_455
+_MQTT_5 = MQTTProtocolVersion.MQTTv5
+_SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
+_PahoClient = paho.Client
 
 
-class Client(paho.Client):
+class Client(Receiver):
     """A drop-in for `paho.mqtt.client.Client`: the same arguments, methods, callbacks and results."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._woken = False
-        self._acks_stream = False
         self._is_tcp = self._transport == "tcp" and hasattr(socket, "TCP_QUICKACK")
         self._interrupt = threading.Event()
         self._write_lock = threading.Lock()
@@ -56,6 +54,7 @@ class Client(paho.Client):
 
     def _use_outbox(self, outbox: MemoryOutbox | DurableOutbox) -> None:
         self._outbox = outbox
+        outbox.is_traced = self._is_logging
         self._out_messages = _paho.Unfinished(outbox if isinstance(outbox, MemoryOutbox) else ())  # type: ignore[assignment]
         self._out_packet = _paho.Unfinished(_UnsentBytes(outbox))  # type: ignore[assignment]
 
@@ -70,14 +69,17 @@ class Client(paho.Client):
         properties: Properties | None = None,
     ) -> PublishHandle:
         """As paho's; the handle is a `PublishHandle`. From any thread and any callback."""
-        if self._protocol != MQTTProtocolVersion.MQTTv5 and (topic is None or len(topic) == 0):
+        protocol = self._protocol
+        if protocol != _MQTT_5 and (topic is None or len(topic) == 0):
             raise ValueError("Invalid topic.")
         topic_bytes = topic.encode("utf-8")
-        self._raise_for_invalid_topic(topic_bytes)
+        if b"+" in topic_bytes or b"#" in topic_bytes or len(topic_bytes) > 65535:
+            # For its errors.
+            self._raise_for_invalid_topic(topic_bytes)
         if qos < 0 or qos > 2:
             raise ValueError("Invalid QoS level.")
-        data = paho._encode_payload(payload)
-        if len(data) > 268_435_455:
+        data = payload if type(payload) is bytes else paho._encode_payload(payload)
+        if len(data) > _PAYLOAD_MAX_BYTES:
             raise ValueError("Payload too large.")
         outbox = self._outbox
         if isinstance(outbox, DurableOutbox):
@@ -86,10 +88,16 @@ class Client(paho.Client):
                     "a queued message carries neither retain nor properties: the queue's table has no place for them"
                 )
             return outbox.publish(topic, bytes(data), qos)
-        packed = properties.pack() if properties is not None and self._protocol == MQTTProtocolVersion.MQTTv5 else None
-        handle = outbox.publish(topic_bytes, data, qos, retain, packed, linked=self._sock is not None)
-        if handle.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
-            self._after_queueing()
+        packed = properties.pack() if properties is not None and protocol == _MQTT_5 else None
+        if self._acks:
+            self._flush_acks()
+        handle = outbox.publish(topic_bytes, data, qos, retain, packed, self._sock is not None)
+        if handle.rc == _SUCCESS:
+            if outbox.trace:
+                self._log_sent()
+            rc = self._after_queueing()
+            if rc != _SUCCESS:
+                handle.rc = rc
         return handle
 
     def drop_out_messages(self) -> list[paho.MQTTMessage]:
@@ -112,7 +120,7 @@ class Client(paho.Client):
 
     @max_inflight_messages.setter
     def max_inflight_messages(self, value: int) -> None:
-        paho.Client.max_inflight_messages.fset(self, value)  # type: ignore[attr-defined]
+        _PahoClient.max_inflight_messages.fset(self, value)  # type: ignore[attr-defined]
         self._outbox.session.set_window(value)
 
     @property
@@ -122,7 +130,7 @@ class Client(paho.Client):
 
     @max_queued_messages.setter
     def max_queued_messages(self, value: int) -> None:
-        paho.Client.max_queued_messages.fset(self, value)  # type: ignore[attr-defined]
+        _PahoClient.max_queued_messages.fset(self, value)  # type: ignore[attr-defined]
         if isinstance(self._outbox, MemoryOutbox):
             self._outbox.max_queued = value
 
@@ -162,13 +170,52 @@ class Client(paho.Client):
             thread.join()
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
-    def _after_queueing(self) -> MQTTErrorCode:
-        self._wake()
-        if self._thread is None and self._on_socket_register_write is None and self._in_callback_mutex.acquire(False):
-            self._in_callback_mutex.release()
-            return self.loop_write()
-        self._call_socket_register_write()
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
+    def _thread_main(self) -> None:
+        """The network thread. An exception of a callback is told as paho's thread tells it, and does not end it."""
+        try:
+            while not self._run_loop():
+                pass
+        finally:
+            if not self._thread_terminate:
+                self._close_for_good()
+            self._thread = None
+
+    def _run_loop(self) -> bool:
+        """True where the thread is to end."""
+        try:
+            self.loop_forever(retry_first_connection=True)
+        except Exception:
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+            return self._thread_terminate or not self._can_go_on()
+        return True
+
+    def _can_go_on(self) -> bool:
+        self._pass_over()
+        if self._state in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
+            return self._sock is not None
+        return self._sock is not None or self._reconnect_on_failure
+
+    def _close_for_good(self) -> None:
+        """The thread ends and nobody asked it to: nobody must go on waiting for its connection."""
+        if self._state not in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
+            self._state = _State.MQTT_CS_CONNECTION_LOST
+        self._sock_close()
+
+    def _after_queueing(self, *, wake: bool = True) -> MQTTErrorCode:
+        """See to it that what was queued leaves: by the thread, by the program's own loop, or at once."""
+        thread = self._thread
+        if thread is not None:
+            # The thread itself looks for something to send at every turn.
+            if wake and not self._woken and threading.get_ident() != thread.ident:
+                self._wake()
+        else:
+            if wake:
+                self._wake()
+            if self._on_socket_register_write is None and self._in_callback_mutex.acquire(False):
+                return self.loop_write()
+        if not self._registered_write:
+            self._call_socket_register_write()
+        return _SUCCESS
 
     def _loop(self, timeout: float = 1.0) -> MQTTErrorCode:
         if timeout < 0.0:
@@ -177,13 +224,13 @@ class Client(paho.Client):
         if sock is None:
             return self._no_connection()
         self._let_acks_gather()
-        events = self._wait_for_events(sock, timeout)
+        events = self._wait_for_events(sock, 0.0 if self._has_more else timeout)
         if events is None:
             if self._state not in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
                 self._state = _State.MQTT_CS_CONNECTION_LOST
             return MQTTErrorCode.MQTT_ERR_CONN_LOST
         readable, writable = events
-        if readable:
+        if readable or self._has_more:
             rc = self.loop_read()
             if rc or self._sock is None:
                 return rc
@@ -237,141 +284,52 @@ class Client(paho.Client):
         flags = ready.get(descriptor, 0)
         return pending or bool(flags & ~select.POLLOUT), woken or bool(flags & select.POLLOUT)
 
-    # ---- bytes in
-
-    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
-        """As paho's, in bulk: one read may bring many packets."""
-        for _ in range(_READS_A_TURN):
-            sock = self._sock
-            if sock is None:
-                return MQTTErrorCode.MQTT_ERR_NO_CONN
-            try:
-                data = self._sock_recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                return MQTTErrorCode.MQTT_ERR_SUCCESS
-            except OSError as error:
-                self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
-                return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
-            if not data:
-                return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
-            with self._msgtime_mutex:
-                self._last_bytes_received = paho.time_func()
-            rc = self._on_bytes(bytes(data))
-            if rc:
-                return self._loop_rc_handle(rc)
-            self._hasten_acks(sock, len(data))
-            if self._sock is not sock or not (len(data) == _RECEIVE_BYTES or self._has_pending(sock)):
-                break
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
-
-    def _hasten_acks(self, sock: Any, received_bytes: int) -> None:
-        """A broker with Nagle's algorithm holds acks back until our kernel acknowledges the last, 40 ms later."""
-        self._acks_stream = received_bytes >= _STREAM_READ_BYTES
-        is_open = self._sock is sock
-        if is_open and self._is_tcp and self._outbox.session.in_flight:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-    @staticmethod
-    def _has_pending(sock: Any) -> bool:
-        return hasattr(sock, "pending") and sock.pending() > 0
-
-    def _on_bytes(self, data: bytes) -> MQTTErrorCode:
-        outbox = self._outbox
-        session = outbox.session
-        # Another thread may have sent what these bytes acknowledge, and not yet told the session.
-        with self._write_lock, outbox.lock:
-            session.feed(data)
-        while True:
-            broken: ProtocolError | None = None
-            found = NEED_DATA
-            with outbox.lock:
-                try:
-                    found = session.advance()
-                except ProtocolError as error:
-                    broken = error
-                command, body = session.packet_command, session.packet_body
-                finished = outbox.settle()
-                reasons = session.take_reasons()
-            outbox.after_settle()
-            self._on_finished(finished, reasons)
-            if broken is not None:
-                self._easy_log(LogLevel.MQTT_LOG_ERR, "closing the connection: %s", broken)
-                return MQTTErrorCode.MQTT_ERR_PROTOCOL
-            if found == NEED_DATA:
-                break
-            rc = self._on_packet(command, body)
-            if rc or self._sock is None:
-                return rc
-        outbox.pull()
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
-
-    def _on_packet(self, command: int, body: bytes) -> MQTTErrorCode:
-        self._in_packet = {
-            "command": command,
-            "have_remaining": 1,
-            "remaining_count": [],
-            "remaining_mult": 1,
-            "remaining_length": len(body),
-            "packet": bytearray(body),
-            "to_process": 0,
-            "pos": 0,
-        }
-        try:
-            return self._packet_handle()
-        except paho.MalformedPacket as error:
-            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received malformed packet: %s", error)
-            return MQTTErrorCode.MQTT_ERR_PROTOCOL
-
-    def _handle_connack(self) -> MQTTErrorCode:
-        body = bytes(self._in_packet["packet"])
-        rc = super()._handle_connack()
-        if rc == MQTTErrorCode.MQTT_ERR_SUCCESS and self._state == _State.MQTT_CS_CONNECTED:
-            self._outbox.resume(bool(body[0] & 1), self._receive_maximum(body))
-        return rc
-
-    def _receive_maximum(self, connack: bytes) -> int:
-        """MQTT 5, 3.2.2.3.3; the highest value where the server names none."""
-        if self._protocol != MQTTProtocolVersion.MQTTv5:
-            return _RECEIVE_MAXIMUM
-        properties = Properties(PacketTypes.CONNACK)
-        properties.unpack(connack[2:])
-        return int(getattr(properties, "ReceiveMaximum", _RECEIVE_MAXIMUM))
-
-    def _on_finished(self, handles: list[PublishHandle], reasons: dict[int, tuple[int, int, int, bytes]]) -> None:
-        """Call `on_publish` for each, then let its waiters go on, as paho does."""
-        if not handles:
-            return
-        with self._callback_mutex:
-            on_publish = self.on_publish
-        for handle in handles:
-            if on_publish:
-                self._call_on_publish(on_publish, handle, reasons.get(handle.message_id))
-            handle._set_as_published()
-
-    def _call_on_publish(
-        self, on_publish: Any, handle: PublishHandle, reason: tuple[int, int, int, bytes] | None
-    ) -> None:
-        with self._in_callback_mutex:
-            try:
-                if self._callback_api_version == CallbackAPIVersion.VERSION1:
-                    on_publish(self, self._userdata, handle.mid)
-                else:
-                    on_publish(self, self._userdata, handle.mid, *_reason_and_properties(reason))
-            except Exception as error:
-                self._easy_log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_publish: %s", error)
-                if not self.suppress_exceptions:
-                    raise
-
     # ---- bytes out
 
     def _packet_queue(
         self, command: int, packet: bytes | bytearray, mid: int, qos: int, info: Any = None
     ) -> MQTTErrorCode:
+        self._flush_acks()
         self._outbox.put_packet(packet, last=(command & 0xF0) == _DISCONNECT)
         return self._after_queueing()
 
     def _mid_generate(self) -> int:
-        return self._outbox.next_packet_id()
+        mid = self._outbox.reserve_packet_id()
+        if mid == 0:
+            raise GlecError("all 65,535 packet ids are in use: wait until some messages are acknowledged (MQTT 2.2.1)")
+        return mid
+
+    def _send_last_words(self, packet: bytes) -> None:
+        """As much of it as the socket takes now; the connection is closed next."""
+        self._flush_acks()
+        self._outbox.put_packet(packet, last=True)
+        try:
+            while self._write_some()[0]:
+                pass
+        except OSError as error:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the server did not hear why: %s", error)
+
+    def _log_sent(self) -> None:
+        """paho's texts for what the outbox has encoded since."""
+        outbox = self._outbox
+        if not isinstance(outbox, MemoryOutbox) or not outbox.trace:
+            return
+        for message, command in outbox.take_trace():
+            if command & 0xF0 == _PUBREL:
+                self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", message.mid)
+                continue
+            text = "Sending PUBLISH (d%d, q%d, r%d, m%d), '%s'"
+            values = [command >> 3 & 1, message.qos, message.retain, message.mid, message.topic]
+            if self._protocol == _MQTT_5:
+                text += ", properties=%s"
+                packed = message.properties
+                values.append(None if packed is None else properties_from(PacketTypes.PUBLISH, packed))
+            if message.payload:
+                text += ", ... (%d bytes)"
+                values.append(len(message.payload))
+            else:
+                text += " (NULL payload)"
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, text, *values)
 
     def want_write(self) -> bool:
         """As paho's."""
@@ -390,7 +348,9 @@ class Client(paho.Client):
             with outbox.lock:
                 finished = outbox.settle()
             outbox.after_settle()
-            self._on_finished(finished, {})
+            for handle in finished:
+                self._call_on_publish(_Finished(handle, None, False))
+                handle._set_as_published()
             if sent:
                 with self._msgtime_mutex:
                     self._last_msg_out = paho.time_func()
@@ -400,6 +360,7 @@ class Client(paho.Client):
             if not sent:
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
             outbox.pull()
+            self._log_sent()
 
     def _write_some(self) -> tuple[int, bool]:
         """(bytes that the socket took, whether DISCONNECT was among them)."""
@@ -450,15 +411,28 @@ class Client(paho.Client):
 
     def _sock_close(self) -> None:
         had_socket = self._sock is not None
-        super()._sock_close()
-        if had_socket:
-            self._outbox.park()
+        try:
+            super()._sock_close()
+        finally:
+            if had_socket:
+                self._outbox.park()
+                self._drop_received()
 
     def _messages_reconnect_reset(self) -> None:
         self._outbox.park()
+        self._drop_received()
+        self._expect()
         self._outbox.session.protocol_version = int(self._protocol)
         self._outbox.session.offered_may_leave = self._ssl or self._transport == "websockets"
         self._messages_reconnect_reset_in()
+
+    def _expect(self) -> None:
+        """Tell the parser what CONNECT allows the server."""
+        inbound = self._inbound
+        inbound.protocol_version = int(self._protocol)
+        properties = self._connect_properties if self._protocol == _MQTT_5 else None
+        inbound.max_packet_bytes = getattr(properties, "MaximumPacketSize", 0)
+        inbound.topic_alias_maximum = getattr(properties, "TopicAliasMaximum", 0)
 
     def _next_reconnect_delay_s(self) -> float:
         with self._reconnect_delay_mutex:
@@ -485,14 +459,3 @@ class _UnsentBytes:
 
     def __len__(self) -> int:
         return int(self._session.unsent_bytes)
-
-
-def _reason_and_properties(reason: tuple[int, int, int, bytes] | None) -> tuple[ReasonCode, Properties]:
-    properties = Properties(PacketTypes.PUBACK)
-    if reason is None:
-        return ReasonCode(PacketTypes.PUBACK), properties
-    packet_type, _packet_id, code, packed = reason
-    properties = Properties(packet_type >> 4)
-    if packed:
-        properties.unpack(packed)
-    return ReasonCode(packet_type >> 4, identifier=code), properties

@@ -53,17 +53,43 @@ class Outbox:
         self._on_work = on_work
         self._published = threading.Condition(threading.Lock())
         self.sent_count = 0
+        # Where it is traced, `trace` grows: (message, first byte of the packet) of all that is encoded.
+        self.is_traced = False
+        self.trace: list[tuple[Message, int]] = []
+        self._control_ids: set[int] = set()
+
+    def take_trace(self) -> list[tuple[Message, int]]:
+        """What was encoded since the last call."""
+        with self.lock:
+            trace, self.trace = self.trace, []
+        return trace
 
     def put_packet(self, packet: bytes | bytearray, *, last: bool) -> None:
         """Append a control packet."""
         with self.lock:
             self.session.put_packet(packet, last)
 
-    def next_packet_id(self) -> int:
-        """An id for SUBSCRIBE or UNSUBSCRIBE."""
+    def reserve_packet_id(self) -> int:
+        """An id for SUBSCRIBE or UNSUBSCRIBE, that of nothing else until `release_packet_id`; 0 where all are taken."""
         with self.lock:
-            packet_id: int = self.session.next_packet_id()
+            packet_id: int = self.session.reserve_packet_id()
+            self._control_ids.add(packet_id)
             return packet_id
+
+    def release_packet_id(self, packet_id: int) -> None:
+        """SUBACK or UNSUBACK came. An id that was not reserved is left as it is."""
+        with self.lock:
+            self._release_control_id(packet_id)
+
+    def _release_control_id(self, packet_id: int) -> None:
+        if packet_id in self._control_ids:
+            self._control_ids.remove(packet_id)
+            self.session.release_packet_id(packet_id)
+
+    def _release_control_ids(self) -> None:
+        """The connection is gone, and with it the answers; the caller holds the lock."""
+        for packet_id in list(self._control_ids):
+            self._release_control_id(packet_id)
 
     def after_settle(self) -> None:
         """Pass on what `settle` found. Not under the lock."""
@@ -91,7 +117,6 @@ class MemoryOutbox(Outbox):
         qos: int,
         retain: bool,
         properties: bytes | None,
-        *,
         linked: bool,
     ) -> PublishHandle:
         """Take a message; the handle's `rc` is MQTT_ERR_NO_CONN or MQTT_ERR_QUEUE_SIZE where paho says so."""
@@ -104,6 +129,8 @@ class MemoryOutbox(Outbox):
                 message = self._message(topic, payload, qos, retain, properties, handle)
                 self._unsent[message.message_id] = message
                 self.session.admit(message.message_id, topic, payload, 0, retain, properties)
+                if self.is_traced:
+                    self.trace.append((message, self.session.admitted_command))
                 return handle
             full = 0 < self.max_queued <= len(self)
             mid = self.session.next_packet_id() if full else self.session.reserve_packet_id()
@@ -152,6 +179,8 @@ class MemoryOutbox(Outbox):
                 message.properties,
                 message.mid,
             )
+            if self.is_traced:
+                self.trace.append((message, self.session.admitted_command))
             room -= 1
 
     def settle(self) -> list[PublishHandle]:
@@ -169,6 +198,7 @@ class MemoryOutbox(Outbox):
         with self.lock:
             self.is_open = False
             self.session.park()
+            self._release_control_ids()
             self._waiting.extendleft(reversed(self._in_flight.values()))
             self._in_flight.clear()
             lost = [message.handle for message in self._unsent.values()]
@@ -353,6 +383,7 @@ class DurableOutbox(Outbox):
         with self.lock:
             self.is_open = False
             self.session.park()
+            self._release_control_ids()
             self._rows, self._rows_gone = [], 0
             finished_handles = self.settle()
             stranded = list(self._direct.values())

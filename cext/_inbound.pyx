@@ -1,0 +1,670 @@
+"""What a server may send (MQTT 3.1, 3.1.1 and 5.0): bytes in, packets out. No I/O, no clock, no log.
+
+`feed` takes what the socket gave, in pieces of any size. `advance` checks the next packets and hands them out by kind:
+acknowledgements of our PUBLISH in one run of bytes, for the session; PUBLISH as message objects; every other packet
+alone. A packet is checked whole before any of it is handed out: lengths, flags, packet ids, UTF-8, reason codes and
+properties, each by the rules of its type and of the protocol version. What breaks a rule raises ProtocolError with
+MQTT 5's reason code (section 4.13); what came before it has been handed out by then.
+
+Memory grows with the bytes that arrived, never with a length that was announced.
+
+Not thread-safe: the owner serialises calls.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.object cimport PyObject_SetAttr
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memchr, memcmp, memcpy, memset
+
+from mqtt_wire cimport (
+    AUTH,
+    CONNACK,
+    DISCONNECT,
+    PINGRESP,
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    SUBACK,
+    UNSUBACK,
+    load_remaining_length,
+    load_u16,
+)
+
+from glec_fast.errors import ProtocolError
+
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        pass
+    object PyType_GenericNew(PyTypeObject* type_, void* args, void* kwargs)
+
+# What `advance` found.
+NEED_DATA = 0
+ACKS = 1
+MESSAGES = 2
+PACKET = 3
+
+cdef enum:
+    FOUND_NOTHING = 0
+    FOUND_ACKS = 1
+    FOUND_MESSAGES = 2
+    FOUND_PACKET = 3
+    # Messages built before the first of them is handed out: enough to spread the cost, few enough to hold.
+    MESSAGES_MAX = 256
+    MALFORMED = 0x81
+    BROKEN = 0x82
+    TOPIC_ALIAS_INVALID = 0x94
+    TOO_LARGE = 0x95
+    PROPERTY_MAX = 42
+
+# A set of packet types: bit n is type n of section 2.1.2.
+cdef enum:
+    IN_CONNACK = 1 << 2
+    IN_PUBLISH = 1 << 3
+    IN_PUBACK = 1 << 4
+    IN_PUBREC = 1 << 5
+    IN_PUBREL = 1 << 6
+    IN_PUBCOMP = 1 << 7
+    IN_SUBACK = 1 << 9
+    IN_UNSUBACK = 1 << 11
+    IN_DISCONNECT = 1 << 14
+    IN_ALL = 0x5AFC
+
+cdef enum PropertyType:
+    BYTE
+    TWO_BYTES
+    FOUR_BYTES
+    VARIABLE
+    BINARY
+    STRING
+    PAIR
+
+cdef enum Rule:
+    # May stand more than once.
+    REPEATS = 1
+    # 0 is not among its values.
+    ABOVE_ZERO = 2
+    # Its values are 0 and 1.
+    IS_FLAG = 4
+
+cdef struct Property:
+    # Packets from a server in which it may stand; 0 where there is no such property.
+    uint16_t packets
+    uint8_t kind
+    # A set of Rule.
+    uint8_t rules
+
+cdef Property[PROPERTY_MAX + 1] PROPERTIES
+# REASONS[code]: the packets from a server that may carry it (section 2.4).
+cdef uint16_t[256] REASONS
+cdef list PROPERTY_NAMES = [None] * (PROPERTY_MAX + 1)
+
+
+cdef int _define(int identifier, str name, uint8_t kind, uint16_t packets, uint8_t rules=0) except -1:
+    PROPERTIES[identifier] = Property(packets, kind, rules)
+    PROPERTY_NAMES[identifier] = name
+    return 0
+
+
+cdef int _define_properties() except -1:
+    """Section 2.2.2.2, without what only a client sends."""
+    memset(PROPERTIES, 0, sizeof(PROPERTIES))
+    _define(1, "PayloadFormatIndicator", BYTE, IN_PUBLISH, IS_FLAG)
+    _define(2, "MessageExpiryInterval", FOUR_BYTES, IN_PUBLISH)
+    _define(3, "ContentType", STRING, IN_PUBLISH)
+    _define(8, "ResponseTopic", STRING, IN_PUBLISH)
+    _define(9, "CorrelationData", BINARY, IN_PUBLISH)
+    _define(11, "SubscriptionIdentifier", VARIABLE, IN_PUBLISH, REPEATS | ABOVE_ZERO)
+    _define(17, "SessionExpiryInterval", FOUR_BYTES, IN_CONNACK)
+    _define(18, "AssignedClientIdentifier", STRING, IN_CONNACK)
+    _define(19, "ServerKeepAlive", TWO_BYTES, IN_CONNACK)
+    _define(21, "AuthenticationMethod", STRING, IN_CONNACK)
+    _define(22, "AuthenticationData", BINARY, IN_CONNACK)
+    _define(26, "ResponseInformation", STRING, IN_CONNACK)
+    _define(28, "ServerReference", STRING, IN_CONNACK | IN_DISCONNECT)
+    _define(31, "ReasonString", STRING, IN_ALL & ~IN_PUBLISH)
+    _define(33, "ReceiveMaximum", TWO_BYTES, IN_CONNACK, ABOVE_ZERO)
+    _define(34, "TopicAliasMaximum", TWO_BYTES, IN_CONNACK)
+    _define(35, "TopicAlias", TWO_BYTES, IN_PUBLISH, ABOVE_ZERO)
+    _define(36, "MaximumQoS", BYTE, IN_CONNACK, IS_FLAG)
+    _define(37, "RetainAvailable", BYTE, IN_CONNACK, IS_FLAG)
+    _define(38, "UserProperty", PAIR, IN_ALL, REPEATS)
+    _define(39, "MaximumPacketSize", FOUR_BYTES, IN_CONNACK, ABOVE_ZERO)
+    _define(40, "WildcardSubscriptionAvailable", BYTE, IN_CONNACK, IS_FLAG)
+    _define(41, "SubscriptionIdentifierAvailable", BYTE, IN_CONNACK, IS_FLAG)
+    _define(42, "SharedSubscriptionAvailable", BYTE, IN_CONNACK, IS_FLAG)
+    return 0
+
+
+cdef int _define_reasons() except -1:
+    """Section 2.4, without what only a client sends."""
+    memset(REASONS, 0, sizeof(REASONS))
+    for packets, codes in (
+        (IN_CONNACK, b"\x00\x80\x81\x82\x83\x84\x85\x86\x87\x88\x89\x8A\x8C\x90\x95\x97\x99\x9A\x9B\x9C\x9D\x9F"),
+        (IN_PUBACK | IN_PUBREC, b"\x00\x10\x80\x83\x87\x90\x91\x97\x99"),
+        (IN_PUBREL | IN_PUBCOMP, b"\x00\x92"),
+        (IN_SUBACK, b"\x00\x01\x02\x80\x83\x87\x8F\x91\x97\x9E\xA1\xA2"),
+        (IN_UNSUBACK, b"\x00\x11\x80\x83\x87\x8F\x91"),
+        (IN_DISCONNECT, b"\x00\x80\x81\x82\x83\x87\x89\x8B\x8C\x8D\x8E\x8F\x90\x93\x94\x95\x96\x97\x98\x99\x9A\x9B"
+                        b"\x9C\x9D\x9E\x9F\xA0\xA1\xA2"),
+    ):
+        for code in codes:
+            REASONS[<uint8_t>code] |= <uint16_t>packets
+    return 0
+
+
+_define_properties()
+_define_reasons()
+
+
+cdef int _refuse(uint8_t code, str what) except -1:
+    raise ProtocolError(what, code)
+
+
+# ---- fields (section 1.5)
+
+cdef int _utf8_length(const uint8_t* at, size_t available) noexcept nogil:
+    """Bytes of the character at `at`, 0 where it is ill-formed or NUL (section 1.5.4)."""
+    cdef uint8_t lead = at[0]
+    cdef uint8_t low = 0x80
+    cdef uint8_t high = 0xBF
+    cdef int size, index
+    if lead < 0x80:
+        return 1 if lead else 0
+    if 0xC2 <= lead <= 0xDF:
+        size = 2
+    elif 0xE0 <= lead <= 0xEF:
+        size = 3
+        if lead == 0xE0:
+            low = 0xA0
+        elif lead == 0xED:
+            # Surrogates.
+            high = 0x9F
+    elif 0xF0 <= lead <= 0xF4:
+        size = 4
+        if lead == 0xF0:
+            low = 0x90
+        elif lead == 0xF4:
+            high = 0x8F
+    else:
+        return 0
+    if available < <size_t>size or not low <= at[1] <= high:
+        return 0
+    for index in range(2, size):
+        if at[index] & 0xC0 != 0x80:
+            return 0
+    return size
+
+
+cdef bint _is_mqtt_text(const uint8_t* at, size_t size) noexcept nogil:
+    """True for well-formed UTF-8 without U+0000."""
+    cdef size_t index = 0
+    cdef uint64_t eight
+    cdef int used
+    while index < size:
+        if size - index >= 8:
+            memcpy(&eight, at + index, 8)
+            # Eight ASCII characters, none of them NUL.
+            if not (eight & 0x8080808080808080ULL) and not (
+                    (eight - 0x0101010101010101ULL) & ~eight & 0x8080808080808080ULL):
+                index += 8
+                continue
+        used = _utf8_length(at + index, size - index)
+        if used == 0:
+            return False
+        index += <size_t>used
+    return True
+
+
+cdef inline bint _has_wildcard(const uint8_t* at, size_t size) noexcept nogil:
+    return memchr(at, c"+", size) is not NULL or memchr(at, c"#", size) is not NULL
+
+
+cdef int _load_variable(const uint8_t* at, size_t available, uint32_t* value) except -1:
+    """A Variable Byte Integer (MQTT 5, 1.5.5), which must be as short as it can; returns the bytes used."""
+    cdef int used = load_remaining_length(at, available, value)
+    if used <= 0:
+        _refuse(MALFORMED, "a variable byte integer that does not end (MQTT 5, 1.5.5)")
+    if used > 1 and at[used - 1] == 0:
+        _refuse(MALFORMED, "a variable byte integer with more bytes than it needs (MQTT 5, 1.5.5)")
+    return used
+
+
+cdef size_t _field_size(uint8_t kind, const uint8_t* at, size_t available) except? 0:
+    """Bytes of a property's value; raises where fewer are there."""
+    cdef size_t size
+    cdef uint32_t value = 0
+    if kind == BYTE:
+        size = 1
+    elif kind == TWO_BYTES:
+        size = 2
+    elif kind == FOUR_BYTES:
+        size = 4
+    elif kind == VARIABLE:
+        size = <size_t>_load_variable(at, available, &value)
+    else:
+        size = _text_size(at, available, kind != BINARY)
+        if kind == PAIR:
+            size += _text_size(at + size, available - size, True)
+    if size > available:
+        _refuse(MALFORMED, "a property that ends after its packet's properties (MQTT 5, 2.2.2)")
+    return size
+
+
+cdef size_t _text_size(const uint8_t* at, size_t available, bint is_text) except 0:
+    """Bytes of a string or binary field with its length in front; a string is checked."""
+    cdef size_t size
+    if available < 2:
+        _refuse(MALFORMED, "a length that is cut off (MQTT 1.5)")
+    size = load_u16(at)
+    if available - 2 < size:
+        _refuse(MALFORMED, f"a field of {size} bytes in {available - 2} (MQTT 1.5)")
+    if is_text and not _is_mqtt_text(at + 2, size):
+        _refuse(MALFORMED, "a string that is not UTF-8, or has U+0000 (MQTT 1.5.4)")
+    return size + 2
+
+
+cdef uint32_t _field_number(uint8_t kind, const uint8_t* at) noexcept:
+    """The value of a property that is a number, checked already."""
+    cdef uint32_t value = 0
+    if kind == BYTE:
+        return at[0]
+    if kind == TWO_BYTES:
+        return load_u16(at)
+    if kind == FOUR_BYTES:
+        return (<uint32_t>load_u16(at) << 16) | load_u16(at + 2)
+    load_remaining_length(at, 4, &value)
+    return value
+
+
+cdef object _field_value(uint8_t kind, const uint8_t* at):
+    """The value of a property as paho gives it, checked already."""
+    cdef Py_ssize_t size
+    if kind <= VARIABLE:
+        return _field_number(kind, at)
+    size = load_u16(at)
+    if kind == BINARY:
+        return PyBytes_FromStringAndSize(<const char*>at + 2, size)
+    text = (<const char*>at)[2:2 + size].decode("utf-8")
+    if kind == STRING:
+        return text
+    return (text, _field_value(STRING, at + 2 + size))
+
+
+def unpack_properties(bytes packed not None) -> dict:
+    """The properties of a packet that was checked: paho's attribute names and values. `packed` begins with the length.
+
+    Raises ProtocolError where they are cut off.
+    """
+    cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(packed)
+    cdef size_t end = <size_t>PyBytes_GET_SIZE(packed)
+    cdef size_t index
+    cdef uint32_t announced = 0
+    cdef uint8_t identifier
+    cdef Property* known
+    cdef dict values = {}
+    index = <size_t>_load_variable(at, end, &announced)
+    if announced != end - index:
+        _refuse(MALFORMED, "properties of another length than announced (MQTT 5, 2.2.2)")
+    while index < end:
+        identifier = at[index]
+        index += 1
+        if identifier > PROPERTY_MAX or PROPERTIES[identifier].packets == 0:
+            _refuse(MALFORMED, f"a property {identifier} (MQTT 5, 2.2.2.2)")
+        known = &PROPERTIES[identifier]
+        size = _field_size(known.kind, at + index, end - index)
+        value = _field_value(known.kind, at + index)
+        name = PROPERTY_NAMES[identifier]
+        if known.rules & REPEATS:
+            values.setdefault(name, []).append(value)
+        else:
+            values[name] = value
+        index += size
+    return values
+
+
+cdef struct Seen:
+    # What a PUBLISH's own rules need of its properties.
+    uint16_t topic_alias
+    # Bytes of the properties with their length.
+    size_t size
+
+
+cdef Seen _check_properties(const uint8_t* at, size_t available, uint16_t packet) except *:
+    """Section 2.2.2 and what each property's own section adds."""
+    cdef Seen seen = Seen(0, 0)
+    cdef uint32_t announced = 0
+    cdef uint32_t number
+    cdef uint64_t present = 0
+    cdef size_t end, size
+    cdef uint8_t identifier
+    cdef Property* known
+    cdef size_t index = <size_t>_load_variable(at, available, &announced)
+    if announced > available - index:
+        _refuse(MALFORMED, f"properties of {announced} bytes in {available - index} (MQTT 5, 2.2.2.1)")
+    end = index + announced
+    seen.size = end
+    while index < end:
+        identifier = at[index]
+        index += 1
+        # All identifiers are below 128: a longer one is none.
+        if identifier > PROPERTY_MAX or not PROPERTIES[identifier].packets & packet:
+            if identifier == 17 and packet == IN_DISCONNECT:
+                _refuse(BROKEN, "a session expiry interval in a server's DISCONNECT (MQTT 5, 3.14.2.2.2)")
+            _refuse(MALFORMED, f"a property {identifier} that this packet cannot have (MQTT 5, 2.2.2.2)")
+        known = &PROPERTIES[identifier]
+        if not (known.rules & REPEATS):
+            if present >> identifier & 1:
+                _refuse(BROKEN, f"{PROPERTY_NAMES[identifier]} twice (MQTT 5, 2.2.2.2)")
+            present |= <uint64_t>1 << identifier
+        size = _field_size(known.kind, at + index, end - index)
+        if known.kind <= VARIABLE:
+            number = _field_number(known.kind, at + index)
+            if known.rules & ABOVE_ZERO and number == 0:
+                _refuse(TOPIC_ALIAS_INVALID if identifier == 35 else BROKEN,
+                        f"{PROPERTY_NAMES[identifier]} of 0 (MQTT 5, 3.2.2.3 and 3.3.2.3)")
+            if known.rules & IS_FLAG and number > 1:
+                _refuse(BROKEN, f"{PROPERTY_NAMES[identifier]} of {number}; it is 0 or 1 (MQTT 5, 3.2.2.3, 3.3.2.3)")
+            if identifier == 35:
+                seen.topic_alias = <uint16_t>number
+        elif identifier == 8 and _has_wildcard(at + index + 2, size - 2):
+            _refuse(BROKEN, "a response topic with a wildcard (MQTT 5, 3.3.2.3.5)")
+        index += size
+    return seen
+
+
+cdef int _check_reason(uint8_t code, uint16_t packet) except -1:
+    if not REASONS[code] & packet:
+        _refuse(BROKEN, f"a reason code 0x{code:02X} that this packet cannot have (MQTT 5, 2.4)")
+    return 0
+
+
+cdef class Inbound:
+    """See the module's text.
+
+    message_type: what PUBLISH becomes: a class whose instances take the attributes of paho's MQTTMessage, and
+    `_packed`: packed properties (MQTT 5) or None. state: the value of their `state`; state_qos2: that of QoS 2.
+    """
+
+    # 3, 4 or 5, as in CONNECT (MQTT 3.1.2.2).
+    cdef public int protocol_version
+    # Hand out one packet at a time, for an owner that logs each.
+    cdef public bint one_by_one
+    # Largest packet that was allowed to the server (MQTT 5, 3.1.2.11.4), 0 for any.
+    cdef public uint32_t max_packet_bytes
+    # Highest alias that was allowed to the server (MQTT 5, 3.1.2.11.5).
+    cdef public int topic_alias_maximum
+    # What `advance` found.
+    cdef readonly bytes acks
+    cdef readonly list messages
+    cdef readonly int packet_command
+    cdef readonly bytes packet_body
+
+    cdef object message_type, state, state_qos2
+    # What was fed and not yet handed out.
+    cdef bytearray inbox
+    cdef size_t at
+    cdef double fed_s
+    cdef bint has_connack
+    cdef set aliases
+    # The topic of the last PUBLISH, known to be right: most have the same.
+    cdef bytes last_topic
+
+    def __init__(self, type message_type not None, state=0, state_qos2=0):
+        self.protocol_version = 4
+        self.message_type = message_type
+        self.state = state
+        self.state_qos2 = state_qos2
+        self.begin()
+
+    def begin(self):
+        """A new connection: forget all of the last one."""
+        self.inbox = bytearray()
+        self.at = 0
+        self.acks = self.packet_body = self.last_topic = b""
+        self.messages = []
+        self.has_connack = False
+        self.aliases = set()
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that were fed and not yet handed out."""
+        return <size_t>len(self.inbox) - self.at
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Memory that they take."""
+        return self.inbox.__sizeof__()
+
+    def feed(self, bytes data not None, double now_s=0.0):
+        """Take what the socket gave. now_s: the `timestamp` of the messages in it."""
+        if self.at:
+            del self.inbox[:self.at]
+            self.at = 0
+        self.inbox += data
+        self.fed_s = now_s
+
+    def advance(self) -> int:
+        """Check and hand out the next packets of one kind.
+
+        ACKS: `acks` is a run of PUBACK, PUBREC and PUBCOMP. MESSAGES: `messages` are PUBLISH packets. PACKET:
+        `packet_command` and `packet_body` are another packet. NEED_DATA: nothing is whole. Each is given once.
+        Raises ProtocolError where the server breaks the protocol; the connection must then be closed.
+        """
+        cdef const uint8_t* start
+        cdef size_t header = 0
+        cdef uint32_t body = 0
+        cdef uint8_t kind
+        cdef size_t begin = self.at
+        cdef size_t end = <size_t>len(self.inbox)
+        cdef int found = FOUND_NOTHING
+        cdef list messages = []
+        while True:
+            start = <const uint8_t*><char*>self.inbox + self.at
+            try:
+                if not self._find_packet(start, end - self.at, &header, &body):
+                    break
+                kind = start[0] & 0xF0
+                if found == FOUND_ACKS and not (kind == PUBACK or kind == PUBREC or kind == PUBCOMP):
+                    break
+                if found == FOUND_MESSAGES and kind != PUBLISH:
+                    break
+                if kind == PUBLISH:
+                    messages.append(self._on_publish(start[0], start + header, body))
+                    found = FOUND_MESSAGES
+                else:
+                    self._check_packet(start[0], start + header, body)
+                    found = FOUND_ACKS if kind == PUBACK or kind == PUBREC or kind == PUBCOMP else FOUND_PACKET
+            except ProtocolError:
+                # What is right before it goes first; the next call comes here again.
+                if found == FOUND_NOTHING:
+                    raise
+                break
+            self.at += header + body
+            if found == FOUND_PACKET:
+                self.packet_command = start[0]
+                self.packet_body = PyBytes_FromStringAndSize(<const char*>start + header, body)
+                return PACKET
+            if self.one_by_one or len(messages) >= MESSAGES_MAX:
+                break
+        if found == FOUND_ACKS:
+            self.acks = PyBytes_FromStringAndSize(<const char*>self.inbox + begin, <Py_ssize_t>(self.at - begin))
+        elif found == FOUND_MESSAGES:
+            self.messages = messages
+        return found
+
+    cdef bint _find_packet(self, const uint8_t* start, size_t available, size_t* header, uint32_t* body) except -1:
+        """True where a whole packet is there. What its first bytes already say is checked before it is."""
+        cdef int used
+        if available < 1:
+            return False
+        self._check_command(start[0])
+        used = load_remaining_length(start + 1, available - 1, body)
+        if used == 0:
+            return False
+        if used < 0:
+            _refuse(MALFORMED, "a remaining length of more than 4 bytes (MQTT 2.2.3)")
+        if used > 1 and start[used] == 0 and self.protocol_version == 5:
+            _refuse(MALFORMED, "a remaining length with more bytes than it needs (MQTT 5, 1.5.5)")
+        header[0] = 1 + <size_t>used
+        if self.max_packet_bytes and header[0] + body[0] > self.max_packet_bytes:
+            _refuse(TOO_LARGE, f"a packet of {header[0] + body[0]} bytes; {self.max_packet_bytes} were allowed "
+                               "(MQTT 5, 3.1.2.11.4)")
+        self._check_length(start[0] & 0xF0, body[0])
+        return available >= header[0] + body[0]
+
+    cdef int _check_command(self, uint8_t command) except -1:
+        """The first byte: packets that a server sends (section 2.1.2), and their flags (2.1.3)."""
+        cdef uint8_t kind = command & 0xF0
+        if kind == PUBLISH:
+            if command & 0x06 == 0x06:
+                _refuse(MALFORMED, "a PUBLISH of QoS 3 (MQTT 3.3.1.2)")
+            if command & 0x0E == 0x08:
+                _refuse(MALFORMED, "a PUBLISH of QoS 0 with DUP (MQTT 3.3.1.1)")
+        elif kind in (CONNACK, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBACK, UNSUBACK, PINGRESP) or (
+                kind == DISCONNECT and self.protocol_version == 5):
+            # MQTT 3.1 has DUP in PUBREL, and QoS in all.
+            if command & 0x0F != (2 if kind == PUBREL else 0) and not (
+                    self.protocol_version == 3 and kind == PUBREL and command & 0x0F == 0x0A):
+                _refuse(MALFORMED, f"packet type {kind >> 4} with flags 0x{command & 0x0F:X} (MQTT 2.1.3)")
+        elif kind == AUTH and self.protocol_version == 5:
+            _refuse(BROKEN, "AUTH, where no authentication was begun (MQTT 5, 4.12)")
+        else:
+            _refuse(BROKEN, f"packet type {kind >> 4}, which a server never sends (MQTT 2.1.2)")
+        if not self.has_connack and kind != CONNACK and not (kind == DISCONNECT and self.protocol_version == 5):
+            _refuse(BROKEN, f"packet type {kind >> 4} before CONNACK (MQTT 3.2)")
+        if self.has_connack and kind == CONNACK:
+            _refuse(BROKEN, "a second CONNACK (MQTT 3.2)")
+        return 0
+
+    cdef int _check_length(self, uint8_t kind, uint32_t body) except -1:
+        """The remaining length, before the packet has arrived."""
+        cdef bint is_v5 = self.protocol_version == 5
+        cdef bint wrong
+        if kind == PINGRESP:
+            wrong = body != 0
+        elif kind == PUBLISH or kind == SUBACK:
+            wrong = body < 3
+        elif kind == DISCONNECT:
+            wrong = False
+        elif kind == UNSUBACK and is_v5:
+            wrong = body < 4
+        else:
+            wrong = body < 2 or (body > 2 and not is_v5)
+        if wrong:
+            _refuse(MALFORMED, f"packet type {kind >> 4} of {body} bytes (MQTT 2.2.3)")
+        return 0
+
+    cdef int _check_packet(self, uint8_t command, const uint8_t* at, uint32_t size) except -1:
+        cdef uint8_t kind = command & 0xF0
+        cdef bint is_v5 = self.protocol_version == 5
+        cdef uint16_t packet = <uint16_t>(1 << (kind >> 4))
+        cdef size_t codes_at = 2
+        cdef uint32_t index
+        if kind == CONNACK:
+            return self._check_connack(at, size)
+        if kind == DISCONNECT:
+            if size:
+                _check_reason(at[0], packet)
+            if size > 1:
+                self._check_all_properties(at + 1, size - 1, packet)
+            return 0
+        if kind == PINGRESP:
+            return 0
+        if load_u16(at) == 0:
+            _refuse(BROKEN, f"packet type {kind >> 4} with packet id 0 (MQTT 2.2.1)")
+        if kind != SUBACK and kind != UNSUBACK:
+            if size > 2:
+                _check_reason(at[2], packet)
+            if size > 3:
+                self._check_all_properties(at + 3, size - 3, packet)
+            return 0
+        if is_v5:
+            codes_at += _check_properties(at + 2, size - 2, packet).size
+            if codes_at >= size:
+                _refuse(MALFORMED, f"packet type {kind >> 4} without a reason code (MQTT 5, 3.9.3 and 3.11.3)")
+        for index in range(<uint32_t>codes_at, size):
+            if is_v5:
+                _check_reason(at[index], packet)
+            elif at[index] > 2 and at[index] != 0x80:
+                _refuse(BROKEN, f"SUBACK with return code 0x{at[index]:02X} (MQTT 3.1.1, 3.9.3)")
+        return 0
+
+    cdef int _check_all_properties(self, const uint8_t* at, size_t size, uint16_t packet) except -1:
+        """Properties with nothing behind them."""
+        if _check_properties(at, size, packet).size != size:
+            _refuse(MALFORMED, "bytes behind the properties (MQTT 5, 2.2.2)")
+        return 0
+
+    cdef int _check_connack(self, const uint8_t* at, uint32_t size) except -1:
+        # In 3.1 the first byte has no meaning.
+        if at[0] > 1 and self.protocol_version != 3:
+            _refuse(MALFORMED, f"CONNACK with flags 0x{at[0]:02X} (MQTT 3.2.2.1)")
+        if at[0] and at[1] and self.protocol_version != 3:
+            _refuse(BROKEN, "CONNACK with a session and an error (MQTT 3.2.2)")
+        # A server that knows no MQTT 5 says so as MQTT 3.1.1 does.
+        if self.protocol_version == 5 and not (size == 2 and at[1] == 1):
+            _check_reason(at[1], IN_CONNACK)
+            self._check_all_properties(at + 2, size - 2, IN_CONNACK)
+        self.has_connack = True
+        return 0
+
+    cdef object _on_publish(self, uint8_t command, const uint8_t* at, uint32_t size):
+        """Section 3.3."""
+        cdef size_t topic_size = load_u16(at)
+        cdef size_t used = 2 + topic_size
+        cdef uint8_t qos = (command >> 1) & 3
+        cdef uint16_t packet_id = 0
+        cdef bytes packed = None
+        cdef Seen seen = Seen(0, 0)
+        if used + (2 if qos else 0) > size:
+            _refuse(MALFORMED, f"a PUBLISH of {size} bytes with a topic of {topic_size} (MQTT 3.3.2)")
+        self._check_topic(at + 2, topic_size)
+        if qos:
+            packet_id = load_u16(at + used)
+            used += 2
+            if packet_id == 0:
+                _refuse(BROKEN, "a PUBLISH with packet id 0 (MQTT 2.2.1)")
+        if self.protocol_version == 5:
+            seen = _check_properties(at + used, size - used, IN_PUBLISH)
+            packed = PyBytes_FromStringAndSize(<const char*>at + used, <Py_ssize_t>seen.size)
+            used += seen.size
+            self._check_alias(seen.topic_alias, topic_size != 0)
+        message = PyType_GenericNew(<PyTypeObject*>self.message_type, NULL, NULL)
+        PyObject_SetAttr(message, "_topic", self.last_topic)
+        PyObject_SetAttr(
+            message, "payload", PyBytes_FromStringAndSize(<const char*>at + used, <Py_ssize_t>(size - used)))
+        PyObject_SetAttr(message, "qos", qos)
+        PyObject_SetAttr(message, "mid", packet_id)
+        PyObject_SetAttr(message, "dup", command & 8 != 0)
+        PyObject_SetAttr(message, "retain", command & 1 != 0)
+        PyObject_SetAttr(message, "timestamp", self.fed_s)
+        PyObject_SetAttr(message, "state", self.state_qos2 if qos == 2 else self.state)
+        PyObject_SetAttr(message, "_packed", packed)
+        return message
+
+    cdef int _check_topic(self, const uint8_t* at, size_t size) except -1:
+        if size == <size_t>PyBytes_GET_SIZE(self.last_topic) and size and (
+                memcmp(at, PyBytes_AS_STRING(self.last_topic), size) == 0):
+            return 0
+        if size == 0 and self.protocol_version != 5:
+            _refuse(BROKEN, "a PUBLISH without a topic (MQTT 4.7.3)")
+        if not _is_mqtt_text(at, size):
+            _refuse(MALFORMED, "a topic that is not UTF-8, or has U+0000 (MQTT 1.5.4)")
+        if _has_wildcard(at, size):
+            _refuse(MALFORMED, "a PUBLISH with a wildcard in its topic (MQTT 3.3.2.1)")
+        self.last_topic = PyBytes_FromStringAndSize(<const char*>at, <Py_ssize_t>size)
+        return 0
+
+    cdef int _check_alias(self, uint16_t alias, bint has_topic) except -1:
+        """MQTT 5, 3.3.2.3.4."""
+        if alias > self.topic_alias_maximum:
+            _refuse(TOPIC_ALIAS_INVALID, f"topic alias {alias}; {self.topic_alias_maximum} is the highest allowed "
+                                         "(MQTT 5, 3.3.2.3.4)")
+        if alias and has_topic:
+            self.aliases.add(alias)
+        elif not has_topic and alias not in self.aliases:
+            _refuse(BROKEN, f"a PUBLISH without a topic, and topic alias {alias} was not defined (MQTT 5, 3.3.2.3.4)")
+        return 0

@@ -1,0 +1,468 @@
+"""The half of Client that takes what arrives: bulk reads, strict packets, messages and acknowledgements to callbacks.
+
+Every packet goes through `glec_fast._inbound`, whatever the loop. What it hands out is kept here until its callback has
+returned: where a callback raises, and the program goes on, the next turn of the loop begins with the same packet, as
+paho's does.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import MalformedPacket, Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from glec_fast import _paho
+from glec_fast._inbound import ACKS, MESSAGES, NEED_DATA, Inbound
+from glec_fast.errors import ProtocolError
+from glec_fast.message import InboundMessage, properties_from, reason_from
+
+if TYPE_CHECKING:
+    from glec_fast.handle import PublishHandle
+    from glec_fast.outbox import DurableOutbox, MemoryOutbox
+
+_State = paho._ConnectionState
+_RECEIVE_BYTES = 64 * 1024
+# Reads in one turn, so that a peer that never stops cannot keep the loop from its other duties.
+_READS_A_TURN = 16
+# A read of so many bytes means that acknowledgements come in a stream.
+_STREAM_READ_BYTES = 64
+_RECEIVE_MAXIMUM = 65_535
+_PUBACK, _PUBREC, _PUBCOMP = b"\x40\x02", b"\x50\x02", b"\x70\x02"
+_CONNACK_TYPE, _PUBREL_TYPE, _SUBACK_TYPE, _UNSUBACK_TYPE = 0x20, 0x60, 0x90, 0xB0
+_ACK_NAMES = {0x40: "PUBACK", 0x50: "PUBREC", 0x70: "PUBCOMP"}
+_LEAVING = (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED)
+
+
+class _At(enum.Enum):
+    """What was being handled when a callback raised."""
+
+    NOTHING = 0
+    PACKET = 1
+    MESSAGE = 2
+    PUBLISHED = 3
+
+
+class _Finished(NamedTuple):
+    handle: PublishHandle
+    # (packet type, packet id, reason code, packed properties) of its acknowledgement, where it had any.
+    reason: tuple[int, int, int, bytes] | None
+    is_acknowledged: bool
+
+
+class Receiver(paho.Client):
+    """paho's client with its reading half replaced. `Client` adds the writing half."""
+
+    _outbox: MemoryOutbox | DurableOutbox
+    _is_tcp: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Where on_log is a method of a subclass, or is set, or a logger.
+        self._is_logging = False
+        super().__init__(*args, **kwargs)
+        # paho's is a lock, held while a callback runs.
+        self._in_callback_mutex = _paho.CallbackMark()  # type: ignore[assignment]
+        self._inbound = Inbound(InboundMessage, MessageState.MQTT_MS_INVALID, MessageState.MQTT_MS_WAIT_FOR_PUBREL)
+        self._acks_stream = False
+        self._acks: deque[bytes] = deque()
+        # Handed out by the parser and not yet through their callbacks.
+        self._packet: tuple[int, bytes] | None = None
+        self._finished: deque[_Finished] = deque()
+        self._arrived: deque[InboundMessage] = deque()
+        self._has_more = False
+        self._failed_at = _At.NOTHING
+
+    def _after_queueing(self, *, wake: bool = True) -> MQTTErrorCode:
+        raise NotImplementedError
+
+    def _log_sent(self) -> None:
+        raise NotImplementedError
+
+    # paho reads and writes these two; what is logged decides how packets are taken.
+
+    @property
+    def _on_log(self) -> Any:
+        return self.__dict__.get("_on_log")
+
+    @_on_log.setter
+    def _on_log(self, value: Any) -> None:
+        self.__dict__["_on_log"] = value
+        self._note_logging()
+
+    @property
+    def _logger(self) -> Any:
+        return self.__dict__.get("_logger")
+
+    @_logger.setter
+    def _logger(self, value: Any) -> None:
+        self.__dict__["_logger"] = value
+        self._note_logging()
+
+    def _note_logging(self) -> None:
+        is_method = type(self).on_log is not paho.Client.on_log
+        self._is_logging = is_method or self._on_log is not None or self._logger is not None
+        if "_outbox" in self.__dict__:
+            self._outbox.is_traced = self._is_logging
+
+    # ---- reading
+
+    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
+        """As paho's, in bulk: one read may bring many packets."""
+        if self._has_more and self._sock is not None:
+            rc = self._handle_buffered(self._sock)
+            if rc:
+                return self._loop_rc_handle(rc)
+        for _ in range(_READS_A_TURN):
+            sock = self._sock
+            if sock is None:
+                return MQTTErrorCode.MQTT_ERR_NO_CONN
+            try:
+                data = self._sock_recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+            except OSError as error:
+                self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
+                return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
+            if not data:
+                return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
+            now_s = paho.time_func()
+            with self._msgtime_mutex:
+                setattr(self, _paho.LAST_RECEIVED, now_s)
+            self._inbound.feed(bytes(data), now_s)
+            rc = self._handle_buffered(sock)
+            if rc:
+                return self._loop_rc_handle(rc)
+            self._hasten_acks(sock, len(data))
+            if self._sock is not sock or not (len(data) == _RECEIVE_BYTES or self._has_pending(sock)):
+                break
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def loop_misc(self) -> MQTTErrorCode:
+        """As paho's."""
+        sock = self._sock
+        if self._has_more and sock is not None:
+            # Whole packets that a callback's exception left behind: the socket has no more to say about them.
+            rc = self._handle_buffered(sock)
+            if rc:
+                return self._loop_rc_handle(rc)
+        return super().loop_misc()
+
+    def _hasten_acks(self, sock: Any, received_bytes: int) -> None:
+        """A broker with Nagle's algorithm holds acks back until our kernel acknowledges the last, 40 ms later."""
+        self._acks_stream = received_bytes >= _STREAM_READ_BYTES
+        is_open = self._sock is sock
+        if is_open and self._is_tcp and self._outbox.session.in_flight:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    @staticmethod
+    def _has_pending(sock: Any) -> bool:
+        return hasattr(sock, "pending") and sock.pending() > 0
+
+    def _handle_buffered(self, sock: Any) -> MQTTErrorCode:
+        """Every whole packet that is there, until the connection ends or is about to."""
+        self._has_more = True
+        self._inbound.one_by_one = self._is_logging
+        while True:
+            rc = self._handle_held(sock)
+            if rc or self._sock is not sock:
+                return rc
+            if self._state in _LEAVING:
+                # As in paho, where DISCONNECT goes out before the next packet is looked at.
+                break
+            try:
+                found = self._inbound.advance()
+                if found == ACKS:
+                    self._on_acks(self._inbound.acks)
+            except ProtocolError as error:
+                return self._on_violation(error)
+            if found == MESSAGES:
+                self._arrived.extend(self._inbound.messages)  # type: ignore[arg-type]
+            elif found == NEED_DATA:
+                self._has_more = False
+                break
+            elif found != ACKS:
+                self._packet = (self._inbound.packet_command, self._inbound.packet_body)
+        self._flush_acks()
+        self._outbox.pull()
+        self._log_sent()
+        if self._outbox.session.sendable_bytes:
+            return self._after_queueing(wake=False)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_held(self, sock: Any) -> MQTTErrorCode:
+        """What the parser handed out, as far as its callbacks return."""
+        if self._packet is not None:
+            self._failed_at = _At.PACKET
+            rc = self._on_packet(*self._packet)
+            self._packet = None
+            if rc or self._sock is not sock:
+                return rc
+        if self._finished:
+            self._failed_at = _At.PUBLISHED
+            self._tell_published()
+            if self._sock is not sock:
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
+        if self._arrived:
+            self._failed_at = _At.MESSAGE
+            self._deliver(sock)
+        self._failed_at = _At.NOTHING
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _pass_over(self) -> None:
+        """Go on behind the packet whose callback raised, as `suppress_exceptions` would have."""
+        failed_at, self._failed_at = self._failed_at, _At.NOTHING
+        if failed_at is _At.PACKET:
+            self._packet = None
+        elif failed_at is _At.PUBLISHED and self._finished:
+            self._finished.popleft().handle._set_as_published()
+        elif failed_at is _At.MESSAGE and self._arrived:
+            self._acknowledge(self._arrived.popleft())
+
+    def _drop_received(self) -> None:
+        """The connection is gone, and with it what was not handled yet."""
+        self._inbound.begin()
+        self._packet = None
+        self._arrived.clear()
+        self._acks.clear()
+        self._has_more = False
+
+    def _on_violation(self, error: ProtocolError) -> MQTTErrorCode:
+        """Say why, where the protocol has words for it (MQTT 5, 4.13), and end the connection."""
+        self._easy_log(LogLevel.MQTT_LOG_ERR, "closing the connection: %s", error)
+        if self._protocol == MQTTProtocolVersion.MQTTv5:
+            self._send_last_words(bytes((0xE0, 1, error.reason_code)))
+        return MQTTErrorCode.MQTT_ERR_PROTOCOL
+
+    def _send_last_words(self, packet: bytes) -> None:
+        raise NotImplementedError
+
+    def _loop_rc_handle(self, rc: MQTTErrorCode) -> MQTTErrorCode:
+        try:
+            return super()._loop_rc_handle(rc)
+        finally:
+            # paho goes on saying that it is connected after all errors but one.
+            if rc and self._sock is None and self._state == _State.MQTT_CS_CONNECTED:
+                self._state = _State.MQTT_CS_CONNECTION_LOST
+
+    # ---- acknowledgements of what was published
+
+    def _on_acks(self, acks: bytes) -> None:
+        outbox = self._outbox
+        session = outbox.session
+        self._flush_acks()
+        is_logging = self._inbound.one_by_one
+        mid = acks[2] << 8 | acks[3]
+        if is_logging:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received %s (Mid: %d)", _ACK_NAMES[acks[0]], mid)
+        with outbox.lock:
+            unsent_bytes = session.unsent_bytes
+            session.feed(acks)
+            try:
+                session.advance()
+            finally:
+                self._note_finished()
+            has_answer = session.unsent_bytes > unsent_bytes
+        if is_logging and has_answer:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", mid)
+        outbox.after_settle()
+
+    def _note_finished(self) -> None:
+        """Take over what the session has finished; the caller holds the outbox's lock."""
+        handles = self._outbox.settle()
+        reasons = self._outbox.session.take_reasons()
+        for handle in handles:
+            self._finished.append(_Finished(handle, reasons.get(handle.message_id), True))
+
+    def _tell_published(self) -> None:
+        """Call `on_publish` for each, then let its waiters go on, as paho does."""
+        finished = self._finished
+        on_publish = self.on_publish
+        if not on_publish:
+            while finished:
+                finished.popleft().handle._set_as_published()
+            return
+        while finished:
+            entry = finished.popleft()
+            try:
+                self._call_on_publish(entry)
+            except BaseException:
+                finished.appendleft(entry)
+                raise
+            entry.handle._set_as_published()
+
+    def _call_on_publish(self, entry: _Finished) -> None:
+        on_publish: Any = self.on_publish
+        if not on_publish:
+            return
+        with self._in_callback_mutex:
+            try:
+                if self._callback_api_version == CallbackAPIVersion.VERSION1:
+                    on_publish(self, self._userdata, entry.handle.mid)
+                else:
+                    on_publish(self, self._userdata, entry.handle.mid, *_reason_and_properties(entry.reason))
+            except Exception as error:
+                self._easy_log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_publish: %s", error)
+                if not self.suppress_exceptions:
+                    raise
+
+    # ---- messages
+
+    def _deliver(self, sock: Any) -> None:
+        """Each message to its callbacks, and its acknowledgement behind it."""
+        arrived = self._arrived
+        is_logging = self._inbound.one_by_one
+        with self._in_callback_mutex:
+            while arrived:
+                message = arrived[0]
+                if is_logging:
+                    self._log_received(message)
+                if message.qos < 2:
+                    self._handle_on_message(message)
+                if self._sock is not sock:
+                    return
+                self._acknowledge(arrived.popleft())
+                if self._state in _LEAVING:
+                    return
+
+    def _acknowledge(self, message: InboundMessage) -> None:
+        if message.qos == 1:
+            if not self._manual_ack:
+                self._put_ack(_PUBACK, message.mid, "PUBACK")
+        elif message.qos == 2:
+            self._put_ack(_PUBREC, message.mid, "PUBREC")
+            with self._in_message_mutex:
+                self._in_messages[message.mid] = message
+
+    def _handle_on_message(self, message: paho.MQTTMessage) -> None:
+        """As paho's, in a callback already, and without its matching where no filter has a callback."""
+        callbacks: list[Any] = []
+        if _paho.has_filters(self._on_message_filtered):
+            with self._callback_mutex:
+                callbacks = list(self._on_message_filtered.iter_match(message.topic))
+        if callbacks:
+            for callback in callbacks:
+                self._call_filtered(callback, message)
+            return
+        on_message = self.on_message
+        if on_message:
+            try:
+                on_message(self, self._userdata, message)
+            except Exception as error:
+                self._easy_log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_message: %s", error)
+                if not self.suppress_exceptions:
+                    raise
+
+    def _call_filtered(self, callback: Any, message: paho.MQTTMessage) -> None:
+        try:
+            callback(self, self._userdata, message)
+        except Exception as error:
+            name = getattr(callback, "__name__", repr(callback))
+            self._easy_log(
+                LogLevel.MQTT_LOG_ERR, "Caught exception in user defined callback function %s: %s", name, error
+            )
+            if not self.suppress_exceptions:
+                raise
+
+    def _put_ack(self, head: bytes, mid: int, name: str) -> None:
+        if self._inbound.one_by_one:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, f"Sending {name} (Mid: %d)", mid)
+        self._acks.append(head + mid.to_bytes(2, "big"))
+
+    def _flush_acks(self) -> None:
+        """Put our acknowledgements into the send buffer, before anything that comes after them."""
+        acks = self._acks
+        if not acks:
+            return
+        packets = bytearray()
+        with self._outbox.lock:
+            while acks:
+                packets += acks.popleft()
+            self._outbox.session.put_packet(packets)
+
+    def _log_received(self, message: InboundMessage) -> None:
+        flags = (message.dup, message.qos, message.retain, message.mid)
+        size = len(message.payload)
+        if self._protocol == MQTTProtocolVersion.MQTTv5:
+            self._easy_log(
+                LogLevel.MQTT_LOG_DEBUG,
+                "Received PUBLISH (d%d, q%d, r%d, m%d), '%s', properties=%s, ...  (%d bytes)",
+                *(*flags, message.topic, message.properties, size),
+            )
+        else:
+            self._easy_log(
+                LogLevel.MQTT_LOG_DEBUG,
+                "Received PUBLISH (d%d, q%d, r%d, m%d), '%s', ...  (%d bytes)",
+                *(*flags, message.topic, size),
+            )
+
+    # ---- every other packet
+
+    def _on_packet(self, command: int, body: bytes) -> MQTTErrorCode:
+        kind = command & 0xF0
+        if kind == _PUBREL_TYPE:
+            return self._on_pubrel(body[0] << 8 | body[1])
+        if kind in (_SUBACK_TYPE, _UNSUBACK_TYPE):
+            self._outbox.release_packet_id(body[0] << 8 | body[1])
+        self._in_packet = _paho.whole_packet(command, body)
+        try:
+            return self._packet_handle()
+        except MalformedPacket as error:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received malformed packet: %s", error)
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+
+    def _on_pubrel(self, mid: int) -> MQTTErrorCode:
+        if self._inbound.one_by_one:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received PUBREL (Mid: %d)", mid)
+        with self._in_message_mutex:
+            message = self._in_messages.pop(mid, None)
+        sock = self._sock
+        if message is not None:
+            with self._in_callback_mutex:
+                self._handle_on_message(message)
+        if not self._manual_ack and self._sock is sock:
+            self._put_ack(_PUBCOMP, mid, "PUBCOMP")
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_connack(self) -> MQTTErrorCode:
+        body = bytes(self._in_packet["packet"])
+        sock = self._sock
+        if body[1] == 0:
+            self._on_accepted(body)
+        try:
+            return super()._handle_connack()
+        finally:
+            if body[1] == 0 and self._sock is sock and not self._outbox.is_open:
+                # Also where on_connect raised: what waits must not wait for ever.
+                self._outbox.resume(bool(body[0] & 1), self._receive_maximum(body))
+
+    def _on_accepted(self, connack: bytes) -> None:
+        if not connack[0] & 1:
+            # The server has nothing of an earlier session (MQTT 3.2.2.2): a PUBREL can only be for a new message.
+            with self._in_message_mutex:
+                self._in_messages.clear()
+        properties = self._connack_properties(connack)
+        if "ServerKeepAlive" in properties:
+            # MQTT 5, 3.2.2.3.14; paho from 2.2 on.
+            self._keepalive = properties["ServerKeepAlive"]
+
+    def _connack_properties(self, connack: bytes) -> dict[str, Any]:
+        if self._protocol != MQTTProtocolVersion.MQTTv5:
+            return {}
+        return dict(vars(properties_from(PacketTypes.CONNACK, connack[2:])))
+
+    def _receive_maximum(self, connack: bytes) -> int:
+        """MQTT 5, 3.2.2.3.3; the highest value where the server names none."""
+        return int(self._connack_properties(connack).get("ReceiveMaximum", _RECEIVE_MAXIMUM))
+
+
+def _reason_and_properties(reason: tuple[int, int, int, bytes] | None) -> tuple[ReasonCode, Properties]:
+    if reason is None:
+        return reason_from(PacketTypes.PUBACK, 0), properties_from(PacketTypes.PUBACK, b"")
+    packet_type, _packet_id, code, packed = reason
+    return reason_from(packet_type >> 4, code), properties_from(packet_type >> 4, packed)
