@@ -846,7 +846,8 @@ class TestRefusals:
             assert outbox.read_all() == [1, 2]
             store.refuse([1])
             store.run(lambda table: None)
-            assert len(outbox.dropped) == (attempt == 2)
+            # Drops are told behind the transaction that `run` waits for.
+            assert wait_for(lambda: len(outbox.dropped) == (attempt == 2))  # noqa: B023 - called at once
             outbox.park()
         assert outbox.dropped == [(1, "t", 1, DropReason.GIVEN_UP)]
         assert ids_on_disk(path) == [2]
@@ -1130,13 +1131,17 @@ class TestClose:
         assert ids_on_disk(path) == [1]
 
     def test_it_may_be_called_from_a_drop_callback(self, make_store: Callable[..., Store], path: Path) -> None:
+        told = threading.Event()
+
         def on_dropped(_dropped: list[Dropped]) -> None:
             store.append("t", "last words", 1)
             store.close()
+            told.set()
 
         store = make_store(on_dropped=on_dropped)
         append(store, 1, ttl_ms=-1)
         assert store.drop_expired() == 1
+        assert told.wait(WAIT_S)
         store.close()
         assert ids_on_disk(path) == [2]
 
@@ -1198,7 +1203,8 @@ def test_a_long_queue_takes_no_memory(make_store: Callable[..., Store]) -> None:
     finally:
         tracemalloc.stop()
     assert store.size == 41_000
-    assert size_bytes < 200_000
+    # Less than a tenth of the rows: the last batch may still be in the writer's hands.
+    assert size_bytes < 600_000
 
 
 def test_a_failing_start_lets_go_of_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
