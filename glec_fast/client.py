@@ -248,6 +248,7 @@ class Client(paho.Client):
             try:
                 data = self._sock_recv(_RECEIVE_BYTES)
             except BlockingIOError:
+                self._hasten_connack(sock)
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
             except OSError as error:
                 self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
@@ -269,6 +270,11 @@ class Client(paho.Client):
         self._acks_stream = received_bytes >= _STREAM_READ_BYTES
         is_open = self._sock is sock
         if is_open and self._is_tcp and self._outbox.session.in_flight:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def _hasten_connack(self, sock: Any) -> None:
+        """TLS session tickets have come: with Nagle's algorithm CONNACK follows once our kernel acknowledges them."""
+        if self._ssl and self._is_tcp and self._state != _State.MQTT_CS_CONNECTED:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     @staticmethod
