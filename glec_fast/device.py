@@ -7,14 +7,17 @@ import resource
 from pathlib import Path
 
 _MIB = 1 << 20
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STATM = Path("/proc/self/statm")
 
 
 def memory_usage_mb() -> int:
     """Resident memory of this process in MiB; its peak where the system has no /proc."""
-    if _STATM.exists():
-        return int(_STATM.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") // _MIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    try:
+        with _STATM.open("rb", buffering=0) as file:
+            return int(file.read().split()[1]) * _PAGE_BYTES // _MIB
+    except FileNotFoundError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def available_storage_mb(path: str | os.PathLike[str]) -> int:

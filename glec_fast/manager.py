@@ -426,11 +426,11 @@ class MQTTManager:
             self._tell("on_connect_failed", refused)
             return
         self._client.backoff.reset()
-        self._log_expiring()
         with self._lock:
             self._reconnect_count += self._connected_once
         self._connected_once = self._was_connected = True
         self._tell("on_connected")
+        self._log_expiring()
 
     def _on_connect_fail(self, _client: paho.Client, _userdata: Any) -> None:
         error = self._client.connect_error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import socket
+import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,6 +62,8 @@ class Receiver(paho.Client):
 
     _outbox: MemoryOutbox | DurableOutbox
     _is_tcp: bool
+    # Held while bytes are given to the socket and the session is told.
+    _write_lock: threading.Lock
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Where on_log is a method of a subclass, or is set, or a logger.
@@ -125,6 +128,7 @@ class Receiver(paho.Client):
             try:
                 data = self._sock_recv(_RECEIVE_BYTES)
             except BlockingIOError:
+                self._hasten_connack(sock)
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
             except OSError as error:
                 self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
@@ -158,6 +162,11 @@ class Receiver(paho.Client):
         self._acks_stream = received_bytes >= _STREAM_READ_BYTES
         is_open = self._sock is sock
         if is_open and self._is_tcp and self._outbox.session.in_flight:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def _hasten_connack(self, sock: Any) -> None:
+        """TLS session tickets have come: with Nagle's algorithm CONNACK follows once our kernel acknowledges them."""
+        if self._ssl and self._is_tcp and self._state != _State.MQTT_CS_CONNECTED:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     @staticmethod
@@ -260,7 +269,8 @@ class Receiver(paho.Client):
         mid = acks[2] << 8 | acks[3]
         if is_logging:
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received %s (Mid: %d)", _ACK_NAMES[acks[0]], mid)
-        with outbox.lock:
+        # Another thread may have sent what these bytes acknowledge, and not yet told the session.
+        with self._write_lock, outbox.lock:
             unsent_bytes = session.unsent_bytes
             session.feed(acks)
             try:

@@ -88,10 +88,8 @@ class SecureClient(Client):
             sock.settimeout(0)
             if watch.is_verdict_due(sock):
                 await_verdict(sock, time.monotonic() - started_s)
+                self._hasten_connack(sock)
             self.certificates = self._expiries(chain)
-            if self._is_tcp:
-                # A broker with Nagle's algorithm holds CONNACK back until our kernel acknowledges its session tickets.
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         except BaseException:
             sock.close()
             raise

@@ -118,3 +118,18 @@ def test_baseline_keeps_rows_that_no_broker_has_acknowledged(monkeypatch: pytest
         assert db.execute("SELECT payload, qos FROM mqtt_offline_queue").fetchall() == [('{"severity": "HIGH"}', 2)]
     db.close()
     assert harness.count_rows(path) == 1
+
+
+def test_connecting_is_set_against_paho() -> None:
+    command = [sys.executable, str(BENCHES / "bench_connect.py"), "--rounds", "2", "--brokers", "nodelay"]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert [(result["broker"], result["mode"]) for result in results] == [("nodelay", "server"), ("nodelay", "mutual")]
+    for result in results:
+        assert set(result["contenders"]) == {"raw", "paho", "paho-async", "glec"}
+        assert result["contenders"]["paho"]["ratio_to_paho"] == 1
+        assert result["met"] == (result["ratio"] <= result["bar"] == 1.2)
+        assert all(len(figures["connect_s_by_round"]) == 2 for figures in result["contenders"].values())
+    done = subprocess.run([*command, "--modes", "server"], capture_output=True, text=True, timeout=120, check=False)
+    assert "(bar: at most 1.2)" in done.stdout
