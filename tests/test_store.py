@@ -705,6 +705,7 @@ class TestOverflow:
             ids = [store.append("t", "x", 1) for _ in range(4)]
         assert cleaned.result(WAIT_S) == 4
         assert store.wait_durable(ids[-1], WAIT_S)
+        outbox.wait(lambda heard: len(heard.dropped) == 4)
         assert {each.reason for each in outbox.dropped} == {DropReason.EXPIRED}
         assert store.size == 10
 
