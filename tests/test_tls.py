@@ -6,6 +6,7 @@ import datetime as dt
 import logging
 import socket
 import ssl
+import threading
 import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -205,6 +206,31 @@ def test_nothing_watches_a_connection_once_it_is_made(cases: Cases) -> None:
             tls.sendall(b"\x10\x00")
             assert tls.recv(4)
     assert seen == []
+
+
+@pytest.mark.parametrize("is_mutual", [False, True])
+def test_session_tickets_are_acknowledged_before_connack(
+    cases: Cases, tmp_path: Path, is_mutual: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker with Nagle's algorithm waits for that with CONNACK, as this peer does."""
+    acknowledged = threading.Event()
+
+    def setsockopt(_sock: object, *option: int) -> None:
+        if option == (socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1):
+            acknowledged.set()
+
+    monkeypatch.setattr(ssl.SSLSocket, "setsockopt", setsockopt, raising=False)
+    ca = cases.authority.certificate_path
+    ours = cases.authority.issue_client()
+    tls = TLSConfig.create_mutual_tls(ca, ours.certificate_path, ours.key_path) if is_mutual else cases.trust()
+    context = server_context(cases.authority.issue_server(), versions=TLS_1_3, client_ca=ca if is_mutual else None)
+    with TLSPeer(context) as peer, MQTTManager(config_for(peer.port, tmp_path, tls)) as manager:
+        peer.before_connack = lambda: acknowledged.wait(TIMEOUT_S)
+        recorder = Recorder()
+        manager.set_connection_callback(recorder)
+        manager.connect()
+        assert recorder.wait_for_connections()
+    assert acknowledged.is_set()
 
 
 def test_tcp_and_tls_share_one_time_out(cases: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,8 +91,9 @@ class TLSPeer(Peer):
     def __init__(self, context: ssl.SSLContext) -> None:
         super().__init__(self._handshake)
         self._context = context
-        # The answer to CONNECT.
+        # The answer to CONNECT, and what is waited for before it.
         self.connack = CONNACK
+        self.before_connack: Callable[[], object] = lambda: None
         self.received = bytearray()
         self.failures: list[OSError] = []
         self.server_names: list[str | None] = []
@@ -114,6 +115,7 @@ class TLSPeer(Peer):
                 self.suites.append((tls.version() or version, name))
                 while data := tls.recv(_READ_BYTES):
                     if not self.received or data[0] == 0x10:
+                        self.before_connack()
                         tls.send(self.connack)
                     self.received += data
         except OSError as error:
