@@ -28,20 +28,22 @@ class PublishHandle(MQTTMessageInfo):
     """One accepted message. Thread-safe.
 
     message_id: the queue's name for it, kept over restarts; `mid` is what `on_publish` is called with.
-    rc: paho's error code, MQTT_ERR_SUCCESS where the message was accepted.
+    qos: the message's. rc: paho's error code, MQTT_ERR_SUCCESS where the message was accepted.
     """
 
-    __slots__ = ("__weakref__", "_fate", "_reason", "_wait_durable", "message_id")
+    __slots__ = ("__weakref__", "_fate", "_reason", "_wait_durable", "message_id", "qos")
 
     # Not paho's initialiser: one condition serves all handles of a client, where paho makes one for each.
     def __init__(  # pylint: disable=super-init-not-called
         self,
         mid: int,
         condition: threading.Condition,
+        qos: int,
         wait_durable: Callable[[int, float | None], bool] = _never_on_disk,
     ) -> None:
         self.mid = self.message_id = mid
         self.rc = MQTTErrorCode.MQTT_ERR_SUCCESS
+        self.qos = qos
         self._condition = condition
         self._published = False
         self._iterpos = 0

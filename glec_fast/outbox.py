@@ -122,7 +122,7 @@ class MemoryOutbox(Outbox):
         """Take a message; the handle's `rc` is MQTT_ERR_NO_CONN or MQTT_ERR_QUEUE_SIZE where paho says so."""
         with self.lock:
             if qos == 0:
-                handle = PublishHandle(self.session.next_packet_id(), self._published)
+                handle = PublishHandle(self.session.next_packet_id(), self._published, 0)
                 if not linked:
                     handle.rc = MQTTErrorCode.MQTT_ERR_NO_CONN
                     return handle
@@ -134,7 +134,7 @@ class MemoryOutbox(Outbox):
                 return handle
             full = 0 < self.max_queued <= len(self)
             mid = self.session.next_packet_id() if full else self.session.reserve_packet_id()
-            handle = PublishHandle(mid, self._published)
+            handle = PublishHandle(mid, self._published, qos)
             if full or mid == 0:
                 handle.rc = MQTTErrorCode.MQTT_ERR_QUEUE_SIZE
                 return handle
@@ -208,17 +208,19 @@ class MemoryOutbox(Outbox):
             handle._set_as_published()
         return lost
 
-    def resume(self, session_present: bool, receive_maximum: int) -> None:
-        """The broker accepted the connection: send again what was not acknowledged, then what waits."""
+    def resume(self, session_present: bool, receive_maximum: int) -> list[PublishHandle]:
+        """The broker accepted the connection: send again what was not acknowledged, then what waits.
+
+        Returns the handles of QoS 2 messages that the broker had received before it lost its session: they are its own.
+        """
         with self.lock:
             in_doubt = set(self.session.resume(session_present, receive_maximum))
             kept = [message for message in self._waiting if message.message_id not in in_doubt]
             doubtful = [message for message in self._waiting if message.message_id in in_doubt]
             self._waiting = deque(kept)
             self.is_open = True
-        for message in doubtful:
-            message.handle._set_as_published()
         self.pull()
+        return [message.handle for message in doubtful]
 
     def clear(self) -> list[Message]:
         """Forget every unacknowledged message and return them in order."""
@@ -290,7 +292,7 @@ class DurableOutbox(Outbox):
             handle = self._publish_direct(topic, payload)
             if handle is not None:
                 return handle
-        handle = PublishHandle(0, self._published, self.store.wait_durable)
+        handle = PublishHandle(0, self._published, qos, self.store.wait_durable)
 
         def register(message_id: int) -> None:
             handle.mid = handle.message_id = message_id
@@ -306,7 +308,7 @@ class DurableOutbox(Outbox):
             if not self.is_open or self.session.unsent_bytes > _UNSENT_BYTES_MAX:
                 return None
             self._direct_id -= 1
-            handle = PublishHandle(self._direct_id, self._published)
+            handle = PublishHandle(self._direct_id, self._published, 0)
             self._direct[self._direct_id] = (topic, payload, handle)
             self.session.admit(self._direct_id, topic, payload, 0)
         self._on_work()
@@ -407,7 +409,7 @@ class DurableOutbox(Outbox):
             handle._set_as_dropped(DropReason.LINK_LOST)
             self._tell_dropped([Dropped(handle.message_id, topic, 0, DropReason.LINK_LOST)])
 
-    def resume(self, session_present: bool, receive_maximum: int) -> None:
+    def resume(self, session_present: bool, receive_maximum: int) -> list[PublishHandle]:
         """The broker accepted the connection: read from the first row again, resends first as they are the oldest."""
         if not session_present:
             self._void_session()
@@ -421,6 +423,7 @@ class DurableOutbox(Outbox):
         # QoS 0 messages may still wait in memory for company; now they can go.
         self.store.request_commit()
         self.pull()
+        return []
 
     def _void_session(self) -> None:
         """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message."""
@@ -450,7 +453,8 @@ class DurableOutbox(Outbox):
             if handle is not None:
                 return handle
             # Before it is looked for: what finishes meanwhile is told to the handle.
-            handle = PublishHandle(message_id, self._published, self.store.wait_durable)
+            # Of what QoS does not matter: nothing that asks for it is called for a message of the queue.
+            handle = PublishHandle(message_id, self._published, 1, self.store.wait_durable)
             self._handles[message_id] = handle
         held = self.store.holds(message_id)
         if held or handle.is_published():

@@ -35,6 +35,7 @@ _READS_A_TURN = 16
 # A read of so many bytes means that acknowledgements come in a stream.
 _STREAM_READ_BYTES = 64
 _RECEIVE_MAXIMUM = 65_535
+_EXACTLY_ONCE = 2
 _PUBACK, _PUBREC, _PUBCOMP = b"\x40\x02", b"\x50\x02", b"\x70\x02"
 _CONNACK_TYPE, _PUBREL_TYPE, _SUBACK_TYPE, _UNSUBACK_TYPE = 0x20, 0x60, 0x90, 0xB0
 _ACK_NAMES = {0x40: "PUBACK", 0x50: "PUBREC", 0x70: "PUBCOMP"}
@@ -315,7 +316,7 @@ class Receiver(paho.Client):
                 if self._callback_api_version == CallbackAPIVersion.VERSION1:
                     on_publish(self, self._userdata, entry.handle.mid)
                 else:
-                    on_publish(self, self._userdata, entry.handle.mid, *_reason_and_properties(entry.reason))
+                    on_publish(self, self._userdata, entry.handle.mid, *_reason_and_properties(entry))
             except Exception as error:
                 self._easy_log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_publish: %s", error)
                 if not self.suppress_exceptions:
@@ -449,7 +450,8 @@ class Receiver(paho.Client):
         finally:
             if body[1] == 0 and self._sock is sock and not self._outbox.is_open:
                 # Also where on_connect raised: what waits must not wait for ever.
-                self._outbox.resume(bool(body[0] & 1), self._receive_maximum(body))
+                handles = self._outbox.resume(bool(body[0] & 1), self._receive_maximum(body))
+                self._finished.extend(_Finished(handle, None, False) for handle in handles)
 
     def _on_accepted(self, connack: bytes) -> None:
         if not connack[0] & 1:
@@ -471,8 +473,9 @@ class Receiver(paho.Client):
         return int(self._connack_properties(connack).get("ReceiveMaximum", _RECEIVE_MAXIMUM))
 
 
-def _reason_and_properties(reason: tuple[int, int, int, bytes] | None) -> tuple[ReasonCode, Properties]:
-    if reason is None:
-        return reason_from(PacketTypes.PUBACK, 0), properties_from(PacketTypes.PUBACK, b"")
-    packet_type, _packet_id, code, packed = reason
+def _reason_and_properties(finished: _Finished) -> tuple[ReasonCode, Properties]:
+    if finished.reason is None:
+        kind = PacketTypes.PUBCOMP if finished.handle.qos == _EXACTLY_ONCE else PacketTypes.PUBACK
+        return reason_from(kind, 0), properties_from(kind, b"")
+    packet_type, _packet_id, code, packed = finished.reason
     return reason_from(packet_type >> 4, code), properties_from(packet_type >> 4, packed)

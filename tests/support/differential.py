@@ -1,0 +1,242 @@
+"""One program, one scripted peer, two clients: what each saw, returned, raised and put on the wire, to be compared."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from paho.mqtt.client import CallbackAPIVersion, MQTTMessage
+from paho.mqtt.enums import MQTTProtocolVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from support.wire_reference import publish, remaining_length
+
+WAIT_S = 10.0
+V31, V311, V5 = MQTTProtocolVersion.MQTTv31, MQTTProtocolVersion.MQTTv311, MQTTProtocolVersion.MQTTv5
+API1, API2 = CallbackAPIVersion.VERSION1, CallbackAPIVersion.VERSION2
+CALLBACKS = (
+    "on_connect", "on_connect_fail", "on_disconnect", "on_log", "on_message", "on_pre_connect", "on_publish",
+    "on_socket_close", "on_socket_open", "on_socket_register_write", "on_socket_unregister_write", "on_subscribe",
+    "on_unsubscribe",
+)  # fmt: skip
+
+
+def connack(version: int, code: int = 0, *, present: bool = False, properties: bytes = b"\x00") -> bytes:
+    body = bytes((present, code)) + (properties if version == V5 else b"")
+    return b"\x20" + remaining_length(len(body)) + body
+
+
+def ack(kind: int, mid: int, rest: bytes = b"") -> bytes:
+    return bytes((kind, 2 + len(rest))) + mid.to_bytes(2, "big") + rest
+
+
+def suback(version: int, mid: int, codes: bytes) -> bytes:
+    return ack(0x90, mid, (b"\x00" if version == V5 else b"") + codes)
+
+
+def unsuback(version: int, mid: int, codes: bytes) -> bytes:
+    return ack(0xB0, mid, b"\x00" + codes if version == V5 else b"")
+
+
+def inbound(version: int, topic: str, payload: bytes, qos: int, mid: int = 0, **flags: bool) -> bytes:
+    return publish(topic, payload, qos, mid, properties=b"\x00" if version == V5 else b"", **flags)
+
+
+@dataclass
+class Expect:
+    """Read whole packets, so many."""
+
+    count: int = 1
+
+
+@dataclass
+class Send:
+    data: bytes
+
+
+@dataclass
+class Close:
+    """End the connection from the peer's side."""
+
+
+Step = Expect | Send | Close
+
+
+class Peer:
+    """Plays one list of steps for each connection, and records the packets that it read: (connection, bytes)."""
+
+    def __init__(self, *connections: list[Step]) -> None:
+        self.packets: list[tuple[int, bytes]] = []
+        self.changed = threading.Condition()
+        self.played = 0
+        self._connections = connections
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(WAIT_S)
+        self.port = int(self._listener.getsockname()[1])
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Peer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self._thread.join(WAIT_S)
+
+    def _run(self) -> None:
+        for number, steps in enumerate(self._connections):
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.settimeout(WAIT_S)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                with connection.makefile("rb") as stream:
+                    self._play(number, connection, stream, steps)
+
+    def _play(self, number: int, connection: socket.socket, stream: Any, steps: list[Step]) -> None:
+        for step in [*steps, None]:
+            if isinstance(step, Send):
+                connection.sendall(step.data)
+            elif isinstance(step, Close):
+                break
+            else:
+                # Without a step: until the client ends it.
+                count = step.count if step is not None else 1 << 30
+                for _ in range(count):
+                    packet = read_packet(stream)
+                    if packet is None:
+                        break
+                    with self.changed:
+                        self.packets.append((number, packet))
+                        self.changed.notify_all()
+        with self.changed:
+            self.played += 1
+            self.changed.notify_all()
+
+    def wait_played(self, connections: int) -> None:
+        """Every step of so many connections is done, and the client's last bytes are read."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: self.played >= connections, WAIT_S), self.packets
+
+
+def read_packet(stream: Any) -> bytes | None:
+    """One whole MQTT packet, None at the end."""
+    try:
+        head = stream.read(1)
+        length, shift = 0, 0
+        while head:
+            byte = stream.read(1)
+            if not byte:
+                return None
+            head += byte
+            length |= (byte[0] & 127) << shift
+            shift += 7
+            if not byte[0] & 128:
+                return bytes(head + stream.read(length))
+    except OSError:
+        pass
+    return None
+
+
+def plain(value: Any) -> Any:
+    """A value that compares by what a program can see of it."""
+    if isinstance(value, MQTTMessage):
+        return (
+            "message", value.topic, value.payload, value.qos, value.mid, value.dup, value.retain,
+            plain(value.properties) if hasattr(value, "properties") else None, int(value.state),
+        )  # fmt: skip
+    if isinstance(value, ReasonCode):
+        return "reason", value.packetType, value.value, str(value)
+    if isinstance(value, Properties):
+        return "properties", value.packetType, value.json()
+    if isinstance(value, socket.socket):
+        return "socket"
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return type(value).__name__, {name: plain(each) for name, each in value._asdict().items()}
+    if isinstance(value, dict):
+        return {name: plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if hasattr(value, "session_present"):
+        return "flags", vars(value)
+    return value
+
+
+@dataclass
+class Run:
+    """One client under one program. `seen`: callbacks and results, in order."""
+
+    client: Any
+    peer: Peer | None
+    seen: list[Any] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def record(self, name: str, *values: Any) -> None:
+        self.seen.append((name, *(plain(value) for value in values)))
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+    def watch(self, *names: str) -> None:
+        """Record these callbacks."""
+        for name in names:
+            setattr(self.client, name, self._recorder(name))
+
+    def _recorder(self, name: str) -> Callable[..., None]:
+        def callback(_client: Any, *arguments: Any) -> None:
+            # The userdata, which is the program's own, shows that it is handed on.
+            self.record(name, *arguments)
+
+        return callback
+
+    def call(self, name: str, *arguments: Any, **named: Any) -> Any:
+        """Call a method, and record what it returned or raised."""
+        try:
+            result = getattr(self.client, name)(*arguments, **named)
+        except Exception as error:
+            self.record(
+                f"{name} raised",
+                type(error).__name__
+                if type(error).__module__ == "builtins"
+                else next(each.__name__ for each in type(error).__mro__ if each.__module__ == "builtins"),
+                str(error),
+            )
+            return None
+        if hasattr(result, "mid") and hasattr(result, "rc"):
+            self.record(f"{name} returned", result.mid, int(result.rc), list(result), result[0], int(result[1]))
+        else:
+            self.record(f"{name} returned", result)
+        return result
+
+    def connect(self, **named: Any) -> None:
+        assert self.peer is not None
+        self.call("connect", "127.0.0.1", self.peer.port, **named)
+
+    def loop_until(self, name: str, count: int = 1) -> None:
+        """Work the loop by hand until a callback was seen so often."""
+        deadline_s = time.monotonic() + WAIT_S
+        while self.counts.get(name, 0) < count:
+            assert time.monotonic() < deadline_s, (name, self.seen)
+            self.client.loop(0.02)
+
+    def loop_until_received(self, packets: int) -> None:
+        """Work the loop by hand until the peer has read so many packets in all."""
+        assert self.peer is not None
+        deadline_s = time.monotonic() + WAIT_S
+        while len(self.peer.packets) < packets:
+            assert time.monotonic() < deadline_s, self.peer.packets
+            self.client.loop(0.02)
+
+
+def outcome(client: Any, program: Callable[[Run], None], connections: list[list[Step]]) -> tuple[Any, Any]:
+    """(what the program saw, what the peer read)."""
+    with Peer(*connections) as peer:
+        run = Run(client, peer)
+        program(run)
+        peer.wait_played(len(connections))
+    return run.seen, peer.packets

@@ -1,0 +1,207 @@
+"""Where our Client is meant to differ from paho's: each row of the table in docs/differences.md, with either client."""
+
+from __future__ import annotations
+
+import re
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from paho.mqtt import client as paho
+
+import glec_fast.mqtt
+from support.differential import API2, V5, V311, Close, Expect, Run, Send, Step, ack, connack, inbound, outcome
+
+TABLE = Path(__file__).parent.parent / "docs" / "differences.md"
+BOTH = pytest.mark.parametrize("module", [paho, glec_fast.mqtt], ids=["paho", "glec"])
+
+
+def is_ours(module: Any) -> bool:
+    return module is glec_fast.mqtt
+
+
+@BOTH
+def test_pubrel_is_not_sent_to_a_session_that_never_had_the_message(module: Any) -> None:
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_publish", "on_disconnect")
+        run.connect()
+        run.loop_until("on_connect")
+        info = run.client.publish("t", b"x", 2)
+        run.loop_until("on_disconnect")
+        run.client.reconnect()
+        run.loop_until("on_publish")
+        assert info.is_published()
+        run.client.disconnect()
+        run.loop_until("on_disconnect", 2)
+
+    first: list[Step] = [Expect(), Send(connack(V311)), Expect(), Send(ack(0x50, 1)), Expect(), Close()]
+    second: list[Step] = [Expect(), Send(connack(V311))]
+    if not is_ours(module):
+        second += [Expect(), Send(ack(0x70, 1))]
+    client = module.Client(API2, "device", clean_session=False)
+    _, packets = outcome(client, program, [first, second])
+    kinds = [packet[0] for number, packet in packets if number == 1]
+    assert kinds == ([0x10, 0xE0] if is_ours(module) else [0x10, 0x62, 0xE0])
+
+
+@BOTH
+def test_a_refused_qos_2_message_ends_there(module: Any) -> None:
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_publish", "on_disconnect")
+        run.connect()
+        run.loop_until("on_connect")
+        run.client.publish("t", b"x", 2)
+        if is_ours(module):
+            run.loop_until("on_publish")
+            assert run.seen[-1][3][2] == 0x97
+            run.client.disconnect()
+        run.loop_until_received(3)
+        run.client._sock_close()
+
+    steps: list[Step] = [Expect(), Send(connack(V5)), Expect(), Send(ack(0x50, 1, b"\x97")), Expect()]
+    _, packets = outcome(module.Client(API2, "device", protocol=V5), program, [steps])
+    assert packets[2][1][0] == (0xE0 if is_ours(module) else 0x62)
+
+
+@BOTH
+def test_a_handle_from_before_the_connection_can_be_waited_for(module: Any) -> None:
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_publish", "on_disconnect")
+        info = run.client.publish("t", b"x", 1)
+        assert info.rc == paho.MQTT_ERR_NO_CONN
+        run.connect()
+        run.loop_until("on_publish")
+        if is_ours(module):
+            info.wait_for_publish(1)
+            assert info.is_published()
+        else:
+            with pytest.raises(RuntimeError, match="not currently connected"):
+                info.wait_for_publish(1)
+        run.client.disconnect()
+        run.loop_until("on_disconnect")
+
+    steps: list[Step] = [Expect(), Send(connack(V311)), Expect(), Send(ack(0x40, 1))]
+    outcome(module.Client(API2, "device"), program, [steps])
+
+
+@BOTH
+def test_no_lock_is_held_during_a_callback(module: Any) -> None:
+    client = module.Client(API2, "device")
+    entered, leave, done = threading.Event(), threading.Event(), threading.Event()
+
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_disconnect")
+
+        def on_message(*_: Any) -> None:
+            entered.set()
+            leave.wait(10)
+
+        def other_thread() -> None:
+            entered.wait(10)
+            # paho's loop_write and its callbacks share one lock.
+            client._in_callback_mutex.acquire(True, 1)
+            done.set()
+            client._in_callback_mutex.release()
+
+        client.on_message = on_message
+        thread = threading.Thread(target=other_thread)
+        thread.start()
+        run.client.connect_async("127.0.0.1", run.peer.port if run.peer is not None else 0)
+        run.client.loop_start()
+        assert entered.wait(10)
+        was_free = client._in_callback_mutex.acquire(False)
+        if was_free:
+            client._in_callback_mutex.release()
+        assert was_free == is_ours(module)
+        leave.set()
+        thread.join()
+        run.client.disconnect()
+        run.client.loop_stop()
+
+    steps: list[Step] = [Expect(), Send(connack(V311) + inbound(V311, "t", b"x", 0))]
+    outcome(client, program, [steps])
+
+
+@BOTH
+def test_the_thread_outlives_an_exception_of_a_callback(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: told.append(str(arguments.exc_value)))
+    client = module.Client(API2, "device")
+    second = threading.Event()
+
+    def program(run: Run) -> None:
+        def on_message(_client: Any, _userdata: Any, message: Any) -> None:
+            if message.payload == b"bad":
+                raise LookupError("a fault of the program")
+            second.set()
+
+        client.on_message = on_message
+        assert run.peer is not None
+        client.connect_async("127.0.0.1", run.peer.port)
+        client.loop_start()
+        thread = client._thread
+        if is_ours(module):
+            assert second.wait(10)
+            client.disconnect()
+        else:
+            thread.join(10)
+            assert client.is_connected(), "it says so for ever"
+            client._sock_close()
+        client.loop_stop()
+
+    steps: list[Step] = [Expect(), Send(connack(V311) + inbound(V311, "t", b"bad", 0) + inbound(V311, "t", b"good", 0))]
+    outcome(client, program, [steps])
+    assert told == ["a fault of the program"]
+
+
+@pytest.mark.parametrize(
+    ("packet", "code"),
+    [
+        (b"\x40\x02\x00\x00", 0x82),
+        (b"\x36\x05\x00\x01t\x00\x01", 0x81),
+        (b"\x30\x04\x00\x02\xff\xff", 0x81),
+        (b"\x82\x02\x00\x01", 0x82),
+        (b"\x30\xff\xff\xff\xff\x01", 0x81),
+    ],
+    ids=["id 0", "QoS 3", "not UTF-8", "a client's packet", "a length of 5 bytes"],
+)
+def test_a_malformed_packet_ends_the_connection_with_its_reason(packet: bytes, code: int) -> None:
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_message", "on_disconnect")
+        run.connect()
+        run.loop_until("on_connect")
+        run.loop_until("on_disconnect")
+        assert "on_message" not in run.counts
+
+    _, packets = outcome(
+        glec_fast.mqtt.Client(API2, "device", protocol=V5), program, [[Expect(), Send(connack(V5) + packet)]]
+    )
+    assert packets[-1][1] == bytes((0xE0, 1, code))
+
+
+def test_a_packet_that_is_announced_takes_no_memory() -> None:
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_subscribe", "on_disconnect")
+        run.connect()
+        run.loop_until("on_connect")
+        tracemalloc.start()
+        try:
+            for _ in range(10):
+                run.client.loop(0.01)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 1_000_000
+        run.client._sock_close()
+
+    # 256 MB are announced, three bytes come.
+    announced = b"\x30\xff\xff\xff\x7f\x00\x01t"
+    outcome(glec_fast.mqtt.Client(API2, "device"), program, [[Expect(), Send(connack(V311) + announced)]])
+
+
+def test_every_row_of_the_table_has_its_test() -> None:
+    named = set(re.findall(r"`(test_\w+)`", TABLE.read_text(encoding="utf-8")))
+    assert named
+    assert named <= set(globals())
