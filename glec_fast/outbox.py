@@ -472,21 +472,12 @@ class DurableOutbox(Outbox):
             finished, self._finished = self._finished, []
         return finished
 
-    def take_in_doubt(self) -> list[tuple[int, Decision]]:
+    def image(self, kept: list[int]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
         """See `glec_fast.store.Outbox`."""
         with self.lock:
+            version, image = self.session.image(ranges_of(kept + self._finished))
             in_doubt, self._in_doubt = self._in_doubt, []
-        return in_doubt
-
-    def has_in_doubt(self) -> bool:
-        """See `glec_fast.store.Outbox`."""
-        return bool(self._in_doubt)
-
-    def image(self, kept: list[int]) -> tuple[int, bytes]:
-        """See `glec_fast.store.Outbox`."""
-        with self.lock:
-            image: tuple[int, bytes] = self.session.image(ranges_of(kept + self._finished))
-        return image
+        return version, image, in_doubt
 
     def on_committed(self, version: int, new_rows: int) -> None:
         """See `glec_fast.store.Outbox`."""

@@ -63,20 +63,18 @@ logger = logging.getLogger("glec_fast")
 class Outbox(Protocol):
     """The side that sends; see `Store.attach`. Called by the writer thread; what it raises is logged.
 
-    What `take_...`, `has_...` and `image` are is asked with the store's lock held.
+    The first two are called with the store's lock held.
     """
 
     def take_finished(self) -> list[int]:
         """The ids of what was finished since the last call; their rows are the store's to delete."""
 
-    def image(self, kept: list[int]) -> tuple[int, bytes]:
-        """(version, image) of what is in flight now; it names as finished `kept` and what was not yet taken."""
+    def image(self, kept: list[int]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
+        """(version, image, in doubt) of what is in flight; the image names as finished `kept` and what is not taken.
 
-    def take_in_doubt(self) -> list[tuple[int, Decision]]:
-        """(message id, what was decided) since the last call, for the ledger; their rows are still there."""
-
-    def has_in_doubt(self) -> bool:
-        """True where `take_in_doubt` would give some: the image must not be on disk without them."""
+        in doubt: (message id, what was decided) since the last call. The image, which carries it out, must not be on
+        disk without them; their rows are still there.
+        """
 
     def on_committed(self, version: int, new_rows: int) -> None:
         """The transaction of `version` is on disk; `new_rows` can be read that could not be before."""
@@ -377,9 +375,11 @@ class Store:
     def _save_image(self) -> int | None:
         with self._lock:
             outbox = self._outbox
-            if outbox is None or self._failure is not None or self._ended or self._in_doubt or outbox.has_in_doubt():
+            if outbox is None or self._failure is not None or self._ended or self._in_doubt:
                 return None
-            version, image = outbox.image(self._deleting)
+            version, image, self._in_doubt = outbox.image(self._deleting)
+            if self._in_doubt:
+                return None
         started_s = time.monotonic()
         try:
             self._table.save_image(image)
@@ -709,13 +709,14 @@ class Store:
             finished = []
             if commit.outbox is not None:
                 finished = commit.outbox.take_finished()
-                self._in_doubt += commit.outbox.take_in_doubt()
-                commit.in_doubt, commit.identity = self._in_doubt.copy(), self._identity
             self._deleting += finished
             if len(finished) < _DONE_COMMIT_ROWS or self._must_delete(commit):
                 commit.deleting = self._deleting[: self._delete_rows_max]
             if commit.outbox is not None:
-                commit.version, commit.image = commit.outbox.image(self._deleting[len(commit.deleting) :])
+                kept = self._deleting[len(commit.deleting) :]
+                commit.version, commit.image, in_doubt = commit.outbox.image(kept)
+                self._in_doubt += in_doubt
+                commit.in_doubt, commit.identity = self._in_doubt.copy(), self._identity
 
     def _must_delete(self, commit: _Commit) -> bool:
         """False in a stream of acknowledgements: a table that ends up empty costs next to nothing to clear."""

@@ -64,18 +64,11 @@ class RecordingOutbox:
             finished, self._finished = self._finished, []
             return finished
 
-    def take_in_doubt(self) -> list[tuple[int, Decision]]:
-        with self._heard:
-            in_doubt, self.in_doubt = self.in_doubt, []
-            return in_doubt
-
-    def has_in_doubt(self) -> bool:
-        return bool(self.in_doubt)
-
-    def image(self, kept: list[int]) -> tuple[int, bytes]:
+    def image(self, kept: list[int]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
         with self._heard:
             named = "".join(f" {first}-{last}" for first, last in ranges_of(kept + self._finished))
-            return self.version, self.in_flight + named.encode()
+            in_doubt, self.in_doubt = self.in_doubt, []
+            return self.version, self.in_flight + named.encode(), in_doubt
 
     def on_committed(self, version: int, new_rows: int) -> None:
         with self._heard:

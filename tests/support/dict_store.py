@@ -62,8 +62,7 @@ class DictStore:
         assert self._outbox is not None
         self.wants_commit = False
         finished = self._outbox.take_finished()
-        in_doubt = self._outbox.take_in_doubt()
-        self.pending = Collected(finished, *self._outbox.image([]), in_doubt)
+        self.pending = Collected(finished, *self._outbox.image([]))
 
     def end_commit(self) -> None:
         """It is on disk, and the outbox is told."""
