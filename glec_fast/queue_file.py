@@ -231,7 +231,19 @@ def _lock_of(path: Path) -> Path:
 
 
 def _create(path: Path) -> None:
+    is_new = not path.exists()
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    if is_new:
+        # What is synced into the file is lost with a name that a power cut takes away.
+        _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -380,11 +392,7 @@ def _finish_carry_over(path: Path) -> None:
     _set_companions_aside(path, _kept_names(path)[0])
     new.rename(path)
     _mark_of(path).unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    _sync_folder(path.parent)
 
 
 _Values = tuple[object, ...]

@@ -539,3 +539,18 @@ def test_every_refusal_is_of_one_family() -> None:
     assert issubclass(QueueLockedError, GlecError)
     assert issubclass(QueueStorageError, (GlecError, OSError))
     assert not QueueFormatError("x").retryable
+
+
+def test_the_name_of_a_new_file_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    QueueFile(tmp_path / "queue.db").close()
+    assert synced == [str(tmp_path)]
+    QueueFile(tmp_path / "queue.db").close()
+    assert synced == [str(tmp_path)], "the name of a file that was there is on disk already"
