@@ -14,7 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
@@ -109,7 +109,7 @@ class Client(Receiver):
         for dropped in outbox.clear():
             message = paho.MQTTMessage(dropped.mid, dropped.topic)
             message.payload, message.qos, message.retain = dropped.payload, dropped.qos, dropped.retain
-            message.info = dropped.handle
+            message.info, message.state = dropped.handle, MessageState.MQTT_MS_PUBLISH
             messages.append(message)
         return messages
 

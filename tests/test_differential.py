@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import paho.mqtt as paho_mqtt
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = pytest.mark.filterwarnings("ignore:Callback API version 1 is deprecated:DeprecationWarning")
+AS_2_2 = pytest.mark.skipif(
+    paho_mqtt.__version__.startswith("2.1."), reason="where paho-mqtt 2.1 and 2.2 differ, ours is as 2.2"
+)
 VERSIONS = pytest.mark.parametrize("version", [V31, V311, V5], ids=["3.1", "3.1.1", "5"])
 APIS = pytest.mark.parametrize("api", [API1, API2], ids=["api1", "api2"])
 
@@ -471,13 +476,89 @@ def test_a_thread_of_its_own() -> None:
         info.wait_for_publish(10)
         run.record("published", info.is_published())
         run.client.disconnect()
-        run.call("loop_stop")
+        # Its result tells whether the thread has ended by itself already.
+        run.client.loop_stop()
 
     steps: list[Step] = [Expect(), Send(connack(V311)), Expect(), Send(ack(0x50, 1)), Expect(), Send(ack(0x70, 1))]
     compare(program, [steps], V311)
 
 
-@pytest.mark.skipif(paho_mqtt.__version__.startswith("2.1."), reason="we return what paho-mqtt 2.2 returns")
+def test_a_unix_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_publish", "on_disconnect", "on_log")
+        run.call("connect", path)
+        run.loop_until("on_connect")
+        run.call("publish", "t", b"x", 1)
+        run.loop_until("on_publish")
+        run.call("disconnect")
+        run.loop_until("on_disconnect")
+
+    outcomes = []
+    for module in (paho, glec_fast.mqtt):
+        client = module.Client(API2, "device", transport="unix")
+        steps: list[Step] = [Expect(), Send(connack(V311)), Expect(), Send(ack(0x40, 1))]
+        outcomes.append(outcome(client, program, [steps], path))
+        Path(path).unlink()
+    assert outcomes[0] == outcomes[1]
+
+
+@AS_2_2
+def test_loop_forever_and_decorators_and_a_logger(caplog: pytest.LogCaptureFixture) -> None:
+    logged: list[list[tuple[int, str]]] = []
+
+    def program(run: Run) -> None:
+        caplog.clear()
+        run.client.enable_logger(logging.getLogger("differential"))
+
+        @run.client.connect_callback()
+        def connected(client: Any, _userdata: Any, *arguments: Any) -> None:
+            run.record("connected", *arguments)
+            client.subscribe("t/#", 0)
+
+        @run.client.topic_callback("t/+")
+        def matched(client: Any, _userdata: Any, message: Any) -> None:
+            run.record("matched", message)
+            client.disconnect()
+
+        @run.client.disconnect_callback()
+        def left(_client: Any, _userdata: Any, *arguments: Any) -> None:
+            run.record("left", *arguments)
+
+        run.connect()
+        run.call("loop_forever")
+        run.client.disable_logger()
+        logged.append([(record.levelno, record.getMessage()) for record in caplog.records])
+
+    with caplog.at_level(logging.DEBUG, "differential"):
+        steps: list[Step] = [Expect(), Send(connack(V311)), Expect()]
+        compare(program, [[*steps, Send(suback(V311, 1, b"\x00") + inbound(V311, "t/x", b"m", 0))]], V311)
+    assert logged[0] == logged[1]
+    assert logged[0]
+
+
+@AS_2_2
+def test_forgetting_what_was_not_acknowledged() -> None:
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_publish", "on_disconnect")
+        for number in range(4):
+            run.call("publish", "t", b"%d" % number, number % 3)
+        run.call("drop_out_messages")
+        run.call("publish", "t", b"kept", 1)
+        run.connect()
+        run.loop_until("on_publish")
+        run.call("disconnect")
+        run.loop_until("on_disconnect")
+        run.call("reinitialise", "again", False)
+        run.call("publish", "t", b"after", 0)
+
+    steps: list[Step] = [Expect(), Send(connack(V311)), Expect()]
+    first_id = 5
+    compare(program, [[*steps, Send(ack(0x40, first_id))]], V311)
+
+
+@AS_2_2
 def test_without_a_connection_or_a_thread() -> None:
     def program(run: Run) -> None:
         run.call("loop")

@@ -68,16 +68,24 @@ Step = Expect | Send | Close
 
 
 class Peer:
-    """Plays one list of steps for each connection, and records the packets that it read: (connection, bytes)."""
+    """A server on loopback, or on a Unix socket at `path`.
 
-    def __init__(self, *connections: list[Step]) -> None:
+    Plays one list of steps for each connection, and records the packets that it read: (connection, bytes).
+    """
+
+    def __init__(self, *connections: list[Step], path: str = "") -> None:
         self.packets: list[tuple[int, bytes]] = []
         self.changed = threading.Condition()
         self.played = 0
         self._connections = connections
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        if path:
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(path)
+            self._listener.listen()
+        else:
+            self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(WAIT_S)
-        self.port = int(self._listener.getsockname()[1])
+        self.port = 0 if path else int(self._listener.getsockname()[1])
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Peer:
@@ -96,7 +104,8 @@ class Peer:
                 return
             with connection:
                 connection.settimeout(WAIT_S)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self.port:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 with connection.makefile("rb") as stream:
                     self._play(number, connection, stream, steps)
 
@@ -199,13 +208,11 @@ class Run:
         try:
             result = getattr(self.client, name)(*arguments, **named)
         except Exception as error:
-            self.record(
-                f"{name} raised",
-                type(error).__name__
-                if type(error).__module__ == "builtins"
-                else next(each.__name__ for each in type(error).__mro__ if each.__module__ == "builtins"),
-                str(error),
-            )
+            kind = type(error)
+            # A class of ours may stand for one of Python's only where it is one.
+            builtin = next(each for each in kind.__mro__ if each.__module__ == "builtins")
+            shown = builtin if kind.__module__.startswith("glec_fast") else kind
+            self.record(f"{name} raised", shown.__qualname__, str(error))
             return None
         if hasattr(result, "mid") and hasattr(result, "rc"):
             self.record(f"{name} returned", result.mid, int(result.rc), list(result), result[0], int(result[1]))
@@ -233,9 +240,11 @@ class Run:
             self.client.loop(0.02)
 
 
-def outcome(client: Any, program: Callable[[Run], None], connections: list[list[Step]]) -> tuple[Any, Any]:
+def outcome(
+    client: Any, program: Callable[[Run], None], connections: list[list[Step]], path: str = ""
+) -> tuple[Any, Any]:
     """(what the program saw, what the peer read)."""
-    with Peer(*connections) as peer:
+    with Peer(*connections, path=path) as peer:
         run = Run(client, peer)
         program(run)
         peer.wait_played(len(connections))
