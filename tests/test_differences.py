@@ -120,11 +120,14 @@ def test_the_thread_outlives_an_exception_of_a_callback(module: Any, monkeypatch
     told: list[str] = []
     monkeypatch.setattr(threading, "excepthook", lambda arguments: told.append(str(arguments.exc_value)))
     client = module.Client(API2, "device")
-    second = threading.Event()
+    raised, second = threading.Event(), threading.Event()
+    failed: list[threading.Thread] = []
 
     def program(run: Run) -> None:
         def on_message(_client: Any, _userdata: Any, message: Any) -> None:
             if message.payload == b"bad":
+                failed.append(threading.current_thread())
+                raised.set()
                 raise LookupError("a fault of the program")
             second.set()
 
@@ -132,12 +135,12 @@ def test_the_thread_outlives_an_exception_of_a_callback(module: Any, monkeypatch
         assert run.peer is not None
         client.connect_async("127.0.0.1", run.peer.port)
         client.loop_start()
-        thread = client._thread
         if is_ours(module):
             assert second.wait(10)
             client.disconnect()
         else:
-            thread.join(10)
+            assert raised.wait(10)
+            failed[0].join(10)
             assert client.is_connected(), "it says so for ever"
             client._sock_close()
         client.loop_stop()

@@ -470,7 +470,7 @@ def test_a_thread_of_its_own() -> None:
 
         run.client.on_connect = connect
         run.client.connect_async("127.0.0.1", run.peer.port)
-        run.call("loop_start")
+        run.client.loop_start()
         assert connected.wait(10)
         info = run.client.publish("t", b"x", 2)
         info.wait_for_publish(10)
