@@ -271,7 +271,7 @@ class MQTTManager:
         with self._lock:
             if self._client._thread is not None:
                 return
-            # The will speaks for the moment the link breaks, so it has no figures that would be old by then.
+            # Told when the link has broken, with the figures of the moment of connecting: MQTT fixes a will in CONNECT.
             offline = self._status("OFFLINE").encode(self.device_id, self._store.now_ms())
             self._client.will_set(self._topic(Status.SUFFIX), offline, qos=Status.QOS)
             self._client.connect_async(broker.host, broker.port, self.config.keepalive_s)
