@@ -7,6 +7,7 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 TARGETS ?=
 KILLS ?= 300
+FUZZ_STREAMS ?= 100000
 LIVES ?= 10
 SEED ?= 1
 
@@ -16,7 +17,7 @@ LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 
-.PHONY: demo test build lint package torture wheels fresh ubsan bench clean
+.PHONY: demo test build lint package torture wheels fresh ubsan fuzz bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -58,6 +59,14 @@ ubsan: $(BUILT)
 	GLEC_SANITIZE=alignment $(BIN)/pip install --quiet --no-deps --target $(UBSAN) .
 	cd / && PYTHONPATH=$(UBSAN) $(abspath $(BIN))/python -P -c "import glec_fast; assert '$(UBSAN)' in glec_fast.__file__"
 	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q $(addprefix tests/test_,payload.py session.py queue.py store.py) $(TEST_ARGS)
+
+# FUZZ_STREAMS damaged streams of each protocol version into the parsers, under AddressSanitizer and UBSan.
+FUZZ := $(abspath build/fuzz)
+fuzz: $(BUILT)
+	rm -rf build/fuzz
+	GLEC_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --target $(FUZZ) .
+	FUZZ_STREAMS=$(FUZZ_STREAMS) FUZZ_SEED=$(SEED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
+		PYTHONPATH=$(FUZZ) PYTHONMALLOC=malloc $(BIN)/pytest -q -p no:cacheprovider $(addprefix tests/test_,fuzz.py inbound.py session.py) $(TEST_ARGS)
 
 # `make demo` and `make test`, as committed, in an empty Debian root. Needs root.
 fresh:

@@ -108,7 +108,7 @@ def test_a_refused_connection(version: int, api: Any, code: int) -> None:
     if version == V311 and code == 1:
         # Both try 3.1 next.
         connections.append([Expect(), Send(connack(V31, 2)), Close()])
-    compare(program, connections, version, api)
+    assert compare(program, connections, version, api)
 
 
 @VERSIONS
@@ -134,7 +134,7 @@ def test_publishing_of_each_qos(version: int, api: Any, payload: Any) -> None:
         *(Expect(), Send(ack(0x50, 3))),
         *(Expect(), Send(ack(0x70, 3))),
     ]
-    compare(program, [steps], version, api)
+    assert compare(program, [steps], version, api)
 
 
 @APIS
@@ -163,7 +163,7 @@ def test_reason_codes_and_properties_of_acknowledgements(api: Any) -> None:
         *(Expect(), Send(ack(0x50, 3, rest))),
         *(Expect(), Send(ack(0x70, 3))),
     ]
-    compare(program, [steps], V5, api)
+    assert compare(program, [steps], V5, api)
 
 
 @VERSIONS
@@ -204,7 +204,7 @@ def test_subscribing_and_receiving(version: int, api: Any, manual_ack: bool) -> 
         Expect(answers),
         *(Expect(), Send(unsuback(version, 3, b"\x00\x11"))),
     ]
-    compare(program, [steps], version, api, lambda client: client.manual_ack_set(manual_ack))
+    assert compare(program, [steps], version, api, lambda client: client.manual_ack_set(manual_ack))
 
 
 @VERSIONS
@@ -222,7 +222,7 @@ def test_filters_and_their_order(version: int) -> None:
         run.loop_until("on_disconnect")
 
     arriving = b"".join(inbound(version, topic, b"m", 0) for topic in ("a/x", "gone", "b", "a", "c/x", "none"))
-    compare(program, [[Expect(), Send(connack(version) + arriving)]], version)
+    assert compare(program, [[Expect(), Send(connack(version) + arriving)]], version)
 
 
 @APIS
@@ -253,7 +253,7 @@ def test_exceptions_in_callbacks_are_suppressed_where_asked(api: Any, name: str)
         Expect(),
         *(Expect(), Send(ack(0x40, 2))),
     ]
-    compare(program, [steps], V311, api)
+    assert compare(program, [steps], V311, api)
 
 
 @APIS
@@ -320,7 +320,7 @@ def test_what_is_refused_at_the_door(version: int) -> None:
         run.call("want_write")
         run.call("socket")
 
-    compare(program, [], version)
+    assert compare(program, [], version)
 
 
 @pytest.mark.parametrize("limit", [0, 2])
@@ -342,7 +342,7 @@ def test_publishing_before_there_is_a_connection(limit: int) -> None:
     if limit == 0:
         steps += [Send(ack(0x40, 5) + ack(0x50, 6))]
     steps += [Expect(1 if limit else 2), Send(ack(0x70, 3) + (b"" if limit else ack(0x70, 6)))]
-    compare(program, [steps], V311)
+    assert compare(program, [steps], V311)
 
 
 @pytest.mark.parametrize("version", [V31, V311], ids=["3.1", "3.1.1"])
@@ -368,7 +368,7 @@ def test_a_reconnect_sends_again_what_was_not_acknowledged(version: int) -> None
         Send(ack(0x40, 1) + ack(0x50, 2) + ack(0x70, 3)),
         *(Expect(), Send(ack(0x70, 2))),
     ]
-    compare(program, [first, second], version, clean_session=False)
+    assert compare(program, [first, second], version, clean_session=False)
 
 
 @VERSIONS
@@ -386,7 +386,7 @@ def test_the_window_bounds_what_is_on_its_way(version: int) -> None:
     steps: list[Step] = [Expect(), Send(connack(version)), Expect(2)]
     steps += [Send(ack(0x40, 1)), Expect(), Send(ack(0x40, 2)), Expect(), Send(ack(0x40, 3)), Expect()]
     steps += [Send(ack(0x40, 4) + ack(0x40, 5))]
-    compare(program, [steps], version, prepare=lambda client: client.max_inflight_messages_set(2))
+    assert compare(program, [steps], version, prepare=lambda client: client.max_inflight_messages_set(2))
 
 
 def test_a_loop_of_the_programs_own() -> None:
@@ -410,7 +410,7 @@ def test_a_loop_of_the_programs_own() -> None:
         run.call("loop_read")
         run.record("socket", run.client.socket() is None)
 
-    compare(program, [[Expect(), Send(connack(V311)), Expect(), Send(ack(0x40, 1))]], V311)
+    assert compare(program, [[Expect(), Send(connack(V311)), Expect(), Send(ack(0x40, 1))]], V311)
 
 
 def test_options_of_mqtt_5() -> None:
@@ -441,7 +441,7 @@ def test_options_of_mqtt_5() -> None:
         *(Expect(), Send(suback(V5, 2, b"\x02") + message)),
         Expect(),
     ]
-    compare(program, [steps], V5)
+    assert compare(program, [steps], V5)
 
 
 @APIS
@@ -454,7 +454,7 @@ def test_a_server_that_takes_its_leave(api: Any) -> None:
         run.call("is_connected")
 
     leave = b"\xe0\x0c\x8b\x0a\x1f\x00\x07restart"
-    compare(program, [[Expect(), Send(connack(V5) + leave), Close()]], V5, api)
+    assert compare(program, [[Expect(), Send(connack(V5) + leave), Close()]], V5, api)
 
 
 def test_a_thread_of_its_own() -> None:
@@ -480,7 +480,7 @@ def test_a_thread_of_its_own() -> None:
         run.client.loop_stop()
 
     steps: list[Step] = [Expect(), Send(connack(V311)), Expect(), Send(ack(0x50, 1)), Expect(), Send(ack(0x70, 1))]
-    compare(program, [steps], V311)
+    assert compare(program, [steps], V311)
 
 
 def test_a_unix_socket(tmp_path: Path) -> None:
@@ -533,7 +533,7 @@ def test_loop_forever_and_decorators_and_a_logger(caplog: pytest.LogCaptureFixtu
 
     with caplog.at_level(logging.DEBUG, "differential"):
         steps: list[Step] = [Expect(), Send(connack(V311)), Expect()]
-        compare(program, [[*steps, Send(suback(V311, 1, b"\x00") + inbound(V311, "t/x", b"m", 0))]], V311)
+        assert compare(program, [[*steps, Send(suback(V311, 1, b"\x00") + inbound(V311, "t/x", b"m", 0))]], V311)
     assert logged[0] == logged[1]
     assert logged[0]
 
@@ -555,7 +555,7 @@ def test_forgetting_what_was_not_acknowledged() -> None:
 
     steps: list[Step] = [Expect(), Send(connack(V311)), Expect()]
     first_id = 5
-    compare(program, [[*steps, Send(ack(0x40, first_id))]], V311)
+    assert compare(program, [[*steps, Send(ack(0x40, first_id))]], V311)
 
 
 @AS_2_2
@@ -564,7 +564,7 @@ def test_without_a_connection_or_a_thread() -> None:
         run.call("loop")
         run.call("loop_stop")
 
-    compare(program, [], V311)
+    assert compare(program, [], V311)
 
 
 def test_every_public_name_is_there() -> None:
