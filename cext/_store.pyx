@@ -37,6 +37,12 @@ cdef str AS_STORED = "topic, payload"
 cdef str AS_BYTES = "CAST(topic AS BLOB), CAST(payload AS BLOB)"
 cdef str READ_AFTER_STORED = READ_AFTER.format(AS_STORED)
 
+cdef int64_t TIME_MAX_MS = 1 << 62
+cdef str MOVE_TIMES = (
+    "UPDATE mqtt_offline_queue"
+    " SET timestamp = timestamp + iif(timestamp BETWEEN -?3 AND ?3, ?1, 0),"
+    " ttl = ttl + iif(ttl BETWEEN -?3 AND ?3, ?1, 0)"
+    " WHERE id >= ?2")
 
 cdef str ADD_IN_DOUBT = (
     "INSERT INTO glec_in_doubt (time, message_id, topic, decision)"
@@ -207,6 +213,30 @@ cdef class QueueTable:
     def read_in_doubt(self) -> list:
         """Every (number, time, message id, topic, decision) recorded, oldest first."""
         return self.execute(READ_IN_DOUBT).fetchall()
+
+    def move_times(self, int64_t by_ms, int64_t first_id, int64_t coming_ms) -> int:
+        """Add `by_ms` to the times of every message from `first_id` on; returns from which id on that was.
+
+        Where older messages would then seem younger, also than those to come, which are stamped from `coming_ms` on,
+        their clock was as wrong, and their times are moved too. Times at the ends of the range, which another writer
+        may use for "never", stay.
+        """
+        cdef int64_t first = first_id
+        older_ms = self.execute("SELECT max(timestamp) FROM mqtt_offline_queue WHERE id < ?", (first_id,)).get
+        since_ms = self.execute("SELECT min(timestamp) FROM mqtt_offline_queue WHERE id >= ?", (first_id,)).get
+        if older_ms is not None and older_ms > (coming_ms if since_ms is None else min(since_ms, coming_ms)) + by_ms:
+            first = 0
+        self.execute(MOVE_TIMES, (by_ms, first, TIME_MAX_MS))
+        return first
+
+    def load_clock(self):
+        """The clock's row, without its id, or None."""
+        query = "SELECT boot_id, queue_offset, wall_offset, queue_time, first_id FROM glec_clock"
+        return self.execute(query).fetchone()
+
+    def save_clock(self, anchor):
+        """Replace the clock's row."""
+        self.execute("INSERT OR REPLACE INTO glec_clock VALUES (1, ?, ?, ?, ?, ?)", anchor)
 
     def holds(self, int64_t message_id) -> bool:
         """True where there is a row of this id."""

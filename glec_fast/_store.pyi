@@ -88,3 +88,12 @@ class QueueTable:
 
     def save_image(self, image: bytes) -> None:
         """Replace the in-flight image of the session's row."""
+
+    def move_times(self, by_ms: int, first_id: int, coming_ms: int) -> int:
+        """Add `by_ms` to the times of every message from `first_id` on; returns from which id on that was."""
+
+    def load_clock(self) -> tuple[str, int, int, int, int] | None:
+        """The fields of the clock's `Anchor`, or None."""
+
+    def save_clock(self, anchor: tuple[str, int, int, int, int]) -> None:
+        """Replace the clock's row."""

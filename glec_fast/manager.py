@@ -27,6 +27,7 @@ from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import InDoubt
 from glec_fast.messages import Alert, Inference, Status, Telemetry
 from glec_fast.outbox import DurableOutbox
+from glec_fast.queue_clock import Clocks
 from glec_fast.refusal import refusal
 from glec_fast.secure import CertificateExpiry, SecureClient
 from glec_fast.store import Store
@@ -191,12 +192,12 @@ class MQTTManager:
     Every accepted QoS 1 and 2 message is on disk until the broker has taken it over. Thread-safe; every method may be
     called from a callback. Opens the queue file at once. Raises ConfigError and the errors of `glec_fast.store.Store`.
 
-    clock: Unix time in seconds, for tests.
+    clocks: the machine's where None.
     """
 
-    def __init__(self, config: MQTTConfig, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: MQTTConfig, *, clocks: Clocks | None = None) -> None:
         self.config = config
-        self._clock = clock
+        self._clocks = clocks or Clocks()
         self._started_s = time.monotonic()
         self._callback = ConnectionCallback()
         self._on_drop: Callable[[Dropped], None] | None = None
@@ -220,7 +221,7 @@ class MQTTManager:
             ttl_ms=int(config.queue_ttl_hours * _HOUR_MS),
             max_retry=config.queue_max_retry,
             qos0_commit_delay_s=config.qos0_commit_delay_s,
-            clock=clock,
+            clocks=clocks,
         )
         if self._store.salvage is not None and self._store.salvage.rows_lost:
             self._drops[DropReason.DAMAGED_FILE.value] += self._store.salvage.rows_lost
@@ -272,7 +273,7 @@ class MQTTManager:
             if self._client._thread is not None:
                 return
             # Told when the link has broken, with the figures of the moment of connecting: MQTT fixes a will in CONNECT.
-            offline = self._status("OFFLINE").encode(self.device_id, self._store.now_ms())
+            offline = self._status("OFFLINE").encode(self.device_id, self._store.unix_ms())
             self._client.will_set(self._topic(Status.SUFFIX), offline, qos=Status.QOS)
             self._client.connect_async(broker.host, broker.port, self.config.keepalive_s)
             self._client.loop_start()
@@ -308,7 +309,7 @@ class MQTTManager:
         """
         check_publish(topic, qos)
         if isinstance(payload, (Telemetry, Inference, Alert, Status)):
-            return self._outbox.publish(topic, payload.encode(self.device_id, self._store.now_ms()), qos)
+            return self._outbox.publish(topic, payload.encode(self.device_id, self._store.unix_ms()), qos)
         return self._outbox.publish(topic, as_payload(payload), qos)
 
     def publish_telemetry(self, telemetry: Telemetry) -> PublishHandle:
@@ -328,7 +329,7 @@ class MQTTManager:
         return self._publish_typed(self._status("ONLINE") if status is None else status)
 
     def _publish_typed(self, message: TypedMessage) -> PublishHandle:
-        payload = message.encode(self.device_id, self._store.now_ms())
+        payload = message.encode(self.device_id, self._store.unix_ms())
         return self._outbox.publish(self._topic(message.SUFFIX), payload, message.QOS)
 
     def _topic(self, suffix: str) -> str:
@@ -362,7 +363,7 @@ class MQTTManager:
             in_doubt=self._outbox.in_doubt_count,
             drops=drops,
             pin_failures=self._client.pin_failures,
-            expiring_certificates=self._client.expiring(self._clock()),
+            expiring_certificates=self._client.expiring(self._clocks.wall_ms() / 1000),
         )
 
     def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:
@@ -440,7 +441,7 @@ class MQTTManager:
             self._tell("on_connect_failed", error)
 
     def _log_expiring(self) -> None:
-        for each in self._client.expiring(self._clock()):
+        for each in self._client.expiring(self._clocks.wall_ms() / 1000):
             if each not in self._expiry_told:
                 self._expiry_told.add(each)
                 end = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(each.expires_at_s))

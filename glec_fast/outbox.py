@@ -16,11 +16,12 @@ from paho.mqtt.enums import MQTTErrorCode
 
 from glec_fast._session import Session
 from glec_fast._store import ranges_of
+from glec_fast.commit import Row
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, QueueStorageError
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision
-from glec_fast.store import Row, Store
+from glec_fast.store import Store
 
 # A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
 _PULL_ROWS_MIN = 100
@@ -235,7 +236,7 @@ class MemoryOutbox(Outbox):
 
 
 class DurableOutbox(Outbox):
-    """Messages in the store. Given to it as its outbox; see `glec_fast.store.Outbox` for who calls what."""
+    """Messages in the store. Given to it as its outbox; see `glec_fast.commit.Outbox` for who calls what."""
 
     def __init__(
         self,
@@ -467,20 +468,20 @@ class DurableOutbox(Outbox):
     # ---- called by the store's thread
 
     def take_finished(self) -> list[int]:
-        """See `glec_fast.store.Outbox`."""
+        """See `glec_fast.commit.Outbox`."""
         with self.lock:
             finished, self._finished = self._finished, []
         return finished
 
     def image(self, kept: list[int]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
-        """See `glec_fast.store.Outbox`."""
+        """See `glec_fast.commit.Outbox`."""
         with self.lock:
             version, image = self.session.image(ranges_of(kept + self._finished))
             in_doubt, self._in_doubt = self._in_doubt, []
         return version, image, in_doubt
 
     def on_committed(self, version: int, new_rows: int) -> None:
-        """See `glec_fast.store.Outbox`."""
+        """See `glec_fast.commit.Outbox`."""
         with self.lock:
             sendable = self.session.sendable_bytes
             self.session.on_committed(version)
@@ -491,7 +492,7 @@ class DurableOutbox(Outbox):
             self._on_work()
 
     def on_dropped(self, dropped: list[Dropped]) -> None:
-        """See `glec_fast.store.Outbox`."""
+        """See `glec_fast.commit.Outbox`."""
         # As with on_publish: the callback first, then those who wait.
         self._tell_dropped(dropped)
         for each in dropped:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from glec_fast.config import check_queue_settings
 from glec_fast.drops import Dropped
 from glec_fast.errors import QueueStorageError
 from glec_fast.in_doubt import InDoubt
+from glec_fast.queue_clock import Clocks
 from glec_fast.store import DEFAULT_MAX_QUEUE_SIZE, DEFAULT_MAX_RETRY, Store
 from glec_fast.validation import as_payload, check_id, check_publish, check_ttl
 
@@ -55,7 +55,7 @@ class OfflineQueueManager:
 
     path: the queue file. max_queue_size: messages, 1 to 100,000,000; the oldest go first. ttl_hours: above 0.
     max_retry: failed attempts until `cleanup_max_retries` takes a message, at least 1.
-    on_drop: told of each dropped message by the queue's own thread; keep it short. clock: Unix time in seconds.
+    on_drop: told of each dropped message by the queue's own thread; keep it short. clocks: for tests.
     Raises ConfigError, QueueLockedError, QueueFormatError, QueueStorageError.
     """
 
@@ -67,7 +67,7 @@ class OfflineQueueManager:
         max_retry: int = DEFAULT_MAX_RETRY,
         *,
         on_drop: Callable[[Dropped], None] | None = None,
-        clock: Callable[[], float] = time.time,
+        clocks: Clocks | None = None,
     ) -> None:
         check_queue_settings(max_queue_size, ttl_hours, max_retry)
         self._on_drop = on_drop
@@ -77,7 +77,7 @@ class OfflineQueueManager:
             ttl_ms=int(ttl_hours * _HOUR_MS),
             max_retry=max_retry,
             on_dropped=self._on_dropped,
-            clock=clock,
+            clocks=clocks,
         )
 
     def enqueue(self, topic: str, payload: object, qos: int, ttl_millis: int | None = None) -> int:

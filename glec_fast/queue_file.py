@@ -1,7 +1,8 @@
 """The queue file: opening, locking, creating and migrating it, and carrying over what a damaged one still holds.
 
 The table and its indexes are the specification's ("Database Schema"), so that a file can move between clients. What
-exactly-once needs stands beside it in `glec_session`, and what it could not keep to in `glec_in_doubt`.
+exactly-once needs stands beside it in `glec_session`, and what it could not keep to in `glec_in_doubt`; where the times
+of its rows come from, in `glec_clock`.
 `PRAGMA user_version` is the version of the whole.
 """
 
@@ -34,6 +35,9 @@ CREATE TABLE IF NOT EXISTS glec_session (
 CREATE TABLE IF NOT EXISTS glec_in_doubt (
     number INTEGER PRIMARY KEY AUTOINCREMENT, time BIGINT NOT NULL, message_id INTEGER NOT NULL, topic TEXT NOT NULL,
     decision TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS glec_clock (
+    id INTEGER PRIMARY KEY CHECK (id = 1), boot_id TEXT NOT NULL, queue_offset BIGINT NOT NULL,
+    wall_offset BIGINT NOT NULL, queue_time BIGINT NOT NULL, first_id INTEGER NOT NULL);
 """
 
 _COLUMNS = ("id", "topic", "payload", "qos", "timestamp", "ttl", "retry_count")
@@ -335,6 +339,7 @@ def _carry_over(path: Path) -> Salvage:
             connection.executemany("INSERT INTO mqtt_offline_queue VALUES (?, ?, ?, ?, ?, ?, ?)", found.rows)
             connection.executemany("INSERT INTO glec_session VALUES (?, ?, ?, ?)", found.session)
             connection.executemany("INSERT INTO glec_in_doubt VALUES (?, ?, ?, ?, ?)", found.in_doubt)
+            connection.executemany("INSERT INTO glec_clock VALUES (?, ?, ?, ?, ?, ?)", found.clock)
             connection.execute("DELETE FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'")
             connection.execute("INSERT INTO sqlite_sequence VALUES ('mqtt_offline_queue', ?)", (found.last_id,))
     except BaseException:
@@ -406,6 +411,7 @@ class _Remains:
         self._remembered: set[int] = set()
         self.session: list[_Values] = []
         self.in_doubt: list[_Values] = []
+        self.clock: list[_Values] = []
         self._last_id = 0
         self._is_sequence_known = False
         if not self._read(path):
@@ -508,6 +514,10 @@ class _Remains:
             self.in_doubt = connection.execute(
                 "SELECT number, time, message_id, topic, decision FROM glec_in_doubt ORDER BY number"
             ).fetchall()
+        with suppress(apsw.Error, UnicodeDecodeError):
+            row = connection.execute("SELECT * FROM glec_clock").fetchone()
+            if row is not None and _is_sound_clock(row):
+                self.clock = [row]
 
 
 def _first_page(scratch: Path) -> bytes:
@@ -551,6 +561,10 @@ def _is_sound(row: _Values) -> bool:
 def _is_sound_session(row: _Values) -> bool:
     _, client_id, broker, in_flight = row
     return isinstance(client_id, str) and isinstance(broker, str) and isinstance(in_flight, bytes)
+
+
+def _is_sound_clock(row: _Values) -> bool:
+    return len(row) == 6 and isinstance(row[1], str) and all(isinstance(value, int) for value in row[2:])
 
 
 def _is_topic(topic: str) -> bool:

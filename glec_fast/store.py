@@ -12,25 +12,24 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import TypeVar
 
 import apsw
 
 from glec_fast._store import QueueTable, make_row
+from glec_fast.commit import Commit, Job, Outbox, Row
+from glec_fast.dropping import Dropping
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import QueueClosedError, QueueStorageError
-from glec_fast.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
+from glec_fast.in_doubt import Decision, InDoubt
+from glec_fast.queue_clock import Anchor, Clocks, QueueClock
 from glec_fast.queue_file import QueueFile, Salvage
+from glec_fast.reader import Reader
 from glec_fast.validation import is_utf8
+from glec_fast.writer import DROP_ROWS_MAX, Writer
 
-Row: TypeAlias = "tuple[int, str, str | bytes, int, int, int]"
-# A row without its payload: id, topic, QoS, timestamp.
-Head: TypeAlias = tuple[int, str, int, int]
 T = TypeVar("T")
 
 DEFAULT_MAX_QUEUE_SIZE = 10_000
@@ -48,83 +47,12 @@ _DELETE_ROWS_MAX = 10_000
 _DELETE_ROWS_WITHOUT_ROOM = 250
 # So many rows may wait for a slow disk before `append` waits for it too.
 _PENDING_ROWS_MAX = 10_000
-# Beyond what came with a transaction, so many rows are dropped in one: each is told of, and so held in memory.
-_DROP_ROWS_MAX = 1000
 _STORAGE_RETRY_S = 1.0
 # A disk that takes longer must not hold up the thread that keeps the connection alive.
 _QUICK_COMMIT_S = 0.02
 _AT_ONCE = float("-inf")
-# Before every timestamp, also of another writer.
-_BEFORE_FIRST = (-(1 << 63), 0)
 
 logger = logging.getLogger("glec_fast")
-
-
-class Outbox(Protocol):
-    """The side that sends; see `Store.attach`. Called by the writer thread; what it raises is logged.
-
-    The first two are called with the store's lock held.
-    """
-
-    def take_finished(self) -> list[int]:
-        """The ids of what was finished since the last call; their rows are the store's to delete."""
-
-    def image(self, kept: list[int]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
-        """(version, image, in doubt) of what is in flight; the image names as finished `kept` and what is not taken.
-
-        in doubt: (message id, what was decided) since the last call. The image, which carries it out, must not be on
-        disk without them; their rows are still there.
-        """
-
-    def on_committed(self, version: int, new_rows: int) -> None:
-        """The transaction of `version` is on disk; `new_rows` can be read that could not be before."""
-
-    def on_dropped(self, dropped: list[Dropped]) -> None:
-        """These rows were deleted unsent."""
-
-
-class _Job:
-    """A statement for the writer thread, and where its result goes."""
-
-    def __init__(self, statement: Callable[[QueueTable], Any], *, lasting: bool = False) -> None:
-        self.statement = statement
-        # Nobody waits for it: where the disk fails it is tried again.
-        self.lasting = lasting
-        self.finished = threading.Event()
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    def run(self, connection: apsw.Connection, table: QueueTable) -> None:
-        """Run the statement. What it raises is its caller's, and undone; what the disk refuses is the transaction's."""
-        deleted = table.deleted
-        try:
-            with connection:
-                self.result = self.statement(table)
-        except apsw.Error:
-            raise
-        except Exception as error:
-            table.deleted = deleted
-            self.error = error
-
-
-@dataclass
-class _Commit:
-    """What one transaction of the writer is about."""
-
-    rows: list[Row] = field(default_factory=list)
-    # False after a failure, so that deletes, which make room, do not wait for room.
-    with_rows: bool = True
-    # Finished rows; the others are only named in the image.
-    deleting: list[int] = field(default_factory=list)
-    in_doubt: list[tuple[int, Decision]] = field(default_factory=list)
-    # (client id, broker) whose image it is.
-    identity: tuple[str, str] = ("", "")
-    jobs: list[_Job] = field(default_factory=list)
-    read_again: bool = False
-    outbox: Outbox | None = None
-    version: int = 0
-    image: bytes | None = None
-    dropped: list[Dropped] = field(default_factory=list)
 
 
 class Store:
@@ -135,7 +63,7 @@ class Store:
     qos0_commit_delay_s: how long a QoS 0 message may wait in memory for others to share its transaction.
     cleanup_interval_s: between two clean-ups of expired and given-up rows, above 0.
     on_dropped: told of drops, by the store's thread, while no outbox is attached.
-    clock: Unix time in seconds. monotonic: seconds of a clock that does not jump.
+    clocks: the machine's where None. monotonic: seconds that waits are measured by.
     Raises QueueLockedError, QueueFormatError, QueueStorageError.
     """
 
@@ -149,7 +77,7 @@ class Store:
         qos0_commit_delay_s: float = DEFAULT_QOS0_COMMIT_DELAY_S,
         cleanup_interval_s: float = DEFAULT_CLEANUP_INTERVAL_S,
         on_dropped: Callable[[list[Dropped]], None] | None = None,
-        clock: Callable[[], float] = time.time,
+        clocks: Clocks | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.max_queue_size = max_queue_size
@@ -158,16 +86,19 @@ class Store:
         self._qos0_commit_delay_s = qos0_commit_delay_s
         self._cleanup_interval_s = cleanup_interval_s
         self._on_dropped = on_dropped
-        self._clock = clock
         self._monotonic = monotonic
+        self._lock = threading.Lock()
         self._file = QueueFile(path)
         try:
-            self._table = QueueTable(self._file.connection)
-            self._reader_connection = self._file.reader()
-            self._reader = QueueTable(self._reader_connection)
-            self._row_count: int = self._table.count()
-            self._next_id: int = self._table.last_id() + 1
-            self._last_timestamp_ms: int = self._table.last_timestamp_ms()
+            self._reader = Reader(self._file)
+            self._dropping = Dropping(self._lock, self._reader)
+            self._writer = Writer(self._file.connection, self._reader, self._dropping, max_queue_size)
+            table = self._writer.table
+            self._row_count: int = table.count()
+            self._next_id: int = table.last_id() + 1
+            self._last_timestamp_ms: int = table.last_timestamp_ms()
+            anchor = table.load_clock()
+            self._clock = QueueClock(clocks or Clocks(), anchor and Anchor(*anchor), self._next_id)
         except apsw.Error as error:
             failure = self._file.failed(error)
             self._file.close()
@@ -176,14 +107,13 @@ class Store:
         # Held through a transaction, whichever thread makes it. Taken before all other locks.
         self._commit_lock = threading.Lock()
         self._is_quick = True
-        self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
         self._progress = threading.Condition(self._lock)
         self._pending: list[Row] = []
         self._writing: list[Row] = []
         self._deleting: list[int] = []
         self._delete_rows_max: int | None = None
-        self._jobs: list[_Job] = []
+        self._jobs: list[Job] = []
         self._deadline_s: float | None = None
         self._committed_id = self._next_id - 1
         self._failure: QueueStorageError | None = None
@@ -198,21 +128,10 @@ class Store:
         # So many wait for an empty queue: finished rows then go at once.
         self._eager = 0
         self._outbox: Outbox | None = None
-        self._identity = self._saved_identity = ("", "")
-        self._saved_image = b""
+        self._identity = ("", "")
         self._in_doubt: list[tuple[int, Decision]] = []
-        self._to_drop: dict[int, Dropped] = {}
         # True while those who must hear of drops are told: until then nothing is finished.
         self._telling = False
-        self._drops: Counter[str] = Counter()
-
-        # Held while rows are read and handed on, and while rows are chosen to be dropped: never the same row for both.
-        self._read_lock = threading.Lock()
-        self._position = _BEFORE_FIRST
-        # Every row up to this id was read, where nothing above it is waiting.
-        self._read_through_id = 0
-        self._protected: frozenset[int] = frozenset()
-        self._skipped: frozenset[int] = frozenset()
 
         self._thread = threading.Thread(target=self._run, name="glec-fast-store", daemon=True)
         self._thread.start()
@@ -237,12 +156,12 @@ class Store:
     def drops(self) -> dict[str, int]:
         """Messages dropped since the file was opened, by `DropReason`."""
         with self._lock:
-            return dict(self._drops)
+            return dict(self._dropping.counts)
 
     @property
     def has_backlog(self) -> bool:
         """True where an accepted message may not have been read yet; what comes now must queue behind it."""
-        return self._next_id - 1 > self._read_through_id
+        return self._next_id - 1 > self._reader.through_id
 
     def append(
         self,
@@ -286,8 +205,8 @@ class Store:
             return ids
 
     def _add(self, topic: str, payload: str | bytes, qos: int, ttl_ms: int | None) -> int:
-        now_ms = self.now_ms()
-        # A wall clock that steps back must not change the order.
+        now_ms = self._clock.now_ms()
+        # Also behind rows of another writer, and of a boot whose clock was ahead.
         timestamp_ms = max(now_ms, self._last_timestamp_ms)
         message_id = self._next_id
         expires_ms = now_ms + (self.ttl_ms if ttl_ms is None else ttl_ms)
@@ -382,14 +301,13 @@ class Store:
                 return None
         started_s = time.monotonic()
         try:
-            self._table.save_image(image)
+            self._writer.save_image(image)
         except apsw.Error as error:
             # The writer tries the same, and reports it where it fails as well.
             logger.debug("the in-flight state was not written at once: %s", error)
             return None
         finally:
             self._is_quick = time.monotonic() - started_s < _QUICK_COMMIT_S
-        self._saved_image = image
         return version
 
     def on_finished(self, waiting: int, *, drained: bool) -> None:
@@ -403,7 +321,7 @@ class Store:
 
     def run(self, statement: Callable[[QueueTable], T]) -> T:
         """Run `statement` on the writer's table inside a transaction and return its result, once that is on disk."""
-        job = _Job(statement)
+        job = Job(statement)
         with self._lock:
             self.refuse_if_closed()
             self._jobs.append(job)
@@ -424,9 +342,9 @@ class Store:
             total += log.stat().st_size
         return total
 
-    def now_ms(self) -> int:
-        """Unix time in milliseconds by the store's clock."""
-        return int(self._clock() * 1000)
+    def unix_ms(self) -> int:
+        """Unix time in milliseconds, as well as it is known."""
+        return self._clock.unix_ms()
 
     def refuse_if_closed(self) -> None:
         """Raises QueueClosedError after `close`."""
@@ -456,11 +374,9 @@ class Store:
 
     def load_session(self, client_id: str, broker: str) -> tuple[bytes, bool]:
         """The in-flight image on disk, and whether it is of this client id and broker; another has no session."""
-        known = self.run(lambda table: table.load_session())
+        known = self.run(lambda _table: self._writer.load_session())
         if known is None:
             return b"", True
-        with self._lock:
-            self._saved_identity, self._saved_image = known[:2], known[2]
         return known[2], known[:2] == (client_id, broker)
 
     def attach(self, outbox: Outbox, client_id: str, broker: str) -> None:
@@ -480,7 +396,7 @@ class Store:
                 return None
             if any(row[0] == message_id for row in (*self._pending, *self._writing)):
                 return True
-            if message_id in self._to_drop or message_id in self._deleting or message_id in self._skipped:
+            if any(message_id in over for over in (self._dropping.marked, self._deleting, self._reader.skipped)):
                 return False
         return self.run(lambda table: table.holds(message_id))
 
@@ -498,15 +414,12 @@ class Store:
 
     def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
         """Read from the first row again. `protected` ids are in flight and never dropped; `finished` are not read."""
-        with self._read_lock, self._lock:
-            self._protected = frozenset(protected)
-            self._skipped = frozenset(self._deleting).union(finished)
-            self._position = _BEFORE_FIRST
-            self._read_through_id = 0
+        with self._reader.lock, self._lock:
+            self._reader.rewind(frozenset(protected), frozenset(self._deleting).union(finished))
 
     def protect(self, ids: Iterable[int]) -> None:
         """Keep these rows from being dropped until the next `rewind`."""
-        self._protected = frozenset(ids)
+        self._reader.protected = frozenset(ids)
 
     def read(self, limit: int) -> tuple[list[Row], bool]:
         """The next rows that may be sent, at most `limit`, and whether they are the last for now.
@@ -514,34 +427,28 @@ class Store:
         From then on they are the caller's: the store drops none of them. No rows where the disk fails, which is logged;
         `Outbox.on_committed` then calls for another attempt.
         """
-        with self._read_lock:
+        reader = self._reader
+        with reader.lock:
             with self._lock:
                 committed_id = self._committed_id
                 # As of before the read: the writer may delete them, and forget that, while this reads.
-                unsendable = self._skipped.union(self._to_drop)
+                unsendable = reader.skipped.union(self._dropping.marked)
             try:
-                rows = self._reader.read_after(*self._position, limit)
+                rows, is_last = reader.advance(limit, committed_id)
             except apsw.Error as error:
                 self._on_read_failure(error)
                 return [], True
             self._read_reported = False
-            is_last = len(rows) < limit
-            if is_last:
-                self._read_through_id = committed_id
-            if not rows:
-                return rows, is_last
-            last = rows[-1]
-            now_ms = self.now_ms()
-            if unsendable or self._reader.had_broken_text or any(row[5] < now_ms for row in rows):
+            now_ms = self._clock.now_ms()
+            if unsendable or reader.table.had_broken_text or any(row[5] < now_ms for row in rows):
                 rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
-            self._position = (last[4], last[0])
             return rows, is_last
 
     def _is_sendable(self, row: Row, now_ms: int) -> bool:
-        if row[5] < now_ms and row[0] not in self._protected:
+        if row[5] < now_ms and row[0] not in self._reader.protected:
             self.drop(row, DropReason.EXPIRED)
             return False
-        if self._reader.had_broken_text and not is_utf8(row[1]):
+        if self._reader.table.had_broken_text and not is_utf8(row[1]):
             self.drop(row, DropReason.DAMAGED_FILE)
             return False
         return True
@@ -560,7 +467,7 @@ class Store:
     def drop(self, row: Row, reason: DropReason) -> None:
         """Delete a row unsent, with the next transaction."""
         with self._lock:
-            self._to_drop[row[0]] = Dropped(row[0], row[1], row[3], reason)
+            self._dropping.mark_row(row, reason)
             self._request(_DONE_COMMIT_DELAY_S)
 
     def refuse(self, ids: list[int]) -> None:
@@ -570,10 +477,10 @@ class Store:
             table.increment_retry_count(ids)
             wanted = set(ids)
             given_up = [head for head in table.heads_given_up(self.max_retry) if head[0] in wanted]
-            self._mark(given_up, DropReason.GIVEN_UP)
+            self._dropping.mark(given_up, DropReason.GIVEN_UP)
 
         with self._lock:
-            self._jobs.append(_Job(count, lasting=True))
+            self._jobs.append(Job(count, lasting=True))
             self._request(0.0)
 
     def drop_expired(self) -> int:
@@ -586,7 +493,7 @@ class Store:
 
     def _drop_all(self, choose: Callable[[QueueTable], int]) -> int:
         total = count = self.run(choose)
-        while count == _DROP_ROWS_MAX:
+        while count == DROP_ROWS_MAX:
             count = self.run(choose)
             total += count
         return total
@@ -594,30 +501,15 @@ class Store:
     # These run in the writer thread, with the read lock held.
 
     def _choose_expired(self, table: QueueTable) -> int:
-        return self._choose(table.heads_expired(self.now_ms()), DropReason.EXPIRED, _DROP_ROWS_MAX)
+        return self._dropping.choose_expired(table, self._clock.now_ms(), DROP_ROWS_MAX)
 
     def _choose_given_up(self, table: QueueTable) -> int:
-        return self._choose(table.heads_given_up(self.max_retry), DropReason.GIVEN_UP, _DROP_ROWS_MAX)
+        return self._dropping.choose_given_up(table, self.max_retry, DROP_ROWS_MAX)
 
     def _clean_up(self, table: QueueTable) -> None:
-        if _DROP_ROWS_MAX in (self._choose_expired(table), self._choose_given_up(table)):
+        if DROP_ROWS_MAX in (self._choose_expired(table), self._choose_given_up(table)):
             # There may be more.
             self._cleanup_due_s = self._monotonic()
-
-    def _choose(self, heads: Iterable[Head], reason: DropReason, limit: int) -> int:
-        found = (head for head in heads if head[0] not in self._to_drop and self._is_droppable(head))
-        chosen = list(islice(found, limit))
-        self._mark(chosen, reason)
-        return len(chosen)
-
-    def _mark(self, heads: list[Head], reason: DropReason) -> None:
-        with self._lock:
-            self._to_drop.update((head[0], Dropped(head[0], head[1], head[2], reason)) for head in heads)
-
-    def _is_droppable(self, head: Head) -> bool:
-        message_id = head[0]
-        is_unread = (head[3], message_id) > self._position
-        return is_unread and message_id not in self._protected and message_id not in self._skipped
 
     # ---- the writer thread
 
@@ -656,7 +548,7 @@ class Store:
 
     def _has_work(self) -> bool:
         with self._lock:
-            return bool(self._pending or self._jobs or self._to_drop)
+            return bool(self._pending or self._jobs or self._dropping.marked)
 
     def _wait_for_work(self) -> None:
         while not self._closing:
@@ -670,12 +562,13 @@ class Store:
     def _commit_once(self) -> bool:
         """One transaction with all that waits. False where it failed: what was accepted then waits again."""
         with self._commit_lock:
-            commit = _Commit()
+            commit = Commit()
             started_s = time.monotonic()
             try:
+                self._follow_wall_clock()
                 self._take_work(commit)
                 with ExitStack() as held:
-                    commit.dropped = self._transact(commit, held)
+                    self._writer.transact(commit, self._clock, held)
             except Exception as error:
                 self._on_failure(commit, error)
                 return False
@@ -694,18 +587,42 @@ class Store:
             self._tell(outbox.on_committed, commit.version, len(commit.rows) or int(commit.read_again))
         return True
 
-    def _take_work(self, commit: _Commit) -> None:
+    def _follow_wall_clock(self) -> None:
+        """Mend all times where the wall clock has stepped; readers and callers see all old ones or all new ones."""
+        step = self._clock.step()
+        if step is None:
+            return
+        with self._reader.lock:
+            with self._lock:
+                coming_ms = self._pending[0][4] if self._pending else self._clock.now_ms()
+            try:
+                anchor, last_timestamp_ms = self._writer.move_times(step, coming_ms, self._clock)
+            except apsw.Error as error:
+                # The old times still agree with each other, and a full disk may need the deletes that come next.
+                logger.debug("the times of queued messages could not be moved yet: %s", error)
+                return
+            with self._lock:
+                self._clock.on_saved(anchor)
+                self._reader.on_times_moved(step.by_ms, anchor.first_id)
+                self._pending = [(*row[:4], row[4] + step.by_ms, row[5] + step.by_ms) for row in self._pending]
+                self._last_timestamp_ms = self._pending[-1][4] if self._pending else last_timestamp_ms
+        logger.warning("the wall clock stepped: the times of queued messages were moved by %.1f s", step.by_ms / 1000)
+
+    def _take_work(self, commit: Commit) -> None:
         with self._lock:
+            is_cleanup_due = self._monotonic() >= self._cleanup_due_s
             commit.with_rows, self._rows_last = not self._rows_last, False
             if commit.with_rows:
                 commit.rows, self._pending = self._pending, []
                 self._writing = commit.rows
             commit.jobs, self._jobs = self._jobs, []
-            if self._monotonic() >= self._cleanup_due_s:
+            if is_cleanup_due:
                 self._cleanup_due_s = self._monotonic() + self._cleanup_interval_s
-                commit.jobs.append(_Job(self._clean_up))
+                commit.jobs.append(Job(self._clean_up))
+            if commit.rows or self._row_count:
+                commit.anchor = self._clock.anchor(fresh=is_cleanup_due or self._closing)
             commit.read_again = self._read_failed
-            commit.outbox = self._outbox
+            commit.row_count, commit.outbox = self._row_count, self._outbox
             finished = []
             if commit.outbox is not None:
                 finished = commit.outbox.take_finished()
@@ -718,7 +635,7 @@ class Store:
                 self._in_doubt += in_doubt
                 commit.in_doubt, commit.identity = self._in_doubt.copy(), self._identity
 
-    def _must_delete(self, commit: _Commit) -> bool:
+    def _must_delete(self, commit: Commit) -> bool:
         """False in a stream of acknowledgements: a table that ends up empty costs next to nothing to clear."""
         count = len(self._deleting)
         is_last = count >= self._row_count or self._closing or not commit.with_rows
@@ -735,73 +652,24 @@ class Store:
             # Also of a SystemExit: without this thread nothing would reach the disk any more.
             logger.exception("a callback of the queue failed")
 
-    def _transact(self, commit: _Commit, held: ExitStack) -> list[Dropped]:
-        rows, jobs = commit.rows, commit.jobs
-        table = self._table
-        table.deleted = 0
-        connection = self._file.connection
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            if commit.in_doubt:
-                # While their rows, which know their topics, are there.
-                table.add_in_doubt(self.now_ms(), commit.in_doubt, LEDGER_ROWS_MAX)
-            # Before the new rows, which then take the room of the old.
-            if commit.deleting:
-                table.delete_finished(commit.deleting)
-            if rows:
-                table.insert(rows)
-            if commit.image is not None and commit.identity != self._saved_identity:
-                table.save_session(*commit.identity, commit.image)
-            elif commit.image is not None and commit.image != self._saved_image:
-                table.save_image(commit.image)
-            # Only new rows push old ones out: a smaller limit alone must not drop what is in flight, before its owner
-            # could say so.
-            if jobs or (rows and self._excess(rows) > 0):
-                held.enter_context(self._read_lock)
-            for job in jobs:
-                job.run(connection, table)
-            dropped = self._delete_marked(frozenset())
-            excess = self._excess(rows) if rows else 0
-            if excess > 0:
-                limit = min(excess, len(rows) + _DROP_ROWS_MAX)
-                self._choose(table.heads_after(*self._position), DropReason.OVERFLOW, limit)
-                dropped += self._delete_marked(frozenset(each.message_id for each in dropped))
-            connection.execute("COMMIT")
-        except BaseException:
-            if not connection.get_autocommit():
-                connection.execute("ROLLBACK")
-            raise
-        return dropped
-
-    def _excess(self, rows: list[Row]) -> int:
-        return self._row_count + len(rows) - self._table.deleted - self.max_queue_size
-
-    def _delete_marked(self, deleted: frozenset[int]) -> list[Dropped]:
-        with self._lock:
-            marked = [each for each in self._to_drop.values() if each.message_id not in deleted]
-        self._table.delete([each.message_id for each in marked])
-        return marked
-
-    def _on_success(self, commit: _Commit) -> None:
+    def _on_success(self, commit: Commit) -> None:
         rows = commit.rows
         with self._lock:
-            self._row_count += len(rows) - self._table.deleted
+            self._row_count += len(rows) - commit.deleted
             self._writing = []
             if commit.deleting:
-                self._skipped = self._skipped.difference(commit.deleting)
+                self._reader.skipped = self._reader.skipped.difference(commit.deleting)
                 del self._deleting[: len(commit.deleting)]
             if self._deleting:
                 self._request(0.0 if commit.deleting else _DONE_COMMIT_DELAY_S)
             self._telling = bool(commit.dropped)
-            for each in commit.dropped:
-                del self._to_drop[each.message_id]
-                self._drops[each.reason.value] += 1
+            self._dropping.on_deleted(commit.dropped)
+            if commit.anchor is not None:
+                self._clock.on_saved(commit.anchor)
             if rows:
                 self._committed_id = rows[-1][0]
                 self._delete_rows_max = None
             del self._in_doubt[: len(commit.in_doubt)]
-            if commit.image is not None:
-                self._saved_identity, self._saved_image = commit.identity, commit.image
             if commit.read_again:
                 self._read_failed = False
             if commit.with_rows:
@@ -814,14 +682,14 @@ class Store:
             self._reported = ""
             logger.warning("the queue file %s can be written again", self._file.path)
 
-    def _on_failure(self, commit: _Commit, error: Exception) -> None:
+    def _on_failure(self, commit: Commit, error: Exception) -> None:
         rows, jobs = commit.rows, commit.jobs
         failure = self._file.failed(error)
         failure.__cause__ = error
         if isinstance(error, apsw.FullError):
             # Once all of the log is in the file, its space is used again.
             with suppress(apsw.Error):
-                self._file.connection.wal_checkpoint()
+                self._writer.connection.wal_checkpoint()
             self._delete_rows_max = _DELETE_ROWS_WITHOUT_ROOM
         if str(failure) != self._reported:
             # Once, not at each attempt: the log may be on the same disk.
@@ -849,7 +717,7 @@ class Store:
         for job in jobs:
             job.error = QueueClosedError("the queue was closed before this was done")
             job.finished.set()
-        with self._read_lock:
-            self._reader_connection.close()
+        with self._reader.lock:
+            self._reader.close()
         with self._commit_lock:
             self._file.close()

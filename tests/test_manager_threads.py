@@ -10,6 +10,7 @@ import pytest
 
 from glec_fast import Dropped, DropReason, MQTTManager, PublishError
 from glec_fast.store import Store
+from support.clock import Clock
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
 from support.subscriber import Subscriber
 
@@ -91,15 +92,15 @@ def test_overflow_drops_the_oldest_and_tells_everyone(tmp_path: Path) -> None:
 
 
 def test_the_expired_are_dropped_and_the_others_arrive(broker: Broker, tmp_path: Path) -> None:
-    now_s = 1_700_000_000.0
+    clock = Clock()
     dropped: list[Dropped] = []
     config = quick_config(broker.url, tmp_path, wait_for_disk=False)
-    with Subscriber(broker) as subscriber, MQTTManager(config, clock=lambda: now_s) as manager:
+    with Subscriber(broker) as subscriber, MQTTManager(config, clocks=clock.clocks) as manager:
         manager.set_drop_callback(dropped.append)
         # More than one reading of the queue, so that the first readings yield nothing to send.
         old = [manager.publish("t", "old", number % 3) for number in range(1200)]
         assert old[-1].wait_durable(TIMEOUT_S)
-        now_s += DAY_S + 1
+        clock.now_s += DAY_S + 1
         fresh = [manager.publish("t", f"{number}", number % 3) for number in range(9)]
         manager.connect()
         for handle in fresh:
@@ -116,11 +117,11 @@ def test_the_expired_are_dropped_and_the_others_arrive(broker: Broker, tmp_path:
 
 def test_the_clean_up_drops_the_expired_while_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glec_fast.manager.Store", partial(Store, cleanup_interval_s=0.05))
-    now_s = 1_700_000_000.0
-    with MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path), clock=lambda: now_s) as manager:
+    clock = Clock()
+    with MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path), clocks=clock.clocks) as manager:
         handle = manager.publish("t", "old", 1)
         assert handle.wait_durable(TIMEOUT_S)
-        now_s += DAY_S + 1
+        clock.now_s += DAY_S + 1
         manager.connect()
         with pytest.raises(PublishError, match="expired"):
             handle.wait_for_publish(TIMEOUT_S)

@@ -443,13 +443,13 @@ class TestDamaged:
         self, filled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setattr("glec_fast.queue_file._CHECKED_AT_OPEN_BYTES", 0)
-        damaged = self.damage(filled, 60 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
+        self.damage(filled, 60 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
         with closing(Store(filled)) as store:
             assert store.salvage is None
             while not store.read(500)[1]:
                 pass
             assert "is damaged" in caplog.text
-        numbers, lost = self.reopened(filled, damaged, caplog)
+        numbers, lost = self.reopened(filled, filled.read_bytes(), caplog)
         assert len(numbers) + lost == self.COUNT
 
     def test_a_full_disk_meanwhile_leaves_the_damaged_file(

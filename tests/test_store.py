@@ -17,25 +17,16 @@ from typing import Any
 import apsw
 import pytest
 
-from glec_fast import store as store_module
 from glec_fast._store import QueueTable, ranges_of
+from glec_fast.commit import Row
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import QueueClosedError, QueueStorageError
 from glec_fast.in_doubt import Decision, InDoubt
-from glec_fast.store import Row, Store
+from glec_fast.store import Store
+from support.clock import Clock
 
 WAIT_S = 20
 BOTH = pytest.mark.parametrize("disk_mends", [True, False])
-
-
-class Clock:
-    """Seconds, moved by hand."""
-
-    def __init__(self, now_s: float = 1_704_931_200.0) -> None:
-        self.now_s = now_s
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def image_on_disk(path: Path) -> bytes:
@@ -120,12 +111,12 @@ class Disk:
     """The store's table, with a disk that can be held, or made to fail."""
 
     def __init__(self, store: Store) -> None:
-        self._table: QueueTable = store._table
+        self._table: QueueTable = store._writer.table
         self.error: Exception | None = None
         self.entered = threading.Event()
         self.released = threading.Event()
         self.released.set()
-        store._table = self  # type: ignore[assignment]
+        store._writer.table = self  # type: ignore[assignment]
 
     @property
     def deleted(self) -> int:
@@ -168,7 +159,7 @@ def make_store(path: Path, clock: Clock) -> Iterator[Callable[..., Store]]:
     opened: list[Store] = []
 
     def make(**settings: Any) -> Store:
-        store = Store(path, **{"clock": clock, **settings})
+        store = Store(path, **{"clocks": clock.clocks, **settings})
         opened.append(store)
         return store
 
@@ -337,10 +328,9 @@ class TestCommit:
         assert make_store().load_session("other", "host:1883") == (b"new", True)
 
     def test_what_is_in_doubt_is_recorded_with_the_image_that_forgets_it(
-        self, make_store: Callable[..., Store], path: Path
+        self, make_store: Callable[..., Store], path: Path, clock: Clock
     ) -> None:
-        clock = Clock()
-        store = make_store(clock=clock)
+        store = make_store()
         outbox = RecordingOutbox(store)
         append(store, 2)
         outbox.read_all()
@@ -360,7 +350,7 @@ class TestCommit:
     def test_the_newest_entries_of_the_ledger_are_kept(
         self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(store_module, "LEDGER_ROWS_MAX", 3)
+        monkeypatch.setattr("glec_fast.writer.LEDGER_ROWS_MAX", 3)
         store = make_store()
         outbox = RecordingOutbox(store)
         append(store, 5)
@@ -516,10 +506,9 @@ class TestOrder:
     def test_a_clock_that_jumps_does_not_hide_what_comes(
         self, store: Store, outbox: RecordingOutbox, clock: Clock
     ) -> None:
-        start_s = clock.now_s
         ids = []
-        for jump_s in (0, 10**8, -(10**8), 5, -start_s):
-            clock.now_s = start_s + jump_s
+        for jump_s in (0, 10**8, -2 * 10**8, 10**8 + 5, -clock.now_s):
+            clock.step(jump_s)
             ids += append(store, 2, ttl_ms=10**14)
             assert outbox.read_all() == ids[-2:]
         outbox.park()
@@ -540,7 +529,7 @@ class TestOrder:
     def test_reading_goes_on_at_the_same_pace_in_a_long_queue(self, make_store: Callable[..., Store]) -> None:
         store = make_store(max_queue_size=10**6)
         append(store, 60_000)
-        connection = store._reader_connection
+        connection = store._reader._connection
         steps: list[int] = []
 
         def count() -> bool:
@@ -761,7 +750,7 @@ class TestExpiry:
         append(store, 2, ttl_ms=1000)
         clock.now_s += 2
         with monkeypatch.context() as patched:
-            patched.setattr(store, "_delete_marked", raising(apsw.FullError("database or disk is full")))
+            patched.setattr(store._dropping, "delete_marked", raising(apsw.FullError("database or disk is full")))
             with pytest.raises(QueueStorageError):
                 store.drop_expired()
             clock.now_s -= 2
@@ -979,18 +968,18 @@ class TestFaults:
         self, store: Store, outbox: RecordingOutbox, caplog: pytest.LogCaptureFixture
     ) -> None:
         append(store, 2)
-        reader = store._reader
+        table = store._reader.table
 
         class Broken:
             def read_after(self, *_arguments: int) -> list[Row]:
                 raise apsw.IOError("disk I/O error")
 
-        store._reader = Broken()  # type: ignore[assignment]
+        store._reader.table = Broken()  # type: ignore[assignment]
         calls = len(outbox.commits)
         assert outbox.read() == outbox.read() == []
         assert caplog.text.count("disk I/O error") == 1
         assert store.has_backlog
-        store._reader = reader
+        store._reader.table = table
         outbox.wait(lambda heard: any(new for _, new in heard.commits[calls:]))
         assert outbox.read() == [1, 2]
 
@@ -1107,7 +1096,7 @@ class TestClose:
     def test_a_full_disk_does_not_hold_it_up(
         self, path: Path, clock: Clock, waits: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        store = Store(path, clock=clock)
+        store = Store(path, clocks=clock.clocks)
         outbox = RecordingOutbox(store)
         append(store, 1, ttl_ms=1000)
         disk = Disk(store)
@@ -1207,7 +1196,7 @@ def test_a_failing_start_lets_go_of_the_file(path: Path, monkeypatch: pytest.Mon
             raise apsw.IOError("disk I/O error")
 
     with monkeypatch.context() as patched:
-        patched.setattr("glec_fast.store.QueueTable", Broken)
+        patched.setattr("glec_fast.writer.QueueTable", Broken)
         with pytest.raises(QueueStorageError, match="disk I/O error"):
             Store(path)
     Store(path).close()

@@ -16,6 +16,7 @@ import pytest
 from glec_fast import ConnectionCallback, MQTTManager, PinningError, TLSConfig, TLSError, TLSFileError
 from glec_fast.errors import GlecError
 from glec_fast.handshake import RequestWatch, await_verdict, explain, verified_chain
+from glec_fast.queue_clock import Clocks
 from glec_fast.secure import SecureClient
 from glec_fast.tls import build_ssl_context
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
@@ -394,10 +395,11 @@ def test_certificates_that_end_within_30_days(
     ours = cases.authority.issue_client("gateway")
     context = server_context(cases.authority.issue_server(), client_ca=cases.authority.certificate_path)
     tls = TLSConfig.create_mutual_tls(cases.authority.certificate_path, ours.certificate_path, ours.key_path)
-    end_s = (NOW + dt.timedelta(days=2)).timestamp()
+    now = NOW + dt.timedelta(days=2 - days)
+    clocks = Clocks(wall_ms=lambda: int(now.timestamp() * 1000))
     with (
         TLSPeer(context) as peer,
-        MQTTManager(config_for(peer.port, tmp_path, tls), clock=lambda: end_s - days * 86_400) as manager,
+        MQTTManager(config_for(peer.port, tmp_path, tls), clocks=clocks) as manager,
     ):
         recorder = Recorder()
         manager.set_connection_callback(recorder)

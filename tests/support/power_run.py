@@ -7,10 +7,11 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from support.clock import Clock
 from support.faulty_disk import Event, FaultyDisk, Note
 from support.power_cut import Files, Medium, lay_out
 from support.scripted_broker import ScriptedBroker, publication_of
-from support.scripted_gateway import Clock, ScriptedGateway
+from support.scripted_gateway import ScriptedGateway
 from support.session_model import RELEASED, decode_image
 from support.wire_reference import PUBLISH, PUBREL, Packet, parse
 
@@ -277,7 +278,7 @@ def check_resumed(files: Files, folder: Path, moment: Moment, settings: Settings
     lay_out(files, folder)
     broker = moment.broker.copied()
     broker.cut(arrives=arrives)
-    clock = Clock(moment.now_s)
+    clock = Clock(moment.now_s, "second boot")
     with open_gateway(folder / QUEUE, settings, clock) as gateway:
         assert gateway.store.salvage is None, "a power cut is no damage"
         _check_explained(gateway, moment)
@@ -297,7 +298,7 @@ def recorded_recovery(files: Files, folder: Path, moment: Moment, settings: Sett
     start.broker.cut(arrives=True)
     start.unfinished = b""
     broker = start.broker.copied()
-    clock = Clock(moment.now_s)
+    clock = Clock(moment.now_s, "second boot")
     with FaultyDisk(folder) as disk:
         with open_gateway(folder / QUEUE, settings, clock) as gateway:
             finish(gateway, broker, disk.note)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from glec_fast._session import NEED_DATA
 from glec_fast.outbox import DurableOutbox
 from glec_fast.store import Store
+from support.clock import Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,17 +18,6 @@ if TYPE_CHECKING:
 
 CLIENT_ID, BROKER_NAME = "DTG-TEST", "broker:1883"
 ALL_BYTES = 1 << 30
-_START_S = 1_704_931_200.0
-
-
-class Clock:
-    """Unix time in seconds that moves by hand."""
-
-    def __init__(self, now_s: float = _START_S) -> None:
-        self.now_s = now_s
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 class ScriptedGateway:
@@ -49,7 +39,7 @@ class ScriptedGateway:
     ) -> None:
         self.dropped: list[Dropped] = []
         self.clock = clock or Clock()
-        self.store = Store(path, clock=self.clock, **settings)
+        self.store = Store(path, clocks=self.clock.clocks, **settings)
         try:
             self.outbox = DurableOutbox(
                 self.store,

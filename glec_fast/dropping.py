@@ -1,0 +1,67 @@
+"""Rows that are to go unsent: chosen, marked until their deletion is on disk, counted by reason."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+
+from glec_fast._store import QueueTable
+from glec_fast.commit import Head, Row
+from glec_fast.drops import Dropped, DropReason
+from glec_fast.reader import Reader
+
+
+class Dropping:
+    """What is marked is neither read nor chosen again, also where the transaction that deletes it fails.
+
+    lock: the store's, taken by `mark` and `delete_marked`. The `choose` methods want the reader's lock held.
+    """
+
+    def __init__(self, lock: threading.Lock, reader: Reader) -> None:
+        self._lock = lock
+        self._reader = reader
+        self.marked: dict[int, Dropped] = {}
+        self.counts: Counter[str] = Counter()
+
+    def mark(self, heads: Iterable[Head], reason: DropReason) -> None:
+        """These go with the next transaction."""
+        with self._lock:
+            self.marked.update((head[0], Dropped(head[0], head[1], head[2], reason)) for head in heads)
+
+    def mark_row(self, row: Row, reason: DropReason) -> None:
+        """This one goes with the next transaction; the caller holds the store's lock."""
+        self.marked[row[0]] = Dropped(row[0], row[1], row[3], reason)
+
+    def choose_expired(self, table: QueueTable, now_ms: int, limit: int) -> int:
+        """Mark what is older than it may be; returns how many, at most `limit`."""
+        return self._choose(table.heads_expired(now_ms), DropReason.EXPIRED, limit)
+
+    def choose_given_up(self, table: QueueTable, max_retry: int, limit: int) -> int:
+        """Mark what was refused as often as it may be; returns how many, at most `limit`."""
+        return self._choose(table.heads_given_up(max_retry), DropReason.GIVEN_UP, limit)
+
+    def choose_oldest(self, table: QueueTable, limit: int) -> int:
+        """Mark what makes room for others; returns how many, at most `limit`."""
+        return self._choose(self._reader.heads_ahead(table), DropReason.OVERFLOW, limit)
+
+    def _choose(self, heads: Iterable[Head], reason: DropReason, limit: int) -> int:
+        found = (head for head in heads if head[0] not in self.marked and self._reader.is_droppable(head))
+        chosen = list(islice(found, limit))
+        self.mark(chosen, reason)
+        return len(chosen)
+
+    def delete_marked(self, table: QueueTable, but: list[Dropped]) -> list[Dropped]:
+        """Delete what is marked, in a transaction that has deleted `but` already; returns what that was."""
+        deleted = frozenset(each.message_id for each in but)
+        with self._lock:
+            marked = [each for each in self.marked.values() if each.message_id not in deleted]
+        table.delete([each.message_id for each in marked])
+        return marked
+
+    def on_deleted(self, dropped: list[Dropped]) -> None:
+        """Their deletion is on disk; the caller holds the store's lock."""
+        for each in dropped:
+            del self.marked[each.message_id]
+            self.counts[each.reason.value] += 1
