@@ -19,9 +19,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from glec_fast import _paho
+from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import GlecError
+from glec_fast.memory_outbox import MemoryOutbox
 from glec_fast.message import properties_from
-from glec_fast.outbox import DurableOutbox, MemoryOutbox
 from glec_fast.receive import Receiver, _Finished, _State
 
 if TYPE_CHECKING:

@@ -22,11 +22,11 @@ from glec_fast.backoff import Backoff
 from glec_fast.config import MQTTConfig
 from glec_fast.device import available_storage_mb, memory_usage_mb
 from glec_fast.drops import Dropped, DropReason
+from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import ConnectionLostError, GlecError, PinningError
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import InDoubt
 from glec_fast.messages import Alert, Inference, Status, Telemetry
-from glec_fast.outbox import DurableOutbox
 from glec_fast.queue_clock import Clocks
 from glec_fast.refusal import refusal
 from glec_fast.secure import CertificateExpiry, SecureClient

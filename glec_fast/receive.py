@@ -25,8 +25,9 @@ from glec_fast.errors import ProtocolError
 from glec_fast.message import InboundMessage, properties_from, reason_from
 
 if TYPE_CHECKING:
+    from glec_fast.durable_outbox import DurableOutbox
     from glec_fast.handle import PublishHandle
-    from glec_fast.outbox import DurableOutbox, MemoryOutbox
+    from glec_fast.memory_outbox import MemoryOutbox
 
 _State = paho._ConnectionState
 _RECEIVE_BYTES = 64 * 1024

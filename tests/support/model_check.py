@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glec_fast._session import NEED_DATA
-from glec_fast.outbox import DurableOutbox
+from glec_fast.durable_outbox import DurableOutbox
 from support.dict_store import DictDisk, DictStore
 from support.scripted_broker import ScriptedBroker
 from support.session_model import decode_image

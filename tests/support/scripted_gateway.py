@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from glec_fast._session import NEED_DATA
-from glec_fast.outbox import DurableOutbox
+from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.store import Store
 from support.clock import Clock
 

@@ -1,0 +1,288 @@
+"""Messages that wait in the store, and leave it once the broker has taken them over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from weakref import WeakValueDictionary
+
+from glec_fast._store import ranges_of
+from glec_fast.commit import Row
+from glec_fast.drops import Dropped, DropReason
+from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, QueueStorageError
+from glec_fast.handle import PublishHandle
+from glec_fast.in_doubt import Decision
+from glec_fast.outbox import Outbox
+from glec_fast.store import Store
+
+# A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
+_PULL_ROWS_MIN = 100
+# The broker begins on these while the next are read.
+_PULL_ROWS_MAX = 250
+# Encoded and not yet taken by the socket; more would only be memory.
+_UNSENT_BYTES_MAX = 256 * 1024
+
+
+class DurableOutbox(Outbox):
+    """Messages in the store. Given to it as its outbox; see `glec_fast.commit.Outbox` for who calls what."""
+
+    def __init__(
+        self,
+        store: Store,
+        window: int,
+        client_id: str,
+        broker: str,
+        on_work: Callable[[], None],
+        on_dropped: Callable[[list[Dropped]], None],
+        *,
+        wait_for_disk: bool = True,
+        resend_in_doubt: bool = False,
+        max_unreleased: int = 0,
+    ) -> None:
+        super().__init__(window, on_work, durable=True, max_unreleased=max_unreleased)
+        self.store = store
+        self.in_doubt_count = 0
+        self._wait_for_disk = wait_for_disk
+        self._resend_in_doubt = resend_in_doubt
+        self._in_doubt: list[tuple[int, Decision]] = []
+        self._tell_dropped = on_dropped
+        self._handles: WeakValueDictionary[int, PublishHandle] = WeakValueDictionary()
+        self._finished: list[int] = []
+        self._refused: list[int] = []
+        self.refused_count = 0
+        self._more_to_read = True
+        # Rows that were read and did not fit yet, and how many of them have gone.
+        self._rows: list[Row] = []
+        self._rows_gone = 0
+        # QoS 0 that went past the store, under negative ids, until the socket has taken it.
+        self._direct: dict[int, tuple[str, str | bytes, PublishHandle]] = {}
+        self._direct_id = 0
+        image, is_same_session = store.load_session(client_id, broker)
+        try:
+            ranges = self.session.load_image(image)
+        except ValueError as error:
+            raise QueueFormatError(
+                f"the queue file's record of what is in flight cannot be read ({error}): give queue_path another name"
+            ) from error
+        for first, last in ranges:
+            self._finished += range(first, last + 1)
+        if not is_same_session:
+            # Also for the next process, which must not take the old packet ids for its own.
+            self._void_session()
+        store.rewind(self.session.parked_ids(), self._finished)
+        store.attach(self, client_id, broker)
+
+    def __len__(self) -> int:
+        return self.store.size + len(self._direct)
+
+    def publish(self, topic: str, payload: str | bytes, qos: int) -> PublishHandle:
+        """Take a message. QoS 2 waits for the disk, unless told not to. Raises QueueStorageError, QueueClosedError."""
+        if qos == 0 and self.is_open and not self.store.has_backlog and self._rows_gone == len(self._rows):
+            handle = self._publish_direct(topic, payload)
+            if handle is not None:
+                return handle
+        handle = PublishHandle(0, self._published, qos, self.store.wait_durable)
+
+        def register(message_id: int) -> None:
+            handle.mid = handle.message_id = message_id
+            self._handles[message_id] = handle
+
+        self.store.append(topic, payload, qos, urgent=qos > 0 or self.is_open, register=register)
+        if qos == 2 and self._wait_for_disk:
+            self._wait_until_durable(handle)
+        return handle
+
+    def _publish_direct(self, topic: str, payload: str | bytes) -> PublishHandle | None:
+        with self.lock:
+            if not self.is_open or self.session.unsent_bytes > _UNSENT_BYTES_MAX:
+                return None
+            self._direct_id -= 1
+            handle = PublishHandle(self._direct_id, self._published, 0)
+            self._direct[self._direct_id] = (topic, payload, handle)
+            self.session.admit(self._direct_id, topic, payload, 0)
+        self._on_work()
+        return handle
+
+    def _wait_until_durable(self, handle: PublishHandle) -> None:
+        try:
+            self.store.wait_durable(handle.message_id)
+        except QueueStorageError:
+            if self.store.withdraw(handle.message_id):
+                raise
+
+    def pull(self) -> None:
+        """Encode the next rows as far as the window has room, and read more of them from the store."""
+        while self.is_open and self._admit_rows() and self._read_rows():
+            # Once there is something to send, the broker begins on it while the next are read.
+            if self.session.sendable_bytes:
+                break
+        if self.session.wants_commit:
+            version = self.store.commit_image()
+            if version is not None:
+                with self.lock:
+                    self.session.on_committed(version)
+
+    def _admit_rows(self) -> bool:
+        """True where all rows that were read have gone, and more would fit."""
+        with self.lock:
+            self._rows_gone = self.session.admit_rows(self._rows, self._rows_gone)
+            room = self.session.room()
+            worthwhile = room >= min(_PULL_ROWS_MIN, self.session.window // 2) or self.session.in_flight == 0
+            return self._rows_gone == len(self._rows) and worthwhile and self.session.unsent_bytes <= _UNSENT_BYTES_MAX
+
+    def _read_rows(self) -> bool:
+        """True where there were rows to read."""
+        if not self._more_to_read:
+            return False
+        # Cleared before the read: a commit meanwhile sets it again.
+        self._more_to_read = False
+        rows, is_last = self.store.read(_PULL_ROWS_MAX)
+        if not is_last:
+            self._more_to_read = True
+        with self.lock:
+            self._rows, self._rows_gone = rows, 0
+        return True
+
+    def settle(self) -> list[PublishHandle]:
+        """The handles, where somebody holds one, of what is finished; the caller holds the lock."""
+        done = self.session.take_done()
+        refused = self.session.take_refused()
+        if not done and not refused:
+            return []
+        handles = []
+        self._refused += refused
+        rows = [message_id for message_id in done if message_id > 0]
+        self.sent_count += len(done)
+        if len(rows) != len(done):
+            handles = [self._direct.pop(message_id)[2] for message_id in done if message_id < 0]
+        self._finished += rows
+        if self._handles:
+            handles += [handle for message_id in rows if (handle := self._handles.pop(message_id, None)) is not None]
+        return handles
+
+    def after_settle(self) -> None:
+        """Tell the store what is new for it. Not under the lock."""
+        if self._refused:
+            refused, self._refused = self._refused, []
+            self.refused_count += len(refused)
+            self.store.refuse(refused)
+        if self._finished:
+            self.store.on_finished(len(self._finished), drained=self.session.in_flight == 0)
+
+    def park(self) -> None:
+        """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
+        with self.lock:
+            self.is_open = False
+            self.session.park()
+            self._release_control_ids()
+            self._rows, self._rows_gone = [], 0
+            finished_handles = self.settle()
+            stranded = list(self._direct.values())
+            self._direct.clear()
+            parked, finished = self.session.parked_ids(), list(self._finished)
+        self.store.rewind(parked, finished)
+        for handle in finished_handles:
+            handle._set_as_published()
+        for topic, payload, handle in stranded:
+            self._requeue(topic, payload, handle)
+
+    def _requeue(self, topic: str, payload: str | bytes, handle: PublishHandle) -> None:
+        def register(message_id: int) -> None:
+            handle.mid = handle.message_id = message_id
+            handle._wait_durable = self.store.wait_durable
+            self._handles[message_id] = handle
+
+        try:
+            self.store.append(topic, payload, 0, urgent=False, register=register)
+        except (QueueStorageError, QueueClosedError):
+            handle._set_as_dropped(DropReason.LINK_LOST)
+            self._tell_dropped([Dropped(handle.message_id, topic, 0, DropReason.LINK_LOST)])
+
+    def resume(self, session_present: bool, receive_maximum: int) -> list[PublishHandle]:
+        """The broker accepted the connection: read from the first row again, resends first as they are the oldest."""
+        if not session_present:
+            self._void_session()
+        with self.lock:
+            self.session.resume(True, receive_maximum)
+            self._rows, self._rows_gone = [], 0
+            parked, finished = self.session.parked_ids(), list(self._finished)
+            self._more_to_read = True
+        self.store.rewind(parked, finished)
+        self.is_open = True
+        # QoS 0 messages may still wait in memory for company; now they can go.
+        self.store.request_commit()
+        self.pull()
+        return []
+
+    def _void_session(self) -> None:
+        """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message."""
+        with self.lock:
+            parked = self.session.parked_ids(2)
+            received = self.session.resume(False)
+            again = set(parked).difference(received)
+            if self._resend_in_doubt:
+                again.update(received)
+                received = []
+            self._in_doubt += [(message_id, Decision.SENT_AGAIN) for message_id in sorted(again)]
+            self._in_doubt += [(message_id, Decision.LEFT_TO_BROKER) for message_id in received]
+            self.in_doubt_count += len(again) + len(received)
+            self._finished += received
+        for message_id in received:
+            handle = self._handles.pop(message_id, None)
+            if handle is not None:
+                handle._set_as_published()
+
+    def handle_for(self, message_id: int) -> PublishHandle | None:
+        """The handle of a message accepted before, by whichever process; None where it is not in the queue any more.
+
+        Raises MessageError where no message has this id.
+        """
+        with self.lock:
+            handle = self._handles.get(message_id)
+            if handle is not None:
+                return handle
+            # Before it is looked for: what finishes meanwhile is told to the handle.
+            # Of what QoS does not matter: nothing that asks for it is called for a message of the queue.
+            handle = PublishHandle(message_id, self._published, 1, self.store.wait_durable)
+            self._handles[message_id] = handle
+        held = self.store.holds(message_id)
+        if held or handle.is_published():
+            return handle
+        self._handles.pop(message_id, None)
+        if held is None:
+            raise MessageError(f"no message has the id {message_id}: it must be the message_id of a handle")
+        return None
+
+    # ---- called by the store's thread
+
+    def take_finished(self) -> list[int]:
+        """See `glec_fast.commit.Outbox`."""
+        with self.lock:
+            finished, self._finished = self._finished, []
+        return finished
+
+    def image(self, kept: list[int]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
+        """See `glec_fast.commit.Outbox`."""
+        with self.lock:
+            version, image = self.session.image(ranges_of(kept + self._finished))
+            in_doubt, self._in_doubt = self._in_doubt, []
+        return version, image, in_doubt
+
+    def on_committed(self, version: int, new_rows: int) -> None:
+        """See `glec_fast.commit.Outbox`."""
+        with self.lock:
+            sendable = self.session.sendable_bytes
+            self.session.on_committed(version)
+            opened = self.session.sendable_bytes > sendable
+        if new_rows:
+            self._more_to_read = True
+        if new_rows or opened:
+            self._on_work()
+
+    def on_dropped(self, dropped: list[Dropped]) -> None:
+        """See `glec_fast.commit.Outbox`."""
+        # As with on_publish: the callback first, then those who wait.
+        self._tell_dropped(dropped)
+        for each in dropped:
+            handle = self._handles.pop(each.message_id, None)
+            if handle is not None:
+                handle._set_as_dropped(each.reason)
