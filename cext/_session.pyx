@@ -181,7 +181,8 @@ cdef class Session:
     # Stream offset up to which `peek` gave bytes away on this connection.
     cdef uint64_t offered
     cdef uint64_t last_end
-    cdef bint has_last
+    # A packet put as `last` is in the send buffer.
+    cdef readonly bint has_last
     cdef _Vector gates, marks, retired, done
     cdef bint dirty, gate_wanted
 
@@ -516,8 +517,8 @@ cdef class Session:
         return 0
 
     def admit(self, int64_t message_id, topic, payload, int qos, bint retain=False, properties=None,
-              uint16_t packet_id=0):
-        """Encode one message. The caller asks `room` first for QoS 1 and 2.
+              uint16_t packet_id=0) -> int:
+        """Encode one message; returns `unsent_bytes`. The caller asks `room` first for QoS 1 and 2.
 
         message_id: the owner's name for it, given back by `take_done`; above 0 for QoS 1 and 2.
         topic: str or UTF-8 bytes. payload: str, bytes or a buffer. properties: packed (MQTT 5, 2.2.2) or None.
@@ -537,14 +538,14 @@ cdef class Session:
             mark = <Mark*>self.marks.push()
             mark.end = end
             mark.message_id = message_id
-            return
+            return self.tail - self.head
         self._reserve_exchange()
         if self.parked:
             aside = self.parked.get(message_id)
             if aside is not None:
                 self._resume(message_id, aside, topic, payload, flags, properties)
                 del self.parked[message_id]
-                return
+                return self.tail - self.head
         if not packet_id:
             packet_id = self._next_packet_id()
             if not packet_id:
@@ -552,6 +553,7 @@ cdef class Session:
         end = self._encode_publish(topic, payload, flags, packet_id, properties, qos == 2 and self.durable)
         exchange = self._open_exchange(packet_id, message_id, <uint8_t>qos, SENT)
         exchange.publish_end = end
+        return self.tail - self.head
 
     def admit_rows(self, list rows, Py_ssize_t start) -> int:
         """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.

@@ -43,6 +43,9 @@ class Session:
     @property
     def packet_body(self) -> bytes:
         """What follows the remaining length of the packet that `advance` stopped at."""
+    @property
+    def has_last(self) -> bool:
+        """A packet put as `last` is in the send buffer, or has left."""
     protocol_version: int
     """3, 4 or 5, as in CONNECT (MQTT 3.1.2.2)."""
     offered_may_leave: bool
@@ -83,8 +86,8 @@ class Session:
         retain: bool = False,
         properties: bytes | None = None,
         packet_id: int = 0,
-    ) -> None:
-        """Encode one message. The caller asks `room` first for QoS 1 and 2.
+    ) -> int:
+        """Encode one message; returns `unsent_bytes`. The caller asks `room` first for QoS 1 and 2.
 
         message_id: the owner's name for it, given back by `take_done`; above 0 for QoS 1 and 2.
         topic: str or UTF-8 bytes. payload: str, bytes or a buffer. properties: packed (MQTT 5, 2.2.2) or None.

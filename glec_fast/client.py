@@ -11,7 +11,8 @@ import socket
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from typing import TYPE_CHECKING, Any, cast
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
@@ -19,11 +20,11 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from glec_fast import _paho
+from glec_fast._outbox import MemoryOutbox, publish
 from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import GlecError
-from glec_fast.memory_outbox import MemoryOutbox
 from glec_fast.message import properties_from
-from glec_fast.receive import Receiver, _Finished, _State
+from glec_fast.receive import Receiver, _State
 
 if TYPE_CHECKING:
     from glec_fast.handle import PublishHandle
@@ -36,7 +37,6 @@ _GATHER_S = 0.002
 _GATHER_MIN_S = 0.0001
 _DISCONNECT = 0xE0
 _PUBREL = 0x60
-_PAYLOAD_MAX_BYTES = 268_435_455
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 _PahoClient = paho.Client
@@ -47,10 +47,11 @@ class Client(Receiver):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._woken = False
         self._is_tcp = self._transport == "tcp" and hasattr(socket, "TCP_QUICKACK")
         self._interrupt = threading.Event()
         self._write_lock = threading.Lock()
+        # The socket took less than it was given.
+        self._is_congested = False
         self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake))
 
     def _use_outbox(self, outbox: MemoryOutbox | DurableOutbox) -> None:
@@ -61,45 +62,26 @@ class Client(Receiver):
 
     # ---- publishing
 
-    def publish(
-        self,
-        topic: str,
-        payload: paho.PayloadType = None,
-        qos: int = 0,
-        retain: bool = False,
-        properties: Properties | None = None,
+    publish = publish
+
+    def _publish_stored(
+        self, topic: str, payload: bytes | bytearray, qos: int, retain: bool, properties: Properties | None
     ) -> PublishHandle:
-        """As paho's; the handle is a `PublishHandle`. From any thread and any callback."""
-        protocol = self._protocol
-        if protocol != _MQTT_5 and (topic is None or len(topic) == 0):
-            raise ValueError("Invalid topic.")
-        topic_bytes = topic.encode("utf-8")
-        if b"+" in topic_bytes or b"#" in topic_bytes or len(topic_bytes) > 65535:
-            # For its errors.
-            self._raise_for_invalid_topic(topic_bytes)
-        if qos < 0 or qos > 2:
-            raise ValueError("Invalid QoS level.")
-        data = payload if type(payload) is bytes else paho._encode_payload(payload)
-        if len(data) > _PAYLOAD_MAX_BYTES:
-            raise ValueError("Payload too large.")
-        outbox = self._outbox
-        if isinstance(outbox, DurableOutbox):
-            if retain or properties is not None:
-                raise ValueError(
-                    "a queued message carries neither retain nor properties: the queue's table has no place for them"
-                )
-            return outbox.publish(topic, bytes(data), qos)
-        packed = properties.pack() if properties is not None and protocol == _MQTT_5 else None
-        if self._acks:
-            self._flush_acks()
-        handle = outbox.publish(topic_bytes, data, qos, retain, packed, self._sock is not None)
-        if handle.rc == _SUCCESS:
-            if outbox.trace:
-                self._log_sent()
-            rc = self._after_queueing()
-            if rc != _SUCCESS:
-                handle.rc = rc
-        return handle
+        """For `publish`, where the outbox is over a store."""
+        if retain or properties is not None:
+            raise ValueError(
+                "a queued message carries neither retain nor properties: the queue's table has no place for them"
+            )
+        outbox = cast("DurableOutbox", self._outbox)
+        return outbox.publish(topic, bytes(payload), qos)
+
+    def _after_publish(self, is_worth_writing: bool) -> MQTTErrorCode:
+        """For `publish`, where something is to be sent."""
+        if is_worth_writing and self._thread is not None:
+            self._write_for_thread()
+        elif self._outbox.is_woken and self._thread is not None:
+            return _SUCCESS
+        return self._after_queueing()
 
     def drop_out_messages(self) -> list[paho.MQTTMessage]:
         """As paho's: forget all unacknowledged QoS 1 and 2 messages, and return them."""
@@ -108,7 +90,7 @@ class Client(Receiver):
             raise TypeError("the queue is on disk: use its own methods to take messages out of it")
         messages = []
         for dropped in outbox.clear():
-            message = paho.MQTTMessage(dropped.mid, dropped.topic)
+            message = paho.MQTTMessage(dropped.mid, dropped.topic.encode())
             message.payload, message.qos, message.retain = dropped.payload, dropped.qos, dropped.retain
             message.info, message.state = dropped.handle, MessageState.MQTT_MS_PUBLISH
             messages.append(message)
@@ -140,9 +122,9 @@ class Client(Receiver):
     def _wake(self) -> None:
         """Have the network thread look for something to send."""
         writer = self._sockpairW
-        if self._woken or writer is None:
+        if self._outbox.is_woken or writer is None:
             return
-        self._woken = True
+        self._outbox.is_woken = True
         try:
             writer.send(paho.sockpair_data)
         except BlockingIOError:
@@ -154,7 +136,7 @@ class Client(Receiver):
     def loop_start(self) -> MQTTErrorCode:
         """As paho's."""
         if self._thread is None:
-            self._woken = False
+            self._outbox.is_woken = False
             for end in (self._sockpairR, self._sockpairW):
                 if end is not None:
                     end.close()
@@ -207,7 +189,7 @@ class Client(Receiver):
         thread = self._thread
         if thread is not None:
             # The thread itself looks for something to send at every turn.
-            if wake and not self._woken and threading.get_ident() != thread.ident:
+            if wake and not self._outbox.is_woken and threading.get_ident() != thread.ident:
                 self._wake()
         else:
             if wake:
@@ -280,7 +262,7 @@ class Client(Receiver):
             except BlockingIOError:
                 woken = False
             # After the read and before the pull: whoever wakes from here on is either seen by it or writes again.
-            self._woken = False
+            self._outbox.is_woken = False
             self._outbox.pull()
         flags = ready.get(descriptor, 0)
         return pending or bool(flags & ~select.POLLOUT), woken or bool(flags & select.POLLOUT)
@@ -290,7 +272,6 @@ class Client(Receiver):
     def _packet_queue(
         self, command: int, packet: bytes | bytearray, mid: int, qos: int, info: Any = None
     ) -> MQTTErrorCode:
-        self._flush_acks()
         self._outbox.put_packet(packet, last=(command & 0xF0) == _DISCONNECT)
         return self._after_queueing()
 
@@ -302,7 +283,6 @@ class Client(Receiver):
 
     def _send_last_words(self, packet: bytes) -> None:
         """As much of it as the socket takes now; the connection is closed next."""
-        self._flush_acks()
         self._outbox.put_packet(packet, last=True)
         try:
             while self._write_some()[0]:
@@ -320,7 +300,7 @@ class Client(Receiver):
                 self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", message.mid)
                 continue
             text = "Sending PUBLISH (d%d, q%d, r%d, m%d), '%s'"
-            values = [command >> 3 & 1, message.qos, message.retain, message.mid, message.topic]
+            values = [command >> 3 & 1, message.qos, message.retain, message.mid, message.topic.encode()]
             if self._protocol == _MQTT_5:
                 text += ", properties=%s"
                 packed = message.properties
@@ -349,9 +329,8 @@ class Client(Receiver):
             with outbox.lock:
                 finished = outbox.settle()
             outbox.after_settle()
-            for handle in finished:
-                self._call_on_publish(_Finished(handle, None, False))
-                handle._set_as_published()
+            if finished:
+                self._tell(deque(finished))
             if sent:
                 with self._msgtime_mutex:
                     self._last_msg_out = paho.time_func()
@@ -365,15 +344,33 @@ class Client(Receiver):
 
     def _write_some(self) -> tuple[int, bool]:
         """(bytes that the socket took, whether DISCONNECT was among them)."""
-        outbox = self._outbox
         with self._write_lock:
-            with outbox.lock:
-                chunk = outbox.session.peek(_SEND_BYTES)
-            if not chunk or self._sock is None:
-                return 0, False
-            sent = self._sock_send(chunk)
-            with outbox.lock:
-                return sent, outbox.session.on_sent(sent)
+            return self._write_chunk()
+
+    def _write_chunk(self) -> tuple[int, bool]:
+        """`_write_some`, with the lock held."""
+        outbox = self._outbox
+        with outbox.lock:
+            chunk = outbox.session.peek(_SEND_BYTES)
+        self._is_congested = bool(chunk)
+        if not chunk or self._sock is None:
+            return 0, False
+        sent = self._sock_send(chunk)
+        self._is_congested = sent < len(chunk)
+        with outbox.lock:
+            return sent, outbox.session.on_sent(sent)
+
+    def _write_for_thread(self) -> None:
+        """Under load the network thread waits long for the GIL. What follows from the writing stays its business."""
+        if self._ssl or not self._is_tcp or self._is_congested or not self._write_lock.acquire(blocking=False):
+            return
+        try:
+            if not self._outbox.session.has_last:
+                self._write_chunk()
+        except OSError as error:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the network thread is to end the connection: %s", error)
+        finally:
+            self._write_lock.release()
 
     def _on_disconnect_sent(self) -> None:
         self._do_on_disconnect(packet_from_broker=False, v1_rc=MQTTErrorCode.MQTT_ERR_SUCCESS)

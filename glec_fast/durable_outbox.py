@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
+from glec_fast._outbox import Outbox
 from glec_fast._store import ranges_of
 from glec_fast.commit import Row
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, QueueStorageError
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision
-from glec_fast.outbox import Outbox
 from glec_fast.store import Store
 
 # A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
@@ -83,7 +83,7 @@ class DurableOutbox(Outbox):
         handle = PublishHandle(0, self._published, qos, self.store.wait_durable)
 
         def register(message_id: int) -> None:
-            handle.mid = handle.message_id = message_id
+            handle.mid = message_id
             self._handles[message_id] = handle
 
         self.store.append(topic, payload, qos, urgent=qos > 0 or self.is_open, register=register)
@@ -187,7 +187,7 @@ class DurableOutbox(Outbox):
 
     def _requeue(self, topic: str, payload: str | bytes, handle: PublishHandle) -> None:
         def register(message_id: int) -> None:
-            handle.mid = handle.message_id = message_id
+            handle.mid = message_id
             handle._wait_durable = self.store.wait_durable
             self._handles[message_id] = handle
 

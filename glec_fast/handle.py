@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from enum import Enum
+from typing import Literal
 
 from paho.mqtt.client import MQTTMessageInfo
 from paho.mqtt.enums import MQTTErrorCode
@@ -14,49 +14,50 @@ from glec_fast.drops import DropReason
 from glec_fast.errors import PublishError
 
 
-class _Fate(Enum):
-    WAITING = 0
-    PUBLISHED = 1
-    DROPPED = 2
-
-
-def _never_on_disk(_message_id: int, _timeout_s: float | None) -> bool:
-    return False
-
-
 class PublishHandle(MQTTMessageInfo):
     """One accepted message. Thread-safe.
 
-    message_id: the queue's name for it, kept over restarts; `mid` is what `on_publish` is called with.
+    mid: what `on_publish` is called with: the packet id, or the queue's name for the message, kept over restarts.
     qos: the message's. rc: paho's error code, MQTT_ERR_SUCCESS where the message was accepted.
     """
 
-    __slots__ = ("__weakref__", "_fate", "_reason", "_wait_durable", "message_id", "qos")
+    # _fate: None while it waits, True once it is published, or why it was dropped. _wait_durable: only in a queue.
+    __slots__ = ("__weakref__", "_fate", "_wait_durable", "qos")
 
     # Not paho's initialiser: one condition serves all handles of a client, where paho makes one for each.
+    # `glec_fast._outbox` makes handles without it.
     def __init__(  # pylint: disable=super-init-not-called
         self,
         mid: int,
         condition: threading.Condition,
         qos: int,
-        wait_durable: Callable[[int, float | None], bool] = _never_on_disk,
+        wait_durable: Callable[[int, float | None], bool] | None = None,
     ) -> None:
-        self.mid = self.message_id = mid
+        self.mid = mid
         self.rc = MQTTErrorCode.MQTT_ERR_SUCCESS
         self.qos = qos
         self._condition = condition
-        self._published = False
         self._iterpos = 0
-        self._fate = _Fate.WAITING
-        self._reason: DropReason | None = None
-        self._wait_durable = wait_durable
+        self._fate: DropReason | bool | None = None
+        if wait_durable is not None:
+            self._wait_durable = wait_durable
+
+    @property
+    def message_id(self) -> int:
+        """The `mid`, by the name that the queue has for it."""
+        return self.mid
+
+    @property
+    def _published(self) -> bool:  # type: ignore[override]
+        return self._fate is True
 
     def wait_durable(self, timeout_s: float | None = None) -> bool:
         """Wait until the message is on disk, where no crash or power cut can lose it; False after the time-out.
 
         False at once for a QoS 0 message that went right to the broker. Raises QueueStorageError where the disk fails.
         """
-        return self._wait_durable(self.message_id, timeout_s)
+        wait_durable = getattr(self, "_wait_durable", None)
+        return wait_durable is not None and wait_durable(self.mid, timeout_s)
 
     def wait_for_publish(self, timeout: float | None = None) -> None:
         """Wait, at most `timeout` seconds, until the broker has taken the message over (QoS 0: until it has left).
@@ -66,7 +67,7 @@ class PublishHandle(MQTTMessageInfo):
         self._raise_for_error()
         deadline_s = None if timeout is None else time.monotonic() + timeout
         with self._condition:
-            while self._fate is _Fate.WAITING:
+            while self._fate is None:
                 remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
                 if remaining_s is not None and remaining_s <= 0:
                     break
@@ -76,12 +77,11 @@ class PublishHandle(MQTTMessageInfo):
     def is_published(self) -> bool:
         """True once the broker has taken the message over. Raises as `wait_for_publish` does."""
         self._raise_for_error()
-        return self._fate is _Fate.PUBLISHED
+        return self._fate is True
 
     def _raise_for_error(self) -> None:
-        if self._fate is _Fate.DROPPED:
-            reason = DropReason.OVERFLOW if self._reason is None else self._reason
-            raise PublishError(f"message {self.message_id} was dropped: {reason.value}", reason.value)
+        if isinstance(self._fate, DropReason):
+            raise PublishError(f"message {self.mid} was dropped: {self._fate.value}", self._fate.value)
         if self.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
             raise ValueError("Message is not queued due to ERR_QUEUE_SIZE")
         if self.rc > 0 and self.rc != MQTTErrorCode.MQTT_ERR_AGAIN:
@@ -90,13 +90,12 @@ class PublishHandle(MQTTMessageInfo):
             )
 
     def _set_as_published(self) -> None:
-        self._fate = _Fate.PUBLISHED
-        self._published = True
-        with self._condition:
-            self._condition.notify_all()
+        self._end(True)
 
     def _set_as_dropped(self, reason: DropReason) -> None:
-        self._reason = reason
-        self._fate = _Fate.DROPPED
+        self._end(reason)
+
+    def _end(self, fate: DropReason | Literal[True]) -> None:
+        self._fate = fate
         with self._condition:
             self._condition.notify_all()

@@ -11,7 +11,7 @@ import enum
 import socket
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
@@ -21,13 +21,13 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from glec_fast import _paho
 from glec_fast._inbound import ACKS, MESSAGES, NEED_DATA, Inbound
+from glec_fast._outbox import MemoryOutbox, set_as_published
 from glec_fast.errors import ProtocolError
 from glec_fast.message import InboundMessage, properties_from, reason_from
 
 if TYPE_CHECKING:
     from glec_fast.durable_outbox import DurableOutbox
     from glec_fast.handle import PublishHandle
-    from glec_fast.memory_outbox import MemoryOutbox
 
 _State = paho._ConnectionState
 _RECEIVE_BYTES = 64 * 1024
@@ -52,13 +52,6 @@ class _At(enum.Enum):
     PUBLISHED = 3
 
 
-class _Finished(NamedTuple):
-    handle: PublishHandle
-    # (packet type, packet id, reason code, packed properties) of its acknowledgement, where it had any.
-    reason: tuple[int, int, int, bytes] | None
-    is_acknowledged: bool
-
-
 class Receiver(paho.Client):
     """paho's client with its reading half replaced. `Client` adds the writing half."""
 
@@ -75,10 +68,11 @@ class Receiver(paho.Client):
         self._in_callback_mutex = _paho.CallbackMark()  # type: ignore[assignment]
         self._inbound = Inbound(InboundMessage, MessageState.MQTT_MS_INVALID, MessageState.MQTT_MS_WAIT_FOR_PUBREL)
         self._acks_stream = False
-        self._acks: deque[bytes] = deque()
         # Handed out by the parser and not yet through their callbacks.
         self._packet: tuple[int, bytes] | None = None
-        self._finished: deque[_Finished] = deque()
+        self._finished: deque[PublishHandle] = deque()
+        # mid -> (packet type, packet id, reason code, packed properties), of acknowledgements that had more than an id.
+        self._reasons: dict[int, tuple[int, int, int, bytes]] = {}
         self._arrived: deque[InboundMessage] = deque()
         self._has_more = False
         self._failed_at = _At.NOTHING
@@ -199,7 +193,7 @@ class Receiver(paho.Client):
                 break
             elif found != ACKS:
                 self._packet = (self._inbound.packet_command, self._inbound.packet_body)
-        self._flush_acks()
+        self._outbox.put_acks()
         self._outbox.pull()
         self._log_sent()
         if self._outbox.session.sendable_bytes:
@@ -231,7 +225,7 @@ class Receiver(paho.Client):
         if failed_at is _At.PACKET:
             self._packet = None
         elif failed_at is _At.PUBLISHED and self._finished:
-            self._finished.popleft().handle._set_as_published()
+            self._finished.popleft()._set_as_published()
         elif failed_at is _At.MESSAGE and self._arrived:
             self._acknowledge(self._arrived.popleft())
 
@@ -240,7 +234,7 @@ class Receiver(paho.Client):
         self._inbound.begin()
         self._packet = None
         self._arrived.clear()
-        self._acks.clear()
+        self._outbox.drop_acks()
         self._has_more = False
 
     def _on_violation(self, error: ProtocolError) -> MQTTErrorCode:
@@ -266,7 +260,7 @@ class Receiver(paho.Client):
     def _on_acks(self, acks: bytes) -> None:
         outbox = self._outbox
         session = outbox.session
-        self._flush_acks()
+        outbox.put_acks()
         is_logging = self._inbound.one_by_one
         mid = acks[2] << 8 | acks[3]
         if is_logging:
@@ -286,38 +280,38 @@ class Receiver(paho.Client):
 
     def _note_finished(self) -> None:
         """Take over what the session has finished; the caller holds the outbox's lock."""
-        handles = self._outbox.settle()
-        reasons = self._outbox.session.take_reasons()
-        for handle in handles:
-            self._finished.append(_Finished(handle, reasons.get(handle.message_id), True))
+        self._finished.extend(self._outbox.settle())
+        self._reasons.update(self._outbox.session.take_reasons())
 
     def _tell_published(self) -> None:
+        self._tell(self._finished)
+        self._reasons.clear()
+
+    def _tell(self, finished: deque[PublishHandle]) -> None:
         """Call `on_publish` for each, then let its waiters go on, as paho does."""
-        finished = self._finished
         on_publish = self.on_publish
         if not on_publish:
-            while finished:
-                finished.popleft().handle._set_as_published()
+            handles = list(finished)
+            finished.clear()
+            set_as_published(handles)
             return
         while finished:
-            entry = finished.popleft()
+            handle = finished.popleft()
             try:
-                self._call_on_publish(entry)
+                self._call_on_publish(on_publish, handle)
             except BaseException:
-                finished.appendleft(entry)
+                finished.appendleft(handle)
                 raise
-            entry.handle._set_as_published()
+            handle._set_as_published()
 
-    def _call_on_publish(self, entry: _Finished) -> None:
-        on_publish: Any = self.on_publish
-        if not on_publish:
-            return
+    def _call_on_publish(self, on_publish: Any, handle: PublishHandle) -> None:
         with self._in_callback_mutex:
             try:
                 if self._callback_api_version == CallbackAPIVersion.VERSION1:
-                    on_publish(self, self._userdata, entry.handle.mid)
+                    on_publish(self, self._userdata, handle.mid)
                 else:
-                    on_publish(self, self._userdata, entry.handle.mid, *_reason_and_properties(entry))
+                    reason = self._reasons.get(handle.mid)
+                    on_publish(self, self._userdata, handle.mid, *_reason_and_properties(handle, reason))
             except Exception as error:
                 self._easy_log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_publish: %s", error)
                 if not self.suppress_exceptions:
@@ -384,18 +378,7 @@ class Receiver(paho.Client):
     def _put_ack(self, head: bytes, mid: int, name: str) -> None:
         if self._inbound.one_by_one:
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, f"Sending {name} (Mid: %d)", mid)
-        self._acks.append(head + mid.to_bytes(2, "big"))
-
-    def _flush_acks(self) -> None:
-        """Put our acknowledgements into the send buffer, before anything that comes after them."""
-        acks = self._acks
-        if not acks:
-            return
-        packets = bytearray()
-        with self._outbox.lock:
-            while acks:
-                packets += acks.popleft()
-            self._outbox.session.put_packet(packets)
+        self._outbox.put_ack(head + mid.to_bytes(2, "big"))
 
     def _log_received(self, message: InboundMessage) -> None:
         flags = (message.dup, message.qos, message.retain, message.mid)
@@ -451,8 +434,7 @@ class Receiver(paho.Client):
         finally:
             if body[1] == 0 and self._sock is sock and not self._outbox.is_open:
                 # Also where on_connect raised: what waits must not wait for ever.
-                handles = self._outbox.resume(bool(body[0] & 1), self._receive_maximum(body))
-                self._finished.extend(_Finished(handle, None, False) for handle in handles)
+                self._finished.extend(self._outbox.resume(bool(body[0] & 1), self._receive_maximum(body)))
 
     def _on_accepted(self, connack: bytes) -> None:
         if not connack[0] & 1:
@@ -474,9 +456,11 @@ class Receiver(paho.Client):
         return int(self._connack_properties(connack).get("ReceiveMaximum", _RECEIVE_MAXIMUM))
 
 
-def _reason_and_properties(finished: _Finished) -> tuple[ReasonCode, Properties]:
-    if finished.reason is None:
-        kind = PacketTypes.PUBCOMP if finished.handle.qos == _EXACTLY_ONCE else PacketTypes.PUBACK
+def _reason_and_properties(
+    handle: PublishHandle, reason: tuple[int, int, int, bytes] | None
+) -> tuple[ReasonCode, Properties]:
+    if reason is None:
+        kind = PacketTypes.PUBCOMP if handle.qos == _EXACTLY_ONCE else PacketTypes.PUBACK
         return reason_from(kind, 0), properties_from(kind, b"")
-    packet_type, _packet_id, code, packed = finished.reason
+    packet_type, _packet_id, code, packed = reason
     return reason_from(packet_type >> 4, code), properties_from(packet_type >> 4, packed)

@@ -1,0 +1,459 @@
+"""What waits to be sent, and the session that sends it: what both kinds of outbox share, and the one in memory.
+
+An outbox owns its `Session` and the lock around it. It knows no socket: the client moves the bytes, and says when a
+connection begins and ends. No lock is held when a caller's code runs, nor while an object is made whose making could
+collect garbage, which runs finalisers.
+
+`publish` is the whole of a call of `Client.publish`, so that a caller pays for nothing but the message: its arguments
+checked, a handle made, the message encoded where the window has room, and else kept. Whatever is rare in it is a method
+of the client.
+"""
+
+from cpython.dict cimport PyDict_GetItem, PyDict_SetItem
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.long cimport PyLong_AsLongAndOverflow
+from cpython.object cimport PyObject, PyObject_SetAttr
+from cpython.pythread cimport (
+    NOWAIT_LOCK,
+    WAIT_LOCK,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+    PyThread_type_lock,
+)
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from cython cimport freelist, no_gc
+from libc.stddef cimport size_t
+from libc.string cimport memchr
+
+from mqtt_wire cimport REMAINING_LENGTH_MAX
+
+import threading
+
+from paho.mqtt.client import _encode_payload
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
+
+from glec_fast._session import Session
+from glec_fast.handle import PublishHandle
+
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        pass
+    object PyType_GenericNew(PyTypeObject* type_, void* args, void* kwargs)
+
+cdef enum:
+    TOPIC_MAX_BYTES = 65535
+    # The length of the topic, a packet id, and the length of no properties.
+    FIELDS_MAX_BYTES = 5
+    # With so much encoded, the caller writes it himself: the network thread may wait long for the GIL.
+    WORTH_WRITING_BYTES = 65536
+
+cdef object MQTT_5 = MQTTProtocolVersion.MQTTv5
+cdef object SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
+cdef object NO_CONNECTION = MQTTErrorCode.MQTT_ERR_NO_CONN
+cdef object QUEUE_SIZE = MQTTErrorCode.MQTT_ERR_QUEUE_SIZE
+cdef object CONNECTION_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
+
+
+cdef class Lock:
+    """A mutex for short sections that run no code of a caller. For a with statement. Not re-entrant."""
+
+    cdef PyThread_type_lock mutex
+
+    def __cinit__(self):
+        self.mutex = PyThread_allocate_lock()
+        if self.mutex is NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        if self.mutex is not NULL:
+            PyThread_free_lock(self.mutex)
+
+    cdef int take(self) except -1:
+        if not PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
+            with nogil:
+                PyThread_acquire_lock(self.mutex, WAIT_LOCK)
+        return 0
+
+    cdef int give(self) except -1:
+        PyThread_release_lock(self.mutex)
+        return 0
+
+    def __enter__(self):
+        self.take()
+
+    def __exit__(self, *_):
+        self.give()
+
+
+# Its references lead to bytes, str and a handle, none of which leads back.
+@no_gc
+@freelist(256)
+cdef class Message:
+    """A QoS 1 or 2 message in memory, as `publish` took it, until the server has taken it over."""
+
+    cdef readonly object topic
+    cdef readonly object payload
+    cdef readonly object qos
+    cdef readonly object retain
+    # Packed (MQTT 5, 2.2.2), or None.
+    cdef readonly object properties
+    cdef readonly object mid
+    cdef readonly object handle
+
+
+cdef class Outbox:
+    """What both kinds share. `on_work` is called, from any thread, when there is something to send."""
+
+    cdef readonly object session
+    cdef readonly Lock lock
+    # A server has accepted the connection, and it lasts.
+    cdef public bint is_open
+    # The network thread has been told of work, and has not looked yet. False where no such thread runs.
+    cdef public bint is_woken
+    cdef public Py_ssize_t sent_count
+    # Where it is traced, `trace` grows: (message, first byte of the packet) of all that is encoded.
+    cdef public bint is_traced
+    cdef readonly list trace
+    cdef readonly object _published
+    cdef readonly object _on_work
+    cdef set control_ids
+    # Acknowledgements of ours that were not put into the send buffer yet.
+    cdef bytearray acks
+
+    def __init__(self, int window, on_work, *, bint durable, int max_unreleased=0):
+        self.session = Session(window, durable, max_unreleased)
+        self.lock = Lock()
+        self.trace = []
+        self.control_ids = set()
+        self.acks = bytearray()
+        self._on_work = on_work
+        self._published = threading.Condition(threading.Lock())
+
+    def take_trace(self) -> list:
+        """What was encoded since the last call."""
+        with self.lock:
+            trace, self.trace = self.trace, []
+        return trace
+
+    # ---- control packets
+
+    def put_packet(self, packet, *, bint last=False):
+        """Append a control packet; nothing leaves after one that is `last`."""
+        with self.lock:
+            self.flush_acks()
+            self.session.put_packet(packet, last)
+
+    def put_ack(self, bytes ack not None):
+        """An acknowledgement of ours. It goes out before whatever is put or published after it."""
+        with self.lock:
+            self.acks += ack
+
+    def put_acks(self):
+        """What `put_ack` gave may leave."""
+        if self.acks:
+            with self.lock:
+                self.flush_acks()
+
+    def drop_acks(self):
+        """The connection is gone, and with it whom they were for."""
+        with self.lock:
+            self.acks = bytearray()
+
+    cdef int flush_acks(self) except -1:
+        """The caller holds the lock."""
+        if self.acks:
+            self.session.put_packet(self.acks)
+            self.acks = bytearray()
+        return 0
+
+    def reserve_packet_id(self) -> int:
+        """An id for SUBSCRIBE or UNSUBSCRIBE, that of nothing else until `release_packet_id`; 0 where all are taken."""
+        with self.lock:
+            packet_id = self.session.reserve_packet_id()
+            self.control_ids.add(packet_id)
+        return packet_id
+
+    def release_packet_id(self, int packet_id):
+        """SUBACK or UNSUBACK came. An id that was not reserved is left as it is."""
+        with self.lock:
+            self._release_control_id(packet_id)
+
+    cdef int _release_control_id(self, packet_id) except -1:
+        if packet_id in self.control_ids:
+            self.control_ids.remove(packet_id)
+            self.session.release_packet_id(packet_id)
+        return 0
+
+    def _release_control_ids(self):
+        """The connection is gone, and with it the answers; the caller holds the lock."""
+        for packet_id in list(self.control_ids):
+            self._release_control_id(packet_id)
+
+    def after_settle(self):
+        """Pass on what `settle` found. Not under the lock."""
+
+
+cdef class MemoryOutbox(Outbox):
+    """Messages in memory, as in paho: they have their packet id from `publish` on, and end with the process.
+
+    To the session a message is named by its packet id, and one of QoS 0 by 0.
+    """
+
+    # Most unacknowledged messages, 0 for no limit.
+    cdef public Py_ssize_t max_queued
+    # packet id -> Message, in the order of `publish`: what waits and what is in flight.
+    cdef dict messages
+    # What waits, from index `gone` on.
+    cdef list waiting
+    cdef Py_ssize_t gone
+    # Handles of QoS 0, in the order of the send buffer: a lost connection ends them.
+    cdef list unsent
+    cdef Py_ssize_t unsent_gone
+
+    def __init__(self, int window, on_work):
+        super().__init__(window, on_work, durable=False)
+        self.messages = {}
+        self.waiting = []
+        self.unsent = []
+
+    def __len__(self):
+        return len(self.messages)
+
+    cdef size_t _publish_unacknowledged(self, handle, topic, payload, bint retain, properties) except? 0:
+        """QoS 0, right into the send buffer; the caller holds the lock. Returns the bytes that wait for the socket."""
+        cdef size_t unsent_bytes
+        _set_mid(handle, self.session.next_packet_id())
+        unsent_bytes = self.session.admit(0, topic, payload, 0, retain, properties)
+        self.unsent.append(handle)
+        if self.is_traced:
+            message = _new_message(topic, payload, 0, retain, properties, handle)
+            self.trace.append((message, self.session.admitted_command))
+        return unsent_bytes
+
+    cdef size_t _publish_acknowledged(self, handle, topic, payload, qos, bint retain, properties) except? 0:
+        """QoS 1 and 2; the caller holds the lock. Returns the bytes that it made wait for the socket, 0 where none."""
+        cdef Message message
+        if 0 < self.max_queued <= len(self.messages):
+            _set_mid(handle, self.session.next_packet_id())
+            handle.rc = QUEUE_SIZE
+            return 0
+        mid = self.session.reserve_packet_id()
+        _set_mid(handle, mid)
+        if not mid:
+            handle.rc = QUEUE_SIZE
+            return 0
+        message = _new_message(topic, payload, qos, retain, properties, handle)
+        PyDict_SetItem(self.messages, mid, message)
+        self.waiting.append(message)
+        return self._admit_waiting() if self.is_open else 0
+
+    cdef size_t _admit_waiting(self) except? 0:
+        """As many as the window has room for; the caller holds the lock. Returns the bytes that wait for the socket."""
+        cdef Message message
+        cdef Py_ssize_t count = PyList_GET_SIZE(self.waiting) - self.gone
+        cdef size_t unsent_bytes = 0
+        cdef Py_ssize_t room
+        if count == 0:
+            return 0
+        room = self.session.room()
+        while room > 0 and count > 0:
+            message = <Message>PyList_GET_ITEM(self.waiting, self.gone)
+            PyObject_SetAttr(message.handle, "rc", SUCCESS)
+            unsent_bytes = self.session.admit(message.mid, message.topic, message.payload, message.qos, message.retain,
+                                              message.properties, message.mid)
+            self.gone += 1
+            count -= 1
+            room -= 1
+            if self.is_traced:
+                self.trace.append((message, self.session.admitted_command))
+        if count == 0 or self.gone > 1024 and self.gone > count:
+            del self.waiting[:self.gone]
+            self.gone = 0
+        return unsent_bytes
+
+    def pull(self):
+        """Admit what the window has room for."""
+        if self.is_open and PyList_GET_SIZE(self.waiting) > self.gone:
+            with self.lock:
+                self._admit_waiting()
+
+    def settle(self) -> list:
+        """The handles of what is finished, in that order; the caller holds the lock."""
+        cdef list finished = []
+        cdef PyObject* message
+        for mid in self.session.take_done() + self.session.take_refused():
+            if mid == 0:
+                finished.append(self.unsent[self.unsent_gone])
+                self.unsent_gone += 1
+                continue
+            message = PyDict_GetItem(self.messages, mid)
+            # Not where the program has dropped it meanwhile.
+            if message is not NULL:
+                finished.append((<Message>message).handle)
+                del self.messages[mid]
+        if self.unsent_gone == PyList_GET_SIZE(self.unsent) or self.unsent_gone > 1024:
+            del self.unsent[:self.unsent_gone]
+            self.unsent_gone = 0
+        self.sent_count += PyList_GET_SIZE(finished)
+        return finished
+
+    def park(self) -> list:
+        """The connection is gone. Returns the handles of QoS 0 messages that went with it."""
+        with self.lock:
+            self.is_open = False
+            self.session.park()
+            self._release_control_ids()
+            self.waiting = list(self.messages.values())
+            self.gone = 0
+            lost = self.unsent[self.unsent_gone:]
+            self.unsent = []
+            self.unsent_gone = 0
+        for handle in lost:
+            handle.rc = CONNECTION_LOST
+        set_as_published(lost)
+        return lost
+
+    def resume(self, bint session_present, int receive_maximum) -> list:
+        """The broker accepted the connection: send again what was not acknowledged, then what waits.
+
+        Returns the handles of QoS 2 messages that the broker had received before it lost its session: they are its own.
+        """
+        with self.lock:
+            in_doubt = frozenset(self.session.resume(session_present, receive_maximum))
+            doubtful = [message.handle for mid, message in self.messages.items() if mid in in_doubt]
+            for mid in in_doubt:
+                del self.messages[mid]
+            self.waiting = list(self.messages.values())
+            self.gone = 0
+            self.is_open = True
+        self.pull()
+        return doubtful
+
+    def clear(self) -> list:
+        """Forget every unacknowledged message and return them in order."""
+        with self.lock:
+            dropped = list(self.messages.values())
+            for message in self.waiting[self.gone:]:
+                self.session.forget(message.mid)
+                self.session.release_packet_id(message.mid)
+            self.messages.clear()
+            self.waiting = []
+            self.gone = 0
+        return dropped
+
+
+cdef Message _new_message(topic, payload, qos, bint retain, properties, handle):
+    cdef Message message = Message.__new__(Message)
+    message.topic = topic
+    message.payload = payload
+    message.qos = qos
+    message.retain = retain
+    message.properties = properties
+    message.mid = handle.mid
+    message.handle = handle
+    return message
+
+
+# ---- handles
+
+cdef object _new_handle(condition, qos):
+    """What `PublishHandle.__init__` makes, but for its `mid`."""
+    handle = PyType_GenericNew(<PyTypeObject*>PublishHandle, NULL, NULL)
+    PyObject_SetAttr(handle, "rc", SUCCESS)
+    PyObject_SetAttr(handle, "qos", qos)
+    PyObject_SetAttr(handle, "_condition", condition)
+    PyObject_SetAttr(handle, "_iterpos", 0)
+    PyObject_SetAttr(handle, "_fate", None)
+    return handle
+
+
+cdef inline int _set_mid(handle, mid) except -1:
+    return PyObject_SetAttr(handle, "mid", mid)
+
+
+def set_as_published(list handles not None):
+    """The server has taken these messages over: let those go on who wait for any of them. All are one client's."""
+    if not handles:
+        return
+    for handle in handles:
+        PyObject_SetAttr(handle, "_fate", True)
+    condition = handles[0]._condition
+    with condition:
+        condition.notify_all()
+
+
+# ---- the call
+
+cdef Py_ssize_t _check_topic(client, str topic) except -1:
+    """Its bytes. paho's rules and errors (section 4.7); MQTT 5 may have an empty one, with an alias."""
+    cdef Py_ssize_t size = 0
+    cdef const char* at = PyUnicode_AsUTF8AndSize(topic, &size)
+    if size == 0 and client._protocol != MQTT_5:
+        raise ValueError("Invalid topic.")
+    if (size > TOPIC_MAX_BYTES or memchr(at, c"+", <size_t>size) is not NULL
+            or memchr(at, c"#", <size_t>size) is not NULL):
+        client._raise_for_invalid_topic(topic.encode())
+    return size
+
+
+cdef int _check_qos(qos) except -1:
+    cdef int overflow = 0
+    cdef long level
+    if type(qos) is int:
+        level = PyLong_AsLongAndOverflow(qos, &overflow)
+        if 0 <= level <= 2 and not overflow:
+            return 0
+    elif not (qos < 0 or qos > 2):
+        return 0
+    raise ValueError("Invalid QoS level.")
+
+
+def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
+    """As paho's; the handle is a `PublishHandle`. From any thread and any callback."""
+    cdef Py_ssize_t size
+    cdef size_t unsent_bytes = 0
+    cdef bint is_linked
+    cdef MemoryOutbox outbox
+    if type(topic) is not str:
+        # What is not text has no length or no such method, which are paho's errors for it.
+        if client._protocol != MQTT_5 and (topic is None or len(topic) == 0):
+            raise ValueError("Invalid topic.")
+        topic = topic.encode("utf-8").decode()
+    size = _check_topic(client, topic)
+    _check_qos(qos)
+    if type(payload) is not bytes:
+        payload = _encode_payload(payload)
+    size += <Py_ssize_t>len(payload)
+    found = client._outbox
+    if type(found) is not MemoryOutbox:
+        return client._publish_stored(topic, payload, qos, retain, properties)
+    outbox = <MemoryOutbox>found
+    if properties is not None:
+        properties = properties.pack() if client._protocol == MQTT_5 else None
+        size += <Py_ssize_t>len(properties or b"")
+    if size > REMAINING_LENGTH_MAX - FIELDS_MAX_BYTES:
+        raise ValueError("Payload too large.")
+    handle = _new_handle(outbox._published, qos)
+    is_linked = client._sock is not None
+    outbox.lock.take()
+    try:
+        outbox.flush_acks()
+        if qos:
+            unsent_bytes = outbox._publish_acknowledged(handle, topic, payload, qos, retain, properties)
+        elif is_linked:
+            unsent_bytes = outbox._publish_unacknowledged(handle, topic, payload, retain, properties)
+        else:
+            _set_mid(handle, outbox.session.next_packet_id())
+        if not is_linked and handle.rc is SUCCESS:
+            handle.rc = NO_CONNECTION
+    finally:
+        outbox.lock.give()
+    if outbox.trace:
+        client._log_sent()
+    if unsent_bytes > WORTH_WRITING_BYTES or (unsent_bytes and not outbox.is_woken):
+        rc = client._after_publish(unsent_bytes > WORTH_WRITING_BYTES)
+        if rc is not SUCCESS:
+            handle.rc = rc
+    return handle

@@ -1,0 +1,123 @@
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from paho.mqtt.client import PayloadType
+from paho.mqtt.properties import Properties
+
+from glec_fast._session import Session
+from glec_fast.handle import PublishHandle
+
+class Lock:
+    """A mutex for short sections that run no code of a caller. For a with statement. Not re-entrant."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+class Message:
+    """A QoS 1 or 2 message in memory, as `publish` took it, until the server has taken it over."""
+
+    @property
+    def topic(self) -> str:
+        """Its topic."""
+    @property
+    def payload(self) -> bytes | bytearray:
+        """Its payload."""
+    @property
+    def qos(self) -> int:
+        """0 only where it is traced."""
+    @property
+    def retain(self) -> bool:
+        """The flag of that name (MQTT 3.3.1.3)."""
+    @property
+    def properties(self) -> bytes | None:
+        """Packed (MQTT 5, 2.2.2), or None."""
+    @property
+    def mid(self) -> int:
+        """Its packet id."""
+    @property
+    def handle(self) -> PublishHandle:
+        """What `publish` returned."""
+
+class Outbox:
+    """What both kinds share. Thread-safe. `on_work` is called, from any thread, when there is something to send.
+
+    window: most exchanges in flight, 1 to 65534, 0 for that. durable, max_unreleased: see Session.
+    """
+
+    is_open: bool
+    """A server has accepted the connection, and it lasts."""
+    is_woken: bool
+    """The network loop has been told of work, and has not looked yet."""
+    is_traced: bool
+    """Keep in `trace` what is encoded."""
+    sent_count: int
+    """Messages that the server has taken over (QoS 0: the socket)."""
+    _published: threading.Condition
+    _on_work: Callable[[], None]
+
+    def __init__(self, window: int, on_work: Callable[[], None], *, durable: bool, max_unreleased: int = 0) -> None: ...
+    @property
+    def session(self) -> Session:
+        """Used with `lock` held."""
+    @property
+    def lock(self) -> Lock:
+        """Around the session and what waits for it."""
+    @property
+    def trace(self) -> list[tuple[Message, int]]:
+        """(message, first byte of the packet) of all that was encoded since `take_trace`."""
+    def take_trace(self) -> list[tuple[Message, int]]:
+        """What was encoded since the last call."""
+    def put_packet(self, packet: bytes | bytearray, *, last: bool = False) -> None:
+        """Append a control packet; nothing leaves after one that is `last`."""
+    def put_ack(self, ack: bytes) -> None:
+        """An acknowledgement of ours. It goes out before whatever is put or published after it."""
+    def put_acks(self) -> None:
+        """What `put_ack` gave may leave."""
+    def drop_acks(self) -> None:
+        """The connection is gone, and with it whom they were for."""
+    def reserve_packet_id(self) -> int:
+        """An id for SUBSCRIBE or UNSUBSCRIBE, that of nothing else until `release_packet_id`; 0 where all are taken."""
+    def release_packet_id(self, packet_id: int) -> None:
+        """SUBACK or UNSUBACK came. An id that was not reserved is left as it is."""
+    def _release_control_ids(self) -> None: ...
+    def after_settle(self) -> None:
+        """Pass on what `settle` found. Not under the lock."""
+
+class MemoryOutbox(Outbox):
+    """Messages in memory, as in paho: they have their packet id from `publish` on, and end with the process."""
+
+    max_queued: int
+    """Most unacknowledged messages, 0 for no limit."""
+
+    def __init__(self, window: int, on_work: Callable[[], None]) -> None: ...
+    def __len__(self) -> int: ...
+    def pull(self) -> None:
+        """Admit what the window has room for."""
+    def settle(self) -> list[PublishHandle]:
+        """The handles of what is finished, in that order; the caller holds the lock."""
+    def park(self) -> list[PublishHandle]:
+        """The connection is gone. Returns the handles of QoS 0 messages that went with it."""
+    def resume(self, session_present: bool, receive_maximum: int) -> list[PublishHandle]:
+        """The broker accepted the connection: send again what was not acknowledged, then what waits.
+
+        Returns the handles of QoS 2 messages that the broker had received before it lost its session: they are its own.
+        """
+    def clear(self) -> list[Message]:
+        """Forget every unacknowledged message and return them in order."""
+
+def set_as_published(handles: list[PublishHandle]) -> None:
+    """The server has taken these messages over: let those go on who wait for any of them. All are one client's."""
+
+def publish(
+    client: Any,
+    topic: str,
+    payload: PayloadType = None,
+    qos: int = 0,
+    retain: bool = False,
+    properties: Properties | None = None,
+) -> PublishHandle:
+    """As paho's `Client.publish`; the handle is a `PublishHandle`. From any thread and any callback.
+
+    Raises as paho: ValueError for a wrong topic or QoS, or too large a payload; TypeError for a wrong payload.
+    """
