@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from workload import make_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 CONNECT, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP = 0x10, 0x30, 0x40, 0x50, 0x62, 0x70
+CONNACK, SUBSCRIBE, SUBACK = 0x20, 0x82, 0x90
 ACK_BYTES = 4
 RECV_BYTES = 65_536
 MAX_PACKET_ID = 65_535
@@ -133,6 +134,33 @@ def pump(sock: socket.socket, flush: Flush, window: int, max_unreleased: int = M
             sock.sendall(pubrel_part + publish_part)
         released, sent = release_to, send_to
     return chunks
+
+
+def subscribe(sock: socket.socket, topic: str, qos: int) -> None:
+    topic_bytes = topic.encode()
+    body = struct.pack(">HH", 1, len(topic_bytes)) + topic_bytes + bytes([qos])
+    sock.sendall(bytes([SUBSCRIBE, len(body)]) + body)
+    suback = sock.recv(5, socket.MSG_WAITALL)
+    if suback != struct.pack(">BBHB", SUBACK, 3, 1, qos):
+        raise ConnectionError(f"the broker answered SUBSCRIBE with {suback!r}")
+
+
+def receive(sock: socket.socket, flush: Flush, on_first: Callable[[], object]) -> None:
+    """Take what a feeder sends of `flush`, QoS 0 or 1, whose packets arrive as they left; acknowledge whole packets."""
+    acks = b"".join(struct.pack(">BBH", PUBACK, 2, index % MAX_PACKET_ID + 1) for index in range(flush.count))
+    is_acknowledged = flush.publishes[0] != PUBLISH
+    received_bytes = answered = 0
+    while received_bytes < len(flush.publishes):
+        chunk = sock.recv(RECV_BYTES)
+        if not chunk:
+            raise ConnectionError(f"the broker closed the connection after {received_bytes} bytes")
+        if not received_bytes:
+            on_first()
+        received_bytes += len(chunk)
+        whole = received_bytes // flush.publish_bytes
+        if is_acknowledged and whole > answered:
+            sock.sendall(acks[answered * ACK_BYTES : whole * ACK_BYTES])
+            answered = whole
 
 
 def check(chunks: list[bytes], flush: Flush) -> None:

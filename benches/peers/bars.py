@@ -34,6 +34,8 @@ BARS = (
     Bar("one publish() call, QoS 2, median", "call", 2, CALL, PAHO, most=1 / 5),
     Bar("receive, QoS 0", "receive", 0, RATE, PAHO, least=4),
     Bar("receive, QoS 1", "receive", 1, RATE, PAHO, least=4),
+    Bar("receive what is ready, QoS 0", "drain", 0, RATE, PAHO, least=4),
+    Bar("receive what is ready, QoS 1", "drain", 1, RATE, PAHO, least=4),
     Bar("publish to acknowledgement, QoS 1, p50", "pace", 1, ACK_P50, PAHO, most=1),
     Bar("publish to acknowledgement, QoS 1, p99", "pace", 1, ACK_P99, PAHO, most=1),
 )

@@ -109,13 +109,13 @@ def cache_directory() -> Path:
 
 
 PYTHON_ACTIONS = ("publish", "call", "receive")
-PAHO_ACTIONS = (*PYTHON_ACTIONS, "pace")
+PAHO_ACTIONS = (*PYTHON_ACTIONS, "drain", "pace")
 RAW, PAHO, GLEC, LIBMOSQUITTO = "raw socket", "paho-mqtt", "glec-fast", "libmosquitto"
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
-        PythonPeer(RAW, "-", "with_raw.py", "", module="json"),
+        PythonPeer(RAW, "-", "with_raw.py", "", module="json", actions=("publish", "receive", "drain")),
         PythonPeer(
             GLEC,
             "Python",

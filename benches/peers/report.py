@@ -19,7 +19,8 @@ def in_markdown(report: Mapping[str, Any]) -> str:
         results.setdefault(result["action"], {})[result["qos"]] = result["peers"]
     titles: dict[str, tuple[str, tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...]]] = {
         "publish": ("Publishing", (("msg/s", _rate), ("CPU/msg", _cpu))),
-        "receive": ("Receiving with on_message", (("msg/s", _rate), ("CPU/msg", _cpu))),
+        "receive": ("Receiving with on_message, from the broker", (("msg/s", _rate), ("CPU/msg", _cpu))),
+        "drain": ("Receiving with on_message, from ready-made packets", (("msg/s", _rate), ("CPU/msg", _cpu))),
         "call": ("One call of publish() in a burst", (("median", _us("call_p50_s")), ("p99", _us("call_p99_s")))),
         "pace": (
             "Publish to acknowledgement at 100 msg/s",

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import raw_socket
 from harness import BenchError, Counter, mosquitto
-from peers.peer import PACE_MSG_S, READY
+from peers.peer import HOST, PACE_MSG_S, READY
 from workload import make_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 RUN_TIMEOUT_S = 150.0
 FEEDER_WINDOW = 1_000
@@ -59,8 +62,11 @@ def write_payloads(setting: Setting) -> None:
 
 def run(command: Sequence[str], action: str, qos: int, setting: Setting) -> dict[str, Any]:
     """The peer's own figures. Raises BenchError where it fails or does not end."""
+    if action == "drain":
+        with ReadyMade(qos, setting.count_of(action)) as server:
+            return run_at(server.port, command, "receive", qos, setting)
     with mosquitto(nodelay=setting.nodelay, extra=setting.limit.settings) as broker:
-        return run_at(broker.port, command, action, qos, setting)
+        return run_at(broker.port, command, action, qos, setting, feed)
 
 
 def prove(command: Sequence[str], qos: int, setting: Setting) -> dict[str, str]:
@@ -78,7 +84,14 @@ def prove(command: Sequence[str], qos: int, setting: Setting) -> dict[str, str]:
     return {"version": figures["version"], "invalid": ", ".join(faults)}
 
 
-def run_at(port: int, command: Sequence[str], action: str, qos: int, setting: Setting) -> dict[str, Any]:
+def run_at(
+    port: int,
+    command: Sequence[str],
+    action: str,
+    qos: int,
+    setting: Setting,
+    feeder: Callable[[int, int, int], None] | None = None,
+) -> dict[str, Any]:
     count = setting.count_of(action)
     arguments = [action, *map(str, (port, qos, count, setting.limit.window)), str(setting.directory / PAYLOADS)]
     with tempfile.TemporaryFile("w+") as errors:
@@ -86,8 +99,9 @@ def run_at(port: int, command: Sequence[str], action: str, qos: int, setting: Se
             [*command, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()
         )
         try:
-            if action == "receive" and process.stdout is not None and process.stdout.readline().strip() == READY:
-                feed(port, qos, count)
+            is_ready = action == "receive" and process.stdout is not None and process.stdout.readline().strip() == READY
+            if is_ready and feeder is not None:
+                feeder(port, qos, count)
             output, _ = process.communicate(timeout=RUN_TIMEOUT_S + setting.pace_messages / PACE_MSG_S)
         except subprocess.TimeoutExpired as error:
             raise BenchError(f"{command[-1]}: {action} at QoS {qos} did not end") from error
@@ -111,6 +125,44 @@ def feed(port: int, qos: int, count: int) -> None:
             raw_socket.send_unacknowledged(sock, flush)
         else:
             raw_socket.check(raw_socket.pump(sock, flush, FEEDER_WINDOW), flush)
+
+
+class ReadyMade:
+    """In a broker's place: a server for one client, which has its packets ready once the client has subscribed."""
+
+    def __init__(self, qos: int, count: int) -> None:
+        self._qos = qos
+        self._flush = raw_socket.prepare(count, qos)
+        self._listener = socket.create_server((HOST, 0))
+        self._listener.settimeout(RUN_TIMEOUT_S)
+        self.port = int(self._listener.getsockname()[1])
+        self._thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        sock, _ = self._listener.accept()
+        with sock:
+            sock.settimeout(RUN_TIMEOUT_S)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.recv(raw_socket.RECV_BYTES)
+            sock.sendall(struct.pack(">BBH", raw_socket.CONNACK, 2, 0))
+            # Its packet id is behind a remaining length of one byte.
+            packet_id = sock.recv(raw_socket.RECV_BYTES)[2:4]
+            sock.sendall(bytes([raw_socket.SUBACK, 3]) + packet_id + bytes([self._qos]))
+            if self._qos == 0:
+                sock.sendall(self._flush.publishes)
+            else:
+                raw_socket.pump(sock, self._flush, FEEDER_WINDOW)
+            # Until the client leaves.
+            while sock.recv(raw_socket.RECV_BYTES):
+                pass
+
+    def __enter__(self) -> ReadyMade:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self._thread.join()
 
 
 def environment() -> Mapping[str, str]:

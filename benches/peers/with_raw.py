@@ -29,5 +29,17 @@ def run_publish(job: Job) -> dict[str, Any]:
     return figures
 
 
+def run_receive(job: Job) -> dict[str, Any]:
+    """The bytes that arrive, counted: what the broker can deliver."""
+    texts = [payload.decode() for payload in job.payloads]
+    flush = raw_socket.prepare_rows([(peer.TOPIC, text, job.qos) for text in texts], job.qos)
+    watches: list[peer.Stopwatch] = []
+    with raw_socket.connect(job.port, "raw") as sock:
+        raw_socket.subscribe(sock, peer.TOPIC, job.qos)
+        peer.announce_ready()
+        raw_socket.receive(sock, flush, lambda: watches.append(peer.Stopwatch()))
+        return watches[0].stop()
+
+
 if __name__ == "__main__":
-    peer.main("", {"publish": run_publish})
+    peer.main("", {"publish": run_publish, "receive": run_receive})
