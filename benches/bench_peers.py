@@ -4,8 +4,8 @@ Each run is a process of its own against a mosquitto of its own; the peers take 
   publish  from the first call to the last acknowledgement; QoS 0 until the broker has acknowledged a QoS 1 message
            sent after. Rate, and CPU of the client's process. After a warm-up of 1,000 messages
   call     the caller's time in one publish() in such a burst (aiomqtt: with the acknowledgement, as it has no other)
-  receive  from the first on_message to the last, fed with ready-made packets through mosquitto, which is what limits it:
-           the raw socket only counts what it delivers
+  receive  from the first on_message to the last, fed with ready-made packets through mosquitto, which is what
+           limits it: the raw socket only counts what it delivers
   drain    the same, with the ready-made packets right from a socket: what the client can take
   pace     publish to acknowledgement at 100 msg/s
 

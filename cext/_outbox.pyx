@@ -46,7 +46,7 @@ cdef enum:
     TOPIC_MAX_BYTES = 65535
     # The length of the topic, a packet id, and the length of no properties.
     FIELDS_MAX_BYTES = 5
-    # With so much encoded, the caller writes it himself: the network thread may wait long for the GIL.
+    # Encoded and not yet taken by the socket.
     WORTH_WRITING_BYTES = 65536
 
 cdef object MQTT_5 = MQTTProtocolVersion.MQTTv5
@@ -112,6 +112,8 @@ cdef class Outbox:
     cdef public bint is_open
     # The network thread has been told of work, and has not looked yet. False where no such thread runs.
     cdef public bint is_woken
+    # With more than that encoded a caller writes it himself: the network thread may wait long for the GIL.
+    cdef readonly size_t worth_writing_bytes
     cdef public Py_ssize_t sent_count
     # Where it is traced, `trace` grows: (message, first byte of the packet) of all that is encoded.
     cdef public bint is_traced
@@ -125,11 +127,27 @@ cdef class Outbox:
     def __init__(self, int window, on_work, *, bint durable, int max_unreleased=0):
         self.session = Session(window, durable, max_unreleased)
         self.lock = Lock()
+        self.worth_writing_bytes = WORTH_WRITING_BYTES
         self.trace = []
         self.control_ids = set()
         self.acks = bytearray()
         self._on_work = on_work
         self._published = threading.Condition(threading.Lock())
+
+    def begin_write(self, size_t limit) -> bytes:
+        """The next bytes for the socket, at most `limit`."""
+        with self.lock:
+            # Until `end_write`, and where the socket takes nothing: try again only once there is more.
+            self.worth_writing_bytes = <size_t>self.session.unsent_bytes + WORTH_WRITING_BYTES
+            return self.session.peek(limit)
+
+    def end_write(self, size_t size) -> bool:
+        """The socket took `size` bytes of them. True once the packet put as `last` has left."""
+        cdef bint is_last
+        with self.lock:
+            is_last = self.session.on_sent(size)
+            self.worth_writing_bytes = <size_t>self.session.unsent_bytes + WORTH_WRITING_BYTES
+        return is_last
 
     def take_trace(self) -> list:
         """What was encoded since the last call."""
@@ -452,8 +470,10 @@ def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
         outbox.lock.give()
     if outbox.trace:
         client._log_sent()
-    if unsent_bytes > WORTH_WRITING_BYTES or (unsent_bytes and not outbox.is_woken):
-        rc = client._after_publish(unsent_bytes > WORTH_WRITING_BYTES)
+    # A thread that was woken looks for all that came until it looked.
+    if unsent_bytes > outbox.worth_writing_bytes or (
+            unsent_bytes and not (outbox.is_woken and client._thread is not None)):
+        rc = client._after_publish(unsent_bytes > outbox.worth_writing_bytes)
         if rc is not SUCCESS:
             handle.rc = rc
     return handle

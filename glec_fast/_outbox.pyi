@@ -61,11 +61,18 @@ class Outbox:
     def session(self) -> Session:
         """Used with `lock` held."""
     @property
+    def worth_writing_bytes(self) -> int:
+        """With more than that encoded and not sent, a caller of `publish` writes it himself."""
+    @property
     def lock(self) -> Lock:
         """Around the session and what waits for it."""
     @property
     def trace(self) -> list[tuple[Message, int]]:
         """(message, first byte of the packet) of all that was encoded since `take_trace`."""
+    def begin_write(self, limit: int) -> bytes:
+        """The next bytes for the socket, at most `limit`."""
+    def end_write(self, size: int) -> bool:
+        """The socket took `size` bytes of them. True once the packet put as `last` has left."""
     def take_trace(self) -> list[tuple[Message, int]]:
         """What was encoded since the last call."""
     def put_packet(self, packet: bytes | bytearray, *, last: bool = False) -> None:

@@ -50,8 +50,6 @@ class Client(Receiver):
         self._is_tcp = self._transport == "tcp" and hasattr(socket, "TCP_QUICKACK")
         self._interrupt = threading.Event()
         self._write_lock = threading.Lock()
-        # The socket took less than it was given.
-        self._is_congested = False
         self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake))
 
     def _use_outbox(self, outbox: MemoryOutbox | DurableOutbox) -> None:
@@ -79,8 +77,6 @@ class Client(Receiver):
         """For `publish`, where something is to be sent."""
         if is_worth_writing and self._thread is not None:
             self._write_for_thread()
-        elif self._outbox.is_woken and self._thread is not None:
-            return _SUCCESS
         return self._after_queueing()
 
     def drop_out_messages(self) -> list[paho.MQTTMessage]:
@@ -349,20 +345,15 @@ class Client(Receiver):
 
     def _write_chunk(self) -> tuple[int, bool]:
         """`_write_some`, with the lock held."""
-        outbox = self._outbox
-        with outbox.lock:
-            chunk = outbox.session.peek(_SEND_BYTES)
-        self._is_congested = bool(chunk)
+        chunk = self._outbox.begin_write(_SEND_BYTES)
         if not chunk or self._sock is None:
             return 0, False
         sent = self._sock_send(chunk)
-        self._is_congested = sent < len(chunk)
-        with outbox.lock:
-            return sent, outbox.session.on_sent(sent)
+        return sent, self._outbox.end_write(sent)
 
     def _write_for_thread(self) -> None:
         """Under load the network thread waits long for the GIL. What follows from the writing stays its business."""
-        if self._ssl or not self._is_tcp or self._is_congested or not self._write_lock.acquire(blocking=False):
+        if self._ssl or not self._is_tcp or not self._write_lock.acquire(blocking=False):
             return
         try:
             if not self._outbox.session.has_last:

@@ -67,15 +67,17 @@ def test_ours_and_paho_are_measured_in_every_way() -> None:
     keys = {
         "publish": {"rate_msg_s", "cpu_us_per_message"},
         "receive": {"rate_msg_s", "cpu_us_per_message"},
+        "drain": {"rate_msg_s", "cpu_us_per_message"},
         "call": {"call_p50_s", "call_p99_s"},
         "pace": {"ack_p50_s", "ack_p99_s", "call_p50_s"},
     }
     seen = {(result["action"], result["qos"]) for result in report["results"]}
     sent = {(action, qos) for action in ("publish", "call") for qos in (0, 1, 2)}
-    assert seen == sent | {("receive", 0), ("receive", 1), ("pace", 1)}
+    received = {(action, qos) for action in ("receive", "drain") for qos in (0, 1)}
+    assert seen == sent | received | {("pace", 1)}
     for result in report["results"]:
         clients = {"glec-fast", "paho-mqtt"}
-        assert set(result["peers"]) == (clients | {"raw socket"} if result["action"] == "publish" else clients)
+        assert set(result["peers"]) == (clients if result["action"] in ("call", "pace") else clients | {"raw socket"})
         for figures in result["peers"].values():
             assert all(figures[key] > 0 for key in keys[result["action"]])
     assert {verdict["bar"].split(" x ")[1] for verdict in report["bars"]} == {"paho-mqtt", "raw socket"}
