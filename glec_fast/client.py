@@ -47,7 +47,6 @@ class Client(Receiver):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._is_tcp = self._transport == "tcp" and hasattr(socket, "TCP_QUICKACK")
         self._interrupt = threading.Event()
         self._write_lock = threading.Lock()
         # The socket took less than it was given.

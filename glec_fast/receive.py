@@ -56,7 +56,6 @@ class Receiver(paho.Client):
     """paho's client with its reading half replaced. `Client` adds the writing half."""
 
     _outbox: MemoryOutbox | DurableOutbox
-    _is_tcp: bool
     # Held while bytes are given to the socket and the session is told.
     _write_lock: threading.Lock
 
@@ -152,6 +151,10 @@ class Receiver(paho.Client):
             if rc:
                 return self._loop_rc_handle(rc)
         return super().loop_misc()
+
+    @property
+    def _is_tcp(self) -> bool:
+        return self._transport == "tcp" and hasattr(socket, "TCP_QUICKACK")
 
     def _hasten_acks(self, sock: Any, received_bytes: int) -> None:
         """A broker with Nagle's algorithm holds acks back until our kernel acknowledges the last, 40 ms later."""
