@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import paho.mqtt as paho_mqtt
 import pytest
 from paho.mqtt import client as paho
 from paho.mqtt.packettypes import PacketTypes
@@ -16,56 +14,29 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 import glec_fast.mqtt
 from support.differential import (
-    API1,
-    API2,
+    APIS,
+    AS_2_2,
     CALLBACKS,
+    NO_WARNING,
     V5,
     V31,
     V311,
+    VERSIONS,
     Close,
     Expect,
     Run,
     Send,
     Step,
     ack,
+    compare,
     connack,
     inbound,
-    outcome,
     suback,
     unsuback,
 )
 from support.wire_reference import publish
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-pytestmark = pytest.mark.filterwarnings("ignore:Callback API version 1 is deprecated:DeprecationWarning")
-AS_2_2 = pytest.mark.skipif(
-    paho_mqtt.__version__.startswith("2.1."), reason="where paho-mqtt 2.1 and 2.2 differ, ours is as 2.2"
-)
-VERSIONS = pytest.mark.parametrize("version", [V31, V311, V5], ids=["3.1", "3.1.1", "5"])
-APIS = pytest.mark.parametrize("api", [API1, API2], ids=["api1", "api2"])
-
-
-def compare(
-    program: Callable[[Run], None],
-    connections: list[list[Step]],
-    version: int,
-    api: Any = API2,
-    prepare: Callable[[Any], None] | None = None,
-    **settings: Any,
-) -> tuple[Any, Any]:
-    """Run it with either client; what ours saw and sent is returned once it is the same."""
-    outcomes = []
-    for module in (paho, glec_fast.mqtt):
-        client = module.Client(api, "device", protocol=version, **settings)
-        if prepare is not None:
-            prepare(client)
-        outcomes.append(outcome(client, program, connections))
-    (theirs, their_bytes), (ours, our_bytes) = outcomes
-    assert ours == theirs
-    assert our_bytes == their_bytes
-    return ours, our_bytes
+pytestmark = NO_WARNING
 
 
 @VERSIONS
@@ -481,27 +452,6 @@ def test_a_thread_of_its_own() -> None:
 
     steps: list[Step] = [Expect(), Send(connack(V311)), Expect(), Send(ack(0x50, 1)), Expect(), Send(ack(0x70, 1))]
     assert compare(program, [steps], V311)
-
-
-def test_a_unix_socket(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-
-    def program(run: Run) -> None:
-        run.watch("on_connect", "on_publish", "on_disconnect", "on_log")
-        run.call("connect", path)
-        run.loop_until("on_connect")
-        run.call("publish", "t", b"x", 1)
-        run.loop_until("on_publish")
-        run.call("disconnect")
-        run.loop_until("on_disconnect")
-
-    outcomes = []
-    for module in (paho, glec_fast.mqtt):
-        client = module.Client(API2, "device", transport="unix")
-        steps: list[Step] = [Expect(), Send(connack(V311)), Expect(), Send(ack(0x40, 1))]
-        outcomes.append(outcome(client, program, [steps], path))
-        Path(path).unlink()
-    assert outcomes[0] == outcomes[1]
 
 
 @AS_2_2
