@@ -137,6 +137,9 @@ cdef class Outbox:
             trace, self.trace = self.trace, []
         return trace
 
+    def greet(self, bint session_present, int receive_maximum):
+        """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
+
     # ---- control packets
 
     def put_packet(self, packet, *, bint last=False):
@@ -211,12 +214,16 @@ cdef class MemoryOutbox(Outbox):
     # Handles of QoS 0, in the order of the send buffer: a lost connection ends them.
     cdef list unsent
     cdef Py_ssize_t unsent_gone
+    # Between `greet` and `resume`, and what `resume` is to return.
+    cdef bint is_greeting
+    cdef list doubtful
 
     def __init__(self, int window, on_work):
         super().__init__(window, on_work, durable=False)
         self.messages = {}
         self.waiting = []
         self.unsent = []
+        self.doubtful = []
 
     def __len__(self):
         return len(self.messages)
@@ -246,12 +253,14 @@ cdef class MemoryOutbox(Outbox):
             return 0
         message = _new_message(topic, payload, qos, retain, properties, handle)
         PyDict_SetItem(self.messages, mid, message)
+        if self.is_greeting and self.session.room() > 0:
+            # As paho's: on_connect may subscribe or disconnect right behind it.
+            return self._admit(message)
         self.waiting.append(message)
         return self._admit_waiting() if self.is_open else 0
 
     cdef size_t _admit_waiting(self) except? 0:
         """As many as the window has room for; the caller holds the lock. Returns the bytes that wait for the socket."""
-        cdef Message message
         cdef Py_ssize_t count = PyList_GET_SIZE(self.waiting) - self.gone
         cdef size_t unsent_bytes = 0
         cdef Py_ssize_t room
@@ -259,18 +268,23 @@ cdef class MemoryOutbox(Outbox):
             return 0
         room = self.session.room()
         while room > 0 and count > 0:
-            message = <Message>PyList_GET_ITEM(self.waiting, self.gone)
-            PyObject_SetAttr(message.handle, "rc", SUCCESS)
-            unsent_bytes = self.session.admit(message.mid, message.topic, message.payload, message.qos, message.retain,
-                                              message.properties, message.mid)
+            unsent_bytes = self._admit(<Message>PyList_GET_ITEM(self.waiting, self.gone))
             self.gone += 1
             count -= 1
             room -= 1
-            if self.is_traced:
-                self.trace.append((message, self.session.admitted_command))
         if count == 0 or self.gone > 1024 and self.gone > count:
             del self.waiting[:self.gone]
             self.gone = 0
+        return unsent_bytes
+
+    cdef size_t _admit(self, Message message) except? 0:
+        """The caller holds the lock. Returns the bytes that wait for the socket."""
+        cdef size_t unsent_bytes
+        PyObject_SetAttr(message.handle, "rc", SUCCESS)
+        unsent_bytes = self.session.admit(message.mid, message.topic, message.payload, message.qos, message.retain,
+                                          message.properties, message.mid)
+        if self.is_traced:
+            self.trace.append((message, self.session.admitted_command))
         return unsent_bytes
 
     def pull(self):
@@ -302,7 +316,7 @@ cdef class MemoryOutbox(Outbox):
     def park(self) -> list:
         """The connection is gone. Returns the handles of QoS 0 messages that went with it."""
         with self.lock:
-            self.is_open = False
+            self.is_open = self.is_greeting = False
             self.session.park()
             self._release_control_ids()
             self.waiting = list(self.messages.values())
@@ -315,18 +329,28 @@ cdef class MemoryOutbox(Outbox):
         set_as_published(lost)
         return lost
 
+    def greet(self, bint session_present, int receive_maximum):
+        """See `Outbox.greet`. What is published from now on goes before what is sent again."""
+        with self.lock:
+            for mid in self.session.resume(session_present, receive_maximum):
+                # Not where the program has dropped it meanwhile.
+                message = self.messages.pop(mid, None)
+                if message is not None:
+                    self.doubtful.append(message.handle)
+            self.waiting = list(self.messages.values())
+            self.gone = 0
+            self.is_greeting = True
+
     def resume(self, bint session_present, int receive_maximum) -> list:
         """The broker accepted the connection: send again what was not acknowledged, then what waits.
 
         Returns the handles of QoS 2 messages that the broker had received before it lost its session: they are its own.
         """
+        if not self.is_greeting:
+            self.greet(session_present, receive_maximum)
         with self.lock:
-            in_doubt = frozenset(self.session.resume(session_present, receive_maximum))
-            doubtful = [message.handle for mid, message in self.messages.items() if mid in in_doubt]
-            for mid in in_doubt:
-                del self.messages[mid]
-            self.waiting = list(self.messages.values())
-            self.gone = 0
+            doubtful, self.doubtful = self.doubtful, []
+            self.is_greeting = False
             self.is_open = True
         self.pull()
         return doubtful

@@ -429,15 +429,18 @@ class Receiver(paho.Client):
 
     def _handle_connack(self) -> MQTTErrorCode:
         body = bytes(self._in_packet["packet"])
+        if body[1] != 0:
+            return super()._handle_connack()
         sock = self._sock
-        if body[1] == 0:
-            self._on_accepted(body)
+        self._on_accepted(body)
+        accepted = bool(body[0] & 1), self._receive_maximum(body)
+        self._outbox.greet(*accepted)
         try:
             return super()._handle_connack()
         finally:
-            if body[1] == 0 and self._sock is sock and not self._outbox.is_open:
+            if self._sock is sock and not self._outbox.is_open:
                 # Also where on_connect raised: what waits must not wait for ever.
-                self._finished.extend(self._outbox.resume(bool(body[0] & 1), self._receive_maximum(body)))
+                self._finished.extend(self._outbox.resume(*accepted))
 
     def _on_accepted(self, connack: bytes) -> None:
         if not connack[0] & 1:
