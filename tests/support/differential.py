@@ -228,9 +228,12 @@ class Run:
         return callback
 
     def call(self, name: str, *arguments: Any, **named: Any) -> Any:
-        """Call a method, and record what it returned or raised."""
+        """Call a method of the client, and record what it returned or raised."""
+        return self.call_of(self.client, name, *arguments, **named)
+
+    def call_of(self, owner: Any, name: str, *arguments: Any, **named: Any) -> Any:
         try:
-            result = getattr(self.client, name)(*arguments, **named)
+            result = getattr(owner, name)(*arguments, **named)
         except Exception as error:
             kind = type(error)
             # A class of ours may stand for one of Python's only where it is one.
