@@ -33,6 +33,8 @@ _State = paho._ConnectionState
 _RECEIVE_BYTES = 64 * 1024
 # Reads in one turn, so that a peer that never stops cannot keep the loop from its other duties.
 _READS_A_TURN = 16
+# More of them where TLS has decrypted what no poll of the socket tells of: a record of WebSocket frames of two bytes.
+_PENDING_READS_A_TURN = 8192
 # A read of so many bytes means that acknowledgements come in a stream.
 _STREAM_READ_BYTES = 64
 _RECEIVE_MAXIMUM = 65_535
@@ -116,13 +118,16 @@ class Receiver(paho.Client):
             rc = self._handle_buffered(self._sock)
             if rc:
                 return self._loop_rc_handle(rc)
-        for _ in range(_READS_A_TURN):
+        for number in range(_PENDING_READS_A_TURN):
             sock = self._sock
             if sock is None:
                 return MQTTErrorCode.MQTT_ERR_NO_CONN
             try:
                 data = self._sock_recv(_RECEIVE_BYTES)
             except BlockingIOError:
+                if self._has_pending(sock):
+                    # A WebSocket's ping was all that was read.
+                    continue
                 self._hasten_connack(sock)
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
             except OSError as error:
@@ -138,7 +143,10 @@ class Receiver(paho.Client):
             if rc:
                 return self._loop_rc_handle(rc)
             self._hasten_acks(sock, len(data))
-            if self._sock is not sock or not (len(data) == _RECEIVE_BYTES or self._has_pending(sock)):
+            if self._sock is not sock:
+                break
+            may_be_more = len(data) == _RECEIVE_BYTES and number < _READS_A_TURN
+            if not may_be_more and not self._has_pending(sock):
                 break
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
