@@ -11,6 +11,7 @@ from paho.mqtt.properties import Properties
 
 from support.differential import (
     API2,
+    AS_2_2,
     V5,
     V311,
     VERSIONS,
@@ -224,6 +225,7 @@ def test_publishing_once_and_leaving_from_on_connect(version: int, qos: int) -> 
     assert [packet[0] for _, packet in packets] == [0x10, 0x30 | qos << 1, 0xE0]
 
 
+@AS_2_2
 def test_forgetting_in_on_connect_what_would_be_sent_again() -> None:
     def program(run: Run) -> None:
         def on_connect(*_: Any) -> None:

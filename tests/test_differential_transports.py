@@ -12,6 +12,7 @@ from paho.mqtt import client as paho
 import glec_fast.mqtt
 from support.differential import (
     API2,
+    LEAVES_SOCKETS,
     V5,
     V311,
     VERSIONS,
@@ -27,6 +28,7 @@ from support.differential import (
     outcome,
     suback,
 )
+from support.loops import run_in_select
 from support.transports import Proxy, WebSocket
 
 if TYPE_CHECKING:
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
     from glec_fast.demo.certificates import CertificateAuthority
 
-# paho leaves the sockets of connections that fail in the making to the garbage collector.
-LEAVES_SOCKETS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 LARGE = bytes(range(256)) * 800
 
 
@@ -245,3 +245,34 @@ def test_a_unix_socket(
         outcomes.append(outcome(client, program, [its_server(V5)], path, wrap))
         Path(path).unlink()
     assert outcomes[0] == outcomes[1]
+
+
+def test_many_websocket_frames_in_one_record_of_tls(
+    server_side: ssl.SSLContext, authority: CertificateAuthority
+) -> None:
+    """A loop of the program's own is not told of what TLS has decrypted already: one call must take all of it."""
+
+    messages = 500
+    arriving = connack(V311) + b"".join(inbound(V311, "t", b"%d" % number, 0) for number in range(messages))
+    client = glec_fast.mqtt.Client(API2, "device", transport="websockets")
+    client.tls_set(str(authority.certificate_path))
+
+    def wrap(sock: Any) -> WebSocket:
+        return WebSocket(over_tls(server_side)(sock), frame_bytes=8)
+
+    seen: list[str] = []
+
+    def leave_at_the_last(run: Run) -> None:
+        run.watch("on_disconnect")
+
+        def on_message(_client: Any, _userdata: Any, message: Any) -> None:
+            seen.append(message.payload.decode())
+            if len(seen) == messages:
+                run.client.disconnect()
+
+        run.client.on_message = on_message
+        run_in_select(run.client, run.connect)
+
+    # Nothing follows.
+    outcome(client, leave_at_the_last, [[Expect(), Send(arriving)]], wrap=wrap)
+    assert seen == [str(number) for number in range(messages)]

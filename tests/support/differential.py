@@ -27,6 +27,8 @@ AS_2_2 = pytest.mark.skipif(
     paho_mqtt.__version__.startswith("2.1."), reason="where paho-mqtt 2.1 and 2.2 differ, ours is as 2.2"
 )
 NO_WARNING = pytest.mark.filterwarnings("ignore:Callback API version 1 is deprecated:DeprecationWarning")
+# paho leaves some sockets to the garbage collector.
+LEAVES_SOCKETS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 VERSIONS = pytest.mark.parametrize("version", [V31, V311, V5], ids=["3.1", "3.1.1", "5"])
 APIS = pytest.mark.parametrize("api", [API1, API2], ids=["api1", "api2"])
 CALLBACKS = (
@@ -289,12 +291,17 @@ def compare(
     api: Any = API2,
     prepare: Callable[[Any], None] | None = None,
     wrap: Callable[[socket.socket], Any] | None = None,
+    subclass: dict[str, Any] | None = None,
     **settings: Any,
 ) -> tuple[Any, Any]:
-    """Run it with either client; what ours saw and sent is returned once it is the same."""
+    """Run it with either client; what ours saw and sent is returned once it is the same.
+
+    subclass: what a class derived from each client adds.
+    """
     outcomes = []
     for module in (paho, glec_fast.mqtt):
-        client = module.Client(api, **{"client_id": "device", "protocol": version, **settings})
+        make = type("Derived", (module.Client,), subclass) if subclass is not None else module.Client
+        client = make(api, **{"client_id": "device", "protocol": version, **settings})
         if prepare is not None:
             prepare(client)
         outcomes.append(outcome(client, program, connections, wrap=wrap))

@@ -16,11 +16,13 @@ _SHORT, _LONG, _LONGEST = 125, 126, 127
 class WebSocket(io.RawIOBase):
     """The server's side of RFC 6455: its handshake, and a byte stream in frames. `request`: what the client asked for.
 
-    Each write goes as two fragments with a ping between them, as a server is free to send it.
+    Each write goes as two fragments with a ping between them, as a server is free to send it; with `frame_bytes`, in
+    frames of that size. answer: to the handshake, in place of the right one.
     """
 
-    def __init__(self, sock: Any, answer: bytes | None = None) -> None:
+    def __init__(self, sock: Any, answer: bytes | None = None, frame_bytes: int = 0) -> None:
         self._sock = sock
+        self._frame_bytes = frame_bytes
         self._stream = sock.makefile("rb")
         self._payload = b""
         self.pongs: list[bytes] = []
@@ -39,6 +41,10 @@ class WebSocket(io.RawIOBase):
         )
 
     def sendall(self, data: bytes) -> None:
+        if self._frame_bytes:
+            pieces = (data[at : at + self._frame_bytes] for at in range(0, len(data), self._frame_bytes))
+            self._sock.sendall(b"".join(_frame(_FINAL | _BINARY, piece) for piece in pieces))
+            return
         half = len(data) // 2
         frames = ((_BINARY, data[:half]), (_FINAL | _PING, b"still there?"), (_FINAL | _CONTINUATION, data[half:]))
         self._sock.sendall(b"".join(_frame(opcode, payload) for opcode, payload in frames))
