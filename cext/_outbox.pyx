@@ -434,6 +434,18 @@ cdef int _check_qos(qos) except -1:
     raise ValueError("Invalid QoS level.")
 
 
+cdef int _check_size(client, Py_ssize_t size, Py_ssize_t payload_size, qos, properties) except -1:
+    """`size`: what was given. Once accepted, a packet that is too large would be in the way of all that follows."""
+    if payload_size > REMAINING_LENGTH_MAX:
+        raise ValueError("Payload too large.")
+    size += 2 + (2 if qos else 0)
+    if client._protocol == MQTT_5 and properties is None:
+        size += 1
+    if size > REMAINING_LENGTH_MAX:
+        raise ValueError("Packet too large")
+    return 0
+
+
 def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
     """As paho's; the handle is a `PublishHandle`. From any thread and any callback."""
     cdef Py_ssize_t size
@@ -458,7 +470,7 @@ def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
         properties = properties.pack() if client._protocol == MQTT_5 else None
         size += <Py_ssize_t>len(properties or b"")
     if size > REMAINING_LENGTH_MAX - FIELDS_MAX_BYTES:
-        raise ValueError("Payload too large.")
+        _check_size(client, size, len(payload), qos, properties)
     handle = _new_handle(outbox._published, qos)
     is_linked = client._sock is not None
     outbox.lock.take()
