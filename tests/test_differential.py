@@ -260,40 +260,6 @@ def test_exceptions_in_callbacks_reach_the_loop(api: Any, name: str) -> None:
     assert seen[-1] == ("raised", "a fault of the program")
 
 
-@VERSIONS
-def test_what_is_refused_at_the_door(version: int) -> None:
-    def program(run: Run) -> None:
-        for topic in (None, "", "a/+", "#", "x" * 65536, "\u0000", b"bytes", 5):
-            run.call("publish", topic, b"x", 1)
-        for payload in ([], {}, object, 1j):
-            run.call("publish", "t", payload)
-        for qos in (-1, 3, None, "1"):
-            run.call("publish", "t", b"x", qos)
-            run.call("subscribe", "t", qos)
-        for topic in (None, "", [], [("t", 3)], [("", 0)], [(None, 0)], 5, "a/#/b", "a+"):
-            run.call("subscribe", topic)
-        for topic in (None, "", [], [""], 5):
-            run.call("unsubscribe", topic)
-        for topic, payload, qos in ((None, b"x", 0), ("", b"x", 0), ("t", [], 0), ("t", b"x", 3)):
-            run.call("will_set", topic, payload, qos)
-        run.call("max_queued_messages_set", -1)
-        run.call("max_inflight_messages_set", -1)
-        run.call("reconnect_delay_set", 5, 1)
-        run.call("connect", "", 1883)
-        run.call("connect", "h", 0)
-        run.call("connect", "h", 1883, -1)
-        run.call("reconnect")
-        run.call("disconnect")
-        run.call("loop_stop")
-        run.call("loop_read")
-        run.call("loop_write")
-        run.call("loop_misc")
-        run.call("want_write")
-        run.call("socket")
-
-    assert compare(program, [], version)
-
-
 @pytest.mark.parametrize("limit", [0, 2])
 def test_publishing_before_there_is_a_connection(limit: int) -> None:
     def program(run: Run) -> None:

@@ -27,7 +27,7 @@ AS_2_2 = pytest.mark.skipif(
     paho_mqtt.__version__.startswith("2.1."), reason="where paho-mqtt 2.1 and 2.2 differ, ours is as 2.2"
 )
 NO_WARNING = pytest.mark.filterwarnings("ignore:Callback API version 1 is deprecated:DeprecationWarning")
-# paho leaves some sockets to the garbage collector.
+# paho leaves some sockets to the garbage collector, and a client half made fails again when it is collected.
 LEAVES_SOCKETS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 VERSIONS = pytest.mark.parametrize("version", [V31, V311, V5], ids=["3.1", "3.1.1", "5"])
 APIS = pytest.mark.parametrize("api", [API1, API2], ids=["api1", "api2"])
