@@ -193,6 +193,8 @@ class Client(Receiver):
         else:
             if wake:
                 self._wake()
+                # The next message is written at once too, whether `loop` was called meanwhile or not.
+                self._outbox.is_woken = False
             if self._on_socket_register_write is None and self._in_callback_mutex.acquire(False):
                 return self.loop_write()
         if not self._registered_write:
