@@ -331,7 +331,7 @@ class Client(Receiver):
                 finished = outbox.settle()
             outbox.after_settle()
             if finished:
-                self._tell(deque(finished))
+                self._tell_sent(deque(finished))
             if sent:
                 with self._msgtime_mutex:
                     self._last_msg_out = paho.time_func()
@@ -342,6 +342,16 @@ class Client(Receiver):
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
             outbox.pull()
             self._log_sent()
+
+    def _tell_sent(self, finished: deque[PublishHandle]) -> None:
+        try:
+            self._tell(finished)
+        except BaseException:
+            # It has left all the same; those behind it are told of in the loop's next turn.
+            finished.popleft()._set_as_published()
+            self._finished.extend(finished)
+            self._has_more = bool(self._finished)
+            raise
 
     def _write_some(self) -> tuple[int, bool]:
         """(bytes that the socket took, whether DISCONNECT was among them)."""
