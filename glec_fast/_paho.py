@@ -34,7 +34,6 @@ METHODS = (
     "_reconnect_wait",
     "_sock_close",
     "_sock_recv",
-    "_sock_send",
     "_ssl_wrap_socket",
     "_thread_main",
 )

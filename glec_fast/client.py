@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -361,12 +362,18 @@ class Client(Receiver):
     def _write_chunk(self) -> tuple[int, bool]:
         """`_write_some`, with the lock held."""
         outbox = self._outbox
+        # Before the bytes are taken: those of a connection that ends meanwhile must not go out on the next.
+        sock = self._sock
         with outbox.lock:
             chunk = outbox.session.peek(_SEND_BYTES)
         self._is_congested = bool(chunk)
-        if not chunk or self._sock is None:
+        if not chunk or sock is None:
             return 0, False
-        sent = self._sock_send(chunk)
+        # Not paho's, which calls on_socket_register_write, here under our lock: `loop_write` does so behind it.
+        try:
+            sent = sock.send(chunk)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            raise BlockingIOError from error
         self._is_congested = sent < len(chunk)
         with outbox.lock:
             return sent, outbox.session.on_sent(sent)
@@ -375,13 +382,19 @@ class Client(Receiver):
         """Under load the network thread waits long for the GIL. What follows from the writing stays its business."""
         if self._ssl or not self._is_tcp or self._is_congested or not self._write_lock.acquire(blocking=False):
             return
+        failure: OSError | None = None
         try:
             if not self._outbox.session.has_last:
                 self._write_chunk()
+        except BlockingIOError:
+            # The network thread goes on once the socket has room.
+            pass
         except OSError as error:
-            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the network thread is to end the connection: %s", error)
+            failure = error
         finally:
             self._write_lock.release()
+        if failure is not None:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the network thread is to end the connection: %s", failure)
 
     def _on_disconnect_sent(self) -> None:
         self._do_on_disconnect(packet_from_broker=False, v1_rc=MQTTErrorCode.MQTT_ERR_SUCCESS)
