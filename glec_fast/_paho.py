@@ -14,6 +14,7 @@ from paho.mqtt import client as paho_client
 from paho.mqtt.matcher import MQTTMatcher
 
 METHODS = (
+    "_call_socket_open",
     "_call_socket_register_write",
     "_check_clean_session",
     "_create_socket_connection",

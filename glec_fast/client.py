@@ -397,10 +397,12 @@ class Client(Receiver):
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the network thread is to end the connection: %s", failure)
 
     def _on_disconnect_sent(self) -> None:
-        self._do_on_disconnect(packet_from_broker=False, v1_rc=MQTTErrorCode.MQTT_ERR_SUCCESS)
-        self._sock_close()
-        if self._state == _State.MQTT_CS_DISCONNECTING:
-            self._state = _State.MQTT_CS_DISCONNECTED
+        try:
+            self._do_on_disconnect(packet_from_broker=False, v1_rc=MQTTErrorCode.MQTT_ERR_SUCCESS)
+        finally:
+            self._sock_close()
+            if self._state == _State.MQTT_CS_DISCONNECTING:
+                self._state = _State.MQTT_CS_DISCONNECTED
 
     # ---- connections
 
@@ -430,6 +432,14 @@ class Client(Receiver):
             sock.close()
             raise
         return sock
+
+    def _call_socket_open(self, sock: Any) -> None:
+        try:
+            super()._call_socket_open(sock)
+        except BaseException:
+            # CONNECT would follow, and does not: the server would wait for it, and we for the server.
+            self._sock_close()
+            raise
 
     def _sock_close(self) -> None:
         had_socket = self._sock is not None
