@@ -262,9 +262,18 @@ class Receiver(paho.Client):
         try:
             return super()._loop_rc_handle(rc)
         finally:
-            # paho goes on saying that it is connected after all errors but one.
-            if rc and self._sock is None and self._state == _State.MQTT_CS_CONNECTED:
-                self._state = _State.MQTT_CS_CONNECTION_LOST
+            self._note_loss()
+
+    def _do_on_disconnect(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._do_on_disconnect(*args, **kwargs)
+        finally:
+            self._note_loss()
+
+    def _note_loss(self) -> None:
+        """paho goes on saying that it is connected: after a server's DISCONNECT, and after most errors."""
+        if self._sock is None and self._state == _State.MQTT_CS_CONNECTED:
+            self._state = _State.MQTT_CS_CONNECTION_LOST
 
     # ---- acknowledgements of what was published
 

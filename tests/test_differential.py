@@ -388,7 +388,6 @@ def test_a_server_that_takes_its_leave(api: Any) -> None:
         run.connect()
         run.loop_until("on_connect")
         run.loop_until("on_disconnect")
-        run.call("is_connected")
 
     leave = b"\xe0\x0c\x8b\x0a\x1f\x00\x07restart"
     assert compare(program, [[Expect(), Send(connack(V5) + leave), Close()]], V5, api)
