@@ -155,6 +155,9 @@ cdef class Outbox:
             trace, self.trace = self.trace, []
         return trace
 
+    def greet(self, bint session_present, int receive_maximum):
+        """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
+
     # ---- control packets
 
     def put_packet(self, packet, *, bint last=False):
@@ -229,12 +232,16 @@ cdef class MemoryOutbox(Outbox):
     # Handles of QoS 0, in the order of the send buffer: a lost connection ends them.
     cdef list unsent
     cdef Py_ssize_t unsent_gone
+    # Between `greet` and `resume`, and what `resume` is to return.
+    cdef bint is_greeting
+    cdef list doubtful
 
     def __init__(self, int window, on_work):
         super().__init__(window, on_work, durable=False)
         self.messages = {}
         self.waiting = []
         self.unsent = []
+        self.doubtful = []
 
     def __len__(self):
         return len(self.messages)
@@ -264,12 +271,14 @@ cdef class MemoryOutbox(Outbox):
             return 0
         message = _new_message(topic, payload, qos, retain, properties, handle)
         PyDict_SetItem(self.messages, mid, message)
+        if self.is_greeting and self.session.room() > 0:
+            # As paho's: on_connect may subscribe or disconnect right behind it.
+            return self._admit(message)
         self.waiting.append(message)
         return self._admit_waiting() if self.is_open else 0
 
     cdef size_t _admit_waiting(self) except? 0:
         """As many as the window has room for; the caller holds the lock. Returns the bytes that wait for the socket."""
-        cdef Message message
         cdef Py_ssize_t count = PyList_GET_SIZE(self.waiting) - self.gone
         cdef size_t unsent_bytes = 0
         cdef Py_ssize_t room
@@ -277,18 +286,23 @@ cdef class MemoryOutbox(Outbox):
             return 0
         room = self.session.room()
         while room > 0 and count > 0:
-            message = <Message>PyList_GET_ITEM(self.waiting, self.gone)
-            PyObject_SetAttr(message.handle, "rc", SUCCESS)
-            unsent_bytes = self.session.admit(message.mid, message.topic, message.payload, message.qos, message.retain,
-                                              message.properties, message.mid)
+            unsent_bytes = self._admit(<Message>PyList_GET_ITEM(self.waiting, self.gone))
             self.gone += 1
             count -= 1
             room -= 1
-            if self.is_traced:
-                self.trace.append((message, self.session.admitted_command))
         if count == 0 or self.gone > 1024 and self.gone > count:
             del self.waiting[:self.gone]
             self.gone = 0
+        return unsent_bytes
+
+    cdef size_t _admit(self, Message message) except? 0:
+        """The caller holds the lock. Returns the bytes that wait for the socket."""
+        cdef size_t unsent_bytes
+        PyObject_SetAttr(message.handle, "rc", SUCCESS)
+        unsent_bytes = self.session.admit(message.mid, message.topic, message.payload, message.qos, message.retain,
+                                          message.properties, message.mid)
+        if self.is_traced:
+            self.trace.append((message, self.session.admitted_command))
         return unsent_bytes
 
     def pull(self):
@@ -320,7 +334,7 @@ cdef class MemoryOutbox(Outbox):
     def park(self) -> list:
         """The connection is gone. Returns the handles of QoS 0 messages that went with it."""
         with self.lock:
-            self.is_open = False
+            self.is_open = self.is_greeting = False
             self.session.park()
             self._release_control_ids()
             self.waiting = list(self.messages.values())
@@ -333,18 +347,28 @@ cdef class MemoryOutbox(Outbox):
         set_as_published(lost)
         return lost
 
+    def greet(self, bint session_present, int receive_maximum):
+        """See `Outbox.greet`. What is published from now on goes before what is sent again."""
+        with self.lock:
+            for mid in self.session.resume(session_present, receive_maximum):
+                # Not where the program has dropped it meanwhile.
+                message = self.messages.pop(mid, None)
+                if message is not None:
+                    self.doubtful.append(message.handle)
+            self.waiting = list(self.messages.values())
+            self.gone = 0
+            self.is_greeting = True
+
     def resume(self, bint session_present, int receive_maximum) -> list:
         """The broker accepted the connection: send again what was not acknowledged, then what waits.
 
         Returns the handles of QoS 2 messages that the broker had received before it lost its session: they are its own.
         """
+        if not self.is_greeting:
+            self.greet(session_present, receive_maximum)
         with self.lock:
-            in_doubt = frozenset(self.session.resume(session_present, receive_maximum))
-            doubtful = [message.handle for mid, message in self.messages.items() if mid in in_doubt]
-            for mid in in_doubt:
-                del self.messages[mid]
-            self.waiting = list(self.messages.values())
-            self.gone = 0
+            doubtful, self.doubtful = self.doubtful, []
+            self.is_greeting = False
             self.is_open = True
         self.pull()
         return doubtful
@@ -428,6 +452,18 @@ cdef int _check_qos(qos) except -1:
     raise ValueError("Invalid QoS level.")
 
 
+cdef int _check_size(client, Py_ssize_t size, Py_ssize_t payload_size, qos, properties) except -1:
+    """`size`: what was given. Once accepted, a packet that is too large would be in the way of all that follows."""
+    if payload_size > REMAINING_LENGTH_MAX:
+        raise ValueError("Payload too large.")
+    size += 2 + (2 if qos else 0)
+    if client._protocol == MQTT_5 and properties is None:
+        size += 1
+    if size > REMAINING_LENGTH_MAX:
+        raise ValueError("Packet too large")
+    return 0
+
+
 def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
     """As paho's; the handle is a `PublishHandle`. From any thread and any callback."""
     cdef Py_ssize_t size
@@ -452,7 +488,7 @@ def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
         properties = properties.pack() if client._protocol == MQTT_5 else None
         size += <Py_ssize_t>len(properties or b"")
     if size > REMAINING_LENGTH_MAX - FIELDS_MAX_BYTES:
-        raise ValueError("Payload too large.")
+        _check_size(client, size, len(payload), qos, properties)
     handle = _new_handle(outbox._published, qos)
     is_linked = client._sock is not None
     outbox.lock.take()

@@ -75,6 +75,8 @@ class Outbox:
         """The socket took `size` bytes of them. True once the packet put as `last` has left."""
     def take_trace(self) -> list[tuple[Message, int]]:
         """What was encoded since the last call."""
+    def greet(self, session_present: bool, receive_maximum: int) -> None:
+        """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
     def put_packet(self, packet: bytes | bytearray, *, last: bool = False) -> None:
         """Append a control packet; nothing leaves after one that is `last`."""
     def put_ack(self, ack: bytes) -> None:
@@ -105,6 +107,8 @@ class MemoryOutbox(Outbox):
         """The handles of what is finished, in that order; the caller holds the lock."""
     def park(self) -> list[PublishHandle]:
         """The connection is gone. Returns the handles of QoS 0 messages that went with it."""
+    def greet(self, session_present: bool, receive_maximum: int) -> None:
+        """See `Outbox.greet`. What is published from now on goes before what is sent again."""
     def resume(self, session_present: bool, receive_maximum: int) -> list[PublishHandle]:
         """The broker accepted the connection: send again what was not acknowledged, then what waits.
 

@@ -14,6 +14,7 @@ from paho.mqtt import client as paho_client
 from paho.mqtt.matcher import MQTTMatcher
 
 METHODS = (
+    "_call_socket_open",
     "_call_socket_register_write",
     "_check_clean_session",
     "_create_socket_connection",
@@ -34,7 +35,6 @@ METHODS = (
     "_reconnect_wait",
     "_sock_close",
     "_sock_recv",
-    "_sock_send",
     "_ssl_wrap_socket",
     "_thread_main",
 )

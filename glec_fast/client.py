@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import select
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -47,7 +48,6 @@ class Client(Receiver):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._is_tcp = self._transport == "tcp" and hasattr(socket, "TCP_QUICKACK")
         self._interrupt = threading.Event()
         self._write_lock = threading.Lock()
         self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake))
@@ -190,6 +190,8 @@ class Client(Receiver):
         else:
             if wake:
                 self._wake()
+                # The next message is written at once too, whether `loop` was called meanwhile or not.
+                self._outbox.is_woken = False
             if self._on_socket_register_write is None and self._in_callback_mutex.acquire(False):
                 return self.loop_write()
         if not self._registered_write:
@@ -326,7 +328,7 @@ class Client(Receiver):
                 finished = outbox.settle()
             outbox.after_settle()
             if finished:
-                self._tell(deque(finished))
+                self._tell_sent(deque(finished))
             if sent:
                 with self._msgtime_mutex:
                     self._last_msg_out = paho.time_func()
@@ -338,6 +340,16 @@ class Client(Receiver):
             outbox.pull()
             self._log_sent()
 
+    def _tell_sent(self, finished: deque[PublishHandle]) -> None:
+        try:
+            self._tell(finished)
+        except BaseException:
+            # It has left all the same; those behind it are told of in the loop's next turn.
+            finished.popleft()._set_as_published()
+            self._finished.extend(finished)
+            self._has_more = bool(self._finished)
+            raise
+
     def _write_some(self) -> tuple[int, bool]:
         """(bytes that the socket took, whether DISCONNECT was among them)."""
         with self._write_lock:
@@ -345,29 +357,43 @@ class Client(Receiver):
 
     def _write_chunk(self) -> tuple[int, bool]:
         """`_write_some`, with the lock held."""
+        # Before the bytes are taken: those of a connection that ends meanwhile must not go out on the next.
+        sock = self._sock
         chunk = self._outbox.begin_write(_SEND_BYTES)
-        if not chunk or self._sock is None:
+        if not chunk or sock is None:
             return 0, False
-        sent = self._sock_send(chunk)
+        # Not paho's, which calls on_socket_register_write, here under our lock: `loop_write` does so behind it.
+        try:
+            sent = sock.send(chunk)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            raise BlockingIOError from error
         return sent, self._outbox.end_write(sent)
 
     def _write_for_thread(self) -> None:
         """Under load the network thread waits long for the GIL. What follows from the writing stays its business."""
         if self._ssl or not self._is_tcp or not self._write_lock.acquire(blocking=False):
             return
+        failure: OSError | None = None
         try:
             if not self._outbox.session.has_last:
                 self._write_chunk()
+        except BlockingIOError:
+            # The network thread goes on once the socket has room.
+            pass
         except OSError as error:
-            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the network thread is to end the connection: %s", error)
+            failure = error
         finally:
             self._write_lock.release()
+        if failure is not None:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the network thread is to end the connection: %s", failure)
 
     def _on_disconnect_sent(self) -> None:
-        self._do_on_disconnect(packet_from_broker=False, v1_rc=MQTTErrorCode.MQTT_ERR_SUCCESS)
-        self._sock_close()
-        if self._state == _State.MQTT_CS_DISCONNECTING:
-            self._state = _State.MQTT_CS_DISCONNECTED
+        try:
+            self._do_on_disconnect(packet_from_broker=False, v1_rc=MQTTErrorCode.MQTT_ERR_SUCCESS)
+        finally:
+            self._sock_close()
+            if self._state == _State.MQTT_CS_DISCONNECTING:
+                self._state = _State.MQTT_CS_DISCONNECTED
 
     # ---- connections
 
@@ -397,6 +423,14 @@ class Client(Receiver):
             sock.close()
             raise
         return sock
+
+    def _call_socket_open(self, sock: Any) -> None:
+        try:
+            super()._call_socket_open(sock)
+        except BaseException:
+            # CONNECT would follow, and does not: the server would wait for it, and we for the server.
+            self._sock_close()
+            raise
 
     def _sock_close(self) -> None:
         had_socket = self._sock is not None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from paho.mqtt.client import MQTTMessageInfo
+from paho.mqtt.client import MQTTMessageInfo, error_string
 from paho.mqtt.enums import MQTTErrorCode
 
 from glec_fast.drops import DropReason
@@ -85,9 +85,7 @@ class PublishHandle(MQTTMessageInfo):
         if self.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
             raise ValueError("Message is not queued due to ERR_QUEUE_SIZE")
         if self.rc > 0 and self.rc != MQTTErrorCode.MQTT_ERR_AGAIN:
-            raise RuntimeError(
-                f"Message publish failed: {self.rc.name if isinstance(self.rc, MQTTErrorCode) else self.rc}"
-            )
+            raise RuntimeError(f"Message publish failed: {error_string(self.rc)}")
 
     def _set_as_published(self) -> None:
         self._end(True)

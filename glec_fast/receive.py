@@ -33,6 +33,8 @@ _State = paho._ConnectionState
 _RECEIVE_BYTES = 64 * 1024
 # Reads in one turn, so that a peer that never stops cannot keep the loop from its other duties.
 _READS_A_TURN = 16
+# More of them where TLS has decrypted what no poll of the socket tells of: a record of WebSocket frames of two bytes.
+_PENDING_READS_A_TURN = 8192
 # A read of so many bytes means that acknowledgements come in a stream.
 _STREAM_READ_BYTES = 64
 _RECEIVE_MAXIMUM = 65_535
@@ -56,7 +58,6 @@ class Receiver(paho.Client):
     """paho's client with its reading half replaced. `Client` adds the writing half."""
 
     _outbox: MemoryOutbox | DurableOutbox
-    _is_tcp: bool
     # Held while bytes are given to the socket and the session is told.
     _write_lock: threading.Lock
 
@@ -117,13 +118,16 @@ class Receiver(paho.Client):
             rc = self._handle_buffered(self._sock)
             if rc:
                 return self._loop_rc_handle(rc)
-        for _ in range(_READS_A_TURN):
+        for number in range(_PENDING_READS_A_TURN):
             sock = self._sock
             if sock is None:
                 return MQTTErrorCode.MQTT_ERR_NO_CONN
             try:
                 data = self._sock_recv(_RECEIVE_BYTES)
             except BlockingIOError:
+                if self._has_pending(sock):
+                    # A WebSocket's ping was all that was read.
+                    continue
                 self._hasten_connack(sock)
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
             except OSError as error:
@@ -139,7 +143,10 @@ class Receiver(paho.Client):
             if rc:
                 return self._loop_rc_handle(rc)
             self._hasten_acks(sock, len(data))
-            if self._sock is not sock or not (len(data) == _RECEIVE_BYTES or self._has_pending(sock)):
+            if self._sock is not sock:
+                break
+            may_be_more = len(data) == _RECEIVE_BYTES and number < _READS_A_TURN
+            if not may_be_more and not self._has_pending(sock):
                 break
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
@@ -152,6 +159,10 @@ class Receiver(paho.Client):
             if rc:
                 return self._loop_rc_handle(rc)
         return super().loop_misc()
+
+    @property
+    def _is_tcp(self) -> bool:
+        return self._transport == "tcp" and hasattr(socket, "TCP_QUICKACK")
 
     def _hasten_acks(self, sock: Any, received_bytes: int) -> None:
         """A broker with Nagle's algorithm holds acks back until our kernel acknowledges the last, 40 ms later."""
@@ -251,9 +262,18 @@ class Receiver(paho.Client):
         try:
             return super()._loop_rc_handle(rc)
         finally:
-            # paho goes on saying that it is connected after all errors but one.
-            if rc and self._sock is None and self._state == _State.MQTT_CS_CONNECTED:
-                self._state = _State.MQTT_CS_CONNECTION_LOST
+            self._note_loss()
+
+    def _do_on_disconnect(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._do_on_disconnect(*args, **kwargs)
+        finally:
+            self._note_loss()
+
+    def _note_loss(self) -> None:
+        """paho goes on saying that it is connected: after a server's DISCONNECT, and after most errors."""
+        if self._sock is None and self._state == _State.MQTT_CS_CONNECTED:
+            self._state = _State.MQTT_CS_CONNECTION_LOST
 
     # ---- acknowledgements of what was published
 
@@ -426,15 +446,18 @@ class Receiver(paho.Client):
 
     def _handle_connack(self) -> MQTTErrorCode:
         body = bytes(self._in_packet["packet"])
+        if body[1] != 0:
+            return super()._handle_connack()
         sock = self._sock
-        if body[1] == 0:
-            self._on_accepted(body)
+        self._on_accepted(body)
+        accepted = bool(body[0] & 1), self._receive_maximum(body)
+        self._outbox.greet(*accepted)
         try:
             return super()._handle_connack()
         finally:
-            if body[1] == 0 and self._sock is sock and not self._outbox.is_open:
+            if self._sock is sock and not self._outbox.is_open:
                 # Also where on_connect raised: what waits must not wait for ever.
-                self._finished.extend(self._outbox.resume(bool(body[0] & 1), self._receive_maximum(body)))
+                self._finished.extend(self._outbox.resume(*accepted))
 
     def _on_accepted(self, connack: bytes) -> None:
         if not connack[0] & 1:

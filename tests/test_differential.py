@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import paho.mqtt as paho_mqtt
 import pytest
 from paho.mqtt import client as paho
 from paho.mqtt.packettypes import PacketTypes
@@ -16,56 +14,29 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 import glec_fast.mqtt
 from support.differential import (
-    API1,
-    API2,
+    APIS,
+    AS_2_2,
     CALLBACKS,
+    NO_WARNING,
     V5,
     V31,
     V311,
+    VERSIONS,
     Close,
     Expect,
     Run,
     Send,
     Step,
     ack,
+    compare,
     connack,
     inbound,
-    outcome,
     suback,
     unsuback,
 )
 from support.wire_reference import publish
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-pytestmark = pytest.mark.filterwarnings("ignore:Callback API version 1 is deprecated:DeprecationWarning")
-AS_2_2 = pytest.mark.skipif(
-    paho_mqtt.__version__.startswith("2.1."), reason="where paho-mqtt 2.1 and 2.2 differ, ours is as 2.2"
-)
-VERSIONS = pytest.mark.parametrize("version", [V31, V311, V5], ids=["3.1", "3.1.1", "5"])
-APIS = pytest.mark.parametrize("api", [API1, API2], ids=["api1", "api2"])
-
-
-def compare(
-    program: Callable[[Run], None],
-    connections: list[list[Step]],
-    version: int,
-    api: Any = API2,
-    prepare: Callable[[Any], None] | None = None,
-    **settings: Any,
-) -> tuple[Any, Any]:
-    """Run it with either client; what ours saw and sent is returned once it is the same."""
-    outcomes = []
-    for module in (paho, glec_fast.mqtt):
-        client = module.Client(api, "device", protocol=version, **settings)
-        if prepare is not None:
-            prepare(client)
-        outcomes.append(outcome(client, program, connections))
-    (theirs, their_bytes), (ours, our_bytes) = outcomes
-    assert ours == theirs
-    assert our_bytes == their_bytes
-    return ours, our_bytes
+pytestmark = NO_WARNING
 
 
 @VERSIONS
@@ -289,40 +260,6 @@ def test_exceptions_in_callbacks_reach_the_loop(api: Any, name: str) -> None:
     assert seen[-1] == ("raised", "a fault of the program")
 
 
-@VERSIONS
-def test_what_is_refused_at_the_door(version: int) -> None:
-    def program(run: Run) -> None:
-        for topic in (None, "", "a/+", "#", "x" * 65536, "\u0000", b"bytes", 5):
-            run.call("publish", topic, b"x", 1)
-        for payload in ([], {}, object, 1j):
-            run.call("publish", "t", payload)
-        for qos in (-1, 3, None, "1"):
-            run.call("publish", "t", b"x", qos)
-            run.call("subscribe", "t", qos)
-        for topic in (None, "", [], [("t", 3)], [("", 0)], [(None, 0)], 5, "a/#/b", "a+"):
-            run.call("subscribe", topic)
-        for topic in (None, "", [], [""], 5):
-            run.call("unsubscribe", topic)
-        for topic, payload, qos in ((None, b"x", 0), ("", b"x", 0), ("t", [], 0), ("t", b"x", 3)):
-            run.call("will_set", topic, payload, qos)
-        run.call("max_queued_messages_set", -1)
-        run.call("max_inflight_messages_set", -1)
-        run.call("reconnect_delay_set", 5, 1)
-        run.call("connect", "", 1883)
-        run.call("connect", "h", 0)
-        run.call("connect", "h", 1883, -1)
-        run.call("reconnect")
-        run.call("disconnect")
-        run.call("loop_stop")
-        run.call("loop_read")
-        run.call("loop_write")
-        run.call("loop_misc")
-        run.call("want_write")
-        run.call("socket")
-
-    assert compare(program, [], version)
-
-
 @pytest.mark.parametrize("limit", [0, 2])
 def test_publishing_before_there_is_a_connection(limit: int) -> None:
     def program(run: Run) -> None:
@@ -451,7 +388,6 @@ def test_a_server_that_takes_its_leave(api: Any) -> None:
         run.connect()
         run.loop_until("on_connect")
         run.loop_until("on_disconnect")
-        run.call("is_connected")
 
     leave = b"\xe0\x0c\x8b\x0a\x1f\x00\x07restart"
     assert compare(program, [[Expect(), Send(connack(V5) + leave), Close()]], V5, api)
@@ -481,27 +417,6 @@ def test_a_thread_of_its_own() -> None:
 
     steps: list[Step] = [Expect(), Send(connack(V311)), Expect(), Send(ack(0x50, 1)), Expect(), Send(ack(0x70, 1))]
     assert compare(program, [steps], V311)
-
-
-def test_a_unix_socket(tmp_path: Path) -> None:
-    path = str(tmp_path / "socket")
-
-    def program(run: Run) -> None:
-        run.watch("on_connect", "on_publish", "on_disconnect", "on_log")
-        run.call("connect", path)
-        run.loop_until("on_connect")
-        run.call("publish", "t", b"x", 1)
-        run.loop_until("on_publish")
-        run.call("disconnect")
-        run.loop_until("on_disconnect")
-
-    outcomes = []
-    for module in (paho, glec_fast.mqtt):
-        client = module.Client(API2, "device", transport="unix")
-        steps: list[Step] = [Expect(), Send(connack(V311)), Expect(), Send(ack(0x40, 1))]
-        outcomes.append(outcome(client, program, [steps], path))
-        Path(path).unlink()
-    assert outcomes[0] == outcomes[1]
 
 
 @AS_2_2

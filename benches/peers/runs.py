@@ -95,13 +95,15 @@ def run_at(
     count = setting.count_of(action)
     arguments = [action, *map(str, (port, qos, count, setting.limit.window)), str(setting.directory / PAYLOADS)]
     with tempfile.TemporaryFile("w+") as errors:
+        # Unbuffered: what came behind READY would be lost to communicate().
         process = subprocess.Popen(
-            [*command, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment()
+            [*command, *arguments], stdout=subprocess.PIPE, stderr=errors, bufsize=0, env=environment()
         )
         try:
-            is_ready = action == "receive" and process.stdout is not None and process.stdout.readline().strip() == READY
-            if is_ready and feeder is not None:
-                feeder(port, qos, count)
+            if action == "receive" and process.stdout is not None:
+                is_ready = process.stdout.readline().decode().strip() == READY
+                if is_ready and feeder is not None:
+                    feeder(port, qos, count)
             output, _ = process.communicate(timeout=RUN_TIMEOUT_S + setting.pace_messages / PACE_MSG_S)
         except subprocess.TimeoutExpired as error:
             raise BenchError(f"{command[-1]}: {action} at QoS {qos} did not end") from error

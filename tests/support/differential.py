@@ -9,16 +9,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import paho.mqtt as paho_mqtt
+import pytest
+from paho.mqtt import client as paho
 from paho.mqtt.client import CallbackAPIVersion, MQTTMessage
 from paho.mqtt.enums import MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+import glec_fast.mqtt
 from support.wire_reference import publish, remaining_length
 
 WAIT_S = 10.0
 V31, V311, V5 = MQTTProtocolVersion.MQTTv31, MQTTProtocolVersion.MQTTv311, MQTTProtocolVersion.MQTTv5
 API1, API2 = CallbackAPIVersion.VERSION1, CallbackAPIVersion.VERSION2
+AS_2_2 = pytest.mark.skipif(
+    paho_mqtt.__version__.startswith("2.1."), reason="where paho-mqtt 2.1 and 2.2 differ, ours is as 2.2"
+)
+NO_WARNING = pytest.mark.filterwarnings("ignore:Callback API version 1 is deprecated:DeprecationWarning")
+# paho leaves some sockets to the garbage collector, and a client half made fails again when it is collected.
+LEAVES_SOCKETS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+VERSIONS = pytest.mark.parametrize("version", [V31, V311, V5], ids=["3.1", "3.1.1", "5"])
+APIS = pytest.mark.parametrize("api", [API1, API2], ids=["api1", "api2"])
 CALLBACKS = (
     "on_connect", "on_connect_fail", "on_disconnect", "on_log", "on_message", "on_pre_connect", "on_publish",
     "on_socket_close", "on_socket_open", "on_socket_register_write", "on_socket_unregister_write", "on_subscribe",
@@ -71,13 +83,17 @@ class Peer:
     """A server on loopback, or on a Unix socket at `path`.
 
     Plays one list of steps for each connection, and records the packets that it read: (connection, bytes).
+    wrap: what comes before MQTT: TLS, a proxy's or a WebSocket's handshake. Gives what is spoken through.
     """
 
-    def __init__(self, *connections: list[Step], path: str = "") -> None:
+    def __init__(
+        self, *connections: list[Step], path: str = "", wrap: Callable[[socket.socket], Any] | None = None
+    ) -> None:
         self.packets: list[tuple[int, bytes]] = []
         self.changed = threading.Condition()
         self.played = 0
         self._connections = connections
+        self._wrap = wrap
         if path:
             self._listener = socket.socket(socket.AF_UNIX)
             self._listener.bind(path)
@@ -102,14 +118,21 @@ class Peer:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection:
-                connection.settimeout(WAIT_S)
-                if self.port:
-                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                with connection.makefile("rb") as stream:
-                    self._play(number, connection, stream, steps)
+            connection.settimeout(WAIT_S)
+            if self.port:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                with (
+                    connection,
+                    self._wrap(connection) if self._wrap is not None else connection as spoken,
+                    spoken.makefile("rb") as stream,
+                ):
+                    self._play(number, spoken, stream, steps)
+            except OSError:
+                # The client did not like what comes before MQTT.
+                self._count_played()
 
-    def _play(self, number: int, connection: socket.socket, stream: Any, steps: list[Step]) -> None:
+    def _play(self, number: int, connection: Any, stream: Any, steps: list[Step]) -> None:
         for step in [*steps, None]:
             if isinstance(step, Send):
                 connection.sendall(step.data)
@@ -125,6 +148,9 @@ class Peer:
                     with self.changed:
                         self.packets.append((number, packet))
                         self.changed.notify_all()
+        self._count_played()
+
+    def _count_played(self) -> None:
         with self.changed:
             self.played += 1
             self.changed.notify_all()
@@ -165,7 +191,7 @@ def plain(value: Any) -> Any:
         return "reason", value.packetType, value.value, str(value)
     if isinstance(value, Properties):
         return "properties", value.packetType, value.json()
-    if isinstance(value, socket.socket):
+    if hasattr(value, "fileno"):
         return "socket"
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return type(value).__name__, {name: plain(each) for name, each in value._asdict().items()}
@@ -204,9 +230,12 @@ class Run:
         return callback
 
     def call(self, name: str, *arguments: Any, **named: Any) -> Any:
-        """Call a method, and record what it returned or raised."""
+        """Call a method of the client, and record what it returned or raised."""
+        return self.call_of(self.client, name, *arguments, **named)
+
+    def call_of(self, owner: Any, name: str, *arguments: Any, **named: Any) -> Any:
         try:
-            result = getattr(self.client, name)(*arguments, **named)
+            result = getattr(owner, name)(*arguments, **named)
         except Exception as error:
             kind = type(error)
             # A class of ours may stand for one of Python's only where it is one.
@@ -241,11 +270,42 @@ class Run:
 
 
 def outcome(
-    client: Any, program: Callable[[Run], None], connections: list[list[Step]], path: str = ""
+    client: Any,
+    program: Callable[[Run], None],
+    connections: list[list[Step]],
+    path: str = "",
+    wrap: Callable[[socket.socket], Any] | None = None,
 ) -> tuple[Any, Any]:
     """(what the program saw, what the peer read)."""
-    with Peer(*connections, path=path) as peer:
+    with Peer(*connections, path=path, wrap=wrap) as peer:
         run = Run(client, peer)
         program(run)
         peer.wait_played(len(connections))
     return run.seen, peer.packets
+
+
+def compare(
+    program: Callable[[Run], None],
+    connections: list[list[Step]],
+    version: int = V311,
+    api: Any = API2,
+    prepare: Callable[[Any], None] | None = None,
+    wrap: Callable[[socket.socket], Any] | None = None,
+    subclass: dict[str, Any] | None = None,
+    **settings: Any,
+) -> tuple[Any, Any]:
+    """Run it with either client; what ours saw and sent is returned once it is the same.
+
+    subclass: what a class derived from each client adds.
+    """
+    outcomes = []
+    for module in (paho, glec_fast.mqtt):
+        make = type("Derived", (module.Client,), subclass) if subclass is not None else module.Client
+        client = make(api, **{"client_id": "device", "protocol": version, **settings})
+        if prepare is not None:
+            prepare(client)
+        outcomes.append(outcome(client, program, connections, wrap=wrap))
+    (theirs, their_bytes), (ours, our_bytes) = outcomes
+    assert ours == theirs
+    assert our_bytes == their_bytes
+    return ours, our_bytes
