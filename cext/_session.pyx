@@ -155,6 +155,8 @@ cdef class Session:
 
     cdef readonly bint durable
     cdef readonly int window
+    # True: `take_reasons` has every acknowledgement, also those that carry nothing.
+    cdef public bint keeps_all_reasons
     # 3, 4 or 5, as in CONNECT (MQTT 3.1.2.2).
     cdef public int protocol_version
     # True over TLS and WebSocket: they may send a part of what `peek` gave and not say so, so all of it may have left.
@@ -677,7 +679,7 @@ cdef class Session:
         # Not this exchange's, where it does not fit the state: PUBCOMP may answer the PUBREL for an unknown id.
         if (kind == PUBCOMP) != (exchange.state == RELEASED):
             return 0
-        if reason or size > 3:
+        if reason or size > 3 or self.keeps_all_reasons:
             properties = PyBytes_FromStringAndSize(<const char*>body + 3, size - 3) if size > 3 else b""
             self.reasons[exchange.message_id] = (kind, packet_id, reason, properties)
         return self._finish(exchange, reason >= REASON_FAILURE and kind != PUBCOMP)

@@ -46,6 +46,8 @@ class Session:
     @property
     def has_last(self) -> bool:
         """A packet put as `last` is in the send buffer, or has left."""
+    keeps_all_reasons: bool
+    """True: `take_reasons` has every acknowledgement, also those that carry nothing. False at first."""
     protocol_version: int
     """3, 4 or 5, as in CONNECT (MQTT 3.1.2.2)."""
     offered_may_leave: bool

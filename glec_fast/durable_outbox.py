@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
@@ -29,8 +30,6 @@ class DurableOutbox(Outbox):
         self,
         store: Store,
         window: int,
-        client_id: str,
-        broker: str,
         on_work: Callable[[], None],
         on_dropped: Callable[[list[Dropped]], None],
         *,
@@ -56,20 +55,43 @@ class DurableOutbox(Outbox):
         # QoS 0 that went past the store, under negative ids, until the socket has taken it.
         self._direct: dict[int, tuple[str, str | bytes, PublishHandle]] = {}
         self._direct_id = 0
-        image, is_same_session = store.load_session(client_id, broker)
+        self._tells_all = False
+        # Held to read and to rewind: a program's own loop may have several threads pull.
+        self._pulling = threading.RLock()
+        self._untold: list[PublishHandle] = []
         try:
-            ranges = self.session.load_image(image)
+            ranges = self.session.load_image(store.load_session())
         except ValueError as error:
             raise QueueFormatError(
                 f"the queue file's record of what is in flight cannot be read ({error}): give queue_path another name"
             ) from error
         for first, last in ranges:
             self._finished += range(first, last + 1)
-        if not is_same_session:
-            # Also for the next process, which must not take the old packet ids for its own.
-            self._void_session()
         store.rewind(self.session.parked_ids(), self._finished)
-        store.attach(self, client_id, broker)
+        store.attach(self)
+
+    def identify(self, client_id: str, broker: str) -> None:
+        """Say whose session comes next, before each connection: another client id or broker has none of this one.
+
+        On disk when this returns, also for the next process, which must not take the old packet ids for its own.
+        Raises QueueStorageError, QueueClosedError; then there must be no connection.
+        """
+        self.store.refuse_if_closed()
+        known = self.store.identity
+        if known == (client_id, broker):
+            return
+        if any(known):
+            handles = self._void_session()
+            with self.lock:
+                self._untold += handles
+                parked, finished = self.session.parked_ids(), list(self._finished)
+            self.store.rewind(parked, finished)
+        self.store.speak_for(client_id, broker)
+
+    def tell_all(self, wanted: bool) -> None:
+        """Whether `settle` makes a handle for each message that nobody holds one of."""
+        with self.lock:
+            self._tells_all = self.session.keeps_all_reasons = wanted
 
     def __len__(self) -> int:
         return self.store.size + len(self._direct)
@@ -111,6 +133,10 @@ class DurableOutbox(Outbox):
 
     def pull(self) -> None:
         """Encode the next rows as far as the window has room, and read more of them from the store."""
+        with self._pulling:
+            self._pull()
+
+    def _pull(self) -> None:
         while self.is_open and self._admit_rows() and self._read_rows():
             # Once there is something to send, the broker begins on it while the next are read.
             if self.session.sendable_bytes:
@@ -143,21 +169,28 @@ class DurableOutbox(Outbox):
         return True
 
     def settle(self) -> list[PublishHandle]:
-        """The handles, where somebody holds one, of what is finished; the caller holds the lock."""
+        """The handles of what is finished, where somebody holds one or all are told; the caller holds the lock."""
         done = self.session.take_done()
         refused = self.session.take_refused()
+        handles, self._untold = self._untold, []
         if not done and not refused:
-            return []
-        handles = []
+            return handles
         self._refused += refused
         rows = [message_id for message_id in done if message_id > 0]
         self.sent_count += len(done)
         if len(rows) != len(done):
-            handles = [self._direct.pop(message_id)[2] for message_id in done if message_id < 0]
+            handles += [self._direct.pop(message_id)[2] for message_id in done if message_id < 0]
         self._finished += rows
-        if self._handles:
+        if self._tells_all:
+            # Which QoS is in its acknowledgement; QoS 0 has none.
+            handles += [self._take_handle(message_id, 0) for message_id in rows]
+        elif self._handles:
             handles += [handle for message_id in rows if (handle := self._handles.pop(message_id, None)) is not None]
         return handles
+
+    def _take_handle(self, message_id: int, qos: int) -> PublishHandle:
+        handle = self._handles.pop(message_id, None)
+        return PublishHandle(message_id, self._published, qos) if handle is None else handle
 
     def after_settle(self) -> None:
         """Tell the store what is new for it. Not under the lock."""
@@ -175,13 +208,12 @@ class DurableOutbox(Outbox):
             self.session.park()
             self._release_control_ids()
             self._rows, self._rows_gone = [], 0
-            finished_handles = self.settle()
+            # Told with the next that are finished.
+            self._untold += self.settle()
             stranded = list(self._direct.values())
             self._direct.clear()
             parked, finished = self.session.parked_ids(), list(self._finished)
         self.store.rewind(parked, finished)
-        for handle in finished_handles:
-            handle._set_as_published()
         for topic, payload, handle in stranded:
             self._requeue(topic, payload, handle)
 
@@ -198,23 +230,29 @@ class DurableOutbox(Outbox):
             self._tell_dropped([Dropped(handle.message_id, topic, 0, DropReason.LINK_LOST)])
 
     def resume(self, session_present: bool, receive_maximum: int) -> list[PublishHandle]:
-        """The broker accepted the connection: read from the first row again, resends first as they are the oldest."""
-        if not session_present:
-            self._void_session()
-        with self.lock:
-            self.session.resume(True, receive_maximum)
-            self._rows, self._rows_gone = [], 0
-            parked, finished = self.session.parked_ids(), list(self._finished)
-            self._more_to_read = True
-        self.store.rewind(parked, finished)
-        self.is_open = True
-        # QoS 0 messages may still wait in memory for company; now they can go.
-        self.store.request_commit()
-        self.pull()
-        return []
+        """The broker accepted the connection: read from the first row again, resends first as they are the oldest.
 
-    def _void_session(self) -> None:
-        """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message."""
+        Returns the handles of QoS 2 messages that are left to the broker, see `_void_session`.
+        """
+        handles = [] if session_present else self._void_session()
+        with self._pulling:
+            with self.lock:
+                self.session.resume(True, receive_maximum)
+                self._rows, self._rows_gone = [], 0
+                parked, finished = self.session.parked_ids(), list(self._finished)
+                self._more_to_read = True
+            self.store.rewind(parked, finished)
+            self.is_open = True
+            # QoS 0 messages may still wait in memory for company; now they can go.
+            self.store.request_commit()
+            self._pull()
+        return handles
+
+    def _void_session(self) -> list[PublishHandle]:
+        """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message.
+
+        Returns the handles of those that are left to it, where somebody holds one or all are told.
+        """
         with self.lock:
             parked = self.session.parked_ids(2)
             received = self.session.resume(False)
@@ -226,10 +264,10 @@ class DurableOutbox(Outbox):
             self._in_doubt += [(message_id, Decision.LEFT_TO_BROKER) for message_id in received]
             self.in_doubt_count += len(again) + len(received)
             self._finished += received
-        for message_id in received:
-            handle = self._handles.pop(message_id, None)
-            if handle is not None:
-                handle._set_as_published()
+            if self._tells_all:
+                return [self._take_handle(message_id, 2) for message_id in received]
+            found = [self._handles.pop(message_id, None) for message_id in received]
+            return [handle for handle in found if handle is not None]
 
     def handle_for(self, message_id: int) -> PublishHandle | None:
         """The handle of a message accepted before, by whichever process; None where it is not in the queue any more.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
 from collections import Counter
@@ -22,7 +20,6 @@ from glec_fast.backoff import Backoff
 from glec_fast.config import MQTTConfig
 from glec_fast.device import available_storage_mb, memory_usage_mb
 from glec_fast.drops import Dropped, DropReason
-from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import ConnectionLostError, GlecError, PinningError
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import InDoubt
@@ -37,8 +34,6 @@ from glec_fast.validation import as_payload, check_publish
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
 _HOUR_MS = 60 * 60 * 1000
-# Long enough for a slow link to take what is left to send, short enough for a service manager that waits for our end.
-_LEAVE_TIMEOUT_S = 5.0
 
 logger = logging.getLogger("glec_fast")
 
@@ -83,16 +78,33 @@ class Metrics:
 class _FleetClient(SecureClient):
     """A Client that waits as the specification says, and ticks for its manager's timers also while it waits."""
 
-    def __init__(self, backoff: Backoff, tick: Callable[[], float], config: MQTTConfig) -> None:
+    def __init__(
+        self,
+        config: MQTTConfig,
+        store: Store,
+        tick: Callable[[], float],
+        on_dropped: Callable[[list[Dropped]], None],
+    ) -> None:
         broker = config.broker
+        self._on_dropped = on_dropped
         super().__init__(
             CallbackAPIVersion.VERSION2,
             client_id=config.client_id,
             clean_session=config.clean_session,
             transport=broker.transport,
             reconnect_on_failure=config.auto_reconnect,
+            store=store,
+            wait_for_disk=config.wait_for_disk,
+            resend_in_doubt=config.resend_in_doubt,
+            max_unreleased=config.max_unreleased,
         )
-        self.backoff = backoff
+        self.max_inflight_messages = config.max_in_flight
+        self.host, self.port = broker.host, broker.port
+        # Now, so that what another broker leaves in doubt is known at once.
+        self._identify()
+        self.backoff = Backoff(
+            config.retry_initial_delay_ms / 1000, config.retry_max_delay_ms / 1000, config.retry_max_attempts
+        )
         self.connect_error: OSError | None = None
         self.pin_failures = 0
         self._tick = tick
@@ -122,7 +134,7 @@ class _FleetClient(SecureClient):
                     break
                 self._reconnect_wait()
                 self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
-        # A connection that was being made while `leave` was called.
+        # A connection that was being made while `close` was called.
         self._sock_close()
         self._thread = None
 
@@ -140,29 +152,8 @@ class _FleetClient(SecureClient):
                 self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
             raise
 
-    def leave(self) -> None:
-        """Disconnect and end the network thread. A link that takes no DISCONNECT is given up after a while."""
-        thread = self._thread
-        self._interrupt.set()
-        self.disconnect()
-        self._thread_terminate = True
-        if thread is None or thread is threading.current_thread():
-            return
-        thread.join(_LEAVE_TIMEOUT_S)
-        if thread.is_alive():
-            self._break_link()
-            thread.join()
-
-    def _break_link(self) -> None:
-        sock = self._sock
-        if sock is None:
-            return
-        try:
-            # By its descriptor: paho's WebSocket has no such method.
-            with socket.socket(fileno=os.dup(sock.fileno())) as link:
-                link.shutdown(socket.SHUT_RDWR)
-        except OSError as error:
-            logger.debug("the link had ended already: %s", error)
+    def _tell_dropped(self, dropped: list[Dropped]) -> None:
+        self._on_dropped(dropped)
 
     def loop_misc(self) -> MQTTErrorCode:
         """As paho's, and the manager's timers."""
@@ -211,10 +202,6 @@ class MQTTManager:
         self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
         self._lock = threading.Lock()
         self._closed = False
-        backoff = Backoff(
-            config.retry_initial_delay_ms / 1000, config.retry_max_delay_ms / 1000, config.retry_max_attempts
-        )
-        self._client = _FleetClient(backoff, self._tick, config)
         self._store = Store(
             config.queue_path,
             max_queue_size=config.queue_max_size,
@@ -225,23 +212,12 @@ class MQTTManager:
         )
         if self._store.salvage is not None and self._store.salvage.rows_lost:
             self._drops[DropReason.DAMAGED_FILE.value] += self._store.salvage.rows_lost
-        broker = config.broker
         try:
-            self._outbox = DurableOutbox(
-                self._store,
-                config.max_in_flight,
-                config.client_id,
-                f"{broker.host}:{broker.port}",
-                self._client._wake,
-                self._on_dropped,
-                wait_for_disk=config.wait_for_disk,
-                resend_in_doubt=config.resend_in_doubt,
-                max_unreleased=config.max_unreleased,
-            )
+            self._client = _FleetClient(config, self._store, self._tick, self._on_dropped)
         except BaseException:
             self._store.close()
             raise
-        self._client._use_outbox(self._outbox)
+        self._outbox = self._client._durable("the manager")
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_pre_connect = self._on_pre_connect
@@ -291,9 +267,7 @@ class MQTTManager:
             if self._closed:
                 return
             self._closed = True
-        self._client.leave()
-        self._outbox.park()
-        self._store.close()
+        self._client.close()
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every accepted message is finished; False after the time-out, with nothing lost."""

@@ -22,7 +22,7 @@ from glec_fast._store import QueueTable, make_row
 from glec_fast.commit import Commit, Job, Outbox, Row
 from glec_fast.dropping import Dropping
 from glec_fast.drops import Dropped, DropReason
-from glec_fast.errors import QueueClosedError, QueueStorageError
+from glec_fast.errors import ConfigError, QueueClosedError, QueueStorageError
 from glec_fast.in_doubt import Decision, InDoubt
 from glec_fast.queue_clock import Anchor, Clocks, QueueClock
 from glec_fast.queue_file import QueueFile, Salvage
@@ -372,20 +372,32 @@ class Store:
 
     # ---- the sending side
 
-    def load_session(self, client_id: str, broker: str) -> tuple[bytes, bool]:
-        """The in-flight image on disk, and whether it is of this client id and broker; another has no session."""
+    def load_session(self) -> bytes:
+        """The in-flight image on disk, of the client id and broker in `identity`; empty in a new file."""
         known = self.run(lambda _table: self._writer.load_session())
-        if known is None:
-            return b"", True
-        return known[2], known[:2] == (client_id, broker)
+        with self._lock:
+            self._identity = self._writer.identity
+        return b"" if known is None else known[2]
 
-    def attach(self, outbox: Outbox, client_id: str, broker: str) -> None:
-        """Name the side that sends, once it has made what `load_session` gave its own.
+    def attach(self, outbox: Outbox) -> None:
+        """Name the side that sends, once it has made what `load_session` gave its own. Raises ConfigError for a second.
 
-        Its image is on disk, under its own name, when this returns: nothing of it has left yet.
+        Its image is on disk when this returns.
         """
         with self._lock:
+            if self._outbox is not None:
+                raise ConfigError("this store has a client already: give each client a queue file of its own")
             self._outbox = outbox
+        self.run(lambda _table: None)
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """(client id, broker) whose session is on disk; two empty texts where nobody has connected yet."""
+        return self._writer.identity
+
+    def speak_for(self, client_id: str, broker: str) -> None:
+        """Have the outbox's image on disk under this name, before anything of it is sent in it."""
+        with self._lock:
             self._identity = (client_id, broker)
         self.run(lambda _table: None)
 
