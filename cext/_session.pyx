@@ -64,6 +64,7 @@ cdef enum:
     FINISHED = 3
     FINISHED_MAX = 0xFFFF
     NO_EXCHANGE = -1
+    WITH_EXTRAS_COLUMNS = 8
     ACK_MAX_BYTES = 5
     BUFFER_START_BYTES = 4096
     # A buffer that grew past this for one burst is given back when it runs empty.
@@ -560,6 +561,7 @@ cdef class Session:
     def admit_rows(self, list rows, Py_ssize_t start) -> int:
         """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
 
+        A row of eight columns or more has retain and packed properties in its seventh and eighth.
         Returns the index of the first that did not fit: behind it none goes, so that the order stays.
         A row that MQTT cannot carry, as another program may have left one, is handed back by `take_refused`.
         """
@@ -572,7 +574,10 @@ cdef class Session:
             try:
                 if not self._fits(row[0], row[3]):
                     return index
-                self.admit(row[0], row[1], row[2], row[3])
+                if len(row) < WITH_EXTRAS_COLUMNS:
+                    self.admit(row[0], row[1], row[2], row[3])
+                else:
+                    self.admit(row[0], row[1], row[2], row[3], row[6], row[7])
             except (ValueError, TypeError, OverflowError):
                 self.refused.append(row[0])
             except MemoryError:

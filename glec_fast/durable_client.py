@@ -23,6 +23,7 @@ from paho.mqtt.properties import Properties
 from glec_fast.drops import Dropped
 from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import ConfigError, UnsupportedError
+from glec_fast.extras import extras_of
 from glec_fast.receive import Receiver
 from glec_fast.store import Store
 from glec_fast.validation import check_publish, check_size
@@ -181,9 +182,8 @@ class Durable(Receiver):
         outbox = cast("DurableOutbox", self._outbox)
         check_publish(topic, qos)
         check_size(payload)
-        if retain or properties is not None:
-            raise UnsupportedError("a queued message carries neither retain nor properties")
-        handle = outbox.publish(topic, bytes(payload), qos)
+        extras = extras_of(retain, properties if self._protocol == _MQTT_5 else None)
+        handle = outbox.publish(topic, bytes(payload), qos, extras)
         if self._thread is None and self._sock is not None:
             self._pull_for_own_loop(outbox)
         return handle

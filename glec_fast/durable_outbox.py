@@ -11,6 +11,7 @@ from glec_fast._store import ranges_of
 from glec_fast.commit import Row
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, QueueStorageError
+from glec_fast.extras import Extras
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision
 from glec_fast.store import Store
@@ -53,7 +54,7 @@ class DurableOutbox(Outbox):
         self._rows: list[Row] = []
         self._rows_gone = 0
         # QoS 0 that went past the store, under negative ids, until the socket has taken it.
-        self._direct: dict[int, tuple[str, str | bytes, PublishHandle]] = {}
+        self._direct: dict[int, tuple[str, str | bytes, Extras | None, PublishHandle]] = {}
         self._direct_id = 0
         self._tells_all = False
         # Held to read and to rewind: a program's own loop may have several threads pull.
@@ -96,10 +97,10 @@ class DurableOutbox(Outbox):
     def __len__(self) -> int:
         return self.store.size + len(self._direct)
 
-    def publish(self, topic: str, payload: str | bytes, qos: int) -> PublishHandle:
+    def publish(self, topic: str, payload: str | bytes, qos: int, extras: Extras | None = None) -> PublishHandle:
         """Take a message. QoS 2 waits for the disk, unless told not to. Raises QueueStorageError, QueueClosedError."""
         if qos == 0 and self.is_open and not self.store.has_backlog and self._rows_gone == len(self._rows):
-            handle = self._publish_direct(topic, payload)
+            handle = self._publish_direct(topic, payload, extras)
             if handle is not None:
                 return handle
         handle = PublishHandle(0, self._published, qos, self.store.wait_durable)
@@ -108,19 +109,22 @@ class DurableOutbox(Outbox):
             handle.mid = message_id
             self._handles[message_id] = handle
 
-        self.store.append(topic, payload, qos, urgent=qos > 0 or self.is_open, register=register)
+        self.store.append(topic, payload, qos, urgent=qos > 0 or self.is_open, extras=extras, register=register)
         if qos == 2 and self._wait_for_disk:
             self._wait_until_durable(handle)
         return handle
 
-    def _publish_direct(self, topic: str, payload: str | bytes) -> PublishHandle | None:
+    def _publish_direct(self, topic: str, payload: str | bytes, extras: Extras | None) -> PublishHandle | None:
         with self.lock:
             if not self.is_open or self.session.unsent_bytes > _UNSENT_BYTES_MAX:
                 return None
             self._direct_id -= 1
             handle = PublishHandle(self._direct_id, self._published, 0)
-            self._direct[self._direct_id] = (topic, payload, handle)
-            self.session.admit(self._direct_id, topic, payload, 0)
+            self._direct[self._direct_id] = (topic, payload, extras, handle)
+            if extras is None:
+                self.session.admit(self._direct_id, topic, payload, 0)
+            else:
+                self.session.admit(self._direct_id, topic, payload, 0, extras.retain, extras.packed())
         self._on_work()
         return handle
 
@@ -179,7 +183,7 @@ class DurableOutbox(Outbox):
         rows = [message_id for message_id in done if message_id > 0]
         self.sent_count += len(done)
         if len(rows) != len(done):
-            handles += [self._direct.pop(message_id)[2] for message_id in done if message_id < 0]
+            handles += [self._direct.pop(message_id)[3] for message_id in done if message_id < 0]
         self._finished += rows
         if self._tells_all:
             # Which QoS is in its acknowledgement; QoS 0 has none.
@@ -214,17 +218,17 @@ class DurableOutbox(Outbox):
             self._direct.clear()
             parked, finished = self.session.parked_ids(), list(self._finished)
         self.store.rewind(parked, finished)
-        for topic, payload, handle in stranded:
-            self._requeue(topic, payload, handle)
+        for each in stranded:
+            self._requeue(*each)
 
-    def _requeue(self, topic: str, payload: str | bytes, handle: PublishHandle) -> None:
+    def _requeue(self, topic: str, payload: str | bytes, extras: Extras | None, handle: PublishHandle) -> None:
         def register(message_id: int) -> None:
             handle.mid = message_id
             handle._wait_durable = self.store.wait_durable
             self._handles[message_id] = handle
 
         try:
-            self.store.append(topic, payload, 0, urgent=False, register=register)
+            self.store.append(topic, payload, 0, urgent=False, extras=extras, register=register)
         except (QueueStorageError, QueueClosedError):
             handle._set_as_dropped(DropReason.LINK_LOST)
             self._tell_dropped([Dropped(handle.message_id, topic, 0, DropReason.LINK_LOST)])

@@ -21,6 +21,7 @@ from glec_fast.config import MQTTConfig
 from glec_fast.device import available_storage_mb, memory_usage_mb
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import ConnectionLostError, GlecError, PinningError
+from glec_fast.extras import RETAINED
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import InDoubt
 from glec_fast.messages import Alert, Inference, Status, Telemetry
@@ -275,16 +276,19 @@ class MQTTManager:
 
     # ---- publishing
 
-    def publish(self, topic: str, payload: object, qos: int = 1) -> PublishHandle:
+    def publish(self, topic: str, payload: object, qos: int = 1, *, retain: bool = False) -> PublishHandle:
         """Accept a message and return its handle. Never waits for the network.
 
         payload: str, bytes, a dict (sent as JSON) or a typed message. qos: 0, 1 or 2; 2 returns once it is on disk.
+        retain: the broker keeps it for subscribers that come later (MQTT 3.1.1, 3.3.1.3).
         Raises MessageError where MQTT cannot carry it, QueueStorageError while the disk fails, QueueClosedError.
         """
         check_publish(topic, qos)
         if isinstance(payload, (Telemetry, Inference, Alert, Status)):
-            return self._outbox.publish(topic, payload.encode(self.device_id, self._store.unix_ms()), qos)
-        return self._outbox.publish(topic, as_payload(payload), qos)
+            data: str | bytes = payload.encode(self.device_id, self._store.unix_ms())
+        else:
+            data = as_payload(payload)
+        return self._outbox.publish(topic, data, qos, RETAINED if retain else None)
 
     def publish_telemetry(self, telemetry: Telemetry) -> PublishHandle:
         """Publish to glec/dtg/{device_id}/telemetry with QoS 0. Raises as `publish`."""

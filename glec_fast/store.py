@@ -23,6 +23,7 @@ from glec_fast.commit import Commit, Job, Outbox, Row
 from glec_fast.dropping import Dropping
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import ConfigError, QueueClosedError, QueueStorageError
+from glec_fast.extras import ROW_COLUMNS, Extras, as_sent
 from glec_fast.in_doubt import Decision, InDoubt
 from glec_fast.queue_clock import Anchor, Clocks, QueueClock
 from glec_fast.queue_file import QueueFile, Salvage
@@ -94,6 +95,7 @@ class Store:
             self._dropping = Dropping(self._lock, self._reader)
             self._writer = Writer(self._file.connection, self._reader, self._dropping, max_queue_size)
             table = self._writer.table
+            table.look_for_extras()
             self._row_count: int = table.count()
             self._next_id: int = table.last_id() + 1
             self._last_timestamp_ms: int = table.last_timestamp_ms()
@@ -171,10 +173,12 @@ class Store:
         *,
         urgent: bool = True,
         ttl_ms: int | None = None,
+        extras: Extras | None = None,
         register: Callable[[int], None] | None = None,
     ) -> int:
         """Accept a message; returns its id at once. `urgent` False lets a QoS 0 message wait for company.
 
+        It expires after `ttl_ms`, the store's own where None, or earlier by the interval in `extras`.
         `register` is told the id before any other thread can know of the message.
         Raises QueueStorageError while the disk fails, QueueClosedError after `close`; then nothing was accepted.
         """
@@ -184,7 +188,7 @@ class Store:
             while len(self._pending) >= _PENDING_ROWS_MAX and not self._is_own_thread():
                 self._progress.wait()
                 self._refuse_if_unusable()
-            message_id = self._add(topic, payload, qos, ttl_ms)
+            message_id = self._add(topic, payload, qos, ttl_ms, extras)
             if register is not None:
                 register(message_id)
             self._request(0.0 if urgent else self._qos0_commit_delay_s)
@@ -204,13 +208,17 @@ class Store:
             self._request(0.0)
             return ids
 
-    def _add(self, topic: str, payload: str | bytes, qos: int, ttl_ms: int | None) -> int:
+    def _add(
+        self, topic: str, payload: str | bytes, qos: int, ttl_ms: int | None, extras: Extras | None = None
+    ) -> int:
         now_ms = self._clock.now_ms()
         # Also behind rows of another writer, and of a boot whose clock was ahead.
         timestamp_ms = max(now_ms, self._last_timestamp_ms)
         message_id = self._next_id
-        expires_ms = now_ms + (self.ttl_ms if ttl_ms is None else ttl_ms)
-        row = make_row(message_id, topic, payload, qos, timestamp_ms, expires_ms)
+        lasts_ms = self.ttl_ms if ttl_ms is None else ttl_ms
+        if extras is not None and extras.expiry_interval_s is not None:
+            lasts_ms = min(lasts_ms, extras.expiry_interval_s * 1000)
+        row = make_row(message_id, topic, payload, qos, timestamp_ms, now_ms + lasts_ms, extras)
         self._pending.append(row)
         self._last_timestamp_ms = timestamp_ms
         self._next_id += 1
@@ -446,7 +454,7 @@ class Store:
                 # As of before the read: the writer may delete them, and forget that, while this reads.
                 unsendable = reader.skipped.union(self._dropping.marked)
             try:
-                rows, is_last = reader.advance(limit, committed_id)
+                rows, is_last = reader.advance(limit, committed_id, self._writer.table)
             except apsw.Error as error:
                 self._on_read_failure(error)
                 return [], True
@@ -454,6 +462,8 @@ class Store:
             now_ms = self._clock.now_ms()
             if unsendable or reader.table.had_broken_text or any(row[5] < now_ms for row in rows):
                 rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
+            if rows and len(rows[0]) > ROW_COLUMNS:
+                rows = [as_sent(row, now_ms) for row in rows]
             return rows, is_last
 
     def _is_sendable(self, row: Row, now_ms: int) -> bool:
@@ -519,6 +529,7 @@ class Store:
         return self._dropping.choose_given_up(table, self.max_retry, DROP_ROWS_MAX)
 
     def _clean_up(self, table: QueueTable) -> None:
+        table.delete_orphaned_extras()
         if DROP_ROWS_MAX in (self._choose_expired(table), self._choose_given_up(table)):
             # There may be more.
             self._cleanup_due_s = self._monotonic()
@@ -616,7 +627,9 @@ class Store:
             with self._lock:
                 self._clock.on_saved(anchor)
                 self._reader.on_times_moved(step.by_ms, anchor.first_id)
-                self._pending = [(*row[:4], row[4] + step.by_ms, row[5] + step.by_ms) for row in self._pending]
+                self._pending = [
+                    (*row[:4], row[4] + step.by_ms, row[5] + step.by_ms, *row[6:]) for row in self._pending
+                ]
                 self._last_timestamp_ms = self._pending[-1][4] if self._pending else last_timestamp_ms
         logger.warning("the wall clock stepped: the times of queued messages were moved by %.1f s", step.by_ms / 1000)
 

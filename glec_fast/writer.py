@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import apsw
 
@@ -49,6 +49,9 @@ class Writer:
         with self._transaction():
             dropped = self._write(commit, clock, held)
         commit.dropped, commit.deleted = dropped, self.table.deleted
+        if commit.deleted and self.table.may_have_extras:
+            with suppress(apsw.Error):
+                self.table.look_for_extras()
         if commit.image is not None:
             self.identity, self._image = commit.identity, commit.image
 
