@@ -159,7 +159,7 @@ class Durable(Receiver):
         """
         if isinstance(self._outbox, DurableOutbox) and self._protocol == _MQTT_5:
             clean_start = False if clean_start == _FIRST_ONLY else clean_start
-            properties = _with_session_expiry(properties)
+            properties = with_session_expiry(properties)
         super().connect_async(host, port, keepalive, bind_address, bind_port, clean_start, properties)
 
     def _identify(self) -> None:
@@ -275,7 +275,7 @@ class Durable(Receiver):
         self.close()
 
 
-def _with_session_expiry(given: Properties | None) -> Properties:
+def with_session_expiry(given: Properties | None) -> Properties:
     """A copy of `given` that asks for a session without an end, where it says nothing of it."""
     properties = Properties(PacketTypes.CONNECT) if given is None else copy(given)
     if not hasattr(properties, "SessionExpiryInterval"):

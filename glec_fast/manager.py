@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -35,6 +36,7 @@ from glec_fast.validation import as_payload, check_publish
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
 _HOUR_MS = 60 * 60 * 1000
+_MQTT_5 = MQTTProtocolVersion.MQTTv5
 
 logger = logging.getLogger("glec_fast")
 
@@ -91,7 +93,8 @@ class _FleetClient(SecureClient):
         super().__init__(
             CallbackAPIVersion.VERSION2,
             client_id=config.client_id,
-            clean_session=config.clean_session,
+            clean_session=None if config.protocol_version == _MQTT_5 else config.clean_session,
+            protocol=MQTTProtocolVersion(config.protocol_version),
             transport=broker.transport,
             reconnect_on_failure=config.auto_reconnect,
             store=store,
@@ -178,6 +181,15 @@ class _FleetClient(SecureClient):
             remaining_s -= slice_s
 
 
+def _session_of(config: MQTTConfig) -> dict[str, Any]:
+    """What MQTT 5 has to be told for a session that ends with the connection (3.1.2.4, 3.1.2.11.2)."""
+    if config.protocol_version != _MQTT_5 or not config.clean_session:
+        return {}
+    properties = Properties(PacketTypes.CONNECT)
+    properties.SessionExpiryInterval = 0
+    return {"clean_start": True, "properties": properties}
+
+
 class MQTTManager:
     """Publishes from a vehicle gateway to the fleet platform, over any loss of link, process or power.
 
@@ -252,7 +264,7 @@ class MQTTManager:
             # Told when the link has broken, with the figures of the moment of connecting: MQTT fixes a will in CONNECT.
             offline = self._status("OFFLINE").encode(self.device_id, self._store.unix_ms())
             self._client.will_set(self._topic(Status.SUFFIX), offline, qos=Status.QOS)
-            self._client.connect_async(broker.host, broker.port, self.config.keepalive_s)
+            self._client.connect_async(broker.host, broker.port, self.config.keepalive_s, **_session_of(self.config))
             self._client.loop_start()
 
     def is_connected(self) -> bool:
