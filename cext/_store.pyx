@@ -31,6 +31,10 @@ cdef str READ_AFTER = (
 cdef str READ_WITH_EXTRAS = (
     "SELECT q.*, retain, expiry_interval, properties FROM (" + READ_AFTER + ") AS q"
     " LEFT JOIN glec_extras ON message_id = q.id ORDER BY q.timestamp, q.id")
+cdef str READ_ROW = "SELECT id, {0}, qos, timestamp, ttl FROM mqtt_offline_queue WHERE id = ?"
+cdef str READ_ROW_WITH_EXTRAS = (
+    "SELECT q.*, retain, expiry_interval, properties FROM (" + READ_ROW + ") AS q"
+    " LEFT JOIN glec_extras ON message_id = q.id")
 cdef str INSERT_EXTRAS = (
     "INSERT INTO glec_extras (message_id, retain, expiry_interval, properties) VALUES (?, ?, ?, ?)")
 cdef str DELETE_ALL_EXTRAS = "DELETE FROM glec_extras"
@@ -180,6 +184,18 @@ cdef class QueueTable:
             return self.execute(READ_WITH_EXTRAS_STORED if with_extras else READ_AFTER_STORED, bindings).fetchall()
         except UnicodeDecodeError:
             return self._read_broken_text(READ_WITH_EXTRAS if with_extras else READ_AFTER, bindings)
+
+    def read_rows(self, list ids, bint with_extras=False) -> list:
+        """The rows of these ids, as far as there are any, in the order of `ids`."""
+        cdef list rows = []
+        cdef str statement = READ_ROW_WITH_EXTRAS if with_extras else READ_ROW
+        self.had_broken_text = False
+        for message_id in ids:
+            try:
+                rows += self.execute(statement.format(AS_STORED), (message_id,)).fetchall()
+            except UnicodeDecodeError:
+                rows += self._read_broken_text(statement, (message_id,))
+        return rows
 
     cdef list _read_broken_text(self, str statement, tuple bindings):
         """Rows where a TEXT is not UTF-8, by damage or by another writer: such a payload is given as bytes.

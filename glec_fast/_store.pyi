@@ -35,7 +35,7 @@ class QueueTable:
 
     One object, one connection, one thread at a time. Every method raises `apsw.Error` where the disk fails.
     deleted: rows deleted since the caller set it to 0.
-    had_broken_text: True where the last `read_after` met a TEXT that is not UTF-8.
+    had_broken_text: True where the last `read_after` or `read_rows` met a TEXT that is not UTF-8.
     may_have_extras: False only where no message on disk has extras, as far as this object looked and inserted.
     """
 
@@ -65,6 +65,9 @@ class QueueTable:
 
         with_extras: every row has the three columns, None where it has no extras.
         """
+
+    def read_rows(self, ids: list[int], with_extras: bool = False) -> list[_Row]:
+        """The rows of these ids, as far as there are any, in the order of `ids`; see `read_after`."""
 
     def heads_after(self, timestamp_ms: int, message_id: int) -> Iterator[_Head]:
         """An iterator over the heads (id, topic, qos, timestamp) behind a position, in order."""

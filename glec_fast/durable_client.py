@@ -197,8 +197,11 @@ class Durable(Receiver):
     def loop_misc(self) -> MQTTErrorCode:
         """As paho's; with a store, what is on disk by now is made ready to be sent."""
         outbox = self._outbox
-        if self._thread is None and isinstance(outbox, DurableOutbox) and self._sock is not None:
-            self._pull_for_own_loop(outbox)
+        if isinstance(outbox, DurableOutbox) and self._sock is not None:
+            if self._thread is None:
+                self._pull_for_own_loop(outbox)
+            elif outbox.is_due:
+                outbox.pull()
         return super().loop_misc()
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
@@ -22,6 +23,8 @@ _PULL_ROWS_MIN = 100
 _PULL_ROWS_MAX = 250
 # Encoded and not yet taken by the socket; more would only be memory.
 _UNSENT_BYTES_MAX = 256 * 1024
+# What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt.
+_REFUSED_PAUSE_S = 30.0
 
 
 class DurableOutbox(Outbox):
@@ -49,6 +52,9 @@ class DurableOutbox(Outbox):
         self._finished: list[int] = []
         self._refused: list[int] = []
         self.refused_count = 0
+        # Refused on this connection, and when they are sent again.
+        self._again: list[int] = []
+        self._again_at_s = 0.0
         self._more_to_read = True
         # Rows that were read and did not fit yet, and how many of them have gone.
         self._rows: list[Row] = []
@@ -140,7 +146,14 @@ class DurableOutbox(Outbox):
         with self._pulling:
             self._pull()
 
+    @property
+    def is_due(self) -> bool:
+        """True where `pull` has refused messages to send again."""
+        return bool(self._again) and time.monotonic() >= self._again_at_s
+
     def _pull(self) -> None:
+        if self.is_due and self.is_open:
+            self._read_again()
         while self.is_open and self._admit_rows() and self._read_rows():
             # Once there is something to send, the broker begins on it while the next are read.
             if self.session.sendable_bytes:
@@ -150,6 +163,11 @@ class DurableOutbox(Outbox):
             if version is not None:
                 with self.lock:
                     self.session.on_committed(version)
+
+    def _read_again(self) -> None:
+        rows, self._again = self.store.read_again(self._again)
+        with self.lock:
+            self._rows, self._rows_gone = rows + self._rows[self._rows_gone :], 0
 
     def _admit_rows(self) -> bool:
         """True where all rows that were read have gone, and more would fit."""
@@ -202,6 +220,9 @@ class DurableOutbox(Outbox):
             refused, self._refused = self._refused, []
             self.refused_count += len(refused)
             self.store.refuse(refused)
+            if not self._again:
+                self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
+            self._again += refused
         if self._finished:
             self.store.on_finished(len(self._finished), drained=self.session.in_flight == 0)
 
@@ -245,6 +266,8 @@ class DurableOutbox(Outbox):
                 self._rows, self._rows_gone = [], 0
                 parked, finished = self.session.parked_ids(), list(self._finished)
                 self._more_to_read = True
+            # Read with all others.
+            self._again.clear()
             self.store.rewind(parked, finished)
             self.is_open = True
             # QoS 0 messages may still wait in memory for company; now they can go.

@@ -132,6 +132,8 @@ class Store:
         self._outbox: Outbox | None = None
         self._identity = ("", "")
         self._in_doubt: list[tuple[int, Decision]] = []
+        # Whose refusal is not yet counted.
+        self._refused: set[int] = set()
         # True while those who must hear of drops are told: until then nothing is finished.
         self._telling = False
 
@@ -447,24 +449,46 @@ class Store:
         From then on they are the caller's: the store drops none of them. No rows where the disk fails, which is logged;
         `Outbox.on_committed` then calls for another attempt.
         """
-        reader = self._reader
-        with reader.lock:
+        with self._reader.lock:
             with self._lock:
                 committed_id = self._committed_id
-                # As of before the read: the writer may delete them, and forget that, while this reads.
-                unsendable = reader.skipped.union(self._dropping.marked)
+                unsendable = self._unsendable()
             try:
-                rows, is_last = reader.advance(limit, committed_id, self._writer.table)
+                rows, is_last = self._reader.advance(limit, committed_id, self._writer.table)
             except apsw.Error as error:
                 self._on_read_failure(error)
                 return [], True
             self._read_reported = False
-            now_ms = self._clock.now_ms()
-            if unsendable or reader.table.had_broken_text or any(row[5] < now_ms for row in rows):
-                rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
-            if rows and len(rows[0]) > ROW_COLUMNS:
-                rows = [as_sent(row, now_ms) for row in rows]
-            return rows, is_last
+            return self._as_sendable(rows, unsendable), is_last
+
+    def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
+        """Rows that were refused since the last `rewind`, as far as they may still be sent.
+
+        And those ids whose refusal is not yet counted, so that nobody can say; ask again later. Where the disk fails,
+        which is logged, they are read with the next `rewind`.
+        """
+        with self._reader.lock:
+            with self._lock:
+                uncounted = [message_id for message_id in ids if message_id in self._refused]
+                unsendable = self._unsendable().union(uncounted)
+            try:
+                rows = self._reader.table.read_rows(ids, self._writer.table.may_have_extras)
+            except apsw.Error as error:
+                self._on_read_failure(error)
+                return [], []
+            return self._as_sendable(rows, unsendable), uncounted
+
+    def _unsendable(self) -> frozenset[int]:
+        """As of before a read: the writer may delete them, and forget that, meanwhile. The caller holds both locks."""
+        return self._reader.skipped.union(self._dropping.marked)
+
+    def _as_sendable(self, rows: list[Row], unsendable: frozenset[int]) -> list[Row]:
+        now_ms = self._clock.now_ms()
+        if unsendable or self._reader.table.had_broken_text or any(row[5] < now_ms for row in rows):
+            rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
+        if rows and len(rows[0]) > ROW_COLUMNS:
+            rows = [as_sent(row, now_ms) for row in rows]
+        return rows
 
     def _is_sendable(self, row: Row, now_ms: int) -> bool:
         if row[5] < now_ms and row[0] not in self._reader.protected:
@@ -493,15 +517,18 @@ class Store:
             self._request(_DONE_COMMIT_DELAY_S)
 
     def refuse(self, ids: list[int]) -> None:
-        """The broker refused these messages: one more failed attempt each. The next `rewind` has them read again."""
+        """The broker refused these messages: one more failed attempt each; see `read_again`."""
 
         def count(table: QueueTable) -> None:
             table.increment_retry_count(ids)
             wanted = set(ids)
             given_up = [head for head in table.heads_given_up(self.max_retry) if head[0] in wanted]
             self._dropping.mark(given_up, DropReason.GIVEN_UP)
+            with self._lock:
+                self._refused.difference_update(ids)
 
         with self._lock:
+            self._refused.update(ids)
             self._jobs.append(Job(count, lasting=True))
             self._request(0.0)
 
