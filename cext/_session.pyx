@@ -64,6 +64,7 @@ cdef enum:
     FINISHED = 3
     FINISHED_MAX = 0xFFFF
     NO_EXCHANGE = -1
+    WITH_EXTRAS_COLUMNS = 8
     ACK_MAX_BYTES = 5
     BUFFER_START_BYTES = 4096
     # A buffer that grew past this for one burst is given back when it runs empty.
@@ -155,6 +156,8 @@ cdef class Session:
 
     cdef readonly bint durable
     cdef readonly int window
+    # True: `take_reasons` has every acknowledgement, also those that carry nothing.
+    cdef public bint keeps_all_reasons
     # 3, 4 or 5, as in CONNECT (MQTT 3.1.2.2).
     cdef public int protocol_version
     # True over TLS and WebSocket: they may send a part of what `peek` gave and not say so, so all of it may have left.
@@ -558,6 +561,7 @@ cdef class Session:
     def admit_rows(self, list rows, Py_ssize_t start) -> int:
         """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
 
+        A row of eight columns or more has retain and packed properties in its seventh and eighth.
         Returns the index of the first that did not fit: behind it none goes, so that the order stays.
         A row that MQTT cannot carry, as another program may have left one, is handed back by `take_refused`.
         """
@@ -570,7 +574,10 @@ cdef class Session:
             try:
                 if not self._fits(row[0], row[3]):
                     return index
-                self.admit(row[0], row[1], row[2], row[3])
+                if len(row) < WITH_EXTRAS_COLUMNS:
+                    self.admit(row[0], row[1], row[2], row[3])
+                else:
+                    self.admit(row[0], row[1], row[2], row[3], row[6], row[7])
             except (ValueError, TypeError, OverflowError):
                 self.refused.append(row[0])
             except MemoryError:
@@ -677,7 +684,7 @@ cdef class Session:
         # Not this exchange's, where it does not fit the state: PUBCOMP may answer the PUBREL for an unknown id.
         if (kind == PUBCOMP) != (exchange.state == RELEASED):
             return 0
-        if reason or size > 3:
+        if reason or size > 3 or self.keeps_all_reasons:
             properties = PyBytes_FromStringAndSize(<const char*>body + 3, size - 3) if size > 3 else b""
             self.reasons[exchange.message_id] = (kind, packet_id, reason, properties)
         return self._finish(exchange, reason >= REASON_FAILURE and kind != PUBCOMP)

@@ -1,7 +1,8 @@
 """The statements on the queue table, a batch at a time. One object, one connection, one thread at a time; no commit.
 
 Rows go out as (id, topic, payload, qos, timestamp, ttl), first in, first out: by (timestamp, id). A payload that is not
-text is kept as a BLOB; TEXT otherwise, as the specification's table says.
+text is kept as a BLOB; TEXT otherwise, as the specification's table says. A message with extras has those three columns
+behind the others; they stand in a table of their own, and are deleted with the message's row.
 """
 
 from itertools import chain
@@ -11,6 +12,8 @@ from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
 cdef enum:
     # More gaps than that are not worth the search for a row in one of them.
     CLEARED_RANGES_MAX = 4
+    # Of a row without extras.
+    ROW_COLUMNS = 6
 
 cdef str INSERT = (
     "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl) VALUES (?, ?, ?, ?, ?, ?)")
@@ -25,6 +28,19 @@ cdef str READ_AFTER = (
     " UNION ALL"
     " SELECT * FROM (SELECT id, {0}, qos, timestamp, ttl FROM mqtt_offline_queue"
     " WHERE timestamp > ?1 ORDER BY timestamp, id LIMIT ?3) LIMIT ?3")
+cdef str READ_WITH_EXTRAS = (
+    "SELECT q.*, retain, expiry_interval, properties FROM (" + READ_AFTER + ") AS q"
+    " LEFT JOIN glec_extras ON message_id = q.id ORDER BY q.timestamp, q.id")
+cdef str READ_ROW = "SELECT id, {0}, qos, timestamp, ttl FROM mqtt_offline_queue WHERE id = ?"
+cdef str READ_ROW_WITH_EXTRAS = (
+    "SELECT q.*, retain, expiry_interval, properties FROM (" + READ_ROW + ") AS q"
+    " LEFT JOIN glec_extras ON message_id = q.id")
+cdef str INSERT_EXTRAS = (
+    "INSERT INTO glec_extras (message_id, retain, expiry_interval, properties) VALUES (?, ?, ?, ?)")
+cdef str DELETE_ALL_EXTRAS = "DELETE FROM glec_extras"
+cdef str DELETE_EXTRAS = "DELETE FROM glec_extras WHERE message_id BETWEEN ? AND ?"
+cdef str DELETE_ORPHANS = "DELETE FROM glec_extras WHERE message_id NOT IN (SELECT id FROM mqtt_offline_queue)"
+cdef str IS_ANY_EXTRA = "SELECT EXISTS (SELECT 1 FROM glec_extras)"
 # A head is a row without its payload: what it takes to drop it and to tell of it.
 cdef str HEADS = "SELECT id, CAST(topic AS BLOB), qos, timestamp FROM mqtt_offline_queue"
 cdef str HEADS_BESIDE = HEADS + " WHERE timestamp = ? AND id > ? ORDER BY id"
@@ -36,6 +52,7 @@ cdef str READ_ALL = (
 cdef str AS_STORED = "topic, payload"
 cdef str AS_BYTES = "CAST(topic AS BLOB), CAST(payload AS BLOB)"
 cdef str READ_AFTER_STORED = READ_AFTER.format(AS_STORED)
+cdef str READ_WITH_EXTRAS_STORED = READ_WITH_EXTRAS.format(AS_STORED)
 
 cdef int64_t TIME_MAX_MS = 1 << 62
 cdef str MOVE_TIMES = (
@@ -64,9 +81,11 @@ cdef object stored_payload(object payload):
         return data
 
 
-def make_row(int64_t message_id, topic, payload, int qos, int64_t timestamp_ms, int64_t ttl_ms) -> tuple:
-    """The row of one message; `ttl_ms` is the time of expiry."""
-    return (message_id, topic, stored_payload(payload), qos, timestamp_ms, ttl_ms)
+def make_row(int64_t message_id, topic, payload, int qos, int64_t timestamp_ms, int64_t ttl_ms,
+             extras=None) -> tuple:
+    """The row of one message; `ttl_ms` is the time of expiry, extras (retain, expiry interval, packed properties)."""
+    row = (message_id, topic, stored_payload(payload), qos, timestamp_ms, ttl_ms)
+    return row if extras is None else (*row, *extras)
 
 
 def ranges_of(list ids) -> list:
@@ -94,14 +113,22 @@ cdef class QueueTable:
     cdef public int64_t deleted
     # True where the last `read_after` met a TEXT that is not UTF-8.
     cdef readonly bint had_broken_text
+    # False only where no message on disk has extras.
+    cdef readonly bint may_have_extras
 
     def __init__(self, connection):
         self.connection = connection
         self.execute = connection.execute
         self.executemany = connection.executemany
+        self.may_have_extras = True
 
     def insert(self, list rows):
         """Add rows made by `make_row`."""
+        cdef list extras = [row for row in rows if len(<tuple>row) > ROW_COLUMNS]
+        if extras:
+            self.may_have_extras = True
+            self.executemany(INSERT_EXTRAS, [(row[0], *row[ROW_COLUMNS:]) for row in extras])
+            rows = [row[:ROW_COLUMNS] for row in rows]
         if len(rows) == 1:
             self.execute(INSERT, rows[0])
         else:
@@ -115,6 +142,8 @@ cdef class QueueTable:
         """`delete` that looks first whether all there is goes."""
         cdef list ranges = ranges_of(ids)
         if 0 < len(ranges) <= CLEARED_RANGES_MAX and not self._is_any_beside(ranges):
+            if self.may_have_extras:
+                self.execute(DELETE_ALL_EXTRAS)
             self.execute(DELETE_ALL)
             self.deleted += self.connection.changes()
             return self.connection.changes()
@@ -131,18 +160,42 @@ cdef class QueueTable:
     cdef int64_t _delete_ranges(self, list ranges) except -1:
         cdef int64_t deleted = 0
         for pair in ranges:
+            if self.may_have_extras:
+                self.execute(DELETE_EXTRAS, pair)
             self.execute(DELETE_RANGE, pair)
             deleted += self.connection.changes()
         self.deleted += deleted
         return deleted
 
-    def read_after(self, int64_t timestamp_ms, int64_t message_id, int limit) -> list:
+    def look_for_extras(self):
+        """Find out whether any message on disk has extras. Between transactions, as a rollback brings them back."""
+        self.may_have_extras = self.execute(IS_ANY_EXTRA).get
+
+    def delete_orphaned_extras(self):
+        """Delete the extras of messages that another program has deleted."""
+        if self.may_have_extras:
+            self.execute(DELETE_ORPHANS)
+
+    def read_after(self, int64_t timestamp_ms, int64_t message_id, int limit, bint with_extras=False) -> list:
         """The next rows behind a position, at most `limit`, as one snapshot."""
         self.had_broken_text = False
+        bindings = (timestamp_ms, message_id, limit)
         try:
-            return self.execute(READ_AFTER_STORED, (timestamp_ms, message_id, limit)).fetchall()
+            return self.execute(READ_WITH_EXTRAS_STORED if with_extras else READ_AFTER_STORED, bindings).fetchall()
         except UnicodeDecodeError:
-            return self._read_broken_text(READ_AFTER, (timestamp_ms, message_id, limit))
+            return self._read_broken_text(READ_WITH_EXTRAS if with_extras else READ_AFTER, bindings)
+
+    def read_rows(self, list ids, bint with_extras=False) -> list:
+        """The rows of these ids, as far as there are any, in the order of `ids`."""
+        cdef list rows = []
+        cdef str statement = READ_ROW_WITH_EXTRAS if with_extras else READ_ROW
+        self.had_broken_text = False
+        for message_id in ids:
+            try:
+                rows += self.execute(statement.format(AS_STORED), (message_id,)).fetchall()
+            except UnicodeDecodeError:
+                rows += self._read_broken_text(statement, (message_id,))
+        return rows
 
     cdef list _read_broken_text(self, str statement, tuple bindings):
         """Rows where a TEXT is not UTF-8, by damage or by another writer: such a payload is given as bytes.

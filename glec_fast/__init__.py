@@ -21,6 +21,7 @@ from glec_fast.errors import (
     QueueStorageError,
     TLSError,
     TLSFileError,
+    UnsupportedError,
 )
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision, InDoubt
@@ -72,5 +73,6 @@ __all__ = [
     "TLSError",
     "TLSFileError",
     "Telemetry",
+    "UnsupportedError",
     "build_ssl_context",
 ]

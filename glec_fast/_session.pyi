@@ -1,4 +1,4 @@
-from typing import Final
+from typing import Any, Final
 
 NEED_DATA: Final = 0
 """`Session.advance` wants more bytes."""
@@ -46,6 +46,8 @@ class Session:
     @property
     def has_last(self) -> bool:
         """A packet put as `last` is in the send buffer, or has left."""
+    keeps_all_reasons: bool
+    """True: `take_reasons` has every acknowledgement, also those that carry nothing. False at first."""
     protocol_version: int
     """3, 4 or 5, as in CONNECT (MQTT 3.1.2.2)."""
     offered_may_leave: bool
@@ -94,9 +96,10 @@ class Session:
         packet_id: 0, or one taken with `reserve_packet_id`.
         Raises MessageError where MQTT cannot carry it. After any error nothing is kept of it.
         """
-    def admit_rows(self, rows: list[tuple[int, str, str | bytes, int, int, int]], start: int) -> int:
+    def admit_rows(self, rows: list[tuple[Any, ...]], start: int) -> int:
         """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
 
+        A row of eight columns or more has retain and packed properties in its seventh and eighth.
         Returns the index of the first that did not fit: behind it none goes, so that the order stays.
         A row that MQTT cannot carry, as another program may have left one, is handed back by `take_refused`.
         """

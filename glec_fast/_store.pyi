@@ -1,16 +1,26 @@
 """Types of `cext/_store.pyx`: the statements on the queue table."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import apsw
 
 from glec_fast.in_doubt import Decision
 
-_Row = tuple[int, str, str | bytes, int, int, int]
+# With extras, retain (0 or 1), expiry interval in s or None, and packed properties behind the others.
+_Row = tuple[Any, ...]
 _RowWithRetries = tuple[int, str, str | bytes, int, int, int, int]
 _Head = tuple[int, str, int, int]
 
-def make_row(message_id: int, topic: str, payload: str | bytes, qos: int, timestamp_ms: int, ttl_ms: int) -> _Row:
+def make_row(
+    message_id: int,
+    topic: str,
+    payload: str | bytes,
+    qos: int,
+    timestamp_ms: int,
+    ttl_ms: int,
+    extras: tuple[bool, int | None, bytes] | None = None,
+) -> _Row:
     """The row of one message; `timestamp_ms` is the time of insertion and `ttl_ms` that of expiry, Unix milliseconds.
 
     Text is kept as TEXT; bytes too where they are UTF-8 without NUL, else as a BLOB.
@@ -25,12 +35,15 @@ class QueueTable:
 
     One object, one connection, one thread at a time. Every method raises `apsw.Error` where the disk fails.
     deleted: rows deleted since the caller set it to 0.
-    had_broken_text: True where the last `read_after` met a TEXT that is not UTF-8.
+    had_broken_text: True where the last `read_after` or `read_rows` met a TEXT that is not UTF-8.
+    may_have_extras: False only where no message on disk has extras, as far as this object looked and inserted.
     """
 
     deleted: int
     @property
     def had_broken_text(self) -> bool: ...
+    @property
+    def may_have_extras(self) -> bool: ...
     def __init__(self, connection: apsw.Connection) -> None: ...
     def insert(self, rows: list[_Row]) -> None:
         """Add rows made by `make_row`."""
@@ -41,8 +54,20 @@ class QueueTable:
     def delete_finished(self, ids: list[int]) -> int:
         """`delete` that clears the table at once where nothing else is in it."""
 
-    def read_after(self, timestamp_ms: int, message_id: int, limit: int) -> list[_Row]:
-        """The next rows behind a position, at most `limit`, as one snapshot in the order (timestamp, id)."""
+    def look_for_extras(self) -> None:
+        """Find out whether any message on disk has extras. Between transactions, as a rollback brings them back."""
+
+    def delete_orphaned_extras(self) -> None:
+        """Delete the extras of messages that another program has deleted."""
+
+    def read_after(self, timestamp_ms: int, message_id: int, limit: int, with_extras: bool = False) -> list[_Row]:
+        """The next rows behind a position, at most `limit`, as one snapshot in the order (timestamp, id).
+
+        with_extras: every row has the three columns, None where it has no extras.
+        """
+
+    def read_rows(self, ids: list[int], with_extras: bool = False) -> list[_Row]:
+        """The rows of these ids, as far as there are any, in the order of `ids`; see `read_after`."""
 
     def heads_after(self, timestamp_ms: int, message_id: int) -> Iterator[_Head]:
         """An iterator over the heads (id, topic, qos, timestamp) behind a position, in order."""

@@ -13,22 +13,19 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from glec_fast import _paho
 from glec_fast._outbox import MemoryOutbox, publish
+from glec_fast.durable_client import Durable
 from glec_fast.durable_outbox import DurableOutbox
-from glec_fast.errors import GlecError
+from glec_fast.errors import GlecError, UnsupportedError
 from glec_fast.message import properties_from
-from glec_fast.receive import Receiver, _State
-
-if TYPE_CHECKING:
-    from glec_fast.handle import PublishHandle
+from glec_fast.receive import _State
 
 _paho.check()
 
@@ -43,35 +40,29 @@ _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 _PahoClient = paho.Client
 
 
-class Client(Receiver):
-    """A drop-in for `paho.mqtt.client.Client`: the same arguments, methods, callbacks and results."""
+class Client(Durable):
+    """A drop-in for `paho.mqtt.client.Client`: the same arguments, methods, callbacks and results.
+
+    `Client(..., store="queue.db")` keeps every accepted message on disk until the broker has it; see `Durable`.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._interrupt = threading.Event()
         self._write_lock = threading.Lock()
-        self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake))
+        durable = self._open_durable_outbox()
+        self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake) if durable is None else durable)
 
     def _use_outbox(self, outbox: MemoryOutbox | DurableOutbox) -> None:
         self._outbox = outbox
         outbox.is_traced = self._is_logging
         self._out_messages = _paho.Unfinished(outbox if isinstance(outbox, MemoryOutbox) else ())  # type: ignore[assignment]
         self._out_packet = _paho.Unfinished(_UnsentBytes(outbox))  # type: ignore[assignment]
+        self._note_on_publish()
 
     # ---- publishing
 
     publish = publish
-
-    def _publish_stored(
-        self, topic: str, payload: bytes | bytearray, qos: int, retain: bool, properties: Properties | None
-    ) -> PublishHandle:
-        """For `publish`, where the outbox is over a store."""
-        if retain or properties is not None:
-            raise ValueError(
-                "a queued message carries neither retain nor properties: the queue's table has no place for them"
-            )
-        outbox = cast("DurableOutbox", self._outbox)
-        return outbox.publish(topic, bytes(payload), qos)
 
     def _after_publish(self, is_worth_writing: bool) -> MQTTErrorCode:
         """For `publish`, where something is to be sent."""
@@ -83,7 +74,7 @@ class Client(Receiver):
         """As paho's: forget all unacknowledged QoS 1 and 2 messages, and return them."""
         outbox = self._outbox
         if not isinstance(outbox, MemoryOutbox):
-            raise TypeError("the queue is on disk: use its own methods to take messages out of it")
+            raise UnsupportedError("the messages are on disk: close(), and open the file as OfflineQueueManager")
         messages = []
         for dropped in outbox.clear():
             message = paho.MQTTMessage(dropped.mid, dropped.topic.encode())
@@ -104,14 +95,17 @@ class Client(Receiver):
 
     @property
     def max_queued_messages(self) -> int:
-        """Most unacknowledged messages in memory; 0 means no limit."""
-        return self._max_queued_messages
+        """Most unacknowledged messages in memory, 0 means no limit; with a store, most in the queue, and fixed."""
+        outbox = self._outbox
+        return self._max_queued_messages if isinstance(outbox, MemoryOutbox) else outbox.store.max_queue_size
 
     @max_queued_messages.setter
     def max_queued_messages(self, value: int) -> None:
+        outbox = self._outbox
+        if not isinstance(outbox, MemoryOutbox):
+            raise UnsupportedError("the store bounds its queue: give store=Store(path, max_queue_size=...)")
         _PahoClient.max_queued_messages.fset(self, value)  # type: ignore[attr-defined]
-        if isinstance(self._outbox, MemoryOutbox):
-            self._outbox.max_queued = value
+        outbox.max_queued = value
 
     # ---- the loop
 
@@ -256,7 +250,7 @@ class Client(Receiver):
         woken = wake is not None and wake.fileno() in ready
         if woken:
             try:
-                wake.recv(10_000)  # type: ignore[union-attr]
+                wake.recv(10_000)
             except BlockingIOError:
                 woken = False
             # After the read and before the pull: whoever wakes from here on is either seen by it or writes again.
@@ -444,6 +438,7 @@ class Client(Receiver):
     def _messages_reconnect_reset(self) -> None:
         self._outbox.park()
         self._drop_received()
+        self._identify()
         self._expect()
         self._outbox.session.protocol_version = int(self._protocol)
         self._outbox.session.offered_may_leave = self._ssl or self._transport == "websockets"

@@ -14,8 +14,8 @@ from glec_fast.drops import Dropped
 from glec_fast.in_doubt import Decision
 from glec_fast.queue_clock import Anchor
 
-# id, topic, payload, QoS, timestamp, time of expiry.
-Row: TypeAlias = "tuple[int, str, str | bytes, int, int, int]"
+# id, topic, payload, QoS, timestamp, time of expiry; behind them, if it has any, what `glec_fast.extras` says.
+Row: TypeAlias = "tuple[Any, ...]"
 # A row without its payload: id, topic, QoS, timestamp.
 Head: TypeAlias = tuple[int, str, int, int]
 

@@ -16,6 +16,7 @@ _DEFAULT_PORTS = {"tcp": 1883, "mqtt": 1883, "ssl": 8883, "mqtts": 8883, "ws": 8
 _TLS_SCHEMES = {"ssl", "mqtts", "wss"}
 _KEEPALIVE_MAX_S = 65_535
 _TEXT_MAX_BYTES = 65_535
+_PROTOCOL_VERSIONS = (4, 5)
 
 
 class Broker(NamedTuple):
@@ -38,7 +39,8 @@ class MQTTConfig:
     queue_path: the queue file. queue_max_size: messages; the oldest go first. queue_ttl_hours: age of expiry.
     queue_max_retry: refusals by the broker until a message is given up.
     connection_timeout_s: for TCP and TLS together. keepalive_s: MQTT keep alive, 0 to 65,535, 0 turns it off.
-    clean_session: False keeps the session at the broker, which exactly-once needs.
+    protocol_version: as in CONNECT: 4 is MQTT 3.1.1, 5 is MQTT 5.
+    clean_session: False keeps the session at the broker, which exactly-once needs; in MQTT 5, one that does not end.
     auto_reconnect: False gives up after the first failure or loss of the connection.
     retry_*: waits of retry_initial_delay_ms, doubled each time, for retry_max_attempts; then retry_max_delay_ms, for
     ever.
@@ -63,6 +65,7 @@ class MQTTConfig:
     queue_max_retry: int = 3
     connection_timeout_s: float = 30
     keepalive_s: int = 60
+    protocol_version: int = 4
     clean_session: bool = False
     auto_reconnect: bool = True
     retry_max_attempts: int = 5
@@ -85,6 +88,8 @@ class MQTTConfig:
         for name in ("clean_session", "auto_reconnect", "wait_for_disk", "resend_in_doubt"):
             if type(getattr(self, name)) is not bool:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+        if type(self.protocol_version) is not int or self.protocol_version not in _PROTOCOL_VERSIONS:
+            raise ConfigError(f"protocol_version is {self.protocol_version!r}; it must be 4 (MQTT 3.1.1) or 5 (MQTT 5)")
         if self.tls_config is not None and not isinstance(self.tls_config, TLSConfig):
             raise ConfigError(f"tls_config is {type(self.tls_config).__name__}; it must be a TLSConfig or None")
         if self.password is not None and self.username is None:

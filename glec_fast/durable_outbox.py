@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from weakref import WeakValueDictionary
 
@@ -10,6 +12,7 @@ from glec_fast._store import ranges_of
 from glec_fast.commit import Row
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, QueueStorageError
+from glec_fast.extras import Extras
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision
 from glec_fast.store import Store
@@ -20,6 +23,8 @@ _PULL_ROWS_MIN = 100
 _PULL_ROWS_MAX = 250
 # Encoded and not yet taken by the socket; more would only be memory.
 _UNSENT_BYTES_MAX = 256 * 1024
+# What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt.
+_REFUSED_PAUSE_S = 30.0
 
 
 class DurableOutbox(Outbox):
@@ -29,8 +34,6 @@ class DurableOutbox(Outbox):
         self,
         store: Store,
         window: int,
-        client_id: str,
-        broker: str,
         on_work: Callable[[], None],
         on_dropped: Callable[[list[Dropped]], None],
         *,
@@ -49,35 +52,61 @@ class DurableOutbox(Outbox):
         self._finished: list[int] = []
         self._refused: list[int] = []
         self.refused_count = 0
+        # Refused on this connection, and when they are sent again.
+        self._again: list[int] = []
+        self._again_at_s = 0.0
         self._more_to_read = True
         # Rows that were read and did not fit yet, and how many of them have gone.
         self._rows: list[Row] = []
         self._rows_gone = 0
         # QoS 0 that went past the store, under negative ids, until the socket has taken it.
-        self._direct: dict[int, tuple[str, str | bytes, PublishHandle]] = {}
+        self._direct: dict[int, tuple[str, str | bytes, Extras | None, PublishHandle]] = {}
         self._direct_id = 0
-        image, is_same_session = store.load_session(client_id, broker)
+        self._tells_all = False
+        # Held to read and to rewind: a program's own loop may have several threads pull.
+        self._pulling = threading.RLock()
+        self._untold: list[PublishHandle] = []
         try:
-            ranges = self.session.load_image(image)
+            ranges = self.session.load_image(store.load_session())
         except ValueError as error:
             raise QueueFormatError(
                 f"the queue file's record of what is in flight cannot be read ({error}): give queue_path another name"
             ) from error
         for first, last in ranges:
             self._finished += range(first, last + 1)
-        if not is_same_session:
-            # Also for the next process, which must not take the old packet ids for its own.
-            self._void_session()
         store.rewind(self.session.parked_ids(), self._finished)
-        store.attach(self, client_id, broker)
+        store.attach(self)
+
+    def identify(self, client_id: str, broker: str) -> None:
+        """Say whose session comes next, before each connection: another client id or broker has none of this one.
+
+        On disk when this returns, also for the next process, which must not take the old packet ids for its own.
+        Raises QueueStorageError, QueueClosedError; then there must be no connection.
+        """
+        self.store.refuse_if_closed()
+        known = self.store.identity
+        if known == (client_id, broker):
+            return
+        if any(known):
+            handles = self._void_session()
+            with self.lock:
+                self._untold += handles
+                parked, finished = self.session.parked_ids(), list(self._finished)
+            self.store.rewind(parked, finished)
+        self.store.speak_for(client_id, broker)
+
+    def tell_all(self, wanted: bool) -> None:
+        """Whether `settle` makes a handle for each message that nobody holds one of."""
+        with self.lock:
+            self._tells_all = self.session.keeps_all_reasons = wanted
 
     def __len__(self) -> int:
         return self.store.size + len(self._direct)
 
-    def publish(self, topic: str, payload: str | bytes, qos: int) -> PublishHandle:
+    def publish(self, topic: str, payload: str | bytes, qos: int, extras: Extras | None = None) -> PublishHandle:
         """Take a message. QoS 2 waits for the disk, unless told not to. Raises QueueStorageError, QueueClosedError."""
         if qos == 0 and self.is_open and not self.store.has_backlog and self._rows_gone == len(self._rows):
-            handle = self._publish_direct(topic, payload)
+            handle = self._publish_direct(topic, payload, extras)
             if handle is not None:
                 return handle
         handle = PublishHandle(0, self._published, qos, self.store.wait_durable)
@@ -86,19 +115,22 @@ class DurableOutbox(Outbox):
             handle.mid = message_id
             self._handles[message_id] = handle
 
-        self.store.append(topic, payload, qos, urgent=qos > 0 or self.is_open, register=register)
+        self.store.append(topic, payload, qos, urgent=qos > 0 or self.is_open, extras=extras, register=register)
         if qos == 2 and self._wait_for_disk:
             self._wait_until_durable(handle)
         return handle
 
-    def _publish_direct(self, topic: str, payload: str | bytes) -> PublishHandle | None:
+    def _publish_direct(self, topic: str, payload: str | bytes, extras: Extras | None) -> PublishHandle | None:
         with self.lock:
             if not self.is_open or self.session.unsent_bytes > _UNSENT_BYTES_MAX:
                 return None
             self._direct_id -= 1
             handle = PublishHandle(self._direct_id, self._published, 0)
-            self._direct[self._direct_id] = (topic, payload, handle)
-            self.session.admit(self._direct_id, topic, payload, 0)
+            self._direct[self._direct_id] = (topic, payload, extras, handle)
+            if extras is None:
+                self.session.admit(self._direct_id, topic, payload, 0)
+            else:
+                self.session.admit(self._direct_id, topic, payload, 0, extras.retain, extras.packed())
         self._on_work()
         return handle
 
@@ -111,6 +143,17 @@ class DurableOutbox(Outbox):
 
     def pull(self) -> None:
         """Encode the next rows as far as the window has room, and read more of them from the store."""
+        with self._pulling:
+            self._pull()
+
+    @property
+    def is_due(self) -> bool:
+        """True where `pull` has refused messages to send again."""
+        return bool(self._again) and time.monotonic() >= self._again_at_s
+
+    def _pull(self) -> None:
+        if self.is_due and self.is_open:
+            self._read_again()
         while self.is_open and self._admit_rows() and self._read_rows():
             # Once there is something to send, the broker begins on it while the next are read.
             if self.session.sendable_bytes:
@@ -120,6 +163,11 @@ class DurableOutbox(Outbox):
             if version is not None:
                 with self.lock:
                     self.session.on_committed(version)
+
+    def _read_again(self) -> None:
+        rows, self._again = self.store.read_again(self._again)
+        with self.lock:
+            self._rows, self._rows_gone = rows + self._rows[self._rows_gone :], 0
 
     def _admit_rows(self) -> bool:
         """True where all rows that were read have gone, and more would fit."""
@@ -143,21 +191,28 @@ class DurableOutbox(Outbox):
         return True
 
     def settle(self) -> list[PublishHandle]:
-        """The handles, where somebody holds one, of what is finished; the caller holds the lock."""
+        """The handles of what is finished, where somebody holds one or all are told; the caller holds the lock."""
         done = self.session.take_done()
         refused = self.session.take_refused()
+        handles, self._untold = self._untold, []
         if not done and not refused:
-            return []
-        handles = []
+            return handles
         self._refused += refused
         rows = [message_id for message_id in done if message_id > 0]
         self.sent_count += len(done)
         if len(rows) != len(done):
-            handles = [self._direct.pop(message_id)[2] for message_id in done if message_id < 0]
+            handles += [self._direct.pop(message_id)[3] for message_id in done if message_id < 0]
         self._finished += rows
-        if self._handles:
+        if self._tells_all:
+            # Which QoS is in its acknowledgement; QoS 0 has none.
+            handles += [self._take_handle(message_id, 0) for message_id in rows]
+        elif self._handles:
             handles += [handle for message_id in rows if (handle := self._handles.pop(message_id, None)) is not None]
         return handles
+
+    def _take_handle(self, message_id: int, qos: int) -> PublishHandle:
+        handle = self._handles.pop(message_id, None)
+        return PublishHandle(message_id, self._published, qos) if handle is None else handle
 
     def after_settle(self) -> None:
         """Tell the store what is new for it. Not under the lock."""
@@ -165,6 +220,9 @@ class DurableOutbox(Outbox):
             refused, self._refused = self._refused, []
             self.refused_count += len(refused)
             self.store.refuse(refused)
+            if not self._again:
+                self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
+            self._again += refused
         if self._finished:
             self.store.on_finished(len(self._finished), drained=self.session.in_flight == 0)
 
@@ -175,46 +233,53 @@ class DurableOutbox(Outbox):
             self.session.park()
             self._release_control_ids()
             self._rows, self._rows_gone = [], 0
-            finished_handles = self.settle()
+            # Told with the next that are finished.
+            self._untold += self.settle()
             stranded = list(self._direct.values())
             self._direct.clear()
             parked, finished = self.session.parked_ids(), list(self._finished)
         self.store.rewind(parked, finished)
-        for handle in finished_handles:
-            handle._set_as_published()
-        for topic, payload, handle in stranded:
-            self._requeue(topic, payload, handle)
+        for each in stranded:
+            self._requeue(*each)
 
-    def _requeue(self, topic: str, payload: str | bytes, handle: PublishHandle) -> None:
+    def _requeue(self, topic: str, payload: str | bytes, extras: Extras | None, handle: PublishHandle) -> None:
         def register(message_id: int) -> None:
             handle.mid = message_id
             handle._wait_durable = self.store.wait_durable
             self._handles[message_id] = handle
 
         try:
-            self.store.append(topic, payload, 0, urgent=False, register=register)
+            self.store.append(topic, payload, 0, urgent=False, extras=extras, register=register)
         except (QueueStorageError, QueueClosedError):
             handle._set_as_dropped(DropReason.LINK_LOST)
             self._tell_dropped([Dropped(handle.message_id, topic, 0, DropReason.LINK_LOST)])
 
     def resume(self, session_present: bool, receive_maximum: int) -> list[PublishHandle]:
-        """The broker accepted the connection: read from the first row again, resends first as they are the oldest."""
-        if not session_present:
-            self._void_session()
-        with self.lock:
-            self.session.resume(True, receive_maximum)
-            self._rows, self._rows_gone = [], 0
-            parked, finished = self.session.parked_ids(), list(self._finished)
-            self._more_to_read = True
-        self.store.rewind(parked, finished)
-        self.is_open = True
-        # QoS 0 messages may still wait in memory for company; now they can go.
-        self.store.request_commit()
-        self.pull()
-        return []
+        """The broker accepted the connection: read from the first row again, resends first as they are the oldest.
 
-    def _void_session(self) -> None:
-        """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message."""
+        Returns the handles of QoS 2 messages that are left to the broker, see `_void_session`.
+        """
+        handles = [] if session_present else self._void_session()
+        with self._pulling:
+            with self.lock:
+                self.session.resume(True, receive_maximum)
+                self._rows, self._rows_gone = [], 0
+                parked, finished = self.session.parked_ids(), list(self._finished)
+                self._more_to_read = True
+            # Read with all others.
+            self._again.clear()
+            self.store.rewind(parked, finished)
+            self.is_open = True
+            # QoS 0 messages may still wait in memory for company; now they can go.
+            self.store.request_commit()
+            self._pull()
+        return handles
+
+    def _void_session(self) -> list[PublishHandle]:
+        """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message.
+
+        Returns the handles of those that are left to it, where somebody holds one or all are told.
+        """
         with self.lock:
             parked = self.session.parked_ids(2)
             received = self.session.resume(False)
@@ -226,10 +291,10 @@ class DurableOutbox(Outbox):
             self._in_doubt += [(message_id, Decision.LEFT_TO_BROKER) for message_id in received]
             self.in_doubt_count += len(again) + len(received)
             self._finished += received
-        for message_id in received:
-            handle = self._handles.pop(message_id, None)
-            if handle is not None:
-                handle._set_as_published()
+            if self._tells_all:
+                return [self._take_handle(message_id, 2) for message_id in received]
+            found = [self._handles.pop(message_id, None) for message_id in received]
+            return [handle for handle in found if handle is not None]
 
     def handle_for(self, message_id: int) -> PublishHandle | None:
         """The handle of a message accepted before, by whichever process; None where it is not in the queue any more.

@@ -18,6 +18,10 @@ class ConfigError(GlecError, ValueError):
     """A setting is malformed or contradicts another. Nothing was started."""
 
 
+class UnsupportedError(GlecError, RuntimeError):
+    """The call means nothing for this client, with a store or without one; the message says what to call instead."""
+
+
 class TLSFileError(ConfigError, OSError):
     """A certificate or key cannot be read or used. It is read again at the next connection."""
 

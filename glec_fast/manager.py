@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import threading
 import time
 from collections import Counter
@@ -14,7 +12,8 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
@@ -22,8 +21,8 @@ from glec_fast.backoff import Backoff
 from glec_fast.config import MQTTConfig
 from glec_fast.device import available_storage_mb, memory_usage_mb
 from glec_fast.drops import Dropped, DropReason
-from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import ConnectionLostError, GlecError, PinningError
+from glec_fast.extras import RETAINED
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import InDoubt
 from glec_fast.messages import Alert, Inference, Status, Telemetry
@@ -37,8 +36,7 @@ from glec_fast.validation import as_payload, check_publish
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
 _HOUR_MS = 60 * 60 * 1000
-# Long enough for a slow link to take what is left to send, short enough for a service manager that waits for our end.
-_LEAVE_TIMEOUT_S = 5.0
+_MQTT_5 = MQTTProtocolVersion.MQTTv5
 
 logger = logging.getLogger("glec_fast")
 
@@ -83,16 +81,34 @@ class Metrics:
 class _FleetClient(SecureClient):
     """A Client that waits as the specification says, and ticks for its manager's timers also while it waits."""
 
-    def __init__(self, backoff: Backoff, tick: Callable[[], float], config: MQTTConfig) -> None:
+    def __init__(
+        self,
+        config: MQTTConfig,
+        store: Store,
+        tick: Callable[[], float],
+        on_dropped: Callable[[list[Dropped]], None],
+    ) -> None:
         broker = config.broker
+        self._on_dropped = on_dropped
         super().__init__(
             CallbackAPIVersion.VERSION2,
             client_id=config.client_id,
-            clean_session=config.clean_session,
+            clean_session=None if config.protocol_version == _MQTT_5 else config.clean_session,
+            protocol=MQTTProtocolVersion(config.protocol_version),
             transport=broker.transport,
             reconnect_on_failure=config.auto_reconnect,
+            store=store,
+            wait_for_disk=config.wait_for_disk,
+            resend_in_doubt=config.resend_in_doubt,
+            max_unreleased=config.max_unreleased,
         )
-        self.backoff = backoff
+        self.max_inflight_messages = config.max_in_flight
+        self.host, self.port = broker.host, broker.port
+        # Now, so that what another broker leaves in doubt is known at once.
+        self._identify()
+        self.backoff = Backoff(
+            config.retry_initial_delay_ms / 1000, config.retry_max_delay_ms / 1000, config.retry_max_attempts
+        )
         self.connect_error: OSError | None = None
         self.pin_failures = 0
         self._tick = tick
@@ -122,7 +138,7 @@ class _FleetClient(SecureClient):
                     break
                 self._reconnect_wait()
                 self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
-        # A connection that was being made while `leave` was called.
+        # A connection that was being made while `close` was called.
         self._sock_close()
         self._thread = None
 
@@ -140,29 +156,8 @@ class _FleetClient(SecureClient):
                 self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
             raise
 
-    def leave(self) -> None:
-        """Disconnect and end the network thread. A link that takes no DISCONNECT is given up after a while."""
-        thread = self._thread
-        self._interrupt.set()
-        self.disconnect()
-        self._thread_terminate = True
-        if thread is None or thread is threading.current_thread():
-            return
-        thread.join(_LEAVE_TIMEOUT_S)
-        if thread.is_alive():
-            self._break_link()
-            thread.join()
-
-    def _break_link(self) -> None:
-        sock = self._sock
-        if sock is None:
-            return
-        try:
-            # By its descriptor: paho's WebSocket has no such method.
-            with socket.socket(fileno=os.dup(sock.fileno())) as link:
-                link.shutdown(socket.SHUT_RDWR)
-        except OSError as error:
-            logger.debug("the link had ended already: %s", error)
+    def _tell_dropped(self, dropped: list[Dropped]) -> None:
+        self._on_dropped(dropped)
 
     def loop_misc(self) -> MQTTErrorCode:
         """As paho's, and the manager's timers."""
@@ -184,6 +179,15 @@ class _FleetClient(SecureClient):
             if self.wait(slice_s):
                 return
             remaining_s -= slice_s
+
+
+def _session_of(config: MQTTConfig) -> dict[str, Any]:
+    """What MQTT 5 has to be told for a session that ends with the connection (3.1.2.4, 3.1.2.11.2)."""
+    if config.protocol_version != _MQTT_5 or not config.clean_session:
+        return {}
+    properties = Properties(PacketTypes.CONNECT)
+    properties.SessionExpiryInterval = 0
+    return {"clean_start": True, "properties": properties}
 
 
 class MQTTManager:
@@ -211,10 +215,6 @@ class MQTTManager:
         self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
         self._lock = threading.Lock()
         self._closed = False
-        backoff = Backoff(
-            config.retry_initial_delay_ms / 1000, config.retry_max_delay_ms / 1000, config.retry_max_attempts
-        )
-        self._client = _FleetClient(backoff, self._tick, config)
         self._store = Store(
             config.queue_path,
             max_queue_size=config.queue_max_size,
@@ -225,23 +225,12 @@ class MQTTManager:
         )
         if self._store.salvage is not None and self._store.salvage.rows_lost:
             self._drops[DropReason.DAMAGED_FILE.value] += self._store.salvage.rows_lost
-        broker = config.broker
         try:
-            self._outbox = DurableOutbox(
-                self._store,
-                config.max_in_flight,
-                config.client_id,
-                f"{broker.host}:{broker.port}",
-                self._client._wake,
-                self._on_dropped,
-                wait_for_disk=config.wait_for_disk,
-                resend_in_doubt=config.resend_in_doubt,
-                max_unreleased=config.max_unreleased,
-            )
+            self._client = _FleetClient(config, self._store, self._tick, self._on_dropped)
         except BaseException:
             self._store.close()
             raise
-        self._client._use_outbox(self._outbox)
+        self._outbox = self._client._durable("the manager")
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_pre_connect = self._on_pre_connect
@@ -275,7 +264,7 @@ class MQTTManager:
             # Told when the link has broken, with the figures of the moment of connecting: MQTT fixes a will in CONNECT.
             offline = self._status("OFFLINE").encode(self.device_id, self._store.unix_ms())
             self._client.will_set(self._topic(Status.SUFFIX), offline, qos=Status.QOS)
-            self._client.connect_async(broker.host, broker.port, self.config.keepalive_s)
+            self._client.connect_async(broker.host, broker.port, self.config.keepalive_s, **_session_of(self.config))
             self._client.loop_start()
 
     def is_connected(self) -> bool:
@@ -291,9 +280,7 @@ class MQTTManager:
             if self._closed:
                 return
             self._closed = True
-        self._client.leave()
-        self._outbox.park()
-        self._store.close()
+        self._client.close()
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every accepted message is finished; False after the time-out, with nothing lost."""
@@ -301,16 +288,19 @@ class MQTTManager:
 
     # ---- publishing
 
-    def publish(self, topic: str, payload: object, qos: int = 1) -> PublishHandle:
+    def publish(self, topic: str, payload: object, qos: int = 1, *, retain: bool = False) -> PublishHandle:
         """Accept a message and return its handle. Never waits for the network.
 
         payload: str, bytes, a dict (sent as JSON) or a typed message. qos: 0, 1 or 2; 2 returns once it is on disk.
+        retain: the broker keeps it for subscribers that come later (MQTT 3.1.1, 3.3.1.3).
         Raises MessageError where MQTT cannot carry it, QueueStorageError while the disk fails, QueueClosedError.
         """
         check_publish(topic, qos)
         if isinstance(payload, (Telemetry, Inference, Alert, Status)):
-            return self._outbox.publish(topic, payload.encode(self.device_id, self._store.unix_ms()), qos)
-        return self._outbox.publish(topic, as_payload(payload), qos)
+            data: str | bytes = payload.encode(self.device_id, self._store.unix_ms())
+        else:
+            data = as_payload(payload)
+        return self._outbox.publish(topic, data, qos, RETAINED if retain else None)
 
     def publish_telemetry(self, telemetry: Telemetry) -> PublishHandle:
         """Publish to glec/dtg/{device_id}/telemetry with QoS 0. Raises as `publish`."""

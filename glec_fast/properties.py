@@ -63,6 +63,7 @@ SETTINGS: Mapping[str, _Setting] = {
     "mqtt.broker.password": _Setting("password", str, is_secret=True),
     "mqtt.connection.timeout": _Setting("connection_timeout_s", _number),
     "mqtt.connection.keepalive": _Setting("keepalive_s", _whole),
+    "mqtt.protocol.version": _Setting("protocol_version", _whole),
     "mqtt.connection.clean_session": _Setting("clean_session", _boolean),
     "mqtt.connection.auto_reconnect": _Setting("auto_reconnect", _boolean),
     "mqtt.retry.max_attempts": _Setting("retry_max_attempts", _whole),

@@ -2,7 +2,7 @@
 
 The table and its indexes are the specification's ("Database Schema"), so that a file can move between clients. What
 exactly-once needs stands beside it in `glec_session`, and what it could not keep to in `glec_in_doubt`; where the times
-of its rows come from, in `glec_clock`.
+of its rows come from, in `glec_clock`; what of a message has no column in the given table, in `glec_extras`.
 `PRAGMA user_version` is the version of the whole.
 """
 
@@ -32,6 +32,8 @@ CREATE INDEX IF NOT EXISTS idx_timestamp ON mqtt_offline_queue(timestamp);
 CREATE INDEX IF NOT EXISTS idx_ttl ON mqtt_offline_queue(ttl);
 CREATE TABLE IF NOT EXISTS glec_session (
     id INTEGER PRIMARY KEY CHECK (id = 1), client_id TEXT NOT NULL, broker TEXT NOT NULL, in_flight BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS glec_extras (
+    message_id INTEGER PRIMARY KEY, retain INTEGER NOT NULL, expiry_interval INTEGER, properties BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS glec_in_doubt (
     number INTEGER PRIMARY KEY AUTOINCREMENT, time BIGINT NOT NULL, message_id INTEGER NOT NULL, topic TEXT NOT NULL,
     decision TEXT NOT NULL);
@@ -337,6 +339,7 @@ def _carry_over(path: Path) -> Salvage:
         with connection:
             _create_schema(connection)
             connection.executemany("INSERT INTO mqtt_offline_queue VALUES (?, ?, ?, ?, ?, ?, ?)", found.rows)
+            connection.executemany("INSERT INTO glec_extras VALUES (?, ?, ?, ?)", found.extras)
             connection.executemany("INSERT INTO glec_session VALUES (?, ?, ?, ?)", found.session)
             connection.executemany("INSERT INTO glec_in_doubt VALUES (?, ?, ?, ?, ?)", found.in_doubt)
             connection.executemany("INSERT INTO glec_clock VALUES (?, ?, ?, ?, ?, ?)", found.clock)
@@ -410,6 +413,7 @@ class _Remains:
         self._rows: dict[int, _Values] = {}
         self._remembered: set[int] = set()
         self.session: list[_Values] = []
+        self._extras: list[_Values] = []
         self.in_doubt: list[_Values] = []
         self.clock: list[_Values] = []
         self._last_id = 0
@@ -417,6 +421,8 @@ class _Remains:
         if not self._read(path):
             self._read_with_lent_header(path)
         self.rows = sorted((row for row in self._rows.values() if _is_sound(row)), key=_id_of)
+        carried = {row[0] for row in self.rows}
+        self.extras = [row for row in self._extras if row[0] in carried and _are_sound_extras(row)]
         self._remembered.update(self._rows)
         self.expected = len(self._remembered)
         highest = max(self._last_id, *self._remembered, 0)
@@ -511,6 +517,9 @@ class _Remains:
                 if _is_sound_session(row):
                     self.session = [row]
         with suppress(apsw.Error, UnicodeDecodeError):
+            query = "SELECT message_id, retain, expiry_interval, properties FROM glec_extras"
+            self._extras = connection.execute(query).fetchall()
+        with suppress(apsw.Error, UnicodeDecodeError):
             self.in_doubt = connection.execute(
                 "SELECT number, time, message_id, topic, decision FROM glec_in_doubt ORDER BY number"
             ).fetchall()
@@ -561,6 +570,11 @@ def _is_sound(row: _Values) -> bool:
 def _is_sound_session(row: _Values) -> bool:
     _, client_id, broker, in_flight = row
     return isinstance(client_id, str) and isinstance(broker, str) and isinstance(in_flight, bytes)
+
+
+def _are_sound_extras(row: _Values) -> bool:
+    _, retain, expiry_interval_s, properties = row
+    return retain in (0, 1) and isinstance(expiry_interval_s, (int, type(None))) and isinstance(properties, bytes)
 
 
 def _is_sound_clock(row: _Values) -> bool:

@@ -29,9 +29,16 @@ class Reader:
         # Finished, but still there.
         self.skipped: frozenset[int] = frozenset()
 
-    def advance(self, limit: int, committed_id: int) -> tuple[list[Row], bool]:
-        """The next rows, at most `limit`, and whether they are the last of those up to `committed_id`."""
-        rows: list[Row] = self.table.read_after(*self._position, limit)
+    def advance(self, limit: int, committed_id: int, written: QueueTable) -> tuple[list[Row], bool]:
+        """The next rows, at most `limit`, and whether they are the last of those up to `committed_id`.
+
+        written: the writer's table, which knows whether any row has extras; then all have their columns.
+        """
+        with_extras = written.may_have_extras
+        rows: list[Row] = self.table.read_after(*self._position, limit, with_extras)
+        if not with_extras and written.may_have_extras:
+            # The first came with a commit that these rows may be of.
+            rows = self.table.read_after(*self._position, limit, True)
         is_last = len(rows) < limit
         if is_last:
             self.through_id = committed_id

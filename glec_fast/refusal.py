@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 # By MQTT 5's codes, in which paho also gives those of 3.1.1.
 _ADVICE = {
-    132: "update the broker: MQTT 3.1.1 is spoken here",
+    132: "update the broker, or set protocol_version: it speaks another version of MQTT",
     133: "check client_id, and which ones the broker lets in",
     134: "check username and password, and that the broker knows them",
     135: "check username and password, and what the broker allows this user and client_id",

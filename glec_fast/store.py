@@ -22,7 +22,8 @@ from glec_fast._store import QueueTable, make_row
 from glec_fast.commit import Commit, Job, Outbox, Row
 from glec_fast.dropping import Dropping
 from glec_fast.drops import Dropped, DropReason
-from glec_fast.errors import QueueClosedError, QueueStorageError
+from glec_fast.errors import ConfigError, QueueClosedError, QueueStorageError
+from glec_fast.extras import ROW_COLUMNS, Extras, as_sent
 from glec_fast.in_doubt import Decision, InDoubt
 from glec_fast.queue_clock import Anchor, Clocks, QueueClock
 from glec_fast.queue_file import QueueFile, Salvage
@@ -94,6 +95,7 @@ class Store:
             self._dropping = Dropping(self._lock, self._reader)
             self._writer = Writer(self._file.connection, self._reader, self._dropping, max_queue_size)
             table = self._writer.table
+            table.look_for_extras()
             self._row_count: int = table.count()
             self._next_id: int = table.last_id() + 1
             self._last_timestamp_ms: int = table.last_timestamp_ms()
@@ -130,6 +132,8 @@ class Store:
         self._outbox: Outbox | None = None
         self._identity = ("", "")
         self._in_doubt: list[tuple[int, Decision]] = []
+        # Whose refusal is not yet counted.
+        self._refused: set[int] = set()
         # True while those who must hear of drops are told: until then nothing is finished.
         self._telling = False
 
@@ -171,10 +175,12 @@ class Store:
         *,
         urgent: bool = True,
         ttl_ms: int | None = None,
+        extras: Extras | None = None,
         register: Callable[[int], None] | None = None,
     ) -> int:
         """Accept a message; returns its id at once. `urgent` False lets a QoS 0 message wait for company.
 
+        It expires after `ttl_ms`, the store's own where None, or earlier by the interval in `extras`.
         `register` is told the id before any other thread can know of the message.
         Raises QueueStorageError while the disk fails, QueueClosedError after `close`; then nothing was accepted.
         """
@@ -184,7 +190,7 @@ class Store:
             while len(self._pending) >= _PENDING_ROWS_MAX and not self._is_own_thread():
                 self._progress.wait()
                 self._refuse_if_unusable()
-            message_id = self._add(topic, payload, qos, ttl_ms)
+            message_id = self._add(topic, payload, qos, ttl_ms, extras)
             if register is not None:
                 register(message_id)
             self._request(0.0 if urgent else self._qos0_commit_delay_s)
@@ -204,13 +210,17 @@ class Store:
             self._request(0.0)
             return ids
 
-    def _add(self, topic: str, payload: str | bytes, qos: int, ttl_ms: int | None) -> int:
+    def _add(
+        self, topic: str, payload: str | bytes, qos: int, ttl_ms: int | None, extras: Extras | None = None
+    ) -> int:
         now_ms = self._clock.now_ms()
         # Also behind rows of another writer, and of a boot whose clock was ahead.
         timestamp_ms = max(now_ms, self._last_timestamp_ms)
         message_id = self._next_id
-        expires_ms = now_ms + (self.ttl_ms if ttl_ms is None else ttl_ms)
-        row = make_row(message_id, topic, payload, qos, timestamp_ms, expires_ms)
+        lasts_ms = self.ttl_ms if ttl_ms is None else ttl_ms
+        if extras is not None and extras.expiry_interval_s is not None:
+            lasts_ms = min(lasts_ms, extras.expiry_interval_s * 1000)
+        row = make_row(message_id, topic, payload, qos, timestamp_ms, now_ms + lasts_ms, extras)
         self._pending.append(row)
         self._last_timestamp_ms = timestamp_ms
         self._next_id += 1
@@ -372,20 +382,32 @@ class Store:
 
     # ---- the sending side
 
-    def load_session(self, client_id: str, broker: str) -> tuple[bytes, bool]:
-        """The in-flight image on disk, and whether it is of this client id and broker; another has no session."""
+    def load_session(self) -> bytes:
+        """The in-flight image on disk, of the client id and broker in `identity`; empty in a new file."""
         known = self.run(lambda _table: self._writer.load_session())
-        if known is None:
-            return b"", True
-        return known[2], known[:2] == (client_id, broker)
+        with self._lock:
+            self._identity = self._writer.identity
+        return b"" if known is None else known[2]
 
-    def attach(self, outbox: Outbox, client_id: str, broker: str) -> None:
-        """Name the side that sends, once it has made what `load_session` gave its own.
+    def attach(self, outbox: Outbox) -> None:
+        """Name the side that sends, once it has made what `load_session` gave its own. Raises ConfigError for a second.
 
-        Its image is on disk, under its own name, when this returns: nothing of it has left yet.
+        Its image is on disk when this returns.
         """
         with self._lock:
+            if self._outbox is not None:
+                raise ConfigError("this store has a client already: give each client a queue file of its own")
             self._outbox = outbox
+        self.run(lambda _table: None)
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """(client id, broker) whose session is on disk; two empty texts where nobody has connected yet."""
+        return self._writer.identity
+
+    def speak_for(self, client_id: str, broker: str) -> None:
+        """Have the outbox's image on disk under this name, before anything of it is sent in it."""
+        with self._lock:
             self._identity = (client_id, broker)
         self.run(lambda _table: None)
 
@@ -427,22 +449,46 @@ class Store:
         From then on they are the caller's: the store drops none of them. No rows where the disk fails, which is logged;
         `Outbox.on_committed` then calls for another attempt.
         """
-        reader = self._reader
-        with reader.lock:
+        with self._reader.lock:
             with self._lock:
                 committed_id = self._committed_id
-                # As of before the read: the writer may delete them, and forget that, while this reads.
-                unsendable = reader.skipped.union(self._dropping.marked)
+                unsendable = self._unsendable()
             try:
-                rows, is_last = reader.advance(limit, committed_id)
+                rows, is_last = self._reader.advance(limit, committed_id, self._writer.table)
             except apsw.Error as error:
                 self._on_read_failure(error)
                 return [], True
             self._read_reported = False
-            now_ms = self._clock.now_ms()
-            if unsendable or reader.table.had_broken_text or any(row[5] < now_ms for row in rows):
-                rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
-            return rows, is_last
+            return self._as_sendable(rows, unsendable), is_last
+
+    def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
+        """Rows that were refused since the last `rewind`, as far as they may still be sent.
+
+        And those ids whose refusal is not yet counted, so that nobody can say; ask again later. Where the disk fails,
+        which is logged, they are read with the next `rewind`.
+        """
+        with self._reader.lock:
+            with self._lock:
+                uncounted = [message_id for message_id in ids if message_id in self._refused]
+                unsendable = self._unsendable().union(uncounted)
+            try:
+                rows = self._reader.table.read_rows(ids, self._writer.table.may_have_extras)
+            except apsw.Error as error:
+                self._on_read_failure(error)
+                return [], []
+            return self._as_sendable(rows, unsendable), uncounted
+
+    def _unsendable(self) -> frozenset[int]:
+        """As of before a read: the writer may delete them, and forget that, meanwhile. The caller holds both locks."""
+        return self._reader.skipped.union(self._dropping.marked)
+
+    def _as_sendable(self, rows: list[Row], unsendable: frozenset[int]) -> list[Row]:
+        now_ms = self._clock.now_ms()
+        if unsendable or self._reader.table.had_broken_text or any(row[5] < now_ms for row in rows):
+            rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
+        if rows and len(rows[0]) > ROW_COLUMNS:
+            rows = [as_sent(row, now_ms) for row in rows]
+        return rows
 
     def _is_sendable(self, row: Row, now_ms: int) -> bool:
         if row[5] < now_ms and row[0] not in self._reader.protected:
@@ -471,15 +517,18 @@ class Store:
             self._request(_DONE_COMMIT_DELAY_S)
 
     def refuse(self, ids: list[int]) -> None:
-        """The broker refused these messages: one more failed attempt each. The next `rewind` has them read again."""
+        """The broker refused these messages: one more failed attempt each; see `read_again`."""
 
         def count(table: QueueTable) -> None:
             table.increment_retry_count(ids)
             wanted = set(ids)
             given_up = [head for head in table.heads_given_up(self.max_retry) if head[0] in wanted]
             self._dropping.mark(given_up, DropReason.GIVEN_UP)
+            with self._lock:
+                self._refused.difference_update(ids)
 
         with self._lock:
+            self._refused.update(ids)
             self._jobs.append(Job(count, lasting=True))
             self._request(0.0)
 
@@ -507,6 +556,7 @@ class Store:
         return self._dropping.choose_given_up(table, self.max_retry, DROP_ROWS_MAX)
 
     def _clean_up(self, table: QueueTable) -> None:
+        table.delete_orphaned_extras()
         if DROP_ROWS_MAX in (self._choose_expired(table), self._choose_given_up(table)):
             # There may be more.
             self._cleanup_due_s = self._monotonic()
@@ -604,7 +654,9 @@ class Store:
             with self._lock:
                 self._clock.on_saved(anchor)
                 self._reader.on_times_moved(step.by_ms, anchor.first_id)
-                self._pending = [(*row[:4], row[4] + step.by_ms, row[5] + step.by_ms) for row in self._pending]
+                self._pending = [
+                    (*row[:4], row[4] + step.by_ms, row[5] + step.by_ms, *row[6:]) for row in self._pending
+                ]
                 self._last_timestamp_ms = self._pending[-1][4] if self._pending else last_timestamp_ms
         logger.warning("the wall clock stepped: the times of queued messages were moved by %.1f s", step.by_ms / 1000)
 

@@ -58,10 +58,18 @@ def as_payload(payload: object) -> str | bytes:
         raise PayloadTypeError(
             f"payload is {type(payload).__name__}; it must be str, bytes, a dict or one of the typed messages"
         )
-    size_bytes = len(data) if isinstance(data, bytes) or data.isascii() else _utf8_size("the payload", data)
+    check_size(data)
+    return data
+
+
+def check_size(payload: str | bytes | bytearray) -> None:
+    """Refuse a payload that no PUBLISH has room for. Raises MessageError."""
+    if isinstance(payload, str) and not payload.isascii():
+        size_bytes = _utf8_size("the payload", payload)
+    else:
+        size_bytes = len(payload)
     if size_bytes > PAYLOAD_MAX_BYTES:
         raise MessageError(f"payload of {size_bytes} bytes; MQTT carries at most {PAYLOAD_MAX_BYTES}")
-    return data
 
 
 def _utf8_size(name: str, text: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import apsw
 
@@ -28,14 +28,15 @@ class Writer:
         self._reader = reader
         self._dropping = dropping
         self._max_queue_size = max_queue_size
-        self._identity = ("", "")
+        # (client id, broker) on disk; of nobody yet in a new file.
+        self.identity = ("", "")
         self._image = b""
 
     def load_session(self) -> tuple[str, str, bytes] | None:
         """(client id, broker, in-flight image) of the file's last use."""
         known = self.table.load_session()
         if known is not None:
-            self._identity, self._image = known[:2], known[2]
+            self.identity, self._image = known[:2], known[2]
         return known
 
     def save_image(self, image: bytes) -> None:
@@ -48,8 +49,11 @@ class Writer:
         with self._transaction():
             dropped = self._write(commit, clock, held)
         commit.dropped, commit.deleted = dropped, self.table.deleted
+        if commit.deleted and self.table.may_have_extras:
+            with suppress(apsw.Error):
+                self.table.look_for_extras()
         if commit.image is not None:
-            self._identity, self._image = commit.identity, commit.image
+            self.identity, self._image = commit.identity, commit.image
 
     def _write(self, commit: Commit, clock: QueueClock, held: ExitStack) -> list[Dropped]:
         rows, table = commit.rows, self.table
@@ -64,7 +68,7 @@ class Writer:
             table.insert(rows)
         if commit.anchor is not None:
             table.save_clock(commit.anchor)
-        if commit.image is not None and commit.identity != self._identity:
+        if commit.image is not None and commit.identity != self.identity:
             table.save_session(*commit.identity, commit.image)
         elif commit.image is not None and commit.image != self._image:
             table.save_image(commit.image)

@@ -115,6 +115,7 @@ MALFORMED: dict[str, list[object]] = {
     "tls_config": ["ca.crt", {}],
     "queue_path": ["", None, 5],
     "connection_timeout_s": [0, -1, math.nan, math.inf, "30", True, None],
+    "protocol_version": [3, 6, 4.0, "5", True, None],
     "keepalive_s": [-1, 65_536, 1.5, "60", True, None],
     "clean_session": [1, "yes", None],
     "auto_reconnect": [0, "no", None],

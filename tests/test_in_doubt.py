@@ -13,6 +13,7 @@ from glec_fast import Decision, OfflineQueueManager
 from glec_fast.cli import main
 from glec_fast.errors import MessageError, PublishError, QueueFormatError
 from glec_fast.store import Store
+from support.gateway import BOTH_VERSIONS
 from support.scripted_broker import ScriptedBroker
 from support.scripted_gateway import ScriptedGateway
 
@@ -44,6 +45,7 @@ def exchange_all(gateway: ScriptedGateway, broker: ScriptedBroker) -> None:
         gateway.receive(broker.handle(broker.waiting_packets()))
 
 
+@BOTH_VERSIONS
 @pytest.mark.parametrize(
     ("resend", "arrivals", "decisions"),
     [
@@ -52,10 +54,12 @@ def exchange_all(gateway: ScriptedGateway, broker: ScriptedBroker) -> None:
     ],
 )
 def test_the_policy_is_carried_out_and_recorded(
-    tmp_path: Path, resend: bool, arrivals: dict[str, int], decisions: dict[int, Decision]
+    tmp_path: Path, resend: bool, arrivals: dict[str, int], decisions: dict[int, Decision], protocol_version: int
 ) -> None:
-    broker = ScriptedBroker()
-    with ScriptedGateway(tmp_path / QUEUE, window=2, resend_in_doubt=resend) as gateway:
+    broker = ScriptedBroker(protocol_version)
+    with ScriptedGateway(
+        tmp_path / QUEUE, window=2, resend_in_doubt=resend, protocol_version=protocol_version
+    ) as gateway:
         lose_session_in_the_middle(gateway, broker)
         gateway.connect(session_present=False)
         exchange_all(gateway, broker)

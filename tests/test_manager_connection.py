@@ -19,6 +19,7 @@ from glec_fast import (
     QueueLockedError,
 )
 from glec_fast.backoff import Backoff
+from glec_fast.doctor.login import examine_login
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
 from support.subscriber import Subscriber
 
@@ -447,3 +448,27 @@ def test_debug_logging_names_the_packets(broker: Broker, tmp_path: Path, caplog:
         assert logger.level == logging.NOTSET
         caplog.clear()
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("clean", "present"), [(False, [False, True, True]), (True, [False, False, False])])
+def test_mqtt_5_keeps_its_session_or_ends_it_with_the_connection(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: bool, present: list[bool]
+) -> None:
+    seen: list[bool] = []
+    on_connect = MQTTManager._on_connect
+
+    def watched(manager: MQTTManager, client: Any, userdata: Any, flags: Any, *others: Any) -> None:
+        seen.append(flags.session_present)
+        on_connect(manager, client, userdata, flags, *others)
+
+    monkeypatch.setattr(MQTTManager, "_on_connect", watched)
+    config = quick_config(broker.url, tmp_path, protocol_version=5, clean_session=clean)
+    for _ in present:
+        recorder = Recorder()
+        with MQTTManager(config) as manager:
+            manager.set_connection_callback(recorder)
+            manager.connect()
+            assert recorder.wait_for_connections()
+        # As the device itself, which must not end the session.
+        assert examine_login(config, as_device=True).status == "ok"
+    assert seen == present

@@ -13,7 +13,7 @@ import pytest
 from glec_fast import MQTTManager
 from glec_fast.demo.link import Link
 from support.child import Child
-from support.gateway import TIMEOUT_S, Recorder, quick_config
+from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, quick_config
 from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
@@ -42,24 +42,28 @@ def assert_kept(subscriber: Subscriber, accepted: set[bytes]) -> None:
     assert [payload for payload in subscriber.repeated() if payload.startswith(b"2-")] == []
 
 
-def test_killed_while_publishing_again_and_again(broker: Broker, start_child: Callable[..., Child]) -> None:
+@BOTH_VERSIONS
+def test_killed_while_publishing_again_and_again(
+    broker: Broker, start_child: Callable[..., Child], protocol_version: int
+) -> None:
     dice = random.Random(1)
     accepted: set[bytes] = set()
     with Subscriber(broker, "t") as subscriber:
         for run in range(5):
-            child = start_child(first=run * 10_000, count=10_000)
+            child = start_child(first=run * 10_000, count=10_000, protocol_version=protocol_version)
             child.read_accepted(dice.randrange(1, 300))
             child.kill()
             accepted |= child.accepted
-        last = start_child()
+        last = start_child(protocol_version=protocol_version)
         last.wait_flushed()
         last.leave()
         assert len(accepted) > 5
         assert_kept(subscriber, accepted)
 
 
+@BOTH_VERSIONS
 def test_killed_while_flushing_again_and_again(
-    broker: Broker, tmp_path: Path, start_child: Callable[..., Child]
+    broker: Broker, tmp_path: Path, start_child: Callable[..., Child], protocol_version: int
 ) -> None:
     accepted: set[bytes] = set()
     with MQTTManager(quick_config(broker.url, tmp_path, wait_for_disk=False)) as manager:
@@ -69,26 +73,31 @@ def test_killed_while_flushing_again_and_again(
                 manager.publish("t", f"{qos}-{number}", qos)
     with Subscriber(broker, "t") as subscriber:
         for kills in range(1, 5):
-            child = start_child(max_in_flight=20)
+            child = start_child(max_in_flight=20, protocol_version=protocol_version)
             assert subscriber.wait_for(lambda arrivals, enough=kills * 150: len(arrivals) >= enough, TIMEOUT_S)
             child.kill()
         assert len(subscriber.payloads()) < 1500, "nothing was left to be killed over"
-        last = start_child()
+        last = start_child(protocol_version=protocol_version)
         last.wait_flushed()
         last.leave()
         assert_kept(subscriber, accepted)
 
 
+@BOTH_VERSIONS
 @pytest.mark.parametrize(("direction", "longest_bytes"), [("up", 2000), ("down", 250)])
 def test_the_link_cut_at_random_bytes_again_and_again(
-    broker: Broker, tmp_path: Path, direction: Direction, longest_bytes: int
+    broker: Broker, tmp_path: Path, direction: Direction, longest_bytes: int, protocol_version: int
 ) -> None:
     dice = random.Random(direction)
     payloads = {b"%d-%d" % (1 + number % 2, number) for number in range(1000)}
     with (
         Link((broker.host, broker.port)) as link,
         Subscriber(broker, "t") as subscriber,
-        MQTTManager(quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, wait_for_disk=False)) as manager,
+        MQTTManager(
+            quick_config(
+                f"tcp://127.0.0.1:{link.port}", tmp_path, wait_for_disk=False, protocol_version=protocol_version
+            )
+        ) as manager,
     ):
         for payload in sorted(payloads):
             manager.publish("t", payload, int(payload[:1]))
@@ -125,9 +134,10 @@ def test_the_link_cut_while_eight_messages_a_cut_are_published(broker: Broker, t
         assert_kept(subscriber, payloads)
 
 
+@BOTH_VERSIONS
 @pytest.mark.parametrize("qos", [1, 2])
 def test_the_broker_killed_and_started_again_in_the_middle_of_a_flush(
-    start_broker: StartBroker, tmp_path: Path, qos: int
+    start_broker: StartBroker, tmp_path: Path, qos: int, protocol_version: int
 ) -> None:
     broker = start_broker(persistence=True)
     dice = random.Random(qos)
@@ -136,7 +146,9 @@ def test_the_broker_killed_and_started_again_in_the_middle_of_a_flush(
     with subscriber:
         pass
     with Link((broker.host, broker.port)) as link:
-        config = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, wait_for_disk=False)
+        config = quick_config(
+            f"tcp://127.0.0.1:{link.port}", tmp_path, wait_for_disk=False, protocol_version=protocol_version
+        )
         with MQTTManager(config) as manager:
             for payload in sorted(payloads):
                 manager.publish("t", payload, qos)

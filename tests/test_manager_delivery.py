@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from glec_fast import Alert, GpsFix, Inference, MQTTManager, Status, Telemetry, TLSConfig
-from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
+from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
 from support.subscriber import Subscriber
 from support.wire_reference import PUBLISH, parse
 
@@ -68,8 +68,12 @@ def open_online(manager: MQTTManager) -> Recorder:
     return recorder
 
 
-def test_the_four_topics_arrive_with_their_qos_and_fields(broker: Broker, tmp_path: Path) -> None:
-    with Subscriber(broker) as subscriber, MQTTManager(quick_config(broker.url, tmp_path)) as manager:
+@BOTH_VERSIONS
+def test_the_four_topics_arrive_with_their_qos_and_fields(
+    broker: Broker, tmp_path: Path, protocol_version: int
+) -> None:
+    config = quick_config(broker.url, tmp_path, protocol_version=protocol_version)
+    with Subscriber(broker) as subscriber, MQTTManager(config) as manager:
         open_online(manager)
         publish_the_four(manager)
         assert_the_four(subscriber)
@@ -119,10 +123,13 @@ def test_an_untrusted_broker_gets_nothing_and_costs_nothing(tls_broker: Broker, 
         assert manager.get_metrics().queue_size == 1
 
 
+@BOTH_VERSIONS
 @pytest.mark.parametrize("qos", [0, 1, 2])
-def test_ten_thousand_queued_arrive_in_order_each_once(broker: Broker, tmp_path: Path, qos: int) -> None:
+def test_ten_thousand_queued_arrive_in_order_each_once(
+    broker: Broker, tmp_path: Path, qos: int, protocol_version: int
+) -> None:
     payloads = [b"%d" % number for number in range(10_000)]
-    config = quick_config(broker.url, tmp_path, wait_for_disk=False)
+    config = quick_config(broker.url, tmp_path, wait_for_disk=False, protocol_version=protocol_version)
     with Subscriber(broker) as subscriber, MQTTManager(config) as manager:
         for payload in payloads:
             manager.publish("t", payload, qos)
@@ -165,8 +172,9 @@ def test_what_is_published_during_the_flush_queues_behind_it(broker: Broker, tmp
     assert order == [number for number in range(2300) if number < 2000 or number % 3]
 
 
-def test_each_run_flushes_what_the_last_one_left(broker: Broker, tmp_path: Path) -> None:
-    config = quick_config(broker.url, tmp_path)
+@BOTH_VERSIONS
+def test_each_run_flushes_what_the_last_one_left(broker: Broker, tmp_path: Path, protocol_version: int) -> None:
+    config = quick_config(broker.url, tmp_path, protocol_version=protocol_version)
     with MQTTManager(config) as manager:
         for number in range(10):
             manager.publish("t", f"first-{number}", number % 3)

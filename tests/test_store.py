@@ -48,7 +48,9 @@ class RecordingOutbox:
         self._heard = threading.Condition()
         self.in_flight = b""
         self.version = 0
-        store.attach(self, "client", "host:1883")
+        store.load_session()
+        store.attach(self)
+        store.speak_for("client", "host:1883")
 
     def take_finished(self) -> list[int]:
         with self._heard:
@@ -311,9 +313,9 @@ class TestCommit:
         outbox.wait(lambda heard: (7, 0) in heard.commits)
         store.close()
         store = make_store()
-        assert store.load_session("client", "host:1883") == (b"\x01image", True)
-        assert store.load_session("other", "host:1883") == (b"\x01image", False)
-        assert store.load_session("client", "else:1883") == (b"\x01image", False)
+        assert store.identity == ("", "")
+        assert store.load_session() == b"\x01image"
+        assert store.identity == ("client", "host:1883")
 
     def test_another_name_is_on_disk_together_with_its_own_image(self, make_store: Callable[..., Store]) -> None:
         store = make_store()
@@ -321,11 +323,14 @@ class TestCommit:
         outbox.in_flight = b"old"
         store.close()
         store = make_store()
-        assert store.load_session("other", "host:1883") == (b"old", False)
+        assert store.load_session() == b"old"
+        store.attach(outbox)
         outbox.in_flight = b"new"
-        store.attach(outbox, "other", "host:1883")
+        store.speak_for("other", "host:1883")
         store.close()
-        assert make_store().load_session("other", "host:1883") == (b"new", True)
+        store = make_store()
+        assert store.load_session() == b"new"
+        assert store.identity == ("other", "host:1883")
 
     def test_what_is_in_doubt_is_recorded_with_the_image_that_forgets_it(
         self, make_store: Callable[..., Store], path: Path, clock: Clock

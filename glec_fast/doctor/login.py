@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from glec_fast.doctor.finding import Finding
+from glec_fast.durable_client import with_session_expiry
 from glec_fast.handshake import explain
 from glec_fast.refusal import refusal
 from glec_fast.secure import SecureClient
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 # The device's own id would push its running service off the broker.
 _SUFFIX = "-doctor"
+_MQTT_5 = MQTTProtocolVersion.MQTTv5
 
 
 def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
@@ -30,10 +32,15 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
     """
     broker = config.broker
     client_id = config.client_id if as_device else config.client_id + _SUFFIX
+    is_clean = config.clean_session or not as_device
+    session: dict[str, Any] = {}
+    if config.protocol_version == _MQTT_5:
+        session = {"clean_start": is_clean, "properties": None if is_clean else with_session_expiry(None)}
     client = SecureClient(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
-        clean_session=config.clean_session if as_device else True,
+        clean_session=None if session else is_clean,
+        protocol=MQTTProtocolVersion(config.protocol_version),
         transport=broker.transport,
         reconnect_on_failure=False,
     )
@@ -52,7 +59,7 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
     try:
         if broker.tls:
             client.use_tls(config.tls_config or TLSConfig(), broker.host)
-        client.connect(broker.host, broker.port)
+        client.connect(broker.host, broker.port, **session)
         ended = _await_answer(client, answers, started_s + config.connection_timeout_s)
     except OSError as error:
         failure = explain(error, broker.host)

@@ -83,10 +83,10 @@ class DictStore:
 
     has_backlog = True
 
-    def load_session(self, client_id: str, broker: str) -> tuple[bytes, bool]:
-        return self.disk.image, True
+    def load_session(self) -> bytes:
+        return self.disk.image
 
-    def attach(self, outbox: Outbox, client_id: str, broker: str) -> None:
+    def attach(self, outbox: Outbox) -> None:
         self._outbox = outbox
 
     def commit_image(self) -> int | None:

@@ -6,6 +6,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from glec_fast import ConnectionCallback, MQTTConfig
 
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TIMEOUT_S = 15.0
+# Under the name `protocol_version`.
+BOTH_VERSIONS = pytest.mark.parametrize("protocol_version", [4, 5])
 # Far below a second, so that no test waits for a broker that is back; far above zero, so that none spins.
 RETRY_MS = 50
 _POLL_S = 0.005

@@ -71,8 +71,6 @@ class World:
         self.outbox = DurableOutbox(
             self.store,  # type: ignore[arg-type]
             bounds.window,
-            "DTG-TEST",
-            "broker",
             lambda: None,
             lambda _dropped: None,
         )

@@ -26,6 +26,7 @@ def main() -> None:
             retry_max_delay_ms=50,
             status_interval_s=0,
             max_in_flight=settings.get("max_in_flight", 1000),
+            protocol_version=settings.get("protocol_version", 4),
             keepalive_s=settings.get("keepalive_s", 60),
         )
     )

@@ -44,14 +44,13 @@ class ScriptedGateway:
             self.outbox = DurableOutbox(
                 self.store,
                 window,
-                client_id,
-                broker_name,
                 lambda: None,
                 self.dropped.extend,
                 wait_for_disk=wait_for_disk,
                 resend_in_doubt=resend_in_doubt,
                 max_unreleased=max_unreleased,
             )
+            self.outbox.identify(client_id, broker_name)
         except BaseException:
             self.store.close()
             raise
@@ -62,7 +61,8 @@ class ScriptedGateway:
         return self.outbox.publish("t", payload, qos)
 
     def connect(self, *, session_present: bool = True) -> None:
-        self.outbox.resume(session_present, 65_535)
+        for handle in self.outbox.resume(session_present, 65_535):
+            handle._set_as_published()
 
     def send(self, limit_bytes: int = ALL_BYTES, on_leaving: Callable[[bytes], None] | None = None) -> bytes:
         """What the socket takes of what may leave, at most `limit_bytes`; `on_leaving` is told before it is gone."""

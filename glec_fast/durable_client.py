@@ -1,0 +1,286 @@
+"""The half of Client that keeps messages in a store, where it was given one: over any loss of link, process or power.
+
+Bytes, callbacks and loops are the other halves'. Who owns what: the client owns its store from the moment it is made.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable
+from copy import copy
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from glec_fast.drops import Dropped
+from glec_fast.durable_outbox import DurableOutbox
+from glec_fast.errors import ConfigError, UnsupportedError
+from glec_fast.extras import extras_of
+from glec_fast.receive import Receiver
+from glec_fast.store import Store
+from glec_fast.validation import check_publish, check_size
+
+if TYPE_CHECKING:
+    from glec_fast.handle import PublishHandle
+
+Self = TypeVar("Self", bound="Durable")
+
+_MQTT_5 = MQTTProtocolVersion.MQTTv5
+_FIRST_ONLY = paho.MQTT_CLEAN_START_FIRST_ONLY
+# MQTT 5, 3.1.2.11.2: the session does not end.
+_FOR_EVER = 0xFFFFFFFF
+DEFAULT_MAX_UNRELEASED = 20
+# Long enough for a slow link to take what is left to send, short enough for a service manager that waits for our end.
+_LEAVE_TIMEOUT_S = 5.0
+_SIGNATURE = inspect.signature(paho.Client.__init__)
+
+logger = logging.getLogger("glec_fast")
+
+
+class Durable(Receiver):
+    """See the module's text.
+
+    store: path of a queue file, which is opened with `Store`'s defaults, or an open Store, which is the client's from
+    then on; None keeps messages in memory, as paho does. These are only for a client with a store:
+    wait_for_disk: `publish` of QoS 2 returns only once the message is on disk.
+    resend_in_doubt: send a QoS 2 message again that a broker had received before it lost its session.
+    max_unreleased: the broker's limit of QoS 2 messages without PUBREL, 2 to 65,534; fewer are sent ahead.
+    Raises ConfigError, and the errors of `Store`.
+    """
+
+    # paho's destructor asks for these, also where __init__ has refused its arguments.
+    _sock: Any = None
+    _sockpairR: Any = None
+    _sockpairW: Any = None
+    # Ends the pause between two attempts to connect.
+    _interrupt: threading.Event
+
+    def __init__(
+        self,
+        *args: Any,
+        store: str | os.PathLike[str] | Store | None = None,
+        wait_for_disk: bool = True,
+        resend_in_doubt: bool = False,
+        max_unreleased: int = DEFAULT_MAX_UNRELEASED,
+        **kwargs: Any,
+    ) -> None:
+        # (client, user data, Dropped) of each message that will not be sent; called by the store's thread.
+        self.on_drop: Callable[[Any, Any, Dropped], None] | None = None
+        self._given_store: str | os.PathLike[str] | Store | None = None
+        self._outbox_settings: dict[str, Any] = {}
+        if store is None:
+            if (wait_for_disk, resend_in_doubt, max_unreleased) != (True, False, DEFAULT_MAX_UNRELEASED):
+                raise ConfigError("wait_for_disk, resend_in_doubt and max_unreleased are for a client with a store")
+            super().__init__(*args, **kwargs)
+            return
+        if not 2 <= max_unreleased <= 65_534:
+            raise ConfigError(f"max_unreleased is {max_unreleased}; it must be 2 to 65534 messages")
+        bound = _SIGNATURE.bind(self, *args, **kwargs)
+        given = bound.arguments
+        if not given.get("client_id"):
+            raise ConfigError("a client with a store needs a client_id: the broker keeps its session under that name")
+        if given.get("protocol") != _MQTT_5 and given.get("clean_session") is None:
+            given["clean_session"] = False
+        super().__init__(*bound.args[1:], **bound.kwargs)
+        self._given_store = store
+        self._outbox_settings = {
+            "wait_for_disk": wait_for_disk,
+            "resend_in_doubt": resend_in_doubt,
+            "max_unreleased": max_unreleased,
+        }
+
+    def _wake(self) -> None:
+        raise NotImplementedError
+
+    def _open_durable_outbox(self) -> DurableOutbox | None:
+        """None for a client that keeps messages in memory. The outbox's `on_work` may be called at once."""
+        given = self._given_store
+        if given is None:
+            return None
+        settings = self._outbox_settings
+        store = given if isinstance(given, Store) else Store(given)
+        try:
+            return DurableOutbox(store, self._max_inflight_messages, self._wake, self._tell_dropped, **settings)
+        except BaseException:
+            if store is not given:
+                store.close()
+            raise
+
+    def _durable(self, what: str) -> DurableOutbox:
+        outbox = self._outbox
+        if not isinstance(outbox, DurableOutbox):
+            raise UnsupportedError(f"{what} is for a client with a store: give it one with store=")
+        return outbox
+
+    @property
+    def store(self) -> Store:
+        """The queue: its size, drops, ledger and settings. Raises UnsupportedError where there is none."""
+        return self._durable("store").store
+
+    def handle_for(self, message_id: int) -> PublishHandle | None:
+        """The handle of a message published before, also by an earlier process of this queue file.
+
+        message_id: the `mid` of the handle that `publish` returned. None where the message is not in the queue any
+        more. Raises MessageError where no message has it, UnsupportedError without a store.
+        """
+        return self._durable("handle_for").handle_for(message_id)
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until every accepted message is finished; False after the time-out, with nothing lost.
+
+        Not from a callback. Raises UnsupportedError without a store.
+        """
+        return self.store.wait_empty(timeout_s)
+
+    # ---- who it is, and to whom it speaks
+
+    def connect_async(
+        self,
+        host: str,
+        port: int = 1883,
+        keepalive: int = 60,
+        bind_address: str = "",
+        bind_port: int = 0,
+        clean_start: Any = _FIRST_ONLY,
+        properties: Properties | None = None,
+    ) -> None:
+        """As paho's. With a store and MQTT 5 it asks for a session that does not end, unless told otherwise.
+
+        That is `clean_start` False where it is MQTT_CLEAN_START_FIRST_ONLY, and a SessionExpiryInterval of 0xFFFFFFFF
+        where `properties` has none.
+        """
+        if isinstance(self._outbox, DurableOutbox) and self._protocol == _MQTT_5:
+            clean_start = False if clean_start == _FIRST_ONLY else clean_start
+            properties = with_session_expiry(properties)
+        super().connect_async(host, port, keepalive, bind_address, bind_port, clean_start, properties)
+
+    def _identify(self) -> None:
+        """Before each connection. Raises QueueStorageError, QueueClosedError: then there must be none."""
+        if isinstance(self._outbox, DurableOutbox):
+            self._outbox.identify(self._client_id.decode("utf-8", "backslashreplace"), f"{self._host}:{self._port}")
+
+    def reinitialise(self, client_id: str = "", clean_session: bool = True, userdata: Any = None) -> None:
+        """As paho's, in memory. Raises UnsupportedError with a store, whose messages would be left without a client."""
+        if isinstance(self._outbox, DurableOutbox):
+            raise UnsupportedError("a client with a store cannot be made anew: close() it, and make another one")
+        super().reinitialise(client_id, clean_session, userdata)
+
+    # ---- publishing
+
+    def _publish_stored(
+        self, topic: str, payload: bytes | bytearray, qos: int, retain: bool, properties: Properties | None
+    ) -> PublishHandle:
+        """For `publish`, where the outbox is over a store: what can be sent whenever there is a connection."""
+        outbox = cast("DurableOutbox", self._outbox)
+        check_publish(topic, qos)
+        check_size(payload)
+        extras = extras_of(retain, properties if self._protocol == _MQTT_5 else None)
+        handle = outbox.publish(topic, bytes(payload), qos, extras)
+        if self._thread is None and self._sock is not None:
+            self._pull_for_own_loop(outbox)
+        return handle
+
+    def _pull_for_own_loop(self, outbox: DurableOutbox) -> None:
+        """Nobody else would: the program's own loop knows of sockets only."""
+        outbox.pull()
+        if outbox.session.sendable_bytes:
+            self._call_socket_register_write()
+
+    def loop_misc(self) -> MQTTErrorCode:
+        """As paho's; with a store, what is on disk by now is made ready to be sent."""
+        outbox = self._outbox
+        if isinstance(outbox, DurableOutbox) and self._sock is not None:
+            if self._thread is None:
+                self._pull_for_own_loop(outbox)
+            elif outbox.is_due:
+                outbox.pull()
+        return super().loop_misc()
+
+    @property
+    def on_publish(self) -> Any:
+        """As paho's. With a store, also for messages of an earlier process; `mid` is the message id."""
+        return self._on_publish
+
+    @on_publish.setter
+    def on_publish(self, func: Any) -> None:
+        paho.Client.on_publish.fset(self, func)  # type: ignore[attr-defined]
+        self._note_on_publish()
+
+    def _note_on_publish(self) -> None:
+        """Messages whose handle nobody holds cost something only where they are asked for."""
+        outbox = self._outbox
+        if isinstance(outbox, DurableOutbox):
+            outbox.tell_all(bool(self.on_publish))
+
+    def _tell_dropped(self, dropped: list[Dropped]) -> None:
+        on_drop = self.on_drop
+        if on_drop is None:
+            return
+        for each in dropped:
+            try:
+                on_drop(self, self._userdata, each)
+            except Exception as error:  # noqa: PERF203 - each message is told of, whatever became of the others
+                self._easy_log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_drop: %s", error)
+                logger.exception("on_drop failed")
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Leave the broker, end the thread of `loop_start`, write what is pending and let go of the queue file.
+
+        Idempotent. A link that takes no DISCONNECT is given up after 5 s. What was not sent stays in the file.
+        `disconnect` alone leaves the queue open: messages are accepted, and `connect` goes on with them.
+        Raises QueueStorageError where something could not be written.
+        """
+        thread = self._thread
+        self._interrupt.set()
+        self.disconnect()
+        self._thread_terminate = True
+        if thread is None and self._sock is not None:
+            self.loop_write()
+            self._sock_close()
+        elif thread is not None and thread is not threading.current_thread():
+            thread.join(_LEAVE_TIMEOUT_S)
+            if thread.is_alive():
+                self._break_link()
+                thread.join()
+        if isinstance(self._outbox, DurableOutbox):
+            self._outbox.park()
+            self._outbox.store.close()
+        if thread is not threading.current_thread():
+            self._interrupt.clear()
+
+    def _break_link(self) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            # By its descriptor: paho's WebSocket has no such method.
+            with socket.socket(fileno=os.dup(sock.fileno())) as link:
+                link.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            logger.debug("the link had ended already: %s", error)
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def with_session_expiry(given: Properties | None) -> Properties:
+    """A copy of `given` that asks for a session without an end, where it says nothing of it."""
+    properties = Properties(PacketTypes.CONNECT) if given is None else copy(given)
+    if not hasattr(properties, "SessionExpiryInterval"):
+        properties.SessionExpiryInterval = _FOR_EVER
+    return properties
