@@ -41,6 +41,7 @@ _RECEIVE_MAXIMUM = 65_535
 _EXACTLY_ONCE = 2
 _PUBACK, _PUBREC, _PUBCOMP = b"\x40\x02", b"\x50\x02", b"\x70\x02"
 _CONNACK_TYPE, _PUBREL_TYPE, _SUBACK_TYPE, _UNSUBACK_TYPE = 0x20, 0x60, 0x90, 0xB0
+_PAYLOAD_FORMAT_INVALID = 0x99
 _ACK_NAMES = {0x40: "PUBACK", 0x50: "PUBREC", 0x70: "PUBCOMP"}
 _LEAVING = (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED)
 
@@ -169,12 +170,12 @@ class Receiver(paho.Client):
         self._acks_stream = received_bytes >= _STREAM_READ_BYTES
         is_open = self._sock is sock
         if is_open and self._is_tcp and self._outbox.session.in_flight:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            _acknowledge_at_once(sock)
 
     def _hasten_connack(self, sock: Any) -> None:
         """TLS session tickets have come: with Nagle's algorithm CONNACK follows once our kernel acknowledges them."""
         if self._ssl and self._is_tcp and self._state != _State.MQTT_CS_CONNECTED:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            _acknowledge_at_once(sock)
 
     @staticmethod
     def _has_pending(sock: Any) -> bool:
@@ -446,6 +447,8 @@ class Receiver(paho.Client):
 
     def _handle_connack(self) -> MQTTErrorCode:
         body = bytes(self._in_packet["packet"])
+        if body[1] == _PAYLOAD_FORMAT_INVALID and self._protocol == MQTTProtocolVersion.MQTTv5:
+            raise MalformedPacket("CONNACK with reason code 0x99, for which paho has no name")
         if body[1] != 0:
             return super()._handle_connack()
         sock = self._sock
@@ -477,6 +480,14 @@ class Receiver(paho.Client):
     def _receive_maximum(self, connack: bytes) -> int:
         """MQTT 5, 3.2.2.3.3; the highest value where the server names none."""
         return int(self._connack_properties(connack).get("ReceiveMaximum", _RECEIVE_MAXIMUM))
+
+
+def _acknowledge_at_once(sock: Any) -> None:
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    except OSError:
+        # A program's own socket that is not TCP's, or one that another thread has closed: the next read tells.
+        return
 
 
 def _reason_and_properties(
