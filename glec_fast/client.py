@@ -356,12 +356,15 @@ class Client(Durable):
         chunk = self._outbox.begin_write(_SEND_BYTES)
         if not chunk or sock is None:
             return 0, False
-        # Not paho's, which calls on_socket_register_write, here under our lock: `loop_write` does so behind it.
+        sent = self._send_on(sock, chunk)
+        return sent, self._outbox.end_write(sent)
+
+    def _send_on(self, sock: Any, chunk: bytes) -> int:
+        """Not paho's `_sock_send`, which calls on_socket_register_write, here under a lock; `loop_write` does."""
         try:
-            sent = sock.send(chunk)
+            return int(sock.send(chunk))
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
             raise BlockingIOError from error
-        return sent, self._outbox.end_write(sent)
 
     def _write_for_thread(self) -> None:
         """Under load the network thread waits long for the GIL. What follows from the writing stays its business."""

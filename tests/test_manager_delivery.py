@@ -147,14 +147,14 @@ def test_what_is_published_during_the_flush_queues_behind_it(broker: Broker, tmp
     with Subscriber(broker) as subscriber, MQTTManager(config) as manager:
         expected = []
         wire = bytearray()
-        take = manager._client._sock_send
+        take = manager._client._send_on
 
-        def watched(data: bytes) -> int:
-            size = take(data)
+        def watched(sock: Any, data: bytes) -> int:
+            size = take(sock, data)
             wire.extend(data[:size])
             return size
 
-        manager._client._sock_send = watched
+        manager._client._send_on = watched  # type: ignore[method-assign]
         for number in range(2000):
             expected.append(b"%d" % number)
             manager.publish("t", expected[-1], 1 + number % 2)
