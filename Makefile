@@ -17,7 +17,7 @@ LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 
-.PHONY: demo test build lint package torture wheels fresh ubsan fuzz bench clean
+.PHONY: demo test build lint package torture wheels fresh ubsan paho21 fuzz bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -59,6 +59,14 @@ ubsan: $(BUILT)
 	GLEC_SANITIZE=alignment $(BIN)/pip install --quiet --no-deps --target $(UBSAN) .
 	cd / && PYTHONPATH=$(UBSAN) $(abspath $(BIN))/python -P -c "import glec_fast; assert '$(UBSAN)' in glec_fast.__file__"
 	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q $(addprefix tests/test_,payload.py session.py queue.py store.py) $(TEST_ARGS)
+
+# The tests with the other version of paho-mqtt that is allowed, in front of the one installed.
+PAHO21 := $(abspath build/paho21)
+paho21: $(BUILT)
+	rm -rf $(PAHO21)
+	$(BIN)/pip install --quiet --no-deps --target $(PAHO21) 'paho-mqtt==2.1.*'
+	PYTHONPATH=$(PAHO21) $(BIN)/python -P -c "import paho.mqtt; assert '$(PAHO21)' in paho.mqtt.__file__"
+	PYTHONPATH=$(PAHO21) $(BIN)/python -m pytest $(TEST_ARGS)
 
 # FUZZ_STREAMS damaged streams of each protocol version into the parsers, under AddressSanitizer and UBSan.
 FUZZ := $(abspath build/fuzz)
