@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
@@ -26,6 +26,9 @@ from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import GlecError, UnsupportedError
 from glec_fast.message import properties_from
 from glec_fast.receive import _State
+
+if TYPE_CHECKING:
+    from glec_fast.handle import PublishHandle
 
 _paho.check()
 
