@@ -74,7 +74,7 @@ fuzz: $(BUILT)
 	rm -rf build/fuzz
 	GLEC_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --target $(FUZZ) .
 	FUZZ_STREAMS=$(FUZZ_STREAMS) FUZZ_SEED=$(SEED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
-		PYTHONPATH=$(FUZZ) PYTHONMALLOC=malloc $(BIN)/pytest -q -p no:cacheprovider $(addprefix tests/test_,fuzz.py inbound.py session.py) $(TEST_ARGS)
+		PYTHONPATH=$(FUZZ) PYTHONMALLOC=malloc $(BIN)/pytest -q -p no:cacheprovider $(addprefix tests/test_,fuzz.py inbound.py inbound_tables.py session.py) $(TEST_ARGS)
 
 # `make demo` and `make test`, as committed, in an empty Debian root. Needs root.
 fresh:
