@@ -58,7 +58,7 @@ ubsan: $(BUILT)
 	rm -rf build/ubsan
 	GLEC_SANITIZE=alignment $(BIN)/pip install --quiet --no-deps --target $(UBSAN) .
 	cd / && PYTHONPATH=$(UBSAN) $(abspath $(BIN))/python -P -c "import glec_fast; assert '$(UBSAN)' in glec_fast.__file__"
-	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q $(addprefix tests/test_,payload.py session.py queue.py store.py) $(TEST_ARGS)
+	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q tests/store $(addprefix tests/test_,payload.py session.py queue.py extras.py) $(TEST_ARGS)
 
 # FUZZ_STREAMS damaged streams of each protocol version into the parsers, under AddressSanitizer and UBSan.
 FUZZ := $(abspath build/fuzz)
