@@ -1,0 +1,182 @@
+"""A store's tests: an outbox that records, a disk that can be held or made to fail, what another connection sees."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from glec_fast._store import QueueTable, ranges_of
+from glec_fast.commit import Row
+from glec_fast.drops import Dropped
+from glec_fast.in_doubt import Decision
+from glec_fast.store import Store
+
+WAIT_S = 20
+
+
+def image_on_disk(path: Path) -> bytes:
+    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as database:
+        image: bytes = database.execute("SELECT in_flight FROM glec_session").get
+    return image
+
+
+def ids_on_disk(path: Path) -> list[int]:
+    """What another connection sees in the file."""
+    # Through the same library: SQLite twice in one process would let go of the locks of the other.
+    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as database:
+        return [number for (number,) in database.execute("SELECT id FROM mqtt_offline_queue ORDER BY timestamp, id")]
+
+
+class RecordingOutbox:
+    """An outbox without a network: it takes what is read, finishes what it is told to, and records what it hears."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.sent: list[Row] = []
+        self.dropped: list[Dropped] = []
+        self.commits: list[tuple[int, int]] = []
+        self._finished: list[int] = []
+        self.in_doubt: list[tuple[int, Decision]] = []
+        self._heard = threading.Condition()
+        self.in_flight = b""
+        self.version = 0
+        store.load_session()
+        store.attach(self)
+        store.speak_for("client", "host:1883")
+
+    def take_finished(self) -> list[int]:
+        with self._heard:
+            finished, self._finished = self._finished, []
+            return finished
+
+    def image(self, kept: list[int]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
+        with self._heard:
+            named = "".join(f" {first}-{last}" for first, last in ranges_of(kept + self._finished))
+            in_doubt, self.in_doubt = self.in_doubt, []
+            return self.version, self.in_flight + named.encode(), in_doubt
+
+    def on_committed(self, version: int, new_rows: int) -> None:
+        with self._heard:
+            self.commits.append((version, new_rows))
+            self._heard.notify_all()
+
+    def on_dropped(self, dropped: list[Dropped]) -> None:
+        with self._heard:
+            self.dropped += dropped
+            self._heard.notify_all()
+
+    def wait(self, condition: Callable[[RecordingOutbox], object]) -> None:
+        with self._heard:
+            assert self._heard.wait_for(lambda: condition(self), WAIT_S)
+
+    def read(self, limit: int = 100) -> list[int]:
+        """Take the next rows; returns their ids."""
+        rows, _ = self.store.read(limit)
+        self.sent += rows
+        return [row[0] for row in rows]
+
+    def read_all(self, limit: int = 100) -> list[int]:
+        ids: list[int] = []
+        is_last = False
+        while not is_last:
+            rows, is_last = self.store.read(limit)
+            self.sent += rows
+            ids += [row[0] for row in rows]
+        return ids
+
+    def finish(self, ids: Iterable[int], *, drained: bool = False) -> None:
+        with self._heard:
+            self._finished += ids
+            waiting = len(self._finished)
+        self.store.on_finished(waiting, drained=drained)
+
+    def park(self) -> None:
+        """A lost connection: nothing is kept in flight, what was finished is named."""
+        with self._heard:
+            finished = list(self._finished)
+        self.store.rewind((), finished)
+
+    @property
+    def new_rows(self) -> int:
+        return sum(count for _, count in self.commits)
+
+
+class Disk:
+    """The store's table, with a disk that can be held, or made to fail."""
+
+    def __init__(self, store: Store) -> None:
+        self._table: QueueTable = store._writer.table
+        self.error: Exception | None = None
+        self.entered = threading.Event()
+        self.released = threading.Event()
+        self.released.set()
+        store._writer.table = self  # type: ignore[assignment]
+
+    @property
+    def deleted(self) -> int:
+        return self._table.deleted
+
+    @deleted.setter
+    def deleted(self, value: int) -> None:
+        self._table.deleted = value
+        # The first thing in every transaction.
+        self.entered.set()
+        assert self.released.wait(WAIT_S)
+        if self.error is not None:
+            raise self.error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._table, name)
+
+    def hold(self) -> None:
+        self.entered.clear()
+        self.released.clear()
+
+
+@contextmanager
+def held_writer(store: Store, pool: ThreadPoolExecutor) -> Iterator[None]:
+    """The writer is busy with one transaction; what is appended meanwhile waits for the next."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold(_table: QueueTable) -> None:
+        entered.set()
+        assert leave.wait(WAIT_S)
+
+    held = pool.submit(store.run, hold)
+    assert entered.wait(WAIT_S)
+    try:
+        yield
+    finally:
+        leave.set()
+        held.result(WAIT_S)
+
+
+def append(store: Store, count: int, qos: int = 1, **settings: Any) -> list[int]:
+    ids = store.append_many([("t", f"payload {n}", qos) for n in range(count)], **settings)
+    assert store.wait_durable(ids[-1], WAIT_S)
+    return ids
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def fail(*_arguments: object) -> Any:
+        raise error
+
+    return fail
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    """Ask again until it is so, for facts that nobody announces."""
+    deadline_s = time.monotonic() + WAIT_S
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() > deadline_s:
+            return False
+        pause.wait(0.002)
+    return True
