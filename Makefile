@@ -17,7 +17,7 @@ LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 
-.PHONY: demo test build lint package torture wheels fresh ubsan paho21 fuzz bench clean
+.PHONY: demo test build lint package torture wheels cibuildwheel fresh ubsan paho21 fuzz bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -51,6 +51,11 @@ wheels: $(WHEEL_TOOLS)
 	wheels/system-packages mmdebstrap qemu-user-static
 	$(BIN)/python wheels/cross_build.py $(TARGETS)
 
+# The same by the real cibuildwheel, in local images. Needs root.
+cibuildwheel: $(WHEEL_TOOLS)
+	wheels/system-packages mmdebstrap qemu-user-static podman runc
+	$(BIN)/python wheels/stand_in.py $(TARGETS)
+
 # No access to memory is unaligned: ARM would fault or be slow where x86 does not care. pytest, not python -m pytest, which
 # would take the tree's own extensions.
 UBSAN := $(abspath build/ubsan)
@@ -58,7 +63,7 @@ ubsan: $(BUILT)
 	rm -rf build/ubsan
 	GLEC_SANITIZE=alignment $(BIN)/pip install --quiet --no-deps --target $(UBSAN) .
 	cd / && PYTHONPATH=$(UBSAN) $(abspath $(BIN))/python -P -c "import glec_fast; assert '$(UBSAN)' in glec_fast.__file__"
-	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q tests/store $(addprefix tests/test_,payload.py session.py queue.py extras.py) $(TEST_ARGS)
+	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q tests/store $(addprefix tests/test_,payload.py session*.py inbound.py queue*.py extras.py) $(TEST_ARGS)
 
 # The tests with the other version of paho-mqtt that is allowed, in front of the one installed.
 PAHO21 := $(abspath build/paho21)

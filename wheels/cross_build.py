@@ -16,23 +16,29 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import tomllib
-
-from glec_fast.demo.broker import Broker
-from glec_fast.demo.certificates import CertificateAuthority
-from guest import Guest, cache_directory, fresh_guest, headers_of, pristine_root
+from check import check, report
+from dependencies import REPOSITORY
+from guest import cache_directory, headers_of, pristine_root
 from inspect_wheel import WheelError, inspect_wheel
 from targets import PYTHON_TAG, PYTHON_VERSION, TARGETS, Target
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 DIST = REPOSITORY / "wheels" / "dist"
 TOOLS = Path(sys.executable).parent
-GUEST_PYTHON = "/venv/bin/python"
 
 
-def main(names: list[str]) -> int:
+def make_wheels(
+    names: list[str], dist: Path, build: Callable[[Target, Path, Path, Path], Path], *, is_tested: bool
+) -> int:
+    """Build, inspect and check the wheels of `names`, or of all targets; returns the exit status.
+
+    build: gets the target, the sources, a directory of its own and the cache; returns the repaired wheel. is_tested:
+    it has already run the tests of every wheel.
+    """
     if unknown := set(names) - set(TARGETS):
         sys.stderr.write(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}\n")
         return 2
@@ -48,11 +54,11 @@ def main(names: list[str]) -> int:
             try:
                 wheel = build(TARGETS[name], source, workplace / name, cache)
                 report(f"built {inspect_wheel(wheel)}")
-                DIST.mkdir(exist_ok=True)
-                for old in DIST.glob(f"*_{name}.whl"):
+                dist.mkdir(parents=True, exist_ok=True)
+                for old in dist.glob(f"*_{name}.whl"):
                     old.unlink()
-                wheel = Path(shutil.copy(wheel, DIST))
-                test(TARGETS[name], wheel, workplace / name, cache)
+                wheel = Path(shutil.copy(wheel, dist))
+                check(TARGETS[name], wheel, workplace / name, cache, is_tested=is_tested)
             except (subprocess.CalledProcessError, WheelError) as failure:
                 sys.stderr.write(f"{name}: FAILED: {failure}\n")
                 return 1
@@ -94,75 +100,5 @@ def build(target: Target, source: Path, workplace: Path, cache: Path) -> Path:
     return wheel
 
 
-def test(target: Target, wheel: Path, workplace: Path, cache: Path) -> None:
-    """Install the wheel in a fresh guest, as a gateway would, and test it there."""
-    dependencies = download_dependencies(target, wheel, cache)
-    broker_files = workplace / "broker"
-    broker_files.mkdir()
-    authority = CertificateAuthority(broker_files)
-    with (
-        Broker(broker_files, certificate=authority.issue_server()) as broker,
-        fresh_guest(target, cache) as guest,
-    ):
-        install(guest, wheel, dependencies)
-        shutil.copy(authority.certificate_path, guest.root / "ca.crt")
-        shutil.copytree(REPOSITORY / "tests", guest.root / "check" / "tests")
-        shutil.copytree(REPOSITORY / "wheels" / "guest", guest.root / "check" / "gateway")
-        shutil.copy(REPOSITORY / "pyproject.toml", guest.root / "check")
-        # CI takes hypothesis's deadlines away: under emulation everything takes ten times as long.
-        environment = {"CI": "1", "PATH": "/venv/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}
-        report(f"{target.name}: the tests of every wheel")
-        guest.run("sh", "-euc", shared_settings()["test-command"], directory="/check", environment=environment)
-        report(f"{target.name}: durable publish and flush over TLS, kill and restart")
-        gateway = {
-            "GLEC_MACHINE": target.name,
-            "GLEC_BROKER_PORT": str(broker.port),
-            "GLEC_BROKER_TLS_URL": broker.tls_url,
-            "GLEC_BROKER_CA": "/ca.crt",
-        }
-        guest.run("pytest", "-q", "gateway", directory="/check", environment={**environment, **gateway})
-        report(f"{target.name}: the demo")
-        guest.run(
-            "glec-fast", "demo", "--broker", broker.tls_url, "--ca-cert", "/ca.crt", environment=environment
-        )  # fmt: skip
-
-
-def shared_settings() -> dict[str, Any]:
-    """cibuildwheel's: the same tests, with the same packages, for every wheel, whoever builds it."""
-    settings: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
-    return settings
-
-
-def download_dependencies(target: Target, wheel: Path, cache: Path) -> Path:
-    """Wheels of all that our wheel asks for, none of them built here."""
-    directory = cache / f"dependencies-{target.name}"
-    directory.mkdir(exist_ok=True)
-    platforms = [word for platform in target.platforms for word in ("--platform", platform)]
-    wheels = ["--only-binary=:all:", "--python-version", PYTHON_VERSION, "--implementation", "cp", *platforms]
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(directory)]
-    subprocess.run([*pip, *wheels, str(wheel), *shared_settings()["test-requires"]], check=True)
-    for own in directory.glob("glec_fast-*.whl"):
-        own.unlink()
-    return directory
-
-
-def install(guest: Guest, wheel: Path, dependencies: Path) -> None:
-    """`pip install` in a virtual environment of the guest's, without a network and without a compiler."""
-    shutil.copytree(dependencies, guest.root / "wheels")
-    shutil.copy(wheel, guest.root / "wheels")
-    (pip,) = (guest.root / "usr" / "share" / "python-wheels").glob("pip-*.whl")
-    guest.run(f"python{PYTHON_VERSION}", "-m", "venv", "--without-pip", "/venv")
-    guest.run(
-        GUEST_PYTHON, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", "/wheels", "--only-binary=:all:",
-        f"/wheels/{wheel.name}", *shared_settings()["test-requires"],
-        environment={"PYTHONPATH": f"/{pip.relative_to(guest.root)}"},
-    )  # fmt: skip
-
-
-def report(text: str) -> None:
-    sys.stdout.write(f"== {text}\n")
-    sys.stdout.flush()
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(make_wheels(sys.argv[1:], DIST, build, is_tested=False))

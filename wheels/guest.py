@@ -28,6 +28,10 @@ PACKAGES = (
     f"libpython{PYTHON_VERSION}-dev",
     "dash",
     "coreutils",
+    # cibuildwheel works with these inside its images.
+    "bash",
+    "debianutils",
+    "tar",
 )
 
 # $1 names the emulators, separated by spaces. Entries live as long as binfmt_misc is mounted somewhere.

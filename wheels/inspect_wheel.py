@@ -6,14 +6,20 @@ Usage: python wheels/inspect_wheel.py WHEEL...
 from __future__ import annotations
 
 import io
+import re
 import sys
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import capstone
 from elftools.elf.elffile import ELFFile
 
+if TYPE_CHECKING:
+    from elftools.elf.sections import Symbol
+
 MAX_BYTES = 600_000
-EXTENSIONS = ("_payload", "_session", "_store")
+CEXT = Path(__file__).resolve().parents[1] / "cext"
 SOURCE_SUFFIXES = (".c", ".h", ".pyx", ".pxd", ".pxi", ".html")
 MACHINES = {"aarch64": "EM_AARCH64", "armv7l": "EM_ARM", "x86_64": "EM_X86_64"}
 
@@ -22,6 +28,8 @@ ARCHITECTURE_V7 = 10
 FP_VFPV3_D16 = 4
 NO_ADVANCED_SIMD = 0
 ARGUMENTS_IN_VFP_REGISTERS = 1
+# VFPv3-D16 ends at d15.
+BEYOND_D16 = re.compile(r"\bd(1[6-9]|2\d|3[01])\b")
 
 
 class WheelError(Exception):
@@ -39,9 +47,9 @@ def inspect_wheel(path: Path) -> str:
         if sources := [name for name in names if name.endswith(SOURCE_SUFFIXES)]:
             raise WheelError(f"{path.name} holds sources: {', '.join(sources)}")
         libraries = [name for name in names if ".so" in Path(name).name]
-        expected = sorted(f"glec_fast/{extension}" for extension in EXTENSIONS)
+        expected = sorted(f"glec_fast/{source.stem}" for source in CEXT.glob("*.pyx"))
         if sorted(name.split(".")[0] for name in libraries) != expected:
-            raise WheelError(f"{path.name} holds {libraries}; expected the extensions {', '.join(EXTENSIONS)} alone")
+            raise WheelError(f"{path.name} holds {libraries}; expected {', '.join(expected)} alone")
         for name in libraries:
             inspect_library(f"{path.name}: {name}", wheel.read(name), architecture)
     return f"{path.name}: {size / 1000:.0f} kB, {len(libraries)} stripped extensions, baseline {architecture}"
@@ -89,6 +97,33 @@ def inspect_armv7(name: str, elf: ELFFile) -> None:
     ):
         if (value := attributes.get(tag, 0)) != allowed:
             raise WheelError(f"{name}: {tag} is {value}, the baseline is {allowed}")
+    # The attributes are what the compiler was told; the code is what a processor meets.
+    if beyond := instructions_beyond_armv7(elf):
+        raise WheelError(f"{name}: {len(beyond)} instructions that ARMv7 with VFPv3-D16 lacks, first {beyond[0]}")
+
+
+def instructions_beyond_armv7(elf: ELFFile) -> list[str]:
+    """NEON's instructions in the code, and those with a register that VFPv3-D16 has not."""
+    # An odd address is that of Thumb code. All of a library is compiled in one mode.
+    addresses = [symbol["st_value"] for symbol in elf.get_section_by_name(".dynsym").iter_symbols() if is_init(symbol)]
+    mode = capstone.CS_MODE_THUMB if addresses[0] & 1 else capstone.CS_MODE_ARM
+    disassembler = capstone.Cs(capstone.CS_ARCH_ARM, mode)
+    disassembler.detail = True
+    # Constants lie between functions.
+    disassembler.skipdata = True
+    code = elf.get_section_by_name(".text")
+    return [
+        f"{instruction.mnemonic} {instruction.op_str} at {instruction.address:#x}"
+        for instruction in disassembler.disasm(code.data(), code["sh_addr"])
+        # The id of skipped data is 0.
+        if instruction.id
+        and (capstone.arm.ARM_GRP_NEON in instruction.groups or BEYOND_D16.search(instruction.op_str))
+    ]
+
+
+def is_init(symbol: Symbol) -> bool:
+    """True for the function that Python calls at import."""
+    return bool(symbol.name.startswith("PyInit_"))
 
 
 def main(paths: list[str]) -> int:

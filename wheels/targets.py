@@ -15,13 +15,14 @@ GLIBC_FLOOR = "2.28"
 class Target:
     """One architecture.
 
-    name: as in platform tags. debian: Debian's name for it. multiarch: the triplet in file names. emulator: its entry
-    in binfmt_misc. compiler_options: target, oldest glibc and CPU baseline, for `zig cc`. platforms: tags of wheels
+    name: as in platform tags. debian: Debian's name for it. oci: architecture and variant in container images.
+    multiarch: the triplet in file names. emulator: its entry in binfmt_misc. compiler_options: target, oldest glibc and CPU baseline, for `zig cc`. platforms: tags of wheels
     that run in the guest (glibc 2.36).
     """
 
     name: str
     debian: str
+    oci: tuple[str, str]
     multiarch: str
     emulator: str
     compiler_options: tuple[str, ...]
@@ -34,6 +35,7 @@ TARGETS = {
         Target(
             name="aarch64",
             debian="arm64",
+            oci=("arm64", "v8"),
             multiarch="aarch64-linux-gnu",
             emulator="qemu-aarch64",
             compiler_options=("-target", f"aarch64-linux-gnu.{GLIBC_FLOOR}", "-mcpu=generic"),
@@ -42,6 +44,7 @@ TARGETS = {
         Target(
             name="armv7l",
             debian="armhf",
+            oci=("arm", "v7"),
             multiarch="arm-linux-gnueabihf",
             emulator="qemu-arm",
             # Debian armhf's baseline: VFPv3 with 16 double registers. "generic" alone means 32 of them and NEON.
