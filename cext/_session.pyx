@@ -25,9 +25,20 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 
+cimport exchanges
+cimport vector
+from exchanges cimport EXCHANGES_MAX, FREE, ID_FREE, ID_TAKEN, RELEASED, SENT, Exchange
+from inflight_image cimport (
+    FINISHED,
+    FINISHED_MAX,
+    IMAGE_ENTRY_BYTES,
+    IMAGE_FORMAT,
+    get_message_id,
+    put_entry,
+)
 from mqtt_wire cimport (
     FIXED_HEADER_MAX_BYTES,
     PUBACK,
@@ -44,26 +55,11 @@ from mqtt_wire cimport (
 
 from glec_fast.errors import MessageError, ProtocolError
 
-cdef enum ExchangeState:
-    FREE = 0
-    SENT = 1
-    RELEASED = 2
-
 # What `advance` found.
 NEED_DATA = 0
 CONTROL_PACKET = 1
 
 cdef enum:
-    ID_FREE = 0
-    # Given to a message that is not in the window: it waits in memory, or its deletion is not yet on disk.
-    ID_TAKEN = 0xFFFF
-    EXCHANGES_MAX = 0xFFFE
-    IMAGE_FORMAT = 1
-    IMAGE_ENTRY_BYTES = 11
-    # The state of an image's entry that stands for rows to be deleted: the first message id, and how many follow it.
-    FINISHED = 3
-    FINISHED_MAX = 0xFFFF
-    NO_EXCHANGE = -1
     WITH_EXTRAS_COLUMNS = 8
     ACK_MAX_BYTES = 5
     BUFFER_START_BYTES = 4096
@@ -71,17 +67,6 @@ cdef enum:
     BUFFER_KEEP_BYTES = 1 << 20
     REASON_FAILURE = 0x80
     REASON_PACKET_ID_NOT_FOUND = 0x92
-
-cdef struct Exchange:
-    # Of a FREE one: the next FREE one, or NO_EXCHANGE.
-    int64_t message_id
-    # Stream offset of the end of the PUBLISH packet: it may have left once the socket took this many bytes.
-    uint64_t publish_end
-    uint16_t packet_id
-    uint8_t qos
-    uint8_t state
-    # An earlier copy may have left, on a connection before this one.
-    uint8_t left_before
 
 cdef struct Gate:
     uint64_t version
@@ -94,56 +79,6 @@ cdef struct Mark:
 cdef struct Retired:
     uint64_t version
     uint16_t packet_id
-
-
-cdef class _Vector:
-    """A growing array of fixed-size items, used first in, first out. Owns its memory until it is collected."""
-
-    cdef uint8_t* items
-    cdef size_t item_bytes, first, count, capacity
-
-    def __cinit__(self, size_t item_bytes):
-        self.items = NULL
-        self.item_bytes = item_bytes
-        self.first = self.count = self.capacity = 0
-
-    def __dealloc__(self):
-        free(self.items)
-
-    cdef int reserve(self) except -1:
-        """Make the next push one that cannot fail."""
-        cdef uint8_t* grown
-        cdef size_t capacity
-        if self.first + self.count == self.capacity:
-            if self.first > self.capacity // 2:
-                memmove(self.items, self.items + self.first * self.item_bytes, self.count * self.item_bytes)
-                self.first = 0
-            else:
-                capacity = self.capacity * 2 if self.capacity else 64
-                grown = <uint8_t*>realloc(self.items, capacity * self.item_bytes)
-                if grown is NULL:
-                    raise MemoryError
-                self.items = grown
-                self.capacity = capacity
-        return 0
-
-    cdef void* push(self) except NULL:
-        """The address of a new last item, valid until the next push."""
-        self.reserve()
-        self.count += 1
-        return self.items + (self.first + self.count - 1) * self.item_bytes
-
-    cdef inline void* at(self, size_t index) noexcept:
-        return self.items + (self.first + index) * self.item_bytes
-
-    cdef inline void pop(self) noexcept:
-        self.first += 1
-        self.count -= 1
-        if self.count == 0:
-            self.first = 0
-
-    cdef inline void clear(self) noexcept:
-        self.first = self.count = 0
 
 
 cdef class Session:
@@ -166,10 +101,6 @@ cdef class Session:
     # Counts durable pictures; see `image`.
     cdef readonly uint64_t version
     cdef uint64_t committed_version
-    # Exchanges in flight on this connection.
-    cdef readonly int in_flight
-    # QoS 2 exchanges among them whose PUBREL is not yet encoded.
-    cdef readonly int unreleased
     cdef readonly int max_unreleased
     # First byte of the packet that the last `admit` encoded: PUBLISH with its flags, or PUBREL.
     cdef readonly int admitted_command
@@ -186,46 +117,38 @@ cdef class Session:
     cdef uint64_t last_end
     # A packet put as `last` is in the send buffer.
     cdef readonly bint has_last
-    cdef _Vector gates, marks, retired, done
+    cdef vector.Vector gates, marks, retired, done
     cdef bint dirty, gate_wanted
 
     # What was fed and not yet parsed.
     cdef bytearray inbox
     cdef size_t inbox_at
 
-    # exchange_of[packet id] is ID_FREE, ID_TAKEN or the index of its exchange plus one.
-    cdef uint16_t* exchange_of
-    cdef Exchange* exchanges
-    cdef int exchange_capacity
-    cdef int free_exchange
-    cdef uint16_t last_packet_id
+    # Owned here.
+    cdef exchanges.Table table
 
     # message id -> (packet id, state, qos, may have left)
     cdef dict parked
     cdef dict reasons
     cdef list refused
 
-    def __cinit__(self):
-        self.out = NULL
-        self.exchange_of = NULL
-        self.exchanges = NULL
+    def __cinit__(self, *_, **__):
+        exchanges.begin(&self.table)
+        self.out = <uint8_t*>realloc(NULL, BUFFER_START_BYTES)
+        if self.out is NULL:
+            raise MemoryError
+        self.out_capacity = BUFFER_START_BYTES
+        self.gates.item_bytes = sizeof(Gate)
+        self.marks.item_bytes = sizeof(Mark)
+        self.retired.item_bytes = sizeof(Retired)
+        self.done.item_bytes = sizeof(int64_t)
 
     def __init__(self, int window=20, bint durable=False, int max_unreleased=0):
         self.durable = durable
         self.max_unreleased = max_unreleased or EXCHANGES_MAX
         self.protocol_version = 4
         self.receive_maximum = EXCHANGES_MAX
-        self.out = <uint8_t*>realloc(NULL, BUFFER_START_BYTES)
-        self.exchange_of = <uint16_t*>calloc(65536, sizeof(uint16_t))
-        if self.out is NULL or self.exchange_of is NULL:
-            raise MemoryError
-        self.out_capacity = BUFFER_START_BYTES
-        self.gates = _Vector(sizeof(Gate))
-        self.marks = _Vector(sizeof(Mark))
-        self.retired = _Vector(sizeof(Retired))
-        self.done = _Vector(sizeof(int64_t))
         self.inbox = bytearray()
-        self.free_exchange = NO_EXCHANGE
         self.packet_body = b""
         self.parked = {}
         self.reasons = {}
@@ -234,8 +157,11 @@ cdef class Session:
 
     def __dealloc__(self):
         free(self.out)
-        free(self.exchange_of)
-        free(self.exchanges)
+        exchanges.end(&self.table)
+        vector.free_items(&self.gates)
+        vector.free_items(&self.marks)
+        vector.free_items(&self.retired)
+        vector.free_items(&self.done)
 
     # ---- the window and packet ids
 
@@ -245,9 +171,19 @@ cdef class Session:
             raise ValueError(f"window is {window}; it must be 0 to 65535 exchanges")
         self.window = min(window or EXCHANGES_MAX, EXCHANGES_MAX)
 
+    @property
+    def in_flight(self) -> int:
+        """Exchanges in flight on this connection."""
+        return self.table.in_flight
+
+    @property
+    def unreleased(self) -> int:
+        """QoS 2 exchanges among them whose PUBREL is not yet encoded."""
+        return self.table.unreleased
+
     def room(self) -> int:
         """How many more exchanges the window and the server's Receive Maximum (MQTT 5, 3.2.2.3.3) allow."""
-        return max(self._limit() - self.in_flight, 0)
+        return max(self._limit() - self.table.in_flight, 0)
 
     cdef inline int _limit(self) noexcept:
         # An id that waits for its row's deletion has no exchange, and yet cannot be given out.
@@ -256,85 +192,29 @@ cdef class Session:
     cdef bint _fits(self, object message_id, uint8_t qos) except -1:
         if qos == 0:
             return True
-        if self.in_flight >= self._limit():
+        if self.table.in_flight >= self._limit():
             return False
-        if qos == 1 or self.in_flight == 0 or (self.parked and message_id in self.parked):
+        if qos == 1 or self.table.in_flight == 0 or (self.parked and message_id in self.parked):
             return True
         # What is parked is still at the broker. One place stays free: with its limit taken up, mosquitto acknowledges
         # QoS 1 too, and drops it.
-        return self.unreleased + <int>len(self.parked) < self.max_unreleased - 1
+        return self.table.unreleased + <int>len(self.parked) < self.max_unreleased - 1
 
     def reserve_packet_id(self) -> int:
         """Take the next unused packet id (1 to 65535) out of circulation; 0 where all are taken."""
-        cdef uint16_t packet_id = self._next_packet_id()
+        cdef uint16_t packet_id = exchanges.next_packet_id(&self.table)
         if packet_id:
-            self.exchange_of[packet_id] = ID_TAKEN
+            self.table.exchange_of[packet_id] = ID_TAKEN
         return packet_id
 
     def release_packet_id(self, uint16_t packet_id):
         """Give back an id from `reserve_packet_id` whose message will not be admitted."""
-        if self.exchange_of[packet_id] == ID_TAKEN:
-            self.exchange_of[packet_id] = ID_FREE
+        if self.table.exchange_of[packet_id] == ID_TAKEN:
+            self.table.exchange_of[packet_id] = ID_FREE
 
     def next_packet_id(self) -> int:
         """The next unused packet id without taking it; 0 where all are taken. For SUBSCRIBE and UNSUBSCRIBE."""
-        return self._next_packet_id()
-
-    cdef uint16_t _next_packet_id(self) noexcept:
-        cdef uint32_t _tries
-        cdef uint16_t candidate = self.last_packet_id
-        for _tries in range(65535):
-            candidate = <uint16_t>(candidate + 1 if candidate < 65535 else 1)
-            if self.exchange_of[candidate] == ID_FREE:
-                self.last_packet_id = candidate
-                return candidate
-        return 0
-
-    cdef int _reserve_exchange(self) except -1:
-        """Make the next `_open_exchange` one that cannot fail."""
-        cdef int index, capacity
-        cdef Exchange* grown
-        if self.free_exchange != NO_EXCHANGE:
-            return 0
-        capacity = min(max(self.exchange_capacity * 2, 32), <int>EXCHANGES_MAX)
-        if capacity == self.exchange_capacity:
-            raise AssertionError("the window was exceeded")
-        grown = <Exchange*>realloc(self.exchanges, <size_t>capacity * sizeof(Exchange))
-        if grown is NULL:
-            raise MemoryError
-        self.exchanges = grown
-        for index in range(capacity - 1, self.exchange_capacity - 1, -1):
-            grown[index].state = FREE
-            grown[index].message_id = self.free_exchange
-            self.free_exchange = index
-        self.exchange_capacity = capacity
-        return 0
-
-    cdef Exchange* _open_exchange(self, uint16_t packet_id, int64_t message_id, uint8_t qos, uint8_t state) noexcept:
-        """After `_reserve_exchange`."""
-        cdef int index = self.free_exchange
-        cdef Exchange* exchange = &self.exchanges[index]
-        self.free_exchange = <int>exchange.message_id
-        self.exchange_of[packet_id] = <uint16_t>(index + 1)
-        self.in_flight += 1
-        exchange.message_id = message_id
-        exchange.publish_end = 0
-        exchange.packet_id = packet_id
-        exchange.qos = qos
-        exchange.state = state
-        exchange.left_before = False
-        if qos == 2 and state == SENT:
-            self.unreleased += 1
-        return exchange
-
-    cdef void _close_exchange(self, Exchange* exchange, uint16_t id_becomes) noexcept:
-        self.exchange_of[exchange.packet_id] = id_becomes
-        if exchange.qos == 2 and exchange.state == SENT:
-            self.unreleased -= 1
-        exchange.state = FREE
-        exchange.message_id = self.free_exchange
-        self.free_exchange = <int>(exchange - self.exchanges)
-        self.in_flight -= 1
+        return exchanges.next_packet_id(&self.table)
 
     # ---- the send buffer
 
@@ -406,16 +286,16 @@ cdef class Session:
         cdef Gate* gate
         cdef Mark* mark
         for index in range(self.gates.count):
-            gate = <Gate*>self.gates.at(index)
+            gate = <Gate*>vector.at(&self.gates, index)
             if gate.end > cut:
                 gate.end += size
         for index in range(self.marks.count):
-            mark = <Mark*>self.marks.at(index)
+            mark = <Mark*>vector.at(&self.marks, index)
             if mark.end > cut:
                 mark.end += size
-        for slot in range(self.exchange_capacity):
-            if self.exchanges[slot].state != FREE and self.exchanges[slot].publish_end > cut:
-                self.exchanges[slot].publish_end += size
+        for slot in range(self.table.capacity):
+            if self.table.exchanges[slot].state != FREE and self.table.exchanges[slot].publish_end > cut:
+                self.table.exchanges[slot].publish_end += size
 
     def peek(self, size_t limit) -> bytes:
         """A copy of the next bytes that may leave, at most `limit`."""
@@ -433,11 +313,11 @@ cdef class Session:
         self.head += size
         sent = self.base + self.head
         while self.marks.count:
-            mark = <Mark*>self.marks.at(0)
+            mark = <Mark*>vector.at(&self.marks, 0)
             if mark.end > sent:
                 break
-            (<int64_t*>self.done.push())[0] = mark.message_id
-            self.marks.pop()
+            (<int64_t*>vector.push(&self.done))[0] = mark.message_id
+            vector.pop(&self.marks)
         if self.head == self.tail:
             self.base += self.head
             self.head = self.ready = self.tail = 0
@@ -536,13 +416,13 @@ cdef class Session:
             raise MessageError(f"QoS {qos}; it must be 0, 1 or 2")
         flags = <uint8_t>(qos << 1) | <uint8_t>retain
         if qos == 0:
-            self.marks.reserve()
+            vector.reserve(&self.marks)
             end = self._encode_publish(topic, payload, flags, 0, properties, False)
-            mark = <Mark*>self.marks.push()
+            mark = <Mark*>vector.push(&self.marks)
             mark.end = end
             mark.message_id = message_id
             return self.tail - self.head
-        self._reserve_exchange()
+        exchanges.reserve(&self.table)
         if self.parked:
             aside = self.parked.get(message_id)
             if aside is not None:
@@ -550,11 +430,11 @@ cdef class Session:
                 del self.parked[message_id]
                 return self.tail - self.head
         if not packet_id:
-            packet_id = self._next_packet_id()
+            packet_id = exchanges.next_packet_id(&self.table)
             if not packet_id:
                 raise AssertionError("no packet id is free; the window was exceeded")
         end = self._encode_publish(topic, payload, flags, packet_id, properties, qos == 2 and self.durable)
-        exchange = self._open_exchange(packet_id, message_id, <uint8_t>qos, SENT)
+        exchange = exchanges.open(&self.table, packet_id, message_id, <uint8_t>qos, SENT)
         exchange.publish_end = end
         return self.tail - self.head
 
@@ -600,14 +480,14 @@ cdef class Session:
             if self.durable and (self.dirty or self.version > self.committed_version):
                 # The link broke between PUBREC and its commit.
                 self.gate_wanted = True
-            self._open_exchange(packet_id, message_id, qos, RELEASED)
+            exchanges.open(&self.table, packet_id, message_id, qos, RELEASED)
             self._encode_ack(PUBREL | 2, packet_id, 0)
             self.admitted_command = PUBREL | 2
             return 0
         # DUP only where the first copy may have left (section 3.3.1.1): some brokers swallow a first copy that has it.
         end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties,
                                    False)
-        exchange = self._open_exchange(packet_id, message_id, qos, SENT)
+        exchange = exchanges.open(&self.table, packet_id, message_id, qos, SENT)
         exchange.publish_end = end
         exchange.left_before = left
         return 0
@@ -669,14 +549,14 @@ cdef class Session:
             raise ProtocolError("an acknowledgement with packet id 0 (MQTT 2.3.1)", 0x81)
         if size > 2:
             reason = body[2]
-        index = self.exchange_of[packet_id]
+        index = self.table.exchange_of[packet_id]
         if index == ID_FREE or index == ID_TAKEN:
             # The peer waits for an answer to PUBREC, whatever became of ours (MQTT 5, 4.3.3). What is parked gets it
             # when its turn to be resent comes: a PUBREL now would let the peer take that resend for a new message.
             if kind == PUBREC and reason < REASON_FAILURE and not self._is_parked(packet_id):
                 self._encode_ack(PUBREL | 2, packet_id, REASON_PACKET_ID_NOT_FOUND)
             return 0
-        cdef Exchange* exchange = &self.exchanges[index - 1]
+        cdef Exchange* exchange = &self.table.exchanges[index - 1]
         if exchange.publish_end > self.offered and not exchange.left_before:
             raise ProtocolError(f"packet id {packet_id} was acknowledged before its PUBLISH was sent (MQTT 4.3)", 0x82)
         if kind == PUBREC and reason < REASON_FAILURE:
@@ -701,9 +581,7 @@ cdef class Session:
         self._reserve(ACK_MAX_BYTES)
         if exchange.state == SENT and self.durable:
             self.dirty = self.gate_wanted = True
-        if exchange.state == SENT:
-            self.unreleased -= 1
-        exchange.state = RELEASED
+        exchanges.release(&self.table, exchange)
         return self._encode_ack(PUBREL | 2, exchange.packet_id, 0)
 
     cdef int _finish(self, Exchange* exchange, bint refused) except -1:
@@ -711,18 +589,18 @@ cdef class Session:
         cdef uint16_t packet_id = exchange.packet_id
         cdef bint durable = self.durable and exchange.qos == 2
         if durable:
-            self.retired.reserve()
+            vector.reserve(&self.retired)
         if refused:
             self.refused.append(exchange.message_id)
         else:
-            (<int64_t*>self.done.push())[0] = exchange.message_id
+            (<int64_t*>vector.push(&self.done))[0] = exchange.message_id
         if durable:
             # The id is the broker's until the row's deletion is on disk: a restart would still speak of it.
             self.dirty = True
-            retired = <Retired*>self.retired.push()
+            retired = <Retired*>vector.push(&self.retired)
             retired.version = self.version + 1
             retired.packet_id = packet_id
-        self._close_exchange(exchange, ID_TAKEN if durable else ID_FREE)
+        exchanges.close(&self.table, exchange, ID_TAKEN if durable else ID_FREE)
         return 0
 
     def take_done(self) -> list:
@@ -730,8 +608,8 @@ cdef class Session:
         cdef size_t index
         if self.done.count == 0:
             return []
-        cdef list ids = [(<int64_t*>self.done.at(index))[0] for index in range(self.done.count)]
-        self.done.clear()
+        cdef list ids = [(<int64_t*>vector.at(&self.done, index))[0] for index in range(self.done.count)]
+        vector.clear(&self.done)
         return ids
 
     def take_refused(self) -> list:
@@ -772,25 +650,25 @@ cdef class Session:
                 aside.append((first, count, FINISHED))
                 first += count
         cdef bytes image = PyBytes_FromStringAndSize(
-            NULL, 1 + IMAGE_ENTRY_BYTES * (self.in_flight + <Py_ssize_t>len(aside)))
+            NULL, 1 + IMAGE_ENTRY_BYTES * (self.table.in_flight + <Py_ssize_t>len(aside)))
         cdef uint8_t* start = <uint8_t*>PyBytes_AS_STRING(image)
         cdef uint8_t* at = start + 1
         start[0] = IMAGE_FORMAT
-        for slot in range(self.exchange_capacity):
-            exchange = &self.exchanges[slot]
+        for slot in range(self.table.capacity):
+            exchange = &self.table.exchanges[slot]
             if exchange.state != FREE and exchange.qos == 2:
-                at = _put_entry(at, exchange.message_id, exchange.packet_id, exchange.state)
+                at = put_entry(at, exchange.message_id, exchange.packet_id, exchange.state)
         for message_id, packet_id, state in aside:
-            at = _put_entry(at, message_id, packet_id, state)
+            at = put_entry(at, message_id, packet_id, state)
         image = image[:at - start]
         cdef uint64_t version = self.version + <uint64_t>self.dirty
         cdef tuple numbered = (version, image)
-        self.gates.reserve()
+        vector.reserve(&self.gates)
         # Nothing from here on can fail: an image that was not handed out must not have been counted.
         self.version = version
         self.dirty = False
         if self.gate_wanted:
-            gate = <Gate*>self.gates.push()
+            gate = <Gate*>vector.push(&self.gates)
             gate.version = version
             gate.end = self.base + self.tail
             self.gate_wanted = False
@@ -801,16 +679,16 @@ cdef class Session:
         cdef Gate* gate
         cdef Retired* retired
         self.committed_version = max(self.committed_version, version)
-        while self.gates.count and (<Gate*>self.gates.at(0)).version <= version:
-            gate = <Gate*>self.gates.at(0)
+        while self.gates.count and (<Gate*>vector.at(&self.gates, 0)).version <= version:
+            gate = <Gate*>vector.at(&self.gates, 0)
             self.ready = <size_t>(gate.end - self.base)
-            self.gates.pop()
+            vector.pop(&self.gates)
         if self.gates.count == 0 and not self.gate_wanted:
             self.ready = self.tail
-        while self.retired.count and (<Retired*>self.retired.at(0)).version <= version:
-            retired = <Retired*>self.retired.at(0)
-            self.exchange_of[retired.packet_id] = ID_FREE
-            self.retired.pop()
+        while self.retired.count and (<Retired*>vector.at(&self.retired, 0)).version <= version:
+            retired = <Retired*>vector.at(&self.retired, 0)
+            self.table.exchange_of[retired.packet_id] = ID_FREE
+            vector.pop(&self.retired)
 
     def load_image(self, bytes image) -> list:
         """Begin with the exchanges of an earlier process, as parked. Returns the finished (first, last) ranges in it.
@@ -831,20 +709,20 @@ cdef class Session:
         if at[0] != IMAGE_FORMAT or (size - 1) % IMAGE_ENTRY_BYTES:
             raise ValueError(f"an in-flight image of format {at[0]} and {size} bytes; this version reads format 1")
         for index in range(1, size, IMAGE_ENTRY_BYTES):
-            message_id = _get_i64(at + index)
+            message_id = get_message_id(at + index)
             packet_id = load_u16(at + index + 8)
             state = at[index + 10]
             if message_id > 0 and packet_id and state == FINISHED:
                 finished.append((message_id, message_id + packet_id - 1))
                 continue
             if (message_id <= 0 or packet_id == 0 or state not in (SENT, RELEASED)
-                    or message_id in loaded or packet_id in packet_ids or self.exchange_of[packet_id] != ID_FREE):
+                    or message_id in loaded or packet_id in packet_ids or self.table.exchange_of[packet_id] != ID_FREE):
                 raise ValueError(
                     f"an in-flight image with message {message_id} as packet id {packet_id} in state {state}")
             loaded[message_id] = (packet_id, state, 2, True)
             packet_ids.add(packet_id)
         for packet_id in packet_ids:
-            self.exchange_of[packet_id] = ID_TAKEN
+            self.table.exchange_of[packet_id] = ID_TAKEN
         self.parked.update(loaded)
         return finished
 
@@ -856,24 +734,24 @@ cdef class Session:
         cdef Exchange* exchange
         cdef uint64_t sent = self.offered if self.offered_may_leave else self.base + self.head
         cdef bint left
-        for slot in range(self.exchange_capacity):
-            exchange = &self.exchanges[slot]
+        for slot in range(self.table.capacity):
+            exchange = &self.table.exchanges[slot]
             if exchange.state == FREE:
                 continue
             left = exchange.state == RELEASED or exchange.left_before or exchange.publish_end <= sent
             if left or not self.durable:
                 self.parked[exchange.message_id] = (
                     exchange.packet_id, RELEASED if exchange.state == RELEASED else SENT, exchange.qos, left)
-                self._close_exchange(exchange, ID_TAKEN)
+                exchanges.close(&self.table, exchange, ID_TAKEN)
             else:
-                self._close_exchange(exchange, ID_FREE)
+                exchanges.close(&self.table, exchange, ID_FREE)
                 self.dirty = True
         self.base += self.tail
         self.head = self.ready = self.tail = 0
         self.has_last = False
         self.gate_wanted = False
-        self.gates.clear()
-        self.marks.clear()
+        vector.clear(&self.gates)
+        vector.clear(&self.marks)
         self.inbox.clear()
         self.inbox_at = 0
 
@@ -885,7 +763,7 @@ cdef class Session:
         """The owner gave up a message that was set aside."""
         aside = self.parked.pop(message_id, None)
         if aside is not None:
-            self.exchange_of[aside[0]] = ID_FREE
+            self.table.exchange_of[aside[0]] = ID_FREE
             self.dirty = True
 
     def resume(self, bint session_present, int receive_maximum=65535) -> list:
@@ -903,25 +781,8 @@ cdef class Session:
                 in_doubt.append(message_id)
             if self.durable or state == RELEASED:
                 del self.parked[message_id]
-                self.exchange_of[packet_id] = ID_FREE
+                self.table.exchange_of[packet_id] = ID_FREE
             else:
                 self.parked[message_id] = (packet_id, SENT, qos, False)
             self.dirty = True
         return in_doubt
-
-
-cdef inline uint8_t* _put_entry(uint8_t* at, int64_t message_id, uint16_t packet_id, uint8_t state) noexcept:
-    cdef int shift
-    for shift in range(8):
-        at[shift] = <uint8_t>((<uint64_t>message_id >> <uint64_t>(8 * (7 - shift))) & 0xFF)
-    store_u16(at + 8, packet_id)
-    at[10] = state
-    return at + IMAGE_ENTRY_BYTES
-
-
-cdef inline int64_t _get_i64(const uint8_t* at) noexcept:
-    cdef uint64_t value = 0
-    cdef int index
-    for index in range(8):
-        value = (value << 8) | at[index]
-    return <int64_t>value
