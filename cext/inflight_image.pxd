@@ -1,7 +1,7 @@
 # The durable picture of what is in flight, as it stands in the queue file. Header only.
 #
-# A byte with the format, then entries of 11 bytes, big-endian: message id (8), packet id (2), state (1). One in the state
-# FINISHED stands for rows that are to be deleted: the first message id, and in the place of the packet id how many.
+# A byte with the format, then entries of 11 bytes, big-endian: message id (8), packet id (2), state (1). One in the
+# state FINISHED stands for rows that are to be deleted: the first message id, and as packet id how many.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
