@@ -115,7 +115,7 @@ class DurableOutbox(Outbox):
             handle.mid = message_id
             self._handles[message_id] = handle
 
-        self.store.append(topic, payload, qos, urgent=qos > 0 or self.is_open, extras=extras, register=register)
+        self.store.append(topic, payload, qos, urgent=self.is_open, extras=extras, register=register)
         if qos == 2 and self._wait_for_disk:
             self._wait_until_durable(handle)
         return handle
