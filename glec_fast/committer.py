@@ -187,6 +187,8 @@ class Committer:
             outbox = self._outbox
             if outbox is None or self._failure is not None or self._ended or self._in_doubt:
                 return None
+            if self._identity != self._writer.identity:
+                return None
             version, image, self._in_doubt = outbox.image(self._deleting)
             if self._in_doubt:
                 return None

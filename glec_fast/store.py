@@ -245,9 +245,13 @@ class Store(Committer):
 
     def speak_for(self, client_id: str, broker: str) -> None:
         """Have the outbox's image on disk under this name, before anything of it is sent in it."""
+        self.speak_next_for(client_id, broker)
+        self.run(lambda _table: None)
+
+    def speak_next_for(self, client_id: str, broker: str) -> None:
+        """The name of the images that are taken from now on; on disk with the first of them."""
         with self._lock:
             self._identity = (client_id, broker)
-        self.run(lambda _table: None)
 
     def holds(self, message_id: int) -> bool | None:
         """True where this message is still to be sent, False where that is over, None where no id is this."""
