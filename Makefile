@@ -17,13 +17,17 @@ LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 
-.PHONY: demo test build lint package torture wheels cibuildwheel fresh ubsan paho21 fuzz bench clean
+.PHONY: demo test build lint package brokers torture wheels cibuildwheel fresh ubsan paho21 fuzz bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
 
 test: $(BUILT)
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+# The brokers beside mosquitto, which the tests leave out where they are not installed. Needs root.
+brokers:
+	.ci/brokers
 
 # Exactly once, at length: KILLS processes killed, the power cut at every point of LIVES lives of each kind, and the
 # protocol searched deeper. About an hour on a small machine.
