@@ -29,11 +29,11 @@ test: $(BUILT)
 brokers:
 	.ci/brokers
 
-# Exactly once, at length: KILLS processes killed, the power cut at every point of LIVES lives of each kind, and the
-# protocol searched deeper. About an hour on a small machine.
+# Exactly once, at length: KILLS processes killed, the power cut at every point of LIVES lives of each kind, the link cut
+# after every byte of a TLS connection, and the protocol searched deeper. About an hour on a small machine.
 torture: $(BUILT)
-	KILLS=$(KILLS) SEED=$(SEED) POWER_CUT_LIVES=$(LIVES) MODEL_CHECK_DEPTH=2 $(BIN)/python -m pytest -q \
-		tests/test_torture_kills.py tests/test_power_cut.py tests/test_model_check.py $(TEST_ARGS)
+	KILLS=$(KILLS) SEED=$(SEED) POWER_CUT_LIVES=$(LIVES) MODEL_CHECK_DEPTH=2 LINK_STEP=1 $(BIN)/python -m pytest -q \
+		tests/test_torture_kills.py tests/test_power_cut.py tests/test_model_check.py tests/test_faulty_links.py $(TEST_ARGS)
 
 build: $(BUILT)
 
