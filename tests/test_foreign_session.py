@@ -101,14 +101,19 @@ def identity_on_disk(path: Path) -> tuple[str, str]:
     return found
 
 
-def test_whose_session_it_is_stands_on_disk_before_the_first_message_leaves(tmp_path: Path) -> None:
+def test_whose_session_it_is_stands_on_disk_before_the_first_message_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "queue.db"
     names: list[tuple[str, str]] = []
     with ScriptedGateway(path) as gateway:
         assert gateway.outbox.is_session_foreign
         gateway.publish("2-0", 2)
+        # The network thread alone: its own commits are of the image, and name nobody.
+        monkeypatch.setattr(gateway.store, "request_commit", lambda: None)
         gateway.connect(session_present=False)
         assert not gateway.outbox.is_session_foreign
+        assert gateway.send() == b""
         gateway.commit()
         assert gateway.send(on_leaving=lambda _chunk: names.append(identity_on_disk(path)))
     assert names == [(CLIENT_ID, BROKER_NAME)]
