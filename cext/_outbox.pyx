@@ -110,6 +110,8 @@ cdef class Outbox:
     cdef readonly Lock lock
     # A server has accepted the connection, and it lasts.
     cdef public bint is_open
+    # The session that the server keeps may be of another queue file, its packet ids of other messages.
+    cdef public bint is_session_foreign
     # The network thread has been told of work, and has not looked yet. False where no such thread runs.
     cdef public bint is_woken
     # With more than that encoded a caller writes it himself: the network thread may wait long for the GIL.

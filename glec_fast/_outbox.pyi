@@ -47,6 +47,8 @@ class Outbox:
 
     is_open: bool
     """A server has accepted the connection, and it lasts."""
+    is_session_foreign: bool
+    """The session that the server keeps may be of another queue file: it must be discarded before `resume`."""
     is_woken: bool
     """The network loop has been told of work, and has not looked yet."""
     is_traced: bool

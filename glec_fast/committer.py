@@ -36,6 +36,9 @@ DEFAULT_QOS0_COMMIT_DELAY_S = 5.0
 DEFAULT_CLEANUP_INTERVAL_S = 300.0
 # A finished row may stay this long; a crash meanwhile sends QoS 1 again, which it allows, and saves half the commits.
 DONE_COMMIT_DELAY_S = 1.0
+# Without a link, QoS 1 and 2 that nobody waits for go to disk at once, but no more often than this: a transaction for
+# each message of a stream would write some 20 kB for each.
+_ROWS_COMMIT_SPACING_S = 0.05
 # So many finished rows are worth a transaction of their own, which names them; that a crash does not send them again.
 DONE_COMMIT_ROWS = 1000
 # So many are deleted, though more are in flight.
@@ -102,6 +105,8 @@ class Committer:
         self._delete_rows_max: int | None = None
         self._jobs: list[Job] = []
         self._deadline_s: float | None = None
+        # Before then rows that can wait are not committed.
+        self._rows_due_s = _AT_ONCE
         self._committed_id = self._next_id - 1
         self._failure: QueueStorageError | None = None
         # After a failure with new rows the next transaction goes without: deletes, which make room, must not wait.
@@ -137,6 +142,10 @@ class Committer:
         if self._deadline_s is None or deadline_s < self._deadline_s:
             self._deadline_s = deadline_s
             self._work.notify()
+
+    def _request_company(self, qos: int) -> None:
+        """New rows wait for others to share their transaction; the caller holds the lock."""
+        self._request(max(self._rows_due_s - self._monotonic(), 0.0) if qos else self._qos0_commit_delay_s)
 
     def _request_retry(self) -> None:
         """After a failure of the disk; the caller holds the lock."""
@@ -177,6 +186,8 @@ class Committer:
         with self._lock:
             outbox = self._outbox
             if outbox is None or self._failure is not None or self._ended or self._in_doubt:
+                return None
+            if self._identity != self._writer.identity:
                 return None
             version, image, self._in_doubt = outbox.image(self._deleting)
             if self._in_doubt:
@@ -316,6 +327,8 @@ class Committer:
             if commit.with_rows:
                 commit.rows, self._pending = self._pending, []
                 self._writing = commit.rows
+            if commit.rows:
+                self._rows_due_s = self._monotonic() + _ROWS_COMMIT_SPACING_S
             commit.jobs, self._jobs = self._jobs, []
             if is_cleanup_due:
                 self._cleanup_due_s = self._monotonic() + self._cleanup_interval_s

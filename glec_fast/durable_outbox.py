@@ -44,6 +44,8 @@ class DurableOutbox(Outbox):
         super().__init__(window, on_work, durable=True, max_unreleased=max_unreleased)
         self.store = store
         self.in_doubt_count = 0
+        # (client id, broker) of the connection that is or comes next.
+        self._identity = ("", "")
         self._wait_for_disk = wait_for_disk
         self._resend_in_doubt = resend_in_doubt
         self._in_doubt: list[tuple[int, Decision]] = []
@@ -80,12 +82,15 @@ class DurableOutbox(Outbox):
     def identify(self, client_id: str, broker: str) -> None:
         """Say whose session comes next, before each connection: another client id or broker has none of this one.
 
-        On disk when this returns, also for the next process, which must not take the old packet ids for its own.
-        Raises QueueStorageError, QueueClosedError; then there must be no connection.
+        On disk when this returns, also for the next process, which must not take the old packet ids for its own; of no
+        broker, until that has a session which is. Raises QueueStorageError, QueueClosedError; then there must be no
+        connection.
         """
         self.store.refuse_if_closed()
         known = self.store.identity
-        if known == (client_id, broker):
+        self._identity = (client_id, broker)
+        self.is_session_foreign = known != self._identity
+        if known in (self._identity, (client_id, "")):
             return
         if any(known):
             handles = self._void_session()
@@ -93,7 +98,7 @@ class DurableOutbox(Outbox):
                 self._untold += handles
                 parked, finished = self.session.parked_ids(), list(self._finished)
             self.store.rewind(parked, finished)
-        self.store.speak_for(client_id, broker)
+        self.store.speak_for(client_id, "")
 
     def tell_all(self, wanted: bool) -> None:
         """Whether `settle` makes a handle for each message that nobody holds one of."""
@@ -115,7 +120,7 @@ class DurableOutbox(Outbox):
             handle.mid = message_id
             self._handles[message_id] = handle
 
-        self.store.append(topic, payload, qos, urgent=qos > 0 or self.is_open, extras=extras, register=register)
+        self.store.append(topic, payload, qos, urgent=self.is_open, extras=extras, register=register)
         if qos == 2 and self._wait_for_disk:
             self._wait_until_durable(handle)
         return handle
@@ -260,6 +265,10 @@ class DurableOutbox(Outbox):
         Returns the handles of QoS 2 messages that are left to the broker, see `_void_session`.
         """
         handles = [] if session_present else self._void_session()
+        if self.is_session_foreign:
+            # On disk with the first QoS 2 message, before it leaves.
+            self.store.speak_next_for(*self._identity)
+            self.is_session_foreign = False
         with self._pulling:
             with self.lock:
                 self.session.resume(True, receive_maximum)

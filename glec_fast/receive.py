@@ -22,7 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from glec_fast import _paho
 from glec_fast._inbound import ACKS, MESSAGES, NEED_DATA, Inbound
 from glec_fast._outbox import MemoryOutbox, set_as_published
-from glec_fast.errors import ProtocolError
+from glec_fast.errors import GlecError, ProtocolError
 from glec_fast.message import InboundMessage, properties_from, reason_from
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _PENDING_READS_A_TURN = 8192
 _STREAM_READ_BYTES = 64
 _RECEIVE_MAXIMUM = 65_535
 _EXACTLY_ONCE = 2
+_DISCONNECT = b"\xe0\x00"
 _PUBACK, _PUBREC, _PUBCOMP = b"\x40\x02", b"\x50\x02", b"\x70\x02"
 _CONNACK_TYPE, _PUBREL_TYPE, _SUBACK_TYPE, _UNSUBACK_TYPE = 0x20, 0x60, 0x90, 0xB0
 _PAYLOAD_FORMAT_INVALID = 0x99
@@ -78,6 +79,9 @@ class Receiver(paho.Client):
         self._arrived: deque[InboundMessage] = deque()
         self._has_more = False
         self._failed_at = _At.NOTHING
+        # The next CONNECT has the server forget the session that it keeps.
+        self._discards_session = False
+        self._has_discarded_session = False
 
     def _after_queueing(self, *, wake: bool = True) -> MQTTErrorCode:
         raise NotImplementedError
@@ -445,12 +449,43 @@ class Receiver(paho.Client):
             self._put_ack(_PUBCOMP, mid, "PUBCOMP")
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
+    def _send_connect(self, keepalive: int) -> MQTTErrorCode:
+        if not self._discards_session:
+            return super()._send_connect(keepalive)
+        asked_for = self._clean_session, self._clean_start
+        self._clean_session = self._clean_start = True
+        try:
+            return super()._send_connect(keepalive)
+        finally:
+            self._clean_session, self._clean_start = asked_for
+
+    def _must_connect_again(self, session_present: bool) -> bool:
+        """True where this connection only shows, or only serves to discard, a session that is not ours."""
+        if self._discards_session:
+            self._discards_session, self._has_discarded_session = False, True
+            # Before MQTT 5 a clean session lasts no longer than its connection (MQTT 3.1.1, 3.1.2.4).
+            return self._protocol != MQTTProtocolVersion.MQTTv5
+        has_discarded, self._has_discarded_session = self._has_discarded_session, False
+        self._discards_session = session_present and self._outbox.is_session_foreign and not has_discarded
+        return self._discards_session
+
+    def _connect_again(self) -> MQTTErrorCode:
+        """Leave in order, so that no will is published, and come back at once."""
+        self._send_last_words(_DISCONNECT)
+        try:
+            return self.reconnect()
+        except (OSError, GlecError) as error:
+            self._easy_log(LogLevel.MQTT_LOG_ERR, "connecting again failed: %s", error)
+            return MQTTErrorCode.MQTT_ERR_CONN_LOST
+
     def _handle_connack(self) -> MQTTErrorCode:
         body = bytes(self._in_packet["packet"])
         if body[1] == _PAYLOAD_FORMAT_INVALID and self._protocol == MQTTProtocolVersion.MQTTv5:
             raise MalformedPacket("CONNACK with reason code 0x99, for which paho has no name")
         if body[1] != 0:
             return super()._handle_connack()
+        if self._must_connect_again(bool(body[0] & 1)):
+            return self._connect_again()
         sock = self._sock
         self._on_accepted(body)
         accepted = bool(body[0] & 1), self._receive_maximum(body)

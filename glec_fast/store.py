@@ -90,8 +90,9 @@ class Store(Committer):
         extras: Extras | None = None,
         register: Callable[[int], None] | None = None,
     ) -> int:
-        """Accept a message; returns its id at once. `urgent` False lets a QoS 0 message wait for company.
+        """Accept a message; returns its id at once. `urgent` False lets it wait for others to share its transaction.
 
+        QoS 0 waits up to `qos0_commit_delay_s`; QoS 1 and 2 up to 50 ms, and only where others came just before.
         It expires after `ttl_ms`, the store's own where None, or earlier by the interval in `extras`.
         `register` is told the id before any other thread can know of the message.
         Raises QueueStorageError while the disk fails, QueueClosedError after `close`; then nothing was accepted.
@@ -100,12 +101,16 @@ class Store(Committer):
             self._refuse_if_unusable()
             # A drop callback may publish too: its thread is the one that makes room.
             while len(self._pending) >= _PENDING_ROWS_MAX and not self._is_own_thread():
+                self._request(0.0)
                 self._progress.wait()
                 self._refuse_if_unusable()
             message_id = self._add(topic, payload, qos, ttl_ms, extras)
             if register is not None:
                 register(message_id)
-            self._request(0.0 if urgent else self._qos0_commit_delay_s)
+            if urgent:
+                self._request(0.0)
+            else:
+                self._request_company(qos)
             return message_id
 
     def append_many(self, messages: Iterable[tuple[str, str | bytes, int]], ttl_ms: int | None = None) -> list[int]:
@@ -240,9 +245,13 @@ class Store(Committer):
 
     def speak_for(self, client_id: str, broker: str) -> None:
         """Have the outbox's image on disk under this name, before anything of it is sent in it."""
+        self.speak_next_for(client_id, broker)
+        self.run(lambda _table: None)
+
+    def speak_next_for(self, client_id: str, broker: str) -> None:
+        """The name of the images that are taken from now on; on disk with the first of them."""
         with self._lock:
             self._identity = (client_id, broker)
-        self.run(lambda _table: None)
 
     def holds(self, message_id: int) -> bool | None:
         """True where this message is still to be sent, False where that is over, None where no id is this."""

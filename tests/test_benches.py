@@ -133,3 +133,44 @@ def test_connecting_is_set_against_paho() -> None:
         assert all(len(figures["connect_s_by_round"]) == 2 for figures in result["contenders"].values())
     done = subprocess.run([*command, "--modes", "server"], capture_output=True, text=True, timeout=120, check=False)
     assert "(bar: at most 1.2)" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def cost_command() -> list[str]:
+    small = ("--rounds", "1", "--messages", "300", "--rate", "3000", "--rows", "400", "--few-rows", "200")
+    return [sys.executable, str(BENCHES / "bench_cost.py"), *small, "--acknowledged", "50"]
+
+
+def test_the_cost_of_exactly_once_is_set_against_its_bars(cost_command: list[str]) -> None:
+    done = subprocess.run([*cost_command, "--json"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [flush["broker"] for flush in report["flush"]] == ["raised", "default"]
+    for flush in report["flush"]:
+        assert flush["rate_ratio_to_raw"] == pytest.approx(flush["rate_msg_s"] / flush["raw_rate_msg_s"])
+        # Opening, flushing and closing a queue synchronises some file.
+        assert flush["syncs_per_message"] > 0
+    assert set(report["bytes"]) == {"one_transaction_a_message", "qos0", "qos1", "qos2", "qos2-waiting"}
+    few, many = report["start"]
+    assert (few["rows"], many["rows"]) == (200, 400)
+    assert many["file_bytes"] > few["file_bytes"]
+    assert few["connack_to_publish_s"] > 0
+    assert [bar["limit"] for bar in report["bars"]] == [0.8, 0.02, 2500, 2500, 2500, 1, 1 << 20]
+    for bar in report["bars"]:
+        reached = bar["value"] >= bar["limit"] if bar["limit"] == 0.8 else bar["value"] <= bar["limit"]
+        assert bar["met"] == reached
+
+
+def test_the_cost_table_says_which_bars_are_missed(cost_command: list[str]) -> None:
+    done = subprocess.run(cost_command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    verdicts = [line for line in done.stdout.splitlines() if "(bar: " in line]
+    assert len(verdicts) == 7
+    assert all(line.split()[0] in ("met", "MISSED") for line in verdicts)
+    assert "one transaction a message" in done.stdout
+
+
+def test_a_cost_that_would_empty_the_file_is_refused(cost_command: list[str]) -> None:
+    done = subprocess.run([*cost_command, "--acknowledged", "200"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--acknowledged" in done.stderr

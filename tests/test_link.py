@@ -11,6 +11,7 @@ import pytest
 
 from glec_fast.demo import DemoError
 from glec_fast.demo.link import Link
+from support.faulty_link import FaultyLink
 
 TIMEOUT_S = 5.0
 
@@ -220,3 +221,31 @@ def test_close_may_be_called_twice_and_frees_the_port(echo):
     link.close()
     with socket.create_server(link.address):
         pass
+
+
+def test_a_faulty_link_changes_nothing_but_the_size_and_time_of_pieces(echo):
+    with FaultyLink(echo.address) as link:
+        link.piece_bytes, link.delay_s = 3, 0.001
+        with socket.create_connection(link.address, TIMEOUT_S) as client:
+            client.sendall(b"0123456789")
+            client.shutdown(socket.SHUT_WR)
+            assert read_to_end(client) == b"0123456789"
+        assert bytes(echo.received) == b"0123456789"
+        assert link.pieces_sent >= 8
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_faulty_link_opens_until_a_byte(echo, reset):
+    with FaultyLink(echo.address) as link:
+        link.cut()
+        link.restore_until(4, "up", reset=reset)
+        with socket.create_connection(link.address, TIMEOUT_S) as client:
+            client.sendall(b"0123456789")
+            assert echo.ended.wait(TIMEOUT_S)
+            assert link.wait_for(lambda link: link.is_down, TIMEOUT_S)
+            assert bytes(echo.received) == b"0123"
+            if reset:
+                with pytest.raises(ConnectionResetError):
+                    read_to_end(client)
+            else:
+                assert b"0123".startswith(read_to_end(client))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,26 @@ from support.clock import Clock
 from support.store import WAIT_S, Disk, RecordingOutbox, append, held_writer, ids_on_disk, image_on_disk, wait_for
 
 BOTH = pytest.mark.parametrize("disk_mends", [True, False])
+
+
+class WatchedClock(Clock):
+    """Counts how often the store's thread has looked at it, which it does before it decides."""
+
+    def __init__(self, now_s: float) -> None:
+        super().__init__(now_s)
+        self.looks = 0
+        self._looked = threading.Condition()
+
+    def __call__(self) -> float:
+        if threading.current_thread().name == "glec-fast-store":
+            with self._looked:
+                self.looks += 1
+                self._looked.notify_all()
+        return super().__call__()
+
+    def wait_for_looks(self, count: int) -> None:
+        with self._looked:
+            assert self._looked.wait_for(lambda: self.looks >= count, WAIT_S)
 
 
 class TestCommit:
@@ -76,6 +97,39 @@ class TestCommit:
         assert ids_on_disk(path) == [first, first + 1, third]
         outbox.wait(lambda heard: heard.new_rows)
         assert [count for _, count in outbox.commits if count] == [3]
+
+    @pytest.mark.parametrize("qos", [1, 2])
+    def test_a_stream_that_nobody_waits_for_shares_transactions(
+        self, make_store: Callable[..., Store], qos: int
+    ) -> None:
+        monotonic = WatchedClock(0)
+        store = make_store(monotonic=monotonic)
+        outbox = RecordingOutbox(store)
+        store.append("t", "first", qos, urgent=False)
+        # It has no company to wait for.
+        outbox.wait(lambda heard: heard.new_rows == 1)
+        for number in range(20):
+            monotonic.now_s = number / 1000
+            looks = monotonic.looks
+            store.append("t", "x", qos, urgent=False)
+            monotonic.wait_for_looks(looks + 1)
+        monotonic.now_s = 0.05
+        outbox.wait(lambda heard: heard.new_rows == 21)
+        assert [count for _, count in outbox.commits if count] == [1, 20]
+
+    @pytest.mark.parametrize("qos", [1, 2])
+    def test_in_a_stream_too_whoever_waits_is_served_at_once(self, make_store: Callable[..., Store], qos: int) -> None:
+        store = make_store(monotonic=Clock(0))
+        for _ in range(5):
+            assert store.wait_durable(store.append("t", "x", qos, urgent=False), WAIT_S)
+
+    def test_more_than_memory_is_meant_for_does_not_wait_for_its_time(
+        self, make_store: Callable[..., Store], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("glec_fast.store._PENDING_ROWS_MAX", 10)
+        store = make_store(monotonic=Clock(0), qos0_commit_delay_s=5)
+        appending = pool.submit(lambda: [store.append("t", "x", 0, urgent=False) for _ in range(11)])
+        assert wait_for(appending.done)
 
     def test_qos0_goes_alone_when_its_time_has_come(self, make_store: Callable[..., Store]) -> None:
         store = make_store(qos0_commit_delay_s=0.001)

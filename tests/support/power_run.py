@@ -306,7 +306,11 @@ def recorded_recovery(files: Files, folder: Path, moment: Moment, settings: Sett
 
 
 def _check_explained(gateway: ScriptedGateway, moment: Moment) -> None:
-    """Every QoS 2 packet that left is explained by what is on disk: its row with its packet id and state."""
+    """Every QoS 2 packet that left is explained by what is on disk: its row with its packet id and state.
+
+    And whose session that was, or it would be discarded, and its messages sent twice.
+    """
+    assert not (moment.sent_as and gateway.outbox.is_session_foreign), "the broker's session is not known as ours"
     on_disk = {
         message_id: (packet_id, state) for message_id, packet_id, state in decode_image(gateway.image() or b"\1")
     }

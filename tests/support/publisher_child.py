@@ -19,6 +19,8 @@ def main() -> None:
         MQTTConfig(
             broker_url=settings["url"],
             client_id=settings["client_id"],
+            username=settings.get("username"),
+            password=settings.get("password"),
             tls_config=TLSConfig.create_server_auth(ca_cert) if ca_cert else None,
             queue_path=settings["queue_path"],
             queue_max_size=100_000,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from glec_fast.demo.broker import Broker
+    from support.ejabberd import Ejabberd
 
 CONNECT_TIMEOUT_S = 10.0
 
@@ -29,19 +30,28 @@ class Subscriber:
     Away is where it should be while its broker is killed: what paho's own subscriber makes of that is not asked here.
     """
 
-    def __init__(self, broker: Broker, topic_filter: str = "#", client_id: str = "independent-subscriber") -> None:
+    def __init__(
+        self,
+        broker: Broker | Ejabberd,
+        topic_filter: str = "#",
+        client_id: str = "independent-subscriber",
+        credentials: tuple[str, str] | None = None,
+    ) -> None:
         self._address = (broker.host, broker.port)
         self._filter = topic_filter
         self._changed = threading.Condition()
         self._is_subscribed = False
         self.arrivals: list[Arrival] = []
         self._client_id = client_id
+        self._credentials = credentials
 
     def come_back(self) -> None:
         """Connect; returns once the subscription stands."""
         self._is_subscribed = False
         self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id=self._client_id, clean_session=False)
         self._client.max_inflight_messages_set(0)
+        if self._credentials is not None:
+            self._client.username_pw_set(*self._credentials)
         self._client.on_connect = self._on_connect
         self._client.on_subscribe = self._on_subscribe
         self._client.on_message = self._on_message
