@@ -234,7 +234,7 @@ class DurableOutbox(Outbox):
             self._release_control_ids()
             self._rows, self._rows_gone = [], 0
             # Told with the next that are finished.
-            self._untold += self.settle()
+            self._untold = self.settle()
             stranded = list(self._direct.values())
             self._direct.clear()
             parked, finished = self.session.parked_ids(), list(self._finished)
