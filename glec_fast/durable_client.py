@@ -25,6 +25,7 @@ from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import ConfigError, UnsupportedError
 from glec_fast.extras import extras_of
 from glec_fast.receive import Receiver
+from glec_fast.server_limits import limits_of
 from glec_fast.store import Store
 from glec_fast.validation import check_publish, check_size
 
@@ -166,6 +167,11 @@ class Durable(Receiver):
         """Before each connection. Raises QueueStorageError, QueueClosedError: then there must be none."""
         if isinstance(self._outbox, DurableOutbox):
             self._outbox.identify(self._client_id.decode("utf-8", "backslashreplace"), f"{self._host}:{self._port}")
+
+    def _on_accepted(self, connack: bytes) -> None:
+        super()._on_accepted(connack)
+        if isinstance(self._outbox, DurableOutbox):
+            self._outbox.limits = limits_of(self._connack_properties(connack))
 
     def reinitialise(self, client_id: str = "", clean_session: bool = True, userdata: Any = None) -> None:
         """As paho's, in memory. Raises UnsupportedError with a store, whose messages would be left without a client."""

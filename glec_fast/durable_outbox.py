@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, Q
 from glec_fast.extras import Extras
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision
+from glec_fast.server_limits import ServerLimits
 from glec_fast.store import Store
 
 # A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
@@ -25,6 +27,8 @@ _PULL_ROWS_MAX = 250
 _UNSENT_BYTES_MAX = 256 * 1024
 # What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt.
 _REFUSED_PAUSE_S = 30.0
+
+logger = logging.getLogger("glec_fast")
 
 
 class DurableOutbox(Outbox):
@@ -65,6 +69,8 @@ class DurableOutbox(Outbox):
         self._direct: dict[int, tuple[str, str | bytes, Extras | None, PublishHandle]] = {}
         self._direct_id = 0
         self._tells_all = False
+        # Of this connection's server.
+        self.limits: ServerLimits | None = None
         # Held to read and to rewind: a program's own loop may have several threads pull.
         self._pulling = threading.RLock()
         self._untold: list[PublishHandle] = []
@@ -127,7 +133,7 @@ class DurableOutbox(Outbox):
 
     def _publish_direct(self, topic: str, payload: str | bytes, extras: Extras | None) -> PublishHandle | None:
         with self.lock:
-            if not self.is_open or self.session.unsent_bytes > _UNSENT_BYTES_MAX:
+            if not self.is_open or self.session.unsent_bytes > _UNSENT_BYTES_MAX or self.limits is not None:
                 return None
             self._direct_id -= 1
             handle = PublishHandle(self._direct_id, self._published, 0)
@@ -171,6 +177,7 @@ class DurableOutbox(Outbox):
 
     def _read_again(self) -> None:
         rows, self._again = self.store.read_again(self._again)
+        rows = self._allowed(rows)
         with self.lock:
             self._rows, self._rows_gone = rows + self._rows[self._rows_gone :], 0
 
@@ -191,9 +198,25 @@ class DurableOutbox(Outbox):
         rows, is_last = self.store.read(_PULL_ROWS_MAX)
         if not is_last:
             self._more_to_read = True
+        rows = self._allowed(rows)
         with self.lock:
             self._rows, self._rows_gone = rows, 0
         return True
+
+    def _allowed(self, rows: list[Row]) -> list[Row]:
+        """What this server takes; it counts as refused where it would end the connection over a message instead."""
+        limits = self.limits
+        if limits is None:
+            return rows
+        with self.lock:
+            # Their exchange has begun.
+            parked = frozenset(self.session.parked_ids())
+            over = {row[0] for row in rows if row[0] not in parked and not limits.allow(row)}
+            self._refused += over
+        if over:
+            logger.warning("%d messages are more than this server takes (%s)", len(over), limits)
+            self.after_settle()
+        return [row for row in rows if row[0] not in over]
 
     def settle(self) -> list[PublishHandle]:
         """The handles of what is finished, where somebody holds one or all are told; the caller holds the lock."""
@@ -239,7 +262,7 @@ class DurableOutbox(Outbox):
             self._release_control_ids()
             self._rows, self._rows_gone = [], 0
             # Told with the next that are finished.
-            self._untold += self.settle()
+            self._untold = self.settle()
             stranded = list(self._direct.values())
             self._direct.clear()
             parked, finished = self.session.parked_ids(), list(self._finished)

@@ -400,7 +400,7 @@ def test_every_row_of_the_table_has_its_test() -> None:
     rows = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 5
     files = Path(__file__).parent.glob("test_*.py")
-    tests = {name for path in files for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)}
+    tests = {name for path in files for name in re.findall(r"^ *def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)}
     for row in rows:
         named = re.findall(r"`(test_\w+)`", row)
         assert named, row

@@ -19,6 +19,7 @@ import glec_fast.mqtt as mqtt
 from glec_fast import Dropped, DropReason, GlecError, QueueClosedError, UnsupportedError
 from glec_fast.store import Store
 from support.gateway import TIMEOUT_S, eventually
+from support.scripted_gateway import ScriptedGateway
 from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
@@ -380,6 +381,22 @@ class TestMeansNothingHere:
             go_online(client, broker)
             assert subscriber.wait_for_count(6)
             assert subscriber.payloads() == [b"text", b"\xff\0", b"bytes", b"5", b"1.5", b""]
+
+
+def test_what_left_as_the_link_broke_is_told_to_whoever_settles_next(tmp_path: Path) -> None:
+    with ScriptedGateway(tmp_path / "queue.db") as gateway:
+        gateway.outbox.tell_all(True)
+        gateway.publish("first", 0)
+        gateway.commit()
+        gateway.connect()
+        gateway.commit()
+        with gateway.outbox.lock:
+            gateway.session.on_sent(len(gateway.session.peek(1000)))
+        # Another thread ends the connection before the one that sent can settle.
+        gateway.cut()
+        with gateway.outbox.lock:
+            assert [handle.mid for handle in gateway.outbox.settle()] == [1]
+            assert gateway.outbox.settle() == []
 
 
 def test_drops_are_told_to_on_drop(tmp_path: Path, make_client: MakeClient) -> None:

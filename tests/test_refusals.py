@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from glec_fast import DropReason, MQTTManager, PublishError
+from glec_fast import Dropped, DropReason, MQTTManager, PublishError
 from support.gateway import TIMEOUT_S, eventually, quick_config
 from support.scripted_gateway import ScriptedGateway
+from support.subscriber import Subscriber
 from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, ack, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from conftest import StartBroker
 
 CONNECT = 1
 ACCEPTED = b"\x20\x03\x00\x00\x00"
@@ -141,3 +144,30 @@ def test_a_broker_that_changes_its_mind_gets_it_on_the_same_connection(
             metrics = manager.get_metrics()
             assert (metrics.messages_failed, metrics.reconnect_count) == (4, 0)
     assert sorted(server.payloads) == sorted([b"0", b"1", b"2", b"3"] * 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "over"),
+    [
+        ("max_packet_size 1000", {"payload": "x" * 990, "qos": 1}),
+        ("max_packet_size 1000", {"payload": "x" * 990, "qos": 0}),
+        ("retain_available false", {"payload": "x", "qos": 1, "retain": True}),
+        ("max_qos 1", {"payload": "x", "qos": 2}),
+    ],
+)
+def test_what_a_server_does_not_take_holds_up_no_other_message(
+    start_broker: StartBroker, tmp_path: Path, setting: str, over: dict[str, Any]
+) -> None:
+    broker = start_broker(settings=[setting])
+    config = quick_config(broker.url, tmp_path, protocol_version=5, queue_max_retry=1)
+    dropped: list[Dropped] = []
+    with Subscriber(broker) as subscriber, MQTTManager(config) as manager:
+        manager.set_drop_callback(dropped.append)
+        for _ in range(2):
+            manager.publish("t", **over)
+            manager.publish("t", "y" * 900, 1)
+            manager.connect()
+            assert manager.flush(TIMEOUT_S)
+        assert subscriber.wait_for_count(2)
+        assert [each.reason for each in dropped] == [DropReason.GIVEN_UP] * 2
+        assert manager.get_metrics().reconnect_count == 0
