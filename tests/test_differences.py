@@ -395,6 +395,22 @@ def test_a_packet_id_is_used_once_at_a_time(module: Any) -> None:
 
 
 @BOTH
+def test_without_a_connection_publish_says_so(module: Any) -> None:
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_disconnect")
+        run.connect()
+        run.loop_until("on_connect")
+        assert run.client.publish("t", b"in flight", 1).rc == paho.MQTT_ERR_SUCCESS
+        run.loop_until("on_disconnect")
+        expected = paho.MQTT_ERR_NO_CONN if is_ours(module) else paho.MQTT_ERR_SUCCESS
+        assert run.client.publish("t", b"waits", 1).rc == expected
+
+    client = module.Client(API2, "device")
+    client.max_inflight_messages_set(1)
+    outcome(client, program, [[Expect(), Send(connack(V311)), Expect(), Close()]])
+
+
+@BOTH
 def test_a_read_takes_all_that_has_come(module: Any) -> None:
     def program(run: Run) -> None:
         run.watch("on_connect", "on_message", "on_disconnect")

@@ -8,12 +8,13 @@ import socket
 import time
 from typing import Any
 
-from support.differential import V5, WAIT_S, Run, ack, connack, inbound, suback, unsuback
-from support.wire_reference import parse
+from support.differential import V5, WAIT_S, Run, ack, connack, suback, unsuback
+from support.wire_reference import parse, publish
 
 PUBLISH, PUBREC, PUBREL, SUBSCRIBE, UNSUBSCRIBE, PINGREQ = 3, 5, 6, 8, 10, 12
 # The client's window is 20: beyond it paho resends more than it may.
 UNANSWERED_MAX = 12
+PROPERTIES = (b"\x00", b"\x02\x01\x01", b"\x08\x26\x00\x01k\x00\x02\xc3\xbc", b"\x03\x0b\xac\x02")
 
 
 class LockstepServer:
@@ -63,9 +64,9 @@ class LockstepServer:
         self.cut()
         self._listener.close()
 
-    def answer(self) -> None:
+    def answer(self, *, one_by_one: bool) -> None:
         """Give some of the answers that are due, in any order."""
-        count = self._dice.randrange(1, 4) if len(self._due) < UNANSWERED_MAX else len(self._due)
+        count = 1 if one_by_one else self._dice.randrange(1, 4) if len(self._due) < UNANSWERED_MAX else len(self._due)
         for _ in range(min(count, len(self._due))):
             self._send(self._due.pop(self._dice.randrange(len(self._due))))
 
@@ -78,7 +79,19 @@ class LockstepServer:
         self._next_mid += 1
         topic = self._dice.choice(("t", "a/b", "\u00fcber/alles"))
         payload = self._dice.randbytes(self._dice.choice((0, 1, 50, 5000)))
-        self._send(inbound(self._version, topic, payload, qos, self._next_mid if qos else 0))
+        properties = self._dice.choice(
+            (b"\x00", b"\x02\x01\x01", b"\x08\x26\x00\x01k\x00\x02\xc3\xbc", b"\x03\x0b\xac\x02")
+        )
+        self._send(
+            publish(
+                topic,
+                payload,
+                qos,
+                self._next_mid,
+                retain=self._dice.random() < 0.2,
+                properties=properties if self._version == V5 else b"",
+            )
+        )
 
     def _send(self, data: bytes) -> None:
         assert self._connection is not None
@@ -99,7 +112,8 @@ class LockstepServer:
         if packet.kind == PINGREQ:
             self._send(b"\xd0\x00")
         elif packet.kind == PUBLISH and packet.flags & 6:
-            self._due.append(ack(0x40 if packet.flags & 2 else 0x50, packet.packet_id, self._reason()))
+            kind = 0x40 if packet.flags & 2 else 0x50
+            self._due.append(ack(kind, packet.packet_id, self._reason(kind)))
         elif packet.kind == PUBREL:
             self._due.append(ack(0x70, packet.packet_id))
         elif packet.kind == PUBREC:
@@ -109,5 +123,7 @@ class LockstepServer:
         elif packet.kind == UNSUBSCRIBE:
             self._due.append(unsuback(self._version, packet.packet_id, b"\x00"))
 
-    def _reason(self) -> bytes:
-        return self._dice.choice((b"", b"\x00", b"\x10\x00")) if self._version == V5 else b""
+    def _reason(self, kind: int) -> bytes:
+        # A PUBREC that refuses is among the differences.
+        refusal = b"\x97\x04\x1f\x00\x01x" if kind == 0x40 else b""
+        return self._dice.choice((b"", b"\x00", b"\x10\x00", refusal)) if self._version == V5 else b""
