@@ -124,6 +124,8 @@ class Client(Durable):
             # Its buffer is full of wake-ups already.
             return
         except OSError as error:
+            # Nobody has been woken, and the next must not think so.
+            self._outbox.is_woken = False
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the loop ended while it was woken: %s", error)
 
     def loop_start(self) -> MQTTErrorCode:
@@ -152,9 +154,11 @@ class Client(Durable):
             while not self._run_loop():
                 pass
         finally:
-            if not self._thread_terminate:
-                self._close_for_good()
-            self._thread = None
+            try:
+                if not self._thread_terminate:
+                    self._close_for_good()
+            finally:
+                self._thread = None
 
     def _run_loop(self) -> bool:
         """True where the thread is to end."""

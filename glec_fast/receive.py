@@ -255,6 +255,9 @@ class Receiver(paho.Client):
 
     def _on_violation(self, error: ProtocolError) -> MQTTErrorCode:
         """Say why, where the protocol has words for it (MQTT 5, 4.13), and end the connection."""
+        self._failed_at = _At.PUBLISHED
+        self._tell_published()
+        self._failed_at = _At.NOTHING
         self._easy_log(LogLevel.MQTT_LOG_ERR, "closing the connection: %s", error)
         if self._protocol == MQTTProtocolVersion.MQTTv5:
             self._send_last_words(bytes((0xE0, 1, error.reason_code)))

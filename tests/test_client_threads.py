@@ -271,6 +271,49 @@ def test_a_thread_that_ends_says_so(how: str, link: Link, monkeypatch: pytest.Mo
         assert client.loop_stop() == paho.MQTT_ERR_INVAL
 
 
+def test_a_thread_that_ends_can_be_started_again(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever on_socket_close does, when the thread closes the socket on its last way."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    subscribed = threading.Semaphore(0)
+    with running(link.address) as client:
+
+        def on_message(*_: Any) -> None:
+            raise SystemExit
+
+        def on_socket_close(*_: Any) -> None:
+            raise LookupError("a fault of the program")
+
+        client.on_message, client.on_socket_close = on_message, on_socket_close
+        client.on_connect = lambda *_: client.subscribe("t", 1)
+        client.on_subscribe = lambda *_: subscribed.release()
+        client.loop_start()
+        assert subscribed.acquire(timeout=WAIT_S)
+        thread = client._thread
+        publish(client, "the end", 0)
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+        client.on_message = client.on_socket_close = None
+        client.connect_async(*link.address)
+        assert client.loop_start() == paho.MQTT_ERR_SUCCESS
+        assert subscribed.acquire(timeout=WAIT_S)
+
+
+def test_a_wake_up_that_is_lost_does_not_keep_others_from_theirs() -> None:
+    """loop_start makes new sockets to wake the thread with, while another thread still holds an old one."""
+    client = glec_fast.mqtt.Client(paho.CallbackAPIVersion.VERSION2, "device")
+    reader, writer = socket.socketpair()
+    reader.close()
+    writer.close()
+    client._sockpairW = writer
+    client._wake()
+    reader, writer = socket.socketpair()
+    client._sockpairW = writer
+    with reader, writer:
+        client._wake()
+        reader.setblocking(False)
+        assert reader.recv(10)
+
+
 @pytest.mark.parametrize("qos", [0, 1, 2])
 def test_eight_threads_and_the_callbacks_publish_at_once(qos: int, broker: Broker) -> None:
     """All arrives once, in the order of each thread; on_publish has each id once."""

@@ -13,7 +13,22 @@ import pytest
 from paho.mqtt import client as paho
 
 import glec_fast.mqtt
-from support.differential import API2, AS_2_2, V5, V311, Close, Expect, Run, Send, Step, ack, connack, inbound, outcome
+from support.differential import (
+    API2,
+    AS_2_2,
+    V5,
+    V31,
+    V311,
+    Close,
+    Expect,
+    Run,
+    Send,
+    Step,
+    ack,
+    connack,
+    inbound,
+    outcome,
+)
 
 TABLE = Path(__file__).parent.parent / "docs" / "differences.md"
 BOTH = pytest.mark.parametrize("module", [paho, glec_fast.mqtt], ids=["paho", "glec"])
@@ -174,6 +189,36 @@ def test_a_malformed_packet_ends_the_connection_with_its_reason(packet: bytes, c
         glec_fast.mqtt.Client(API2, "device", protocol=V5), program, [[Expect(), Send(connack(V5) + packet)]]
     )
     assert packets[-1][1] == bytes((0xE0, 1, code))
+
+
+def test_what_was_acknowledged_before_a_malformed_packet_is_told_of() -> None:
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_publish", "on_disconnect")
+        run.connect()
+        run.loop_until("on_connect")
+        infos = [run.client.publish("t", b"x", 1) for _ in range(2)]
+        run.loop_until("on_disconnect")
+        assert [name for name, *_ in run.seen][-2:] == ["on_publish", "on_disconnect"]
+        assert [info.is_published() for info in infos] == [True, False]
+
+    # PUBREC is no answer to QoS 1.
+    steps: list[Step] = [Expect(), Send(connack(V5)), Expect(2), Send(ack(0x40, 1) + ack(0x50, 2)), Expect()]
+    _, packets = outcome(glec_fast.mqtt.Client(API2, "device", protocol=V5), program, [steps])
+    assert packets[-1][1] == b"\xe0\x01\x82"
+
+
+@pytest.mark.parametrize("version", [V31, V311])
+def test_a_malformed_packet_ends_an_older_connection_without_a_word(version: int) -> None:
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_message", "on_disconnect")
+        run.connect()
+        run.loop_until("on_disconnect")
+        assert [name for name, *_ in run.seen] == ["connect returned", "on_connect", "on_disconnect"]
+        assert not run.client.is_connected()
+
+    client = glec_fast.mqtt.Client(API2, "device", protocol=version)
+    _, packets = outcome(client, program, [[Expect(), Send(connack(version) + b"\x40\x02\x00\x00")]])
+    assert [packet[0] for _, packet in packets] == [0x10]
 
 
 def test_a_packet_that_is_announced_takes_no_memory() -> None:
@@ -347,6 +392,22 @@ def test_a_packet_id_is_used_once_at_a_time(module: Any) -> None:
         run.client._sock_close()
 
     outcome(module.Client(API2, "device"), program, [[Expect(), Send(connack(V311))]])
+
+
+@BOTH
+def test_without_a_connection_publish_says_so(module: Any) -> None:
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_disconnect")
+        run.connect()
+        run.loop_until("on_connect")
+        assert run.client.publish("t", b"in flight", 1).rc == paho.MQTT_ERR_SUCCESS
+        run.loop_until("on_disconnect")
+        expected = paho.MQTT_ERR_NO_CONN if is_ours(module) else paho.MQTT_ERR_SUCCESS
+        assert run.client.publish("t", b"waits", 1).rc == expected
+
+    client = module.Client(API2, "device")
+    client.max_inflight_messages_set(1)
+    outcome(client, program, [[Expect(), Send(connack(V311)), Expect(), Close()]])
 
 
 @BOTH
