@@ -105,9 +105,13 @@ def pristine_root(target: Target, cache: Path) -> Path:
 
 
 def headers_of(target: Target, pristine: Path, directory: Path) -> Path:
-    """Python's headers for a cross-compiler, which must not follow Debian's dispatching pyconfig.h into the host's."""
+    """Python's headers for a cross-compiler, which must not follow Debian's dispatching pyconfig.h into the host's.
+
+    `directory` may be where they are in the root.
+    """
     include = pristine / "usr" / "include"
-    shutil.copytree(include / f"python{PYTHON_VERSION}", directory, dirs_exist_ok=True)
+    if directory != include / f"python{PYTHON_VERSION}":
+        shutil.copytree(include / f"python{PYTHON_VERSION}", directory, dirs_exist_ok=True)
     shutil.copy(include / target.multiarch / f"python{PYTHON_VERSION}" / "pyconfig.h", directory)
     return directory
 

@@ -21,8 +21,8 @@ import ziglang
 
 from cross_build import DIST, make_wheels
 from dependencies import WHEELS, download, install, project_settings, shared_settings
-from guest import emulated, fresh_guest
-from targets import PYTHON_TAG, Target
+from guest import emulated, fresh_guest, headers_of
+from targets import PYTHON_TAG, PYTHON_VERSION, Target
 
 PYTHON = f"/opt/python/{PYTHON_TAG}-{PYTHON_TAG}"
 # cibuildwheel's own errands in the image are done with this one.
@@ -123,7 +123,8 @@ def make_image(target: Target, image: Path, workplace: Path, cache: Path, enviro
 
 
 def put_compiler(target: Target, root: Path) -> None:
-    """`zig cc` under the name that Debian's Python compiles with."""
+    """`zig cc` under the name that Debian's Python compiles with, and headers that it understands."""
+    headers_of(target, root, root / "usr" / "include" / f"python{PYTHON_VERSION}")
     zig = Path(ziglang.__file__).parent / "zig"
     options = shlex.join(target.compiler_options)
     compiler = root / "usr" / "bin" / f"{target.multiarch}-gcc"
