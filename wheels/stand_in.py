@@ -41,6 +41,14 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
+# zig's default is to trap on what UBSan finds; its linker knows no -Bsymbolic-functions, which Debian's Python links with.
+COMPILER = """#!/bin/sh
+for word do
+    shift
+    [ "$word" = -Wl,-Bsymbolic-functions ] || set -- "$@" "$word"
+done
+exec {zig} cc {options} -fno-sanitize=undefined "$@"
+"""
 # runc looks for its children in /proc, which must be that of their name space.
 OWN_PROCESSES = """
 mount -t proc proc /proc
@@ -128,7 +136,7 @@ def put_compiler(target: Target, root: Path) -> None:
     zig = Path(ziglang.__file__).parent / "zig"
     options = shlex.join(target.compiler_options)
     compiler = root / "usr" / "bin" / f"{target.multiarch}-gcc"
-    compiler.write_text(f'#!/bin/sh\nexec {HOST}{zig} cc {options} -fno-sanitize=undefined "$@"\n')
+    compiler.write_text(COMPILER.format(zig=f"{HOST}{zig}", options=options))
     compiler.chmod(0o755)
 
 
