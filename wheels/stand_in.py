@@ -111,14 +111,14 @@ def make_image(target: Target, image: Path, workplace: Path, cache: Path, enviro
         # A Debian that is installed, not only unpacked, makes this link.
         (guest.root / "usr" / "bin" / "which").symlink_to("which.debianutils")
         put_compiler(target, guest.root)
+        (guest.root / "etc" / "uv").mkdir()
+        (guest.root / "etc" / "uv" / "uv.toml").write_text(f'no-index = true\nfind-links = ["{WHEELS}"]\n')
         subprocess.run(["tar", "-C", str(guest.root), "-cf", str(archive), "."], check=True)
     variables = {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": "/root",
         "LANG": "C.UTF-8",
         "AUDITWHEEL_PLAT": f"{shared_settings()[f'manylinux-{target.name}-image']}_{target.name}",
-        "UV_NO_INDEX": "1",
-        "UV_FIND_LINKS": WHEELS,
     }
     name = f"stand-in-{target.name}"
     changes = [word for variable in variables.items() for word in ("--change", "ENV {}={}".format(*variable))]
