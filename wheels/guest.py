@@ -68,7 +68,8 @@ class Guest:
 
     def run(self, *arguments: str, directory: str = "/", environment: Mapping[str, str] | None = None) -> None:
         """Run a command with nothing of the caller's environment. Raises CalledProcessError."""
-        variables = {"PATH": "/usr/bin:/bin", "HOME": "/root", "LANG": "C.UTF-8", **(environment or {})}
+        base = {"PATH": "/usr/bin:/bin", "HOME": "/root", "LANG": "C.UTF-8", "QEMU_CPU": self.target.cpu}
+        variables = {**base, **(environment or {})}
         words = ["env", "-i", f"--chdir={directory}", *(f"{name}={value}" for name, value in variables.items())]
         command = emulated([self.target.emulator], [str(self.root), *words, *arguments], ENTER_ROOT)
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)

@@ -3,18 +3,20 @@
 Usage: python wheels/stand_in.py [aarch64] [armv7l]      (default: both)
 
 An image is a Debian root of its architecture with what cibuildwheel asks for, under the names that PyPA's images have.
-Settings come from pyproject.toml; what differs here is what the stand-in has not: other Pythons than Debian's, musl, and
-a network. The compiler is this machine's `zig cc`, seen through the container's view of the host: it runs at full speed.
+Settings come from pyproject.toml, but for what the stand-in has not: other Pythons than Debian's, musl, and a network.
+The compiler is this machine's `zig cc`, seen through the container's view of the host, so that it runs at full speed.
 The wheels are in wheels/dist/cibuildwheel/. Then they are checked as `make wheels` checks its own.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import ziglang
@@ -41,7 +43,8 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
-# zig's default is to trap on what UBSan finds; its linker knows no -Bsymbolic-functions, which Debian's Python links with.
+# zig's default is to trap on what UBSan finds. Its linker does not know -Bsymbolic-functions, which Debian's Python asks
+# for.
 COMPILER = """#!/bin/sh
 for word do
     shift
@@ -68,7 +71,7 @@ def build(target: Target, source: Path, workplace: Path, cache: Path) -> Path:
     output = workplace / "wheelhouse"
     environment = {**os.environ, **container_settings(workplace)}
     # podman makes the image's name of its path, and a name has no capitals and no dots that lead a word.
-    image = Path("/var/tmp") / f"glec-stand-in-{os.getpid()}-{target.name}"
+    image = Path(tempfile.gettempdir()) / f"glec-stand-in-{secrets.token_hex(8)}"
     environment |= {
         "CIBW_CONTAINER_ENGINE": "podman",
         "CIBW_ARCHS_LINUX": target.name,
@@ -118,6 +121,7 @@ def make_image(target: Target, image: Path, workplace: Path, cache: Path, enviro
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": "/root",
         "LANG": "C.UTF-8",
+        "QEMU_CPU": target.cpu,
         "AUDITWHEEL_PLAT": f"{shared_settings()[f'manylinux-{target.name}-image']}_{target.name}",
     }
     name = f"stand-in-{target.name}"
