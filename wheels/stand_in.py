@@ -43,8 +43,8 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
-# zig's default is to trap on what UBSan finds. Its linker does not know -Bsymbolic-functions, which Debian's Python asks
-# for.
+# zig's default is to trap on what UBSan finds. Its linker does not know -Bsymbolic-functions, which Debian's Python
+# asks for.
 COMPILER = """#!/bin/sh
 for word do
     shift
