@@ -6,6 +6,7 @@ DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 TARGETS ?=
+SUITE ?= bookworm
 KILLS ?= 300
 FUZZ_STREAMS ?= 100000
 LIVES ?= 10
@@ -67,7 +68,7 @@ ubsan: $(BUILT)
 	rm -rf build/ubsan
 	GLEC_SANITIZE=alignment $(BIN)/pip install --quiet --no-deps --target $(UBSAN) .
 	cd / && PYTHONPATH=$(UBSAN) $(abspath $(BIN))/python -P -c "import glec_fast; assert '$(UBSAN)' in glec_fast.__file__"
-	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q tests/store $(addprefix tests/test_,payload.py session*.py inbound.py queue*.py extras.py) $(TEST_ARGS)
+	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q tests/store $(addprefix tests/test_,payload.py session*.py inbound*.py queue*.py extras.py) $(TEST_ARGS)
 
 # The tests with the other version of paho-mqtt that is allowed, in front of the one installed.
 PAHO21 := $(abspath build/paho21)
@@ -85,9 +86,9 @@ fuzz: $(BUILT)
 	FUZZ_STREAMS=$(FUZZ_STREAMS) FUZZ_SEED=$(SEED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
 		PYTHONPATH=$(FUZZ) PYTHONMALLOC=malloc $(BIN)/pytest -q -p no:cacheprovider $(addprefix tests/test_,fuzz.py inbound.py inbound_tables.py session.py) $(TEST_ARGS)
 
-# `make demo` and `make test`, as committed, in an empty Debian root. Needs root.
+# `make demo` and `make test`, as committed, in an empty Debian root of SUITE. Needs root.
 fresh:
-	wheels/fresh
+	SUITE=$(SUITE) wheels/fresh
 
 bench: $(BUILT)
 	$(BIN)/python benches/bench_flush.py $(BENCH_ARGS)

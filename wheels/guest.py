@@ -68,7 +68,8 @@ class Guest:
 
     def run(self, *arguments: str, directory: str = "/", environment: Mapping[str, str] | None = None) -> None:
         """Run a command with nothing of the caller's environment. Raises CalledProcessError."""
-        variables = {"PATH": "/usr/bin:/bin", "HOME": "/root", "LANG": "C.UTF-8", **(environment or {})}
+        base = {"PATH": "/usr/bin:/bin", "HOME": "/root", "LANG": "C.UTF-8", "QEMU_CPU": self.target.cpu}
+        variables = {**base, **(environment or {})}
         words = ["env", "-i", f"--chdir={directory}", *(f"{name}={value}" for name, value in variables.items())]
         command = emulated([self.target.emulator], [str(self.root), *words, *arguments], ENTER_ROOT)
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
@@ -105,9 +106,13 @@ def pristine_root(target: Target, cache: Path) -> Path:
 
 
 def headers_of(target: Target, pristine: Path, directory: Path) -> Path:
-    """Python's headers for a cross-compiler, which must not follow Debian's dispatching pyconfig.h into the host's."""
+    """Python's headers for a cross-compiler, which must not follow Debian's dispatching pyconfig.h into the host's.
+
+    `directory` may be where they are in the root.
+    """
     include = pristine / "usr" / "include"
-    shutil.copytree(include / f"python{PYTHON_VERSION}", directory, dirs_exist_ok=True)
+    if directory != include / f"python{PYTHON_VERSION}":
+        shutil.copytree(include / f"python{PYTHON_VERSION}", directory, dirs_exist_ok=True)
     shutil.copy(include / target.multiarch / f"python{PYTHON_VERSION}" / "pyconfig.h", directory)
     return directory
 

@@ -116,8 +116,7 @@ def instructions_beyond_armv7(elf: ELFFile) -> list[str]:
         f"{instruction.mnemonic} {instruction.op_str} at {instruction.address:#x}"
         for instruction in disassembler.disasm(code.data(), code["sh_addr"])
         # The id of skipped data is 0.
-        if instruction.id
-        and (capstone.arm.ARM_GRP_NEON in instruction.groups or BEYOND_D16.search(instruction.op_str))
+        if instruction.id and (capstone.arm.ARM_GRP_NEON in instruction.groups or BEYOND_D16.search(instruction.op_str))
     ]
 
 

@@ -3,26 +3,28 @@
 Usage: python wheels/stand_in.py [aarch64] [armv7l]      (default: both)
 
 An image is a Debian root of its architecture with what cibuildwheel asks for, under the names that PyPA's images have.
-Settings come from pyproject.toml; what differs here is what the stand-in has not: other Pythons than Debian's, musl, and
-a network. The compiler is this machine's `zig cc`, seen through the container's view of the host: it runs at full speed.
+Settings come from pyproject.toml, but for what the stand-in has not: other Pythons than Debian's, musl, and a network.
+The compiler is this machine's `zig cc`, seen through the container's view of the host, so that it runs at full speed.
 The wheels are in wheels/dist/cibuildwheel/. Then they are checked as `make wheels` checks its own.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import ziglang
 
 from cross_build import DIST, make_wheels
 from dependencies import WHEELS, download, install, project_settings, shared_settings
-from guest import emulated, fresh_guest
-from targets import PYTHON_TAG, Target
+from guest import emulated, fresh_guest, headers_of
+from targets import PYTHON_TAG, PYTHON_VERSION, Target
 
 PYTHON = f"/opt/python/{PYTHON_TAG}-{PYTHON_TAG}"
 # cibuildwheel's own errands in the image are done with this one.
@@ -40,6 +42,15 @@ default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
 runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
+"""
+# zig's default is to trap on what UBSan finds. Its linker does not know -Bsymbolic-functions, which Debian's Python
+# asks for.
+COMPILER = """#!/bin/sh
+for word do
+    shift
+    [ "$word" = -Wl,-Bsymbolic-functions ] || set -- "$@" "$word"
+done
+exec {zig} cc {options} -fno-sanitize=undefined "$@"
 """
 # runc looks for its children in /proc, which must be that of their name space.
 OWN_PROCESSES = """
@@ -60,7 +71,7 @@ def build(target: Target, source: Path, workplace: Path, cache: Path) -> Path:
     output = workplace / "wheelhouse"
     environment = {**os.environ, **container_settings(workplace)}
     # podman makes the image's name of its path, and a name has no capitals and no dots that lead a word.
-    image = Path("/var/tmp") / f"glec-stand-in-{os.getpid()}-{target.name}"
+    image = Path(tempfile.gettempdir()) / f"glec-stand-in-{secrets.token_hex(8)}"
     environment |= {
         "CIBW_CONTAINER_ENGINE": "podman",
         "CIBW_ARCHS_LINUX": target.name,
@@ -103,14 +114,15 @@ def make_image(target: Target, image: Path, workplace: Path, cache: Path, enviro
         # A Debian that is installed, not only unpacked, makes this link.
         (guest.root / "usr" / "bin" / "which").symlink_to("which.debianutils")
         put_compiler(target, guest.root)
+        (guest.root / "etc" / "uv").mkdir()
+        (guest.root / "etc" / "uv" / "uv.toml").write_text(f'no-index = true\nfind-links = ["{WHEELS}"]\n')
         subprocess.run(["tar", "-C", str(guest.root), "-cf", str(archive), "."], check=True)
     variables = {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": "/root",
         "LANG": "C.UTF-8",
+        "QEMU_CPU": target.cpu,
         "AUDITWHEEL_PLAT": f"{shared_settings()[f'manylinux-{target.name}-image']}_{target.name}",
-        "UV_NO_INDEX": "1",
-        "UV_FIND_LINKS": WHEELS,
     }
     name = f"stand-in-{target.name}"
     changes = [word for variable in variables.items() for word in ("--change", "ENV {}={}".format(*variable))]
@@ -123,11 +135,12 @@ def make_image(target: Target, image: Path, workplace: Path, cache: Path, enviro
 
 
 def put_compiler(target: Target, root: Path) -> None:
-    """`zig cc` under the name that Debian's Python compiles with."""
+    """`zig cc` under the name that Debian's Python compiles with, and headers that it understands."""
+    headers_of(target, root, root / "usr" / "include" / f"python{PYTHON_VERSION}")
     zig = Path(ziglang.__file__).parent / "zig"
     options = shlex.join(target.compiler_options)
     compiler = root / "usr" / "bin" / f"{target.multiarch}-gcc"
-    compiler.write_text(f'#!/bin/sh\nexec {HOST}{zig} cc {options} -fno-sanitize=undefined "$@"\n')
+    compiler.write_text(COMPILER.format(zig=f"{HOST}{zig}", options=options))
     compiler.chmod(0o755)
 
 

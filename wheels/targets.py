@@ -16,8 +16,9 @@ class Target:
     """One architecture.
 
     name: as in platform tags. debian: Debian's name for it. oci: architecture and variant in container images.
-    multiarch: the triplet in file names. emulator: its entry in binfmt_misc. compiler_options: target, oldest glibc and CPU baseline, for `zig cc`. platforms: tags of wheels
-    that run in the guest (glibc 2.36).
+    multiarch: the triplet in file names. emulator: its entry in binfmt_misc. cpu: the least that we promise to run on,
+    as the emulator names it; what it lacks is an illegal instruction. compiler_options: target, oldest glibc and CPU
+    baseline, for `zig cc`. platforms: tags of wheels that run in the guest (glibc 2.36).
     """
 
     name: str
@@ -25,6 +26,7 @@ class Target:
     oci: tuple[str, str]
     multiarch: str
     emulator: str
+    cpu: str
     compiler_options: tuple[str, ...]
     platforms: tuple[str, ...]
 
@@ -38,6 +40,7 @@ TARGETS = {
             oci=("arm64", "v8"),
             multiarch="aarch64-linux-gnu",
             emulator="qemu-aarch64",
+            cpu="cortex-a53",
             compiler_options=("-target", f"aarch64-linux-gnu.{GLIBC_FLOOR}", "-mcpu=generic"),
             platforms=("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"),
         ),
@@ -47,6 +50,7 @@ TARGETS = {
             oci=("arm", "v7"),
             multiarch="arm-linux-gnueabihf",
             emulator="qemu-arm",
+            cpu="cortex-a9,neon=off",
             # Debian armhf's baseline: VFPv3 with 16 double registers. "generic" alone means 32 of them and NEON.
             compiler_options=(
                 "-target",
