@@ -296,9 +296,8 @@ class Receiver(paho.Client):
         # Another thread may have sent what these bytes acknowledge, and not yet told the session.
         with self._write_lock, outbox.lock:
             unsent_bytes = session.unsent_bytes
-            session.feed(acks)
             try:
-                session.advance()
+                session.on_acks(acks)
             finally:
                 self._note_finished()
             has_answer = session.unsent_bytes > unsent_bytes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glec_fast._session import NEED_DATA
 from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.store import Store
+from support.answers import Answers
 from support.clock import Clock
 
 if TYPE_CHECKING:
@@ -56,11 +56,13 @@ class ScriptedGateway:
             raise
         self.session = self.outbox.session
         self.session.protocol_version = protocol_version
+        self._answers = Answers(self.session)
 
     def publish(self, payload: str, qos: int) -> PublishHandle:
         return self.outbox.publish("t", payload, qos)
 
     def connect(self, *, session_present: bool = True) -> None:
+        self._answers = Answers(self.session)
         for handle in self.outbox.resume(session_present, 65_535):
             handle._set_as_published()
 
@@ -78,9 +80,7 @@ class ScriptedGateway:
     def receive(self, data: bytes) -> None:
         """Bytes from the broker."""
         with self.outbox.lock:
-            self.session.feed(data)
-            while self.session.advance() != NEED_DATA:
-                pass
+            self._answers.receive(data)
         self._settle()
         self.outbox.pull()
 
