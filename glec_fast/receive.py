@@ -454,12 +454,13 @@ class Receiver(paho.Client):
     def _send_connect(self, keepalive: int) -> MQTTErrorCode:
         if not self._discards_session:
             return super()._send_connect(keepalive)
-        asked_for = self._clean_session, self._clean_start
-        self._clean_session = self._clean_start = True
+        name = "_clean_start" if self._protocol == MQTTProtocolVersion.MQTTv5 else "_clean_session"
+        asked_for = getattr(self, name)
+        setattr(self, name, True)
         try:
             return super()._send_connect(keepalive)
         finally:
-            self._clean_session, self._clean_start = asked_for
+            setattr(self, name, asked_for)
 
     def _must_connect_again(self, session_present: bool) -> bool:
         """True where this connection only shows, or only serves to discard, a session that is not ours."""
