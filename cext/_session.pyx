@@ -1,8 +1,7 @@
 """The MQTT session of one client: bytes in, bytes out, packet ids and QoS states. No I/O, no clock, no log, no lock.
 
 A message enters with `admit` under its message id, is given a packet id, and is encoded at the end of one send buffer.
-Its acknowledgements are parsed in C out of whatever bytes `feed` was given; `take_done` hands back the message ids that
-the broker has taken over. Everything else that arrives is handed out, packet by packet, by `advance`.
+Acknowledgements come in runs through `on_acks`; `take_done` hands back the message ids that the broker has taken over.
 
 An exchange (MQTT 3.1.1 and 5.0, section 4.3) is in one of these states:
 
@@ -55,10 +54,6 @@ from mqtt_wire cimport (
 
 from glec_fast.errors import MessageError, ProtocolError
 
-# What `advance` found.
-NEED_DATA = 0
-CONTROL_PACKET = 1
-
 cdef enum:
     WITH_EXTRAS_COLUMNS = 8
     ACK_MAX_BYTES = 5
@@ -104,9 +99,6 @@ cdef class Session:
     cdef readonly int max_unreleased
     # First byte of the packet that the last `admit` encoded: PUBLISH with its flags, or PUBREL.
     cdef readonly int admitted_command
-    # Type byte and body of the packet that `advance` stopped at.
-    cdef readonly int packet_command
-    cdef readonly bytes packet_body
 
     # Send buffer; owned here, freed in __dealloc__. `base` is the stream offset of out[0].
     cdef uint8_t* out
@@ -119,10 +111,6 @@ cdef class Session:
     cdef readonly bint has_last
     cdef vector.Vector gates, marks, retired, done
     cdef bint dirty, gate_wanted
-
-    # What was fed and not yet parsed.
-    cdef bytearray inbox
-    cdef size_t inbox_at
 
     # Owned here.
     cdef exchanges.Table table
@@ -148,8 +136,6 @@ cdef class Session:
         self.max_unreleased = max_unreleased or EXCHANGES_MAX
         self.protocol_version = 4
         self.receive_maximum = EXCHANGES_MAX
-        self.inbox = bytearray()
-        self.packet_body = b""
         self.parked = {}
         self.reasons = {}
         self.refused = []
@@ -494,59 +480,30 @@ cdef class Session:
 
     # ---- bytes in
 
-    def feed(self, bytes data):
-        """Take what the socket gave. It is parsed by `advance`."""
-        if self.inbox_at:
-            del self.inbox[:self.inbox_at]
-            self.inbox_at = 0
-        self.inbox += data
+    def on_acks(self, bytes packets not None):
+        """Take PUBACK, PUBREC and PUBCOMP packets, whole and checked by `glec_fast._inbound`.
 
-    def advance(self) -> int:
-        """Parse up to the next packet that is not an acknowledgement of a PUBLISH.
-
-        Returns CONTROL_PACKET with `packet_command` and `packet_body` set, or NEED_DATA.
-        Raises ProtocolError where the peer breaks the protocol; the connection must then be closed.
+        Raises ProtocolError where one does not fit its exchange: what came before it counts, and the connection must be
+        closed. Raises ValueError for any other bytes.
         """
-        cdef const uint8_t* start
-        cdef size_t available, header
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(packets)
+        cdef size_t left = <size_t>PyBytes_GET_SIZE(packets)
+        cdef size_t size
         cdef uint32_t body = 0
         cdef int used
-        cdef uint8_t command
-        cdef size_t at = self.inbox_at
-        cdef size_t end = <size_t>len(self.inbox)
-        while end - at >= 2:
-            start = <const uint8_t*><char*>self.inbox + at
-            available = end - at
-            used = load_remaining_length(start + 1, available - 1, &body)
-            if used < 0:
-                raise ProtocolError("a remaining length of more than 4 bytes (MQTT 2.2.3)", 0x81)
-            header = 1 + <size_t>used
-            if used == 0 or available < header + body:
-                break
-            command = start[0]
-            at += header + body
-            if (command & 0xF0) in (PUBACK, PUBREC, PUBCOMP):
-                self._on_ack(command, start + header, body)
-                self.inbox_at = at
-                continue
-            self.packet_command = command
-            self.packet_body = PyBytes_FromStringAndSize(<const char*>start + header, body)
-            self.inbox_at = at
-            return CONTROL_PACKET
-        self.inbox_at = at
-        return NEED_DATA
+        while left:
+            used = load_remaining_length(at + 1, left - 1, &body)
+            size = 1 + <size_t>used + body
+            if used <= 0 or size > left or body < 2 or (at[0] & 0xF0) not in (PUBACK, PUBREC, PUBCOMP):
+                raise ValueError("these are not whole acknowledgements")
+            self._on_ack(at[0] & 0xF0, at + size - body, body)
+            at += size
+            left -= size
 
-    cdef int _on_ack(self, uint8_t command, const uint8_t* body, uint32_t size) except -1:
-        cdef uint16_t packet_id, index
+    cdef int _on_ack(self, uint8_t kind, const uint8_t* body, uint32_t size) except -1:
+        cdef uint16_t packet_id = load_u16(body)
+        cdef uint16_t index
         cdef uint8_t reason = 0
-        cdef uint8_t kind = command & 0xF0
-        if command & 0x0F:
-            raise ProtocolError(f"reserved flags set in packet type {kind >> 4} (MQTT 2.2.2)", 0x81)
-        if size < 2 or (size > 2 and self.protocol_version != 5):
-            raise ProtocolError(f"an acknowledgement of {size} bytes (MQTT 3.4.2)", 0x81)
-        packet_id = load_u16(body)
-        if packet_id == 0:
-            raise ProtocolError("an acknowledgement with packet id 0 (MQTT 2.3.1)", 0x81)
         if size > 2:
             reason = body[2]
         index = self.table.exchange_of[packet_id]
@@ -729,7 +686,7 @@ cdef class Session:
     # ---- connections
 
     def park(self):
-        """The connection is gone. Set every exchange aside; forget what was encoded and what was half read."""
+        """The connection is gone. Set every exchange aside; forget what was encoded."""
         cdef int slot
         cdef Exchange* exchange
         cdef uint64_t sent = self.offered if self.offered_may_leave else self.base + self.head
@@ -752,8 +709,6 @@ cdef class Session:
         self.gate_wanted = False
         vector.clear(&self.gates)
         vector.clear(&self.marks)
-        self.inbox.clear()
-        self.inbox_at = 0
 
     def parked_ids(self, int qos=0) -> list:
         """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""

@@ -1,10 +1,4 @@
-from typing import Any, Final
-
-NEED_DATA: Final = 0
-"""`Session.advance` wants more bytes."""
-
-CONTROL_PACKET: Final = 1
-"""`Session.advance` stopped at a packet that is the owner's: see `packet_command` and `packet_body`."""
+from typing import Any
 
 class Session:
     """The MQTT session of one client: bytes in, bytes out (MQTT 3.1.1 and 5.0, section 4). Not thread-safe.
@@ -37,12 +31,6 @@ class Session:
     @property
     def admitted_command(self) -> int:
         """First byte of the packet that the last `admit` encoded: PUBLISH with its flags, or PUBREL."""
-    @property
-    def packet_command(self) -> int:
-        """First byte of the packet that `advance` stopped at."""
-    @property
-    def packet_body(self) -> bytes:
-        """What follows the remaining length of the packet that `advance` stopped at."""
     @property
     def has_last(self) -> bool:
         """A packet put as `last` is in the send buffer, or has left."""
@@ -103,12 +91,11 @@ class Session:
         Returns the index of the first that did not fit: behind it none goes, so that the order stays.
         A row that MQTT cannot carry, as another program may have left one, is handed back by `take_refused`.
         """
-    def feed(self, data: bytes) -> None:
-        """Take what the socket gave. It is parsed by `advance`."""
-    def advance(self) -> int:
-        """Parse up to the next packet that is not an acknowledgement of a PUBLISH: CONTROL_PACKET or NEED_DATA.
+    def on_acks(self, packets: bytes) -> None:
+        """Take PUBACK, PUBREC and PUBCOMP packets, whole and checked by `glec_fast._inbound`.
 
-        Raises ProtocolError where the peer breaks the protocol; the connection must then be closed.
+        Raises ProtocolError where one does not fit its exchange: what came before it counts, and the connection must be
+        closed. Raises ValueError for any other bytes.
         """
     def take_done(self) -> list[int]:
         """Message ids that are finished: acknowledged, or QoS 0 and handed to the socket. Each is given once."""
@@ -132,7 +119,7 @@ class Session:
         Raises ValueError where it is not an image; the session is then as it was.
         """
     def park(self) -> None:
-        """The connection is gone. Set every exchange aside; forget what was encoded and what was half read."""
+        """The connection is gone. Set every exchange aside; forget what was encoded."""
     def parked_ids(self, qos: int = 0) -> list[int]:
         """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
     def forget(self, message_id: int) -> None:

@@ -30,7 +30,7 @@ from glec_fast.queue_clock import Clocks
 from glec_fast.refusal import refusal
 from glec_fast.secure import CertificateExpiry, SecureClient
 from glec_fast.store import Store
-from glec_fast.tls import TLSConfig
+from glec_fast.tls import TLSConfig, TLSContextSource
 from glec_fast.validation import as_payload, check_publish
 
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
@@ -215,6 +215,9 @@ class MQTTManager:
         self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
         self._lock = threading.Lock()
         self._closed = False
+        if config.broker.tls:
+            # For its errors, before the queue is opened.
+            TLSContextSource(config.tls_config or TLSConfig()).get()
         self._store = Store(
             config.queue_path,
             max_queue_size=config.queue_max_size,

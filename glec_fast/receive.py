@@ -296,9 +296,8 @@ class Receiver(paho.Client):
         # Another thread may have sent what these bytes acknowledge, and not yet told the session.
         with self._write_lock, outbox.lock:
             unsent_bytes = session.unsent_bytes
-            session.feed(acks)
             try:
-                session.advance()
+                session.on_acks(acks)
             finally:
                 self._note_finished()
             has_answer = session.unsent_bytes > unsent_bytes
@@ -455,12 +454,13 @@ class Receiver(paho.Client):
     def _send_connect(self, keepalive: int) -> MQTTErrorCode:
         if not self._discards_session:
             return super()._send_connect(keepalive)
-        asked_for = self._clean_session, self._clean_start
-        self._clean_session = self._clean_start = True
+        name = "_clean_start" if self._protocol == MQTTProtocolVersion.MQTTv5 else "_clean_session"
+        asked_for = getattr(self, name)
+        setattr(self, name, True)
         try:
             return super()._send_connect(keepalive)
         finally:
-            self._clean_session, self._clean_start = asked_for
+            setattr(self, name, asked_for)
 
     def _must_connect_again(self, session_present: bool) -> bool:
         """True where this connection only shows, or only serves to discard, a session that is not ours."""

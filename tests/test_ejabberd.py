@@ -11,7 +11,7 @@ from glec_fast import MQTTManager
 from glec_fast.demo.link import Link
 from support.child import Child
 from support.ejabberd import PASSWORD, USERNAME, Ejabberd, libraries
-from support.gateway import TIMEOUT_S, quick_config
+from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, quick_config
 from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from glec_fast.demo.broker import Broker
+    from glec_fast.demo.link import Direction
 
 pytestmark = pytest.mark.skipif(libraries() is None, reason="ejabberd is not installed: make brokers")
 
 LOGIN = {"username": USERNAME, "password": PASSWORD}
 # One process serves all tests: each has topics and client ids of its own.
 DEVICES = (f"DTG-{number}" for number in range(1000))
-CONNACK_BYTES = 4
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +50,22 @@ def assert_kept(subscriber: Subscriber, accepted: set[bytes]) -> None:
     assert [payload for payload in subscriber.repeated() if payload.startswith(b"2-")] == []
 
 
+@BOTH_VERSIONS
 @pytest.mark.parametrize(("direction", "longest_bytes"), [("up", 1500), ("down", 200)])
 def test_the_link_cut_at_random_bytes(
-    ejabberd: Ejabberd, subscriber: Subscriber, device: str, tmp_path: Path, direction: str, longest_bytes: int
+    ejabberd: Ejabberd,
+    subscriber: Subscriber,
+    device: str,
+    tmp_path: Path,
+    direction: Direction,
+    longest_bytes: int,
+    protocol_version: int,
 ) -> None:
     dice = random.Random(direction)
     payloads = {b"%d-%d" % (1 + number % 2, number) for number in range(300)}
     with Link((ejabberd.host, ejabberd.port)) as link:
-        config = quick_config(
-            f"tcp://127.0.0.1:{link.port}", tmp_path, client_id=device, wait_for_disk=False, max_unreleased=100, **LOGIN
-        )
+        settings = {"client_id": device, "protocol_version": protocol_version, "max_unreleased": 100, **LOGIN}
+        config = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, wait_for_disk=False, **settings)
         with MQTTManager(config) as manager:
             for payload in sorted(payloads):
                 manager.publish(device, payload, int(payload[:1]))
@@ -75,12 +81,13 @@ def test_the_link_cut_at_random_bytes(
             assert_kept(subscriber, payloads)
 
 
+@BOTH_VERSIONS
 def test_killed_while_publishing_and_flushing(
-    ejabberd: Ejabberd, subscriber: Subscriber, device: str, tmp_path: Path
+    ejabberd: Ejabberd, subscriber: Subscriber, device: str, tmp_path: Path, protocol_version: int
 ) -> None:
     dice = random.Random(1)
     accepted: set[bytes] = set()
-    settings = {"client_id": device, "topic": device, **LOGIN}
+    settings = {"client_id": device, "topic": device, "protocol_version": protocol_version, **LOGIN}
     for run in range(5):
         child = Child(ejabberd.url, tmp_path, first=run * 10_000, count=10_000, **settings)
         child.read_accepted(dice.randrange(1, 200))
@@ -93,19 +100,23 @@ def test_killed_while_publishing_and_flushing(
     assert_kept(subscriber, accepted)
 
 
+@BOTH_VERSIONS
 def test_another_broker_and_back_again_swallows_nothing(
-    ejabberd: Ejabberd, broker: Broker, subscriber: Subscriber, device: str, tmp_path: Path
+    ejabberd: Ejabberd, broker: Broker, subscriber: Subscriber, device: str, tmp_path: Path, protocol_version: int
 ) -> None:
     with Link((ejabberd.host, ejabberd.port)) as link, Subscriber(broker, device) as elsewhere:
-        config = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, client_id=device, **LOGIN)
-        # CONNACK, and of PUBREC too little.
-        link.cut_after(CONNACK_BYTES + 1, "down")
+        settings = {"client_id": device, "protocol_version": protocol_version}
+        config = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, **settings, **LOGIN)
         with MQTTManager(config) as manager:
-            manager.publish(device, "the first", 2)
+            manager.set_connection_callback(recorder := Recorder())
             manager.connect()
+            assert recorder.wait_for_connections()
+            # Of PUBREC too little.
+            link.cut_after(1, "down")
+            manager.publish(device, "the first", 2)
             assert subscriber.wait_for_count(1), "ejabberd has it, and the gateway will not know"
             assert link.wait_for(lambda link: link.is_down, TIMEOUT_S)
-        with MQTTManager(quick_config(broker.url, tmp_path, client_id=device)) as manager:
+        with MQTTManager(quick_config(broker.url, tmp_path, **settings)) as manager:
             manager.connect()
             assert manager.flush(TIMEOUT_S)
         link.restore()

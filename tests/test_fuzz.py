@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from glec_fast._inbound import ACKS, MESSAGES, NEED_DATA, Inbound
-from glec_fast._session import NEED_DATA as NO_PACKET
 from glec_fast._session import Session
 from glec_fast.errors import ProtocolError
 from glec_fast.message import InboundMessage
@@ -125,8 +124,7 @@ def take(inbound: Inbound, session: Session, kind: int, found: list[Any]) -> Non
         while at < len(inbound.acks):
             end = at + 2 + inbound.acks[at + 1]
             found.append(inbound.acks[at:end])
-            session.feed(inbound.acks[at:end])
-            assert session.advance() == NO_PACKET, "what is handed out for the session is acknowledgements alone"
+            session.on_acks(inbound.acks[at:end])
             at = end
     elif kind == MESSAGES:
         found += [(each.topic, each.payload, each.qos, each.mid, str(each.properties)) for each in inbound.messages]

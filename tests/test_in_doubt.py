@@ -71,6 +71,13 @@ def test_the_policy_is_carried_out_and_recorded(
         assert {each.topic for each in queue.in_doubt()} == {"t"}
 
 
+def test_what_is_left_to_the_broker_is_told_to_a_client_with_on_publish(tmp_path: Path) -> None:
+    with ScriptedGateway(tmp_path / QUEUE, window=2) as gateway:
+        gateway.outbox.tell_all(True)
+        lose_session_in_the_middle(gateway, ScriptedBroker())
+        assert [(handle.mid, handle.qos) for handle in gateway.outbox.resume(False, 65_535)] == [(1, 2)]
+
+
 def test_a_session_that_is_present_leaves_nothing_in_doubt(tmp_path: Path) -> None:
     broker = ScriptedBroker()
     with ScriptedGateway(tmp_path / QUEUE, window=2) as gateway:

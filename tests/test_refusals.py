@@ -79,8 +79,7 @@ def test_a_new_connection_sends_it_once(tmp_path: Path, monkeypatch: pytest.Monk
         gateway.commit()
         answer = refusal(gateway.send())
         with gateway.outbox.lock:
-            gateway.session.feed(answer)
-            gateway.session.advance()
+            gateway.session.on_acks(answer)
         gateway._settle()
         gateway.cut()
         gateway.connect()

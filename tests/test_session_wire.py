@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import tracemalloc
 
 import pytest
 
-from glec_fast._session import CONTROL_PACKET, NEED_DATA, Session
+from glec_fast._session import Session
 from glec_fast.errors import MessageError, ProtocolError
 from support.wire_reference import PUBACK, PUBCOMP, PUBREC, PUBREL, ack, parse, publish, remaining_length
 
@@ -25,14 +24,6 @@ def send_all(session: Session) -> bytes:
     chunk = session.peek(ALL_BYTES)
     session.on_sent(len(chunk))
     return chunk
-
-
-def packets_in(session: Session, data: bytes) -> list[tuple[int, bytes]]:
-    session.feed(data)
-    found = []
-    while session.advance() == CONTROL_PACKET:
-        found.append((session.packet_command, session.packet_body))
-    return found
 
 
 def random_topic(rng: random.Random) -> str:
@@ -65,67 +56,23 @@ def test_random_publishes_are_what_the_reference_encodes(seed: int, version: int
 
 
 @pytest.mark.parametrize("body_bytes", [127, 128, 16_383, 16_384, 2_097_151, 2_097_152])
-def test_each_step_of_the_remaining_length_both_ways(body_bytes: int) -> None:
+def test_each_step_of_the_remaining_length(body_bytes: int) -> None:
     session = session_of()
     session.admit(1, "t", b"p" * (body_bytes - 5), 1)
     sent = send_all(session)
     assert sent == publish("t", b"p" * (body_bytes - 5), 1, 1)
     assert sent[1:5].startswith(remaining_length(body_bytes))
-    assert packets_in(session, sent) == [(0x32, sent[-body_bytes:])]
 
 
-@pytest.mark.parametrize("version", [MQTT_3, MQTT_5])
-@pytest.mark.parametrize("seed", range(5))
-def test_inbound_is_the_same_whole_by_bytes_and_with_more_behind_it(seed: int, version: int) -> None:
-    rng = random.Random(seed)
-    stream, expected = b"", []
-    for packet_id in rng.sample(range(1, 31), 30):
-        tail = rng.choice([b"", b"\x00", b"\x10\x00"]) if version == MQTT_5 else b""
-        qos2 = packet_id % 2
-        stream += ack(PUBREC, packet_id, tail) + ack(PUBCOMP, packet_id) if qos2 else ack(PUBACK, packet_id, tail)
-        if rng.random() < 0.5:
-            body = rng.randbytes(rng.choice([0, 1, 126, 127, 128, 200]))
-            command = rng.choice([0x20, 0x30, 0x3B, 0x62, 0x90, 0xD0])
-            stream += bytes([command]) + remaining_length(len(body)) + body
-            expected.append((command, body))
-
-    def outcome(pieces: list[bytes]) -> tuple[object, ...]:
-        session = session_of(40, version=version)
-        for message_id in range(1, 31):
-            session.admit(message_id, "t", "x", 1 + message_id % 2)
-        send_all(session)
-        found = [packet for piece in pieces for packet in packets_in(session, piece)]
-        return found, session.take_done(), session.take_reasons(), session.in_flight, send_all(session)
-
-    whole = outcome([stream])
-    assert whole[0] == expected
-    assert sorted(whole[1]) == list(range(1, 31))
-    assert outcome([stream[at : at + 1] for at in range(len(stream))]) == whole
-    assert outcome([stream + b"\x40", b"\x02"]) == whole, "half a packet behind it changes nothing"
-    cuts = sorted(rng.randrange(len(stream)) for _ in range(10))
-    assert outcome([stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]) == whole
-
-
-def test_a_large_packet_that_is_only_announced_takes_no_memory() -> None:
-    session = session_of()
-    tracemalloc.start()
-    assert packets_in(session, b"\x30" + remaining_length(268_435_455) + b"\x00\x01t") == []
-    _, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert peak_bytes < 10_000
-
-
-def test_a_broken_packet_stays_broken_and_what_came_before_it_counts() -> None:
+def test_what_came_before_an_ack_that_does_not_fit_counts() -> None:
     session = session_of()
     session.admit(1, "t", "x", 1)
+    session.admit(2, "t", "x", 1)
     send_all(session)
-    session.feed(ack(PUBACK, 1) + b"\x40\x02\x00\x00" + ack(PUBREC, 9))
-    for _ in range(2):
-        with pytest.raises(ProtocolError, match="packet id 0"):
-            session.advance()
+    with pytest.raises(ProtocolError, match="PUBREC for a QoS 1 message"):
+        session.on_acks(ack(PUBACK, 1) + ack(PUBREC, 2))
     assert session.take_done() == [1]
-    session.park()
-    assert packets_in(session, b"\xd0\x00") == [(0xD0, b"")], "a new connection begins with nothing half read"
+    assert session.in_flight == 1
 
 
 @pytest.mark.parametrize(("kind", "qos"), [(PUBREC, 1), (PUBACK, 1), (PUBREC, 2), (PUBACK, 2)])
@@ -133,9 +80,8 @@ def test_protocol_error_leaves_the_exchange_as_it_was(kind: int, qos: int) -> No
     session = session_of(durable=True)
     session.admit(1, "t", "x" * 50, qos)
     before = (session.unsent_bytes, session.wants_commit, session.unreleased)
-    session.feed(ack(kind, 1))
     with pytest.raises(ProtocolError, match="before its PUBLISH"):
-        session.advance()
+        session.on_acks(ack(kind, 1))
     assert (session.unsent_bytes, session.wants_commit, session.unreleased) == before
     assert (session.in_flight, session.take_done(), session.take_reasons()) == (1, [], {})
 
@@ -145,7 +91,7 @@ def test_an_ack_may_come_between_the_send_and_its_report() -> None:
     session = session_of()
     session.admit(1, "t", "x", 1)
     chunk = session.peek(ALL_BYTES)
-    assert packets_in(session, ack(PUBACK, 1)) == []
+    session.on_acks(ack(PUBACK, 1))
     assert session.take_done() == [1]
     session.on_sent(len(chunk))
     assert session.unsent_bytes == 0
@@ -157,32 +103,32 @@ def test_an_ack_that_does_not_fit_the_state_is_not_taken_for_one(state: str) -> 
     session.admit(1, "t", "x", 2)
     send_all(session)
     if state == "released":
-        packets_in(session, ack(PUBREC, 1))
+        session.on_acks(ack(PUBREC, 1))
         unfit = ack(PUBACK, 1) + ack(PUBREC, 1, b"\x80")
     else:
         unfit = ack(PUBCOMP, 1)
     send_all(session)
-    packets_in(session, unfit)
+    session.on_acks(unfit)
     assert (session.take_done(), session.take_refused(), session.take_reasons()) == ([], [], {})
     assert session.in_flight == 1
-    packets_in(session, ack(PUBREC, 1) + ack(PUBCOMP, 1))
+    session.on_acks(ack(PUBREC, 1) + ack(PUBCOMP, 1))
     assert session.take_done() == [1]
 
 
 def test_late_pubcomp_for_an_unknown_id_does_not_end_the_message_that_has_it_now() -> None:
     session = session_of()
-    packets_in(session, ack(PUBREC, 1))
+    session.on_acks(ack(PUBREC, 1))
     session.admit(1, "t", "x", 1)
     assert [each.packet_id for each in parse(send_all(session))[0]] == [1, 1], "PUBREL for the old, PUBLISH for the new"
-    packets_in(session, ack(PUBCOMP, 1))
+    session.on_acks(ack(PUBCOMP, 1))
     assert session.take_done() == []
-    packets_in(session, ack(PUBACK, 1))
+    session.on_acks(ack(PUBACK, 1))
     assert session.take_done() == [1]
 
 
 def test_an_unknown_pubrec_is_answered_and_one_that_failed_is_not() -> None:
     session = session_of(version=MQTT_5)
-    packets_in(session, ack(PUBREC, 9) + ack(PUBREC, 10, b"\x92") + ack(PUBACK, 11) + ack(PUBCOMP, 12))
+    session.on_acks(ack(PUBREC, 9) + ack(PUBREC, 10, b"\x92") + ack(PUBACK, 11) + ack(PUBCOMP, 12))
     assert send_all(session) == ack(PUBREL, 9, b"\x92")
 
 
@@ -190,9 +136,9 @@ def test_reason_of_a_pubrec_is_not_kept_for_an_exchange_that_goes_on() -> None:
     session = session_of(version=MQTT_5)
     session.admit(1, "t", "x", 2)
     send_all(session)
-    packets_in(session, ack(PUBREC, 1, b"\x10"))
+    session.on_acks(ack(PUBREC, 1, b"\x10"))
     assert session.take_reasons() == {}
-    packets_in(session, ack(PUBCOMP, 1, b"\x92\x05\x1f\x00\x02no"))
+    session.on_acks(ack(PUBCOMP, 1, b"\x92\x05\x1f\x00\x02no"))
     assert session.take_reasons() == {1: (0x70, 1, 0x92, b"\x05\x1f\x00\x02no")}
     assert (session.take_done(), session.take_refused()) == ([1], [])
 
@@ -245,5 +191,4 @@ def test_a_row_that_is_too_short_is_refused(row: tuple[object, ...] | None) -> N
     session = session_of()
     with pytest.raises((ValueError, TypeError)):
         session.admit_rows([row], 0)  # type: ignore[list-item]
-    assert session.advance() == NEED_DATA
     assert session.unsent_bytes == 0

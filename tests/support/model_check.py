@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from glec_fast._session import NEED_DATA
 from glec_fast.durable_outbox import DurableOutbox
 from support.dict_store import DictDisk, DictStore
 from support.scripted_broker import ScriptedBroker
@@ -133,8 +132,7 @@ class World:
 
     def _answer_arrives(self) -> None:
         answer, self.answers = self.answers[:ACK_BYTES], self.answers[ACK_BYTES:]
-        self.session.feed(answer)
-        assert self.session.advance() == NEED_DATA
+        self.session.on_acks(answer)
         self._settle()
 
     def _settle(self) -> None:

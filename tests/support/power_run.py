@@ -127,7 +127,7 @@ class Life:
             qos = self._chance.choice((0, 1, 2, 2))
             self._number += 1
             payload = f"{qos}-{self._number}-" + "x" * self._chance.choice((0, 0, 300, 5000))
-            handle = self._gateway.publish(payload, qos)
+            handle = self._gateway.publish(payload, qos, retain=is_retained(payload))
             accepted = Accepted(handle.message_id, payload, qos, self._clock.now_s)
             if qos == 2:
                 self._disk.note(accepted)
@@ -183,6 +183,11 @@ class Life:
         for _, accepted in self._unsure:
             self._disk.note(accepted)
         self._unsure.clear()
+
+
+def is_retained(payload: str) -> bool:
+    """Some of the messages have a row in the table beside the queue's."""
+    return int(payload.split("-")[1]) % 3 == 0
 
 
 def open_gateway(path: Path, settings: Settings, clock: Clock) -> ScriptedGateway:
@@ -282,7 +287,10 @@ def check_resumed(files: Files, folder: Path, moment: Moment, settings: Settings
     with open_gateway(folder / QUEUE, settings, clock) as gateway:
         assert gateway.store.salvage is None, "a power cut is no damage"
         _check_explained(gateway, moment)
+        rows = gateway.rows()
+        assert gateway.retained() == {message_id for message_id in rows if is_retained(rows[message_id])}
         finish(gateway, broker)
+        assert gateway.retained() == set()
     may_miss = {
         accepted.payload
         for accepted in moment.accepted.values()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glec_fast._session import NEED_DATA
 from glec_fast.durable_outbox import DurableOutbox
+from glec_fast.extras import RETAINED
 from glec_fast.store import Store
+from support.answers import Answers
 from support.clock import Clock
 
 if TYPE_CHECKING:
@@ -56,11 +57,13 @@ class ScriptedGateway:
             raise
         self.session = self.outbox.session
         self.session.protocol_version = protocol_version
+        self._answers = Answers(self.session)
 
-    def publish(self, payload: str, qos: int) -> PublishHandle:
-        return self.outbox.publish("t", payload, qos)
+    def publish(self, payload: str, qos: int, *, retain: bool = False) -> PublishHandle:
+        return self.outbox.publish("t", payload, qos, RETAINED if retain else None)
 
     def connect(self, *, session_present: bool = True) -> None:
+        self._answers = Answers(self.session)
         for handle in self.outbox.resume(session_present, 65_535):
             handle._set_as_published()
 
@@ -78,9 +81,7 @@ class ScriptedGateway:
     def receive(self, data: bytes) -> None:
         """Bytes from the broker."""
         with self.outbox.lock:
-            self.session.feed(data)
-            while self.session.advance() != NEED_DATA:
-                pass
+            self._answers.receive(data)
         self._settle()
         self.outbox.pull()
 
@@ -104,6 +105,11 @@ class ScriptedGateway:
     def rows(self) -> dict[int, str]:
         """Message id -> payload of every row on disk."""
         return {row[0]: row[2] for row in self.store.run(lambda table: table.read_all())}
+
+    def retained(self) -> set[int]:
+        """Ids of the messages that have extras on disk."""
+        connection = self.store._writer.connection
+        return {row[0] for row in self.store.run(lambda _: list(connection.execute("SELECT * FROM glec_extras")))}
 
     def image(self) -> bytes:
         """The in-flight image on disk."""

@@ -276,8 +276,7 @@ class Driver:
 
     def ack(self, kind: int, packet_id: int, reason: int = 0) -> None:
         has_reason = reason and self.model.protocol_version == MQTT_5
-        self.session.feed(ack(kind, packet_id, bytes([reason]) if has_reason else b""))
-        self.session.advance()
+        self.session.on_acks(ack(kind, packet_id, bytes([reason]) if has_reason else b""))
         self.model.on_ack(kind, packet_id, reason if has_reason else 0)
         self.check()
 

@@ -1,0 +1,30 @@
+"""What a broker answers, in pieces of any size, through the parser to the session, as the client hands it on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from glec_fast._inbound import ACKS, NEED_DATA, Inbound
+from glec_fast.message import InboundMessage
+
+if TYPE_CHECKING:
+    from glec_fast._session import Session
+
+
+class Answers:
+    """Of one connection, whose CONNACK has come. What is not an acknowledgement, such as PINGRESP, is passed over."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._inbound = Inbound(InboundMessage)
+        self._inbound.protocol_version = session.protocol_version
+        self._inbound.feed(b"\x20\x03\x00\x00\x00" if session.protocol_version == 5 else b"\x20\x02\x00\x00")
+        while self._inbound.advance() != NEED_DATA:
+            pass
+
+    def receive(self, data: bytes) -> None:
+        """Raises ProtocolError as the parser and the session do."""
+        self._inbound.feed(data)
+        while (found := self._inbound.advance()) != NEED_DATA:
+            if found == ACKS:
+                self._session.on_acks(self._inbound.acks)
