@@ -2,6 +2,8 @@
 
 Contenders, each in a fresh process against a fresh broker, in turn round by round:
   raw         ready-made packets through a socket, no queue: the upper bound (raw_socket.py)
+  synced      the same, but each write that has a PUBREL waits for a page on disk: what a client that must not double a
+              QoS 2 message after a crash can reach at most (not run unless named, and for QoS 2 alone)
   baseline    the specification's manager in pure Python, paho + sqlite3 + json (baseline_manager.py)
   glec        glec_fast.MQTTManager
   glec-large  the same with --large rows, to show what the length of the queue costs
@@ -231,7 +233,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Rate, CPU, writes and memory of flushing a durable queue, against a raw socket and a baseline."
     )
-    names = ["raw", "baseline", "glec"]
+    names = ["raw", "synced", "baseline", "glec"]
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--messages", type=positive, default=10_000)
     parser.add_argument("--large", type=positive, nargs="?", const=LARGE_MESSAGES, help="also flush glec with N rows")
@@ -239,7 +241,7 @@ def parse_arguments() -> argparse.Namespace:
         "--window", type=positive, default=1000, help="messages in flight of raw and glec (default: 1000, glec's own)"
     )
     parser.add_argument("--baseline-window", type=positive, default=20, help="the baseline's (default: paho's own 20)")
-    parser.add_argument("--contenders", type=list_of(str, names), default=names)
+    parser.add_argument("--contenders", type=list_of(str, names), default=names, help="default: all")
     parser.add_argument("--qos", type=list_of(int, [1, 2]), default=[1, 2])
     parser.add_argument("--brokers", type=list_of(str, list(BROKERS)), default=list(BROKERS))
     parser.add_argument("--directory", help="where queue files go; written bytes need a real disk, not tmpfs")
@@ -248,7 +250,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def contenders_of(args: argparse.Namespace) -> list[Contender]:
-    windows = {"raw": args.window, "baseline": args.baseline_window, "glec": args.window}
+    windows = {"raw": args.window, "synced": args.window, "baseline": args.baseline_window, "glec": args.window}
     contenders = [Contender(name, name, args.messages, windows[name]) for name in args.contenders]
     if args.large:
         contenders.append(Contender("glec-large", "glec", args.large, args.window))

@@ -12,6 +12,9 @@ import time
 
 CLIENT_ID = "DTG-BENCH"
 FLUSH_TIMEOUT_S = 600.0
+# As much as a database writes at least for one change, into a file that need not grow.
+PAGE_BYTES = 4096
+LOG_BYTES = 1_048_576
 
 
 def sum_of_proc(name: str, prefix: str) -> int:
@@ -82,6 +85,33 @@ def run_raw(port: int, qos: int, messages: int, window: int, max_unreleased: int
     return meter
 
 
+def run_synced(port: int, qos: int, messages: int, window: int, max_unreleased: int, queue_path: str) -> Meter:
+    import os
+
+    import raw_socket
+
+    flush = raw_socket.prepare(messages, qos)
+    page = bytes(PAGE_BYTES)
+    log = os.open(f"{queue_path}-log", os.O_WRONLY | os.O_CREAT)
+    os.write(log, bytes(LOG_BYTES))
+    os.fsync(log)
+    os.lseek(log, 0, os.SEEK_SET)
+
+    def sync() -> None:
+        if os.write(log, page) and os.lseek(log, 0, os.SEEK_CUR) >= LOG_BYTES:
+            os.lseek(log, 0, os.SEEK_SET)
+        os.fdatasync(log)
+
+    meter = Meter()
+    with raw_socket.connect(port, CLIENT_ID) as sock:
+        meter.on_connack()
+        acks = raw_socket.pump(sock, flush, window, max_unreleased, sync)
+        meter.on_flushed()
+    os.close(log)
+    raw_socket.check(acks, flush)
+    return meter
+
+
 def run_baseline(port: int, _qos: int, _messages: int, window: int, _max_unreleased: int, queue_path: str) -> Meter:
     from baseline_manager import BaselineManager
 
@@ -130,7 +160,7 @@ def run_bare(_port: int, _qos: int, _messages: int, _window: int, _max_unrelease
     return meter
 
 
-RUNNERS = {"bare": run_bare, "raw": run_raw, "baseline": run_baseline, "glec": run_glec}
+RUNNERS = {"bare": run_bare, "raw": run_raw, "synced": run_synced, "baseline": run_baseline, "glec": run_glec}
 
 
 def main() -> None:

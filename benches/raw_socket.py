@@ -95,10 +95,17 @@ def send_unacknowledged(sock: socket.socket, flush: Flush) -> None:
         raise ConnectionError("the broker did not acknowledge the message after the last")
 
 
-def pump(sock: socket.socket, flush: Flush, window: int, max_unreleased: int = MAX_UNRELEASED) -> list[bytes]:
+def pump(
+    sock: socket.socket,
+    flush: Flush,
+    window: int,
+    max_unreleased: int = MAX_UNRELEASED,
+    before_release: Callable[[], object] | None = None,
+) -> list[bytes]:
     """Send everything, at most `window` unfinished at a time; returns what the broker sent, for `check`.
 
-    Of QoS 2 at most `max_unreleased` messages are without PUBREL.
+    Of QoS 2 at most `max_unreleased` messages are without PUBREL. `before_release` is called before each PUBREL, or
+    several that go together, leaves.
     """
     publishes, publish_bytes, pubrels, count, last_ack = flush
     chunks: list[bytes] = []
@@ -130,6 +137,8 @@ def pump(sock: socket.socket, flush: Flush, window: int, max_unreleased: int = M
             send_to = min(send_to, release_to + max_unreleased)
         pubrel_part = pubrels[released * ACK_BYTES : release_to * ACK_BYTES]
         publish_part = publishes[sent * publish_bytes : send_to * publish_bytes]
+        if pubrel_part and before_release is not None:
+            before_release()
         if pubrel_part or publish_part:
             sock.sendall(pubrel_part + publish_part)
         released, sent = release_to, send_to
