@@ -55,6 +55,9 @@ _BUSY_TIMEOUT_MS = 2000
 _CHECKED_AT_OPEN_BYTES = 32 << 20
 _CACHE_KIB = 512
 _LOG_RESERVE_BYTES = 256 * 1024
+# The write-ahead log starts over at its front after so many pages of 4 KiB. A commit that makes it longer waits twice as
+# long for the disk, as the file system's own records are written too.
+_LOG_PAGES = 256
 # Ids between two readable ends of a damaged table are tried one by one, up to so many from each end.
 _TRIED_IDS_MAX = 100_000
 # An id that was given once must not be given again, also where the damage took the record of the highest.
@@ -278,6 +281,7 @@ def _open_checked(path: Path) -> apsw.Connection:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")
+        connection.pragma("wal_autocheckpoint", _LOG_PAGES)
         _create_schema(connection)
         _reserve_log(path)
     except BaseException:
