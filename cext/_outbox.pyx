@@ -145,7 +145,7 @@ cdef class Outbox:
 
     def end_write(self, size_t size) -> bool:
         """The socket took `size` bytes of them. True once the packet put as `last` has left."""
-        cdef bint is_last
+        cdef bint is_last = False
         with self.lock:
             is_last = self.session.on_sent(size)
             self.worth_writing_bytes = <size_t>self.session.unsent_bytes + WORTH_WRITING_BYTES

@@ -9,9 +9,9 @@ An exchange (MQTT 3.1.1 and 5.0, section 4.3) is in one of these states:
               or PUBREC
     RELEASED  PUBREC came; PUBREL is in the send buffer or has left; waits for PUBCOMP
 
-**The gate.** With `durable`, nothing leaves before the state that explains it is on disk. The send buffer has three
-marks: `head` (handed to the socket), `ready` (may leave) and `tail` (encoded). `image` gives the durable picture of all
-QoS 2 exchanges, numbered; when that number comes back through `on_committed`, `ready` moves up to what it explains.
+**The gate.** With `durable`, nothing leaves before the state that explains it is on disk. `image` gives the durable
+picture of all QoS 2 exchanges, numbered; when that number comes back through `on_committed`, what it explains may
+leave.
 
 **Parking.** `park` ends a connection: every exchange is set aside under its message id. The owner then admits its
 messages again from the first one on, and `admit` finds what was set aside: an exchange goes on with its packet id and
@@ -24,10 +24,10 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy
 
 cimport exchanges
+cimport send_buffer
 cimport vector
 from exchanges cimport EXCHANGES_MAX, FREE, ID_FREE, ID_TAKEN, RELEASED, SENT, Exchange
 from inflight_image cimport (
@@ -57,15 +57,8 @@ from glec_fast.errors import MessageError, ProtocolError
 cdef enum:
     WITH_EXTRAS_COLUMNS = 8
     ACK_MAX_BYTES = 5
-    BUFFER_START_BYTES = 4096
-    # A buffer that grew past this for one burst is given back when it runs empty.
-    BUFFER_KEEP_BYTES = 1 << 20
     REASON_FAILURE = 0x80
     REASON_PACKET_ID_NOT_FOUND = 0x92
-
-cdef struct Gate:
-    uint64_t version
-    uint64_t end
 
 cdef struct Mark:
     uint64_t end
@@ -100,20 +93,12 @@ cdef class Session:
     # First byte of the packet that the last `admit` encoded: PUBLISH with its flags, or PUBREL.
     cdef readonly int admitted_command
 
-    # Send buffer; owned here, freed in __dealloc__. `base` is the stream offset of out[0].
-    cdef uint8_t* out
-    cdef size_t out_capacity, head, ready, tail
-    cdef uint64_t base
-    # Stream offset up to which `peek` gave bytes away on this connection.
-    cdef uint64_t offered
-    cdef uint64_t last_end
-    # A packet put as `last` is in the send buffer.
-    cdef readonly bint has_last
-    cdef vector.Vector gates, marks, retired, done
-    cdef bint dirty, gate_wanted
-
     # Owned here.
     cdef exchanges.Table table
+    cdef send_buffer.SendBuffer out
+    cdef vector.Vector marks, retired, done
+    # The picture has changed since the last `image`.
+    cdef bint dirty
 
     # message id -> (packet id, state, qos, may have left)
     cdef dict parked
@@ -122,11 +107,7 @@ cdef class Session:
 
     def __cinit__(self, *_, **__):
         exchanges.begin(&self.table)
-        self.out = <uint8_t*>realloc(NULL, BUFFER_START_BYTES)
-        if self.out is NULL:
-            raise MemoryError
-        self.out_capacity = BUFFER_START_BYTES
-        self.gates.item_bytes = sizeof(Gate)
+        send_buffer.begin(&self.out)
         self.marks.item_bytes = sizeof(Mark)
         self.retired.item_bytes = sizeof(Retired)
         self.done.item_bytes = sizeof(int64_t)
@@ -142,9 +123,8 @@ cdef class Session:
         self.set_window(window)
 
     def __dealloc__(self):
-        free(self.out)
+        send_buffer.end(&self.out)
         exchanges.end(&self.table)
-        vector.free_items(&self.gates)
         vector.free_items(&self.marks)
         vector.free_items(&self.retired)
         vector.free_items(&self.done)
@@ -204,77 +184,36 @@ cdef class Session:
 
     # ---- the send buffer
 
-    cdef uint8_t* _reserve(self, size_t size) except NULL:
-        """Room for `size` bytes at the tail; valid until the next call that writes."""
-        cdef size_t capacity, used = self.tail - self.head
-        cdef uint8_t* grown
-        if self.tail + size <= self.out_capacity:
-            return self.out + self.tail
-        if self.head > self.out_capacity // 2 and used + size <= self.out_capacity:
-            memmove(self.out, self.out + self.head, used)
-            self.base += self.head
-            self.ready -= self.head
-            self.tail = used
-            self.head = 0
-            return self.out + self.tail
-        capacity = self.out_capacity
-        while self.tail + size > capacity:
-            capacity *= 2
-        grown = <uint8_t*>realloc(self.out, capacity)
-        if grown is NULL:
-            raise MemoryError
-        self.out = grown
-        self.out_capacity = capacity
-        return self.out + self.tail
-
-    cdef inline void _append(self, size_t size) noexcept:
-        self.tail += size
-        if self.gates.count == 0 and not self.gate_wanted:
-            self.ready = self.tail
-
     @property
     def sendable_bytes(self) -> int:
         """Bytes that may leave now."""
-        cdef size_t limit = self.ready
-        if self.has_last and self.last_end < self.base + limit:
-            limit = <size_t>(self.last_end - self.base)
-        return limit - self.head
+        return send_buffer.sendable_bytes(&self.out)
 
     @property
     def unsent_bytes(self) -> int:
         """Bytes encoded and not yet handed to the socket, those behind the gate included."""
-        return self.tail - self.head
+        return self.out.tail - self.out.head
+
+    @property
+    def has_last(self) -> bool:
+        """True from a packet put as `last` to the end of the connection."""
+        return self.out.has_last
 
     def put_packet(self, packet, bint last=False):
         """Append a control packet to what may leave. It does not wait at the gate. `last`: nothing leaves after it."""
         cdef const uint8_t[::1] view = packet
         cdef size_t size = <size_t>view.shape[0]
-        cdef size_t gated
-        cdef uint64_t cut
         if size == 0:
             return
-        self._reserve(size)
-        gated = self.tail - self.ready
-        cut = self.base + self.ready
-        if gated:
-            memmove(self.out + self.ready + size, self.out + self.ready, gated)
-            self._shift_after(cut, size)
-        memcpy(self.out + self.ready, &view[0], size)
-        self.ready += size
-        self.tail += size
-        if last and not self.has_last:
-            self.has_last = True
-            self.last_end = self.base + self.ready
+        if send_buffer.insert(&self.out, &view[0], size):
+            self._shift_after(self.out.base + self.out.ready - size, size)
+        if last:
+            send_buffer.end_here(&self.out)
 
     cdef void _shift_after(self, uint64_t cut, size_t size) noexcept:
         cdef size_t index
         cdef int slot
-        cdef Gate* gate
         cdef Mark* mark
-        for index in range(self.gates.count):
-            gate = <Gate*>vector.at(&self.gates, index)
-            if gate.end > cut:
-                gate.end += size
         for index in range(self.marks.count):
             mark = <Mark*>vector.at(&self.marks, index)
             if mark.end > cut:
@@ -285,38 +224,24 @@ cdef class Session:
 
     def peek(self, size_t limit) -> bytes:
         """A copy of the next bytes that may leave, at most `limit`."""
-        cdef size_t size = min(<size_t>self.sendable_bytes, limit)
-        self.offered = max(self.offered, self.base + self.head + size)
-        return PyBytes_FromStringAndSize(<const char*>self.out + self.head, <Py_ssize_t>size)
+        cdef size_t size = send_buffer.offer(&self.out, limit)
+        return PyBytes_FromStringAndSize(<const char*>self.out.memory + self.out.head, <Py_ssize_t>size)
 
     def on_sent(self, size_t size) -> bool:
         """The socket took `size` bytes of the last `peek`. True once the packet put as `last` has left."""
         cdef uint64_t sent
         cdef Mark* mark
-        if size > self.offered - min(self.base + self.head, self.offered):
-            # Bytes of a connection that another thread has ended since they were peeked at.
+        if not send_buffer.take(&self.out, size):
+            # Another thread has ended the connection since.
             return False
-        self.head += size
-        sent = self.base + self.head
+        sent = send_buffer.sent_to(&self.out)
         while self.marks.count:
             mark = <Mark*>vector.at(&self.marks, 0)
             if mark.end > sent:
                 break
             (<int64_t*>vector.push(&self.done))[0] = mark.message_id
             vector.pop(&self.marks)
-        if self.head == self.tail:
-            self.base += self.head
-            self.head = self.ready = self.tail = 0
-            if self.out_capacity > BUFFER_KEEP_BYTES:
-                self._shrink()
-        return self.has_last and sent >= self.last_end
-
-    cdef int _shrink(self) except -1:
-        cdef uint8_t* smaller = <uint8_t*>realloc(self.out, BUFFER_START_BYTES)
-        if smaller is not NULL:
-            self.out = smaller
-            self.out_capacity = BUFFER_START_BYTES
-        return 0
+        return self.out.has_last and sent >= self.out.last_end
 
     # ---- PUBLISH out
 
@@ -351,7 +276,7 @@ cdef class Session:
         if topic_size > 65535 or body > REMAINING_LENGTH_MAX:
             raise MessageError(f"a PUBLISH of {body} bytes, topic {topic_size}: MQTT carries at most "
                                f"{REMAINING_LENGTH_MAX} and 65535; send less")
-        cdef uint8_t* start = self._reserve(FIXED_HEADER_MAX_BYTES + body)
+        cdef uint8_t* start = send_buffer.reserve(&self.out, FIXED_HEADER_MAX_BYTES + body)
         cdef uint8_t* at = start
         at[0] = PUBLISH | flags
         self.admitted_command = at[0]
@@ -370,19 +295,19 @@ cdef class Session:
             memcpy(at, payload_at, <size_t>payload_size)
             at += payload_size
         if gated:
-            self.dirty = self.gate_wanted = True
-        self._append(<size_t>(at - start))
-        return self.base + self.tail
+            self.dirty = self.out.gate_wanted = True
+        send_buffer.append(&self.out, <size_t>(at - start))
+        return send_buffer.encoded_to(&self.out)
 
     cdef int _encode_ack(self, uint8_t command, uint16_t packet_id, uint8_t reason) except -1:
         """Append PUBREL or an answer to an unknown id; `reason` only where MQTT 5 has one to give."""
-        cdef uint8_t* at = self._reserve(ACK_MAX_BYTES)
+        cdef uint8_t* at = send_buffer.reserve(&self.out, ACK_MAX_BYTES)
         cdef bint with_reason = reason != 0 and self.protocol_version == 5
         at[0] = command
         at[1] = 3 if with_reason else 2
         store_u16(at + 2, packet_id)
         at[4] = reason
-        self._append(5 if with_reason else 4)
+        send_buffer.append(&self.out, 5 if with_reason else 4)
         return 0
 
     def admit(self, int64_t message_id, topic, payload, int qos, bint retain=False, properties=None,
@@ -407,14 +332,14 @@ cdef class Session:
             mark = <Mark*>vector.push(&self.marks)
             mark.end = end
             mark.message_id = message_id
-            return self.tail - self.head
+            return self.out.tail - self.out.head
         exchanges.reserve(&self.table)
         if self.parked:
             aside = self.parked.get(message_id)
             if aside is not None:
                 self._resume(message_id, aside, topic, payload, flags, properties)
                 del self.parked[message_id]
-                return self.tail - self.head
+                return self.out.tail - self.out.head
         if not packet_id:
             packet_id = exchanges.next_packet_id(&self.table)
             if not packet_id:
@@ -422,7 +347,7 @@ cdef class Session:
         end = self._encode_publish(topic, payload, flags, packet_id, properties, qos == 2 and self.durable)
         exchange = exchanges.open(&self.table, packet_id, message_id, <uint8_t>qos, SENT)
         exchange.publish_end = end
-        return self.tail - self.head
+        return self.out.tail - self.out.head
 
     def admit_rows(self, list rows, Py_ssize_t start) -> int:
         """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
@@ -462,10 +387,10 @@ cdef class Session:
         cdef Exchange* exchange
         cdef uint64_t end
         if state == RELEASED:
-            self._reserve(ACK_MAX_BYTES)
+            send_buffer.reserve(&self.out, ACK_MAX_BYTES)
             if self.durable and (self.dirty or self.version > self.committed_version):
                 # The link broke between PUBREC and its commit.
-                self.gate_wanted = True
+                self.out.gate_wanted = True
             exchanges.open(&self.table, packet_id, message_id, qos, RELEASED)
             self._encode_ack(PUBREL | 2, packet_id, 0)
             self.admitted_command = PUBREL | 2
@@ -514,7 +439,7 @@ cdef class Session:
                 self._encode_ack(PUBREL | 2, packet_id, REASON_PACKET_ID_NOT_FOUND)
             return 0
         cdef Exchange* exchange = &self.table.exchanges[index - 1]
-        if exchange.publish_end > self.offered and not exchange.left_before:
+        if exchange.publish_end > self.out.offered and not exchange.left_before:
             raise ProtocolError(f"packet id {packet_id} was acknowledged before its PUBLISH was sent (MQTT 4.3)", 0x82)
         if kind == PUBREC and reason < REASON_FAILURE:
             return self._on_pubrec(exchange)
@@ -535,9 +460,9 @@ cdef class Session:
     cdef int _on_pubrec(self, Exchange* exchange) except -1:
         if exchange.qos != 2:
             raise ProtocolError("PUBREC for a QoS 1 message (MQTT 4.3.2)", 0x82)
-        self._reserve(ACK_MAX_BYTES)
+        send_buffer.reserve(&self.out, ACK_MAX_BYTES)
         if exchange.state == SENT and self.durable:
-            self.dirty = self.gate_wanted = True
+            self.dirty = self.out.gate_wanted = True
         exchanges.release(&self.table, exchange)
         return self._encode_ack(PUBREL | 2, exchange.packet_id, 0)
 
@@ -587,14 +512,13 @@ cdef class Session:
     @property
     def wants_commit(self) -> bool:
         """True where bytes wait for an `image` that was not yet taken."""
-        return self.gate_wanted
+        return self.out.gate_wanted
 
     def image(self, list finished=None) -> tuple:
         """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave.
 
         finished: (first, last) ranges of message ids that `take_done` gave and whose rows are not deleted with it.
         """
-        cdef Gate* gate
         cdef int slot
         cdef uint16_t count
         cdef int64_t first, last
@@ -620,28 +544,18 @@ cdef class Session:
         image = image[:at - start]
         cdef uint64_t version = self.version + <uint64_t>self.dirty
         cdef tuple numbered = (version, image)
-        vector.reserve(&self.gates)
+        vector.reserve(&self.out.gates)
         # Nothing from here on can fail: an image that was not handed out must not have been counted.
         self.version = version
         self.dirty = False
-        if self.gate_wanted:
-            gate = <Gate*>vector.push(&self.gates)
-            gate.version = version
-            gate.end = self.base + self.tail
-            self.gate_wanted = False
+        send_buffer.shut(&self.out, version)
         return numbered
 
     def on_committed(self, uint64_t version):
         """The image of this version is on disk; what `take_done` had given by then is deleted, or in it as finished."""
-        cdef Gate* gate
         cdef Retired* retired
         self.committed_version = max(self.committed_version, version)
-        while self.gates.count and (<Gate*>vector.at(&self.gates, 0)).version <= version:
-            gate = <Gate*>vector.at(&self.gates, 0)
-            self.ready = <size_t>(gate.end - self.base)
-            vector.pop(&self.gates)
-        if self.gates.count == 0 and not self.gate_wanted:
-            self.ready = self.tail
+        send_buffer.open_to(&self.out, version)
         while self.retired.count and (<Retired*>vector.at(&self.retired, 0)).version <= version:
             retired = <Retired*>vector.at(&self.retired, 0)
             self.table.exchange_of[retired.packet_id] = ID_FREE
@@ -689,7 +603,7 @@ cdef class Session:
         """The connection is gone. Set every exchange aside; forget what was encoded."""
         cdef int slot
         cdef Exchange* exchange
-        cdef uint64_t sent = self.offered if self.offered_may_leave else self.base + self.head
+        cdef uint64_t sent = self.out.offered if self.offered_may_leave else send_buffer.sent_to(&self.out)
         cdef bint left
         for slot in range(self.table.capacity):
             exchange = &self.table.exchanges[slot]
@@ -703,11 +617,7 @@ cdef class Session:
             else:
                 exchanges.close(&self.table, exchange, ID_FREE)
                 self.dirty = True
-        self.base += self.tail
-        self.head = self.ready = self.tail = 0
-        self.has_last = False
-        self.gate_wanted = False
-        vector.clear(&self.gates)
+        send_buffer.discard(&self.out)
         vector.clear(&self.marks)
 
     def parked_ids(self, int qos=0) -> list:

@@ -55,8 +55,8 @@ _BUSY_TIMEOUT_MS = 2000
 _CHECKED_AT_OPEN_BYTES = 32 << 20
 _CACHE_KIB = 512
 _LOG_RESERVE_BYTES = 256 * 1024
-# The write-ahead log starts over at its front after so many pages of 4 KiB. A commit that makes it longer waits twice as
-# long for the disk, as the file system's own records are written too.
+# The write-ahead log starts over at its front after so many pages of 4 KiB. A commit that makes it longer waits for the
+# disk twice as long, as the file system's own records are written too.
 _LOG_PAGES = 256
 # Ids between two readable ends of a damaged table are tried one by one, up to so many from each end.
 _TRIED_IDS_MAX = 100_000
