@@ -93,7 +93,9 @@ def run_synced(port: int, qos: int, messages: int, window: int, max_unreleased: 
     flush = raw_socket.prepare(messages, qos)
     page = bytes(PAGE_BYTES)
     log = os.open(f"{queue_path}-log", os.O_WRONLY | os.O_CREAT)
-    os.write(log, bytes(LOG_BYTES))
+    # Page by page: what is written in one piece is kept in one piece, and goes to the disk as a whole with each page.
+    for _ in range(LOG_BYTES // PAGE_BYTES):
+        os.write(log, page)
     os.fsync(log)
     os.lseek(log, 0, os.SEEK_SET)
 
