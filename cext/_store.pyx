@@ -105,6 +105,24 @@ def ranges_of(list ids) -> list:
     return ranges
 
 
+def merged(list ranges) -> list:
+    """The fewest (first, last) ranges that cover what `ranges` cover; sorts the list in place."""
+    cdef list fewest = []
+    cdef int64_t first, last, next_first, next_last
+    if len(ranges) < 2:
+        return ranges
+    ranges.sort()
+    first, last = ranges[0]
+    for next_first, next_last in ranges:
+        if next_first > last + 1:
+            fewest.append((first, last))
+            first, last = next_first, next_last
+        elif next_last > last:
+            last = next_last
+    fewest.append((first, last))
+    return fewest
+
+
 cdef class QueueTable:
     """Statements on the connection of a `QueueFile`. The caller owns the connection and the transaction."""
 

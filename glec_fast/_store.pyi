@@ -30,6 +30,9 @@ def make_row(
 def ranges_of(ids: list[int]) -> list[tuple[int, int]]:
     """Inclusive (first, last) ranges that cover just `ids`; sorts the list in place."""
 
+def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The fewest (first, last) ranges that cover what `ranges` cover; sorts the list in place."""
+
 class QueueTable:
     """Statements on the connection of a `QueueFile`. The caller owns the connection and the transaction.
 

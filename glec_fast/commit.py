@@ -29,9 +29,10 @@ class Outbox(Protocol):
     def take_finished(self) -> list[int]:
         """The ids of what was finished since the last call; their rows are the store's to delete."""
 
-    def image(self, kept: list[int]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
+    def image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
         """(version, image, in doubt) of what is in flight; the image names as finished `kept` and what is not taken.
 
+        kept: inclusive ranges of ids.
         in doubt: (message id, what was decided) since the last call. The image, which carries it out, must not be on
         disk without them; their rows are still there.
         """

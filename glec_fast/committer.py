@@ -16,11 +16,12 @@ from typing import TypeVar
 
 import apsw
 
-from glec_fast._store import QueueTable
+from glec_fast._store import QueueTable, ranges_of
 from glec_fast.commit import Commit, Job, Outbox, Row
 from glec_fast.dropping import Dropping
 from glec_fast.drops import Dropped
 from glec_fast.errors import QueueClosedError, QueueStorageError
+from glec_fast.finished import Finished
 from glec_fast.in_doubt import Decision
 from glec_fast.queue_clock import Anchor, Clocks, QueueClock
 from glec_fast.queue_file import QueueFile
@@ -101,7 +102,7 @@ class Committer:
         self._progress = threading.Condition(self._lock)
         self._pending: list[Row] = []
         self._writing: list[Row] = []
-        self._deleting: list[int] = []
+        self._deleting = Finished()
         self._delete_rows_max: int | None = None
         self._jobs: list[Job] = []
         self._deadline_s: float | None = None
@@ -189,7 +190,7 @@ class Committer:
                 return None
             if self._identity != self._writer.identity:
                 return None
-            version, image, self._in_doubt = outbox.image(self._deleting)
+            version, image, self._in_doubt = outbox.image(self._deleting.ranges)
             if self._in_doubt:
                 return None
         started_s = time.monotonic()
@@ -340,11 +341,13 @@ class Committer:
             finished = []
             if commit.outbox is not None:
                 finished = commit.outbox.take_finished()
-            self._deleting += finished
+            self._deleting.add(finished)
             if len(finished) < DONE_COMMIT_ROWS or self._must_delete(commit):
-                commit.deleting = self._deleting[: self._delete_rows_max]
+                commit.deleting = self._deleting.ids[: self._delete_rows_max]
             if commit.outbox is not None:
-                kept = self._deleting[len(commit.deleting) :]
+                kept = self._deleting.ranges
+                if commit.deleting:
+                    kept = ranges_of(self._deleting.ids[len(commit.deleting) :])
                 commit.version, commit.image, in_doubt = commit.outbox.image(kept)
                 self._in_doubt += in_doubt
                 commit.in_doubt, commit.identity = self._in_doubt.copy(), self._identity
@@ -373,7 +376,7 @@ class Committer:
             self._writing = []
             if commit.deleting:
                 self._reader.skipped = self._reader.skipped.difference(commit.deleting)
-                del self._deleting[: len(commit.deleting)]
+                self._deleting.remove_first(len(commit.deleting))
             if self._deleting:
                 self._request(0.0 if commit.deleting else DONE_COMMIT_DELAY_S)
             self._telling = bool(commit.dropped)

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from weakref import WeakValueDictionary
 
 from glec_fast._outbox import Outbox
-from glec_fast._store import ranges_of
+from glec_fast._store import merged
 from glec_fast.commit import Row
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, QueueStorageError
 from glec_fast.extras import Extras
+from glec_fast.finished import Finished
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision
 from glec_fast.server_limits import ServerLimits
@@ -55,7 +56,7 @@ class DurableOutbox(Outbox):
         self._in_doubt: list[tuple[int, Decision]] = []
         self._tell_dropped = on_dropped
         self._handles: WeakValueDictionary[int, PublishHandle] = WeakValueDictionary()
-        self._finished: list[int] = []
+        self._finished = Finished()
         self._refused: list[int] = []
         self.refused_count = 0
         # Refused on this connection, and when they are sent again.
@@ -81,8 +82,8 @@ class DurableOutbox(Outbox):
                 f"the queue file's record of what is in flight cannot be read ({error}): give queue_path another name"
             ) from error
         for first, last in ranges:
-            self._finished += range(first, last + 1)
-        store.rewind(self.session.parked_ids(), self._finished)
+            self._finished.add(list(range(first, last + 1)))
+        store.rewind(self.session.parked_ids(), self._finished.ids)
         store.attach(self)
 
     def identify(self, client_id: str, broker: str) -> None:
@@ -102,7 +103,7 @@ class DurableOutbox(Outbox):
             handles = self._void_session()
             with self.lock:
                 self._untold += handles
-                parked, finished = self.session.parked_ids(), list(self._finished)
+                parked, finished = self.session.parked_ids(), self._finished.ids.copy()
             self.store.rewind(parked, finished)
         self.store.speak_for(client_id, "")
 
@@ -230,7 +231,7 @@ class DurableOutbox(Outbox):
         self.sent_count += len(done)
         if len(rows) != len(done):
             handles += [self._direct.pop(message_id)[3] for message_id in done if message_id < 0]
-        self._finished += rows
+        self._finished.add(rows)
         if self._tells_all:
             # Which QoS is in its acknowledgement; QoS 0 has none.
             handles += [self._take_handle(message_id, 0) for message_id in rows]
@@ -265,7 +266,7 @@ class DurableOutbox(Outbox):
             self._untold = self.settle()
             stranded = list(self._direct.values())
             self._direct.clear()
-            parked, finished = self.session.parked_ids(), list(self._finished)
+            parked, finished = self.session.parked_ids(), self._finished.ids.copy()
         self.store.rewind(parked, finished)
         for each in stranded:
             self._requeue(*each)
@@ -296,7 +297,7 @@ class DurableOutbox(Outbox):
             with self.lock:
                 self.session.resume(True, receive_maximum)
                 self._rows, self._rows_gone = [], 0
-                parked, finished = self.session.parked_ids(), list(self._finished)
+                parked, finished = self.session.parked_ids(), self._finished.ids.copy()
                 self._more_to_read = True
             # Read with all others.
             self._again.clear()
@@ -322,7 +323,7 @@ class DurableOutbox(Outbox):
             self._in_doubt += [(message_id, Decision.SENT_AGAIN) for message_id in sorted(again)]
             self._in_doubt += [(message_id, Decision.LEFT_TO_BROKER) for message_id in received]
             self.in_doubt_count += len(again) + len(received)
-            self._finished += received
+            self._finished.add(received)
             if self._tells_all:
                 return [self._take_handle(message_id, 2) for message_id in received]
             found = [self._handles.pop(message_id, None) for message_id in received]
@@ -354,13 +355,13 @@ class DurableOutbox(Outbox):
     def take_finished(self) -> list[int]:
         """See `glec_fast.commit.Outbox`."""
         with self.lock:
-            finished, self._finished = self._finished, []
+            finished, self._finished = self._finished.ids, Finished()
         return finished
 
-    def image(self, kept: list[int]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
+    def image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
         """See `glec_fast.commit.Outbox`."""
         with self.lock:
-            version, image = self.session.image(ranges_of(kept + self._finished))
+            version, image = self.session.image(merged(kept + self._finished.ranges))
             in_doubt, self._in_doubt = self._in_doubt, []
         return version, image, in_doubt
 

@@ -260,7 +260,7 @@ class Store(Committer):
                 return None
             if any(row[0] == message_id for row in (*self._pending, *self._writing)):
                 return True
-            if any(message_id in over for over in (self._dropping.marked, self._deleting, self._reader.skipped)):
+            if any(message_id in over for over in (self._dropping.marked, self._deleting.ids, self._reader.skipped)):
                 return False
         return self.run(lambda table: table.holds(message_id))
 
@@ -279,7 +279,7 @@ class Store(Committer):
     def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
         """Read from the first row again. `protected` ids are in flight and never dropped; `finished` are not read."""
         with self._reader.lock, self._lock:
-            self._reader.rewind(frozenset(protected), frozenset(self._deleting).union(finished))
+            self._reader.rewind(frozenset(protected), frozenset(self._deleting.ids).union(finished))
 
     def protect(self, ids: Iterable[int]) -> None:
         """Keep these rows from being dropped until the next `rewind`."""

@@ -201,7 +201,7 @@ class World:
             tuple(self.disk.rows), frozenset(_image(self.disk.image)), _broker_key(self.broker), self.answers,
             self.linked, self.session_present, self.cuts, self.crashes, self.lost_sessions, self.in_doubt,
             None if pending is None else (tuple(pending.done), frozenset(_image(pending.image))),
-            self.store.fingerprint(), tuple(outbox._finished), tuple(row[0] for row in outbox._rows),
+            self.store.fingerprint(), tuple(outbox._finished.ids), tuple(row[0] for row in outbox._rows),
             outbox._rows_gone, outbox._more_to_read, self.session.in_flight, self.session.unreleased,
         )  # fmt: skip
 

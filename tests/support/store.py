@@ -12,7 +12,7 @@ from typing import Any
 
 import apsw
 
-from glec_fast._store import QueueTable, ranges_of
+from glec_fast._store import QueueTable, merged, ranges_of
 from glec_fast.commit import Row
 from glec_fast.drops import Dropped
 from glec_fast.in_doubt import Decision
@@ -56,9 +56,9 @@ class RecordingOutbox:
             finished, self._finished = self._finished, []
             return finished
 
-    def image(self, kept: list[int]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
+    def image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
         with self._heard:
-            named = "".join(f" {first}-{last}" for first, last in ranges_of(kept + self._finished))
+            named = "".join(f" {first}-{last}" for first, last in merged(kept + ranges_of(self._finished.copy())))
             in_doubt, self.in_doubt = self.in_doubt, []
             return self.version, self.in_flight + named.encode(), in_doubt
 
