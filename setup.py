@@ -31,6 +31,7 @@ setup(
             "wraparound": False,
             "initializedcheck": DEBUG,
             "cdivision": True,
+            "freethreading_compatible": True,
             "embedsignature": True,
         },
     ),

@@ -117,14 +117,17 @@ cdef class Outbox:
     # With more than that encoded a caller writes it himself: the network thread may wait long for the GIL.
     cdef readonly size_t worth_writing_bytes
     cdef public Py_ssize_t sent_count
-    # Where it is traced, `trace` grows: (message, first byte of the packet) of all that is encoded.
+    # Where it is traced, `trace` grows: (message, first byte of the packet) of all that is encoded. `has_trace` and its
+    # like are for those who ask without the lock.
     cdef public bint is_traced
-    cdef readonly list trace
+    cdef readonly bint has_trace
+    cdef list trace
     cdef readonly object _published
     cdef readonly object _on_work
     cdef set control_ids
     # Acknowledgements of ours that were not put into the send buffer yet.
     cdef bytearray acks
+    cdef bint has_acks
 
     def __init__(self, int window, on_work, *, bint durable, int max_unreleased=0):
         self.session = Session(window, durable, max_unreleased)
@@ -155,6 +158,7 @@ cdef class Outbox:
         """What was encoded since the last call."""
         with self.lock:
             trace, self.trace = self.trace, []
+            self.has_trace = False
         return trace
 
     def greet(self, bint session_present, int receive_maximum):
@@ -172,10 +176,11 @@ cdef class Outbox:
         """An acknowledgement of ours. It goes out before whatever is put or published after it."""
         with self.lock:
             self.acks += ack
+            self.has_acks = True
 
     def put_acks(self):
         """What `put_ack` gave may leave."""
-        if self.acks:
+        if self.has_acks:
             with self.lock:
                 self.flush_acks()
 
@@ -183,12 +188,14 @@ cdef class Outbox:
         """The connection is gone, and with it whom they were for."""
         with self.lock:
             self.acks = bytearray()
+            self.has_acks = False
 
     cdef int flush_acks(self) except -1:
         """The caller holds the lock."""
-        if self.acks:
+        if self.has_acks:
             self.session.put_packet(self.acks)
             self.acks = bytearray()
+            self.has_acks = False
         return 0
 
     def reserve_packet_id(self) -> int:
@@ -231,6 +238,7 @@ cdef class MemoryOutbox(Outbox):
     # What waits, from index `gone` on.
     cdef list waiting
     cdef Py_ssize_t gone
+    cdef bint has_waiting
     # Handles of QoS 0, in the order of the send buffer: a lost connection ends them.
     cdef list unsent
     cdef Py_ssize_t unsent_gone
@@ -256,7 +264,7 @@ cdef class MemoryOutbox(Outbox):
         self.unsent.append(handle)
         if self.is_traced:
             message = _new_message(topic, payload, 0, retain, properties, handle)
-            self.trace.append((message, self.session.admitted_command))
+            self._note(message)
         return unsent_bytes
 
     cdef size_t _publish_acknowledged(self, handle, topic, payload, qos, bint retain, properties) except? 0:
@@ -277,6 +285,7 @@ cdef class MemoryOutbox(Outbox):
             # As paho's: on_connect may subscribe or disconnect right behind it.
             return self._admit(message)
         self.waiting.append(message)
+        self.has_waiting = True
         return self._admit_waiting() if self.is_open else 0
 
     cdef size_t _admit_waiting(self) except? 0:
@@ -285,6 +294,7 @@ cdef class MemoryOutbox(Outbox):
         cdef size_t unsent_bytes = 0
         cdef Py_ssize_t room
         if count == 0:
+            self.has_waiting = False
             return 0
         room = self.session.room()
         while room > 0 and count > 0:
@@ -295,6 +305,7 @@ cdef class MemoryOutbox(Outbox):
         if count == 0 or self.gone > 1024 and self.gone > count:
             del self.waiting[:self.gone]
             self.gone = 0
+        self.has_waiting = count > 0
         return unsent_bytes
 
     cdef size_t _admit(self, Message message) except? 0:
@@ -304,12 +315,24 @@ cdef class MemoryOutbox(Outbox):
         unsent_bytes = self.session.admit(message.mid, message.topic, message.payload, message.qos, message.retain,
                                           message.properties, message.mid)
         if self.is_traced:
-            self.trace.append((message, self.session.admitted_command))
+            self._note(message)
         return unsent_bytes
+
+    cdef int _note(self, message) except -1:
+        self.trace.append((message, self.session.admitted_command))
+        self.has_trace = True
+        return 0
+
+    cdef int _wait_again(self) except -1:
+        """All messages, in order; the caller holds the lock."""
+        self.waiting = list(self.messages.values())
+        self.gone = 0
+        self.has_waiting = PyList_GET_SIZE(self.waiting) > 0
+        return 0
 
     def pull(self):
         """Admit what the window has room for."""
-        if self.is_open and PyList_GET_SIZE(self.waiting) > self.gone:
+        if self.is_open and self.has_waiting:
             with self.lock:
                 self._admit_waiting()
 
@@ -339,8 +362,7 @@ cdef class MemoryOutbox(Outbox):
             self.is_open = self.is_greeting = False
             self.session.park()
             self._release_control_ids()
-            self.waiting = list(self.messages.values())
-            self.gone = 0
+            self._wait_again()
             lost = self.unsent[self.unsent_gone:]
             self.unsent = []
             self.unsent_gone = 0
@@ -357,8 +379,7 @@ cdef class MemoryOutbox(Outbox):
                 message = self.messages.pop(mid, None)
                 if message is not None:
                     self.doubtful.append(message.handle)
-            self.waiting = list(self.messages.values())
-            self.gone = 0
+            self._wait_again()
             self.is_greeting = True
 
     def resume(self, bint session_present, int receive_maximum) -> list:
@@ -383,8 +404,7 @@ cdef class MemoryOutbox(Outbox):
                 self.session.forget(message.mid)
                 self.session.release_packet_id(message.mid)
             self.messages.clear()
-            self.waiting = []
-            self.gone = 0
+            self._wait_again()
         return dropped
 
 
@@ -506,7 +526,7 @@ def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
             handle.rc = NO_CONNECTION
     finally:
         outbox.lock.give()
-    if outbox.trace:
+    if outbox.has_trace:
         client._log_sent()
     # A thread that was woken looks for all that came until it looked.
     if unsent_bytes > outbox.worth_writing_bytes or (

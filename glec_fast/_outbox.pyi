@@ -52,7 +52,7 @@ class Outbox:
     is_woken: bool
     """The network loop has been told of work, and has not looked yet."""
     is_traced: bool
-    """Keep in `trace` what is encoded."""
+    """Keep what is encoded for `take_trace`."""
     sent_count: int
     """Messages that the server has taken over (QoS 0: the socket)."""
     _published: threading.Condition
@@ -69,14 +69,14 @@ class Outbox:
     def lock(self) -> Lock:
         """Around the session and what waits for it."""
     @property
-    def trace(self) -> list[tuple[Message, int]]:
-        """(message, first byte of the packet) of all that was encoded since `take_trace`."""
+    def has_trace(self) -> bool:
+        """True where `take_trace` has something to give."""
     def begin_write(self, limit: int) -> bytes:
         """The next bytes for the socket, at most `limit`."""
     def end_write(self, size: int) -> bool:
         """The socket took `size` bytes of them. True once the packet put as `last` has left."""
     def take_trace(self) -> list[tuple[Message, int]]:
-        """What was encoded since the last call."""
+        """(message, first byte of the packet) of all that was encoded since the last call."""
     def greet(self, session_present: bool, receive_maximum: int) -> None:
         """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
     def put_packet(self, packet: bytes | bytearray, *, last: bool = False) -> None:

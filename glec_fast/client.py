@@ -292,7 +292,7 @@ class Client(Durable):
     def _log_sent(self) -> None:
         """paho's texts for what the outbox has encoded since."""
         outbox = self._outbox
-        if not isinstance(outbox, MemoryOutbox) or not outbox.trace:
+        if not isinstance(outbox, MemoryOutbox) or not outbox.has_trace:
             return
         for message, command in outbox.take_trace():
             if command & 0xF0 == _PUBREL:
