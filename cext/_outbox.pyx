@@ -242,6 +242,8 @@ cdef class MemoryOutbox(Outbox):
     # Handles of QoS 0, in the order of the send buffer: a lost connection ends them.
     cdef list unsent
     cdef Py_ssize_t unsent_gone
+    # Finished when the connection went, and not yet handed out by `settle`.
+    cdef list untold
     # Between `greet` and `resume`, and what `resume` is to return.
     cdef bint is_greeting
     cdef list doubtful
@@ -251,6 +253,7 @@ cdef class MemoryOutbox(Outbox):
         self.messages = {}
         self.waiting = []
         self.unsent = []
+        self.untold = []
         self.doubtful = []
 
     def __len__(self):
@@ -338,8 +341,11 @@ cdef class MemoryOutbox(Outbox):
 
     def settle(self) -> list:
         """The handles of what is finished, in that order; the caller holds the lock."""
-        cdef list finished = []
+        cdef list finished
         cdef PyObject* message
+        cdef Py_ssize_t counted
+        finished, self.untold = self.untold, []
+        counted = PyList_GET_SIZE(finished)
         for mid in self.session.take_done() + self.session.take_refused():
             if mid == 0:
                 finished.append(self.unsent[self.unsent_gone])
@@ -353,13 +359,15 @@ cdef class MemoryOutbox(Outbox):
         if self.unsent_gone == PyList_GET_SIZE(self.unsent) or self.unsent_gone > 1024:
             del self.unsent[:self.unsent_gone]
             self.unsent_gone = 0
-        self.sent_count += PyList_GET_SIZE(finished)
+        self.sent_count += PyList_GET_SIZE(finished) - counted
         return finished
 
     def park(self) -> list:
         """The connection is gone. Returns the handles of QoS 0 messages that went with it."""
         with self.lock:
             self.is_open = self.is_greeting = False
+            # What has left is not lost: another thread may have told the session, and not yet asked what is finished.
+            self.untold = self.settle()
             self.session.park()
             self._release_control_ids()
             self._wait_again()

@@ -189,3 +189,24 @@ def test_a_packet_larger_than_mqtt_carries_is_refused_at_the_door(protocol: MQTT
     with pytest.raises(ValueError, match="too large"):
         client.publish("t", bytes(268_435_455 - 3), 1)
     assert len(client._out_messages) == 0
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_what_left_as_the_connection_ended_is_told_to_whoever_settles_next(qos: int) -> None:
+    """Another thread ends the connection between two steps of the one that wrote or read."""
+    client = Client(CallbackAPIVersion.VERSION2)
+    outbox = client._outbox
+    outbox.resume(session_present=False, receive_maximum=65_535)
+    with socket.socket() as sock:
+        # One that others would write to.
+        client._sock, client._thread = sock, threading.Thread()
+        handle = client.publish("t", b"x", qos)
+        client._sock = client._thread = None
+    outbox.end_write(len(outbox.begin_write(MANY)))
+    if qos:
+        with outbox.lock:
+            outbox.session.on_acks(PUBACK_OF_1)
+    assert outbox.park() == []
+    with outbox.lock:
+        assert outbox.settle() == [handle]
+        assert outbox.settle() == []
