@@ -75,8 +75,9 @@ class DurableOutbox(Outbox):
         # Held to read and to rewind: a program's own loop may have several threads pull.
         self._pulling = threading.RLock()
         self._untold: list[PublishHandle] = []
+        image = store.load_session()
         try:
-            ranges = self.session.load_image(store.load_session())
+            ranges = self.session.load_image(image)
         except ValueError as error:
             raise QueueFormatError(
                 f"the queue file's record of what is in flight cannot be read ({error}): give queue_path another name"

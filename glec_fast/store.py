@@ -221,7 +221,12 @@ class Store(Committer):
     # ---- the sending side
 
     def load_session(self) -> bytes:
-        """The in-flight image on disk, of the client id and broker in `identity`; empty in a new file."""
+        """The in-flight image on disk, of the client id and broker in `identity`; empty in a new file.
+
+        Raises ConfigError where the store has an outbox: the image is its own, and so is the position of reading.
+        """
+        with self._lock:
+            self._refuse_second_outbox()
         known = self.run(lambda _table: self._writer.load_session())
         with self._lock:
             self._identity = self._writer.identity
@@ -233,10 +238,13 @@ class Store(Committer):
         Its image is on disk when this returns.
         """
         with self._lock:
-            if self._outbox is not None:
-                raise ConfigError("this store has a client already: give each client a queue file of its own")
+            self._refuse_second_outbox()
             self._outbox = outbox
         self.run(lambda _table: None)
+
+    def _refuse_second_outbox(self) -> None:
+        if self._outbox is not None:
+            raise ConfigError("this store has a client already: give each client a queue file of its own")
 
     @property
     def identity(self) -> tuple[str, str]:

@@ -364,6 +364,20 @@ class TestMeansNothingHere:
         with pytest.raises(glec_fast.QueueLockedError):
             make_client()
 
+    def test_a_second_client_that_is_refused_has_the_first_one_send_nothing_again(self, tmp_path: Path) -> None:
+        with ScriptedGateway(tmp_path / "queue.db") as gateway:
+            gateway.publish("first", 2)
+            gateway.connect(session_present=False)
+            gateway.commit()
+            assert b"first" in gateway.send()
+            with pytest.raises(glec_fast.ConfigError, match="has a client already"):
+                glec_fast.Client(V2, client_id="stored", store=gateway.store)
+            gateway.publish("second", 2)
+            gateway.commit()
+            sent = gateway.send()
+            assert b"second" in sent
+            assert b"first" not in sent
+
     @pytest.mark.parametrize("topic", ["", "a/+", "a/#", "a\0b", "x" * 65_536, None])
     def test_a_topic_that_no_broker_takes_is_refused(self, make_client: MakeClient, topic: Any) -> None:
         for protocol in (V311, V5):
