@@ -200,6 +200,17 @@ class Durable(Receiver):
         if outbox.session.sendable_bytes:
             self._call_socket_register_write()
 
+    def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
+        """As paho's; with a store, it learns at once of what has reached the disk."""
+        outbox = self._outbox
+        if isinstance(outbox, DurableOutbox):
+            if self._sockpairR is None:
+                self._sockpairR, self._sockpairW = paho._socketpair_compat()
+            # Who woke the loop before this one, if any, was heard by nobody.
+            outbox.is_woken = False
+            self._wake()
+        return super().loop_forever(timeout, retry_first_connection)
+
     def loop_misc(self) -> MQTTErrorCode:
         """As paho's; with a store, what is on disk by now is made ready to be sent."""
         outbox = self._outbox

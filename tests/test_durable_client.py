@@ -221,6 +221,37 @@ def test_loop_forever_while_another_thread_publishes_and_subscribes(broker: Brok
     assert not loop.is_alive()
 
 
+def test_loop_forever_hears_of_what_has_reached_the_disk(broker: Broker, make_client: MakeClient) -> None:
+    client = make_client()
+    connected = threading.Event()
+    client.on_connect = lambda *_: connected.set()
+    client.connect(broker.host, broker.port)
+    # Far longer than the test may take.
+    loop = threading.Thread(target=client.loop_forever, args=(10 * TIMEOUT_S,))
+    loop.start()
+    assert connected.wait(TIMEOUT_S)
+    for qos in (1, 2, 1):
+        handle = client.publish("t", "x", qos)
+        handle.wait_for_publish(TIMEOUT_S)
+        assert handle.is_published()
+    client.disconnect()
+    loop.join(TIMEOUT_S)
+    assert not loop.is_alive()
+
+
+def test_what_reaches_the_disk_between_two_loops_is_sent_by_the_second(broker: Broker, make_client: MakeClient) -> None:
+    client = make_client()
+    go_online(client, broker)
+    client.publish("t", "x", 1).wait_for_publish(TIMEOUT_S)
+    client.loop_stop()
+    handle = client.publish("t", "x", 1)
+    assert handle.wait_durable(TIMEOUT_S)
+    assert eventually(lambda: client._outbox.is_woken), "the first loop's socket has the word"
+    client.loop_start()
+    handle.wait_for_publish(TIMEOUT_S)
+    assert handle.is_published()
+
+
 def test_the_link_cut_again_and_again(broker: Broker, link: Link, make_client: MakeClient) -> None:
     client = make_client()
     client.connect("127.0.0.1", link.port)
