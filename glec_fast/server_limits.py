@@ -13,8 +13,8 @@ from glec_fast.extras import ROW_COLUMNS
 
 _QOS_MAX = 2
 _PACKET_MAX_BYTES = 268_435_460
-# Fixed header, the topic's length, packet id, and properties that say there are none.
-_FIELDS_MAX_BYTES = 5 + 2 + 2 + 1
+# A byte of the remaining length has seven bits (MQTT 5, 1.5.5).
+_LENGTH_BITS = 7
 
 
 class ServerLimits(NamedTuple):
@@ -30,9 +30,10 @@ class ServerLimits(NamedTuple):
         retain, packed = row[ROW_COLUMNS : ROW_COLUMNS + 2] or (False, None)
         if qos > self.qos_max or (retain and not self.retain_available):
             return False
-        size_bytes = _FIELDS_MAX_BYTES + len(topic.encode()) + len(packed or b"")
-        size_bytes += len(payload.encode() if isinstance(payload, str) else payload)
-        return size_bytes <= self.packet_max_bytes
+        body_bytes = 2 + len(topic.encode()) + (2 if qos else 0) + (1 if packed is None else len(packed))
+        body_bytes += len(payload.encode() if isinstance(payload, str) else payload)
+        length_bytes = -(-body_bytes.bit_length() // _LENGTH_BITS)
+        return 1 + length_bytes + body_bytes <= self.packet_max_bytes
 
 
 def limits_of(connack: Mapping[str, Any]) -> ServerLimits | None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from glec_fast import Dropped, DropReason, MQTTManager, PublishError
+from glec_fast._session import Session
+from glec_fast.server_limits import ServerLimits
 from support.gateway import TIMEOUT_S, eventually, quick_config
 from support.scripted_gateway import ScriptedGateway
 from support.subscriber import Subscriber
@@ -148,8 +150,8 @@ def test_a_broker_that_changes_its_mind_gets_it_on_the_same_connection(
 @pytest.mark.parametrize(
     ("setting", "over"),
     [
-        ("max_packet_size 1000", {"payload": "x" * 990, "qos": 1}),
-        ("max_packet_size 1000", {"payload": "x" * 990, "qos": 0}),
+        ("max_packet_size 1000", {"payload": "x" * 995, "qos": 1}),
+        ("max_packet_size 1000", {"payload": "x" * 995, "qos": 0}),
         ("retain_available false", {"payload": "x", "qos": 1, "retain": True}),
         ("max_qos 1", {"payload": "x", "qos": 2}),
     ],
@@ -170,3 +172,19 @@ def test_what_a_server_does_not_take_holds_up_no_other_message(
         assert subscriber.wait_for_count(2)
         assert [each.reason for each in dropped] == [DropReason.GIVEN_UP] * 2
         assert manager.get_metrics().reconnect_count == 0
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+@pytest.mark.parametrize("properties", [None, b"\x02\x01\x01"])
+@pytest.mark.parametrize("body_bytes", [127, 128, 16_383, 16_384])
+def test_the_largest_packet_that_a_server_takes(qos: int, properties: bytes | None, body_bytes: int) -> None:
+    session = Session(10)
+    session.protocol_version = 5
+    topic = "\u00fc"
+    payload = "y" * (body_bytes - 2 - 2 - (2 if qos else 0) - len(properties or b"\0"))
+    size_bytes = session.admit(1, topic, payload, qos, False, properties)
+    (packet,), rest = parse(session.peek(size_bytes))
+    assert (len(packet.body), rest) == (body_bytes, b"")
+    row = (1, topic, payload, qos, 0, 0, *((False, properties) if properties else ()))
+    assert ServerLimits(2, True, size_bytes).allow(row)
+    assert not ServerLimits(2, True, size_bytes - 1).allow(row)
