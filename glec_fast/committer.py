@@ -123,8 +123,8 @@ class Committer:
         self._outbox: Outbox | None = None
         self._identity = ("", "")
         self._in_doubt: list[tuple[int, Decision]] = []
-        # Whose refusal is not yet counted.
-        self._refused: set[int] = set()
+        # Whose refusal is not yet counted, and the job that does.
+        self._refused: dict[int, Job] = {}
         # True while those who must hear of drops are told: until then nothing is finished.
         self._telling = False
 

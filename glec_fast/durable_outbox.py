@@ -178,7 +178,12 @@ class DurableOutbox(Outbox):
                     self.session.on_committed(version)
 
     def _read_again(self) -> None:
-        rows, self._again = self.store.read_again(self._again)
+        with self.lock:
+            ids, self._again = self._again, []
+        rows, unknown = self.store.read_again(ids)
+        with self.lock:
+            # Others may have come meanwhile.
+            self._again += unknown
         rows = self._allowed(rows)
         with self.lock:
             self._rows, self._rows_gone = rows + self._rows[self._rows_gone :], 0
@@ -247,12 +252,15 @@ class DurableOutbox(Outbox):
     def after_settle(self) -> None:
         """Tell the store what is new for it. Not under the lock."""
         if self._refused:
-            refused, self._refused = self._refused, []
+            with self.lock:
+                refused, self._refused = self._refused, []
             self.refused_count += len(refused)
+            # First, as `read_again` must know them.
             self.store.refuse(refused)
-            if not self._again:
-                self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
-            self._again += refused
+            with self.lock:
+                if not self._again:
+                    self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
+                self._again += refused
         if self._finished:
             self.store.on_finished(len(self._finished), drained=self.session.in_flight == 0)
 
@@ -294,13 +302,14 @@ class DurableOutbox(Outbox):
             # On disk with the first QoS 2 message, before it leaves.
             self.store.speak_next_for(*self._identity)
             self.is_session_foreign = False
+        # What was refused as the last connection ended is counted, and read with all others.
+        self.after_settle()
         with self._pulling:
             with self.lock:
                 self.session.resume(True, receive_maximum)
                 self._rows, self._rows_gone = [], 0
                 parked, finished = self.session.parked_ids(), self._finished.ids.copy()
                 self._more_to_read = True
-            # Read with all others.
             self._again.clear()
             self.store.rewind(parked, finished)
             self.is_open = True

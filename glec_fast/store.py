@@ -288,6 +288,7 @@ class Store(Committer):
         """Read from the first row again. `protected` ids are in flight and never dropped; `finished` are not read."""
         with self._reader.lock, self._lock:
             self._reader.rewind(frozenset(protected), frozenset(self._deleting.ids).union(finished))
+            self._refused.clear()
 
     def protect(self, ids: Iterable[int]) -> None:
         """Keep these rows from being dropped until the next `rewind`."""
@@ -314,8 +315,8 @@ class Store(Committer):
     def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
         """Rows that were refused since the last `rewind`, as far as they may still be sent.
 
-        And those ids whose refusal is not yet counted, so that nobody can say; ask again later. Where the disk fails,
-        which is logged, they are read with the next `rewind`.
+        And those ids of which nobody can say, as their refusal is not yet counted or the disk fails, which is logged;
+        ask again later.
         """
         with self._reader.lock:
             with self._lock:
@@ -325,7 +326,7 @@ class Store(Committer):
                 rows = self._reader.table.read_rows(ids, self._writer.table.may_have_extras)
             except apsw.Error as error:
                 self._on_read_failure(error)
-                return [], []
+                return [], ids
             return self._as_sendable(rows, unsendable), uncounted
 
     def _unsendable(self) -> frozenset[int]:
@@ -371,15 +372,19 @@ class Store(Committer):
 
         def count(table: QueueTable) -> None:
             table.increment_retry_count(ids)
-            wanted = set(ids)
-            given_up = [head for head in table.heads_given_up(self.max_retry) if head[0] in wanted]
+            with self._lock:
+                # The others were read again since, and are in flight.
+                idle = {message_id for message_id in ids if self._refused.get(message_id) is job}
+            given_up = [head for head in table.heads_given_up(self.max_retry) if head[0] in idle]
             self._dropping.mark(given_up, DropReason.GIVEN_UP)
             with self._lock:
-                self._refused.difference_update(ids)
+                for message_id in idle:
+                    self._refused.pop(message_id, None)
 
+        job = Job(count, lasting=True)
         with self._lock:
-            self._refused.update(ids)
-            self._jobs.append(Job(count, lasting=True))
+            self._refused.update(dict.fromkeys(ids, job))
+            self._jobs.append(job)
             self._request(0.0)
 
     def drop_expired(self) -> int:

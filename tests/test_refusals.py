@@ -6,6 +6,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import pytest
 
 from glec_fast import Dropped, DropReason, MQTTManager, PublishError
@@ -87,6 +88,94 @@ def test_a_new_connection_sends_it_once(tmp_path: Path, monkeypatch: pytest.Monk
         gateway.connect()
         gateway.commit()
         assert gateway.send().count(b"refused") == 1
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_a_new_connection_sends_again_is_not_given_up_meanwhile(tmp_path: Path, qos: int) -> None:
+    with ScriptedGateway(tmp_path / "queue.db", protocol_version=5, max_retry=1) as gateway:
+        handle = gateway.publish("refused", qos)
+        gateway.commit()
+        gateway.connect()
+        gateway.commit()
+        answer = refusal(gateway.send())
+        # A slow disk: the refusal is not counted yet.
+        with gateway.store._commit_lock:
+            gateway.receive(answer)
+            gateway.cut()
+            gateway.connect()
+        gateway.commit()
+        sent = gateway.send()
+        assert b"refused" in sent
+        gateway.commit()
+        assert gateway.dropped == []
+        gateway.receive(refusal(sent))
+        gateway.commit()
+        assert eventually(lambda: len(gateway.dropped) == 1)
+        with pytest.raises(PublishError):
+            handle.is_published()
+
+
+def test_one_more_is_refused_while_another_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PAUSE, 0.0)
+    with ScriptedGateway(tmp_path / "queue.db", protocol_version=5) as gateway:
+        for payload in ("first", "other"):
+            gateway.publish(payload, 1)
+        gateway.commit()
+        gateway.connect()
+        gateway.commit()
+        sent = gateway.send()
+        first, second = (refusal(packet) for packet in (sent[: len(sent) // 2], sent[len(sent) // 2 :]))
+        answers = [second]
+
+        def read_again(ids: list[int], real: Any = gateway.store.read_again) -> Any:
+            found = real(ids)
+            # As another thread of the program's own loop would.
+            while answers:
+                with gateway.outbox.lock:
+                    gateway.session.on_acks(answers.pop())
+                gateway._settle()
+            return found
+
+        monkeypatch.setattr(gateway.store, "read_again", read_again)
+        gateway.receive(first)
+        again = b""
+        for _ in range(3):
+            gateway.commit()
+            again += gateway.send()
+        assert not answers
+        assert (again.count(b"first"), again.count(b"other")) == (1, 1)
+
+
+def test_a_disk_that_fails_once_as_it_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PAUSE, 0.0)
+    with ScriptedGateway(tmp_path / "queue.db", protocol_version=5) as gateway:
+        gateway.publish("refused", 1)
+        gateway.commit()
+        gateway.connect()
+        gateway.commit()
+        answer = refusal(gateway.send())
+        errors = [apsw.IOError("a bad sector")]
+
+        class Failing:
+            def __init__(self, table: Any) -> None:
+                self.table = table
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.table, name)
+
+            def read_rows(self, *arguments: Any) -> Any:
+                if errors:
+                    raise errors.pop()
+                return self.table.read_rows(*arguments)
+
+        monkeypatch.setattr(gateway.store._reader, "table", Failing(gateway.store._reader.table))
+        gateway.receive(answer)
+        again = b""
+        for _ in range(3):
+            gateway.commit()
+            again += gateway.send()
+        assert not errors
+        assert again.count(b"refused") == 1
 
 
 class MoodyServer:
