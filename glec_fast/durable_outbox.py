@@ -63,6 +63,8 @@ class DurableOutbox(Outbox):
         self._again: list[int] = []
         self._again_at_s = 0.0
         self._more_to_read = True
+        # The store has handed out rows that `_rows` does not have yet.
+        self._is_reading = False
         # Rows that were read and did not fit yet, and how many of them have gone.
         self._rows: list[Row] = []
         self._rows_gone = 0
@@ -118,7 +120,7 @@ class DurableOutbox(Outbox):
 
     def publish(self, topic: str, payload: str | bytes, qos: int, extras: Extras | None = None) -> PublishHandle:
         """Take a message. QoS 2 waits for the disk, unless told not to. Raises QueueStorageError, QueueClosedError."""
-        if qos == 0 and self.is_open and not self.store.has_backlog and self._rows_gone == len(self._rows):
+        if qos == 0 and self.is_open and not self._has_waiting_rows():
             handle = self._publish_direct(topic, payload, extras)
             if handle is not None:
                 return handle
@@ -132,6 +134,10 @@ class DurableOutbox(Outbox):
         if qos == 2 and self._wait_for_disk:
             self._wait_until_durable(handle)
         return handle
+
+    def _has_waiting_rows(self) -> bool:
+        # In the order in which a row goes its way, so that none is missed between two of them.
+        return self.store.has_backlog or self._is_reading or self._rows_gone != len(self._rows)
 
     def _publish_direct(self, topic: str, payload: str | bytes, extras: Extras | None) -> PublishHandle | None:
         with self.lock:
@@ -202,12 +208,14 @@ class DurableOutbox(Outbox):
             return False
         # Cleared before the read: a commit meanwhile sets it again.
         self._more_to_read = False
+        self._is_reading = True
         rows, is_last = self.store.read(_PULL_ROWS_MAX)
         if not is_last:
             self._more_to_read = True
         rows = self._allowed(rows)
         with self.lock:
             self._rows, self._rows_gone = rows, 0
+        self._is_reading = False
         return True
 
     def _allowed(self, rows: list[Row]) -> list[Row]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +12,7 @@ from glec_fast import Dropped, DropReason, MQTTManager, PublishError
 from glec_fast.store import Store
 from support.clock import Clock
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
+from support.scripted_gateway import ScriptedGateway
 from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
@@ -194,3 +195,25 @@ def test_disconnecting_while_eight_threads_publish(broker: Broker, tmp_path: Pat
             assert successor.flush(TIMEOUT_S)
         assert subscriber.wait_for_all(accepted)
         assert subscriber.repeated() == []
+
+
+def test_qos_0_does_not_overtake_what_is_just_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedGateway(tmp_path / "queue.db") as gateway:
+        gateway.connect(session_present=False)
+        gateway.publish("held", 1)
+        gateway.publish("first", 0)
+        unpublished = ["second"]
+
+        def read(limit: int, real: Any = gateway.store.read) -> Any:
+            found = real(limit)
+            # As another thread would.
+            while found[0] and unpublished:
+                gateway.publish(unpublished.pop(), 0)
+            return found
+
+        monkeypatch.setattr(gateway.store, "read", read)
+        sent = b""
+        for _ in range(3):
+            gateway.commit()
+            sent += gateway.send()
+        assert sent.index(b"first") < sent.index(b"second")
