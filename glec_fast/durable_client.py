@@ -261,10 +261,11 @@ class Durable(Receiver):
         self._interrupt.set()
         self.disconnect()
         self._thread_terminate = True
-        if thread is None and self._sock is not None:
-            self.loop_write()
-            self._sock_close()
-        elif thread is not None and thread is not threading.current_thread():
+        if thread in (None, threading.current_thread()):
+            if self._sock is not None:
+                self.loop_write()
+                self._sock_close()
+        elif thread is not None:
             thread.join(_LEAVE_TIMEOUT_S)
             if thread.is_alive():
                 self._break_link()

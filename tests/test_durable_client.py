@@ -180,6 +180,8 @@ def test_closing_in_a_callback_ends_all(broker: Broker, tmp_path: Path, make_cli
     client.publish("t", "x", 1)
     thread.join(TIMEOUT_S)
     assert not thread.is_alive()
+    assert client.socket() is None
+    assert eventually(lambda: "Client stored disconnected." in broker.log_text()), "it left without its will"
     Store(tmp_path / "queue.db").close()
 
 
