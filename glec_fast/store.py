@@ -156,7 +156,8 @@ class Store(Committer):
             found = len(kept) < len(self._pending)
             self._pending = kept
             self._progress.notify_all()
-            return found
+            # `close` has given up what could not be written.
+            return found or (self._ended and min(wanted, default=0) > self._committed_id)
 
     def wait_durable(self, message_id: int, timeout_s: float | None = None) -> bool:
         """Wait until the message is on disk; False after the time-out.

@@ -280,6 +280,19 @@ class TestWithdraw:
         assert store.withdraw(message_id) is False
         assert store.size == 1
 
+    def test_what_was_given_up_by_closing_is_on_no_disk(self, make_store: Callable[..., Store], path: Path) -> None:
+        store = make_store()
+        (kept,) = append(store, 1)
+        Disk(store).error = apsw.FullError("database or disk is full")
+        lost = store.append("t", "x", 2)
+        with pytest.raises(QueueStorageError, match="no space left"):
+            store.wait_durable(lost, WAIT_S)
+        with pytest.raises(QueueStorageError, match="1 messages could not be written"):
+            store.close()
+        assert store.withdraw(lost) is True
+        assert store.withdraw(kept) is False
+        assert ids_on_disk(path) == [kept]
+
     @BOTH
     def test_what_is_being_written_is_decided_first(
         self, store: Store, pool: ThreadPoolExecutor, path: Path, *, disk_mends: bool
