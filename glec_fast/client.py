@@ -442,6 +442,9 @@ class Client(Durable):
             super()._sock_close()
         finally:
             if had_socket:
+                # Another thread may be giving bytes to the socket: they have left before anything is set aside.
+                with self._write_lock:
+                    pass
                 self._outbox.park()
                 self._drop_received()
 

@@ -448,6 +448,30 @@ def test_what_left_as_the_link_broke_is_told_to_whoever_settles_next(tmp_path: P
             assert gateway.outbox.settle() == []
 
 
+def test_what_another_thread_is_sending_as_the_link_ends_may_have_left(
+    broker: Broker, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make_client()
+    go_online(client, broker)
+    client.publish("t", "x", 2).wait_for_publish(TIMEOUT_S)
+    client.loop_stop()
+    ending = threading.Thread(target=client._sock_close)
+
+    def send_on(sock: Any, chunk: bytes, real: Any = client._send_on) -> Any:
+        sent = real(sock, chunk)
+        ending.start()
+        # Long enough for an end that does not wait for us.
+        ending.join(0.5)
+        return sent
+
+    handle = client.publish("t", "x", 2)
+    assert client.want_write()
+    monkeypatch.setattr(client, "_send_on", send_on)
+    client.loop_write()
+    ending.join(TIMEOUT_S)
+    assert client._outbox.session.parked_ids() == [handle.mid]
+
+
 def test_drops_are_told_to_on_drop(tmp_path: Path, make_client: MakeClient) -> None:
     client = make_client(Store(tmp_path / "queue.db", max_queue_size=2))
     heard = Heard(client)
