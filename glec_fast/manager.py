@@ -21,7 +21,7 @@ from glec_fast.backoff import Backoff
 from glec_fast.config import MQTTConfig
 from glec_fast.device import available_storage_mb, memory_usage_mb
 from glec_fast.drops import Dropped, DropReason
-from glec_fast.errors import ConnectionLostError, GlecError, PinningError
+from glec_fast.errors import ConnectionLostError, GlecError, PinningError, QueueClosedError
 from glec_fast.extras import RETAINED
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import InDoubt
@@ -259,9 +259,10 @@ class MQTTManager:
 
         Raises QueueClosedError after `disconnect`.
         """
-        self._store.refuse_if_closed()
         broker = self.config.broker
         with self._lock:
+            if self._closed:
+                raise QueueClosedError("the manager has disconnected: make another one to go on")
             if self._client._thread is not None:
                 return
             # Told when the link has broken, with the figures of the moment of connecting: MQTT fixes a will in CONNECT.

@@ -373,6 +373,33 @@ def test_after_disconnect_everything_says_closed(broker: Broker, tmp_path: Path)
     assert manager.get_metrics().queue_size == 0
 
 
+def test_disconnect_comes_between_the_check_of_connect_and_its_thread(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = MQTTManager(quick_config(broker.url, tmp_path))
+
+    class Late:
+        """The manager's lock, which another thread's `disconnect` gets first."""
+
+        def __enter__(self, lock: Any = manager._lock) -> None:
+            monkeypatch.undo()
+            manager.disconnect()
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            manager._lock.release()
+
+    monkeypatch.setattr(manager, "_lock", Late())
+    try:
+        with pytest.raises(QueueClosedError):
+            manager.connect()
+    finally:
+        thread = manager._client._thread
+        manager._client._thread_terminate = True
+        manager._client._interrupt.set()
+    assert thread is None, "it would try for ever, with a queue that is closed"
+
+
 CALLS_ON_A_CLOSED_MANAGER: list[Callable[[MQTTManager], object]] = [
     lambda manager: manager.publish("t", "x", 0),
     lambda manager: manager.publish("t", "x", 1),
