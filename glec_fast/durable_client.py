@@ -258,6 +258,7 @@ class Durable(Receiver):
         Raises QueueStorageError where something could not be written.
         """
         thread = self._thread
+        outbox = self._outbox if isinstance(self._outbox, DurableOutbox) else None
         self._interrupt.set()
         self.disconnect()
         self._thread_terminate = True
@@ -269,10 +270,12 @@ class Durable(Receiver):
             thread.join(_LEAVE_TIMEOUT_S)
             if thread.is_alive():
                 self._break_link()
-                thread.join()
-        if isinstance(self._outbox, DurableOutbox):
-            self._outbox.park()
-            self._outbox.store.close()
+                # From a drop callback it may wait for us: for the disk, which the store's thread cannot write to.
+                if outbox is None or not outbox.store._is_own_thread():
+                    thread.join()
+        if outbox is not None:
+            outbox.park()
+            outbox.store.close()
         if thread is not threading.current_thread():
             self._interrupt.clear()
 

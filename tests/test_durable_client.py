@@ -185,6 +185,45 @@ def test_closing_in_a_callback_ends_all(broker: Broker, tmp_path: Path, make_cli
     Store(tmp_path / "queue.db").close()
 
 
+def test_closing_in_a_drop_callback_while_the_network_thread_waits_for_the_disk(
+    broker: Broker, tmp_path: Path, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glec_fast.durable_client._LEAVE_TIMEOUT_S", 0.1)
+    client = make_client()
+    subscribed, dropping, publishing, closed = (threading.Event() for _ in range(4))
+
+    def on_message(*_: Any) -> None:
+        publishing.set()
+        client.publish("t", "last words", 2)
+
+    def on_drop(*_: Any) -> None:
+        dropping.set()
+        # The disk waits for this callback, and on_message for the disk.
+        assert publishing.wait(TIMEOUT_S)
+        client.close()
+        closed.set()
+
+    client.on_message, client.on_drop = on_message, on_drop
+    client.on_subscribe = lambda *_: subscribed.set()
+    go_online(client, broker)
+    thread = client._thread
+    assert thread is not None
+    client.publish("t", "x", 1).wait_for_publish(TIMEOUT_S)
+    client.subscribe("in", 0)
+    assert subscribed.wait(TIMEOUT_S)
+    client.store.append("t", "expired", 1, ttl_ms=-1)
+    assert dropping.wait(TIMEOUT_S)
+    with closing(glec_fast.Client(V2)) as other:
+        go_online(other, broker)
+        other.publish("in", "x", 1).wait_for_publish(TIMEOUT_S)
+    assert closed.wait(TIMEOUT_S)
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive()
+    client.close()
+    with closing(Store(tmp_path / "queue.db")) as store:
+        assert store.size == 1
+
+
 def test_a_program_s_own_loop_sends_what_is_on_disk(broker: Broker, make_client: MakeClient) -> None:
     client = make_client()
     heard = Heard(client)
