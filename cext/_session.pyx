@@ -631,6 +631,26 @@ cdef class Session:
             self.table.exchange_of[aside[0]] = ID_FREE
             self.dirty = True
 
+    def release_parked(self, int64_t message_id):
+        """End an exchange set aside whose message is gone: the broker may hold its PUBLISH, and the id, until PUBREL.
+
+        It is finished as any other, by PUBCOMP. QoS 1 has nothing to end.
+        """
+        aside = self.parked.get(message_id)
+        if aside is None:
+            return
+        packet_id, _state, qos, _left = aside
+        if qos != 2:
+            self.forget(message_id)
+            return
+        exchanges.reserve(&self.table)
+        send_buffer.reserve(&self.out, ACK_MAX_BYTES)
+        if self.durable:
+            self.dirty = self.out.gate_wanted = True
+        exchanges.open(&self.table, packet_id, message_id, 2, RELEASED)
+        self._encode_ack(PUBREL | 2, packet_id, 0)
+        del self.parked[message_id]
+
     def resume(self, bint session_present, int receive_maximum=65535) -> list:
         """CONNACK came (section 3.2). Returns the message ids in doubt; the owner then admits from its first message.
 

@@ -124,6 +124,11 @@ class Session:
         """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
     def forget(self, message_id: int) -> None:
         """The owner gave up a message that was set aside."""
+    def release_parked(self, message_id: int) -> None:
+        """End an exchange set aside whose message is gone: the broker may hold its PUBLISH, and the id, until PUBREL.
+
+        It is finished as any other, by PUBCOMP. QoS 1 has nothing to end.
+        """
     def resume(self, session_present: bool, receive_maximum: int = 65535) -> list[int]:
         """CONNACK came (section 3.2). Returns the message ids in doubt; the owner then admits from its first message.
 

@@ -63,6 +63,8 @@ class DurableOutbox(Outbox):
         self._again: list[int] = []
         self._again_at_s = 0.0
         self._more_to_read = True
+        # On this connection nobody has looked yet whether each exchange that was parked has a row.
+        self._may_have_orphans = False
         # The store has handed out rows that `_rows` does not have yet.
         self._is_reading = False
         # Rows that were read and did not fit yet, and how many of them have gone.
@@ -177,11 +179,24 @@ class DurableOutbox(Outbox):
             # Once there is something to send, the broker begins on it while the next are read.
             if self.session.sendable_bytes:
                 break
+        if self._may_have_orphans and self.is_open and not (self._more_to_read or self._rows_gone != len(self._rows)):
+            self._end_orphans()
         if self.session.wants_commit:
             version = self.store.commit_image()
             if version is not None:
                 with self.lock:
                     self.session.on_committed(version)
+
+    def _end_orphans(self) -> None:
+        """All rows were read: what is still parked may have lost its row, to damage or another use of the file."""
+        self._may_have_orphans = False
+        with self.lock:
+            parked = self.session.parked_ids()
+        gone = self.store.missing(parked) if parked else []
+        with self.lock:
+            # Another thread may have ended the connection.
+            for message_id in gone if self.is_open else ():
+                self.session.release_parked(message_id)
 
     def _read_again(self) -> None:
         with self.lock:
@@ -317,7 +332,7 @@ class DurableOutbox(Outbox):
                 self.session.resume(True, receive_maximum)
                 self._rows, self._rows_gone = [], 0
                 parked, finished = self.session.parked_ids(), self._finished.ids.copy()
-                self._more_to_read = True
+                self._more_to_read = self._may_have_orphans = True
             self._again.clear()
             self.store.rewind(parked, finished)
             self.is_open = True

@@ -330,6 +330,15 @@ class Store(Committer):
                 return [], ids
             return self._as_sendable(rows, unsendable), uncounted
 
+    def missing(self, ids: list[int]) -> list[int]:
+        """Those of these messages, all once on disk, that have no row any more; none where the disk fails."""
+        with self._reader.lock:
+            try:
+                return [message_id for message_id in ids if not self._reader.table.holds(message_id)]
+            except apsw.Error as error:
+                self._on_read_failure(error)
+                return []
+
     def _unsendable(self) -> frozenset[int]:
         """As of before a read: the writer may delete them, and forget that, meanwhile. The caller holds both locks."""
         return self._reader.skipped.union(self._dropping.marked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import apsw
 import pytest
@@ -206,3 +207,53 @@ class TestCommandLine:
         assert "text" in first
         assert "missing" in second
         assert not (tmp_path / "missing").exists()
+
+
+def test_exchanges_whose_rows_are_gone_are_ended_and_take_up_no_place(tmp_path: Path) -> None:
+    count = 19
+    broker = ScriptedBroker(max_unreleased=count + 1, hands_on_at_release=True)
+    path = tmp_path / QUEUE
+    with ScriptedGateway(path, window=50, max_unreleased=count + 1) as gateway:
+        for number in range(count):
+            gateway.publish(f"old {number}", 2)
+        gateway.connect(session_present=False)
+        gateway.commit()
+        broker.feed(gateway.send())
+    broker.cut(arrives=True)
+    assert len(broker.held) == count
+    # As damage would, or a program that has other plans.
+    with OfflineQueueManager(path) as queue:
+        for message in queue.dequeue_all()[1:]:
+            assert queue.delete(message.id)
+    with ScriptedGateway(path, window=50, max_unreleased=count + 1) as gateway:
+        assert len(gateway.session.parked_ids()) == count
+        for number in range(count):
+            gateway.publish(f"new {number}", 2)
+        gateway.connect()
+        exchange_all(gateway, broker)
+        gateway.commit()
+        assert gateway.session.parked_ids() == []
+        assert gateway.session.in_flight == 0
+    assert broker.held == {}
+    assert sorted(broker.delivered) == sorted(f"{age} {number}" for age in ("old", "new") for number in range(count))
+
+
+def test_a_disk_that_fails_lets_no_exchange_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / QUEUE
+    with ScriptedGateway(path) as gateway:
+        gateway.publish(SENT, 2)
+        gateway.connect(session_present=False)
+        gateway.commit()
+        gateway.send()
+        gateway.cut()
+
+        def fail(*_: object) -> None:
+            raise apsw.IOError("a bad sector")
+
+        monkeypatch.setattr(gateway.store._reader, "table", SimpleNamespace(read_after=fail, holds=fail))
+        gateway.connect()
+        assert gateway.session.parked_ids() == [1]
+        assert gateway.send() == b""
+        monkeypatch.undo()
+        gateway.commit()
+        assert SENT.encode() in gateway.send()

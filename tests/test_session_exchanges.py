@@ -262,6 +262,21 @@ def test_forgotten_exchanges_leave_the_image_and_give_their_id_back() -> None:
     assert 1 in {session.reserve_packet_id() for _ in range(65_535)}
 
 
+def test_an_exchange_whose_message_is_gone_is_ended_behind_the_gate() -> None:
+    session = Session(10, True)
+    session.load_image(b"\x01" + entry(5, 7, SENT) + entry(6, 8, RELEASED))
+    session.resume(True)
+    for message_id in (5, 6, 5, 99):
+        session.release_parked(message_id)
+    assert session.parked_ids() == []
+    assert send_all(session) == b"", "the broker must not have a PUBREL that the disk does not know of"
+    assert decode_image(commit(session)) == {(5, 7, RELEASED), (6, 8, RELEASED)}
+    assert kinds(send_all(session)) == [(PUBREL, 7, False), (PUBREL, 8, False)]
+    assert receive(session, ack(PUBCOMP, 7) + ack(PUBCOMP, 8)) == [5, 6]
+    assert decode_image(commit(session)) == set()
+    assert {7, 8} <= {session.reserve_packet_id() for _ in range(65_535)}
+
+
 # ---- images
 
 
@@ -275,6 +290,15 @@ def test_image_goes_round() -> None:
     session.load_image(image)
     assert decode_image(session.image()[1]) == decode_image(image)
     assert sorted(session.parked_ids()) == [5, 2**62]
+
+
+def test_a_restart_gives_nobody_the_ids_of_what_was_in_flight() -> None:
+    session = Session(10, True)
+    session.load_image(b"\x01" + entry(5, 1, SENT) + entry(6, 3, RELEASED))
+    # on_connect may subscribe before anything is resumed.
+    assert [session.reserve_packet_id() for _ in range(2)] == [2, 4]
+    assert {1, 3}.isdisjoint(session.reserve_packet_id() for _ in range(65_531))
+    assert session.reserve_packet_id() == 0
 
 
 @pytest.mark.parametrize(

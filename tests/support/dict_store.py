@@ -111,5 +111,8 @@ class DictStore:
             self._position = found[-1][0]
         return [row for row in found if row[0] not in self._skipped], len(found) < limit
 
+    def missing(self, ids: list[int]) -> list[int]:
+        return [message_id for message_id in ids if message_id not in self.disk.rows]
+
     def wait_durable(self, message_id: int, timeout_s: float | None = None) -> bool:
         return message_id in self.disk.rows
