@@ -65,8 +65,6 @@ class DurableOutbox(Outbox):
         self._more_to_read = True
         # On this connection nobody has looked yet whether each exchange that was parked has a row.
         self._may_have_orphans = False
-        # The store has handed out rows that `_rows` does not have yet.
-        self._is_reading = False
         # Rows that were read and did not fit yet, and how many of them have gone.
         self._rows: list[Row] = []
         self._rows_gone = 0
@@ -139,7 +137,7 @@ class DurableOutbox(Outbox):
 
     def _has_waiting_rows(self) -> bool:
         # In the order in which a row goes its way, so that none is missed between two of them.
-        return self.store.has_backlog or self._is_reading or self._rows_gone != len(self._rows)
+        return self.store.has_backlog or self.store.is_handing_out or self._rows_gone != len(self._rows)
 
     def _publish_direct(self, topic: str, payload: str | bytes, extras: Extras | None) -> PublishHandle | None:
         with self.lock:
@@ -223,14 +221,13 @@ class DurableOutbox(Outbox):
             return False
         # Cleared before the read: a commit meanwhile sets it again.
         self._more_to_read = False
-        self._is_reading = True
         rows, is_last = self.store.read(_PULL_ROWS_MAX)
         if not is_last:
             self._more_to_read = True
         rows = self._allowed(rows)
         with self.lock:
             self._rows, self._rows_gone = rows, 0
-        self._is_reading = False
+        self.store.on_rows_taken()
         return True
 
     def _allowed(self, rows: list[Row]) -> list[Row]:

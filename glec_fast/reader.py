@@ -24,6 +24,8 @@ class Reader:
         self._position = _BEFORE_FIRST
         # Every row up to this id was read, where nothing above it is waiting.
         self.through_id = 0
+        # Rows were read, and their reader has not said yet that it has them at hand.
+        self.is_handing_out = False
         # In flight before: read again, never dropped.
         self.protected: frozenset[int] = frozenset()
         # Finished, but still there.
@@ -40,6 +42,9 @@ class Reader:
             # The first came with a commit that these rows may be of.
             rows = self.table.read_after(*self._position, limit, True)
         is_last = len(rows) < limit
+        if rows:
+            # First, as whoever sees no backlog looks here next.
+            self.is_handing_out = True
         if is_last:
             self.through_id = committed_id
         if rows:

@@ -330,6 +330,15 @@ class Store(Committer):
                 return [], ids
             return self._as_sendable(rows, unsendable), uncounted
 
+    @property
+    def is_handing_out(self) -> bool:
+        """True from a `read` of rows to `on_rows_taken`: they are no backlog any more, nor at their reader's hand."""
+        return self._reader.is_handing_out
+
+    def on_rows_taken(self) -> None:
+        """The rows of the last `read` are where `is_handing_out` need not stand for them."""
+        self._reader.is_handing_out = False
+
     def missing(self, ids: list[int]) -> list[int]:
         """Those of these messages, all once on disk, that have no row any more; none where the disk fails."""
         with self._reader.lock:
