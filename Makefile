@@ -68,7 +68,7 @@ ubsan: $(BUILT)
 	rm -rf build/ubsan
 	GLEC_SANITIZE=alignment $(BIN)/pip install --quiet --no-deps --target $(UBSAN) .
 	cd / && PYTHONPATH=$(UBSAN) $(abspath $(BIN))/python -P -c "import glec_fast; assert '$(UBSAN)' in glec_fast.__file__"
-	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q tests/store $(addprefix tests/test_,payload.py session*.py inbound*.py queue*.py extras.py) $(TEST_ARGS)
+	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q tests/store $(addprefix tests/test_,payload.py session*.py inbound*.py queue*.py extras*.py) $(TEST_ARGS)
 
 # The tests with the other version of paho-mqtt that is allowed, in front of the one installed.
 PAHO21 := $(abspath build/paho21)

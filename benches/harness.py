@@ -72,7 +72,8 @@ def start_mosquitto(executable: str, config: Path, *, nodelay: bool, extra: str)
             "log_dest stderr\nlog_type information\nconnection_messages false\n"
         )
         process = subprocess.Popen([executable, "-c", config], stderr=subprocess.PIPE)
-        if process.stderr is not None and any(b" running" in line for line in process.stderr):
+        # The whole end of the line: started by root, it says first as which user it is running.
+        if process.stderr is not None and any(line.endswith(b" running\n") for line in process.stderr):
             return Broker(port, process)
         stop(process)
     raise BenchError(f"mosquitto ended at once, {START_ATTEMPTS} times")

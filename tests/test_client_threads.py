@@ -406,7 +406,7 @@ client.loop_stop()
 client.connect(host, port)
 while not client.is_connected():
     assert client.loop(1) == 0
-print("done")
+print("done", flush=True)
 os._exit(0)
 """
 

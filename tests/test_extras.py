@@ -1,42 +1,32 @@
-"""Retain and MQTT 5 properties of queued messages: kept beside the queue's table, gone with its rows, sent as given."""
+"""Retain and MQTT 5 properties of queued messages: kept beside the queue's table, gone with its rows."""
 
 from __future__ import annotations
 
-import threading
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import apsw
-import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 import glec_fast
-from glec_fast import MessageError, MQTTManager, OfflineQueueManager, QueueStorageError
+from glec_fast import MessageError, OfflineQueueManager, QueueStorageError
 from glec_fast._store import QueueTable
 from glec_fast.extras import RETAINED, Extras, extras_of
 from glec_fast.store import Store
 from support.clock import Clock
-from support.gateway import TIMEOUT_S, eventually, quick_config
+from support.extras import kept, properties_of
+from support.gateway import TIMEOUT_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from glec_fast.demo.broker import Broker
-
 V2 = CallbackAPIVersion.VERSION2
-V311, V5 = MQTTProtocolVersion.MQTTv311, MQTTProtocolVersion.MQTTv5
+V5 = MQTTProtocolVersion.MQTTv5
 EXTRAS = Extras(True, 3600, b"\x01\x01")
-
-
-def properties_of(**values: Any) -> Properties:
-    properties = Properties(PacketTypes.PUBLISH)
-    for name, value in values.items():
-        setattr(properties, name, value)
-    return properties
 
 
 @pytest.fixture
@@ -67,12 +57,6 @@ def append(store: Store, *extras: Extras | None, **settings: Any) -> list[int]:
     ids = [store.append("t", f"{number}", 1, extras=each, **settings) for number, each in enumerate(extras)]
     assert store.wait_durable(ids[-1], TIMEOUT_S)
     return ids
-
-
-def kept(path: Path) -> list[int]:
-    """Ids of messages whose extras another connection sees."""
-    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as database:
-        return [number for (number,) in database.execute("SELECT message_id FROM glec_extras ORDER BY message_id")]
 
 
 class TestKept:
@@ -302,94 +286,3 @@ class TestAtTheDoor:
         properties.SessionExpiryInterval = 1
         with pytest.raises(MessageError, match="PUBLISH"):
             extras_of(False, properties)
-
-
-class Listener:
-    """An MQTT 5 subscriber that keeps whole messages."""
-
-    def __init__(self, broker: Broker) -> None:
-        self.arrived: list[paho.MQTTMessage] = []
-        self._changed = threading.Condition()
-        self._subscribed = threading.Event()
-        self._client = paho.Client(V2, client_id="listener", protocol=V5)
-        self._client.on_message = self._on_message
-        self._client.on_subscribe = lambda *_: self._subscribed.set()
-        self._client.connect(broker.host, broker.port)
-        self._client.loop_start()
-        self._client.subscribe("t/#", 2)
-        assert self._subscribed.wait(TIMEOUT_S)
-
-    def _on_message(self, _client: Any, _userdata: Any, message: paho.MQTTMessage) -> None:
-        with self._changed:
-            self.arrived.append(message)
-            self._changed.notify_all()
-
-    def wait_for(self, count: int) -> list[paho.MQTTMessage]:
-        with self._changed:
-            assert self._changed.wait_for(lambda: len(self.arrived) >= count, TIMEOUT_S)
-        return self.arrived
-
-    def close(self) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
-
-
-def publish_offline(path: Path, protocol: MQTTProtocolVersion) -> None:
-    with glec_fast.Client(V2, "stored", store=path, protocol=protocol) as client:
-        for qos in range(3):
-            properties = properties_of(ContentType=f"type {qos}", MessageExpiryInterval=3600)
-            client.publish(f"t/{qos}", f"{qos}", qos, retain=qos > 0, properties=properties)
-        client.publish("t/plain", "plain", 1)
-
-
-def go_online(client: glec_fast.Client, broker: Broker) -> None:
-    client.connect(broker.host, broker.port)
-    client.loop_start()
-
-
-def test_they_arrive_after_a_restart_as_they_were_given(broker: Broker, path: Path) -> None:
-    publish_offline(path, V5)
-    with closing(Listener(broker)) as listener, glec_fast.Client(V2, "stored", store=path, protocol=V5) as client:
-        go_online(client, broker)
-        messages = {message.topic: message for message in listener.wait_for(4)}
-        for qos in range(3):
-            properties: Any = messages[f"t/{qos}"].properties
-            assert properties.ContentType == f"type {qos}"
-            assert 0 < properties.MessageExpiryInterval <= 3600
-        assert messages["t/plain"].properties is not None
-        assert messages["t/plain"].properties.isEmpty()
-        assert client.flush(TIMEOUT_S)
-    assert kept(path) == []
-    with closing(Listener(broker)) as late:
-        assert {message.topic for message in late.wait_for(2) if message.retain} == {"t/1", "t/2"}
-
-
-def test_a_client_of_3_1_1_sends_what_one_of_5_left_without_properties(broker: Broker, path: Path) -> None:
-    publish_offline(path, V5)
-    with closing(Listener(broker)) as listener, glec_fast.Client(V2, "stored", store=path) as client:
-        go_online(client, broker)
-        assert all(message.properties is None or message.properties.isEmpty() for message in listener.wait_for(4))
-    with closing(Listener(broker)) as late:
-        assert {message.topic for message in late.wait_for(2)} == {"t/1", "t/2"}
-
-
-def test_qos_0_that_goes_past_the_queue_has_them_too(broker: Broker, path: Path) -> None:
-    with closing(Listener(broker)) as listener, glec_fast.Client(V2, "stored", store=path, protocol=V5) as client:
-        go_online(client, broker)
-        assert eventually(lambda: client._outbox.is_open)
-        client.publish("t", "x", 0, properties=properties_of(ContentType="direct"))
-        (message,) = listener.wait_for(1)
-        properties: Any = message.properties
-        assert properties.ContentType == "direct"
-        assert client.store._next_id == 1
-
-
-def test_the_manager_retains(broker: Broker, tmp_path: Path) -> None:
-    with MQTTManager(quick_config(broker.url, tmp_path)) as manager:
-        for qos in range(3):
-            manager.publish(f"t/{qos}", "x", qos, retain=True)
-        manager.publish("t/plain", "x", 1)
-        manager.connect()
-        assert manager.flush(TIMEOUT_S)
-    with closing(Listener(broker)) as late:
-        assert {message.topic for message in late.wait_for(3)} == {"t/0", "t/1", "t/2"}

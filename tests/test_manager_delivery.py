@@ -228,7 +228,8 @@ def test_a_payload_arrives_as_it_was_given(
 
 
 def test_a_large_payload_arrives(broker: Broker, tmp_path: Path) -> None:
-    payload = bytes(range(256)) * 8192
+    # mosquitto takes 2,000,000 bytes at most from 2.1 on, where it is not told otherwise.
+    payload = bytes(range(256)) * 7500
     with Subscriber(broker) as subscriber, MQTTManager(quick_config(broker.url, tmp_path)) as manager:
         for qos in range(3):
             manager.publish("t", payload, qos)

@@ -1,0 +1,24 @@
+"""The tests that every wheel takes run where there is no broker: in PyPA's images, and under emulation."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def test_tests_of_every_wheel_start_no_broker() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="reads pyproject.toml: from Python 3.11 on")
+    settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    program, arguments = settings["tool"]["cibuildwheel"]["test-command"].split(" ", 1)
+    assert program == "pytest"
+    command = f"{shlex.quote(sys.executable)} -m pytest -p no:cacheprovider --setup-plan {arguments}"
+    planned = subprocess.run(["sh", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    fixtures = {line.split()[2] for line in planned.splitlines() if line.split()[:1] == ["SETUP"]}
+    assert "make_store" in fixtures
+    assert not {name for name in fixtures if "broker" in name}
