@@ -41,6 +41,7 @@ cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         pass
     object PyType_GenericNew(PyTypeObject* type_, void* args, void* kwargs)
+    unsigned long PyThread_get_thread_ident()
 
 cdef enum:
     TOPIC_MAX_BYTES = 65535
@@ -57,9 +58,15 @@ cdef object CONNECTION_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
 
 
 cdef class Lock:
-    """A mutex for short sections that run no code of a caller. For a with statement. Not re-entrant."""
+    """A mutex for short sections. For a with statement.
+
+    Re-entrant: a signal's handler or a finaliser may publish between two steps of a thread that holds it.
+    """
 
     cdef PyThread_type_lock mutex
+    # The thread that holds it, 0 for none, and how often it does.
+    cdef unsigned long owner
+    cdef int depth
 
     def __cinit__(self):
         self.mutex = PyThread_allocate_lock()
@@ -71,13 +78,22 @@ cdef class Lock:
             PyThread_free_lock(self.mutex)
 
     cdef int take(self) except -1:
+        cdef unsigned long caller = PyThread_get_thread_ident()
+        if self.owner == caller:
+            self.depth += 1
+            return 0
         if not PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
             with nogil:
                 PyThread_acquire_lock(self.mutex, WAIT_LOCK)
+        self.owner = caller
+        self.depth = 1
         return 0
 
     cdef int give(self) except -1:
-        PyThread_release_lock(self.mutex)
+        self.depth -= 1
+        if self.depth == 0:
+            self.owner = 0
+            PyThread_release_lock(self.mutex)
         return 0
 
     def __enter__(self):
@@ -137,7 +153,7 @@ cdef class Outbox:
         self.control_ids = set()
         self.acks = bytearray()
         self._on_work = on_work
-        self._published = threading.Condition(threading.Lock())
+        self._published = threading.Condition()
 
     def begin_write(self, size_t limit) -> bytes:
         """The next bytes for the socket, at most `limit`."""

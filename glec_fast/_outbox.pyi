@@ -9,7 +9,7 @@ from glec_fast._session import Session
 from glec_fast.handle import PublishHandle
 
 class Lock:
-    """A mutex for short sections that run no code of a caller. For a with statement. Not re-entrant."""
+    """A mutex for short sections. For a with statement. Re-entrant, for signal handlers and finalisers."""
 
     def __enter__(self) -> None: ...
     def __exit__(self, *_: object) -> None: ...

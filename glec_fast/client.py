@@ -52,7 +52,9 @@ class Client(Durable):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._interrupt = threading.Event()
-        self._write_lock = threading.Lock()
+        # Re-entrant, as what it guards may be cut into by a signal's handler, which publishes.
+        self._write_lock = threading.RLock()
+        self._is_writing = False
         durable = self._open_durable_outbox()
         self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake) if durable is None else durable)
 
@@ -358,6 +360,16 @@ class Client(Durable):
 
     def _write_chunk(self) -> tuple[int, bool]:
         """`_write_some`, with the lock held."""
+        if self._is_writing:
+            # In a signal's handler or a finaliser: whoever is writing writes on until nothing is left.
+            return 0, False
+        self._is_writing = True
+        try:
+            return self._write_next()
+        finally:
+            self._is_writing = False
+
+    def _write_next(self) -> tuple[int, bool]:
         # Before the bytes are taken: those of a connection that ends meanwhile must not go out on the next.
         sock = self._sock
         chunk = self._outbox.begin_write(_SEND_BYTES)

@@ -61,7 +61,7 @@ class Receiver(paho.Client):
 
     _outbox: MemoryOutbox | DurableOutbox
     # Held while bytes are given to the socket and the session is told.
-    _write_lock: threading.Lock
+    _write_lock: threading.RLock
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Where on_log is a method of a subclass, or is set, or a logger.
@@ -69,6 +69,8 @@ class Receiver(paho.Client):
         super().__init__(*args, **kwargs)
         # paho's is a lock, held while a callback runs.
         self._in_callback_mutex = _paho.CallbackMark()  # type: ignore[assignment]
+        # paho's is one that a signal's handler cannot take again.
+        self._msgtime_mutex = threading.RLock()  # type: ignore[assignment]
         self._inbound = Inbound(InboundMessage, MessageState.MQTT_MS_INVALID, MessageState.MQTT_MS_WAIT_FOR_PUBREL)
         self._acks_stream = False
         # Handed out by the parser and not yet through their callbacks.
