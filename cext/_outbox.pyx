@@ -30,6 +30,7 @@ from libc.string cimport memchr
 from mqtt_wire cimport REMAINING_LENGTH_MAX
 
 import threading
+from operator import index
 
 from paho.mqtt.client import _encode_payload
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
@@ -126,6 +127,8 @@ cdef class Outbox:
     cdef readonly Lock lock
     # A server has accepted the connection, and it lasts.
     cdef public bint is_open
+    # CONNECT, the first packet of a connection (MQTT 3.1), was put, and what is put now goes behind it.
+    cdef bint is_linked
     # The session that the server keeps may be of another queue file, its packet ids of other messages.
     cdef public bint is_session_foreign
     # The network thread has been told of work, and has not looked yet. False where no such thread runs.
@@ -182,11 +185,19 @@ cdef class Outbox:
 
     # ---- control packets
 
-    def put_packet(self, packet, *, bint last=False):
-        """Append a control packet; nothing leaves after one that is `last`."""
+    def put_packet(self, packet, *, bint first=False, bint last=False) -> bool:
+        """Append a control packet; nothing leaves before one that is `first` or after one that is `last`.
+
+        False where it would go before the first: it was not taken.
+        """
         with self.lock:
+            if first:
+                self.is_linked = True
+            elif not (self.is_linked or last):
+                return False
             self.flush_acks()
             self.session.put_packet(packet, last)
+        return True
 
     def put_ack(self, bytes ack not None):
         """An acknowledgement of ours. It goes out before whatever is put or published after it."""
@@ -205,13 +216,14 @@ cdef class Outbox:
         with self.lock:
             self.acks = bytearray()
             self.has_acks = False
+            self.is_linked = False
 
     cdef int flush_acks(self) except -1:
         """The caller holds the lock."""
         if self.has_acks:
-            self.session.put_packet(self.acks)
-            self.acks = bytearray()
+            acks, self.acks = self.acks, bytearray()
             self.has_acks = False
+            self.session.put_packet(acks)
         return 0
 
     def reserve_packet_id(self) -> int:
@@ -307,6 +319,18 @@ cdef class MemoryOutbox(Outbox):
         self.has_waiting = True
         return self._admit_waiting() if self.is_open else 0
 
+    cdef int _withdraw(self, handle) except -1:
+        """Its `publish` raises: nothing is kept of it. The caller holds the lock."""
+        mid = getattr(handle, "mid", 0)
+        message = self.messages.get(mid)
+        if message is None or (<Message>message).handle is not handle:
+            return 0
+        del self.messages[mid]
+        if self.waiting and self.waiting[-1] is message:
+            self.waiting.pop()
+        self.session.release_packet_id(mid)
+        return 0
+
     cdef size_t _admit_waiting(self) except? 0:
         """As many as the window has room for; the caller holds the lock. Returns the bytes that wait for the socket."""
         cdef Py_ssize_t count = PyList_GET_SIZE(self.waiting) - self.gone
@@ -381,9 +405,10 @@ cdef class MemoryOutbox(Outbox):
     def park(self) -> list:
         """The connection is gone. Returns the handles of QoS 0 messages that went with it."""
         with self.lock:
-            self.is_open = self.is_greeting = False
+            self.is_open = self.is_greeting = self.is_linked = False
             # What has left is not lost: another thread may have told the session, and not yet asked what is finished.
             self.untold = self.settle()
+            finished = self.untold[:]
             self.session.park()
             self._release_control_ids()
             self._wait_again()
@@ -392,6 +417,7 @@ cdef class MemoryOutbox(Outbox):
             self.unsent_gone = 0
         for handle in lost:
             handle.rc = CONNECTION_LOST
+        set_as_published(finished)
         set_as_published(lost)
         return lost
 
@@ -403,6 +429,10 @@ cdef class MemoryOutbox(Outbox):
                 message = self.messages.pop(mid, None)
                 if message is not None:
                     self.doubtful.append(message.handle)
+            # What the program dropped in flight. A server that kept its session may yet have an id of QoS 2.
+            for mid in self.session.parked_ids(1 if session_present else 0):
+                if mid not in self.messages:
+                    self.session.forget(mid)
             self._wait_again()
             self.is_greeting = True
 
@@ -486,15 +516,16 @@ cdef Py_ssize_t _check_topic(client, str topic) except -1:
     return size
 
 
-cdef int _check_qos(qos) except -1:
+cdef object _checked_qos(qos):
+    """As an int."""
     cdef int overflow = 0
     cdef long level
     if type(qos) is int:
         level = PyLong_AsLongAndOverflow(qos, &overflow)
         if 0 <= level <= 2 and not overflow:
-            return 0
+            return qos
     elif not (qos < 0 or qos > 2):
-        return 0
+        return index(qos)
     raise ValueError("Invalid QoS level.")
 
 
@@ -514,6 +545,7 @@ def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
     """As paho's; the handle is a `PublishHandle`. From any thread and any callback."""
     cdef Py_ssize_t size
     cdef size_t unsent_bytes = 0
+    cdef bint is_retained = retain
     cdef bint is_linked
     cdef MemoryOutbox outbox
     if type(topic) is not str:
@@ -522,16 +554,17 @@ def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
             raise ValueError("Invalid topic.")
         topic = topic.encode("utf-8").decode()
     size = _check_topic(client, topic)
-    _check_qos(qos)
+    qos = _checked_qos(qos)
     if type(payload) is not bytes:
-        payload = _encode_payload(payload)
+        # A bytearray may change after this.
+        payload = bytes(_encode_payload(payload))
     size += <Py_ssize_t>len(payload)
     found = client._outbox
     if type(found) is not MemoryOutbox:
         return client._publish_stored(topic, payload, qos, retain, properties)
     outbox = <MemoryOutbox>found
     if properties is not None:
-        properties = properties.pack() if client._protocol == MQTT_5 else None
+        properties = bytes(properties.pack()) if client._protocol == MQTT_5 else None
         size += <Py_ssize_t>len(properties or b"")
     if size > REMAINING_LENGTH_MAX - FIELDS_MAX_BYTES:
         _check_size(client, size, len(payload), qos, properties)
@@ -539,15 +572,19 @@ def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
     is_linked = client._sock is not None
     outbox.lock.take()
     try:
+        is_linked = is_linked and outbox.is_linked
         outbox.flush_acks()
         if qos:
-            unsent_bytes = outbox._publish_acknowledged(handle, topic, payload, qos, retain, properties)
+            unsent_bytes = outbox._publish_acknowledged(handle, topic, payload, qos, is_retained, properties)
         elif is_linked:
-            unsent_bytes = outbox._publish_unacknowledged(handle, topic, payload, retain, properties)
+            unsent_bytes = outbox._publish_unacknowledged(handle, topic, payload, is_retained, properties)
         else:
             _set_mid(handle, outbox.session.next_packet_id())
         if not is_linked and handle.rc is SUCCESS:
             handle.rc = NO_CONNECTION
+    except BaseException:
+        outbox._withdraw(handle)
+        raise
     finally:
         outbox.lock.give()
     if outbox.has_trace:

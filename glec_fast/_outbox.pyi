@@ -21,7 +21,7 @@ class Message:
     def topic(self) -> str:
         """Its topic."""
     @property
-    def payload(self) -> bytes | bytearray:
+    def payload(self) -> bytes:
         """Its payload."""
     @property
     def qos(self) -> int:
@@ -79,8 +79,11 @@ class Outbox:
         """(message, first byte of the packet) of all that was encoded since the last call."""
     def greet(self, session_present: bool, receive_maximum: int) -> None:
         """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
-    def put_packet(self, packet: bytes | bytearray, *, last: bool = False) -> None:
-        """Append a control packet; nothing leaves after one that is `last`."""
+    def put_packet(self, packet: bytes | bytearray, *, first: bool = False, last: bool = False) -> bool:
+        """Append a control packet; nothing leaves before one that is `first` or after one that is `last`.
+
+        False where it would go before the first: it was not taken.
+        """
     def put_ack(self, ack: bytes) -> None:
         """An acknowledgement of ours. It goes out before whatever is put or published after it."""
     def put_acks(self) -> None:
