@@ -147,6 +147,8 @@ cdef class Outbox:
     # Acknowledgements of ours that were not put into the send buffer yet.
     cdef bytearray acks
     cdef bint has_acks
+    # Answers to what the server sent, that it has not read; what else it read since counts for it.
+    cdef readonly size_t answer_bytes
 
     def __init__(self, int window, on_work, *, bint durable, int max_unreleased=0):
         self.session = Session(window, durable, max_unreleased)
@@ -170,6 +172,7 @@ cdef class Outbox:
         cdef bint is_last = False
         with self.lock:
             is_last = self.session.on_sent(size)
+            self.answer_bytes -= min(size, self.answer_bytes)
             self.worth_writing_bytes = <size_t>self.session.unsent_bytes + WORTH_WRITING_BYTES
         return is_last
 
@@ -204,6 +207,7 @@ cdef class Outbox:
         with self.lock:
             self.acks += ack
             self.has_acks = True
+            self.answer_bytes += <size_t>len(ack)
 
     def put_acks(self):
         """What `put_ack` gave may leave."""
@@ -217,6 +221,11 @@ cdef class Outbox:
             self.acks = bytearray()
             self.has_acks = False
             self.is_linked = False
+            self.answer_bytes = 0
+
+    def note_answers(self, size_t size):
+        """The session has put so many bytes of answers; the caller holds the lock."""
+        self.answer_bytes += size
 
     cdef int flush_acks(self) except -1:
         """The caller holds the lock."""

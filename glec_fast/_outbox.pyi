@@ -88,6 +88,11 @@ class Outbox:
         """An acknowledgement of ours. It goes out before whatever is put or published after it."""
     def put_acks(self) -> None:
         """What `put_ack` gave may leave."""
+    @property
+    def answer_bytes(self) -> int:
+        """Answers to what the server sent, that it has not read; what else it read since counts for it."""
+    def note_answers(self, size: int) -> None:
+        """The session has put so many bytes of answers; the caller holds `lock`."""
     def drop_acks(self) -> None:
         """The connection is gone, and with it whom they were for."""
     def reserve_packet_id(self) -> int:

@@ -38,6 +38,9 @@ _PENDING_READS_A_TURN = 8192
 # A read of so many bytes means that acknowledgements come in a stream.
 _STREAM_READ_BYTES = 64
 _RECEIVE_MAXIMUM = 65_535
+# A server that keeps to 65,535 packet ids waits for answers of at most half as much.
+_ANSWERS_MAX_BYTES = 1 << 20
+_RECEIVE_MAXIMUM_EXCEEDED = 0x93
 _EXACTLY_ONCE = 2
 _DISCONNECT = b"\xe0\x00"
 _PUBACK, _PUBREC, _PUBCOMP = b"\x40\x02", b"\x50\x02", b"\x70\x02"
@@ -214,6 +217,9 @@ class Receiver(paho.Client):
         self._outbox.put_acks()
         self._outbox.pull()
         self._log_sent()
+        if self._outbox.answer_bytes > _ANSWERS_MAX_BYTES:
+            unread = "a server that does not read the answers to what it sends (MQTT 5, 4.9)"
+            return self._on_violation(ProtocolError(unread, _RECEIVE_MAXIMUM_EXCEEDED))
         if self._outbox.session.sendable_bytes:
             return self._after_queueing(wake=False)
         return MQTTErrorCode.MQTT_ERR_SUCCESS
@@ -302,8 +308,9 @@ class Receiver(paho.Client):
                 session.on_acks(acks)
             finally:
                 self._note_finished()
-            has_answer = session.unsent_bytes > unsent_bytes
-        if is_logging and has_answer:
+            answer_bytes = session.unsent_bytes - unsent_bytes
+            outbox.note_answers(answer_bytes)
+        if is_logging and answer_bytes:
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", mid)
         outbox.after_settle()
 

@@ -13,7 +13,7 @@ from glec_fast import Client
 from glec_fast import client as client_module
 from support.gateway import TIMEOUT_S
 from support.wire_reference import parse
-from test_publish_call import MANY, PUBACK_OF_1, Peer, connected, peer
+from test_publish_call import CONNACK, MANY, PUBACK_OF_1, Peer, connected, peer
 
 # A fixture that is used by its name.
 __all__ = ["peer"]
@@ -116,6 +116,25 @@ class Index:
 
     def __index__(self) -> int:
         return self._value
+
+
+@pytest.mark.parametrize("packet", [b"\x50\x02\x12\x34", b"\x32\x06\x00\x01t\x00\x01x", b"\x34\x06\x00\x01t\x00\x01x"])
+def test_a_server_that_does_not_read_our_answers_gets_no_memory_for_them(packet: bytes) -> None:
+    """PUBREC of an unknown id, and PUBLISH of both QoS, without end."""
+    client = Client(CallbackAPIVersion.VERSION2, reconnect_on_failure=False)
+    ended = threading.Event()
+    client.on_disconnect = lambda *_: ended.set()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client.connect(*listener.getsockname())
+        client.loop_start()
+        server, _ = listener.accept()
+        with server:
+            server.recv(4096)
+            server.sendall(CONNACK)
+            with pytest.raises(ConnectionError):
+                server.sendall(packet * 16_000_000)
+        assert ended.wait(TIMEOUT_S)
+        client.loop_stop()
 
 
 def test_a_qos_is_a_whole_number() -> None:
