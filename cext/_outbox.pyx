@@ -30,6 +30,7 @@ from libc.string cimport memchr
 from mqtt_wire cimport REMAINING_LENGTH_MAX
 
 import threading
+from operator import index
 
 from paho.mqtt.client import _encode_payload
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
@@ -41,6 +42,7 @@ cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         pass
     object PyType_GenericNew(PyTypeObject* type_, void* args, void* kwargs)
+    unsigned long PyThread_get_thread_ident()
 
 cdef enum:
     TOPIC_MAX_BYTES = 65535
@@ -57,9 +59,15 @@ cdef object CONNECTION_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
 
 
 cdef class Lock:
-    """A mutex for short sections that run no code of a caller. For a with statement. Not re-entrant."""
+    """A mutex for short sections. For a with statement.
+
+    Re-entrant: a signal's handler or a finaliser may publish between two steps of a thread that holds it.
+    """
 
     cdef PyThread_type_lock mutex
+    # The thread that holds it, 0 for none, and how often it does.
+    cdef unsigned long owner
+    cdef int depth
 
     def __cinit__(self):
         self.mutex = PyThread_allocate_lock()
@@ -71,13 +79,22 @@ cdef class Lock:
             PyThread_free_lock(self.mutex)
 
     cdef int take(self) except -1:
+        cdef unsigned long caller = PyThread_get_thread_ident()
+        if self.owner == caller:
+            self.depth += 1
+            return 0
         if not PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
             with nogil:
                 PyThread_acquire_lock(self.mutex, WAIT_LOCK)
+        self.owner = caller
+        self.depth = 1
         return 0
 
     cdef int give(self) except -1:
-        PyThread_release_lock(self.mutex)
+        self.depth -= 1
+        if self.depth == 0:
+            self.owner = 0
+            PyThread_release_lock(self.mutex)
         return 0
 
     def __enter__(self):
@@ -110,6 +127,8 @@ cdef class Outbox:
     cdef readonly Lock lock
     # A server has accepted the connection, and it lasts.
     cdef public bint is_open
+    # CONNECT, the first packet of a connection (MQTT 3.1), was put, and what is put now goes behind it.
+    cdef bint is_linked
     # The session that the server keeps may be of another queue file, its packet ids of other messages.
     cdef public bint is_session_foreign
     # The network thread has been told of work, and has not looked yet. False where no such thread runs.
@@ -128,6 +147,8 @@ cdef class Outbox:
     # Acknowledgements of ours that were not put into the send buffer yet.
     cdef bytearray acks
     cdef bint has_acks
+    # Answers to what the server sent, that it has not read; what else it read since counts for it.
+    cdef readonly size_t answer_bytes
 
     def __init__(self, int window, on_work, *, bint durable, int max_unreleased=0):
         self.session = Session(window, durable, max_unreleased)
@@ -137,7 +158,7 @@ cdef class Outbox:
         self.control_ids = set()
         self.acks = bytearray()
         self._on_work = on_work
-        self._published = threading.Condition(threading.Lock())
+        self._published = threading.Condition()
 
     def begin_write(self, size_t limit) -> bytes:
         """The next bytes for the socket, at most `limit`."""
@@ -151,6 +172,7 @@ cdef class Outbox:
         cdef bint is_last = False
         with self.lock:
             is_last = self.session.on_sent(size)
+            self.answer_bytes -= min(size, self.answer_bytes)
             self.worth_writing_bytes = <size_t>self.session.unsent_bytes + WORTH_WRITING_BYTES
         return is_last
 
@@ -166,17 +188,26 @@ cdef class Outbox:
 
     # ---- control packets
 
-    def put_packet(self, packet, *, bint last=False):
-        """Append a control packet; nothing leaves after one that is `last`."""
+    def put_packet(self, packet, *, bint first=False, bint last=False) -> bool:
+        """Append a control packet; nothing leaves before one that is `first` or after one that is `last`.
+
+        False where it would go before the first: it was not taken.
+        """
         with self.lock:
+            if first:
+                self.is_linked = True
+            elif not (self.is_linked or last):
+                return False
             self.flush_acks()
             self.session.put_packet(packet, last)
+        return True
 
     def put_ack(self, bytes ack not None):
         """An acknowledgement of ours. It goes out before whatever is put or published after it."""
         with self.lock:
             self.acks += ack
             self.has_acks = True
+            self.answer_bytes += <size_t>len(ack)
 
     def put_acks(self):
         """What `put_ack` gave may leave."""
@@ -189,13 +220,19 @@ cdef class Outbox:
         with self.lock:
             self.acks = bytearray()
             self.has_acks = False
+            self.is_linked = False
+            self.answer_bytes = 0
+
+    def note_answers(self, size_t size):
+        """The session has put so many bytes of answers; the caller holds the lock."""
+        self.answer_bytes += size
 
     cdef int flush_acks(self) except -1:
         """The caller holds the lock."""
         if self.has_acks:
-            self.session.put_packet(self.acks)
-            self.acks = bytearray()
+            acks, self.acks = self.acks, bytearray()
             self.has_acks = False
+            self.session.put_packet(acks)
         return 0
 
     def reserve_packet_id(self) -> int:
@@ -291,6 +328,18 @@ cdef class MemoryOutbox(Outbox):
         self.has_waiting = True
         return self._admit_waiting() if self.is_open else 0
 
+    cdef int _withdraw(self, handle) except -1:
+        """Its `publish` raises: nothing is kept of it. The caller holds the lock."""
+        mid = getattr(handle, "mid", 0)
+        message = self.messages.get(mid)
+        if message is None or (<Message>message).handle is not handle:
+            return 0
+        del self.messages[mid]
+        if self.waiting and self.waiting[-1] is message:
+            self.waiting.pop()
+        self.session.release_packet_id(mid)
+        return 0
+
     cdef size_t _admit_waiting(self) except? 0:
         """As many as the window has room for; the caller holds the lock. Returns the bytes that wait for the socket."""
         cdef Py_ssize_t count = PyList_GET_SIZE(self.waiting) - self.gone
@@ -365,9 +414,10 @@ cdef class MemoryOutbox(Outbox):
     def park(self) -> list:
         """The connection is gone. Returns the handles of QoS 0 messages that went with it."""
         with self.lock:
-            self.is_open = self.is_greeting = False
+            self.is_open = self.is_greeting = self.is_linked = False
             # What has left is not lost: another thread may have told the session, and not yet asked what is finished.
             self.untold = self.settle()
+            finished = self.untold[:]
             self.session.park()
             self._release_control_ids()
             self._wait_again()
@@ -376,6 +426,7 @@ cdef class MemoryOutbox(Outbox):
             self.unsent_gone = 0
         for handle in lost:
             handle.rc = CONNECTION_LOST
+        set_as_published(finished)
         set_as_published(lost)
         return lost
 
@@ -387,6 +438,10 @@ cdef class MemoryOutbox(Outbox):
                 message = self.messages.pop(mid, None)
                 if message is not None:
                     self.doubtful.append(message.handle)
+            # What the program dropped in flight. A server that kept its session may yet have an id of QoS 2.
+            for mid in self.session.parked_ids(1 if session_present else 0):
+                if mid not in self.messages:
+                    self.session.forget(mid)
             self._wait_again()
             self.is_greeting = True
 
@@ -470,15 +525,16 @@ cdef Py_ssize_t _check_topic(client, str topic) except -1:
     return size
 
 
-cdef int _check_qos(qos) except -1:
+cdef object _checked_qos(qos):
+    """As an int."""
     cdef int overflow = 0
     cdef long level
     if type(qos) is int:
         level = PyLong_AsLongAndOverflow(qos, &overflow)
         if 0 <= level <= 2 and not overflow:
-            return 0
+            return qos
     elif not (qos < 0 or qos > 2):
-        return 0
+        return index(qos)
     raise ValueError("Invalid QoS level.")
 
 
@@ -498,6 +554,7 @@ def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
     """As paho's; the handle is a `PublishHandle`. From any thread and any callback."""
     cdef Py_ssize_t size
     cdef size_t unsent_bytes = 0
+    cdef bint is_retained = retain
     cdef bint is_linked
     cdef MemoryOutbox outbox
     if type(topic) is not str:
@@ -506,16 +563,17 @@ def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
             raise ValueError("Invalid topic.")
         topic = topic.encode("utf-8").decode()
     size = _check_topic(client, topic)
-    _check_qos(qos)
+    qos = _checked_qos(qos)
     if type(payload) is not bytes:
-        payload = _encode_payload(payload)
+        # A bytearray may change after this.
+        payload = bytes(_encode_payload(payload))
     size += <Py_ssize_t>len(payload)
     found = client._outbox
     if type(found) is not MemoryOutbox:
         return client._publish_stored(topic, payload, qos, retain, properties)
     outbox = <MemoryOutbox>found
     if properties is not None:
-        properties = properties.pack() if client._protocol == MQTT_5 else None
+        properties = bytes(properties.pack()) if client._protocol == MQTT_5 else None
         size += <Py_ssize_t>len(properties or b"")
     if size > REMAINING_LENGTH_MAX - FIELDS_MAX_BYTES:
         _check_size(client, size, len(payload), qos, properties)
@@ -523,15 +581,19 @@ def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
     is_linked = client._sock is not None
     outbox.lock.take()
     try:
+        is_linked = is_linked and outbox.is_linked
         outbox.flush_acks()
         if qos:
-            unsent_bytes = outbox._publish_acknowledged(handle, topic, payload, qos, retain, properties)
+            unsent_bytes = outbox._publish_acknowledged(handle, topic, payload, qos, is_retained, properties)
         elif is_linked:
-            unsent_bytes = outbox._publish_unacknowledged(handle, topic, payload, retain, properties)
+            unsent_bytes = outbox._publish_unacknowledged(handle, topic, payload, is_retained, properties)
         else:
             _set_mid(handle, outbox.session.next_packet_id())
         if not is_linked and handle.rc is SUCCESS:
             handle.rc = NO_CONNECTION
+    except BaseException:
+        outbox._withdraw(handle)
+        raise
     finally:
         outbox.lock.give()
     if outbox.has_trace:

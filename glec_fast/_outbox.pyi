@@ -9,7 +9,7 @@ from glec_fast._session import Session
 from glec_fast.handle import PublishHandle
 
 class Lock:
-    """A mutex for short sections that run no code of a caller. For a with statement. Not re-entrant."""
+    """A mutex for short sections. For a with statement. Re-entrant, for signal handlers and finalisers."""
 
     def __enter__(self) -> None: ...
     def __exit__(self, *_: object) -> None: ...
@@ -21,7 +21,7 @@ class Message:
     def topic(self) -> str:
         """Its topic."""
     @property
-    def payload(self) -> bytes | bytearray:
+    def payload(self) -> bytes:
         """Its payload."""
     @property
     def qos(self) -> int:
@@ -79,12 +79,20 @@ class Outbox:
         """(message, first byte of the packet) of all that was encoded since the last call."""
     def greet(self, session_present: bool, receive_maximum: int) -> None:
         """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
-    def put_packet(self, packet: bytes | bytearray, *, last: bool = False) -> None:
-        """Append a control packet; nothing leaves after one that is `last`."""
+    def put_packet(self, packet: bytes | bytearray, *, first: bool = False, last: bool = False) -> bool:
+        """Append a control packet; nothing leaves before one that is `first` or after one that is `last`.
+
+        False where it would go before the first: it was not taken.
+        """
     def put_ack(self, ack: bytes) -> None:
         """An acknowledgement of ours. It goes out before whatever is put or published after it."""
     def put_acks(self) -> None:
         """What `put_ack` gave may leave."""
+    @property
+    def answer_bytes(self) -> int:
+        """Answers to what the server sent, that it has not read; what else it read since counts for it."""
+    def note_answers(self, size: int) -> None:
+        """The session has put so many bytes of answers; the caller holds `lock`."""
     def drop_acks(self) -> None:
         """The connection is gone, and with it whom they were for."""
     def reserve_packet_id(self) -> int:

@@ -36,7 +36,9 @@ _SEND_BYTES = 256 * 1024
 # With a full window: long enough for the broker to answer a batch, short enough that it never runs out of work.
 _GATHER_S = 0.002
 _GATHER_MIN_S = 0.0001
+_CONNECT = 0x10
 _DISCONNECT = 0xE0
+_PACKET_IDS = 65_535
 _PUBREL = 0x60
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
@@ -52,7 +54,9 @@ class Client(Durable):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._interrupt = threading.Event()
-        self._write_lock = threading.Lock()
+        # Re-entrant, as what it guards may be cut into by a signal's handler, which publishes.
+        self._write_lock = threading.RLock()
+        self._is_writing = False
         durable = self._open_durable_outbox()
         self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake) if durable is None else durable)
 
@@ -94,7 +98,7 @@ class Client(Durable):
     @max_inflight_messages.setter
     def max_inflight_messages(self, value: int) -> None:
         _PahoClient.max_inflight_messages.fset(self, value)  # type: ignore[attr-defined]
-        self._outbox.session.set_window(value)
+        self._outbox.session.set_window(min(value, _PACKET_IDS))
 
     @property
     def max_queued_messages(self) -> int:
@@ -226,7 +230,7 @@ class Client(Durable):
         """Under load, take acknowledgements by the hundred: a turn of the loop costs as much as the acks of many."""
         session = self._outbox.session
         if self._acks_stream and not session.sendable_bytes:
-            pause_s = _GATHER_S * session.in_flight / session.window
+            pause_s = _GATHER_S * min(session.in_flight / session.window, 1.0)
             if pause_s > _GATHER_MIN_S:
                 time.sleep(pause_s)
 
@@ -271,7 +275,10 @@ class Client(Durable):
     def _packet_queue(
         self, command: int, packet: bytes | bytearray, mid: int, qos: int, info: Any = None
     ) -> MQTTErrorCode:
-        self._outbox.put_packet(packet, last=(command & 0xF0) == _DISCONNECT)
+        kind = command & 0xF0
+        taken = self._outbox.put_packet(packet, first=kind == _CONNECT, last=kind == _DISCONNECT)
+        if not taken and self._sock is not None:
+            return MQTTErrorCode.MQTT_ERR_NO_CONN
         return self._after_queueing()
 
     def _mid_generate(self) -> int:
@@ -358,12 +365,23 @@ class Client(Durable):
 
     def _write_chunk(self) -> tuple[int, bool]:
         """`_write_some`, with the lock held."""
+        if self._is_writing:
+            # In a signal's handler or a finaliser: whoever is writing writes on until nothing is left.
+            return 0, False
+        self._is_writing = True
+        try:
+            return self._write_next()
+        finally:
+            self._is_writing = False
+
+    def _write_next(self) -> tuple[int, bool]:
         # Before the bytes are taken: those of a connection that ends meanwhile must not go out on the next.
         sock = self._sock
         chunk = self._outbox.begin_write(_SEND_BYTES)
-        if not chunk or sock is None:
+        if sock is None:
             return 0, False
-        sent = self._send_on(sock, chunk)
+        # With nothing to send too: another thread may have written DISCONNECT, and left what follows to this one.
+        sent = self._send_on(sock, chunk) if chunk else 0
         return sent, self._outbox.end_write(sent)
 
     def _send_on(self, sock: Any, chunk: bytes) -> int:

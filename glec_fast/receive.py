@@ -38,6 +38,9 @@ _PENDING_READS_A_TURN = 8192
 # A read of so many bytes means that acknowledgements come in a stream.
 _STREAM_READ_BYTES = 64
 _RECEIVE_MAXIMUM = 65_535
+# A server that keeps to 65,535 packet ids waits for answers of at most half as much.
+_ANSWERS_MAX_BYTES = 1 << 20
+_RECEIVE_MAXIMUM_EXCEEDED = 0x93
 _EXACTLY_ONCE = 2
 _DISCONNECT = b"\xe0\x00"
 _PUBACK, _PUBREC, _PUBCOMP = b"\x40\x02", b"\x50\x02", b"\x70\x02"
@@ -61,7 +64,7 @@ class Receiver(paho.Client):
 
     _outbox: MemoryOutbox | DurableOutbox
     # Held while bytes are given to the socket and the session is told.
-    _write_lock: threading.Lock
+    _write_lock: threading.RLock
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Where on_log is a method of a subclass, or is set, or a logger.
@@ -69,6 +72,8 @@ class Receiver(paho.Client):
         super().__init__(*args, **kwargs)
         # paho's is a lock, held while a callback runs.
         self._in_callback_mutex = _paho.CallbackMark()  # type: ignore[assignment]
+        # paho's is one that a signal's handler cannot take again.
+        self._msgtime_mutex = threading.RLock()  # type: ignore[assignment]
         self._inbound = Inbound(InboundMessage, MessageState.MQTT_MS_INVALID, MessageState.MQTT_MS_WAIT_FOR_PUBREL)
         self._acks_stream = False
         # Handed out by the parser and not yet through their callbacks.
@@ -212,6 +217,9 @@ class Receiver(paho.Client):
         self._outbox.put_acks()
         self._outbox.pull()
         self._log_sent()
+        if self._outbox.answer_bytes > _ANSWERS_MAX_BYTES:
+            unread = "a server that does not read the answers to what it sends (MQTT 5, 4.9)"
+            return self._on_violation(ProtocolError(unread, _RECEIVE_MAXIMUM_EXCEEDED))
         if self._outbox.session.sendable_bytes:
             return self._after_queueing(wake=False)
         return MQTTErrorCode.MQTT_ERR_SUCCESS
@@ -300,8 +308,9 @@ class Receiver(paho.Client):
                 session.on_acks(acks)
             finally:
                 self._note_finished()
-            has_answer = session.unsent_bytes > unsent_bytes
-        if is_logging and has_answer:
+            answer_bytes = session.unsent_bytes - unsent_bytes
+            outbox.note_answers(answer_bytes)
+        if is_logging and answer_bytes:
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", mid)
         outbox.after_settle()
 

@@ -127,9 +127,7 @@ class Store(Committer):
             self._request(0.0)
             return ids
 
-    def _add(
-        self, topic: str, payload: str | bytes, qos: int, ttl_ms: int | None, extras: Extras | None = None
-    ) -> int:
+    def _add(self, topic: str, payload: str | bytes, qos: int, ttl_ms: int | None, extras: Extras | None = None) -> int:
         now_ms = self._clock.now_ms()
         # Also behind rows of another writer, and of a boot whose clock was ahead.
         timestamp_ms = max(now_ms, self._last_timestamp_ms)

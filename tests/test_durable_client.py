@@ -67,9 +67,7 @@ def make_client(tmp_path: Path) -> Iterator[Callable[..., glec_fast.Client]]:
     made: list[glec_fast.Client] = []
 
     def make(store: Any = None, **options: Any) -> glec_fast.Client:
-        client = glec_fast.Client(
-            V2, **{"client_id": "stored", "store": store or tmp_path / "queue.db", **options}
-        )
+        client = glec_fast.Client(V2, **{"client_id": "stored", "store": store or tmp_path / "queue.db", **options})
         client.reconnect_delay_set(0.05, 0.05)  # type: ignore[arg-type]
         made.append(client)
         return client
