@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from glec_fast.demo.broker import Broker
     from support.wire_reference import Packet
 
+CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00"
 CONNACK, PUBACK_OF_1 = b"\x20\x02\x00\x00", b"\x40\x02\x00\x01"
 # The caller writes once this much waits for the socket.
 WORTH_WRITING_BYTES = 65_536
@@ -196,6 +197,7 @@ def test_what_left_as_the_connection_ended_is_told_to_whoever_settles_next(qos: 
     """Another thread ends the connection between two steps of the one that wrote or read."""
     client = Client(CallbackAPIVersion.VERSION2)
     outbox = client._outbox
+    outbox.put_packet(CONNECT, first=True)
     outbox.resume(session_present=False, receive_maximum=65_535)
     with socket.socket() as sock:
         # One that others would write to.
