@@ -162,18 +162,18 @@ def test_no_lock_is_held_where_the_socket_is_full() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, running(listener.getsockname()) as client:
         connected = threading.Event()
         client.on_connect = lambda *_: connected.set()
-        client.on_socket_register_write = on_register
-        client.loop_start()
+        client.reconnect()
         server, _ = listener.accept()
         with server:
             server.sendall(b"\x20\x02\x00\x00")
-            assert connected.wait(WAIT_S)
+            while not connected.is_set():
+                assert client.loop(WAIT_S) == paho.MQTT_ERR_SUCCESS
             # More than the two sockets hold.
             for _ in range(100):
                 client.publish("t", bytes(200_000))
+            client.on_socket_register_write = on_register
             # As after a turn of the loop in which everything had left.
             client._registered_write = False
-            were_free.clear()
             assert client.loop_write() == paho.MQTT_ERR_SUCCESS
             client.on_socket_register_write = None
             assert were_free
