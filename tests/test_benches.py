@@ -63,11 +63,11 @@ def test_contender_runs_on_its_own(contender: str) -> None:
         assert set(result["contenders"][contender]) == FIGURES
 
 
-def test_glec_is_set_against_raw_and_baseline() -> None:
+def test_glec_is_set_against_raw_synced_and_baseline() -> None:
     report = report_of("--brokers", "default", "--large", str(2 * MESSAGES))
     for result in report["results"]:
         figures = result["contenders"]
-        assert set(figures) == {"raw", "baseline", "glec", "glec-large"}
+        assert set(figures) == {"raw", "synced", "baseline", "glec", "glec-large"}
         assert all(figures["glec"][key] > 0 for key in FIGURES - {"rate_msg_s_by_round"})
         assert figures["glec-large"]["messages"] == 2 * MESSAGES
         assert figures["glec-large"]["rate_ratio_to_glec"] > 0
