@@ -58,6 +58,8 @@ cdef enum:
     TOPIC_ALIAS_INVALID = 0x94
     TOO_LARGE = 0x95
     PROPERTY_MAX = 42
+    # Of all but PUBLISH. What paho then makes of user properties takes time with the square of their length.
+    CONTROL_MAX_BYTES = 65536
 
 # A set of packet types: bit n is type n of section 2.1.2.
 cdef enum:
@@ -543,6 +545,8 @@ cdef class Inbound:
         """The remaining length, before the packet has arrived."""
         cdef bint is_v5 = self.protocol_version == 5
         cdef bint wrong
+        if kind != PUBLISH and body > CONTROL_MAX_BYTES:
+            _refuse(TOO_LARGE, f"packet type {kind >> 4} of {body} bytes; none needs more than {CONTROL_MAX_BYTES}")
         if kind == PINGRESP:
             wrong = body != 0
         elif kind == PUBLISH or kind == SUBACK:

@@ -140,16 +140,18 @@ class DurableOutbox(Outbox):
         return self.store.has_backlog or self.store.is_handing_out or self._rows_gone != len(self._rows)
 
     def _publish_direct(self, topic: str, payload: str | bytes, extras: Extras | None) -> PublishHandle | None:
+        limits = self.limits
+        columns = () if extras is None else (extras.retain, extras.packed())
+        if limits is not None and not limits.allow((0, topic, payload, 0, 0, 0, *columns)):
+            # The queue refuses it, and tells of it.
+            return None
         with self.lock:
-            if not self.is_open or self.session.unsent_bytes > _UNSENT_BYTES_MAX or self.limits is not None:
+            if not self.is_open or self.session.unsent_bytes > _UNSENT_BYTES_MAX:
                 return None
             self._direct_id -= 1
             handle = PublishHandle(self._direct_id, self._published, 0)
             self._direct[self._direct_id] = (topic, payload, extras, handle)
-            if extras is None:
-                self.session.admit(self._direct_id, topic, payload, 0)
-            else:
-                self.session.admit(self._direct_id, topic, payload, 0, extras.retain, extras.packed())
+            self.session.admit(self._direct_id, topic, payload, 0, *columns)
         self._on_work()
         return handle
 

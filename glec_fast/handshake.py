@@ -125,7 +125,7 @@ def explain(error: BaseException, host: str) -> Failure:
         return _explain_verification(error, host)
     if isinstance(error, TimeoutError):
         return Failure("tls", "the peer did not answer in time", "see whether the broker or a firewall stalls")
-    if isinstance(error, ssl.SSLEOFError) or (
+    if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)) or (
         isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError)
     ):
         return Failure(

@@ -12,6 +12,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 import glec_fast
 from glec_fast import MQTTManager
+from glec_fast.server_limits import ServerLimits
 from support.extras import kept, properties_of
 from support.gateway import TIMEOUT_S, eventually, quick_config
 
@@ -107,6 +108,18 @@ def test_qos_0_that_goes_past_the_queue_has_them_too(broker: Broker, path: Path)
         properties: Any = message.properties
         assert properties.ContentType == "direct"
         assert client.store._next_id == 1
+
+
+def test_qos_0_within_the_limits_of_the_server_goes_past_the_queue(broker: Broker, path: Path) -> None:
+    with closing(Listener(broker)) as listener, glec_fast.Client(V2, "stored", store=path, protocol=V5) as client:
+        go_online(client, broker)
+        assert eventually(lambda: client._outbox.is_open)
+        client._outbox.limits = ServerLimits(2, True, 100)
+        client.publish("t", "x", 0)
+        assert listener.wait_for(1)
+        assert client.store._next_id == 1
+        client.publish("t", "x" * 100, 0)
+        assert client.store._next_id == 2
 
 
 def test_the_manager_retains(broker: Broker, tmp_path: Path) -> None:

@@ -430,6 +430,18 @@ def test_more_than_was_allowed_is_refused_before_it_comes() -> None:
     assert refused.value.reason_code == TOO_LARGE
 
 
+@pytest.mark.parametrize("head", ["20", "90", "b0", "e0"])
+def test_a_control_packet_of_any_length_is_refused_before_it_comes(head: str) -> None:
+    inbound = parser(V5, accepted=head != "20")
+    inbound.feed(bytes.fromhex(head + "808004"))
+    assert inbound.advance() == NEED_DATA
+    inbound = parser(V5, accepted=head != "20")
+    inbound.feed(bytes.fromhex(head + "818004"))
+    with pytest.raises(ProtocolError) as refused:
+        inbound.advance()
+    assert refused.value.reason_code == TOO_LARGE
+
+
 @pytest.mark.parametrize("version", ALL)
 def test_an_announcement_takes_no_memory(version: int) -> None:
     inbound = parser(version)

@@ -110,6 +110,18 @@ def test_the_refusal_of_weak_peers_is_ours(cases: Cases, name: str) -> None:
         assert can_connect_without_scruples(peer.port)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(104, "Connection reset by peer"),
+        ssl.SSLEOFError(8, "EOF occurred in violation of protocol"),
+        ssl.SSLZeroReturnError(6, "TLS/SSL connection has been closed (EOF)"),
+    ],
+)
+def test_a_peer_that_closes_is_said_to_have_closed(error: OSError) -> None:
+    assert explain(error, "localhost").found.startswith("the peer closed the connection")
+
+
 def test_a_stalled_handshake_ends_with_the_timeout(cases: Cases, tmp_path: Path) -> None:
     def serve(sock: socket.socket) -> None:
         # A byte now and then must not prolong it: a ServerHello that never ends.
