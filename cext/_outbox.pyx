@@ -335,7 +335,7 @@ cdef class MemoryOutbox(Outbox):
         if message is None or (<Message>message).handle is not handle:
             return 0
         del self.messages[mid]
-        if self.waiting and self.waiting[-1] is message:
+        if self.waiting and self.waiting[PyList_GET_SIZE(self.waiting) - 1] is message:
             self.waiting.pop()
         self.session.release_packet_id(mid)
         return 0

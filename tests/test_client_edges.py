@@ -11,6 +11,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from glec_fast import Client
 from glec_fast import client as client_module
+from glec_fast.handle import PublishHandle
 from support.gateway import TIMEOUT_S
 from support.wire_reference import parse
 from test_publish_call import CONNACK, MANY, PUBACK_OF_1, Peer, connected, peer
@@ -190,3 +191,29 @@ def test_the_pause_for_acknowledgements_is_bounded(monkeypatch: pytest.MonkeyPat
     client._acks_stream = True
     client._let_acks_gather()
     assert pauses_s == [0.002]
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_nothing_is_kept_of_a_publish_that_raises(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class of handles that refuses its last step stands in for memory that runs out there."""
+    client = Client(CallbackAPIVersion.VERSION2)
+    outbox = client._outbox
+    client.max_inflight_messages_set(1)
+    outbox.resume(session_present=False, receive_maximum=65_535)
+    handles = [client.publish("t", b"x", 1) for _ in range(kept)]
+    values: list[Any] = []
+
+    def refuse(_handle: Any, value: Any) -> None:
+        values.append(value)
+        # The first is the one that makes it.
+        if len(values) > 1:
+            raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PublishHandle, "rc", property(lambda _: MQTTErrorCode.MQTT_ERR_SUCCESS, refuse))
+        with pytest.raises(MemoryError):
+            client.publish("t", b"y", 1)
+    assert len(outbox) == kept
+    handles.append(client.publish("t", b"z", 1))
+    payloads = [packet.body[-1:] for packet in parse(outbox.session.peek(MANY))[0]]
+    assert payloads == ([b"x"] if kept else [b"z"])
