@@ -15,7 +15,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 import glec_fast.mqtt
-from support.differential import API1, API2, NO_WARNING, V5, VERSIONS, Run
+from support.differential import API1, API2, IS_2_1, NO_WARNING, V5, VERSIONS, Run
 from support.lockstep import LockstepServer
 
 pytestmark = NO_WARNING
@@ -42,7 +42,9 @@ class Life:
         # Beyond the window paho's resends are among the differences; within it, what one read makes room for.
         self.is_cut = self.dice.random() < 0.6
         if not self.is_cut:
-            client.max_inflight_messages_set(self.dice.randrange(6))
+            window = self.dice.randrange(6)
+            # In paho 2.1 a message that comes with QoS 2 makes room in the window for those that go.
+            client.max_inflight_messages_set(0 if IS_2_1 else window)
         # Its answers are published from within the callback, so that messages come one at a time.
         self.echoes = self.dice.random() < 0.3
         self.run = Run(client, None)

@@ -23,9 +23,8 @@ from support.wire_reference import publish, remaining_length
 WAIT_S = 10.0
 V31, V311, V5 = MQTTProtocolVersion.MQTTv31, MQTTProtocolVersion.MQTTv311, MQTTProtocolVersion.MQTTv5
 API1, API2 = CallbackAPIVersion.VERSION1, CallbackAPIVersion.VERSION2
-AS_2_2 = pytest.mark.skipif(
-    paho_mqtt.__version__.startswith("2.1."), reason="where paho-mqtt 2.1 and 2.2 differ, ours is as 2.2"
-)
+IS_2_1 = paho_mqtt.__version__.startswith("2.1.")
+AS_2_2 = pytest.mark.skipif(IS_2_1, reason="where paho-mqtt 2.1 and 2.2 differ, ours is as 2.2")
 NO_WARNING = pytest.mark.filterwarnings("ignore:Callback API version 1 is deprecated:DeprecationWarning")
 # paho leaves some sockets to the garbage collector, and a client half made fails again when it is collected.
 LEAVES_SOCKETS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
