@@ -61,12 +61,20 @@ cibuildwheel: $(WHEEL_TOOLS)
 	wheels/system-packages mmdebstrap qemu-user-static podman runc
 	$(BIN)/python wheels/stand_in.py $(TARGETS)
 
+# $(1): where to, $(2): which sanitizers, $(3): what their code calls. Objects are not told from those of other flags.
+define sanitized
+	rm -rf $(1) build/lib.* build/temp.*
+	GLEC_SANITIZE=$(2) $(BIN)/pip install --quiet --no-deps --target $(1) .
+	rm -rf build/lib.* build/temp.*
+	nm -D $(1)/glec_fast/_session*.so | grep -q $(3)
+endef
+
 # No access to memory is unaligned: ARM would fault or be slow where x86 does not care. pytest, not python -m pytest, which
 # would take the tree's own extensions.
+COMMA := ,
 UBSAN := $(abspath build/ubsan)
 ubsan: $(BUILT)
-	rm -rf build/ubsan
-	GLEC_SANITIZE=alignment $(BIN)/pip install --quiet --no-deps --target $(UBSAN) .
+	$(call sanitized,$(UBSAN),alignment,__ubsan)
 	cd / && PYTHONPATH=$(UBSAN) $(abspath $(BIN))/python -P -c "import glec_fast; assert '$(UBSAN)' in glec_fast.__file__"
 	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q tests/store $(addprefix tests/test_,payload.py session*.py inbound*.py queue*.py extras*.py) $(TEST_ARGS)
 
@@ -81,8 +89,7 @@ paho21: $(BUILT)
 # FUZZ_STREAMS damaged streams of each protocol version into the parsers, under AddressSanitizer and UBSan.
 FUZZ := $(abspath build/fuzz)
 fuzz: $(BUILT)
-	rm -rf build/fuzz
-	GLEC_SANITIZE=address,undefined $(BIN)/pip install --quiet --no-deps --target $(FUZZ) .
+	$(call sanitized,$(FUZZ),address$(COMMA)undefined,__asan)
 	FUZZ_STREAMS=$(FUZZ_STREAMS) FUZZ_SEED=$(SEED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
 		PYTHONPATH=$(FUZZ) PYTHONMALLOC=malloc $(BIN)/pytest -q -p no:cacheprovider $(addprefix tests/test_,fuzz.py inbound.py inbound_tables.py session.py) $(TEST_ARGS)
 
