@@ -56,7 +56,7 @@ while client.want_write():
 client.disconnect()
 peer.close()
 sent = [packet for packet in peer.packets() if packet.kind == PUBLISH and b"handler" in packet.body]
-print(json.dumps([len(handles), len(sent), first.is_published()]))
+print(json.dumps([len(handles), len(sent), first.is_published()]), flush=True)
 os._exit(0)
 """
 
