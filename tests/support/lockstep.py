@@ -46,13 +46,18 @@ class LockstepServer:
         self.settle(run)
 
     def settle(self, run: Run) -> None:
-        """Return once each side has handled all that the other has sent."""
-        run.client._send_pingreq()
+        """Return once each side has handled all that the other has sent.
+
+        The first PINGRESP shows that the client has handled what the server sent; the second, that the server has read
+        what the client answered to it.
+        """
         deadline_s = time.monotonic() + WAIT_S
-        while run.client._ping_t:
-            assert time.monotonic() < deadline_s, run.seen
-            run.client.loop(0.001)
-            self._read(0)
+        for _ in range(2):
+            run.client._send_pingreq()
+            while run.client._ping_t:
+                assert time.monotonic() < deadline_s, run.seen
+                run.client.loop(0.001)
+                self._read(0)
 
     def cut(self) -> None:
         assert self._connection is not None
