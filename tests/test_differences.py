@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from paho.mqtt import client as paho
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 import glec_fast.mqtt
 from support.differential import (
@@ -455,6 +457,25 @@ def test_dropped_messages_say_nothing_of_how_far_they_were(module: Any) -> None:
         run.client._sock_close()
 
     outcome(module.Client(API2, "device"), program, [[Expect(), Send(connack(V311)), Expect()]])
+
+
+@BOTH
+def test_a_message_is_as_it_was_when_it_was_published(module: Any) -> None:
+    def program(run: Run) -> None:
+        run.watch("on_publish", "on_disconnect")
+        payload = bytearray(b"first")
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.ContentType = "first"
+        run.client.publish("t", payload, 1, properties=properties)
+        payload[:] = b"later"
+        properties.ContentType = "later"
+        run.connect()
+        run.loop_until("on_publish")
+        run.client.disconnect()
+
+    steps: list[Step] = [Expect(), Send(connack(V5)), Expect(), Send(ack(0x40, 1))]
+    _, packets = outcome(module.Client(API2, "device", protocol=V5), program, [steps])
+    assert packets[1][1].count(b"first" if is_ours(module) else b"later") == 2
 
 
 def test_every_row_of_the_table_has_its_test() -> None:
