@@ -72,7 +72,11 @@ class Send:
 
 @dataclass
 class Close:
-    """End the connection from the peer's side."""
+    """End the connection from the peer's side.
+
+    What the client still sends is taken: a socket that is closed over it would answer with a reset, which the client
+    sees or not, as the two of them meet.
+    """
 
 
 Step = Expect | Send | Close
@@ -136,6 +140,9 @@ class Peer:
             if isinstance(step, Send):
                 connection.sendall(step.data)
             elif isinstance(step, Close):
+                connection.shutdown(socket.SHUT_WR)
+                while stream.read(1 << 16):
+                    pass
                 break
             else:
                 # Without a step: until the client ends it.

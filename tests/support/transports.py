@@ -49,6 +49,9 @@ class WebSocket(io.RawIOBase):
         frames = ((_BINARY, data[:half]), (_FINAL | _PING, b"still there?"), (_FINAL | _CONTINUATION, data[half:]))
         self._sock.sendall(b"".join(_frame(opcode, payload) for opcode, payload in frames))
 
+    def shutdown(self, how: int) -> None:
+        self._sock.shutdown(how)
+
     def makefile(self, _mode: str) -> io.BufferedReader:
         return io.BufferedReader(self)
 
