@@ -83,7 +83,7 @@ ATTRIBUTES = (
     "_transport",
     "_userdata",
 )
-FUNCTIONS = ("_ConnectionState", "_encode_payload", "_socketpair_compat", "error_string", "sockpair_data", "time_func")
+FUNCTIONS = ("_ConnectionState", "_encode_payload", "error_string", "sockpair_data", "time_func")
 # When bytes last came: 2.2 renamed it.
 _LAST_RECEIVED = ("_last_bytes_received", "_last_msg_in")
 

@@ -132,14 +132,34 @@ class Client(Durable):
             self._outbox.is_woken = False
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the loop ended while it was woken: %s", error)
 
+    def _open_wake_pair(self) -> None:
+        """Not paho's, which goes over TCP: dearer to make and to write to, and any process may connect to it first."""
+        for end in (self._sockpairR, self._sockpairW):
+            if end is not None:
+                end.close()
+        # Who woke the loop by the old pair was heard by nobody.
+        self._outbox.is_woken = False
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        writer.setblocking(False)
+        self._sockpairR, self._sockpairW = reader, writer
+
+    def loop(self, timeout: float = 1.0) -> MQTTErrorCode:
+        """As paho's."""
+        if self._sockpairR is None or self._sockpairW is None:
+            self._open_wake_pair()
+        return self._loop(timeout)
+
     def loop_start(self) -> MQTTErrorCode:
         """As paho's."""
-        if self._thread is None:
-            self._outbox.is_woken = False
-            for end in (self._sockpairR, self._sockpairW):
-                if end is not None:
-                    end.close()
-        return super().loop_start()
+        if self._thread is not None:
+            return MQTTErrorCode.MQTT_ERR_INVAL
+        self._open_wake_pair()
+        self._thread_terminate = False
+        name = f"paho-mqtt-client-{self._client_id.decode()}"
+        self._thread = threading.Thread(target=self._thread_main, name=name, daemon=True)
+        self._thread.start()
+        return _SUCCESS
 
     def loop_stop(self) -> MQTTErrorCode:
         """As paho's, which fails where the thread ends by itself just then."""

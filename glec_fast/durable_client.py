@@ -101,6 +101,9 @@ class Durable(Receiver):
     def _wake(self) -> None:
         raise NotImplementedError
 
+    def _open_wake_pair(self) -> None:
+        raise NotImplementedError
+
     def _open_durable_outbox(self) -> DurableOutbox | None:
         """None for a client that keeps messages in memory. The outbox's `on_work` may be called at once."""
         given = self._given_store
@@ -205,7 +208,7 @@ class Durable(Receiver):
         outbox = self._outbox
         if isinstance(outbox, DurableOutbox):
             if self._sockpairR is None:
-                self._sockpairR, self._sockpairW = paho._socketpair_compat()
+                self._open_wake_pair()
             # Who woke the loop before this one, if any, was heard by nobody.
             outbox.is_woken = False
             self._wake()

@@ -314,6 +314,18 @@ def test_a_wake_up_that_is_lost_does_not_keep_others_from_theirs() -> None:
         assert reader.recv(10)
 
 
+@pytest.mark.parametrize("loop", ["loop", "loop_start"])
+def test_the_sockets_to_wake_the_loop_with_are_nobody_elses(loop: str) -> None:
+    """paho's go over TCP, where another process may connect first."""
+    client = glec_fast.mqtt.Client(paho.CallbackAPIVersion.VERSION2, "device")
+    client.connect_async("127.0.0.1", 1)
+    getattr(client, loop)()
+    try:
+        assert {client._sockpairR.family, client._sockpairW.family} == {socket.AF_UNIX}
+    finally:
+        client.loop_stop()
+
+
 @pytest.mark.parametrize("qos", [0, 1, 2])
 def test_eight_threads_and_the_callbacks_publish_at_once(qos: int, broker: Broker) -> None:
     """All arrives once, in the order of each thread; on_publish has each id once."""
