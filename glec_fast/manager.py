@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -202,6 +203,7 @@ class MQTTManager:
     def __init__(self, config: MQTTConfig, *, clocks: Clocks | None = None) -> None:
         self.config = config
         self._clocks = clocks or Clocks()
+        self._queue_directory = Path(config.queue_path).absolute().parent
         self._started_s = time.monotonic()
         self._callback = ConnectionCallback()
         self._on_drop: Callable[[Dropped], None] | None = None
@@ -382,7 +384,7 @@ class MQTTManager:
             uptime_seconds=int(time.monotonic() - self._started_s),
             battery_voltage=self._battery_voltage,
             memory_usage_mb=memory_usage_mb(),
-            storage_available_mb=available_storage_mb(self.config.queue_path),
+            storage_available_mb=available_storage_mb(self._queue_directory),
             can_messages_received=self._can_frames,
             mqtt_messages_sent=self._outbox.sent_count,
             offline_queue_size=self._store.size,
