@@ -177,8 +177,10 @@ class Receiver(paho.Client):
     def _hasten_acks(self, sock: Any, received_bytes: int) -> None:
         """A broker with Nagle's algorithm holds acks back until our kernel acknowledges the last, 40 ms later."""
         self._acks_stream = received_bytes >= _STREAM_READ_BYTES
-        is_open = self._sock is sock
-        if is_open and self._is_tcp and self._outbox.session.in_flight:
+        session = self._outbox.session
+        is_waiting = session.in_flight and not session.sendable_bytes
+        # What is sent next acknowledges as well.
+        if is_waiting and self._sock is sock and self._is_tcp:
             _acknowledge_at_once(sock)
 
     def _hasten_connack(self, sock: Any) -> None:
