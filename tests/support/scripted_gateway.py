@@ -101,6 +101,9 @@ class ScriptedGateway:
         self.store.run(lambda _table: None)
         if self.outbox.is_open:
             self.outbox.pull()
+        # Where the disk was slow, the pull has left the image to the store's thread.
+        while self.session.unsent_bytes != self.session.sendable_bytes:
+            self.store.run(lambda _table: None)
 
     def rows(self) -> dict[int, str]:
         """Message id -> payload of every row on disk."""
