@@ -49,6 +49,8 @@ _DELETE_ROWS_WITHOUT_ROOM = 250
 _STORAGE_RETRY_S = 1.0
 # A disk that takes longer must not hold up the thread that keeps the connection alive.
 _QUICK_COMMIT_S = 0.02
+# Most transactions end sooner; to leave the image to the writer behind a longer one costs less than to stand still.
+_TURN_WAIT_S = 0.005
 _AT_ONCE = float("-inf")
 
 logger = logging.getLogger("glec_fast")
@@ -103,6 +105,8 @@ class Committer:
         self._pending: list[Row] = []
         self._writing: list[Row] = []
         self._deleting = Finished()
+        # When they are deleted, unless a stream of acknowledgements puts it off.
+        self._delete_due_s: float | None = None
         self._delete_rows_max: int | None = None
         self._jobs: list[Job] = []
         self._deadline_s: float | None = None
@@ -148,6 +152,15 @@ class Committer:
         """New rows wait for others to share their transaction; the caller holds the lock."""
         self._request(max(self._rows_due_s - self._monotonic(), 0.0) if qos else self._qos0_commit_delay_s)
 
+    def _request_delete(self) -> None:
+        """Finished rows wait for more of them, as a table that ends up empty costs next to nothing to clear.
+
+        The caller holds the lock.
+        """
+        if self._delete_due_s is None:
+            self._delete_due_s = self._monotonic() + DONE_COMMIT_DELAY_S
+        self._request(max(self._delete_due_s - self._monotonic(), 0.0))
+
     def _request_retry(self) -> None:
         """After a failure of the disk; the caller holds the lock."""
         self._request(_STORAGE_RETRY_S)
@@ -173,7 +186,7 @@ class Committer:
         A disk that has proved quick is written at once, by the calling thread: two switches of threads would cost as
         much as the commit. What is finished is named in the image, and deleted by a later transaction.
         """
-        if self._is_quick and self._commit_lock.acquire(blocking=False):
+        if self._is_quick and self._commit_lock.acquire(timeout=_TURN_WAIT_S):
             try:
                 version = self._save_image()
             finally:
@@ -342,7 +355,7 @@ class Committer:
             if commit.outbox is not None:
                 finished = commit.outbox.take_finished()
             self._deleting.add(finished)
-            if len(finished) < DONE_COMMIT_ROWS or self._must_delete(commit):
+            if self._must_delete(commit):
                 commit.deleting = self._deleting.ids[: self._delete_rows_max]
             if commit.outbox is not None:
                 kept = self._deleting.ranges
@@ -353,11 +366,11 @@ class Committer:
                 commit.in_doubt, commit.identity = self._in_doubt.copy(), self._identity
 
     def _must_delete(self, commit: Commit) -> bool:
-        """False in a stream of acknowledgements: a table that ends up empty costs next to nothing to clear."""
         count = len(self._deleting)
+        is_due = self._delete_due_s is not None and self._monotonic() >= self._delete_due_s
         is_last = count >= self._row_count or self._closing or not commit.with_rows
         makes_room = self._row_count + len(commit.rows) > self.max_queue_size
-        return is_last or makes_room or bool(commit.jobs) or count >= _DELETE_ROWS_MAX
+        return is_due or is_last or makes_room or bool(commit.jobs) or count >= _DELETE_ROWS_MAX
 
     @staticmethod
     def _tell(callback: Callable[..., None] | None, *arguments: object) -> None:
@@ -378,7 +391,9 @@ class Committer:
                 self._reader.skipped = self._reader.skipped.difference(commit.deleting)
                 self._deleting.remove_first(len(commit.deleting))
             if self._deleting:
-                self._request(0.0 if commit.deleting else DONE_COMMIT_DELAY_S)
+                self._request_delete()
+            else:
+                self._delete_due_s = None
             self._telling = bool(commit.dropped)
             self._dropping.on_deleted(commit.dropped)
             if commit.anchor is not None:

@@ -202,8 +202,12 @@ class Store(Committer):
         drained: nothing else is in flight, so that no more will come by themselves.
         """
         with self._lock:
-            worth = waiting >= DONE_COMMIT_ROWS or (drained and self._eager > 0)
-            self._request(0.0 if worth else DONE_COMMIT_DELAY_S)
+            is_stream = waiting >= DONE_COMMIT_ROWS
+            if is_stream:
+                self._delete_due_s = None
+            self._request_delete()
+            if is_stream or (drained and self._eager > 0):
+                self._request(0.0)
 
     def disk_bytes(self) -> int:
         """Bytes that the file and its write-ahead log take."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -201,8 +202,9 @@ class TestCommit:
         assert [(each.number, each.message_id) for each in store.in_doubt()] == [(3, 3), (4, 4), (5, 5)]
 
     def test_rows_that_finish_in_a_stream_are_named_first_and_deleted_later(
-        self, make_store: Callable[..., Store], path: Path
+        self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("glec_fast.committer._QUICK_COMMIT_S", math.inf)
         monotonic = Clock(0.0)
         store = make_store(monotonic=monotonic)
         outbox = RecordingOutbox(store)
@@ -216,6 +218,46 @@ class TestCommit:
         monotonic.now_s += 2
         store.request_commit()
         assert wait_for(lambda: ids_on_disk(path) == list(range(1001, 1101)))
+
+    def test_a_transaction_for_another_reason_only_names_what_is_finished(
+        self, make_store: Callable[..., Store], path: Path
+    ) -> None:
+        monotonic = Clock(0.0)
+        store = make_store(monotonic=monotonic)
+        outbox = RecordingOutbox(store)
+        append(store, 110)
+        outbox.read_all()
+        for first in (1, 51):
+            outbox.finish(range(first, first + 50))
+            store.request_commit()
+            outbox.wait(lambda _, first=first: store.size == 111 - first - 50)
+        assert wait_for(lambda: image_on_disk(path) == b" 1-100")
+        assert ids_on_disk(path) == list(range(1, 111))
+        monotonic.now_s += 1
+        store.request_commit()
+        assert wait_for(lambda: ids_on_disk(path) == list(range(101, 111)))
+
+    def test_the_image_waits_for_a_short_transaction(
+        self, store: Store, outbox: RecordingOutbox, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("glec_fast.committer._TURN_WAIT_S", WAIT_S)
+        monkeypatch.setattr("glec_fast.committer._QUICK_COMMIT_S", math.inf)
+        outbox.version = 7
+        lock = store._commit_lock
+        asked = threading.Event()
+
+        class Asked:
+            def acquire(self, *args: Any, **kwargs: Any) -> bool:
+                asked.set()
+                return lock.acquire(*args, **kwargs)
+
+            release, __enter__, __exit__ = lock.release, lock.__enter__, lock.__exit__
+
+        with lock:
+            monkeypatch.setattr(store, "_commit_lock", Asked())
+            version = pool.submit(store.commit_image)
+            assert asked.wait(WAIT_S)
+        assert version.result(WAIT_S) == 7
 
     def test_the_table_is_cleared_at_once_where_all_of_it_is_finished(
         self, store: Store, outbox: RecordingOutbox, path: Path
