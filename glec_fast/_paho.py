@@ -17,6 +17,7 @@ METHODS = (
     "_call_socket_open",
     "_call_socket_register_write",
     "_check_clean_session",
+    "_create_socket",
     "_create_socket_connection",
     "_do_on_disconnect",
     "_easy_log",

@@ -21,6 +21,7 @@ from paho.mqtt.packettypes import PacketTypes
 
 from glec_fast import _paho
 from glec_fast._outbox import MemoryOutbox, publish
+from glec_fast.dial import Attempt, dial
 from glec_fast.durable_client import Durable
 from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import GlecError, UnsupportedError
@@ -54,6 +55,7 @@ class Client(Durable):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._interrupt = threading.Event()
+        self._attempt = Attempt()
         # Re-entrant, as what it guards may be cut into by a signal's handler, which publishes.
         self._write_lock = threading.RLock()
         self._is_writing = False
@@ -155,6 +157,8 @@ class Client(Durable):
         if self._thread is not None:
             return MQTTErrorCode.MQTT_ERR_INVAL
         self._open_wake_pair()
+        # `close` in a callback of the last thread has left it set.
+        self._interrupt.clear()
         self._thread_terminate = False
         name = f"paho-mqtt-client-{self._client_id.decode()}"
         self._thread = threading.Thread(target=self._thread_main, name=name, daemon=True)
@@ -439,14 +443,33 @@ class Client(Durable):
 
     # ---- connections
 
+    def _create_socket(self) -> Any:
+        """As paho's; `close` cuts it short."""
+        self._attempt = attempt = Attempt()
+        if self._interrupt.is_set():
+            # Set before it looked for an attempt to end.
+            attempt.end()
+        try:
+            sock = super()._create_socket()
+        except BaseException:
+            # paho leaves it to the garbage collector.
+            attempt.fail()
+            raise
+        attempt.succeed()
+        return sock
+
     def _create_socket_connection(self) -> socket.socket:
         sock = self._dial()
+        self._attempt.follow(sock)
         # We send whole batches; Nagle's algorithm would hold the last piece of each until the broker's kernel answers.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
 
     def _dial(self) -> socket.socket:
-        return super()._create_socket_connection()
+        if self._get_proxy():
+            return super()._create_socket_connection()
+        source = (self._bind_address, self._bind_port)
+        return dial(self._host, self._port, self._connect_timeout, source, self._attempt, for_each=True)
 
     def _handshake_timeout_s(self) -> float:
         """paho's: as long again as TCP had."""
@@ -457,13 +480,9 @@ class Client(Durable):
         if context is None or not (context.check_hostname or self._tls_insecure):
             return super()._ssl_wrap_socket(tcp_sock)
         sock = context.wrap_socket(tcp_sock, server_hostname=self._host, do_handshake_on_connect=False)
-        try:
-            sock.settimeout(self._handshake_timeout_s())
-            sock.do_handshake()
-        except BaseException:
-            # paho leaves it to the garbage collector.
-            sock.close()
-            raise
+        self._attempt.follow(sock)
+        sock.settimeout(self._handshake_timeout_s())
+        sock.do_handshake()
         return sock
 
     def _call_socket_open(self, sock: Any) -> None:

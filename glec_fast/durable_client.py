@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import socket
 import threading
 from collections.abc import Callable
 from copy import copy
@@ -20,6 +19,7 @@ from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from glec_fast.dial import Attempt, break_link
 from glec_fast.drops import Dropped
 from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import ConfigError, UnsupportedError
@@ -63,6 +63,7 @@ class Durable(Receiver):
     _sockpairW: Any = None
     # Ends the pause between two attempts to connect.
     _interrupt: threading.Event
+    _attempt: Attempt
 
     def __init__(
         self,
@@ -256,13 +257,15 @@ class Durable(Receiver):
     def close(self) -> None:
         """Leave the broker, end the thread of `loop_start`, write what is pending and let go of the queue file.
 
-        Idempotent. A link that takes no DISCONNECT is given up after 5 s. What was not sent stays in the file.
+        Idempotent. A connection that is being made is given up at once; a link that takes no DISCONNECT, and a name
+        that the system still looks up, after 5 s. What was not sent stays in the file.
         `disconnect` alone leaves the queue open: messages are accepted, and `connect` goes on with them.
         Raises QueueStorageError where something could not be written.
         """
         thread = self._thread
         outbox = self._outbox if isinstance(self._outbox, DurableOutbox) else None
         self._interrupt.set()
+        self._attempt.end()
         self.disconnect()
         self._thread_terminate = True
         if thread in (None, threading.current_thread()):
@@ -271,27 +274,19 @@ class Durable(Receiver):
                 self._sock_close()
         elif thread is not None:
             thread.join(_LEAVE_TIMEOUT_S)
-            if thread.is_alive():
-                self._break_link()
+            # Nothing ends a look-up but the system. The thread comes to nobody then, and ends.
+            if thread.is_alive() and not self._attempt.is_without_socket:
+                sock = self._sock
+                if sock is not None:
+                    break_link(sock)
                 # From a drop callback it may wait for us: for the disk, which the store's thread cannot write to.
                 if outbox is None or not outbox.store._is_own_thread():
                     thread.join()
         if outbox is not None:
             outbox.park()
             outbox.store.close()
-        if thread is not threading.current_thread():
+        if self._thread is None:
             self._interrupt.clear()
-
-    def _break_link(self) -> None:
-        sock = self._sock
-        if sock is None:
-            return
-        try:
-            # By its descriptor: paho's WebSocket has no such method.
-            with socket.socket(fileno=os.dup(sock.fileno())) as link:
-                link.shutdown(socket.SHUT_RDWR)
-        except OSError as error:
-            logger.debug("the link had ended already: %s", error)
 
     def __enter__(self: Self) -> Self:
         return self

@@ -430,6 +430,9 @@ class MQTTManager:
         self._log_expiring()
 
     def _on_connect_fail(self, _client: paho.Client, _userdata: Any) -> None:
+        if self._closed:
+            # An attempt that `disconnect` has cut short.
+            return
         error = self._client.connect_error
         level = logging.ERROR if isinstance(error, PinningError) else logging.WARNING
         logger.log(level, "no connection to %s: %s", self.config.broker_url, error)

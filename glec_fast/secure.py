@@ -70,7 +70,8 @@ class SecureClient(Client):
     def _dial(self) -> socket.socket:
         if self._get_proxy():
             return super()._dial()
-        return dial(self._host, self._port, self._connect_timeout, (self._bind_address, self._bind_port))
+        source = (self._bind_address, self._bind_port)
+        return dial(self._host, self._port, self._connect_timeout, source, self._attempt)
 
     def _handshake_timeout_s(self) -> float:
         # 0 would mean a socket that does not block.
@@ -81,18 +82,14 @@ class SecureClient(Client):
         with RequestWatch(self._ssl_context) as watch:
             sock = super()._ssl_wrap_socket(tcp_sock)
             watch.end(sock)
-        try:
-            chain = verified_chain(sock)
-            if self._pinner is not None:
-                self._pinner.check(self._host, chain)
-            sock.settimeout(0)
-            if watch.is_verdict_due(sock):
-                await_verdict(sock, time.monotonic() - started_s)
-                self._hasten_connack(sock)
-            self.certificates = self._expiries(chain)
-        except BaseException:
-            sock.close()
-            raise
+        chain = verified_chain(sock)
+        if self._pinner is not None:
+            self._pinner.check(self._host, chain)
+        sock.settimeout(0)
+        if watch.is_verdict_due(sock):
+            await_verdict(sock, time.monotonic() - started_s)
+            self._hasten_connack(sock)
+        self.certificates = self._expiries(chain)
         return sock
 
     def _expiries(self, chain: list[bytes]) -> tuple[CertificateExpiry, ...]:

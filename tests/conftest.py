@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import ExitStack
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
@@ -93,3 +94,15 @@ def start_counter() -> Iterator[StartCounter]:
             return stack.enter_context(Counter(broker.host, broker.port, topic_filter, **options))
 
         yield start
+
+
+@pytest.fixture
+def swallowed() -> Iterator[int]:
+    """A port whose connections are never answered: its listener's queue is full."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for sock in (first, second):
+            sock.setblocking(False)
+            sock.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]

@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import socket
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from glec_fast.dial import dial
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 TIMEOUT_S = 10.0
-
-
-@pytest.fixture
-def swallowed() -> Iterator[int]:
-    """A port whose connections are never answered: its listener's queue is full."""
-    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for sock in (first, second):
-            sock.setblocking(False)
-            sock.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *ports: int) -> None:
