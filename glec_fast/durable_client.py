@@ -283,8 +283,7 @@ class Durable(Receiver):
                 if outbox is None or not outbox.store._is_own_thread():
                     thread.join()
         if outbox is not None:
-            outbox.park()
-            outbox.store.close()
+            outbox.close()
         if self._thread is None:
             self._interrupt.clear()
 

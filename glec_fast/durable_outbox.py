@@ -302,6 +302,23 @@ class DurableOutbox(Outbox):
         for each in stranded:
             self._requeue(*each)
 
+    def close(self) -> None:
+        """Write what is pending and let go of the file; who waits for a message hears that it stays there.
+
+        Raises QueueStorageError where something could not be written.
+        """
+        self.park()
+        try:
+            self.store.close()
+        finally:
+            with self.lock:
+                published, self._untold = self._untold, []
+                left = list(self._handles.values())
+            for handle in published:
+                handle._set_as_published()
+            for handle in left:
+                handle._set_as_left()
+
     def _requeue(self, topic: str, payload: str | bytes, extras: Extras | None, handle: PublishHandle) -> None:
         def register(message_id: int) -> None:
             handle.mid = message_id

@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Literal
 
 from paho.mqtt.client import MQTTMessageInfo, error_string
 from paho.mqtt.enums import MQTTErrorCode
 
 from glec_fast.drops import DropReason
-from glec_fast.errors import PublishError
+from glec_fast.errors import PublishError, QueueClosedError
 
 
 class PublishHandle(MQTTMessageInfo):
@@ -21,7 +20,8 @@ class PublishHandle(MQTTMessageInfo):
     qos: the message's. rc: paho's error code, MQTT_ERR_SUCCESS where the message was accepted.
     """
 
-    # _fate: None while it waits, True once it is published, or why it was dropped. _wait_durable: only in a queue.
+    # _fate: None while it waits, True once it is published, False where its queue was closed first, or why it was
+    # dropped. _wait_durable: only in a queue.
     __slots__ = ("__weakref__", "_fate", "_wait_durable", "qos")
 
     # Not paho's initialiser: one condition serves all handles of a client, where paho makes one for each.
@@ -62,7 +62,8 @@ class PublishHandle(MQTTMessageInfo):
     def wait_for_publish(self, timeout: float | None = None) -> None:
         """Wait, at most `timeout` seconds, until the broker has taken the message over (QoS 0: until it has left).
 
-        Raises ValueError and RuntimeError as paho does; PublishError, which is a RuntimeError, where it was dropped.
+        Raises ValueError and RuntimeError as paho does; of the latter PublishError where it was dropped, and
+        QueueClosedError where its queue was closed first: it stays in the file, and the file's next use sends it.
         """
         self._raise_for_error()
         deadline_s = None if timeout is None else time.monotonic() + timeout
@@ -73,9 +74,12 @@ class PublishHandle(MQTTMessageInfo):
                     break
                 self._condition.wait(remaining_s)
         self._raise_for_error()
+        if self._fate is False:
+            left = f"the queue was closed before message {self.mid} was taken over: it stays in the file"
+            raise QueueClosedError(left)
 
     def is_published(self) -> bool:
-        """True once the broker has taken the message over. Raises as `wait_for_publish` does."""
+        """True once the broker has taken the message over. Raises as `wait_for_publish`, but for QueueClosedError."""
         self._raise_for_error()
         return self._fate is True
 
@@ -93,7 +97,11 @@ class PublishHandle(MQTTMessageInfo):
     def _set_as_dropped(self, reason: DropReason) -> None:
         self._end(reason)
 
-    def _end(self, fate: DropReason | Literal[True]) -> None:
+    def _set_as_left(self) -> None:
+        if self._fate is None:
+            self._end(False)
+
+    def _end(self, fate: DropReason | bool) -> None:
         self._fate = fate
         with self._condition:
             self._condition.notify_all()

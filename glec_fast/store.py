@@ -25,7 +25,7 @@ from glec_fast.committer import (
     Committer,
 )
 from glec_fast.drops import DropReason
-from glec_fast.errors import ConfigError, QueueClosedError
+from glec_fast.errors import ConfigError
 from glec_fast.extras import ROW_COLUMNS, Extras, as_sent
 from glec_fast.in_doubt import Decision, InDoubt
 from glec_fast.queue_file import Salvage
@@ -279,13 +279,6 @@ class Store(Committer):
         """The ledger of messages whose fate MQTT cannot tell, oldest first; at most LEDGER_ROWS_MAX."""
         rows = self.run(lambda table: table.read_in_doubt())
         return [InDoubt(*row[:4], Decision(row[4])) for row in rows]
-
-    def detach(self) -> None:
-        """Nobody sends any more; what was finished is committed first."""
-        with suppress(QueueClosedError):
-            self.run(lambda _table: None)
-        with self._lock:
-            self._outbox = None
 
     def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
         """Read from the first row again. `protected` ids are in flight and never dropped; `finished` are not read."""

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from glec_fast import MessageError, MQTTManager, PayloadTypeError
+from glec_fast import MessageError, MQTTManager, PayloadTypeError, QueueClosedError
 from support.gateway import TIMEOUT_S, Recorder, quick_config
 from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
     from glec_fast.demo.broker import Broker
@@ -82,6 +83,32 @@ def test_handles_offline(offline: MQTTManager) -> None:
         handle.wait_for_publish(0.01)
         assert not handle.is_published()
     assert len({handle.message_id for handle in handles}) == 3
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_who_waits_for_a_message_hears_that_its_queue_was_closed(
+    broker: Broker, tmp_path: Path, pool: ThreadPoolExecutor, qos: int
+) -> None:
+    manager = MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path))
+    handle = manager.publish("t", "x", qos)
+    waiting = pool.submit(handle.wait_for_publish)
+    manager.disconnect()
+    for call in (lambda: waiting.result(TIMEOUT_S), handle.wait_for_publish):
+        with pytest.raises(QueueClosedError, match="stays in the file"):
+            call()
+    assert not handle.is_published()
+    with MQTTManager(quick_config(broker.url, tmp_path)) as successor:
+        successor.connect()
+        assert successor.flush(TIMEOUT_S)
+
+
+def test_a_message_that_was_taken_over_stays_so_when_its_queue_is_closed(broker: Broker, tmp_path: Path) -> None:
+    with MQTTManager(quick_config(broker.url, tmp_path)) as manager:
+        manager.connect()
+        handle = manager.publish("t", "x", 2)
+        handle.wait_for_publish(TIMEOUT_S)
+    handle.wait_for_publish()
+    assert handle.is_published()
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +50,3 @@ def store(make_store: Callable[..., Store]) -> Store:
 @pytest.fixture
 def outbox(store: Store) -> RecordingOutbox:
     return RecordingOutbox(store)
-
-
-@pytest.fixture
-def pool() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(16) as executor:
-        yield executor

@@ -93,7 +93,6 @@ class TestClose:
             with pytest.raises(QueueClosedError):
                 call()
         assert store.read(10) == ([], True)
-        store.detach()
 
     @pytest.mark.parametrize("waits", ["a message", "a drop", "a refusal"])
     def test_a_full_disk_does_not_hold_it_up(
