@@ -432,6 +432,22 @@ def test_a_read_takes_all_that_has_come(module: Any) -> None:
 
 
 @BOTH
+def test_the_answers_to_a_read_are_registered_once(module: Any) -> None:
+    def program(run: Run) -> None:
+        run.watch("on_message", "on_socket_register_write", "on_disconnect")
+        run.connect()
+        run.client.loop_write()
+        run.loop_until("on_message", 3)
+        # One is CONNECT's.
+        assert (run.counts["on_socket_register_write"] == 2) is is_ours(module)
+        run.call("disconnect")
+        run.loop_until("on_disconnect")
+
+    arriving = b"".join(inbound(V311, "t", b"m", 1, mid) for mid in (1, 2, 3))
+    outcome(module.Client(API2, "device"), program, [[Expect(), Send(connack(V311) + arriving), Expect(4)]])
+
+
+@BOTH
 def test_is_connected_is_about_now(module: Any) -> None:
     def program(run: Run) -> None:
         run.watch("on_connect", "on_disconnect")
