@@ -13,6 +13,7 @@ glec_broker_config.properties, all optional), NOTIFY_SOCKET and WATCHDOG_USEC.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import selectors
 import socket
@@ -38,6 +39,11 @@ SOCKET_NAME = "publish.sock"
 MAX_PACKET_BYTES = 256 * 1024
 DISK_TIMEOUT_S = 10.0
 BACKLOG = 16
+# So that no program takes the descriptors that the link to the broker needs; others wait for one to leave.
+MAX_CLIENTS = 256
+_ACCEPT_PAUSE_S = 1.0
+
+logger = logging.getLogger("glec_fast")
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -81,24 +87,54 @@ class Service:
         except OSError as error:
             self._listener.close()
             raise ConfigError(f"{path} cannot be listened on ({error}): check RUNTIME_DIRECTORY") from error
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._listener.setblocking(False)
+        self._is_listening = False
+        self._listen_at_s = 0.0
 
     def turn(self, timeout_s: float) -> None:
         """Answer what has come, or wait for it for at most `timeout_s`."""
-        for key, _ in self._selector.select(timeout_s):
+        if not self._is_listening:
+            self._listen_again()
+        for key, _ in self._selector.select(timeout_s if self._is_listening else min(timeout_s, _ACCEPT_PAUSE_S)):
             if key.fileobj is self._listener:
-                client, _ = self._listener.accept()
-                client.setblocking(False)
-                self._selector.register(client, selectors.EVENT_READ)
+                self._accept()
             else:
                 assert isinstance(key.fileobj, socket.socket)
                 self._serve(key.fileobj)
+
+    def _listen_again(self) -> None:
+        if time.monotonic() >= self._listen_at_s and len(self._selector.get_map()) < MAX_CLIENTS:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+            self._is_listening = True
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._listener.accept()
+        except BlockingIOError:
+            # It has gone again.
+            return
+        except OSError as error:
+            # Out of descriptors or memory, as a rule; those that are connected are served on.
+            logger.error("no further program can connect for now: %s", error)
+            self._listen_at_s = time.monotonic() + _ACCEPT_PAUSE_S
+            self._stop_listening()
+            return
+        client.setblocking(False)
+        self._selector.register(client, selectors.EVENT_READ)
+        if len(self._selector.get_map()) > MAX_CLIENTS:
+            logger.warning("%d programs are connected, the most that are served at once", MAX_CLIENTS)
+            self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        self._selector.unregister(self._listener)
+        self._is_listening = False
 
     def close(self) -> None:
         """Let go of every client, and of the socket."""
         for key in list(self._selector.get_map().values()):
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
+        self._listener.close()
         self._selector.close()
         self._path.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import sqlite3
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from glec_fast import MQTTManager
 from glec_fast.errors import ConfigError, MessageError
-from glec_fast.service import MAX_PACKET_BYTES, Notifier, config_from, request_of
-from support.gateway import TIMEOUT_S, eventually
+from glec_fast.service import MAX_PACKET_BYTES, Notifier, Service, config_from, request_of
+from support.gateway import TIMEOUT_S, eventually, quick_config
 from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from glec_fast.demo.broker import Broker
 
 WATCHDOG_S = 0.6
+REQUEST = b'{"topic": "t", "payload": "x"}'
 
 
 class RunningService:
@@ -90,6 +93,71 @@ def test_it_publishes_what_a_program_hands_it(service: RunningService, broker: B
             "t/1": ('{"a":[1,"é"]}'.encode(), 2),
             "t/2": (b"text", 1),
         }
+
+
+def test_programs_that_are_too_many_wait_until_one_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("glec_fast.service.MAX_CLIENTS", 2)
+    with (
+        MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path)) as manager,
+        closing(Service(manager, tmp_path / "publish.sock")) as service,
+    ):
+        programs = [connected(tmp_path) for _ in range(3)]
+        for program in programs:
+            program.send(REQUEST)
+        for _ in range(6):
+            service.turn(0)
+        assert [is_answered(program) for program in programs] == [True, True, False]
+        assert "the most that are served at once" in caplog.text
+        programs[0].close()
+        for _ in range(4):
+            service.turn(0)
+        assert is_answered(programs[2])
+        for program in programs:
+            program.close()
+
+
+def test_without_descriptors_it_serves_on_and_takes_others_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("glec_fast.service._ACCEPT_PAUSE_S", 0.0)
+    with (
+        MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path)) as manager,
+        closing(Service(manager, tmp_path / "publish.sock")) as service,
+        closing(connected(tmp_path)) as first,
+    ):
+        service.turn(0)
+        first.send(REQUEST)
+        with closing(connected(tmp_path)) as second:
+            second.send(REQUEST)
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            try:
+                service.turn(0)
+                service.turn(0)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert is_answered(first)
+            assert not is_answered(second)
+            assert "no further program can connect for now" in caplog.text
+            for _ in range(3):
+                service.turn(0)
+            assert is_answered(second)
+
+
+def connected(directory: Path) -> socket.socket:
+    program = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    program.connect(str(directory / "publish.sock"))
+    program.setblocking(False)
+    return program
+
+
+def is_answered(program: socket.socket) -> bool:
+    try:
+        return b'"id"' in program.recv(4096)
+    except BlockingIOError:
+        return False
 
 
 @pytest.mark.parametrize(
