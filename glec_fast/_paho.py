@@ -84,7 +84,14 @@ ATTRIBUTES = (
     "_transport",
     "_userdata",
 )
-FUNCTIONS = ("_ConnectionState", "_encode_payload", "error_string", "sockpair_data", "time_func")
+FUNCTIONS = (
+    "_ConnectionState",
+    "_WebsocketWrapper",
+    "_encode_payload",
+    "error_string",
+    "sockpair_data",
+    "time_func",
+)
 # When bytes last came: 2.2 renamed it.
 _LAST_RECEIVED = ("_last_bytes_received", "_last_msg_in")
 
@@ -162,6 +169,11 @@ def whole_packet(command: int, body: bytes) -> Any:
     }
 
 
+def _websocket_names() -> tuple[str, ...]:
+    wrapper = getattr(paho_client, "_WebsocketWrapper", None)
+    return () if wrapper is None else wrapper.__init__.__code__.co_names
+
+
 def missing_internals() -> list[str]:
     """Names of the contract that the installed paho-mqtt does not have."""
     initialised = _initialised_names()
@@ -171,6 +183,7 @@ def missing_internals() -> list[str]:
         *(name for name in FUNCTIONS if not hasattr(paho_client, name)),
         *(name for name in _LAST_RECEIVED[:1] if initialised.isdisjoint(_LAST_RECEIVED)),
         *(name for name in ("MQTTMatcher._root._children",) if not hasattr(_root_of(MQTTMatcher()), "_children")),
+        *(name for name in ("_WebsocketWrapper._socket",) if "_socket" not in _websocket_names()),
     ]
 
 

@@ -1,7 +1,8 @@
 """paho's Client with its hot paths replaced: PUBLISH, the acknowledgements, bulk reads and bulk writes.
 
-paho keeps connect, TLS, WebSocket, proxies, keep alive, SUBSCRIBE, properties and the callbacks; see `glec_fast._paho`
-for what of it is used here. Bytes and states are the session's, what waits is the outbox's; this module moves bytes.
+paho keeps connect, TLS, a WebSocket's upgrade, proxies, keep alive, SUBSCRIBE, properties and the callbacks; see
+`glec_fast._paho` for what of it is used here. Bytes and states are the session's, what waits is the outbox's; this
+module moves bytes.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import GlecError, UnsupportedError
 from glec_fast.message import properties_from
 from glec_fast.receive import _State
+from glec_fast.websocket import WebSocket
 
 if TYPE_CHECKING:
     from glec_fast.handle import PublishHandle
@@ -456,7 +458,7 @@ class Client(Durable):
             attempt.fail()
             raise
         attempt.succeed()
-        return sock
+        return WebSocket(sock._socket) if isinstance(sock, paho._WebsocketWrapper) else sock
 
     def _create_socket_connection(self) -> socket.socket:
         sock = self._dial()

@@ -60,7 +60,7 @@ class Attempt:
 def break_link(sock: Any) -> None:
     """End the connection under a socket that another thread may be waiting on."""
     try:
-        # By its descriptor: paho's WebSocket has no such method, and ssl's would take TLS from under a handshake.
+        # By its descriptor: a WebSocket has no such method, and ssl's would take TLS from under a handshake.
         with socket.socket(fileno=os.dup(sock.fileno())) as link:
             link.shutdown(socket.SHUT_RDWR)
     except OSError as error:

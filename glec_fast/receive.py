@@ -135,9 +135,6 @@ class Receiver(paho.Client):
             try:
                 data = self._sock_recv(_RECEIVE_BYTES)
             except BlockingIOError:
-                if self._has_pending(sock):
-                    # A WebSocket's ping was all that was read.
-                    continue
                 self._hasten_connack(sock)
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
             except OSError as error:

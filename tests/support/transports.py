@@ -43,11 +43,11 @@ class WebSocket(io.RawIOBase):
     def sendall(self, data: bytes) -> None:
         if self._frame_bytes:
             pieces = (data[at : at + self._frame_bytes] for at in range(0, len(data), self._frame_bytes))
-            self._sock.sendall(b"".join(_frame(_FINAL | _BINARY, piece) for piece in pieces))
+            self._sock.sendall(b"".join(frame(_FINAL | _BINARY, piece) for piece in pieces))
             return
         half = len(data) // 2
         frames = ((_BINARY, data[:half]), (_FINAL | _PING, b"still there?"), (_FINAL | _CONTINUATION, data[half:]))
-        self._sock.sendall(b"".join(_frame(opcode, payload) for opcode, payload in frames))
+        self._sock.sendall(b"".join(frame(opcode, payload) for opcode, payload in frames))
 
     def shutdown(self, how: int) -> None:
         self._sock.shutdown(how)
@@ -83,7 +83,8 @@ class WebSocket(io.RawIOBase):
         self._sock.close()
 
 
-def _frame(opcode: int, payload: bytes) -> bytes:
+def frame(opcode: int, payload: bytes) -> bytes:
+    """A frame of the server's; `opcode` with FIN, if it is the last of its message."""
     size = len(payload)
     if size <= _SHORT:
         return bytes((opcode, size)) + payload
