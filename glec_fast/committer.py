@@ -357,6 +357,9 @@ class Committer:
             self._deleting.add(finished)
             if self._must_delete(commit):
                 commit.deleting = self._deleting.ids[: self._delete_rows_max]
+                if len(commit.deleting) == len(self._deleting):
+                    # What finishes from here on has a second of its own.
+                    self._delete_due_s = None
             if commit.outbox is not None:
                 kept = self._deleting.ranges
                 if commit.deleting:
@@ -392,8 +395,6 @@ class Committer:
                 self._deleting.remove_first(len(commit.deleting))
             if self._deleting:
                 self._request_delete()
-            else:
-                self._delete_due_s = None
             self._telling = bool(commit.dropped)
             self._dropping.on_deleted(commit.dropped)
             if commit.anchor is not None:
@@ -434,6 +435,9 @@ class Committer:
             self._jobs = [job for job in jobs if job.lasting] + self._jobs
             self._failure = failure if self._pending else None
             self._rows_last = bool(rows)
+            if self._deleting:
+                # Not at once with each that finishes meanwhile: they come by the hundred a second.
+                self._delete_due_s = self._monotonic() + _STORAGE_RETRY_S
             self._request_retry()
             self._progress.notify_all()
         for job in jobs:

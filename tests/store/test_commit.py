@@ -237,6 +237,22 @@ class TestCommit:
         store.request_commit()
         assert wait_for(lambda: ids_on_disk(path) == list(range(101, 111)))
 
+    def test_what_finishes_while_others_are_deleted_does_not_wait_for_longer(
+        self, make_store: Callable[..., Store], path: Path, pool: ThreadPoolExecutor
+    ) -> None:
+        monotonic = Clock(0.0)
+        store = make_store(monotonic=monotonic)
+        outbox = RecordingOutbox(store)
+        append(store, 10)
+        outbox.read_all()
+        outbox.finish([1, 2, 3])
+        with held_writer(store, pool):
+            outbox.finish([4])
+        assert ids_on_disk(path) == list(range(4, 11))
+        monotonic.now_s += 1
+        store.request_commit()
+        assert wait_for(lambda: ids_on_disk(path) == list(range(5, 11)))
+
     def test_the_image_waits_for_a_short_transaction(
         self, store: Store, outbox: RecordingOutbox, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:

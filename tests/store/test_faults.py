@@ -16,6 +16,7 @@ from glec_fast.commit import Row
 from glec_fast.drops import Dropped
 from glec_fast.errors import QueueClosedError, QueueStorageError
 from glec_fast.store import Store
+from support.clock import Clock
 from support.store import WAIT_S, Disk, RecordingOutbox, append, held_writer, ids_on_disk, raising, wait_for
 
 
@@ -39,6 +40,35 @@ class TestFaults:
         assert store.append("t", "next", 1) == accepted + 1
         assert caplog.text.count("no space left") == 1, "one line, however often it tries"
         assert "can be written again" in caplog.text
+
+    def test_acknowledgements_do_not_have_a_failing_disk_tried_again_at_once(
+        self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monotonic = Clock(0.0)
+        store = make_store(monotonic=monotonic)
+        outbox = RecordingOutbox(store)
+        append(store, 50)
+        outbox.read_all()
+        attempts: list[float] = []
+
+        def fail(*_: object) -> None:
+            attempts.append(monotonic.now_s)
+            raise apsw.IOError("disk I/O error")
+
+        monkeypatch.setattr(store._writer, "transact", fail)
+        outbox.finish([1])
+        monotonic.now_s += 1
+        store.request_commit()
+        assert wait_for(lambda: bool(attempts) and not store._commit_lock.locked())
+        for message_id in range(2, 50):
+            outbox.finish([message_id])
+            assert store._deadline_s is not None
+            assert store._deadline_s > monotonic.now_s
+        assert len(attempts) == 1
+        monkeypatch.undo()
+        monotonic.now_s += 1
+        store.request_commit()
+        assert wait_for(lambda: ids_on_disk(path) == [50])
 
     def test_a_rolled_back_transaction_changes_no_count(self, store: Store, outbox: RecordingOutbox) -> None:
         append(store, 10)
