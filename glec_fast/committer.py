@@ -371,7 +371,8 @@ class Committer:
     def _must_delete(self, commit: Commit) -> bool:
         count = len(self._deleting)
         is_due = self._delete_due_s is not None and self._monotonic() >= self._delete_due_s
-        is_last = count >= self._row_count or self._closing or not commit.with_rows
+        # What is to be dropped goes with this transaction too.
+        is_last = count + len(self._dropping.marked) >= self._row_count or self._closing or not commit.with_rows
         makes_room = self._row_count + len(commit.rows) > self.max_queue_size
         return is_due or is_last or makes_room or bool(commit.jobs) or count >= _DELETE_ROWS_MAX
 

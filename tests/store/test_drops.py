@@ -37,6 +37,20 @@ class TestDropsAreTold:
         assert store.wait_empty(WAIT_S)
         assert dropping.result(WAIT_S) == 2
 
+    def test_what_is_dropped_on_the_way_does_not_keep_the_last_waiting(
+        self, make_store: Callable[..., Store], clock: Clock, pool: ThreadPoolExecutor
+    ) -> None:
+        store = make_store(monotonic=Clock(0.0))
+        outbox = RecordingOutbox(store)
+        append(store, 1, ttl_ms=1000)
+        append(store, 9)
+        clock.now_s += 2
+        waiting = pool.submit(store.wait_empty, WAIT_S)
+        assert wait_for(lambda: store._eager == 1 and store._deadline_s is None)
+        outbox.finish(outbox.read_all(), drained=True)
+        assert waiting.result(WAIT_S)
+        assert store.drops == {"expired": 1}
+
 
 class TestOverflow:
     def test_the_oldest_go_and_are_told(self, make_store: Callable[..., Store], path: Path) -> None:
