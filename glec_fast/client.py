@@ -138,14 +138,15 @@ class Client(Durable):
 
     def _open_wake_pair(self) -> None:
         """Not paho's, which goes over TCP: dearer to make and to write to, and any process may connect to it first."""
+        # First, as it may fail: a loop cannot go on with a pair that is closed.
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        writer.setblocking(False)
         for end in (self._sockpairR, self._sockpairW):
             if end is not None:
                 end.close()
         # Who woke the loop by the old pair was heard by nobody.
         self._outbox.is_woken = False
-        reader, writer = socket.socketpair()
-        reader.setblocking(False)
-        writer.setblocking(False)
         self._sockpairR, self._sockpairW = reader, writer
 
     def loop(self, timeout: float = 1.0) -> MQTTErrorCode:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -324,6 +325,27 @@ def test_the_sockets_to_wake_the_loop_with_are_nobody_elses(loop: str) -> None:
         assert {client._sockpairR.family, client._sockpairW.family} == {socket.AF_UNIX}
     finally:
         client.loop_stop()
+
+
+def test_without_descriptors_for_a_thread_the_program_s_own_loop_goes_on(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = glec_fast.mqtt.Client(paho.CallbackAPIVersion.VERSION2, "device")
+    client.connect(broker.host, broker.port)
+    while not client.is_connected():
+        assert client.loop() == paho.MQTT_ERR_SUCCESS
+
+    def fail() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(socket, "socketpair", fail)
+        with pytest.raises(OSError, match="Too many"):
+            client.loop_start()
+    client.on_publish = lambda *_: client.disconnect()
+    client.publish("t", "x", 1)
+    while client.socket() is not None:
+        assert client.loop() == paho.MQTT_ERR_SUCCESS
 
 
 @pytest.mark.parametrize("qos", [0, 1, 2])
