@@ -68,7 +68,7 @@ class Client(Durable):
         self._outbox = outbox
         outbox.is_traced = self._is_logging
         self._out_messages = _paho.Unfinished(outbox if isinstance(outbox, MemoryOutbox) else ())  # type: ignore[assignment]
-        self._out_packet = _paho.Unfinished(_UnsentBytes(outbox))  # type: ignore[assignment]
+        self._out_packet = _paho.Unfinished(_SendableBytes(outbox))  # type: ignore[assignment]
         self._note_on_publish()
 
     # ---- publishing
@@ -544,9 +544,11 @@ class Client(Durable):
                 return
 
 
-class _UnsentBytes:
+class _SendableBytes:
+    """paho's thread stays until they have left. What waits at the gate is on disk, and may wait for ever."""
+
     def __init__(self, outbox: MemoryOutbox | DurableOutbox) -> None:
         self._session = outbox.session
 
     def __len__(self) -> int:
-        return int(self._session.unsent_bytes)
+        return int(self._session.sendable_bytes)

@@ -9,6 +9,7 @@ import threading
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -220,6 +221,30 @@ def test_closing_in_a_drop_callback_while_the_network_thread_waits_for_the_disk(
     client.close()
     with closing(Store(tmp_path / "queue.db")) as store:
         assert store.size == 1
+
+
+def test_a_disk_that_fails_does_not_keep_the_thread(
+    broker: Broker, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits at the gate is on disk, and goes with the next connection."""
+
+    def fail(*_: object) -> None:
+        raise apsw.IOError("disk I/O error")
+
+    client = make_client()
+    go_online(client, broker)
+    client.disconnect()
+    client.loop_stop()
+    client.publish("t", "x", 2)
+    with monkeypatch.context() as failing:
+        for name in ("save_image", "transact"):
+            failing.setattr(client.store._writer, name, fail)
+        go_online(client, broker)
+        assert eventually(lambda: client._outbox.session.unsent_bytes)
+        stopping = threading.Thread(target=client.loop_stop, daemon=True)
+        stopping.start()
+        stopping.join(TIMEOUT_S)
+        assert not stopping.is_alive()
 
 
 def test_a_program_s_own_loop_sends_what_is_on_disk(broker: Broker, make_client: MakeClient) -> None:
