@@ -49,7 +49,9 @@ _DELETE_ROWS_WITHOUT_ROOM = 250
 _STORAGE_RETRY_S = 1.0
 # A disk that takes longer must not hold up the thread that keeps the connection alive.
 _QUICK_COMMIT_S = 0.02
-# Most transactions end sooner; to leave the image to the writer behind a longer one costs less than to stand still.
+# Most transactions of a disk that takes no longer end sooner than this; behind another, to leave the image to the writer
+# costs less than to stand still.
+_SWIFT_COMMIT_S = 0.002
 _TURN_WAIT_S = 0.005
 _AT_ONCE = float("-inf")
 
@@ -99,7 +101,8 @@ class Committer:
 
         # Held through a transaction, whichever thread makes it. Taken before all other locks.
         self._commit_lock = threading.Lock()
-        self._is_quick = True
+        # The last transaction's, of whichever thread.
+        self._commit_took_s = 0.0
         self._work = threading.Condition(self._lock)
         self._progress = threading.Condition(self._lock)
         self._pending: list[Row] = []
@@ -186,7 +189,7 @@ class Committer:
         A disk that has proved quick is written at once, by the calling thread: two switches of threads would cost as
         much as the commit. What is finished is named in the image, and deleted by a later transaction.
         """
-        if self._is_quick and self._commit_lock.acquire(timeout=_TURN_WAIT_S):
+        if self._commit_took_s < _QUICK_COMMIT_S and self._take_turn():
             try:
                 version = self._save_image()
             finally:
@@ -195,6 +198,15 @@ class Committer:
                 return version
         self.request_commit()
         return None
+
+    def _take_turn(self) -> bool:
+        if self._commit_took_s >= _SWIFT_COMMIT_S:
+            return self._commit_lock.acquire(blocking=False)
+        if self._commit_lock.acquire(timeout=_TURN_WAIT_S):
+            return True
+        # Whose transaction it is says how long it took; until then nobody waits for it again.
+        self._commit_took_s = _TURN_WAIT_S
+        return False
 
     def _save_image(self) -> int | None:
         with self._lock:
@@ -214,7 +226,7 @@ class Committer:
             logger.debug("the in-flight state was not written at once: %s", error)
             return None
         finally:
-            self._is_quick = time.monotonic() - started_s < _QUICK_COMMIT_S
+            self._commit_took_s = time.monotonic() - started_s
         return version
 
     def refuse_if_closed(self) -> None:
@@ -296,7 +308,7 @@ class Committer:
             except Exception as error:
                 self._on_failure(commit, error)
                 return False
-            self._is_quick = time.monotonic() - started_s < _QUICK_COMMIT_S
+            self._commit_took_s = time.monotonic() - started_s
             self._on_success(commit)
         for job in commit.jobs:
             job.finished.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -205,6 +206,8 @@ class TestCommit:
         self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("glec_fast.committer._QUICK_COMMIT_S", math.inf)
+        monkeypatch.setattr("glec_fast.committer._SWIFT_COMMIT_S", math.inf)
+        monkeypatch.setattr("glec_fast.committer._TURN_WAIT_S", WAIT_S)
         monotonic = Clock(0.0)
         store = make_store(monotonic=monotonic)
         outbox = RecordingOutbox(store)
@@ -258,6 +261,7 @@ class TestCommit:
     ) -> None:
         monkeypatch.setattr("glec_fast.committer._TURN_WAIT_S", WAIT_S)
         monkeypatch.setattr("glec_fast.committer._QUICK_COMMIT_S", math.inf)
+        monkeypatch.setattr("glec_fast.committer._SWIFT_COMMIT_S", math.inf)
         outbox.version = 7
         lock = store._commit_lock
         asked = threading.Event()
@@ -274,6 +278,28 @@ class TestCommit:
             version = pool.submit(store.commit_image)
             assert asked.wait(WAIT_S)
         assert version.result(WAIT_S) == 7
+
+    def test_the_image_does_not_wait_where_transactions_are_long(
+        self, store: Store, outbox: RecordingOutbox, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("glec_fast.committer._TURN_WAIT_S", WAIT_S)
+        monkeypatch.setattr("glec_fast.committer._QUICK_COMMIT_S", math.inf)
+        store.run(lambda _table: time.sleep(0.003))
+        with store._commit_lock:
+            assert pool.submit(store.commit_image).result(WAIT_S / 2) is None
+
+    def test_the_image_waits_once_for_a_transaction_that_does_not_end(
+        self, store: Store, outbox: RecordingOutbox, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("glec_fast.committer._SWIFT_COMMIT_S", 0.04)
+        monkeypatch.setattr("glec_fast.committer._TURN_WAIT_S", 0.05)
+        monkeypatch.setattr("glec_fast.committer._QUICK_COMMIT_S", math.inf)
+        monkeypatch.setattr(store, "_commit_took_s", 0.0)
+        with store._commit_lock:
+            started_s = time.monotonic()
+            for _ in range(100):
+                assert store.commit_image() is None
+            assert time.monotonic() - started_s < 100 * 0.05 / 2
 
     def test_the_table_is_cleared_at_once_where_all_of_it_is_finished(
         self, store: Store, outbox: RecordingOutbox, path: Path
