@@ -49,8 +49,8 @@ _DELETE_ROWS_WITHOUT_ROOM = 250
 _STORAGE_RETRY_S = 1.0
 # A disk that takes longer must not hold up the thread that keeps the connection alive.
 _QUICK_COMMIT_S = 0.02
-# Most transactions of a disk that takes no longer end sooner than this; behind another, to leave the image to the writer
-# costs less than to stand still.
+# Most transactions of a disk that takes no longer end sooner than this; behind another, to leave the image to the
+# writer costs less than to stand still.
 _SWIFT_COMMIT_S = 0.002
 _TURN_WAIT_S = 0.005
 _AT_ONCE = float("-inf")
