@@ -71,6 +71,9 @@ class WebSocket:
             payload = self._take_frames()
             if payload:
                 return payload
+            if not self._is_over and not self.pending():
+                # A server may send pings without end; the caller has other duties.
+                raise BlockingIOError
         if self._broken:
             raise ConnectionAbortedError(f"the peer breaks the WebSocket protocol: {self._broken}")
         return b""

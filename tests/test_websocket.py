@@ -222,6 +222,14 @@ def test_what_a_server_must_not_send_is_not_taken_for_mqtt(either: Ends, opcode:
         assert either.receive_all() == (b"x" if opcode & 0x0F == BINARY else b"")
 
 
+def test_a_server_that_sends_pings_without_end_is_left_after_each_read(ends: Ends) -> None:
+    pings = frame(FINAL | PING, b"?") * 100
+    ends.server.send(pings)
+    with pytest.raises(BlockingIOError):
+        ends.client.recv(len(pings) // 2)
+    assert len(ends.sock.recv(len(pings))) == len(pings) // 2, "the rest waits for the next turn"
+
+
 def test_a_close_is_answered_and_is_the_end(ends: Ends) -> None:
     frames = (BINARY, b"last"), (CLOSE, b"\x03\xe8bye"), (BINARY, b"not")
     ends.server.send(b"".join(frame(FINAL | opcode, payload) for opcode, payload in frames))
