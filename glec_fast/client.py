@@ -160,8 +160,6 @@ class Client(Durable):
         if self._thread is not None:
             return MQTTErrorCode.MQTT_ERR_INVAL
         self._open_wake_pair()
-        # `close` in a callback of the last thread has left it set.
-        self._interrupt.clear()
         self._thread_terminate = False
         name = f"paho-mqtt-client-{self._client_id.decode()}"
         self._thread = threading.Thread(target=self._thread_main, name=name, daemon=True)
@@ -190,6 +188,8 @@ class Client(Durable):
                     self._close_for_good()
             finally:
                 self._thread = None
+                # Where a callback of this thread has called `close`, nobody else would.
+                self._interrupt.clear()
 
     def _run_loop(self) -> bool:
         """True where the thread is to end."""

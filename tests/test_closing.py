@@ -109,6 +109,9 @@ def test_a_client_that_was_closed_in_its_callback_connects_again(broker: Broker)
         client.loop_start()
         assert connections.acquire(timeout=TIMEOUT_S)
         assert eventually(lambda: client._thread is None)
+    # Also without a thread.
+    assert client.connect(broker.host, broker.port) == paho.MQTT_ERR_SUCCESS
+    client.close()
 
 
 def test_an_attempt_that_has_ended_follows_no_socket() -> None:
