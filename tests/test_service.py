@@ -95,55 +95,57 @@ def test_it_publishes_what_a_program_hands_it(service: RunningService, broker: B
         }
 
 
-def test_programs_that_are_too_many_wait_until_one_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("glec_fast.service.MAX_CLIENTS", 2)
+@pytest.fixture
+def by_hand(tmp_path: Path) -> Iterator[Service]:
+    """In this process, a turn at a time."""
     with (
         MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path)) as manager,
         closing(Service(manager, tmp_path / "publish.sock")) as service,
     ):
-        programs = [connected(tmp_path) for _ in range(3)]
-        for program in programs:
-            program.send(REQUEST)
-        for _ in range(6):
-            service.turn(0)
-        assert [is_answered(program) for program in programs] == [True, True, False]
-        assert "the most that are served at once" in caplog.text
-        programs[0].close()
-        for _ in range(4):
-            service.turn(0)
-        assert is_answered(programs[2])
-        for program in programs:
-            program.close()
+        yield service
+
+
+def test_programs_that_are_too_many_wait_until_one_leaves(
+    by_hand: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("glec_fast.service.MAX_CLIENTS", 2)
+    programs = [connected(tmp_path) for _ in range(3)]
+    for program in programs:
+        program.send(REQUEST)
+    for _ in range(6):
+        by_hand.turn(0)
+    assert [is_answered(program) for program in programs] == [True, True, False]
+    assert "the most that are served at once" in caplog.text
+    programs[0].close()
+    for _ in range(4):
+        by_hand.turn(0)
+    assert is_answered(programs[2])
+    for program in programs:
+        program.close()
 
 
 def test_without_descriptors_it_serves_on_and_takes_others_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    by_hand: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("glec_fast.service._ACCEPT_PAUSE_S", 0.0)
-    with (
-        MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path)) as manager,
-        closing(Service(manager, tmp_path / "publish.sock")) as service,
-        closing(connected(tmp_path)) as first,
-    ):
-        service.turn(0)
-        first.send(REQUEST)
-        with closing(connected(tmp_path)) as second:
-            second.send(REQUEST)
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-            try:
-                service.turn(0)
-                service.turn(0)
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            assert is_answered(first)
-            assert not is_answered(second)
-            assert "no further program can connect for now" in caplog.text
-            for _ in range(3):
-                service.turn(0)
-            assert is_answered(second)
+    with closing(connected(tmp_path)) as first, closing(connected(tmp_path)) as second:
+        # The first is taken, the second is still to be.
+        by_hand.turn(0)
+        for program in (first, second):
+            program.send(REQUEST)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        try:
+            by_hand.turn(0)
+            by_hand.turn(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert is_answered(first)
+        assert not is_answered(second)
+        assert "no further program can connect for now" in caplog.text
+        for _ in range(3):
+            by_hand.turn(0)
+        assert is_answered(second)
 
 
 def connected(directory: Path) -> socket.socket:
