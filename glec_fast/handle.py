@@ -63,7 +63,7 @@ class PublishHandle(MQTTMessageInfo):
         """Wait, at most `timeout` seconds, until the broker has taken the message over (QoS 0: until it has left).
 
         Raises ValueError and RuntimeError as paho does; of the latter PublishError where it was dropped, and
-        QueueClosedError where its queue was closed first: it stays in the file, and the file's next use sends it.
+        QueueClosedError where its queue was closed first: if it was on disk, the file's next use sends it.
         """
         self._raise_for_error()
         deadline_s = None if timeout is None else time.monotonic() + timeout
@@ -75,8 +75,8 @@ class PublishHandle(MQTTMessageInfo):
                 self._condition.wait(remaining_s)
         self._raise_for_error()
         if self._fate is False:
-            left = f"the queue was closed before message {self.mid} was taken over: it stays in the file"
-            raise QueueClosedError(left)
+            left = "if it was on disk, it stays in the file"
+            raise QueueClosedError(f"the queue was closed before message {self.mid} was taken over: {left}")
 
     def is_published(self) -> bool:
         """True once the broker has taken the message over. Raises as `wait_for_publish`, but for QueueClosedError."""

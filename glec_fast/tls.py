@@ -170,7 +170,7 @@ class _Material(NamedTuple):
 
     def digest(self) -> bytes:
         """Changes when a file does. The key itself need not stay in memory for that."""
-        parts = (b"" if part is None else hashlib.blake2b(part).digest() for part in self)
+        parts = (b"" if part is None else hashlib.sha256(part).digest() for part in self)
         return b"|".join(parts)
 
 
