@@ -86,7 +86,9 @@ class Committer:
         try:
             self._reader = Reader(self._file)
             self._dropping = Dropping(self._lock, self._reader)
-            self._writer = Writer(self._file.connection, self._reader, self._dropping, max_queue_size)
+            self._writer = Writer(
+                self._file.path, self._file.connection, self._reader, self._dropping, max_queue_size
+            )
             table = self._writer.table
             table.look_for_extras()
             self._row_count: int = table.count()
@@ -221,7 +223,7 @@ class Committer:
         started_s = time.monotonic()
         try:
             self._writer.save_image(image)
-        except apsw.Error as error:
+        except (apsw.Error, OSError) as error:
             # The writer tries the same, and reports it where it fails as well.
             logger.debug("the in-flight state was not written at once: %s", error)
             return None
@@ -469,6 +471,7 @@ class Committer:
         with self._reader.lock:
             self._reader.close()
         with self._commit_lock:
+            self._writer.close()
             self._file.close()
 
     # ---- what goes unsent; called in the thread, with the read lock held

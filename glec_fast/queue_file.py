@@ -244,10 +244,11 @@ def _create(path: Path) -> None:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     if is_new:
         # What is synced into the file is lost with a name that a power cut takes away.
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on disk."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)
@@ -404,7 +405,7 @@ def _finish_carry_over(path: Path) -> None:
     _set_companions_aside(path, _kept_names(path)[0])
     new.rename(path)
     _mark_of(path).unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 _Values = tuple[object, ...]

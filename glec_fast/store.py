@@ -28,6 +28,7 @@ from glec_fast.drops import DropReason
 from glec_fast.errors import ConfigError
 from glec_fast.extras import ROW_COLUMNS, Extras, as_sent
 from glec_fast.in_doubt import Decision, InDoubt
+from glec_fast.inflight_log import log_of
 from glec_fast.queue_file import Salvage
 from glec_fast.validation import is_utf8
 from glec_fast.writer import DROP_ROWS_MAX
@@ -210,11 +211,12 @@ class Store(Committer):
                 self._request(0.0)
 
     def disk_bytes(self) -> int:
-        """Bytes that the file and its write-ahead log take."""
-        log = self._file.path.with_name(self._file.path.name + "-wal")
-        total = self._file.path.stat().st_size
-        with suppress(FileNotFoundError):
-            total += log.stat().st_size
+        """Bytes that the file and its logs take."""
+        path = self._file.path
+        total = path.stat().st_size
+        for log in (path.with_name(path.name + "-wal"), log_of(path)):
+            with suppress(FileNotFoundError):
+                total += log.stat().st_size
         return total
 
     def unix_ms(self) -> int:
@@ -226,14 +228,15 @@ class Store(Committer):
     def load_session(self) -> bytes:
         """The in-flight image on disk, of the client id and broker in `identity`; empty in a new file.
 
-        Raises ConfigError where the store has an outbox: the image is its own, and so is the position of reading.
+        Raises ConfigError where the store has an outbox: the image is its own, and so is the position of reading;
+        QueueStorageError.
         """
         with self._lock:
             self._refuse_second_outbox()
-        known = self.run(lambda _table: self._writer.load_session())
+        image = self.run(lambda _table: self._writer.load_image())
         with self._lock:
             self._identity = self._writer.identity
-        return b"" if known is None else known[2]
+        return image
 
     def attach(self, outbox: Outbox) -> None:
         """Name the side that sends, once it has made what `load_session` gave its own. Raises ConfigError for a second.
@@ -243,7 +246,7 @@ class Store(Committer):
         with self._lock:
             self._refuse_second_outbox()
             self._outbox = outbox
-        self.run(lambda _table: None)
+        self.run(lambda _table: self._writer.open_log())
 
     def _refuse_second_outbox(self) -> None:
         if self._outbox is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import apsw
 
@@ -12,6 +13,7 @@ from glec_fast.commit import Commit
 from glec_fast.dropping import Dropping
 from glec_fast.drops import Dropped
 from glec_fast.in_doubt import LEDGER_ROWS_MAX
+from glec_fast.inflight_log import SavedImage
 from glec_fast.queue_clock import Anchor, QueueClock, Step
 from glec_fast.reader import Reader
 
@@ -22,27 +24,36 @@ DROP_ROWS_MAX = 1000
 class Writer:
     """The write connection. Belongs to the thread that holds the store's commit lock."""
 
-    def __init__(self, connection: apsw.Connection, reader: Reader, dropping: Dropping, max_queue_size: int) -> None:
+    def __init__(
+        self, path: Path, connection: apsw.Connection, reader: Reader, dropping: Dropping, max_queue_size: int
+    ) -> None:
         self.connection = connection
         self.table = QueueTable(connection)
+        self._image = SavedImage(path)
         self._reader = reader
         self._dropping = dropping
         self._max_queue_size = max_queue_size
-        # (client id, broker) on disk; of nobody yet in a new file.
-        self.identity = ("", "")
-        self._image = b""
 
-    def load_session(self) -> tuple[str, str, bytes] | None:
-        """(client id, broker, in-flight image) of the file's last use."""
-        known = self.table.load_session()
-        if known is not None:
-            self.identity, self._image = known[:2], known[2]
-        return known
+    @property
+    def identity(self) -> tuple[str, str]:
+        """(client id, broker) on disk; two empty texts in a new file."""
+        return self._image.identity
+
+    def load_image(self) -> bytes:
+        """See `SavedImage.load`."""
+        return self._image.load(self.table)
+
+    def open_log(self) -> None:
+        """See `SavedImage.open_log`."""
+        self._image.open_log()
 
     def save_image(self, image: bytes) -> None:
-        """A transaction of the in-flight image alone, of the same client id and broker."""
-        self.table.save_image(image)
-        self._image = image
+        """Have the in-flight image alone on disk, of the same client id and broker. Raises apsw.Error, OSError."""
+        self._image.save(self.table, image)
+
+    def close(self) -> None:
+        """Let go of what is not the connection's."""
+        self._image.close()
 
     def transact(self, commit: Commit, clock: QueueClock, held: ExitStack) -> None:
         """The transaction of `commit`, which learns what was dropped. `held` takes the reader's lock where needed."""
@@ -52,8 +63,8 @@ class Writer:
         if commit.deleted and self.table.may_have_extras:
             with suppress(apsw.Error):
                 self.table.look_for_extras()
-        if commit.image is not None:
-            self.identity, self._image = commit.identity, commit.image
+        if commit.image is not None and commit.saves_image:
+            self._image.on_written(commit.identity, commit.image)
 
     def _write(self, commit: Commit, clock: QueueClock, held: ExitStack) -> list[Dropped]:
         rows, table = commit.rows, self.table
@@ -68,10 +79,8 @@ class Writer:
             table.insert(rows)
         if commit.anchor is not None:
             table.save_clock(commit.anchor)
-        if commit.image is not None and commit.identity != self.identity:
-            table.save_session(*commit.identity, commit.image)
-        elif commit.image is not None and commit.image != self._image:
-            table.save_image(commit.image)
+        if commit.image is not None:
+            commit.saves_image = self._image.write(table, commit.identity, commit.image)
         # Only new rows push old ones out: a smaller limit alone must not drop what is in flight, before its owner
         # could say so.
         if commit.jobs or (rows and self._excess(commit) > 0):

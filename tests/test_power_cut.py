@@ -59,6 +59,12 @@ def recorded(folder: Path, settings: Settings) -> list[Event]:
         return disk.log
 
 
+def images_in_the_log(log: list[Event]) -> int:
+    """How often an image was written beside the queue file; what is written as the log is made is zeros."""
+    files = {event.file for event in log if isinstance(event, Create) and event.name.endswith("-inflight")}
+    return sum(isinstance(event, Write) and event.file in files and any(event.data) for event in log)
+
+
 def possible_states(medium: Medium, chance: random.Random) -> Iterator[Files]:
     yield medium.none_kept()
     yield medium.all_kept()
@@ -103,6 +109,7 @@ def test_nothing_promised_is_lost_and_nothing_comes_twice(folder: Path, kind: st
     log = recorded(folder, settings)
     kinds = {type(event) for event in log}
     assert kinds >= {Write, Sync, Truncate, Note}
+    assert images_in_the_log(log) >= 5
     check = Check(folder, settings)
     for files, moment in every_cut(log, settings, Medium(), beginning(settings)):
         check(files, moment)

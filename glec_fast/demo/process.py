@@ -111,9 +111,9 @@ class VehicleProcess:
 
 
 def file_set_bytes(path: Path) -> int:
-    """The size of an SQLite file with its write-ahead log and index."""
+    """The size of a queue file with all that stands beside it."""
     total = 0
-    for suffix in ("", "-wal", "-shm"):
+    for suffix in ("", "-wal", "-shm", "-inflight"):
         with contextlib.suppress(FileNotFoundError):
             total += path.with_name(path.name + suffix).stat().st_size
     return total

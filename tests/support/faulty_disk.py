@@ -1,16 +1,18 @@
 """A file-system layer under SQLite that writes down what reaches the disk, and can be slow, held, or fail.
 
 While a `FaultyDisk` is entered it is SQLite's default layer in this process, so that the product's own code runs on it
-unchanged. What the product does to files by itself (create, rename, delete, synchronise a folder) is written down too.
+unchanged. What the product does to files by itself (create, write, synchronise, rename, delete) is written down too.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from unittest.mock import patch
@@ -130,7 +132,8 @@ class FaultyDisk(apsw.VFS):  # type: ignore[misc]
             return sum(len(event.data) for event in self.log if isinstance(event, Write))
 
     def __enter__(self) -> FaultyDisk:
-        real_open, real_rename, real_unlink, real_fsync = os.open, os.rename, os.unlink, os.fsync
+        real_open, real_rename, real_unlink = os.open, os.rename, os.unlink
+        real_pwrite = os.pwrite
 
         def watched_open(path: Any, flags: int, *rest: Any, **named: Any) -> int:
             descriptor = real_open(path, flags, *rest, **named)
@@ -153,19 +156,33 @@ class FaultyDisk(apsw.VFS):  # type: ignore[misc]
             if name is not None:
                 self.forget(name)
 
-        def watched_fsync(descriptor: int) -> None:
-            real_fsync(descriptor)
-            path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        def watched_pwrite(descriptor: int, data: bytes, offset: int) -> int:
+            name = self.name_of(_path_of(descriptor))
+            if name is not None:
+                self._before_as_system("write", name)
+            written = real_pwrite(descriptor, data, offset)
+            if name is not None:
+                self.add(Write(self.file_of(name), offset, bytes(data[:written])))
+            return written
+
+        def watched_sync(real_sync: Callable[[int], None], descriptor: int) -> None:
+            path = _path_of(descriptor)
+            name = self.name_of(path)
+            if name is not None:
+                self._before_as_system("sync", name)
+            real_sync(descriptor)
             if path == self.folder:
                 self.add(SyncFolder())
-            elif path.parent == self.folder:
-                self.add(Sync(self.file_of(path.name), False))
+            elif name is not None:
+                self.add(Sync(self.file_of(name), False))
 
         for target, replacement in (
             ("os.open", watched_open),
             ("os.rename", watched_rename),
             ("os.unlink", watched_unlink),
-            ("os.fsync", watched_fsync),
+            ("os.fsync", partial(watched_sync, os.fsync)),
+            ("os.fdatasync", partial(watched_sync, os.fdatasync)),
+            ("os.pwrite", watched_pwrite),
         ):
             self._entered.enter_context(patch(target, replacement))
         return self
@@ -208,6 +225,15 @@ class FaultyDisk(apsw.VFS):  # type: ignore[misc]
         if self.fault is not None:
             self.fault(operation, name)
 
+    def _before_as_system(self, operation: str, name: str) -> None:
+        """`before`, for what does not go through SQLite."""
+        try:
+            self.before(operation, name)
+        except apsw.FullError as error:
+            raise OSError(errno.ENOSPC, str(error)) from error
+        except apsw.Error as error:
+            raise OSError(errno.EIO, str(error)) from error
+
     def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 - apsw's name
         path = name.filename() if isinstance(name, apsw.URIFilename) else name
         known = self.name_of(path)
@@ -228,6 +254,10 @@ class FaultyDisk(apsw.VFS):  # type: ignore[misc]
             self.forget(name)
             if sync_folder:
                 self.add(SyncFolder())
+
+
+def _path_of(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}").readlink()
 
 
 class _File(apsw.VFSFile):  # type: ignore[misc]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.extras import RETAINED
+from glec_fast.inflight_log import from_row, latest
 from glec_fast.store import Store
 from support.answers import Answers
 from support.clock import Clock
@@ -117,7 +118,7 @@ class ScriptedGateway:
     def image(self) -> bytes:
         """The in-flight image on disk."""
         known = self.store.run(lambda table: table.load_session())
-        return bytes(known[2]) if known is not None else b""
+        return latest(self.store._file.path, from_row(known[2])).image if known is not None else b""
 
     def close(self) -> None:
         self.outbox.park()

@@ -16,6 +16,7 @@ from glec_fast._store import QueueTable, merged, ranges_of
 from glec_fast.commit import Row
 from glec_fast.drops import Dropped
 from glec_fast.in_doubt import Decision
+from glec_fast.inflight_log import from_row, latest
 from glec_fast.store import Store
 
 WAIT_S = 20
@@ -23,8 +24,8 @@ WAIT_S = 20
 
 def image_on_disk(path: Path) -> bytes:
     with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as database:
-        image: bytes = database.execute("SELECT in_flight FROM glec_session").get
-    return image
+        stored: bytes = database.execute("SELECT in_flight FROM glec_session").get
+    return latest(path, from_row(stored)).image
 
 
 def ids_on_disk(path: Path) -> list[int]:

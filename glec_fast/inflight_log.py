@@ -1,0 +1,203 @@
+"""The latest in-flight image on disk, and which of two places has it: the queue file's row, or a log beside the file.
+
+QoS 2 has an image on disk before each PUBREL leaves. As a transaction that is a statement and two pages; in the log it
+is one page and one sync. The log has two slots, written in turn, so that a write which a power cut tears leaves the one
+before it. Images are numbered over both places, and the highest number counts. A generation, drawn anew by each
+opening, says whether what is in the log goes on from the row at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+from binascii import crc32
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from glec_fast._store import QueueTable
+from glec_fast.errors import QueueStorageError
+from glec_fast.queue_file import sync_folder
+
+_SLOT_BYTES = 16 * 1024
+_SLOTS = 2
+# Written by so much when the file is made: what is written in one piece the page cache keeps in one piece, and the disk
+# would get all of it with each image.
+_PAGE_BYTES = 4096
+_GENERATION_BYTES = 8
+# Of a row: format, generation, number; the image follows. An image without them has another first byte.
+_ROW_HEAD = struct.Struct(f">B{_GENERATION_BYTES}sQ")
+_ROW_FORMAT = 2
+# Of a slot: CRC-32 of all behind it; generation, number, bytes of the image, which follows.
+_SLOT_CRC = struct.Struct(">I")
+_SLOT_HEAD = struct.Struct(f">{_GENERATION_BYTES}sQI")
+_IMAGE_BYTES_MAX = _SLOT_BYTES - _SLOT_CRC.size - _SLOT_HEAD.size
+
+logger = logging.getLogger("glec_fast")
+
+
+class Numbered(NamedTuple):
+    """An image, and what says whether it is the latest."""
+
+    generation: bytes
+    number: int
+    image: bytes
+
+
+def log_of(queue_path: Path) -> Path:
+    """The log's path."""
+    return queue_path.with_name(queue_path.name + "-inflight")
+
+
+def from_row(stored: bytes) -> Numbered:
+    """What the row of `glec_session` holds."""
+    if stored[:1] != bytes([_ROW_FORMAT]) or len(stored) < _ROW_HEAD.size:
+        return Numbered(b"", 0, stored)
+    _, generation, number = _ROW_HEAD.unpack_from(stored)
+    return Numbered(generation, number, stored[_ROW_HEAD.size :])
+
+
+def latest(queue_path: Path, row: Numbered) -> Numbered:
+    """The row's image, or the one in the log that came after it. Raises OSError where the log cannot be read."""
+    found = [row]
+    with suppress(FileNotFoundError):
+        descriptor = os.open(log_of(queue_path), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # Read ahead, its pages would be kept in one piece, see above.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            slots = [os.pread(descriptor, _SLOT_BYTES, slot * _SLOT_BYTES) for slot in range(_SLOTS)]
+        finally:
+            os.close(descriptor)
+        found += [each for each in map(_from_slot, slots) if each is not None and each.generation == row.generation]
+    return max(found, key=lambda each: each.number)
+
+
+def _from_slot(slot: bytes) -> Numbered | None:
+    if len(slot) < _SLOT_CRC.size + _SLOT_HEAD.size:
+        return None
+    (expected,) = _SLOT_CRC.unpack_from(slot)
+    generation, number, size = _SLOT_HEAD.unpack_from(slot, _SLOT_CRC.size)
+    record = slot[_SLOT_CRC.size : _SLOT_CRC.size + _SLOT_HEAD.size + size]
+    if size > _IMAGE_BYTES_MAX or crc32(record) != expected:
+        return None
+    return Numbered(generation, number, record[_SLOT_HEAD.size :])
+
+
+class SavedImage:
+    """Belongs to whoever holds the store's commit lock."""
+
+    def __init__(self, queue_path: Path) -> None:
+        # (client id, broker) on disk; of nobody yet in a new file.
+        self.identity = ("", "")
+        self._queue_path = queue_path
+        self._in_row = b""
+        self._generation = os.urandom(_GENERATION_BYTES)
+        self._number = 0
+        self._descriptor = -1
+        self._slot = 0
+        # The row has this generation: what is written to the log goes on from it.
+        self._is_log_valid = False
+        # The row is older than what the log has, or may have.
+        self._is_log_ahead = False
+
+    def load(self, table: QueueTable) -> bytes:
+        """The image of the file's last use, empty in a new file; `identity` says whose it is.
+
+        Raises QueueStorageError where the log is there and cannot be read.
+        """
+        known = table.load_session()
+        if known is None:
+            return b""
+        self.identity = known[:2]
+        row = from_row(known[2])
+        try:
+            found = latest(self._queue_path, row)
+        except OSError as error:
+            raise QueueStorageError(
+                f"{log_of(self._queue_path)} cannot be read ({error}): it says what of QoS 2 is in flight; make it "
+                "readable, or remove it, and such messages may arrive twice"
+            ) from error
+        self._in_row, self._is_log_ahead = row.image, found is not row
+        return found.image
+
+    def open_log(self) -> None:
+        """Make the log, from now on for images that come alone. Where there can be none, they go to the row."""
+        try:
+            self._descriptor = _make(log_of(self._queue_path))
+        except OSError as error:
+            logger.warning("QoS 2 goes on more slowly, as %s cannot be made: %s", log_of(self._queue_path), error)
+
+    def save(self, table: QueueTable, image: bytes) -> None:
+        """Have an image on disk by itself, of the same client id and broker. Raises apsw.Error, OSError."""
+        if self._descriptor >= 0 and self._is_log_valid and len(image) <= _IMAGE_BYTES_MAX:
+            self._save_in_log(image)
+        else:
+            table.save_image(self._for_row(image))
+            self.on_written(self.identity, image)
+
+    def _save_in_log(self, image: bytes) -> None:
+        self._number += 1
+        # Whatever comes of it.
+        self._is_log_ahead = True
+        record = _SLOT_HEAD.pack(self._generation, self._number, len(image)) + image
+        record = _SLOT_CRC.pack(crc32(record)) + record
+        try:
+            if os.pwrite(self._descriptor, record, self._slot * _SLOT_BYTES) != len(record):
+                raise OSError(errno.EIO, "a part was written")
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            # What a failed sync leaves in the page cache is no longer what the disk has.
+            logger.warning("QoS 2 goes on more slowly, as %s failed: %s", log_of(self._queue_path), error)
+            self._close_log()
+            raise
+        self._slot = (self._slot + 1) % _SLOTS
+
+    def write(self, table: QueueTable, identity: tuple[str, str], image: bytes) -> bool:
+        """Write an image within a transaction; True where that was necessary, then tell `on_written`."""
+        if identity != self.identity:
+            table.save_session(*identity, self._for_row(image))
+        elif image != self._in_row or self._is_log_ahead:
+            table.save_image(self._for_row(image))
+        else:
+            return False
+        return True
+
+    def _for_row(self, image: bytes) -> bytes:
+        # Also where it comes to nothing: a number is given once.
+        self._number += 1
+        return _ROW_HEAD.pack(_ROW_FORMAT, self._generation, self._number) + image
+
+    def on_written(self, identity: tuple[str, str], image: bytes) -> None:
+        """The transaction that wrote this image is on disk."""
+        self.identity, self._in_row = identity, image
+        self._is_log_valid, self._is_log_ahead = True, False
+
+    def close(self) -> None:
+        """Let go of the log; it stays where the row is older."""
+        if self._descriptor < 0:
+            return
+        self._close_log()
+        if not self._is_log_ahead:
+            with suppress(OSError):
+                log_of(self._queue_path).unlink()
+
+    def _close_log(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
+
+
+def _make(path: Path) -> int:
+    """A descriptor of the log at its full size, all of it and its name on disk: a write to it needs no more room."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_size != _SLOTS * _SLOT_BYTES:
+            for offset in range(0, _SLOTS * _SLOT_BYTES, _PAGE_BYTES):
+                os.pwrite(descriptor, bytes(_PAGE_BYTES), offset)
+            os.fsync(descriptor)
+            sync_folder(path.parent)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
