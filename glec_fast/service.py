@@ -42,6 +42,8 @@ BACKLOG = 16
 # So that no program takes the descriptors that the link to the broker needs; others wait for one to leave.
 MAX_CLIENTS = 256
 _ACCEPT_PAUSE_S = 1.0
+# Between two turns the watchdog hears that we live; a disk that hangs holds up each answer for DISK_TIMEOUT_S.
+_TURN_MAX_S = 5.0
 
 logger = logging.getLogger("glec_fast")
 
@@ -92,15 +94,18 @@ class Service:
         self._listen_at_s = 0.0
 
     def turn(self, timeout_s: float) -> None:
-        """Answer what has come, or wait for it for at most `timeout_s`."""
+        """Answer what has come, or wait for it for at most `timeout_s`. What is left after 5 s is for the next turn."""
         if not self._is_listening:
             self._listen_again()
+        ends_s = time.monotonic() + _TURN_MAX_S
         for key, _ in self._selector.select(timeout_s if self._is_listening else min(timeout_s, _ACCEPT_PAUSE_S)):
             if key.fileobj is self._listener:
                 self._accept()
             else:
                 assert isinstance(key.fileobj, socket.socket)
                 self._serve(key.fileobj)
+            if time.monotonic() > ends_s:
+                break
 
     def _listen_again(self) -> None:
         if time.monotonic() >= self._listen_at_s and len(self._selector.get_map()) < MAX_CLIENTS:

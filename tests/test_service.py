@@ -148,6 +148,24 @@ def test_without_descriptors_it_serves_on_and_takes_others_later(
         assert is_answered(second)
 
 
+def test_a_turn_ends_in_time_for_the_watchdog_and_the_next_goes_on(
+    by_hand: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = [connected(tmp_path) for _ in range(3)]
+    for _ in programs:
+        by_hand.turn(0)
+    for program in programs:
+        program.send(REQUEST)
+    monkeypatch.setattr("glec_fast.service._TURN_MAX_S", -1.0)
+    answered = []
+    for _ in programs:
+        by_hand.turn(0)
+        answered.append(sum(is_answered(program) for program in programs))
+    assert answered == [1, 1, 1]
+    for program in programs:
+        program.close()
+
+
 def connected(directory: Path) -> socket.socket:
     program = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     program.connect(str(directory / "publish.sock"))
