@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import NamedTuple
 
+from glec_fast._session import Session
 from glec_fast._store import QueueTable
 from glec_fast.config import check_queue_settings
 from glec_fast.drops import Dropped
@@ -79,6 +80,22 @@ class OfflineQueueManager:
             on_dropped=self._on_dropped,
             clocks=clocks,
         )
+        try:
+            self._delete_delivered()
+        except BaseException:
+            self._store.close()
+            raise
+
+    def _delete_delivered(self) -> None:
+        """A client that was killed had no time to delete what the broker has, but said so."""
+        try:
+            ranges = Session().load_image(self._store.load_session())
+        except ValueError as error:
+            logger.warning("messages that the broker has may still be in the queue: %s", error)
+            return
+        ids = [message_id for first, last in ranges for message_id in range(first, last + 1)]
+        if ids:
+            self._store.run(lambda table: table.delete_finished(ids))
 
     def enqueue(self, topic: str, payload: object, qos: int, ttl_millis: int | None = None) -> int:
         """Add a message and return its id. `ttl_millis`: its age of expiry, the queue's own where None.

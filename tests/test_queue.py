@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glec_fast import OfflineQueueManager
+from glec_fast._session import Session
 from glec_fast.config import ConfigError
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import MessageError, PayloadTypeError, QueueClosedError
@@ -330,6 +331,24 @@ def test_a_cleanup_of_thousands(queue: OfflineQueueManager) -> None:
     queue.enqueue("t", "kept", 1)
     assert queue.cleanup_expired() == 2500
     assert queue.get_queue_size() == 1
+
+
+def test_what_a_killed_client_had_delivered_is_not_in_the_queue(
+    make_queue: Callable[..., OfflineQueueManager], caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = make_queue()
+    queue.enqueue_many([("t", str(number), 2) for number in range(6)])
+    _, image = Session(durable=True).image([(1, 2), (4, 4)])
+    queue._store.run(lambda table: table.save_session("client", "host:1883", image))
+    queue.release()
+    queue = make_queue()
+    assert [message.id for message in queue.dequeue_all()] == [3, 5, 6]
+    assert queue.get_queue_size() == 3
+    queue._store.run(lambda table: table.save_image(image[:-1]))
+    queue.release()
+    queue = make_queue()
+    assert "may still be in the queue" in caplog.text
+    assert queue.get_queue_size() == 3
 
 
 def test_ids_are_not_given_twice(make_queue: Callable[..., OfflineQueueManager]) -> None:
