@@ -33,6 +33,7 @@ METHODS = (
     "_packet_write",
     "_raise_for_invalid_topic",
     "_reconnect_wait",
+    "_reset_sockets",
     "_send_connect",
     "_sock_close",
     "_sock_recv",

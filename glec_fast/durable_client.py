@@ -282,6 +282,9 @@ class Durable(Receiver):
                 # From a drop callback it may wait for us: for the disk, which the store's thread cannot write to.
                 if outbox is None or not outbox.store._is_own_thread():
                     thread.join()
+        if thread is not None and not thread.is_alive():
+            # Nobody is to be woken; the next loop makes another pair.
+            self._reset_sockets(sockpair_only=True)
         if outbox is not None:
             outbox.close()
         if self._thread is None:

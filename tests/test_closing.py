@@ -114,6 +114,15 @@ def test_a_client_that_was_closed_in_its_callback_connects_again(broker: Broker)
     client.close()
 
 
+def test_it_lets_go_of_what_wakes_its_loop(broker: Broker, tmp_path: Path) -> None:
+    manager = MQTTManager(quick_config(broker.url, tmp_path))
+    manager.connect()
+    ends = (manager._client._sockpairR, manager._client._sockpairW)
+    assert None not in ends
+    manager.disconnect()
+    assert [end.fileno() for end in ends if end is not None] == [-1, -1]
+
+
 def test_an_attempt_that_has_ended_follows_no_socket() -> None:
     attempt = Attempt()
     with socket.socket() as sock:
