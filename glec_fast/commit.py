@@ -90,6 +90,4 @@ class Commit:
     outbox: Outbox | None = None
     version: int = 0
     image: bytes | None = None
-    # Where it is not on disk already.
-    saves_image: bool = False
     dropped: list[Dropped] = field(default_factory=list)

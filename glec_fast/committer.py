@@ -86,9 +86,7 @@ class Committer:
         try:
             self._reader = Reader(self._file)
             self._dropping = Dropping(self._lock, self._reader)
-            self._writer = Writer(
-                self._file.path, self._file.connection, self._reader, self._dropping, max_queue_size
-            )
+            self._writer = Writer(self._file.path, self._file.connection, self._reader, self._dropping, max_queue_size)
             table = self._writer.table
             table.look_for_extras()
             self._row_count: int = table.count()
@@ -213,7 +211,7 @@ class Committer:
     def _save_image(self) -> int | None:
         with self._lock:
             outbox = self._outbox
-            if outbox is None or self._failure is not None or self._ended or self._in_doubt:
+            if outbox is None or self._failure is not None or self._closing or self._in_doubt:
                 return None
             if self._identity != self._writer.identity:
                 return None
@@ -471,8 +469,10 @@ class Committer:
         with self._reader.lock:
             self._reader.close()
         with self._commit_lock:
-            self._writer.close()
-            self._file.close()
+            try:
+                self._writer.close()
+            finally:
+                self._file.close()
 
     # ---- what goes unsent; called in the thread, with the read lock held
 

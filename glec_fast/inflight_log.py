@@ -48,7 +48,7 @@ class Numbered(NamedTuple):
 
 def log_of(queue_path: Path) -> Path:
     """The log's path."""
-    return queue_path.with_name(queue_path.name + "-inflight")
+    return queue_path.with_name(queue_path.name + "-qos2")
 
 
 def from_row(stored: bytes) -> Numbered:
@@ -61,17 +61,18 @@ def from_row(stored: bytes) -> Numbered:
 
 def latest(queue_path: Path, row: Numbered) -> Numbered:
     """The row's image, or the one in the log that came after it. Raises OSError where the log cannot be read."""
-    found = [row]
-    with suppress(FileNotFoundError):
+    if not row.generation:
+        return row
+    try:
         descriptor = os.open(log_of(queue_path), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # Read ahead, its pages would be kept in one piece, see above.
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-            slots = [os.pread(descriptor, _SLOT_BYTES, slot * _SLOT_BYTES) for slot in range(_SLOTS)]
-        finally:
-            os.close(descriptor)
-        found += [each for each in map(_from_slot, slots) if each is not None and each.generation == row.generation]
-    return max(found, key=lambda each: each.number)
+    except FileNotFoundError:
+        return row
+    try:
+        slots = [os.pread(descriptor, _SLOT_BYTES, slot * _SLOT_BYTES) for slot in range(_SLOTS)]
+    finally:
+        os.close(descriptor)
+    found = [each for each in map(_from_slot, slots) if each is not None and each.generation == row.generation]
+    return max([row, *found], key=lambda each: each.number)
 
 
 def _from_slot(slot: bytes) -> Numbered | None:
@@ -86,31 +87,33 @@ def _from_slot(slot: bytes) -> Numbered | None:
 
 
 class SavedImage:
-    """Belongs to whoever holds the store's commit lock."""
+    """Belongs to whoever holds the store's commit lock. A transaction calls `begin` first, and `on_committed` last."""
 
     def __init__(self, queue_path: Path) -> None:
         # (client id, broker) on disk; of nobody yet in a new file.
         self.identity = ("", "")
         self._queue_path = queue_path
         self._in_row = b""
+        # What the transaction under way writes to the row.
+        self._to_row: tuple[tuple[str, str], bytes] | None = None
         self._generation = os.urandom(_GENERATION_BYTES)
         self._number = 0
         self._descriptor = -1
         self._slot = 0
         # The row has this generation: what is written to the log goes on from it.
         self._is_log_valid = False
-        # The row is older than what the log has, or may have.
-        self._is_log_ahead = False
+        # The row is older than what the log has, or may have. Known once it was loaded.
+        self._is_log_ahead = True
 
     def load(self, table: QueueTable) -> bytes:
-        """The image of the file's last use, empty in a new file; `identity` says whose it is.
+        """The image of the file's last use, empty in a new file; `identity` says whose it is. Within a transaction.
 
         Raises QueueStorageError where the log is there and cannot be read.
         """
         known = table.load_session()
         if known is None:
+            self._is_log_ahead = False
             return b""
-        self.identity = known[:2]
         row = from_row(known[2])
         try:
             found = latest(self._queue_path, row)
@@ -119,7 +122,9 @@ class SavedImage:
                 f"{log_of(self._queue_path)} cannot be read ({error}): it says what of QoS 2 is in flight; make it "
                 "readable, or remove it, and such messages may arrive twice"
             ) from error
-        self._in_row, self._is_log_ahead = row.image, found is not row
+        self.identity, self._in_row, self._is_log_ahead = known[:2], row.image, found is not row
+        # From here on the log may be made anew, or the file be moved without it.
+        self.write(table, self.identity, found.image)
         return found.image
 
     def open_log(self) -> None:
@@ -128,14 +133,17 @@ class SavedImage:
             self._descriptor = _make(log_of(self._queue_path))
         except OSError as error:
             logger.warning("QoS 2 goes on more slowly, as %s cannot be made: %s", log_of(self._queue_path), error)
+            # What there is of it may take the disk's last space.
+            self._discard()
 
     def save(self, table: QueueTable, image: bytes) -> None:
         """Have an image on disk by itself, of the same client id and broker. Raises apsw.Error, OSError."""
         if self._descriptor >= 0 and self._is_log_valid and len(image) <= _IMAGE_BYTES_MAX:
             self._save_in_log(image)
         else:
-            table.save_image(self._for_row(image))
-            self.on_written(self.identity, image)
+            self.begin()
+            self._write_row(table, self.identity, image)
+            self.on_committed()
 
     def _save_in_log(self, image: bytes) -> None:
         self._number += 1
@@ -154,49 +162,63 @@ class SavedImage:
             raise
         self._slot = (self._slot + 1) % _SLOTS
 
-    def write(self, table: QueueTable, identity: tuple[str, str], image: bytes) -> bool:
-        """Write an image within a transaction; True where that was necessary, then tell `on_written`."""
-        if identity != self.identity:
-            table.save_session(*identity, self._for_row(image))
-        elif image != self._in_row or self._is_log_ahead:
-            table.save_image(self._for_row(image))
-        else:
-            return False
-        return True
+    def begin(self) -> None:
+        """A transaction begins; of the one before, if it failed, nothing is left."""
+        self._to_row = None
 
-    def _for_row(self, image: bytes) -> bytes:
+    def write(self, table: QueueTable, identity: tuple[str, str], image: bytes) -> None:
+        """Write an image within a transaction, unless the row has it."""
+        if identity != self.identity or image != self._in_row or self._is_log_ahead:
+            self._write_row(table, identity, image)
+
+    def _write_row(self, table: QueueTable, identity: tuple[str, str], image: bytes) -> None:
         # Also where it comes to nothing: a number is given once.
         self._number += 1
-        return _ROW_HEAD.pack(_ROW_FORMAT, self._generation, self._number) + image
+        stored = _ROW_HEAD.pack(_ROW_FORMAT, self._generation, self._number) + image
+        if identity != self.identity:
+            table.save_session(*identity, stored)
+        else:
+            table.save_image(stored)
+        self._to_row = identity, image
 
-    def on_written(self, identity: tuple[str, str], image: bytes) -> None:
-        """The transaction that wrote this image is on disk."""
-        self.identity, self._in_row = identity, image
-        self._is_log_valid, self._is_log_ahead = True, False
+    def on_committed(self) -> None:
+        """The transaction is on disk."""
+        if self._to_row is not None:
+            self.identity, self._in_row = self._to_row
+            self._is_log_ahead = False
+            # Until there is a name there is no row.
+            self._is_log_valid = any(self.identity)
 
     def close(self) -> None:
-        """Let go of the log; it stays where the row is older."""
-        if self._descriptor < 0:
-            return
+        """Let go of the log, which goes where the row has the image; else it is the next opening's."""
         self._close_log()
+        self._discard()
+
+    def _discard(self) -> None:
         if not self._is_log_ahead:
             with suppress(OSError):
-                log_of(self._queue_path).unlink()
+                log_of(self._queue_path).unlink(missing_ok=True)
 
     def _close_log(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
-        os.close(descriptor)
+        if descriptor >= 0:
+            # What counts of it was synchronised before.
+            with suppress(OSError):
+                os.close(descriptor)
 
 
 def _make(path: Path) -> int:
-    """A descriptor of the log at its full size, all of it and its name on disk: a write to it needs no more room."""
+    """A descriptor of the log at its full size, all of it and its name on disk: a write to it needs no more room.
+
+    What is in it counts no more, see `SavedImage.load`.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         if os.fstat(descriptor).st_size != _SLOTS * _SLOT_BYTES:
             for offset in range(0, _SLOTS * _SLOT_BYTES, _PAGE_BYTES):
                 os.pwrite(descriptor, bytes(_PAGE_BYTES), offset)
             os.fsync(descriptor)
-            sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         os.close(descriptor)
         raise

@@ -57,14 +57,14 @@ class Writer:
 
     def transact(self, commit: Commit, clock: QueueClock, held: ExitStack) -> None:
         """The transaction of `commit`, which learns what was dropped. `held` takes the reader's lock where needed."""
+        self._image.begin()
         with self._transaction():
             dropped = self._write(commit, clock, held)
         commit.dropped, commit.deleted = dropped, self.table.deleted
         if commit.deleted and self.table.may_have_extras:
             with suppress(apsw.Error):
                 self.table.look_for_extras()
-        if commit.image is not None and commit.saves_image:
-            self._image.on_written(commit.identity, commit.image)
+        self._image.on_committed()
 
     def _write(self, commit: Commit, clock: QueueClock, held: ExitStack) -> list[Dropped]:
         rows, table = commit.rows, self.table
@@ -80,7 +80,7 @@ class Writer:
         if commit.anchor is not None:
             table.save_clock(commit.anchor)
         if commit.image is not None:
-            commit.saves_image = self._image.write(table, commit.identity, commit.image)
+            self._image.write(table, commit.identity, commit.image)
         # Only new rows push old ones out: a smaller limit alone must not drop what is in flight, before its owner
         # could say so.
         if commit.jobs or (rows and self._excess(commit) > 0):

@@ -61,7 +61,7 @@ def recorded(folder: Path, settings: Settings) -> list[Event]:
 
 def images_in_the_log(log: list[Event]) -> int:
     """How often an image was written beside the queue file; what is written as the log is made is zeros."""
-    files = {event.file for event in log if isinstance(event, Create) and event.name.endswith("-inflight")}
+    files = {event.file for event in log if isinstance(event, Create) and event.name.endswith("-qos2")}
     return sum(isinstance(event, Write) and event.file in files and any(event.data) for event in log)
 
 

@@ -113,7 +113,7 @@ class VehicleProcess:
 def file_set_bytes(path: Path) -> int:
     """The size of a queue file with all that stands beside it."""
     total = 0
-    for suffix in ("", "-wal", "-shm", "-inflight"):
+    for suffix in ("", "-wal", "-shm", "-qos2"):
         with contextlib.suppress(FileNotFoundError):
             total += path.with_name(path.name + suffix).stat().st_size
     return total

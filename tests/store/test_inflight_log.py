@@ -7,14 +7,17 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 
 from glec_fast import inflight_log
 from glec_fast.errors import QueueStorageError
 from glec_fast.inflight_log import log_of
+from glec_fast.queue import OfflineQueueManager
 from glec_fast.store import Store
 from support.store import RecordingOutbox, image_on_disk, raising
 
@@ -31,26 +34,26 @@ class Crashes:
     """What a process that is killed leaves behind, opened by the next."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._open: list[Store] = []
+        self.path = path
+        self.opened: list[Store] = []
 
     def copy(self) -> Path:
         """The files as they are now."""
-        folder = self._path.parent / f"crash-{len(self._open)}"
+        folder = self.path.parent / f"crash-{len(self.opened)}"
         folder.mkdir()
-        for file in self._path.parent.glob(self._path.name + "*"):
+        for file in self.path.parent.glob(self.path.name + "*"):
             if not file.name.endswith(("-lock", "-shm")):
                 shutil.copy(file, folder)
-        return folder / self._path.name
+        return folder / self.path.name
 
     def image(self, path: Path | None = None) -> bytes:
         """The image that the next process begins with."""
         store = Store(self.copy() if path is None else path)
-        self._open.append(store)
+        self.opened.append(store)
         return store.load_session()
 
     def close(self) -> None:
-        for store in self._open:
+        for store in self.opened:
             store.close()
 
 
@@ -147,16 +150,38 @@ def test_the_log_of_another_file_or_opening_is_not_looked_at(
     assert crashes.image(without) == b""
 
 
-def test_it_counts_until_the_next_process_has_an_image_of_its_own(outbox: RecordingOutbox, crashes: Crashes) -> None:
+@pytest.mark.parametrize("opened_as", [OfflineQueueManager, Store])
+def test_who_opens_the_file_of_a_killed_process_writes_it_to_the_row(
+    outbox: RecordingOutbox, crashes: Crashes, opened_as: type[OfflineQueueManager | Store]
+) -> None:
     begun(outbox)
     save(outbox, b"second", b"third")
     copy = crashes.copy()
-    for _ in range(2):
-        with_log = Store(copy)
-        assert with_log.load_session() == b"third"
-        crashes._open.append(with_log)
-        crashes._path = copy
+    opened = opened_as(copy)
+    if isinstance(opened, Store):
+        assert opened.load_session() == b"third"
+        opened.close()
+    else:
+        opened.release()
+    assert not log_of(copy).exists()
+    assert crashes.image(copy) == b"third"
+
+
+def test_it_stays_where_nobody_asked_for_the_image(outbox: RecordingOutbox, crashes: Crashes) -> None:
+    begun(outbox)
+    save(outbox, b"second")
+    copy = crashes.copy()
+    Store(copy).close()
+    assert crashes.image(copy) == b"second"
+
+
+def test_a_process_that_changes_nothing_is_killed_too(outbox: RecordingOutbox, path: Path, crashes: Crashes) -> None:
+    begun(outbox)
+    save(outbox, b"second")
+    for _ in range(3):
         copy = crashes.copy()
+        assert crashes.image(copy) == b"second"
+        crashes.path = copy
 
 
 def test_a_closed_queue_is_one_file_again(outbox: RecordingOutbox, store: Store, path: Path, crashes: Crashes) -> None:
@@ -185,6 +210,7 @@ def test_an_image_that_is_too_large_goes_to_the_row(outbox: RecordingOutbox, pat
 @pytest.mark.parametrize("operation", ["pwrite", "fdatasync"])
 def test_where_the_log_fails_the_row_is_written(
     outbox: RecordingOutbox,
+    path: Path,
     crashes: Crashes,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -200,8 +226,12 @@ def test_where_the_log_fails_the_row_is_written(
         outbox.wait(lambda heard: (7, 0) in heard.commits)
     assert "more slowly" in caplog.text
     assert crashes.image() == b"third"
+    log = log_of(path).read_bytes()
     save(outbox, b"fourth")
+    assert log_of(path).read_bytes() == log, "nobody knows what the disk has of it"
     assert crashes.image() == b"fourth"
+    outbox.store.close()
+    assert not log_of(path).exists()
 
 
 def test_a_part_that_was_written_counts_as_nothing(
@@ -228,8 +258,18 @@ def test_where_there_can_be_no_log_the_row_is_written(
     assert "cannot be made" in caplog.text
     begun(outbox)
     save(outbox, b"second")
-    log_of(path).unlink()
     assert crashes.image() == b"second"
+
+
+@pytest.mark.parametrize("operation", ["pwrite", "fsync"])
+def test_a_log_that_was_made_in_part_takes_no_room(
+    make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    store = make_store()
+    assert store.load_session() == b""
+    monkeypatch.setattr(os, operation, raising(OSError(28, "No space left on device")))
+    store.run(lambda _table: store._writer.open_log())
+    assert not log_of(path).exists()
 
 
 def test_a_log_that_cannot_be_read_is_no_empty_log(make_store: Callable[..., Store], path: Path) -> None:
@@ -244,24 +284,120 @@ def test_a_log_that_cannot_be_read_is_no_empty_log(make_store: Callable[..., Sto
     assert store.load_session() == b"first"
 
 
-def test_a_file_of_the_format_before_is_read(make_store: Callable[..., Store]) -> None:
+def test_a_file_of_the_format_before_is_read(make_store: Callable[..., Store], path: Path) -> None:
     store = make_store()
     store.run(lambda table: table.save_session("client", "host:1883", b"\x01image"))
+    # It had no log, so that there is none to be read.
+    log_of(path).mkdir()
     assert store.load_session() == b"\x01image"
 
 
-def test_a_write_costs_one_page_each(outbox: RecordingOutbox, path: Path) -> None:
-    """The page cache must not have them in larger pieces, also not where a log was there and was read."""
+def test_an_image_whose_transaction_failed_is_written_when_it_comes_again(
+    outbox: RecordingOutbox, store: Store, crashes: Crashes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glec_fast.committer._STORAGE_RETRY_S", 3600)
     begun(outbox)
-    save(outbox, *(b"image %d" % number for number in range(64)))
+    outbox.in_flight = b"second"
+    with pytest.raises(QueueStorageError):
+        store.run(raising(apsw.FullError("database or disk is full")))
+    for image in (b"first", b"second"):
+        outbox.in_flight = image
+        store.run(lambda _table: None)
+        assert crashes.image() == image
 
-    def written() -> int:
-        lines: Any = dict(line.split(": ") for line in Path("/proc/self/io").read_text("ascii").splitlines())
-        return int(lines["write_bytes"])
 
-    before = written()
+def test_it_stays_where_the_last_transaction_fails(
+    outbox: RecordingOutbox, store: Store, path: Path, crashes: Crashes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(outbox)
+    save(outbox, b"second")
+    with monkeypatch.context() as failing:
+        failing.setattr(store._writer, "transact", raising(apsw.IOError("disk I/O error")))
+        store.close()
+    assert crashes.image(path) == b"second"
+
+
+def test_no_image_is_taken_behind_the_last_transaction(outbox: RecordingOutbox, store: Store, path: Path) -> None:
+    begun(outbox)
+    transact = store._writer.transact
+
+    def transact_and_save(*arguments: Any) -> None:
+        transact(*arguments)
+        outbox.in_flight = b"too late"
+        assert store._save_image() is None
+
+    store._writer.transact = transact_and_save  # type: ignore[method-assign]
+    store.close()
+    assert image_on_disk(path) == b"first"
+
+
+@pytest.mark.parametrize("failing", ["close", "unlink"])
+def test_a_log_that_cannot_be_let_go_of_keeps_nobody_from_the_queue(
+    outbox: RecordingOutbox, store: Store, path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    begun(outbox)
+    save(outbox, b"second")
+    descriptor = store._writer._image._descriptor
+    real: Callable[..., None] = getattr(os, failing)
+
+    def fail(target: Any, *arguments: Any, **named: Any) -> None:
+        if failing == "unlink" or target == descriptor:
+            raise OSError(5, "Input/output error")
+        real(target, *arguments, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, failing, fail)
+        store.close()
+    if failing == "close":
+        os.close(descriptor)
+    with closing(Store(path)) as again:
+        assert again.load_session() == b"second"
+
+
+def test_no_descriptor_is_left_open(make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = descriptors()
+    for failing in (None, "fdatasync", "pwrite", "fsync"):
+        store = make_store()
+        with monkeypatch.context() as patched:
+            if failing == "fsync":
+                patched.setattr(os, failing, raising(OSError(5, "Input/output error")))
+            outbox = RecordingOutbox(store)
+            begun(outbox)
+            if failing not in (None, "fsync"):
+                patched.setattr(os, failing, raising(OSError(5, "Input/output error")))
+                assert store.commit_image() is None
+            else:
+                save(outbox, b"second")
+        store.close()
+        assert descriptors() == before
+
+
+def written_bytes() -> int:
+    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text("ascii").splitlines())
+    return int(lines["write_bytes"])
+
+
+@pytest.mark.parametrize("is_cold", [False, True], ids=["made", "read from the disk"])
+def test_a_write_costs_one_page_each(outbox: RecordingOutbox, crashes: Crashes, is_cold: bool) -> None:
+    """The page cache must not have them in larger pieces."""
+    begun(outbox)
+    save(outbox, *(b"image %d" % number for number in range(4)))
+    store = outbox.store
+    if is_cold:
+        copy = crashes.copy()
+        descriptor = os.open(log_of(copy), os.O_RDWR)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+        store = Store(copy)
+        crashes.opened.append(store)
+        outbox = RecordingOutbox(store)
+    before = written_bytes()
     save(outbox, *(b"image %d" % number for number in range(64)))
-    per_image = (written() - before) / 64
+    per_image = (written_bytes() - before) / 64
     if per_image == 0:
         pytest.skip("the folder is in memory: nothing is written")
     assert per_image <= 2 * 4096
