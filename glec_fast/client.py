@@ -374,6 +374,8 @@ class Client(Durable):
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
             outbox.pull()
             self._log_sent()
+            if not outbox.session.sendable_bytes:
+                return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _tell_sent(self, finished: deque[PublishHandle]) -> None:
         try:

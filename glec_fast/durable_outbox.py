@@ -57,6 +57,8 @@ class DurableOutbox(Outbox):
         self._tell_dropped = on_dropped
         self._handles: WeakValueDictionary[int, PublishHandle] = WeakValueDictionary()
         self._finished = Finished()
+        # More has finished since the store was told.
+        self._has_finished = False
         self._refused: list[int] = []
         self.refused_count = 0
         # Refused on this connection, and when they are sent again.
@@ -85,7 +87,7 @@ class DurableOutbox(Outbox):
                 f"the queue file's record of what is in flight cannot be read ({error}): give queue_path another name"
             ) from error
         for first, last in ranges:
-            self._finished.add(list(range(first, last + 1)))
+            self._finish(list(range(first, last + 1)))
         store.rewind(self.session.parked_ids(), self._finished.ids)
         store.attach(self)
 
@@ -175,10 +177,9 @@ class DurableOutbox(Outbox):
     def _pull(self) -> None:
         if self.is_due and self.is_open:
             self._read_again()
-        while self.is_open and self._admit_rows() and self._read_rows():
-            # Once there is something to send, the broker begins on it while the next are read.
-            if self.session.sendable_bytes:
-                break
+        # Once there is something to send, the broker begins on it while the next are read.
+        while self.is_open and self._admit_rows() and not self.session.sendable_bytes and self._read_rows():
+            pass
         if self._may_have_orphans and self.is_open and not (self._more_to_read or self._rows_gone != len(self._rows)):
             self._end_orphans()
         if self.session.wants_commit:
@@ -247,6 +248,10 @@ class DurableOutbox(Outbox):
             self.after_settle()
         return [row for row in rows if row[0] not in over]
 
+    def _finish(self, ids: list[int]) -> None:
+        self._finished.add(ids)
+        self._has_finished = bool(self._finished)
+
     def settle(self) -> list[PublishHandle]:
         """The handles of what is finished, where somebody holds one or all are told; the caller holds the lock."""
         done = self.session.take_done()
@@ -259,7 +264,7 @@ class DurableOutbox(Outbox):
         self.sent_count += len(done)
         if len(rows) != len(done):
             handles += [self._direct.pop(message_id)[3] for message_id in done if message_id < 0]
-        self._finished.add(rows)
+        self._finish(rows)
         if self._tells_all:
             # Which QoS is in its acknowledgement; QoS 0 has none.
             handles += [self._take_handle(message_id, 0) for message_id in rows]
@@ -283,7 +288,8 @@ class DurableOutbox(Outbox):
                 if not self._again:
                     self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
                 self._again += refused
-        if self._finished:
+        if self._has_finished:
+            self._has_finished = False
             self.store.on_finished(len(self._finished), drained=self.session.in_flight == 0)
 
     def park(self) -> None:
@@ -372,7 +378,7 @@ class DurableOutbox(Outbox):
             self._in_doubt += [(message_id, Decision.SENT_AGAIN) for message_id in sorted(again)]
             self._in_doubt += [(message_id, Decision.LEFT_TO_BROKER) for message_id in received]
             self.in_doubt_count += len(again) + len(received)
-            self._finished.add(received)
+            self._finish(received)
             if self._tells_all:
                 return [self._take_handle(message_id, 2) for message_id in received]
             found = [self._handles.pop(message_id, None) for message_id in received]
