@@ -196,9 +196,12 @@ class Vehicle:
 
     def _publish(self, message: Message) -> None:
         say("begun", message.number)
+        may_leave_at_once = self._manager.is_connected()
         handle = self._PUBLISHERS[message.kind](self, message)
         if message.kind.qos == 0:
-            self._watch.follow(message.number, handle)
+            # Behind others one goes to the disk with a link too; and then out, and may be in the air at the cut.
+            if not may_leave_at_once:
+                self._watch.follow(message.number, handle)
         elif handle.wait_durable(DURABLE_TIMEOUT_S):
             say("safe", message.number)
         else:
