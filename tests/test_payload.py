@@ -390,6 +390,7 @@ def test_big_details_of_every_size() -> None:
 @pytest.mark.parametrize(("kind", "field"), EVERY_NUMBER)
 def test_numbers_of_a_wrong_type(kind: type, field: str, bad: object) -> None:
     if bad is None and field == "battery_voltage":
+        assert build(kind, battery_voltage=None).battery_voltage is None
         return
     with pytest.raises(PayloadTypeError, match=rf"^{field} is .*: give an int or a float"):
         build(kind, **{field: bad})
