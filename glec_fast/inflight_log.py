@@ -196,6 +196,7 @@ class SavedImage:
 
     def _discard(self) -> None:
         if not self._is_log_ahead:
+            # Where it stays all the same, its numbers are lower than the row's.
             with suppress(OSError):
                 log_of(self._queue_path).unlink(missing_ok=True)
 
