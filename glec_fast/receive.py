@@ -35,6 +35,8 @@ _RECEIVE_BYTES = 64 * 1024
 _READS_A_TURN = 16
 # More of them where TLS has decrypted what no poll of the socket tells of: a record of WebSocket frames of two bytes.
 _PENDING_READS_A_TURN = 8192
+# Of TLS, however small they are.
+_RECORDS_A_READ = 1024
 # A read of so many bytes means that acknowledgements come in a stream.
 _STREAM_READ_BYTES = 64
 _RECEIVE_MAXIMUM = 65_535
@@ -132,30 +134,55 @@ class Receiver(paho.Client):
             sock = self._sock
             if sock is None:
                 return MQTTErrorCode.MQTT_ERR_NO_CONN
-            try:
-                data = self._sock_recv(_RECEIVE_BYTES)
-            except BlockingIOError:
-                self._hasten_connack(sock)
-                return MQTTErrorCode.MQTT_ERR_SUCCESS
-            except OSError as error:
-                self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
-                return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
-            if not data:
-                return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
-            now_s = paho.time_func()
-            with self._msgtime_mutex:
-                setattr(self, _paho.LAST_RECEIVED, now_s)
-            self._inbound.feed(bytes(data), now_s)
-            rc = self._handle_buffered(sock)
-            if rc:
-                return self._loop_rc_handle(rc)
-            self._hasten_acks(sock, len(data))
-            if self._sock is not sock:
+            received_bytes, ended = self._feed(sock)
+            if received_bytes:
+                rc = self._handle_buffered(sock)
+                if rc:
+                    return self._loop_rc_handle(rc)
+                self._hasten_acks(sock, received_bytes)
+                if self._sock is not sock:
+                    break
+            if ended is MQTTErrorCode.MQTT_ERR_AGAIN:
+                if not received_bytes:
+                    self._hasten_connack(sock)
                 break
-            may_be_more = len(data) == _RECEIVE_BYTES and number < _READS_A_TURN
+            if ended:
+                return self._loop_rc_handle(ended)
+            may_be_more = received_bytes >= _RECEIVE_BYTES and number < _READS_A_TURN
             if not may_be_more and not self._has_pending(sock):
                 break
         return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _feed(self, sock: Any) -> tuple[int, MQTTErrorCode]:
+        """Give the parser what one read brings; returns its size, and MQTT_ERR_AGAIN where nothing more is there.
+
+        Over TLS a read brings a record, and a broker makes one of each packet: then all that have come, as a turn of
+        the loop costs as much as reading tens of them.
+        """
+        received_bytes = 0
+        now_s = paho.time_func()
+        ended = MQTTErrorCode.MQTT_ERR_SUCCESS
+        for _ in range(_RECORDS_A_READ if self._ssl else 1):
+            try:
+                data = self._sock_recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                ended = MQTTErrorCode.MQTT_ERR_AGAIN
+                break
+            except OSError as error:
+                self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
+                ended = MQTTErrorCode.MQTT_ERR_CONN_LOST
+                break
+            if not data:
+                ended = MQTTErrorCode.MQTT_ERR_CONN_LOST
+                break
+            self._inbound.feed(bytes(data), now_s)
+            received_bytes += len(data)
+            if received_bytes >= _RECEIVE_BYTES or self._sock is not sock:
+                break
+        if received_bytes:
+            with self._msgtime_mutex:
+                setattr(self, _paho.LAST_RECEIVED, now_s)
+        return received_bytes, ended
 
     def loop_misc(self) -> MQTTErrorCode:
         """As paho's."""
