@@ -6,8 +6,12 @@ Each run is a process of its own against a mosquitto of its own; the peers take 
   call     the caller's time in one publish() in such a burst (aiomqtt: with the acknowledgement, as it has no other)
   receive  from the first on_message to the last, fed with ready-made packets through mosquitto, which is what
            limits it: the raw socket only counts what it delivers
+  backlog  the same, of what mosquitto has kept for the client's session while it was away: nobody publishes meanwhile
   drain    the same, with the ready-made packets right from a socket: what the client can take
   pace     publish to acknowledgement at 100 msg/s
+
+With --tls all but `drain` over TLS, by ours and paho: a raw socket would be no limit there, as it too reads a record of
+TLS at a time.
 
 Before the rounds each peer publishes once, untimed, beside a subscriber that must get each message exactly once. Where
 it does not, its loss is reported in the place of a rate. A peer that is not installed is named with what is to be done.
@@ -29,13 +33,24 @@ from peers.bars import judge
 from peers.catalog import PEERS, MissingPeerError, Setup
 from peers.plot import in_svg
 from peers.report import in_markdown
-from peers.runs import LIMITS, Setting, prove, run, write_payloads
+from peers.runs import LIMITS, Setting, TLSFiles, prove, run, write_payloads
 from workload import PAYLOAD_BYTES
+
+from glec_fast.demo.certificates import CertificateAuthority
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-ACTIONS = {"publish": (0, 1, 2), "call": (0, 1, 2), "receive": (0, 1), "drain": (0, 1), "pace": (1,)}
+ACTIONS = {
+    "publish": (0, 1, 2),
+    "call": (0, 1, 2),
+    "receive": (0, 1),
+    "backlog": (0, 1),
+    "drain": (0, 1),
+    "pace": (1,),
+}
+# Its server in the broker's place speaks no TLS.
+WITHOUT_TLS = "drain"
 
 
 def find(name: str, setup: Setup) -> list[str] | MissingPeerError:
@@ -83,6 +98,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pace-messages", type=positive, default=300, help="messages at 100 msg/s (default: 300)")
     parser.add_argument("--peers", type=list_of(str, list(PEERS)), default=list(PEERS), help=", ".join(PEERS))
     parser.add_argument("--measure", type=list_of(str, list(ACTIONS)), default=list(ACTIONS), help=", ".join(ACTIONS))
+    parser.add_argument("--tls", action="store_true", help="over TLS, without drain and by those peers alone that can")
     parser.add_argument("--qos", type=list_of(int, [0, 1, 2]), default=[0, 1, 2])
     parser.add_argument(
         "--broker-limit",
@@ -99,16 +115,25 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def make_certificates(directory: Path) -> TLSFiles:
+    authority = CertificateAuthority(directory)
+    server = authority.issue_server()
+    return TLSFiles(authority.certificate_path, server.certificate_path, server.key_path)
+
+
 def report_of(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     limit = LIMITS[args.broker_limit]
-    setting = Setting(limit, args.nodelay, args.messages, args.pace_messages, directory)
+    tls = make_certificates(directory) if args.tls else None
+    setting = Setting(limit, args.nodelay, args.messages, args.pace_messages, directory, tls)
     write_payloads(setting)
     setup = Setup(directory, may_install=not args.no_install)
-    found = {name: find(name, setup) for name in args.peers}
+    names = [name for name in args.peers if PEERS[name].over_tls or not args.tls]
+    found = {name: find(name, setup) for name in names}
     commands = {name: command for name, command in found.items() if isinstance(command, list)}
     results = [
         measure(commands, action, qos, args.rounds, setting)
         for action in args.measure
+        if not (args.tls and action == WITHOUT_TLS)
         for qos in ACTIONS[action]
         if qos in args.qos
     ]
@@ -121,6 +146,7 @@ def report_of(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     return {
         "machine": machine(),
         "broker": {"limit": args.broker_limit, "settings": limit.settings, "nodelay": args.nodelay},
+        "tls": args.tls,
         "payload_bytes": PAYLOAD_BYTES,
         "messages": args.messages,
         "pace_messages": args.pace_messages,
@@ -133,7 +159,7 @@ def report_of(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
                 "has_window": PEERS[name].has_window,
                 "missing": None if name in commands else str(found[name]),
             }
-            for name in args.peers
+            for name in names
         },
         "results": results,
         "bars": judge(results),

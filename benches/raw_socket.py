@@ -73,15 +73,17 @@ def encode_remaining_length(length: int) -> bytes:
     return bytes(encoded)
 
 
-def connect(port: int, client_id: str) -> socket.socket:
+def connect(port: int, client_id: str, *, clean_session: bool = True) -> socket.socket:
     """A connected socket whose CONNACK (success) has been read. The caller closes it."""
     sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client_id_bytes = client_id.encode()
-    body = b"\x00\x04MQTT\x04\x02\x00\x3c" + struct.pack(">H", len(client_id_bytes)) + client_id_bytes
+    head = struct.pack(">H4sBBHH", 4, b"MQTT", 4, 0x02 if clean_session else 0, 60, len(client_id_bytes))
+    body = head + client_id_bytes
     sock.sendall(bytes([CONNECT, len(body)]) + body)
     connack = sock.recv(ACK_BYTES, socket.MSG_WAITALL)
-    if connack != b"\x20\x02\x00\x00":
+    # What is between them says whether the broker had the session.
+    if connack[:2] + connack[3:] != b"\x20\x02\x00":
         sock.close()
         raise ConnectionError(f"the broker answered CONNECT with {connack!r}")
     return sock

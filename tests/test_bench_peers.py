@@ -67,13 +67,14 @@ def test_ours_and_paho_are_measured_in_every_way() -> None:
     keys = {
         "publish": {"rate_msg_s", "cpu_us_per_message"},
         "receive": {"rate_msg_s", "cpu_us_per_message"},
+        "backlog": {"rate_msg_s", "cpu_us_per_message"},
         "drain": {"rate_msg_s", "cpu_us_per_message"},
         "call": {"call_p50_s", "call_p99_s"},
         "pace": {"ack_p50_s", "ack_p99_s", "call_p50_s"},
     }
     seen = {(result["action"], result["qos"]) for result in report["results"]}
     sent = {(action, qos) for action in ("publish", "call") for qos in (0, 1, 2)}
-    received = {(action, qos) for action in ("receive", "drain") for qos in (0, 1)}
+    received = {(action, qos) for action in ("receive", "backlog", "drain") for qos in (0, 1)}
     assert seen == sent | received | {("pace", 1)}
     for result in report["results"]:
         clients = {"glec-fast", "paho-mqtt"}
@@ -81,6 +82,13 @@ def test_ours_and_paho_are_measured_in_every_way() -> None:
         for figures in result["peers"].values():
             assert all(figures[key] > 0 for key in keys[result["action"]])
     assert {verdict["bar"].split(" x ")[1] for verdict in report["bars"]} == {"paho-mqtt", "raw socket"}
+
+
+def test_over_tls_those_run_that_can() -> None:
+    report = report_of("--tls", "--qos", "1")
+    assert report["tls"]
+    assert {result["action"] for result in report["results"]} == {"publish", "call", "receive", "backlog", "pace"}
+    assert all(set(result["peers"]) == {"glec-fast", "paho-mqtt"} for result in report["results"])
 
 
 def test_table_is_markdown_and_says_what_the_broker_was_told() -> None:

@@ -30,7 +30,7 @@ class Setup(NamedTuple):
 
 @dataclass(frozen=True)
 class Peer:
-    """One contender: the actions of peer.py that it knows, and whether it bounds what is in flight (`has_window`)."""
+    """One contender: the actions of peer.py that it knows, whether it bounds what is in flight, and takes a CA."""
 
     name: str
     language: str
@@ -39,6 +39,7 @@ class Peer:
     has_window: bool = True
     qos: tuple[int, ...] = (0, 1, 2)
     actions: tuple[str, ...] = ("publish",)
+    over_tls: bool = False
 
     def command(self, _setup: Setup) -> list[str]:
         """The start of the command line. Raises MissingPeerError."""
@@ -109,13 +110,13 @@ def cache_directory() -> Path:
 
 
 PYTHON_ACTIONS = ("publish", "call", "receive")
-PAHO_ACTIONS = (*PYTHON_ACTIONS, "drain", "pace")
+PAHO_ACTIONS = (*PYTHON_ACTIONS, "backlog", "drain", "pace")
 RAW, PAHO, GLEC, LIBMOSQUITTO = "raw socket", "paho-mqtt", "glec-fast", "libmosquitto"
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
-        PythonPeer(RAW, "-", "with_raw.py", "", module="json", actions=("publish", "receive", "drain")),
+        PythonPeer(RAW, "-", "with_raw.py", "", module="json", actions=("publish", "receive", "backlog", "drain")),
         PythonPeer(
             GLEC,
             "Python",
@@ -123,8 +124,17 @@ PEERS: dict[str, Peer] = {
             "pip install -e . in the repository",
             module="glec_fast",
             actions=PAHO_ACTIONS,
+            over_tls=True,
         ),
-        PythonPeer(PAHO, "Python", "with_paho.py", "pip install paho-mqtt", module="paho", actions=PAHO_ACTIONS),
+        PythonPeer(
+            PAHO,
+            "Python",
+            "with_paho.py",
+            "pip install paho-mqtt",
+            module="paho",
+            actions=PAHO_ACTIONS,
+            over_tls=True,
+        ),
         PythonPeer(
             "gmqtt", "Python", "with_gmqtt.py", "pip install gmqtt", False, module="gmqtt", actions=PYTHON_ACTIONS
         ),

@@ -1,12 +1,15 @@
 """What every peer in Python shares: its orders, its clock, its report.
 
-A peer is started as `with_NAME.py ACTION PORT QOS COUNT WINDOW PAYLOADS` and prints one JSON object. PAYLOADS is a file
-of COUNT payloads of PAYLOAD_BYTES each. The peers in C and JavaScript take the same arguments.
+A peer is started as `with_NAME.py ACTION PORT QOS COUNT WINDOW PAYLOADS [CA]` and prints one JSON object. PAYLOADS is a
+file of COUNT payloads of PAYLOAD_BYTES each. CA, the certificate of an authority, means TLS. The peers in C and
+JavaScript take the same arguments but CA.
 
   publish  COUNT messages as fast as the client takes them, after a warm-up that is not timed
   call     the same, with each call of publish() timed
   pace     COUNT messages at PACE_MSG_S, each timed from the call to its acknowledgement
   receive  prints READY once it is subscribed, and then takes COUNT messages with on_message
+  backlog  subscribes in a session that the broker keeps, leaves, prints READY, waits for a line on standard input,
+           comes back, and takes COUNT messages with on_message
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ WARM_UP_MESSAGES = 1_000
 PACE_MSG_S = 100
 TIMEOUT_S = 120.0
 READY = "ready"
+# The client id of a session that the broker keeps.
+SESSION = "bench-session"
 
 
 class Job(NamedTuple):
@@ -40,6 +45,8 @@ class Job(NamedTuple):
     qos: int
     window: int
     payloads: list[bytes]
+    # A file of certificates to trust, where the connection is to be over TLS.
+    ca: str
 
     @property
     def warm_up(self) -> list[bytes]:
@@ -95,9 +102,13 @@ def announce_ready() -> None:
     print(READY, flush=True)
 
 
+def wait_for_word() -> None:
+    sys.stdin.readline()
+
+
 def main(version: str, actions: Mapping[str, Callable[[Job], dict[str, Any]]]) -> None:
-    action, port, qos, count, window, path = sys.argv[1:]
+    action, port, qos, count, window, path, *ca = sys.argv[1:]
     content = Path(path).read_bytes()
     payloads = [content[at : at + PAYLOAD_BYTES] for at in range(0, int(count) * PAYLOAD_BYTES, PAYLOAD_BYTES)]
-    figures = actions[action](Job(action, int(port), int(qos), int(window), payloads))
+    figures = actions[action](Job(action, int(port), int(qos), int(window), payloads, *ca or [""]))
     print(json.dumps({"version": version, **figures}))

@@ -20,6 +20,10 @@ def in_markdown(report: Mapping[str, Any]) -> str:
     titles: dict[str, tuple[str, tuple[tuple[str, Callable[[Mapping[str, Any]], str]], ...]]] = {
         "publish": ("Publishing", (("msg/s", _rate), ("CPU/msg", _cpu))),
         "receive": ("Receiving with on_message, from the broker", (("msg/s", _rate), ("CPU/msg", _cpu))),
+        "backlog": (
+            "Receiving with on_message, what the broker kept while the client was away",
+            (("msg/s", _rate), ("CPU/msg", _cpu)),
+        ),
         "drain": ("Receiving with on_message, from ready-made packets", (("msg/s", _rate), ("CPU/msg", _cpu))),
         "call": ("One call of publish() in a burst", (("median", _us("call_p50_s")), ("p99", _us("call_p99_s")))),
         "pace": (
@@ -44,7 +48,8 @@ def _introduction(report: Mapping[str, Any]) -> str:
     settings = ", ".join(broker["settings"].strip().splitlines())
     return (
         f"{report['messages']:,} messages of {report['payload_bytes']} bytes, medians of {report['rounds']} rounds, "
-        f"window {report['window']:,} where the client has one, mosquitto with {settings}{nodelay}; "
+        f"window {report['window']:,} where the client has one, {'over TLS, ' if report['tls'] else ''}"
+        f"mosquitto with {settings}{nodelay}; "
         f"{report['machine']['cpus']} cores, {report['machine']['arch']}, Python {report['machine']['python']}."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import socket
@@ -10,20 +11,25 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import raw_socket
-from harness import BenchError, Counter, mosquitto
+from harness import BenchError, Broker, Counter, free_port, mosquitto
 from peers.peer import HOST, PACE_MSG_S, READY
 from workload import make_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 RUN_TIMEOUT_S = 150.0
 FEEDER_WINDOW = 1_000
 PAYLOADS = "payloads"
+# For QoS 0 too, a session's messages are kept while its client is away.
+KEEPS_ALL = "queue_qos0_messages true\n"
+# What a peer waits for once it has been fed.
+WORD = b"go on\n"
 
 
 class Limit(NamedTuple):
@@ -42,6 +48,14 @@ LIMITS = {
 }
 
 
+class TLSFiles(NamedTuple):
+    """The broker's certificate and key, and the authority's that a peer trusts."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+
 class Setting(NamedTuple):
     """What is the same for all runs of a report."""
 
@@ -50,6 +64,7 @@ class Setting(NamedTuple):
     messages: int
     pace_messages: int
     directory: Path
+    tls: TLSFiles | None = None
 
     def count_of(self, action: str) -> int:
         return self.pace_messages if action == "pace" else self.messages
@@ -60,20 +75,36 @@ def write_payloads(setting: Setting) -> None:
     (setting.directory / PAYLOADS).write_bytes(b"".join(make_payload(index).encode() for index in range(count)))
 
 
+@contextmanager
+def broker_of(setting: Setting, action: str) -> Iterator[tuple[Broker, int]]:
+    """A broker, and the peer's port there: whoever feeds or counts is spared the TLS."""
+    extra = setting.limit.settings + (KEEPS_ALL if action == "backlog" else "")
+    tls_port = free_port()
+    if setting.tls is not None:
+        # Started as root, mosquitto would become a user who may not read the key.
+        extra += (
+            f"user {getpass.getuser()}\nlistener {tls_port} 127.0.0.1\n"
+            f"certfile {setting.tls.certificate}\nkeyfile {setting.tls.key}\n"
+        )
+    with mosquitto(nodelay=setting.nodelay, extra=extra) as broker:
+        yield broker, broker.port if setting.tls is None else tls_port
+
+
 def run(command: Sequence[str], action: str, qos: int, setting: Setting) -> dict[str, Any]:
     """The peer's own figures. Raises BenchError where it fails or does not end."""
+    count = setting.count_of(action)
     if action == "drain":
-        with ReadyMade(qos, setting.count_of(action)) as server:
+        with ReadyMade(qos, count) as server:
             return run_at(server.port, command, "receive", qos, setting)
-    with mosquitto(nodelay=setting.nodelay, extra=setting.limit.settings) as broker:
-        return run_at(broker.port, command, action, qos, setting, feed)
+    with broker_of(setting, action) as (broker, port):
+        return run_at(port, command, action, qos, setting, lambda: feed(broker.port, qos, count))
 
 
 def prove(command: Sequence[str], qos: int, setting: Setting) -> dict[str, str]:
     """Publish once beside an independent subscriber. Empty where it got each message once, else what is wrong."""
-    with mosquitto(nodelay=setting.nodelay, extra=setting.limit.settings) as broker:
+    with broker_of(setting, "publish") as (broker, port):
         counter = Counter(broker)
-        figures = run_at(broker.port, command, "publish", qos, setting)
+        figures = run_at(port, command, "publish", qos, setting)
         received, distinct = counter.finish()
     lost, doubled = setting.messages - distinct, received - distinct
     if not lost and not doubled:
@@ -90,29 +121,36 @@ def run_at(
     action: str,
     qos: int,
     setting: Setting,
-    feeder: Callable[[int, int, int], None] | None = None,
+    feeder: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     count = setting.count_of(action)
     arguments = [action, *map(str, (port, qos, count, setting.limit.window)), str(setting.directory / PAYLOADS)]
+    arguments += [] if setting.tls is None else [str(setting.tls.ca)]
     with tempfile.TemporaryFile("w+") as errors:
         # Unbuffered: what came behind READY would be lost to communicate().
         process = subprocess.Popen(
-            [*command, *arguments], stdout=subprocess.PIPE, stderr=errors, bufsize=0, env=environment()
+            [*command, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            bufsize=0,
+            env=environment(),
         )
         try:
-            if action == "receive" and process.stdout is not None:
+            if action in ("receive", "backlog") and process.stdout is not None:
                 is_ready = process.stdout.readline().decode().strip() == READY
                 if is_ready and feeder is not None:
-                    feeder(port, qos, count)
-            output, _ = process.communicate(timeout=RUN_TIMEOUT_S + setting.pace_messages / PACE_MSG_S)
+                    feeder()
+            output, _ = process.communicate(WORD, timeout=RUN_TIMEOUT_S + setting.pace_messages / PACE_MSG_S)
         except subprocess.TimeoutExpired as error:
             raise BenchError(f"{command[-1]}: {action} at QoS {qos} did not end") from error
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
         if process.returncode != 0:
             errors.seek(0)
             raise BenchError(f"{command[-1]}: {action} at QoS {qos} failed:\n{errors.read()}")

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from peer import Job
 
 
-def connect(client_class: type[Client], job: Job) -> Client:
-    client = client_class(CallbackAPIVersion.VERSION2)
+def connect(client_class: type[Client], job: Job, **options: Any) -> Client:
+    client = client_class(CallbackAPIVersion.VERSION2, **options)
     client.max_inflight_messages_set(job.window)
+    if job.ca:
+        client.tls_set(job.ca)
     connected = threading.Event()
     client.on_connect = lambda *_: connected.set()
     client.connect(peer.HOST, job.port)
@@ -109,16 +111,38 @@ def run_pace(client_class: type[Client], job: Job) -> dict[str, Any]:
     return peer.of_acks(acks_s) | peer.of_calls(calls_s)
 
 
-def run_receive(client_class: type[Client], job: Job) -> dict[str, Any]:
-    client = connect(client_class, job)
-    subscribed, ended = threading.Event(), threading.Event()
-    receipts = peer.Receipts(len(job.payloads), ended.set)
-    client.on_message = receipts.add
+def subscribe(client: Client, qos: int) -> None:
+    subscribed = threading.Event()
     client.on_subscribe = lambda *_: subscribed.set()
-    client.subscribe(peer.TOPIC, job.qos)
+    client.subscribe(peer.TOPIC, qos)
     if not subscribed.wait(peer.TIMEOUT_S):
         raise TimeoutError("no SUBACK")
+
+
+def run_receive(client_class: type[Client], job: Job) -> dict[str, Any]:
+    client = connect(client_class, job)
+    ended = threading.Event()
+    receipts = peer.Receipts(len(job.payloads), ended.set)
+    client.on_message = receipts.add
+    subscribe(client, job.qos)
     peer.announce_ready()
+    if not ended.wait(peer.TIMEOUT_S):
+        raise TimeoutError("messages are missing")
+    disconnect(client)
+    return receipts.figures
+
+
+def run_backlog(client_class: type[Client], job: Job) -> dict[str, Any]:
+    client = connect(client_class, job, client_id=peer.SESSION, clean_session=False)
+    subscribe(client, job.qos)
+    disconnect(client)
+    ended = threading.Event()
+    receipts = peer.Receipts(len(job.payloads), ended.set)
+    client.on_message = receipts.add
+    peer.announce_ready()
+    peer.wait_for_word()
+    client.reconnect()
+    client.loop_start()
     if not ended.wait(peer.TIMEOUT_S):
         raise TimeoutError("messages are missing")
     disconnect(client)
@@ -133,6 +157,7 @@ def main(client_class: type[Client], version: str) -> None:
             "call": lambda job: run_call(client_class, job),
             "pace": lambda job: run_pace(client_class, job),
             "receive": lambda job: run_receive(client_class, job),
+            "backlog": lambda job: run_backlog(client_class, job),
         },
     )
 

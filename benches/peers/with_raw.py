@@ -29,6 +29,20 @@ def run_publish(job: Job) -> dict[str, Any]:
     return figures
 
 
+def run_backlog(job: Job) -> dict[str, Any]:
+    """As `run_receive`, of what the broker has kept."""
+    texts = [payload.decode() for payload in job.payloads]
+    flush = raw_socket.prepare_rows([(peer.TOPIC, text, job.qos) for text in texts], job.qos)
+    watches: list[peer.Stopwatch] = []
+    with raw_socket.connect(job.port, peer.SESSION, clean_session=False) as sock:
+        raw_socket.subscribe(sock, peer.TOPIC, job.qos)
+    peer.announce_ready()
+    peer.wait_for_word()
+    with raw_socket.connect(job.port, peer.SESSION, clean_session=False) as sock:
+        raw_socket.receive(sock, flush, lambda: watches.append(peer.Stopwatch()))
+        return watches[0].stop()
+
+
 def run_receive(job: Job) -> dict[str, Any]:
     """The bytes that arrive, counted: what the broker can deliver."""
     texts = [payload.decode() for payload in job.payloads]
@@ -42,4 +56,4 @@ def run_receive(job: Job) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    peer.main("", {"publish": run_publish, "receive": run_receive})
+    peer.main("", {"publish": run_publish, "receive": run_receive, "backlog": run_backlog})
