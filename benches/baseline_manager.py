@@ -98,7 +98,9 @@ class BaselineQueue:
 class BaselineManager:
     """Publishes when connected, queues when not, flushes the queue in paho's network thread at each CONNACK."""
 
-    def __init__(self, host: str, port: int, client_id: str, queue_path: str | Path, max_inflight: int) -> None:
+    def __init__(
+        self, host: str, port: int, client_id: str, queue_path: str | Path, max_inflight: int, ca: str = ""
+    ) -> None:
         self._address = (host, port)
         self._queue = BaselineQueue(queue_path)
         self._row_of_mid: dict[int, int] = {}
@@ -106,6 +108,8 @@ class BaselineManager:
         self.on_connected: Callable[[], None] = lambda: None
         self._client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, clean_session=False)
         self._client.max_inflight_messages_set(max_inflight)
+        if ca:
+            self._client.tls_set(ca)
         self._client.on_connect = self._on_connect
         self._client.on_publish = self._on_publish
 

@@ -8,6 +8,8 @@ Contenders, each in a fresh process against a fresh broker, in turn round by rou
   glec        glec_fast.MQTTManager
   glec-large  the same with --large rows, to show what the length of the queue costs
 
+With --tls over TLS, by the baseline and glec alone.
+
 After each run the queue file must be empty. Before the rounds each contender runs once untimed, beside a subscriber
 that must receive each message exactly once; in the rounds there is none, as it would take the broker's time.
 """
@@ -19,6 +21,7 @@ import json
 import statistics
 import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,23 +31,27 @@ from harness import (
     Broker,
     Counter,
     Figures,
+    TLSFiles,
     count_rows,
     machine,
+    make_certificates,
     median_of_ratios,
     mosquitto,
+    mosquitto_with_tls,
     print_table,
     run_contender,
 )
 from workload import PAYLOAD_BYTES, make_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 SPECIFIED_RATE_MSG_S = 100
 LARGE_MESSAGES = 200_000
 # A counting subscriber is slower than the publisher: the broker must keep what is waiting for it. Not 0 for unlimited:
 # mosquitto 2.0.11 then refuses a publisher's QoS 2 messages beyond its 20 in flight.
 LONG_QUEUE = "max_queued_messages 1000000\n"
+OVER_TLS = ("baseline", "glec")
 HEADER = (
     "contender",
     "messages",
@@ -67,6 +74,7 @@ class Setting(NamedTuple):
     nodelay: bool
     lines: str
     max_unreleased: int
+    tls: TLSFiles | None = None
 
 
 # With its 20 in flight mosquitto acknowledges a 21st QoS 2 message without PUBREL and never hands it on.
@@ -103,18 +111,31 @@ def prefill(contender: Contender, qos: int, queue_path: Path) -> None:
         glec_queue.release()
 
 
-def flush_once(contender: Contender, broker: Broker, setting: Setting, qos: int, directory: str | None) -> Figures:
+@contextmanager
+def broker_of(setting: Setting, extra: str = "") -> Iterator[tuple[Broker, int]]:
+    """A broker, and the contenders' port there."""
+    lines = setting.lines + extra
+    if setting.tls is None:
+        with mosquitto(nodelay=setting.nodelay, extra=lines) as broker:
+            yield broker, broker.port
+    else:
+        with mosquitto_with_tls(setting.tls, nodelay=setting.nodelay, extra=lines) as (broker, port):
+            yield broker, port
+
+
+def flush_once(contender: Contender, port: int, setting: Setting, qos: int, directory: str | None) -> Figures:
     with tempfile.TemporaryDirectory(dir=directory) as queue_directory:
         queue_path = Path(queue_directory) / "queue.db"
         prefill(contender, qos, queue_path)
         figures = run_contender(
             contender.runner,
-            broker.port,
+            port,
             qos,
             contender.messages,
             contender.window,
             setting.max_unreleased,
             queue_path,
+            None if setting.tls is None else setting.tls.ca,
         )
         rows_left = count_rows(queue_path) if queue_path.exists() else 0
     if rows_left:
@@ -124,9 +145,9 @@ def flush_once(contender: Contender, broker: Broker, setting: Setting, qos: int,
 
 def prove(contender: Contender, setting: Setting, qos: int, directory: str | None) -> None:
     """One untimed flush of which an independent subscriber must see each message once."""
-    with mosquitto(nodelay=setting.nodelay, extra=setting.lines + LONG_QUEUE) as broker:
+    with broker_of(setting, LONG_QUEUE) as (broker, port):
         counter = Counter(broker)
-        flush_once(contender, broker, setting, qos, directory)
+        flush_once(contender, port, setting, qos, directory)
         received, distinct = counter.finish()
     if not received == distinct == contender.messages:
         raise BenchError(f"{contender.name}: {received} received, {distinct} distinct, of {contender.messages} queued")
@@ -141,18 +162,18 @@ def cpus_us(contender: Contender, rounds: Sequence[Figures]) -> list[float]:
 
 
 def measure(
-    contenders: Sequence[Contender], qos: int, broker: str, rounds: int, directory: str | None
+    contenders: Sequence[Contender], qos: int, broker: str, rounds: int, directory: str | None, tls: TLSFiles | None
 ) -> dict[str, Any]:
-    setting = BROKERS[broker]
+    setting = BROKERS[broker]._replace(tls=tls)
     for contender in contenders:
         prove(contender, setting, qos, directory)
     measured: dict[str, list[Figures]] = {contender.name: [] for contender in contenders}
     for _ in range(rounds):
         for contender in contenders:
-            with mosquitto(nodelay=setting.nodelay, extra=setting.lines) as private_broker:
-                measured[contender.name].append(flush_once(contender, private_broker, setting, qos, directory))
+            with broker_of(setting) as (_, port):
+                measured[contender.name].append(flush_once(contender, port, setting, qos, directory))
     bare = run_contender("bare", 0, qos, 0, 0, 0, Path())
-    return {"broker": broker, "qos": qos, "contenders": summarize(contenders, measured, bare)}
+    return {"broker": broker, "tls": tls is not None, "qos": qos, "contenders": summarize(contenders, measured, bare)}
 
 
 def summarize(
@@ -208,7 +229,7 @@ def print_result(result: dict[str, Any], rounds: int) -> None:
         ]
 
     rows = [cells(name, figures) for name, figures in result["contenders"].items()]
-    title = BROKERS[result["broker"]].title
+    title = BROKERS[result["broker"]].title + (", TLS" if result["tls"] else "")
     print_table(f"QoS {result['qos']}, {title}, {PAYLOAD_BYTES} bytes, median of {rounds} rounds", HEADER, rows)
 
 
@@ -242,6 +263,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--baseline-window", type=positive, default=20, help="the baseline's (default: paho's own 20)")
     parser.add_argument("--contenders", type=list_of(str, names), default=names, help="default: all")
+    parser.add_argument("--tls", action="store_true", help="over TLS, by those contenders alone that can")
     parser.add_argument("--qos", type=list_of(int, [1, 2]), default=[1, 2])
     parser.add_argument("--brokers", type=list_of(str, list(BROKERS)), default=list(BROKERS))
     parser.add_argument("--directory", help="where queue files go; written bytes need a real disk, not tmpfs")
@@ -251,22 +273,28 @@ def parse_arguments() -> argparse.Namespace:
 
 def contenders_of(args: argparse.Namespace) -> list[Contender]:
     windows = {"raw": args.window, "synced": args.window, "baseline": args.baseline_window, "glec": args.window}
-    contenders = [Contender(name, name, args.messages, windows[name]) for name in args.contenders]
+    names = [name for name in args.contenders if name in OVER_TLS or not args.tls]
+    contenders = [Contender(name, name, args.messages, windows[name]) for name in names]
     if args.large:
         contenders.append(Contender("glec-large", "glec", args.large, args.window))
     return contenders
 
 
+def run(args: argparse.Namespace, tls: TLSFiles | None, results: list[dict[str, Any]]) -> None:
+    contenders = contenders_of(args)
+    for broker in args.brokers:
+        for qos in args.qos:
+            results.append(measure(contenders, qos, broker, args.rounds, args.directory, tls))
+            if not args.json:
+                print_result(results[-1], args.rounds)
+
+
 def main() -> int:
     args = parse_arguments()
-    contenders = contenders_of(args)
-    results = []
+    results: list[dict[str, Any]] = []
     try:
-        for broker in args.brokers:
-            for qos in args.qos:
-                results.append(measure(contenders, qos, broker, args.rounds, args.directory))
-                if not args.json:
-                    print_result(results[-1], args.rounds)
+        with tempfile.TemporaryDirectory() as directory:
+            run(args, make_certificates(Path(directory)) if args.tls else None, results)
     except BenchError as error:
         print(error, file=sys.stderr)
         return 1

@@ -28,15 +28,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench_flush import list_of, positive
-from harness import BenchError, machine
+from harness import BenchError, machine, make_certificates
 from peers.bars import judge
 from peers.catalog import PEERS, MissingPeerError, Setup
 from peers.plot import in_svg
 from peers.report import in_markdown
-from peers.runs import LIMITS, Setting, TLSFiles, prove, run, write_payloads
+from peers.runs import LIMITS, Setting, prove, run, write_payloads
 from workload import PAYLOAD_BYTES
-
-from glec_fast.demo.certificates import CertificateAuthority
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -113,12 +111,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the publish rates")
     return parser.parse_args()
-
-
-def make_certificates(directory: Path) -> TLSFiles:
-    authority = CertificateAuthority(directory)
-    server = authority.issue_server()
-    return TLSFiles(authority.certificate_path, server.certificate_path, server.key_path)
 
 
 def report_of(args: argparse.Namespace, directory: Path) -> dict[str, Any]:

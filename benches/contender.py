@@ -1,7 +1,7 @@
 """One contender of the flush benchmark in a process of its own, so that CPU, memory and writes are its own.
 
-Called by harness.run_contender as `contender.py NAME PORT QOS MESSAGES WINDOW MAX_UNRELEASED QUEUE_PATH`; prints one
-JSON object.
+Called by harness.run_contender as `contender.py NAME PORT QOS MESSAGES WINDOW MAX_UNRELEASED QUEUE_PATH [CA]`;
+prints one JSON object. CA, the certificate of an authority, means TLS, which the raw socket does not speak.
 Only what every interpreter has loaded anyway is imported at the top: the memory figure is the contender's alone.
 """
 
@@ -35,6 +35,17 @@ def peak_rss_bytes() -> int:
 def write_bytes() -> int:
     """Bytes this process has caused to be written to the storage layer. A file in memory (tmpfs) counts as none."""
     return sum_of_proc("io", "write_bytes")
+
+
+class Order:
+    """What is to be flushed, how, and where to."""
+
+    def __init__(
+        self, port: int, qos: int, messages: int, window: int, max_unreleased: int, queue_path: str, ca: str = ""
+    ) -> None:
+        self.port, self.qos, self.messages = port, qos, messages
+        self.window, self.max_unreleased = window, max_unreleased
+        self.queue_path, self.ca = queue_path, ca
 
 
 class Meter:
@@ -72,27 +83,27 @@ class Meter:
         }
 
 
-def run_raw(port: int, qos: int, messages: int, window: int, max_unreleased: int, _queue_path: str) -> Meter:
+def run_raw(order: Order) -> Meter:
     import raw_socket
 
-    flush = raw_socket.prepare(messages, qos)
+    flush = raw_socket.prepare(order.messages, order.qos)
     meter = Meter()
-    with raw_socket.connect(port, CLIENT_ID) as sock:
+    with raw_socket.connect(order.port, CLIENT_ID) as sock:
         meter.on_connack()
-        acks = raw_socket.pump(sock, flush, window, max_unreleased)
+        acks = raw_socket.pump(sock, flush, order.window, order.max_unreleased)
         meter.on_flushed()
     raw_socket.check(acks, flush)
     return meter
 
 
-def run_synced(port: int, qos: int, messages: int, window: int, max_unreleased: int, queue_path: str) -> Meter:
+def run_synced(order: Order) -> Meter:
     import os
 
     import raw_socket
 
-    flush = raw_socket.prepare(messages, qos)
+    flush = raw_socket.prepare(order.messages, order.qos)
     page = bytes(PAGE_BYTES)
-    log = os.open(f"{queue_path}-log", os.O_WRONLY | os.O_CREAT)
+    log = os.open(f"{order.queue_path}-log", os.O_WRONLY | os.O_CREAT)
     # Page by page: what is written in one piece is kept in one piece, and goes to the disk as a whole with each page.
     for _ in range(LOG_BYTES // PAGE_BYTES):
         os.write(log, page)
@@ -105,19 +116,21 @@ def run_synced(port: int, qos: int, messages: int, window: int, max_unreleased: 
         os.fdatasync(log)
 
     meter = Meter()
-    with raw_socket.connect(port, CLIENT_ID) as sock:
+    with raw_socket.connect(order.port, CLIENT_ID) as sock:
         meter.on_connack()
-        acks = raw_socket.pump(sock, flush, window, max_unreleased, sync)
+        acks = raw_socket.pump(sock, flush, order.window, order.max_unreleased, sync)
         meter.on_flushed()
     os.close(log)
     raw_socket.check(acks, flush)
     return meter
 
 
-def run_baseline(port: int, _qos: int, _messages: int, window: int, _max_unreleased: int, queue_path: str) -> Meter:
+def run_baseline(order: Order) -> Meter:
     from baseline_manager import BaselineManager
 
-    manager = BaselineManager("127.0.0.1", port, CLIENT_ID, queue_path, max_inflight=window)
+    manager = BaselineManager(
+        "127.0.0.1", order.port, CLIENT_ID, order.queue_path, max_inflight=order.window, ca=order.ca
+    )
     meter = Meter()
     manager.on_connected = meter.on_connack
     manager.connect()
@@ -128,20 +141,21 @@ def run_baseline(port: int, _qos: int, _messages: int, window: int, _max_unrelea
     return meter
 
 
-def run_glec(port: int, _qos: int, messages: int, window: int, max_unreleased: int, queue_path: str) -> Meter:
-    from glec_fast import ConnectionCallback, MQTTConfig, MQTTManager
+def run_glec(order: Order) -> Meter:
+    from glec_fast import ConnectionCallback, MQTTConfig, MQTTManager, TLSConfig
 
     class OnConnack(ConnectionCallback):
         def on_connected(self) -> None:
             meter.on_connack()
 
     config = MQTTConfig(
-        broker_url=f"tcp://127.0.0.1:{port}",
+        broker_url=f"{'ssl' if order.ca else 'tcp'}://127.0.0.1:{order.port}",
         client_id=CLIENT_ID,
-        queue_path=queue_path,
-        queue_max_size=messages,
-        max_in_flight=window,
-        max_unreleased=max_unreleased,
+        tls_config=TLSConfig.create_server_auth(order.ca) if order.ca else None,
+        queue_path=order.queue_path,
+        queue_max_size=order.messages,
+        max_in_flight=order.window,
+        max_unreleased=order.max_unreleased,
     )
     manager = MQTTManager(config)
     meter = Meter()
@@ -154,7 +168,7 @@ def run_glec(port: int, _qos: int, messages: int, window: int, max_unreleased: i
     return meter
 
 
-def run_bare(_port: int, _qos: int, _messages: int, _window: int, _max_unreleased: int, _queue_path: str) -> Meter:
+def run_bare(_order: Order) -> Meter:
     """The interpreter with this file alone: what the memory of every other contender is counted above."""
     meter = Meter()
     meter.on_connack()
@@ -166,8 +180,7 @@ RUNNERS = {"bare": run_bare, "raw": run_raw, "synced": run_synced, "baseline": r
 
 
 def main() -> None:
-    name, port, qos, messages, window, max_unreleased, queue_path = sys.argv[1:]
-    meter = RUNNERS[name](int(port), int(qos), int(messages), int(window), int(max_unreleased), queue_path)
+    meter = RUNNERS[sys.argv[1]](Order(*map(int, sys.argv[2:7]), *sys.argv[7:]))
 
     import json  # after the measuring: its memory is not the contender's
 

@@ -27,7 +27,7 @@ def sync_count() -> int:
 
 def run_flush(port: int, messages: int, window: int, max_unreleased: int, queue_path: str) -> dict[str, float]:
     """bench_flush's own run of QoS 2, and its syncs, those of opening and closing the queue among them."""
-    meter = contender.run_glec(port, 2, messages, window, max_unreleased, queue_path)
+    meter = contender.run_glec(contender.Order(port, 2, messages, window, max_unreleased, queue_path))
     return {**meter.figures(), "syncs": sync_count()}
 
 

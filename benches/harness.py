@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTMessage
+
+from glec_fast.demo.certificates import CertificateAuthority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -36,6 +39,14 @@ class BenchError(RuntimeError):
 class Broker(NamedTuple):
     port: int
     process: subprocess.Popen[bytes]
+
+
+class TLSFiles(NamedTuple):
+    """The broker's certificate and key, and the authority's that a client trusts."""
+
+    ca: Path
+    certificate: Path
+    key: Path
 
 
 class Figures(NamedTuple):
@@ -60,6 +71,23 @@ def mosquitto(*, nodelay: bool, extra: str = "") -> Iterator[Broker]:
             yield broker
         finally:
             stop(broker.process)
+
+
+def make_certificates(directory: Path) -> TLSFiles:
+    authority = CertificateAuthority(directory)
+    server = authority.issue_server()
+    return TLSFiles(authority.certificate_path, server.certificate_path, server.key_path)
+
+
+@contextmanager
+def mosquitto_with_tls(tls: TLSFiles, *, nodelay: bool, extra: str = "") -> Iterator[tuple[Broker, int]]:
+    """A mosquitto as of `mosquitto`, for those who feed and count, and another port of it that speaks TLS."""
+    port = free_port()
+    # Started as root, it would become a user who may not read the key.
+    lines = f"user {getpass.getuser()}\nlistener {port} 127.0.0.1\n"
+    lines += f"certfile {tls.certificate}\nkeyfile {tls.key}\n"
+    with mosquitto(nodelay=nodelay, extra=extra + lines) as broker:
+        yield broker, port
 
 
 def start_mosquitto(executable: str, config: Path, *, nodelay: bool, extra: str) -> Broker:
@@ -138,11 +166,18 @@ def count_rows(queue_path: Path) -> int:
 
 
 def run_contender(
-    name: str, port: int, qos: int, messages: int, window: int, max_unreleased: int, queue_path: Path
+    name: str,
+    port: int,
+    qos: int,
+    messages: int,
+    window: int,
+    max_unreleased: int,
+    queue_path: Path,
+    ca: Path | None = None,
 ) -> Figures:
-    """Run benches/contender.py in a fresh interpreter and return what it measured."""
+    """Run benches/contender.py in a fresh interpreter and return what it measured; with `ca` over TLS."""
     numbers = map(str, (port, qos, messages, window, max_unreleased))
-    command = [sys.executable, BENCHES / "contender.py", name, *numbers, queue_path]
+    command = [sys.executable, BENCHES / "contender.py", name, *numbers, queue_path, *([] if ca is None else [ca])]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=CONTENDER_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:

@@ -47,6 +47,13 @@ def report_of(*arguments: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
+def test_over_tls_those_run_that_can() -> None:
+    report = report_of("--tls", "--brokers", "default")
+    assert [(result["tls"], set(result["contenders"])) for result in report["results"]] == [
+        (True, {"baseline", "glec"})
+    ] * 2
+
+
 @pytest.mark.parametrize("contender", ["raw", "baseline"])
 def test_contender_runs_on_its_own(contender: str) -> None:
     report = report_of("--contenders", contender)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import raw_socket
-from harness import BenchError, Broker, Counter, free_port, mosquitto
+from harness import BenchError, Broker, Counter, TLSFiles, mosquitto, mosquitto_with_tls
 from peers.peer import HOST, PACE_MSG_S, READY
 from workload import make_payload
 
@@ -48,14 +47,6 @@ LIMITS = {
 }
 
 
-class TLSFiles(NamedTuple):
-    """The broker's certificate and key, and the authority's that a peer trusts."""
-
-    ca: Path
-    certificate: Path
-    key: Path
-
-
 class Setting(NamedTuple):
     """What is the same for all runs of a report."""
 
@@ -79,15 +70,12 @@ def write_payloads(setting: Setting) -> None:
 def broker_of(setting: Setting, action: str) -> Iterator[tuple[Broker, int]]:
     """A broker, and the peer's port there: whoever feeds or counts is spared the TLS."""
     extra = setting.limit.settings + (KEEPS_ALL if action == "backlog" else "")
-    tls_port = free_port()
-    if setting.tls is not None:
-        # Started as root, mosquitto would become a user who may not read the key.
-        extra += (
-            f"user {getpass.getuser()}\nlistener {tls_port} 127.0.0.1\n"
-            f"certfile {setting.tls.certificate}\nkeyfile {setting.tls.key}\n"
-        )
-    with mosquitto(nodelay=setting.nodelay, extra=extra) as broker:
-        yield broker, broker.port if setting.tls is None else tls_port
+    if setting.tls is None:
+        with mosquitto(nodelay=setting.nodelay, extra=extra) as broker:
+            yield broker, broker.port
+    else:
+        with mosquitto_with_tls(setting.tls, nodelay=setting.nodelay, extra=extra) as (broker, port):
+            yield broker, port
 
 
 def run(command: Sequence[str], action: str, qos: int, setting: Setting) -> dict[str, Any]:
