@@ -21,7 +21,6 @@ import json
 import statistics
 import sys
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,15 +35,15 @@ from harness import (
     machine,
     make_certificates,
     median_of_ratios,
-    mosquitto,
-    mosquitto_with_tls,
+    mosquitto_for_peers,
     print_table,
     run_contender,
 )
 from workload import PAYLOAD_BYTES, make_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
 SPECIFIED_RATE_MSG_S = 100
 LARGE_MESSAGES = 200_000
@@ -111,16 +110,8 @@ def prefill(contender: Contender, qos: int, queue_path: Path) -> None:
         glec_queue.release()
 
 
-@contextmanager
-def broker_of(setting: Setting, extra: str = "") -> Iterator[tuple[Broker, int]]:
-    """A broker, and the contenders' port there."""
-    lines = setting.lines + extra
-    if setting.tls is None:
-        with mosquitto(nodelay=setting.nodelay, extra=lines) as broker:
-            yield broker, broker.port
-    else:
-        with mosquitto_with_tls(setting.tls, nodelay=setting.nodelay, extra=lines) as (broker, port):
-            yield broker, port
+def broker_of(setting: Setting, extra: str = "") -> AbstractContextManager[tuple[Broker, int]]:
+    return mosquitto_for_peers(setting.tls, nodelay=setting.nodelay, extra=setting.lines + extra)
 
 
 def flush_once(contender: Contender, port: int, setting: Setting, qos: int, directory: str | None) -> Figures:

@@ -80,8 +80,12 @@ def make_certificates(directory: Path) -> TLSFiles:
 
 
 @contextmanager
-def mosquitto_with_tls(tls: TLSFiles, *, nodelay: bool, extra: str = "") -> Iterator[tuple[Broker, int]]:
-    """A mosquitto as of `mosquitto`, for those who feed and count, and another port of it that speaks TLS."""
+def mosquitto_for_peers(tls: TLSFiles | None, *, nodelay: bool, extra: str = "") -> Iterator[tuple[Broker, int]]:
+    """As `mosquitto`, with the port for peers: with `tls` it is another, as who feeds or counts is to be spared TLS."""
+    if tls is None:
+        with mosquitto(nodelay=nodelay, extra=extra) as broker:
+            yield broker, broker.port
+        return
     port = free_port()
     # Started as root, it would become a user who may not read the key.
     lines = f"user {getpass.getuser()}\nlistener {port} 127.0.0.1\n"

@@ -10,17 +10,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import raw_socket
-from harness import BenchError, Broker, Counter, TLSFiles, mosquitto, mosquitto_with_tls
+from harness import BenchError, Broker, Counter, TLSFiles, mosquitto_for_peers
 from peers.peer import HOST, PACE_MSG_S, READY
 from workload import make_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
 RUN_TIMEOUT_S = 150.0
 FEEDER_WINDOW = 1_000
@@ -66,16 +66,9 @@ def write_payloads(setting: Setting) -> None:
     (setting.directory / PAYLOADS).write_bytes(b"".join(make_payload(index).encode() for index in range(count)))
 
 
-@contextmanager
-def broker_of(setting: Setting, action: str) -> Iterator[tuple[Broker, int]]:
-    """A broker, and the peer's port there: whoever feeds or counts is spared the TLS."""
+def broker_of(setting: Setting, action: str) -> AbstractContextManager[tuple[Broker, int]]:
     extra = setting.limit.settings + (KEEPS_ALL if action == "backlog" else "")
-    if setting.tls is None:
-        with mosquitto(nodelay=setting.nodelay, extra=extra) as broker:
-            yield broker, broker.port
-    else:
-        with mosquitto_with_tls(setting.tls, nodelay=setting.nodelay, extra=extra) as (broker, port):
-            yield broker, port
+    return mosquitto_for_peers(setting.tls, nodelay=setting.nodelay, extra=extra)
 
 
 def run(command: Sequence[str], action: str, qos: int, setting: Setting) -> dict[str, Any]:
