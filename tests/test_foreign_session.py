@@ -89,10 +89,10 @@ def test_a_link_that_is_cut_while_the_session_is_discarded(broker: Broker, link:
         with MQTTManager(quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path)) as manager:
             for connections in (1, 2):
                 # CONNACK of so many connections comes through, and then nothing.
-                link.cut_after(connections * CONNACK_BYTES, "down")
+                link.restore_for(connections * CONNACK_BYTES, "down")
                 manager.connect()
                 assert link.wait_for(lambda link: link.is_down, TIMEOUT_S)
-                link.restore()
+            link.restore()
             manager.publish("t", "once", 2).wait_for_publish(TIMEOUT_S)
         assert subscriber.wait_for_count(1)
         assert subscriber.payloads() == [b"once"]

@@ -146,6 +146,12 @@ class Link:
         with self._changed:
             self._cut_at[direction] = self._bytes[direction] + count_bytes
 
+    def restore_for(self, count_bytes: int, direction: Direction = "up") -> None:
+        """`restore` and `cut_after`, with nothing that passes between them."""
+        with self._changed:
+            self.restore()
+            self.cut_after(count_bytes, direction)
+
     def wait_for(self, condition: Callable[[Link], bool], timeout_s: float) -> bool:
         """Wait until `condition(self)`, looked at whenever something changed; False when it did not come."""
         with self._changed:
