@@ -6,12 +6,12 @@ Each run is a process of its own against a mosquitto of its own; the peers take 
   call     the caller's time in one publish() in such a burst (aiomqtt: with the acknowledgement, as it has no other)
   receive  from the first on_message to the last, fed with ready-made packets through mosquitto, which is what
            limits it: the raw socket only counts what it delivers
-  backlog  the same, of what mosquitto has kept for the client's session while it was away: nobody publishes meanwhile
+  backlog  the same, of what mosquitto has kept for the client's session while it was away: nobody publishes meanwhile.
+           For QoS 0 it is told to (queue_qos0_messages)
   drain    the same, with the ready-made packets right from a socket: what the client can take
   pace     publish to acknowledgement at 100 msg/s
 
-With --tls all but `drain` over TLS, by ours and paho: a raw socket would be no limit there, as it too reads a record of
-TLS at a time.
+With --tls all but `drain` over TLS, by ours and paho: the raw socket speaks none.
 
 Before the rounds each peer publishes once, untimed, beside a subscriber that must get each message exactly once. Where
 it does not, its loss is reported in the place of a rate. A peer that is not installed is named with what is to be done.
