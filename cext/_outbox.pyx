@@ -31,11 +31,13 @@ from mqtt_wire cimport REMAINING_LENGTH_MAX
 
 import threading
 from operator import index
+from weakref import WeakValueDictionary
 
 from paho.mqtt.client import _encode_payload
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 
 from glec_fast._session import Session
+from glec_fast._store import Finished, merged
 from glec_fast.handle import PublishHandle
 
 cdef extern from "Python.h":
@@ -144,6 +146,8 @@ cdef class Outbox:
     cdef readonly object _published
     cdef readonly object _on_work
     cdef set control_ids
+    # Finished when a connection went, and not yet handed out by `settle`.
+    cdef public list untold
     # Acknowledgements of ours that were not put into the send buffer yet.
     cdef bytearray acks
     cdef bint has_acks
@@ -156,6 +160,7 @@ cdef class Outbox:
         self.worth_writing_bytes = WORTH_WRITING_BYTES
         self.trace = []
         self.control_ids = set()
+        self.untold = []
         self.acks = bytearray()
         self._on_work = on_work
         self._published = threading.Condition()
@@ -223,9 +228,25 @@ cdef class Outbox:
             self.is_linked = False
             self.answer_bytes = 0
 
-    def note_answers(self, size_t size):
-        """The session has put so many bytes of answers; the caller holds the lock."""
-        self.answer_bytes += size
+    def on_acks(self, bytes acks not None, finished, dict reasons) -> int:
+        """The server acknowledges; returns the bytes of the answers to that, which are encoded.
+
+        finished, reasons: extended by the handles of what that ends, and by what the acknowledgements carried. Raises
+        as `Session.on_acks` does, with what came before it settled.
+        """
+        cdef size_t unsent_bytes, answer_bytes
+        with self.lock:
+            unsent_bytes = self.session.unsent_bytes
+            try:
+                self.session.on_acks(acks)
+            finally:
+                finished.extend(self.settle())
+                carried = self.session.take_reasons()
+                if carried:
+                    reasons.update(carried)
+            answer_bytes = <size_t>self.session.unsent_bytes - unsent_bytes
+            self.answer_bytes += answer_bytes
+        return answer_bytes
 
     cdef int flush_acks(self) except -1:
         """The caller holds the lock."""
@@ -258,6 +279,11 @@ cdef class Outbox:
         for packet_id in list(self.control_ids):
             self._release_control_id(packet_id)
 
+    @property
+    def is_to_settle(self) -> bool:
+        """True where `settle` has something to hand out."""
+        return bool(self.untold) or self.session.has_finished
+
     def after_settle(self):
         """Pass on what `settle` found. Not under the lock."""
 
@@ -279,8 +305,6 @@ cdef class MemoryOutbox(Outbox):
     # Handles of QoS 0, in the order of the send buffer: a lost connection ends them.
     cdef list unsent
     cdef Py_ssize_t unsent_gone
-    # Finished when the connection went, and not yet handed out by `settle`.
-    cdef list untold
     # Between `greet` and `resume`, and what `resume` is to return.
     cdef bint is_greeting
     cdef list doubtful
@@ -290,7 +314,6 @@ cdef class MemoryOutbox(Outbox):
         self.messages = {}
         self.waiting = []
         self.unsent = []
-        self.untold = []
         self.doubtful = []
 
     def __len__(self):
@@ -469,6 +492,9 @@ cdef class MemoryOutbox(Outbox):
             self.messages.clear()
             self._wait_again()
         return dropped
+
+
+include "row_outbox.pxi"
 
 
 cdef Message _new_message(topic, payload, qos, bint retain, properties, handle):

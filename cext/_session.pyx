@@ -20,6 +20,7 @@ the right DUP flag, so that resends keep the original order, and are bounded by 
 Not thread-safe: the owner serialises calls.
 """
 
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stddef cimport size_t
@@ -59,6 +60,18 @@ cdef enum:
     ACK_MAX_BYTES = 5
     REASON_FAILURE = 0x80
     REASON_PACKET_ID_NOT_FOUND = 0x92
+
+cdef bytes _as_bytes(data):
+    """A copy, unless it is bytes. Raises TypeError, BufferError where it is no buffer."""
+    cdef Py_buffer view
+    if isinstance(data, bytes):
+        return data
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        return PyBytes_FromStringAndSize(<const char*>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
 
 cdef struct Mark:
     uint64_t end
@@ -201,11 +214,11 @@ cdef class Session:
 
     def put_packet(self, packet, bint last=False):
         """Append a control packet to what may leave. It does not wait at the gate. `last`: nothing leaves after it."""
-        cdef const uint8_t[::1] view = packet
-        cdef size_t size = <size_t>view.shape[0]
+        cdef bytes data = _as_bytes(packet)
+        cdef size_t size = <size_t>PyBytes_GET_SIZE(data)
         if size == 0:
             return
-        if send_buffer.insert(&self.out, &view[0], size):
+        if send_buffer.insert(&self.out, <const uint8_t*>PyBytes_AS_STRING(data), size):
             self._shift_after(self.out.base + self.out.ready - size, size)
         if last:
             send_buffer.end_here(&self.out)
@@ -252,21 +265,17 @@ cdef class Session:
         cdef Py_ssize_t topic_size
         cdef const char* payload_at
         cdef Py_ssize_t payload_size
-        cdef const uint8_t[::1] view
         if isinstance(topic, bytes):
             topic_at = PyBytes_AS_STRING(topic)
             topic_size = PyBytes_GET_SIZE(topic)
         else:
             topic_at = PyUnicode_AsUTF8AndSize(topic, &topic_size)
-        if isinstance(payload, bytes):
-            payload_at = PyBytes_AS_STRING(payload)
-            payload_size = PyBytes_GET_SIZE(payload)
-        elif isinstance(payload, str):
+        if isinstance(payload, str):
             payload_at = PyUnicode_AsUTF8AndSize(payload, &payload_size)
         else:
-            view = payload
-            payload_size = view.shape[0]
-            payload_at = <const char*>&view[0] if payload_size else NULL
+            payload = _as_bytes(payload)
+            payload_at = PyBytes_AS_STRING(payload)
+            payload_size = PyBytes_GET_SIZE(payload)
         cdef bytes packed = b""
         if self.protocol_version == 5:
             packed = b"\x00" if properties is None else properties
@@ -319,6 +328,11 @@ cdef class Session:
         packet_id: 0, or one taken with `reserve_packet_id`.
         Raises MessageError where MQTT cannot carry it. After any error nothing is kept of it.
         """
+        self._admit(message_id, topic, payload, qos, retain, properties, packet_id)
+        return self.out.tail - self.out.head
+
+    cdef int _admit(self, int64_t message_id, object topic, object payload, int qos, bint retain, object properties,
+                    uint16_t packet_id) except -1:
         cdef uint8_t flags
         cdef uint64_t end
         cdef Mark* mark
@@ -332,14 +346,14 @@ cdef class Session:
             mark = <Mark*>vector.push(&self.marks)
             mark.end = end
             mark.message_id = message_id
-            return self.out.tail - self.out.head
+            return 0
         exchanges.reserve(&self.table)
         if self.parked:
             aside = self.parked.get(message_id)
             if aside is not None:
                 self._resume(message_id, aside, topic, payload, flags, properties)
                 del self.parked[message_id]
-                return self.out.tail - self.out.head
+                return 0
         if not packet_id:
             packet_id = exchanges.next_packet_id(&self.table)
             if not packet_id:
@@ -347,7 +361,7 @@ cdef class Session:
         end = self._encode_publish(topic, payload, flags, packet_id, properties, qos == 2 and self.durable)
         exchange = exchanges.open(&self.table, packet_id, message_id, <uint8_t>qos, SENT)
         exchange.publish_end = end
-        return self.out.tail - self.out.head
+        return 0
 
     def admit_rows(self, list rows, Py_ssize_t start) -> int:
         """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
@@ -366,9 +380,9 @@ cdef class Session:
                 if not self._fits(row[0], row[3]):
                     return index
                 if len(row) < WITH_EXTRAS_COLUMNS:
-                    self.admit(row[0], row[1], row[2], row[3])
+                    self._admit(row[0], row[1], row[2], row[3], False, None, 0)
                 else:
-                    self.admit(row[0], row[1], row[2], row[3], row[6], row[7])
+                    self._admit(row[0], row[1], row[2], row[3], row[6], row[7], 0)
             except (ValueError, TypeError, OverflowError):
                 self.refused.append(row[0])
             except MemoryError:
@@ -484,6 +498,11 @@ cdef class Session:
             retired.packet_id = packet_id
         exchanges.close(&self.table, exchange, ID_TAKEN if durable else ID_FREE)
         return 0
+
+    @property
+    def has_finished(self) -> bool:
+        """True where `take_done` or `take_refused` has any."""
+        return self.done.count > 0 or bool(self.refused)
 
     def take_done(self) -> list:
         """Message ids that are finished: acknowledged, or QoS 0 and handed to the socket. Each is given once."""

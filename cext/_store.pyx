@@ -14,6 +14,7 @@ cdef enum:
     CLEARED_RANGES_MAX = 4
     # Of a row without extras.
     ROW_COLUMNS = 6
+    EXPIRY_COLUMN = 5
 
 cdef str INSERT = (
     "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl) VALUES (?, ?, ?, ?, ?, ?)")
@@ -21,13 +22,12 @@ cdef str INSERT = (
 cdef str DELETE_ALL = "DELETE FROM mqtt_offline_queue"
 cdef str IS_ANY_BETWEEN = "SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?)"
 cdef str DELETE_RANGE = "DELETE FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?"
-# Two halves, each an index search: a row value comparison would walk all rows that share the first timestamp.
+# Two halves, each an index search, merged: a row value comparison would walk all rows that share the first timestamp.
 cdef str READ_AFTER = (
-    "SELECT * FROM (SELECT id, {0}, qos, timestamp, ttl FROM mqtt_offline_queue"
-    " WHERE timestamp = ?1 AND id > ?2 ORDER BY id LIMIT ?3)"
+    "SELECT id, {0}, qos, timestamp, ttl FROM mqtt_offline_queue WHERE timestamp = ?1 AND id > ?2"
     " UNION ALL"
-    " SELECT * FROM (SELECT id, {0}, qos, timestamp, ttl FROM mqtt_offline_queue"
-    " WHERE timestamp > ?1 ORDER BY timestamp, id LIMIT ?3) LIMIT ?3")
+    " SELECT id, {0}, qos, timestamp, ttl FROM mqtt_offline_queue WHERE timestamp > ?1"
+    " ORDER BY timestamp, id LIMIT ?3")
 cdef str READ_WITH_EXTRAS = (
     "SELECT q.*, retain, expiry_interval, properties FROM (" + READ_AFTER + ") AS q"
     " LEFT JOIN glec_extras ON message_id = q.id ORDER BY q.timestamp, q.id")
@@ -121,6 +121,55 @@ def merged(list ranges) -> list:
             last = next_last
     fewest.append((first, last))
     return fewest
+
+
+def is_any_expired(list rows, now_ms) -> bool:
+    """True where the time of any of these rows is over."""
+    cdef tuple row
+    for row in rows:
+        # As an object: another program may have left a number that is not whole.
+        if row[EXPIRY_COLUMN] < now_ms:
+            return True
+    return False
+
+
+cdef class Finished:
+    """The rows that are finished and not yet deleted: by id, and as the ranges that an image names them by.
+
+    Ids in the order in which they finished, and always at hand the inclusive ranges that they make. A stream finishes
+    in order: thousands of ids are one range, and the next few make it longer. Not thread-safe.
+    """
+
+    cdef readonly list ids, ranges
+
+    def __init__(self):
+        self.ids = []
+        self.ranges = []
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, list ids not None):
+        """Behind those that are there."""
+        cdef int64_t first, last, current
+        cdef Py_ssize_t followed = 0
+        cdef Py_ssize_t last_index = len(self.ranges) - 1
+        self.ids += ids
+        if last_index >= 0:
+            first, last = self.ranges[last_index]
+            for current in ids:
+                if current != last + 1:
+                    break
+                last = current
+                followed += 1
+            self.ranges[last_index] = (first, last)
+        if followed < len(ids):
+            self.ranges = merged(self.ranges + ranges_of(ids[followed:]))
+
+    def remove_first(self, Py_ssize_t count):
+        """Remove the `count` that came first."""
+        del self.ids[:count]
+        self.ranges = ranges_of(self.ids.copy())
 
 
 cdef class QueueTable:

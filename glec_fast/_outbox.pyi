@@ -1,12 +1,19 @@
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 from paho.mqtt.client import PayloadType
 from paho.mqtt.properties import Properties
 
 from glec_fast._session import Session
+from glec_fast._store import Finished
+from glec_fast.commit import Row
+from glec_fast.extras import Extras
 from glec_fast.handle import PublishHandle
+from glec_fast.in_doubt import Decision
+from glec_fast.store import Store
 
 class Lock:
     """A mutex for short sections. For a with statement. Re-entrant, for signal handlers and finalisers."""
@@ -55,6 +62,8 @@ class Outbox:
     """Keep what is encoded for `take_trace`."""
     sent_count: int
     """Messages that the server has taken over (QoS 0: the socket)."""
+    untold: list[PublishHandle]
+    """Finished when a connection went, and not yet handed out by `settle`."""
     _published: threading.Condition
     _on_work: Callable[[], None]
 
@@ -91,8 +100,14 @@ class Outbox:
     @property
     def answer_bytes(self) -> int:
         """Answers to what the server sent, that it has not read; what else it read since counts for it."""
-    def note_answers(self, size: int) -> None:
-        """The session has put so many bytes of answers; the caller holds `lock`."""
+    def on_acks(
+        self, acks: bytes, finished: deque[PublishHandle], reasons: dict[int, tuple[int, int, int, bytes]]
+    ) -> int:
+        """The server acknowledges; returns the bytes of the answers to that, which are encoded.
+
+        finished, reasons: extended by the handles of what that ends, and by what the acknowledgements carried. Raises
+        as `Session.on_acks` does, with what came before it settled.
+        """
     def drop_acks(self) -> None:
         """The connection is gone, and with it whom they were for."""
     def reserve_packet_id(self) -> int:
@@ -100,6 +115,11 @@ class Outbox:
     def release_packet_id(self, packet_id: int) -> None:
         """SUBACK or UNSUBACK came. An id that was not reserved is left as it is."""
     def _release_control_ids(self) -> None: ...
+    @property
+    def is_to_settle(self) -> bool:
+        """True where `settle` has something to hand out."""
+    def settle(self) -> list[PublishHandle]:
+        """The handles of what is finished, in that order; the caller holds the lock."""
     def after_settle(self) -> None:
         """Pass on what `settle` found. Not under the lock."""
 
@@ -126,6 +146,42 @@ class MemoryOutbox(Outbox):
         """
     def clear(self) -> list[Message]:
         """Forget every unacknowledged message and return them in order."""
+
+class RowOutbox(Outbox):
+    """The part of an outbox over a store that every turn of a flush goes through; `DurableOutbox` is the rest."""
+
+    _rows: list[Row]
+    _rows_gone: int
+    _more_to_read: bool
+    _may_have_orphans: bool
+    _again: list[int]
+    _refused: list[int]
+    _finished: Finished
+    _in_doubt: list[tuple[int, Decision]]
+    _tells_all: bool
+
+    def __init__(self, store: Store, window: int, on_work: Callable[[], None], *, max_unreleased: int = 0) -> None: ...
+    @property
+    def store(self) -> Store:
+        """Where the messages are."""
+    @property
+    def _handles(self) -> WeakValueDictionary[int, PublishHandle]: ...
+    @property
+    def _direct(self) -> dict[int, tuple[str, str | bytes, Extras | None, PublishHandle]]: ...
+    @property
+    def _pulling(self) -> Lock: ...
+    def pull(self) -> None:
+        """Encode the next rows as far as the window has room, and read more of them from the store."""
+    def _pull(self) -> None: ...
+    def _finish(self, ids: list[int]) -> None: ...
+    def settle(self) -> list[PublishHandle]:
+        """The handles of what is finished, where somebody holds one or all are told; the caller holds the lock."""
+    def after_settle(self) -> None:
+        """Tell the store what is new for it. Not under the lock."""
+    def take_finished(self) -> list[int]:
+        """See `glec_fast.commit.Outbox`."""
+    def image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
+        """See `glec_fast.commit.Outbox`."""
 
 def set_as_published(handles: list[PublishHandle]) -> None:
     """The server has taken these messages over: let those go on who wait for any of them. All are one client's."""

@@ -16,6 +16,7 @@ from paho.mqtt.matcher import MQTTMatcher
 METHODS = (
     "_call_socket_open",
     "_call_socket_register_write",
+    "_call_socket_unregister_write",
     "_create_socket",
     "_create_socket_connection",
     "_do_on_disconnect",
@@ -66,6 +67,7 @@ ATTRIBUTES = (
     "_on_message_filtered",
     "_on_publish",
     "_on_socket_register_write",
+    "_on_socket_unregister_write",
     "_out_messages",
     "_out_packet",
     "_port",

@@ -97,6 +97,9 @@ class Session:
         Raises ProtocolError where one does not fit its exchange: what came before it counts, and the connection must be
         closed. Raises ValueError for any other bytes.
         """
+    @property
+    def has_finished(self) -> bool:
+        """True where `take_done` or `take_refused` has any."""
     def take_done(self) -> list[int]:
         """Message ids that are finished: acknowledged, or QoS 0 and handed to the socket. Each is given once."""
     def take_refused(self) -> list[int]:

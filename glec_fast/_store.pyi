@@ -33,6 +33,25 @@ def ranges_of(ids: list[int]) -> list[tuple[int, int]]:
 def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """The fewest (first, last) ranges that cover what `ranges` cover; sorts the list in place."""
 
+def is_any_expired(rows: list[_Row], now_ms: int) -> bool:
+    """True where the time of any of these rows is over."""
+
+class Finished:
+    """The rows that are finished and not yet deleted: by id, and as the ranges that an image names them by."""
+
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def ids(self) -> list[int]:
+        """In the order in which they finished."""
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """The inclusive ranges that they make."""
+    def add(self, ids: list[int]) -> None:
+        """Behind those that are there."""
+    def remove_first(self, count: int) -> None:
+        """Remove the `count` that came first."""
+
 class QueueTable:
     """Statements on the connection of a `QueueFile`. The caller owns the connection and the transaction.
 

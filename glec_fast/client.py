@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
@@ -27,11 +27,9 @@ from glec_fast.durable_client import Durable
 from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import GlecError, UnsupportedError
 from glec_fast.message import properties_from
+from glec_fast.poller import Poller
 from glec_fast.receive import _State
 from glec_fast.websocket import WebSocket
-
-if TYPE_CHECKING:
-    from glec_fast.handle import PublishHandle
 
 _paho.check()
 
@@ -39,6 +37,8 @@ _SEND_BYTES = 256 * 1024
 # With a full window: long enough for the broker to answer a batch, short enough that it never runs out of work.
 _GATHER_S = 0.002
 _GATHER_MIN_S = 0.0001
+# Keep alive and the like need no better; a busy loop has thousands of turns a second.
+_MISC_INTERVAL_S = 0.05
 _CONNECT = 0x10
 _DISCONNECT = 0xE0
 _PACKET_IDS = 65_535
@@ -61,6 +61,8 @@ class Client(Durable):
         # Re-entrant, as what it guards may be cut into by a signal's handler, which publishes.
         self._write_lock = threading.RLock()
         self._is_writing = False
+        self._pollers: list[Poller] = []
+        self._misc_done_s = float("-inf")
         durable = self._open_durable_outbox()
         self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake) if durable is None else durable)
 
@@ -227,7 +229,7 @@ class Client(Durable):
             if self._on_socket_register_write is None and self._in_callback_mutex.acquire(False):
                 return self.loop_write()
         if not self._registered_write:
-            self._call_socket_register_write()
+            self._ask_for_room()
         return _SUCCESS
 
     def _loop(self, timeout: float = 1.0) -> MQTTErrorCode:
@@ -237,7 +239,9 @@ class Client(Durable):
         if sock is None:
             return self._no_connection()
         self._let_acks_gather()
-        events = self._wait_for_events(sock, 0.0 if self._has_more else timeout)
+        # More is there as a rule, and the read tells it as well as a wait.
+        is_stream = self._acks_stream and not self._outbox.is_woken
+        events = (True, False) if is_stream else self._wait_for_events(sock, 0.0 if self._has_more else timeout)
         if events is None:
             if self._state not in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
                 self._state = _State.MQTT_CS_CONNECTION_LOST
@@ -247,10 +251,14 @@ class Client(Durable):
             rc = self.loop_read()
             if rc or self._sock is None:
                 return rc
-        if writable or self.want_write():
+        if writable or self._outbox.session.sendable_bytes:
             rc = self.loop_write()
             if rc or self._sock is None:
                 return rc
+        now_s = time.monotonic()
+        if self._thread is not None and now_s - self._misc_done_s < _MISC_INTERVAL_S:
+            return _SUCCESS
+        self._misc_done_s = now_s
         return self.loop_misc()
 
     def _let_acks_gather(self) -> None:
@@ -271,22 +279,24 @@ class Client(Durable):
         return MQTTErrorCode.MQTT_ERR_NO_CONN
 
     def _wait_for_events(self, sock: Any, timeout: float) -> tuple[bool, bool] | None:
-        """(readable, writable), or None where the socket is gone. poll, as select ends at descriptor 1,023."""
+        """(readable, writable), or None where the socket is gone."""
         wake = self._sockpairR
-        pending = sock.pending() > 0 if hasattr(sock, "pending") else False
+        pending = self._is_layered and self._has_pending(sock)
         try:
-            descriptor = sock.fileno()
-            poll = select.poll()
-            poll.register(descriptor, select.POLLIN | (select.POLLOUT if self.want_write() else 0))
-            if wake is not None:
-                poll.register(wake.fileno(), select.POLLIN)
-            ready = dict(poll.poll(0 if pending else timeout * 1000))
+            # A program's own loop may have several threads wait.
+            poller = self._pollers.pop() if self._pollers else Poller()
+            flags, woken = poller.wait(
+                sock.fileno(),
+                -1 if wake is None else wake.fileno(),
+                for_room=self.want_write(),
+                timeout_ms=0 if pending else timeout * 1000,
+            )
+            self._pollers.append(poller)
         except (TypeError, ValueError, OSError):
             return None
-        if ready.get(descriptor, 0) & select.POLLNVAL:
+        if flags & select.POLLNVAL:
             return None
-        woken = wake is not None and wake.fileno() in ready
-        if woken:
+        if woken and wake is not None:
             try:
                 wake.recv(10_000)
             except BlockingIOError:
@@ -294,7 +304,6 @@ class Client(Durable):
             # After the read and before the pull: whoever wakes from here on is either seen by it or writes again.
             self._outbox.is_woken = False
             self._outbox.pull()
-        flags = ready.get(descriptor, 0)
         return pending or bool(flags & ~select.POLLOUT), woken or bool(flags & select.POLLOUT)
 
     # ---- bytes out
@@ -326,8 +335,6 @@ class Client(Durable):
     def _log_sent(self) -> None:
         """paho's texts for what the outbox has encoded since."""
         outbox = self._outbox
-        if not isinstance(outbox, MemoryOutbox) or not outbox.has_trace:
-            return
         for message, command in outbox.take_trace():
             if command & 0xF0 == _PUBREL:
                 self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", message.mid)
@@ -349,6 +356,30 @@ class Client(Durable):
         """As paho's."""
         return bool(self._outbox.session.sendable_bytes)
 
+    def loop_write(self) -> MQTTErrorCode:
+        """As paho's."""
+        if self._sock is None:
+            return MQTTErrorCode.MQTT_ERR_NO_CONN
+        try:
+            rc = self._packet_write()
+            if rc is _SUCCESS or rc is MQTTErrorCode.MQTT_ERR_AGAIN:
+                return _SUCCESS
+            return self._loop_rc_handle(rc)
+        finally:
+            if self._outbox.session.sendable_bytes:
+                self._ask_for_room()
+            elif self._on_socket_unregister_write is None:
+                self._registered_write = False
+            else:
+                self._call_socket_unregister_write()
+
+    def _ask_for_room(self) -> None:
+        """Have the program's own loop call `loop_write`."""
+        if self._on_socket_register_write is None and self._sock is not None:
+            self._registered_write = True
+        else:
+            self._call_socket_register_write()
+
     def _packet_write(self) -> MQTTErrorCode:
         outbox = self._outbox
         while True:
@@ -359,25 +390,26 @@ class Client(Durable):
             except OSError as error:
                 self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
                 return MQTTErrorCode.MQTT_ERR_CONN_LOST
-            with outbox.lock:
-                finished = outbox.settle()
-            outbox.after_settle()
-            if finished:
-                self._tell_sent(deque(finished))
+            if outbox.is_to_settle:
+                self._settle_sent()
             if sent:
-                with self._msgtime_mutex:
-                    self._last_msg_out = paho.time_func()
+                self._last_msg_out = paho.time_func()
             if is_last:
                 self._on_disconnect_sent()
-                return MQTTErrorCode.MQTT_ERR_SUCCESS
+                return _SUCCESS
             if not sent:
-                return MQTTErrorCode.MQTT_ERR_SUCCESS
+                return _SUCCESS
             outbox.pull()
-            self._log_sent()
+            if outbox.has_trace:
+                self._log_sent()
             if not outbox.session.sendable_bytes:
-                return MQTTErrorCode.MQTT_ERR_SUCCESS
+                return _SUCCESS
 
-    def _tell_sent(self, finished: deque[PublishHandle]) -> None:
+    def _settle_sent(self) -> None:
+        outbox = self._outbox
+        with outbox.lock:
+            finished = deque(outbox.settle())
+        outbox.after_settle()
         try:
             self._tell(finished)
         except BaseException:
@@ -390,28 +422,21 @@ class Client(Durable):
     def _write_some(self) -> tuple[int, bool]:
         """(bytes that the socket took, whether DISCONNECT was among them)."""
         with self._write_lock:
-            return self._write_chunk()
-
-    def _write_chunk(self) -> tuple[int, bool]:
-        """`_write_some`, with the lock held."""
-        if self._is_writing:
-            # In a signal's handler or a finaliser: whoever is writing writes on until nothing is left.
-            return 0, False
-        self._is_writing = True
-        try:
-            return self._write_next()
-        finally:
-            self._is_writing = False
-
-    def _write_next(self) -> tuple[int, bool]:
-        # Before the bytes are taken: those of a connection that ends meanwhile must not go out on the next.
-        sock = self._sock
-        chunk = self._outbox.begin_write(_SEND_BYTES)
-        if sock is None:
-            return 0, False
-        # With nothing to send too: another thread may have written DISCONNECT, and left what follows to this one.
-        sent = self._send_on(sock, chunk) if chunk else 0
-        return sent, self._outbox.end_write(sent)
+            if self._is_writing:
+                # In a signal's handler or a finaliser: whoever is writing writes on until nothing is left.
+                return 0, False
+            self._is_writing = True
+            try:
+                # Before the bytes are taken: those of a connection that ends meanwhile must not go out on the next.
+                sock = self._sock
+                chunk = self._outbox.begin_write(_SEND_BYTES)
+                if sock is None:
+                    return 0, False
+                # With nothing to send too: another thread may have written DISCONNECT, and left what follows to us.
+                sent = self._send_on(sock, chunk) if chunk else 0
+                return sent, self._outbox.end_write(sent)
+            finally:
+                self._is_writing = False
 
     def _send_on(self, sock: Any, chunk: bytes) -> int:
         """Not paho's `_sock_send`, which calls on_socket_register_write, here under a lock; `loop_write` does."""
@@ -427,7 +452,7 @@ class Client(Durable):
         failure: OSError | None = None
         try:
             if not self._outbox.session.has_last:
-                self._write_chunk()
+                self._write_some()
         except BlockingIOError:
             # The network thread goes on once the socket has room.
             pass
@@ -516,7 +541,7 @@ class Client(Durable):
         self._identify()
         self._expect()
         self._outbox.session.protocol_version = int(self._protocol)
-        self._outbox.session.offered_may_leave = self._ssl or self._transport == "websockets"
+        self._outbox.session.offered_may_leave = self._is_layered = self._ssl or self._transport == "websockets"
         self._messages_reconnect_reset_in()
 
     def _expect(self) -> None:

@@ -16,12 +16,11 @@ from typing import TypeVar
 
 import apsw
 
-from glec_fast._store import QueueTable, ranges_of
+from glec_fast._store import Finished, QueueTable, ranges_of
 from glec_fast.commit import Commit, Job, Outbox, Row
 from glec_fast.dropping import Dropping
 from glec_fast.drops import Dropped
 from glec_fast.errors import QueueClosedError, QueueStorageError
-from glec_fast.finished import Finished
 from glec_fast.in_doubt import Decision
 from glec_fast.queue_clock import Anchor, Clocks, QueueClock
 from glec_fast.queue_file import QueueFile
@@ -43,7 +42,7 @@ _ROWS_COMMIT_SPACING_S = 0.05
 # So many finished rows are worth a transaction of their own, which names them; that a crash does not send them again.
 DONE_COMMIT_ROWS = 1000
 # So many are deleted, though more are in flight.
-_DELETE_ROWS_MAX = 10_000
+DELETE_ROWS_MAX = 10_000
 # What the log's reserve holds the pages of, on a full disk.
 _DELETE_ROWS_WITHOUT_ROOM = 250
 _STORAGE_RETRY_S = 1.0
@@ -110,6 +109,8 @@ class Committer:
         self._deleting = Finished()
         # When they are deleted, unless a stream of acknowledgements puts it off.
         self._delete_due_s: float | None = None
+        # So many finished rows the outbox had when it was last put off.
+        self._put_off_at = 0
         self._delete_rows_max: int | None = None
         self._jobs: list[Job] = []
         self._deadline_s: float | None = None
@@ -189,7 +190,7 @@ class Committer:
         A disk that has proved quick is written at once, by the calling thread: two switches of threads would cost as
         much as the commit. What is finished is named in the image, and deleted by a later transaction.
         """
-        if self._commit_took_s < _QUICK_COMMIT_S and self._take_turn():
+        if self._commit_took_s < _QUICK_COMMIT_S and (self._commit_lock.acquire(blocking=False) or self._wait_turn()):
             try:
                 version = self._save_image()
             finally:
@@ -199,9 +200,9 @@ class Committer:
         self.request_commit()
         return None
 
-    def _take_turn(self) -> bool:
+    def _wait_turn(self) -> bool:
         if self._commit_took_s >= _SWIFT_COMMIT_S:
-            return self._commit_lock.acquire(blocking=False)
+            return False
         if self._commit_lock.acquire(timeout=_TURN_WAIT_S):
             return True
         # Whose transaction it is says how long it took; until then nobody waits for it again.
@@ -209,18 +210,19 @@ class Committer:
         return False
 
     def _save_image(self) -> int | None:
+        saved = self._writer.image
         with self._lock:
             outbox = self._outbox
             if outbox is None or self._failure is not None or self._closing or self._in_doubt:
                 return None
-            if self._identity != self._writer.identity:
+            if self._identity != saved.identity:
                 return None
             version, image, self._in_doubt = outbox.image(self._deleting.ranges)
             if self._in_doubt:
                 return None
         started_s = time.monotonic()
         try:
-            self._writer.save_image(image)
+            saved.save(self._writer.table, image)
         except (apsw.Error, OSError) as error:
             # The writer tries the same, and reports it where it fails as well.
             logger.debug("the in-flight state was not written at once: %s", error)
@@ -386,7 +388,7 @@ class Committer:
         # What is to be dropped goes with this transaction too.
         is_last = count + len(self._dropping.marked) >= self._row_count or self._closing or not commit.with_rows
         makes_room = self._row_count + len(commit.rows) > self.max_queue_size
-        return is_due or is_last or makes_room or bool(commit.jobs) or count >= _DELETE_ROWS_MAX
+        return is_due or is_last or makes_room or bool(commit.jobs) or count >= DELETE_ROWS_MAX
 
     @staticmethod
     def _tell(callback: Callable[..., None] | None, *arguments: object) -> None:

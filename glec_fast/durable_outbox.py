@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
-from weakref import WeakValueDictionary
 
-from glec_fast._outbox import Outbox
-from glec_fast._store import merged
+from glec_fast._outbox import RowOutbox
 from glec_fast.commit import Row
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, QueueStorageError
 from glec_fast.extras import Extras
-from glec_fast.finished import Finished
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision
 from glec_fast.server_limits import ServerLimits
 from glec_fast.store import Store
 
-# A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
-_PULL_ROWS_MIN = 100
 # The broker begins on these while the next are read.
 _PULL_ROWS_MAX = 250
 # Encoded and not yet taken by the socket; more would only be memory.
@@ -32,7 +26,7 @@ _REFUSED_PAUSE_S = 30.0
 logger = logging.getLogger("glec_fast")
 
 
-class DurableOutbox(Outbox):
+class DurableOutbox(RowOutbox):
     """Messages in the store. Given to it as its outbox; see `glec_fast.commit.Outbox` for who calls what."""
 
     def __init__(
@@ -46,39 +40,19 @@ class DurableOutbox(Outbox):
         resend_in_doubt: bool = False,
         max_unreleased: int = 0,
     ) -> None:
-        super().__init__(window, on_work, durable=True, max_unreleased=max_unreleased)
-        self.store = store
+        super().__init__(store, window, on_work, max_unreleased=max_unreleased)
         self.in_doubt_count = 0
         # (client id, broker) of the connection that is or comes next.
         self._identity = ("", "")
         self._wait_for_disk = wait_for_disk
         self._resend_in_doubt = resend_in_doubt
-        self._in_doubt: list[tuple[int, Decision]] = []
         self._tell_dropped = on_dropped
-        self._handles: WeakValueDictionary[int, PublishHandle] = WeakValueDictionary()
-        self._finished = Finished()
-        # More has finished since the store was told.
-        self._has_finished = False
-        self._refused: list[int] = []
         self.refused_count = 0
-        # Refused on this connection, and when they are sent again.
-        self._again: list[int] = []
+        # When what was refused is sent again.
         self._again_at_s = 0.0
-        self._more_to_read = True
-        # On this connection nobody has looked yet whether each exchange that was parked has a row.
-        self._may_have_orphans = False
-        # Rows that were read and did not fit yet, and how many of them have gone.
-        self._rows: list[Row] = []
-        self._rows_gone = 0
-        # QoS 0 that went past the store, under negative ids, until the socket has taken it.
-        self._direct: dict[int, tuple[str, str | bytes, Extras | None, PublishHandle]] = {}
         self._direct_id = 0
-        self._tells_all = False
         # Of this connection's server.
         self.limits: ServerLimits | None = None
-        # Held to read and to rewind: a program's own loop may have several threads pull.
-        self._pulling = threading.RLock()
-        self._untold: list[PublishHandle] = []
         image = store.load_session()
         try:
             ranges = self.session.load_image(image)
@@ -107,7 +81,7 @@ class DurableOutbox(Outbox):
         if any(known):
             handles = self._void_session()
             with self.lock:
-                self._untold += handles
+                self.untold += handles
                 parked, finished = self.session.parked_ids(), self._finished.ids.copy()
             self.store.rewind(parked, finished)
         self.store.speak_for(client_id, "")
@@ -117,8 +91,14 @@ class DurableOutbox(Outbox):
         with self.lock:
             self._tells_all = self.session.keeps_all_reasons = wanted
 
+    @property
+    def stored_count(self) -> int:
+        """Messages in the store that are not finished."""
+        # It learns of what is finished once that is worth a transaction.
+        return max(self.store.size - len(self._finished), 0)
+
     def __len__(self) -> int:
-        return self.store.size + len(self._direct)
+        return self.stored_count + len(self._direct)
 
     def publish(self, topic: str, payload: str | bytes, qos: int, extras: Extras | None = None) -> PublishHandle:
         """Take a message. QoS 2 waits for the disk, unless told not to. Raises QueueStorageError, QueueClosedError."""
@@ -164,29 +144,10 @@ class DurableOutbox(Outbox):
             if self.store.withdraw(handle.message_id):
                 raise
 
-    def pull(self) -> None:
-        """Encode the next rows as far as the window has room, and read more of them from the store."""
-        with self._pulling:
-            self._pull()
-
     @property
     def is_due(self) -> bool:
         """True where `pull` has refused messages to send again."""
         return bool(self._again) and time.monotonic() >= self._again_at_s
-
-    def _pull(self) -> None:
-        if self.is_due and self.is_open:
-            self._read_again()
-        # Once there is something to send, the broker begins on it while the next are read.
-        while self.is_open and self._admit_rows() and not self.session.sendable_bytes and self._read_rows():
-            pass
-        if self._may_have_orphans and self.is_open and not (self._more_to_read or self._rows_gone != len(self._rows)):
-            self._end_orphans()
-        if self.session.wants_commit:
-            version = self.store.commit_image()
-            if version is not None:
-                with self.lock:
-                    self.session.on_committed(version)
 
     def _end_orphans(self) -> None:
         """All rows were read: what is still parked may have lost its row, to damage or another use of the file."""
@@ -209,14 +170,6 @@ class DurableOutbox(Outbox):
         rows = self._allowed(rows)
         with self.lock:
             self._rows, self._rows_gone = rows + self._rows[self._rows_gone :], 0
-
-    def _admit_rows(self) -> bool:
-        """True where all rows that were read have gone, and more would fit."""
-        with self.lock:
-            self._rows_gone = self.session.admit_rows(self._rows, self._rows_gone)
-            room = self.session.room()
-            worthwhile = room >= min(_PULL_ROWS_MIN, self.session.window // 2) or self.session.in_flight == 0
-            return self._rows_gone == len(self._rows) and worthwhile and self.session.unsent_bytes <= _UNSENT_BYTES_MAX
 
     def _read_rows(self) -> bool:
         """True where there were rows to read."""
@@ -248,49 +201,20 @@ class DurableOutbox(Outbox):
             self.after_settle()
         return [row for row in rows if row[0] not in over]
 
-    def _finish(self, ids: list[int]) -> None:
-        self._finished.add(ids)
-        self._has_finished = bool(self._finished)
-
-    def settle(self) -> list[PublishHandle]:
-        """The handles of what is finished, where somebody holds one or all are told; the caller holds the lock."""
-        done = self.session.take_done()
-        refused = self.session.take_refused()
-        handles, self._untold = self._untold, []
-        if not done and not refused:
-            return handles
-        self._refused += refused
-        rows = [message_id for message_id in done if message_id > 0]
-        self.sent_count += len(done)
-        if len(rows) != len(done):
-            handles += [self._direct.pop(message_id)[3] for message_id in done if message_id < 0]
-        self._finish(rows)
-        if self._tells_all:
-            # Which QoS is in its acknowledgement; QoS 0 has none.
-            handles += [self._take_handle(message_id, 0) for message_id in rows]
-        elif self._handles:
-            handles += [handle for message_id in rows if (handle := self._handles.pop(message_id, None)) is not None]
-        return handles
-
     def _take_handle(self, message_id: int, qos: int) -> PublishHandle:
         handle = self._handles.pop(message_id, None)
         return PublishHandle(message_id, self._published, qos) if handle is None else handle
 
-    def after_settle(self) -> None:
-        """Tell the store what is new for it. Not under the lock."""
-        if self._refused:
-            with self.lock:
-                refused, self._refused = self._refused, []
-            self.refused_count += len(refused)
-            # First, as `read_again` must know them.
-            self.store.refuse(refused)
-            with self.lock:
-                if not self._again:
-                    self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
-                self._again += refused
-        if self._has_finished:
-            self._has_finished = False
-            self.store.on_finished(len(self._finished), drained=self.session.in_flight == 0)
+    def _pass_on_refused(self) -> None:
+        with self.lock:
+            refused, self._refused = self._refused, []
+        self.refused_count += len(refused)
+        # First, as `read_again` must know them.
+        self.store.refuse(refused)
+        with self.lock:
+            if not self._again:
+                self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
+            self._again += refused
 
     def park(self) -> None:
         """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
@@ -300,7 +224,7 @@ class DurableOutbox(Outbox):
             self._release_control_ids()
             self._rows, self._rows_gone = [], 0
             # Told with the next that are finished.
-            self._untold = self.settle()
+            self.untold = self.settle()
             stranded = list(self._direct.values())
             self._direct.clear()
             parked, finished = self.session.parked_ids(), self._finished.ids.copy()
@@ -318,7 +242,7 @@ class DurableOutbox(Outbox):
             self.store.close()
         finally:
             with self.lock:
-                published, self._untold = self._untold, []
+                published, self.untold = self.untold, []
                 left = list(self._handles.values())
             for handle in published:
                 handle._set_as_published()
@@ -406,19 +330,6 @@ class DurableOutbox(Outbox):
         return None
 
     # ---- called by the store's thread
-
-    def take_finished(self) -> list[int]:
-        """See `glec_fast.commit.Outbox`."""
-        with self.lock:
-            finished, self._finished = self._finished.ids, Finished()
-        return finished
-
-    def image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
-        """See `glec_fast.commit.Outbox`."""
-        with self.lock:
-            version, image = self.session.image(merged(kept + self._finished.ranges))
-            in_doubt, self._in_doubt = self._in_doubt, []
-        return version, image, in_doubt
 
     def on_committed(self, version: int, new_rows: int) -> None:
         """See `glec_fast.commit.Outbox`."""

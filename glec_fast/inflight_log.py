@@ -138,14 +138,11 @@ class SavedImage:
 
     def save(self, table: QueueTable, image: bytes) -> None:
         """Have an image on disk by itself, of the same client id and broker. Raises apsw.Error, OSError."""
-        if self._descriptor >= 0 and self._is_log_valid and len(image) <= _IMAGE_BYTES_MAX:
-            self._save_in_log(image)
-        else:
+        if self._descriptor < 0 or not self._is_log_valid or len(image) > _IMAGE_BYTES_MAX:
             self.begin()
             self._write_row(table, self.identity, image)
             self.on_committed()
-
-    def _save_in_log(self, image: bytes) -> None:
+            return
         self._number += 1
         # Whatever comes of it.
         self._is_log_ahead = True

@@ -354,7 +354,7 @@ class MQTTManager:
             is_connected=self.is_connected(),
             messages_sent=self._outbox.sent_count,
             messages_failed=sum(drops.values()) + self._outbox.refused_count,
-            queue_size=self._store.size,
+            queue_size=self._outbox.stored_count,
             reconnect_count=reconnect_count,
             in_doubt=self._outbox.in_doubt_count,
             drops=drops,
@@ -387,7 +387,7 @@ class MQTTManager:
             storage_available_mb=available_storage_mb(self._queue_directory),
             can_messages_received=self._can_frames,
             mqtt_messages_sent=self._outbox.sent_count,
-            offline_queue_size=self._store.size,
+            offline_queue_size=self._outbox.stored_count,
         )
 
     def _tick(self) -> float:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from glec_fast.handle import PublishHandle
 
 _State = paho._ConnectionState
+# An enum's members are looked up at some cost.
+_SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
+_AGAIN = MQTTErrorCode.MQTT_ERR_AGAIN
+_CONN_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
 _RECEIVE_BYTES = 64 * 1024
 # Reads in one turn, so that a peer that never stops cannot keep the loop from its other duties.
 _READS_A_TURN = 16
@@ -78,6 +82,8 @@ class Receiver(paho.Client):
         self._msgtime_mutex = threading.RLock()  # type: ignore[assignment]
         self._inbound = Inbound(InboundMessage, MessageState.MQTT_MS_INVALID, MessageState.MQTT_MS_WAIT_FOR_PUBREL)
         self._acks_stream = False
+        # TLS or WebSocket: bytes may wait that no poll of the socket tells of.
+        self._is_layered = False
         # Handed out by the parser and not yet through their callbacks.
         self._packet: tuple[int, bytes] | None = None
         self._finished: deque[PublishHandle] = deque()
@@ -142,16 +148,17 @@ class Receiver(paho.Client):
                 self._hasten_acks(sock, received_bytes)
                 if self._sock is not sock:
                     break
-            if ended is MQTTErrorCode.MQTT_ERR_AGAIN:
+            if ended is _AGAIN:
                 if not received_bytes:
+                    self._acks_stream = False
                     self._hasten_connack(sock)
                 break
             if ended:
                 return self._loop_rc_handle(ended)
             may_be_more = received_bytes >= _RECEIVE_BYTES and number < _READS_A_TURN
-            if not may_be_more and not self._has_pending(sock):
+            if not may_be_more and not (self._is_layered and self._has_pending(sock)):
                 break
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
+        return _SUCCESS
 
     def _feed(self, sock: Any) -> tuple[int, MQTTErrorCode]:
         """Give the parser what one read brings; returns its size, and MQTT_ERR_AGAIN where nothing more is there.
@@ -161,27 +168,26 @@ class Receiver(paho.Client):
         """
         received_bytes = 0
         now_s = paho.time_func()
-        ended = MQTTErrorCode.MQTT_ERR_SUCCESS
+        ended = _SUCCESS
         for _ in range(_RECORDS_A_READ if self._ssl else 1):
             try:
                 data = self._sock_recv(_RECEIVE_BYTES)
             except BlockingIOError:
-                ended = MQTTErrorCode.MQTT_ERR_AGAIN
+                ended = _AGAIN
                 break
             except OSError as error:
                 self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
-                ended = MQTTErrorCode.MQTT_ERR_CONN_LOST
+                ended = _CONN_LOST
                 break
             if not data:
-                ended = MQTTErrorCode.MQTT_ERR_CONN_LOST
+                ended = _CONN_LOST
                 break
             self._inbound.feed(bytes(data), now_s)
             received_bytes += len(data)
             if received_bytes >= _RECEIVE_BYTES or self._sock is not sock:
                 break
         if received_bytes:
-            with self._msgtime_mutex:
-                setattr(self, _paho.LAST_RECEIVED, now_s)
+            setattr(self, _paho.LAST_RECEIVED, now_s)
         return received_bytes, ended
 
     def loop_misc(self) -> MQTTErrorCode:
@@ -218,37 +224,40 @@ class Receiver(paho.Client):
 
     def _handle_buffered(self, sock: Any) -> MQTTErrorCode:
         """Every whole packet that is there, until the connection ends or is about to."""
+        inbound, outbox = self._inbound, self._outbox
         self._has_more = True
-        self._inbound.one_by_one = self._is_logging
+        inbound.one_by_one = self._is_logging
         while True:
-            rc = self._handle_held(sock)
-            if rc or self._sock is not sock:
-                return rc
+            if self._finished or self._arrived or self._packet is not None:
+                rc = self._handle_held(sock)
+                if rc or self._sock is not sock:
+                    return rc
             if self._state in _LEAVING:
                 # As in paho, where DISCONNECT goes out before the next packet is looked at.
                 break
             try:
-                found = self._inbound.advance()
+                found = inbound.advance()
                 if found == ACKS:
-                    self._on_acks(self._inbound.acks)
+                    self._on_acks(inbound.acks)
             except ProtocolError as error:
                 return self._on_violation(error)
             if found == MESSAGES:
-                self._arrived.extend(self._inbound.messages)  # type: ignore[arg-type]
+                self._arrived.extend(inbound.messages)  # type: ignore[arg-type]
             elif found == NEED_DATA:
                 self._has_more = False
                 break
             elif found != ACKS:
-                self._packet = (self._inbound.packet_command, self._inbound.packet_body)
-        self._outbox.put_acks()
-        self._outbox.pull()
-        self._log_sent()
-        if self._outbox.answer_bytes > _ANSWERS_MAX_BYTES:
+                self._packet = (inbound.packet_command, inbound.packet_body)
+        outbox.put_acks()
+        outbox.pull()
+        if outbox.has_trace:
+            self._log_sent()
+        if outbox.answer_bytes > _ANSWERS_MAX_BYTES:
             unread = "a server that does not read the answers to what it sends (MQTT 5, 4.9)"
             return self._on_violation(ProtocolError(unread, _RECEIVE_MAXIMUM_EXCEEDED))
-        if self._outbox.session.sendable_bytes:
+        if outbox.session.sendable_bytes:
             return self._after_queueing(wake=False)
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
+        return _SUCCESS
 
     def _handle_held(self, sock: Any) -> MQTTErrorCode:
         """What the parser handed out, as far as its callbacks return."""
@@ -321,29 +330,17 @@ class Receiver(paho.Client):
 
     def _on_acks(self, acks: bytes) -> None:
         outbox = self._outbox
-        session = outbox.session
         outbox.put_acks()
         is_logging = self._inbound.one_by_one
         mid = acks[2] << 8 | acks[3]
         if is_logging:
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received %s (Mid: %d)", _ACK_NAMES[acks[0]], mid)
         # Another thread may have sent what these bytes acknowledge, and not yet told the session.
-        with self._write_lock, outbox.lock:
-            unsent_bytes = session.unsent_bytes
-            try:
-                session.on_acks(acks)
-            finally:
-                self._note_finished()
-            answer_bytes = session.unsent_bytes - unsent_bytes
-            outbox.note_answers(answer_bytes)
+        with self._write_lock:
+            answer_bytes = outbox.on_acks(acks, self._finished, self._reasons)
         if is_logging and answer_bytes:
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", mid)
         outbox.after_settle()
-
-    def _note_finished(self) -> None:
-        """Take over what the session has finished; the caller holds the outbox's lock."""
-        self._finished.extend(self._outbox.settle())
-        self._reasons.update(self._outbox.session.take_reasons())
 
     def _tell_published(self) -> None:
         self._tell(self._finished)

@@ -15,11 +15,12 @@ from contextlib import suppress
 
 import apsw
 
-from glec_fast._store import QueueTable, make_row
+from glec_fast._store import QueueTable, is_any_expired, make_row
 from glec_fast.commit import Job, Outbox, Row
 from glec_fast.committer import (
     DEFAULT_MAX_QUEUE_SIZE,
     DEFAULT_MAX_RETRY,
+    DELETE_ROWS_MAX,
     DONE_COMMIT_DELAY_S,
     DONE_COMMIT_ROWS,
     Committer,
@@ -197,18 +198,24 @@ class Store(Committer):
             finally:
                 self._eager -= 1
 
-    def on_finished(self, waiting: int, *, drained: bool) -> None:
+    def on_finished(self, waiting: int, *, named: int = 0, drained: bool) -> int:
         """`waiting` finished messages are ready for the writer to collect; it does so when that is worth its cost.
 
+        named: so many of them are in the image on disk, so that no crash sends them again.
         drained: nothing else is in flight, so that no more will come by themselves.
+        Returns from how many waiting on it is worth to be told again, drained or not.
         """
         with self._lock:
-            is_stream = waiting >= DONE_COMMIT_ROWS
-            if is_stream:
+            put_off_at = min(self._put_off_at, waiting)
+            if waiting - put_off_at >= DONE_COMMIT_ROWS:
+                put_off_at = waiting
                 self._delete_due_s = None
+            self._put_off_at = put_off_at
             self._request_delete()
-            if is_stream or (drained and self._eager > 0):
+            is_worth_it = waiting - named >= DONE_COMMIT_ROWS or waiting >= DELETE_ROWS_MAX
+            if is_worth_it or (drained and self._eager > 0):
                 self._request(0.0)
+        return min(put_off_at, named) + DONE_COMMIT_ROWS
 
     def disk_bytes(self) -> int:
         """Bytes that the file and its logs take."""
@@ -233,9 +240,9 @@ class Store(Committer):
         """
         with self._lock:
             self._refuse_second_outbox()
-        image = self.run(lambda _table: self._writer.load_image())
+        image = self.run(self._writer.image.load)
         with self._lock:
-            self._identity = self._writer.identity
+            self._identity = self._writer.image.identity
         return image
 
     def attach(self, outbox: Outbox) -> None:
@@ -246,7 +253,7 @@ class Store(Committer):
         with self._lock:
             self._refuse_second_outbox()
             self._outbox = outbox
-        self.run(lambda _table: self._writer.open_log())
+        self.run(lambda _table: self._writer.image.open_log())
 
     def _refuse_second_outbox(self) -> None:
         if self._outbox is not None:
@@ -255,7 +262,7 @@ class Store(Committer):
     @property
     def identity(self) -> tuple[str, str]:
         """(client id, broker) whose session is on disk; two empty texts where nobody has connected yet."""
-        return self._writer.identity
+        return self._writer.image.identity
 
     def speak_for(self, client_id: str, broker: str) -> None:
         """Have the outbox's image on disk under this name, before anything of it is sent in it."""
@@ -352,7 +359,7 @@ class Store(Committer):
 
     def _as_sendable(self, rows: list[Row], unsendable: frozenset[int]) -> list[Row]:
         now_ms = self._clock.now_ms()
-        if unsendable or self._reader.table.had_broken_text or any(row[5] < now_ms for row in rows):
+        if unsendable or self._reader.table.had_broken_text or is_any_expired(rows, now_ms):
             rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
         if rows and len(rows[0]) > ROW_COLUMNS:
             rows = [as_sent(row, now_ms) for row in rows]

@@ -29,42 +29,25 @@ class Writer:
     ) -> None:
         self.connection = connection
         self.table = QueueTable(connection)
-        self._image = SavedImage(path)
+        self.image = SavedImage(path)
         self._reader = reader
         self._dropping = dropping
         self._max_queue_size = max_queue_size
 
-    @property
-    def identity(self) -> tuple[str, str]:
-        """(client id, broker) on disk; two empty texts in a new file."""
-        return self._image.identity
-
-    def load_image(self) -> bytes:
-        """See `SavedImage.load`."""
-        return self._image.load(self.table)
-
-    def open_log(self) -> None:
-        """See `SavedImage.open_log`."""
-        self._image.open_log()
-
-    def save_image(self, image: bytes) -> None:
-        """Have the in-flight image alone on disk, of the same client id and broker. Raises apsw.Error, OSError."""
-        self._image.save(self.table, image)
-
     def close(self) -> None:
         """Let go of what is not the connection's."""
-        self._image.close()
+        self.image.close()
 
     def transact(self, commit: Commit, clock: QueueClock, held: ExitStack) -> None:
         """The transaction of `commit`, which learns what was dropped. `held` takes the reader's lock where needed."""
-        self._image.begin()
+        self.image.begin()
         with self._transaction():
             dropped = self._write(commit, clock, held)
         commit.dropped, commit.deleted = dropped, self.table.deleted
         if commit.deleted and self.table.may_have_extras:
             with suppress(apsw.Error):
                 self.table.look_for_extras()
-        self._image.on_committed()
+        self.image.on_committed()
 
     def _write(self, commit: Commit, clock: QueueClock, held: ExitStack) -> list[Dropped]:
         rows, table = commit.rows, self.table
@@ -80,7 +63,7 @@ class Writer:
         if commit.anchor is not None:
             table.save_clock(commit.anchor)
         if commit.image is not None:
-            self._image.write(table, commit.identity, commit.image)
+            self.image.write(table, commit.identity, commit.image)
         # Only new rows push old ones out: a smaller limit alone must not drop what is in flight, before its owner
         # could say so.
         if commit.jobs or (rows and self._excess(commit) > 0):

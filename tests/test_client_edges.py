@@ -67,7 +67,7 @@ def test_a_disconnect_that_another_thread_writes_ends_the_connection(peer: Peer)
     with connected(peer.port) as client:
         ended = threading.Event()
         client.on_disconnect = lambda *_: ended.set()
-        write = client._write_chunk
+        write = client._write_some
 
         def write_after_disconnect() -> Any:
             if threading.current_thread() is threading.main_thread():
@@ -77,7 +77,7 @@ def test_a_disconnect_that_another_thread_writes_ends_the_connection(peer: Peer)
             return write()
 
         with Busy(client, peer):
-            client._write_chunk = write_after_disconnect  # type: ignore[method-assign]
+            client._write_some = write_after_disconnect  # type: ignore[method-assign]
             for _ in range(MANY):
                 client.publish("t", bytes(300))
                 if client._outbox.session.has_last:

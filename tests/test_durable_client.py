@@ -237,8 +237,8 @@ def test_a_disk_that_fails_does_not_keep_the_thread(
     client.loop_stop()
     client.publish("t", "x", 2)
     with monkeypatch.context() as failing:
-        for name in ("save_image", "transact"):
-            failing.setattr(client.store._writer, name, fail)
+        failing.setattr(client.store._writer, "transact", fail)
+        failing.setattr(client.store._writer.image, "save", fail)
         go_online(client, broker)
         assert eventually(lambda: client._outbox.session.unsent_bytes)
         stopping = threading.Thread(target=client.loop_stop, daemon=True)

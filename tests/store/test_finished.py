@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from glec_fast._store import merged, ranges_of
-from glec_fast.finished import Finished
+from glec_fast._store import Finished, merged, ranges_of
 
 
 @pytest.mark.parametrize(

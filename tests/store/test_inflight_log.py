@@ -268,7 +268,7 @@ def test_a_log_that_was_made_in_part_takes_no_room(
     store = make_store()
     assert store.load_session() == b""
     monkeypatch.setattr(os, operation, raising(OSError(28, "No space left on device")))
-    store.run(lambda _table: store._writer.open_log())
+    store.run(lambda _table: store._writer.image.open_log())
     assert not log_of(path).exists()
 
 
@@ -337,7 +337,7 @@ def test_a_log_that_cannot_be_let_go_of_keeps_nobody_from_the_queue(
 ) -> None:
     begun(outbox)
     save(outbox, b"second")
-    descriptor = store._writer._image._descriptor
+    descriptor = store._writer.image._descriptor
     real: Callable[..., None] = getattr(os, failing)
 
     def fail(target: Any, *arguments: Any, **named: Any) -> None:

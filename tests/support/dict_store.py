@@ -100,8 +100,9 @@ class DictStore:
     def request_commit(self) -> None:
         self.wants_commit = True
 
-    def on_finished(self, waiting: int, *, drained: bool) -> None:
+    def on_finished(self, waiting: int, *, named: int, drained: bool) -> int:
         self.wants_commit = True
+        return 0
 
     def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
         pending = () if self.pending is None else self.pending.done

@@ -1,0 +1,149 @@
+# What waits in the store, on its way through the window. Part of `_outbox.pyx`.
+
+cdef enum:
+    # A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
+    PULL_ROWS_MIN = 100
+    # Encoded and not yet taken by the socket; more would only be memory.
+    UNSENT_BYTES_MAX = 256 * 1024
+
+
+cdef class RowOutbox(Outbox):
+    """The part of an outbox over a store that every turn of a flush goes through.
+
+    Rows that were read wait in `_rows` until they fit; what is finished is kept until the store takes it. What a
+    subclass has for it to call: `is_due`, `_read_again`, `_read_rows`, `_end_orphans`, `_take_handle`,
+    `_pass_on_refused`.
+    """
+
+    cdef readonly object store
+    # Rows that were read and did not fit yet, and how many of them have gone.
+    cdef public list _rows
+    cdef public Py_ssize_t _rows_gone
+    cdef public bint _more_to_read
+    # On this connection nobody has looked yet whether each exchange that was parked has a row.
+    cdef public bint _may_have_orphans
+    # Refused on this connection, and not sent again yet.
+    cdef public list _again
+    # Refused, and the store does not know.
+    cdef public list _refused
+    # (message id, decision) of those in doubt, for the next image.
+    cdef public list _in_doubt
+    cdef public object _finished
+    # So many of them, the first, are in the image last handed out, and in that on disk.
+    cdef Py_ssize_t in_image, named
+    # More has finished since the store was told, and it is worth telling from so many on.
+    cdef bint has_news
+    cdef Py_ssize_t tell_at
+    # message id -> handle, as long as somebody has it.
+    cdef readonly object _handles
+    # QoS 0 that went past the store, under negative ids, until the socket has taken it: message, and handle last.
+    cdef readonly dict _direct
+    cdef public bint _tells_all
+    # Held to read and to rewind: a program's own loop may have several threads pull.
+    cdef readonly Lock _pulling
+
+    def __init__(self, store, int window, on_work, *, int max_unreleased=0):
+        super().__init__(window, on_work, durable=True, max_unreleased=max_unreleased)
+        self.store = store
+        self._rows = []
+        self._more_to_read = True
+        self._again = []
+        self._refused = []
+        self._in_doubt = []
+        self._finished = Finished()
+        self._handles = WeakValueDictionary()
+        self._direct = {}
+        self._pulling = Lock()
+
+    def pull(self):
+        """Encode the next rows as far as the window has room, and read more of them from the store."""
+        with self._pulling:
+            self._pull()
+
+    def _pull(self):
+        if self._again and self.is_open and self.is_due:
+            self._read_again()
+        # Once there is something to send, the broker begins on it while the next are read.
+        while self.is_open and self._admit_rows() and not self.session.sendable_bytes and self._read_rows():
+            pass
+        if self._may_have_orphans and self.is_open and not self._more_to_read and self._have_all_gone():
+            self._end_orphans()
+        if self.session.wants_commit:
+            version = self.store.commit_image()
+            if version is not None:
+                with self.lock:
+                    self.session.on_committed(version)
+                    self.named = self.in_image
+
+    cdef bint _have_all_gone(self) except -1:
+        return self._rows_gone == PyList_GET_SIZE(self._rows)
+
+    cdef bint _admit_rows(self) except -1:
+        """True where all rows that were read have gone, and more would fit."""
+        cdef Py_ssize_t room
+        with self.lock:
+            if not self._have_all_gone():
+                self._rows_gone = self.session.admit_rows(self._rows, self._rows_gone)
+            if not self._have_all_gone() or <Py_ssize_t>self.session.unsent_bytes > UNSENT_BYTES_MAX:
+                return False
+            room = self.session.room()
+            return room >= min(PULL_ROWS_MIN, <int>self.session.window // 2) or self.session.in_flight == 0
+
+    def _finish(self, list ids):
+        """The broker has these, or nobody will; the caller holds the lock."""
+        if ids:
+            self._finished.add(ids)
+            self.has_news = True
+
+    def settle(self) -> list:
+        """The handles of what is finished, where somebody holds one or all are told; the caller holds the lock."""
+        cdef list done = self.session.take_done()
+        cdef list handles
+        handles, self.untold = self.untold, []
+        self._refused += self.session.take_refused()
+        if not done:
+            return handles
+        self.sent_count += PyList_GET_SIZE(done)
+        if self._direct:
+            handles += [self._direct.pop(message_id)[3] for message_id in done if message_id < 0]
+            done = [message_id for message_id in done if message_id > 0]
+        self._finish(done)
+        if self._tells_all:
+            # Which QoS is in its acknowledgement; QoS 0 has none.
+            handles += [self._take_handle(message_id, 0) for message_id in done]
+        elif self._handles:
+            for message_id in done:
+                handle = self._handles.pop(message_id, None)
+                if handle is not None:
+                    handles.append(handle)
+        return handles
+
+    def after_settle(self):
+        """Tell the store what is new for it. Not under the lock."""
+        cdef Py_ssize_t waiting
+        cdef bint is_drained
+        if self._refused:
+            self._pass_on_refused()
+        if self.has_news:
+            self.has_news = False
+            waiting = len(self._finished)
+            is_drained = self.session.in_flight == 0
+            if waiting >= self.tell_at or is_drained:
+                self.tell_at = self.store.on_finished(waiting, named=self.named, drained=is_drained)
+
+    # ---- called by the store's thread
+
+    def take_finished(self) -> list:
+        """See `glec_fast.commit.Outbox`."""
+        with self.lock:
+            finished, self._finished = self._finished.ids, Finished()
+            self.in_image = self.named = self.tell_at = 0
+        return finished
+
+    def image(self, list kept) -> tuple:
+        """See `glec_fast.commit.Outbox`."""
+        with self.lock:
+            version, image = self.session.image(merged(kept + self._finished.ranges))
+            self.in_image = len(self._finished)
+            in_doubt, self._in_doubt = self._in_doubt, []
+        return version, image, in_doubt
