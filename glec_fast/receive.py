@@ -140,7 +140,7 @@ class Receiver(paho.Client):
             sock = self._sock
             if sock is None:
                 return MQTTErrorCode.MQTT_ERR_NO_CONN
-            received_bytes, ended = self._feed(sock)
+            received_bytes, ended, failure = self._feed(sock)
             if received_bytes:
                 rc = self._handle_buffered(sock)
                 if rc:
@@ -153,6 +153,8 @@ class Receiver(paho.Client):
                     self._acks_stream = False
                     self._hasten_connack(sock)
                 break
+            if failure is not None:
+                self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", failure)
             if ended:
                 return self._loop_rc_handle(ended)
             may_be_more = received_bytes >= _RECEIVE_BYTES and number < _READS_A_TURN
@@ -160,15 +162,15 @@ class Receiver(paho.Client):
                 break
         return _SUCCESS
 
-    def _feed(self, sock: Any) -> tuple[int, MQTTErrorCode]:
-        """Give the parser what one read brings; returns its size, and MQTT_ERR_AGAIN where nothing more is there.
+    def _feed(self, sock: Any) -> tuple[int, MQTTErrorCode, OSError | None]:
+        """Give the parser what one read brings: (its size, MQTT_ERR_AGAIN where nothing more is there, what failed).
 
         Over TLS a read brings a record, and a broker makes one of each packet: then all that have come, as a turn of
         the loop costs as much as reading tens of them.
         """
         received_bytes = 0
         now_s = paho.time_func()
-        ended = _SUCCESS
+        ended, failure = _SUCCESS, None
         for _ in range(_RECORDS_A_READ if self._ssl else 1):
             try:
                 data = self._sock_recv(_RECEIVE_BYTES)
@@ -176,8 +178,7 @@ class Receiver(paho.Client):
                 ended = _AGAIN
                 break
             except OSError as error:
-                self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
-                ended = _CONN_LOST
+                ended, failure = _CONN_LOST, error
                 break
             if not data:
                 ended = _CONN_LOST
@@ -188,7 +189,7 @@ class Receiver(paho.Client):
                 break
         if received_bytes:
             setattr(self, _paho.LAST_RECEIVED, now_s)
-        return received_bytes, ended
+        return received_bytes, ended, failure
 
     def loop_misc(self) -> MQTTErrorCode:
         """As paho's."""

@@ -84,9 +84,20 @@ def test_many_records_are_taken_in_a_turn(client: Any, authority: CertificateAut
     assert turns < MESSAGES / 4
 
 
-@pytest.mark.parametrize("last", [pytest.param(b"", id="eof"), pytest.param(b"no record of TLS", id="garbage")])
-def test_what_came_before_the_end_is_told_first(client: Any, authority: CertificateAuthority, last: bytes) -> None:
+@pytest.mark.parametrize(
+    ("last", "logged"),
+    [pytest.param(b"", [], id="eof"), pytest.param(b"no record of TLS", ["on_log"], id="garbage")],
+)
+def test_what_came_before_the_end_is_told_first(
+    client: Any, authority: CertificateAuthority, last: bytes, logged: list[str]
+) -> None:
     seen: list[str] = []
+
+    def on_log(_client: Any, _userdata: Any, _level: int, text: str) -> None:
+        if text.startswith("failed to receive"):
+            seen.append("on_log")
+
+    client.on_log = on_log
     client.on_publish = lambda *_: seen.append("on_publish")
     client.on_disconnect = lambda *_: seen.append("on_disconnect")
     with RecordPeer(authority, last) as peer:
@@ -94,5 +105,5 @@ def test_what_came_before_the_end_is_told_first(client: Any, authority: Certific
         peer.go_on.set()
         while client.socket() is not None:
             turn(client)
-    assert seen == ["on_publish"] * MESSAGES + ["on_disconnect"]
+    assert seen == ["on_publish"] * MESSAGES + logged + ["on_disconnect"]
     assert all(info.is_published() for info in infos)
