@@ -284,7 +284,10 @@ class Client(Durable):
         pending = self._is_layered and self._has_pending(sock)
         try:
             # A program's own loop may have several threads wait.
-            poller = self._pollers.pop() if self._pollers else Poller()
+            poller = self._pollers.pop()
+        except IndexError:
+            poller = Poller()
+        try:
             flags, woken = poller.wait(
                 sock.fileno(),
                 -1 if wake is None else wake.fileno(),

@@ -198,7 +198,7 @@ class Store(Committer):
             finally:
                 self._eager -= 1
 
-    def on_finished(self, waiting: int, *, named: int = 0, drained: bool) -> int:
+    def on_finished(self, waiting: int, *, named: int, drained: bool) -> int:
         """`waiting` finished messages are ready for the writer to collect; it does so when that is worth its cost.
 
         named: so many of them are in the image on disk, so that no crash sends them again.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -191,6 +193,72 @@ def test_the_pause_for_acknowledgements_is_bounded(monkeypatch: pytest.MonkeyPat
     client._acks_stream = True
     client._let_acks_gather()
     assert pauses_s == [0.002]
+
+
+@pytest.fixture
+def looping(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Client, socket.socket]]:
+    """A client whose loop this thread runs, and the other end of its socket."""
+    client = Client(CallbackAPIVersion.VERSION2)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    client._sock, client._keepalive, client._thread = ours, 0, threading.current_thread()
+    with ours, theirs:
+        theirs.send(CONNACK)
+        client._inbound.begin()
+        client._loop()
+        assert client.is_connected()
+        yield client, theirs
+        client._sock = None
+
+
+def test_a_stream_of_acknowledgements_is_read_without_a_wait(looping: tuple[Client, socket.socket]) -> None:
+    client, server = looping
+    waits: list[float] = []
+
+    def wait(_sock: socket.socket, timeout_s: float) -> tuple[bool, bool]:
+        waits.append(timeout_s)
+        return True, False
+
+    client._wait_for_events = wait  # type: ignore[method-assign]
+    acks = b"\x40\x02\x00\x01" * 100
+    server.send(acks)
+    client._loop()
+    assert (waits, client._acks_stream) == ([1.0], True)
+    server.send(acks)
+    client._loop()
+    assert (len(waits), client._acks_stream) == (1, True)
+    client._outbox.is_woken = True
+    server.send(acks)
+    client._loop()
+    assert len(waits) == 2, "whoever woke the loop is heard"
+    client._outbox.is_woken = False
+    client._loop()
+    assert (len(waits), client._acks_stream) == (2, False), "nothing was there"
+    client._loop()
+    assert len(waits) == 3
+
+
+def test_a_busy_loop_looks_at_keep_alive_now_and_then(looping: tuple[Client, socket.socket]) -> None:
+    client, server = looping
+    looks: list[None] = []
+
+    def look() -> MQTTErrorCode:
+        looks.append(None)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    client.loop_misc = look  # type: ignore[method-assign]
+    client._misc_done_s = time.monotonic() + 1000
+    for _ in range(10):
+        server.send(b"\x40\x02\x00\x01")
+        client._loop()
+    assert not looks
+    client._misc_done_s = time.monotonic() - 1
+    client._loop(0.0)
+    assert len(looks) == 1
+    client._thread = None
+    client._loop(0.0)
+    client._loop(0.0)
+    assert len(looks) == 3, "a program's own loop each time, as with paho"
 
 
 @pytest.mark.parametrize("kept", [0, 1])

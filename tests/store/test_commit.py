@@ -14,6 +14,7 @@ import apsw
 import pytest
 
 from glec_fast._store import ranges_of
+from glec_fast.committer import DONE_COMMIT_DELAY_S
 from glec_fast.errors import QueueStorageError
 from glec_fast.in_doubt import Decision, InDoubt
 from glec_fast.store import Store
@@ -221,6 +222,35 @@ class TestCommit:
         monotonic.now_s += 2
         store.request_commit()
         assert wait_for(lambda: ids_on_disk(path) == list(range(1001, 1101)))
+
+    def test_what_the_image_on_disk_names_is_worth_no_transaction(
+        self, make_store: Callable[..., Store], path: Path
+    ) -> None:
+        store = make_store(monotonic=Clock(0.0))
+        outbox = RecordingOutbox(store)
+        append(store, 3000)
+        outbox.read_all()
+        assert outbox.finish(range(1, 1001), named=1000) == 2000
+        assert store._deadline_s == DONE_COMMIT_DELAY_S
+        assert outbox.finish(range(1001, 2001), named=1001) == 2001, "of these one less than is worth it"
+        assert store._deadline_s == DONE_COMMIT_DELAY_S
+        outbox.finish([2001], named=1001)
+        outbox.wait(lambda heard: store.size == 999)
+        assert ids_on_disk(path) == list(range(1, 3001)), "named, and not yet deleted"
+
+    def test_what_is_named_is_deleted_once_it_is_so_much(
+        self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("glec_fast.store.DELETE_ROWS_MAX", 50)
+        monkeypatch.setattr("glec_fast.committer.DELETE_ROWS_MAX", 50)
+        store = make_store(monotonic=Clock(0.0))
+        outbox = RecordingOutbox(store)
+        append(store, 60)
+        outbox.read_all()
+        outbox.finish(range(1, 50), named=49)
+        assert store._deadline_s == DONE_COMMIT_DELAY_S
+        outbox.finish([50], named=50)
+        assert wait_for(lambda: ids_on_disk(path) == list(range(51, 61)))
 
     def test_a_transaction_for_another_reason_only_names_what_is_finished(
         self, make_store: Callable[..., Store], path: Path

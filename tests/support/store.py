@@ -92,11 +92,11 @@ class RecordingOutbox:
             ids += [row[0] for row in rows]
         return ids
 
-    def finish(self, ids: Iterable[int], *, drained: bool = False) -> None:
+    def finish(self, ids: Iterable[int], *, named: int = 0, drained: bool = False) -> int:
         with self._heard:
             self._finished += ids
             waiting = len(self._finished)
-        self.store.on_finished(waiting, drained=drained)
+        return self.store.on_finished(waiting, named=named, drained=drained)
 
     def park(self) -> None:
         """A lost connection: nothing is kept in flight, what was finished is named."""
