@@ -3,8 +3,9 @@
 cdef enum:
     # A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
     PULL_ROWS_MIN = 100
-    # Encoded and not yet taken by the socket; more would only be memory.
-    UNSENT_BYTES_MAX = 256 * 1024
+
+# Encoded and not yet taken by the socket; more would only be memory.
+UNSENT_BYTES_MAX = 256 * 1024
 
 
 cdef class RowOutbox(Outbox):
@@ -84,7 +85,7 @@ cdef class RowOutbox(Outbox):
         with self.lock:
             if not self._have_all_gone():
                 self._rows_gone = self.session.admit_rows(self._rows, self._rows_gone)
-            if not self._have_all_gone() or <Py_ssize_t>self.session.unsent_bytes > UNSENT_BYTES_MAX:
+            if not self._have_all_gone() or self.session.unsent_bytes > UNSENT_BYTES_MAX:
                 return False
             room = self.session.room()
             return room >= min(PULL_ROWS_MIN, <int>self.session.window // 2) or self.session.in_flight == 0

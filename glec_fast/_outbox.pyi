@@ -147,6 +147,9 @@ class MemoryOutbox(Outbox):
     def clear(self) -> list[Message]:
         """Forget every unacknowledged message and return them in order."""
 
+UNSENT_BYTES_MAX: int
+"""Encoded and not yet taken by the socket; more would only be memory."""
+
 class RowOutbox(Outbox):
     """The part of an outbox over a store that every turn of a flush goes through; `DurableOutbox` is the rest."""
 

@@ -365,9 +365,8 @@ class Client(Durable):
             return MQTTErrorCode.MQTT_ERR_NO_CONN
         try:
             rc = self._packet_write()
-            if rc is _SUCCESS or rc is MQTTErrorCode.MQTT_ERR_AGAIN:
-                return _SUCCESS
-            return self._loop_rc_handle(rc)
+            # MQTT_ERR_AGAIN is below it.
+            return self._loop_rc_handle(rc) if rc > _SUCCESS else _SUCCESS
         finally:
             if self._outbox.session.sendable_bytes:
                 self._ask_for_room()

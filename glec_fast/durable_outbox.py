@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from glec_fast._outbox import RowOutbox
+from glec_fast._outbox import UNSENT_BYTES_MAX, RowOutbox
 from glec_fast.commit import Row
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, QueueStorageError
@@ -18,8 +18,6 @@ from glec_fast.store import Store
 
 # The broker begins on these while the next are read.
 _PULL_ROWS_MAX = 250
-# Encoded and not yet taken by the socket; more would only be memory.
-_UNSENT_BYTES_MAX = 256 * 1024
 # What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt.
 _REFUSED_PAUSE_S = 30.0
 
@@ -128,7 +126,7 @@ class DurableOutbox(RowOutbox):
             # The queue refuses it, and tells of it.
             return None
         with self.lock:
-            if not self.is_open or self.session.unsent_bytes > _UNSENT_BYTES_MAX:
+            if not self.is_open or self.session.unsent_bytes > UNSENT_BYTES_MAX:
                 return None
             self._direct_id -= 1
             handle = PublishHandle(self._direct_id, self._published, 0)
