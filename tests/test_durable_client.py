@@ -505,9 +505,11 @@ def test_what_left_as_the_link_broke_is_told_to_whoever_settles_next(tmp_path: P
             gateway.session.on_sent(len(gateway.session.peek(1000)))
         # Another thread ends the connection before the one that sent can settle.
         gateway.cut()
+        assert gateway.outbox.is_to_settle
         with gateway.outbox.lock:
             assert [handle.mid for handle in gateway.outbox.settle()] == [1]
             assert gateway.outbox.settle() == []
+        assert not gateway.outbox.is_to_settle
 
 
 def test_what_another_thread_is_sending_as_the_link_ends_may_have_left(

@@ -209,6 +209,8 @@ def test_what_left_as_the_connection_ended_is_told_to_whoever_settles_next(qos: 
         with outbox.lock:
             outbox.session.on_acks(PUBACK_OF_1)
     assert outbox.park() == []
+    assert outbox.is_to_settle
     with outbox.lock:
         assert outbox.settle() == [handle]
         assert outbox.settle() == []
+    assert not outbox.is_to_settle
