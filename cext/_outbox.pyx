@@ -1,5 +1,7 @@
 """What waits to be sent, and the session that sends it: what both kinds of outbox share, and the one in memory.
 
+The one over the store has its part in `row_outbox.pxi`, and the rest in `glec_fast.durable_outbox`.
+
 An outbox owns its `Session` and the lock around it. It knows no socket: the client moves the bytes, and says when a
 connection begins and ends. No lock is held when a caller's code runs, nor while an object is made whose making could
 collect garbage, which runs finalisers.
