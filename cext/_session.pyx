@@ -9,6 +9,30 @@ An exchange (MQTT 3.1.1 and 5.0, section 4.3) is in one of these states:
               or PUBREC
     RELEASED  PUBREC came; PUBREL is in the send buffer or has left; waits for PUBCOMP
 
+**What a server may answer.** An acknowledgement is for a packet id, and an exchange's question is the packet that
+waits for an answer: PUBLISH while it is SENT, PUBREL once it is RELEASED. It was asked once its bytes were offered to the
+socket on this connection, or may have left on one before.
+
+    | | not in flight | parked | not asked | SENT, QoS 1 | SENT, QoS 2 | RELEASED |
+    |---|---|---|---|---|---|---|
+    | PUBACK | error | ignored | error | done | done, as QoS 1 | error |
+    | PUBREC | PUBREL | ignored | error | error | RELEASED, PUBREL | PUBREL again |
+    | PUBACK of 0x80 and above | error | ignored | error | refused | refused | error |
+    | PUBREC of 0x80 and above | ignored | ignored | error | error | refused | error |
+    | PUBCOMP | ignored | ignored | error | error | error | done |
+
+An error is a ProtocolError: it ends the connection, and acknowledges nothing. It never meets a server that keeps to MQTT,
+whatever became of the link: an error is ignored where the id is *stray*, which means that this connection may bring more
+answers for it than its exchange explains. Stray is what was asked again on this connection (the first copy may be answered
+late, and each copy is), what was given up in flight, and what had a PUBREL more than its exchange needs, for a PUBREC
+that came again or that nobody knew: that must be answered, or the server waits for ever. Not in flight are also ids that
+are reserved for SUBSCRIBE, wait in memory, or wait for the disk to have their end.
+
+PUBACK for QoS 2 is what servers send that know no more than QoS 1 (RabbitMQ). The message is done, with QoS 1's promise,
+and counted in `downgraded_count`. PUBCOMP of 0x80 and above (0x92: no such exchange) to a PUBREL that was sent again is a
+plain PUBCOMP: the first was taken. To one that was sent once it says that the server lost what it had acknowledged: the
+message is done, and in doubt (`take_doubtful`).
+
 **The gate.** With `durable`, nothing leaves before the state that explains it is on disk. `image` gives the durable
 picture of all QoS 2 exchanges, numbered; when that number comes back through `on_committed`, what it explains may
 leave.
@@ -60,6 +84,7 @@ cdef enum:
     ACK_MAX_BYTES = 5
     REASON_FAILURE = 0x80
     REASON_PACKET_ID_NOT_FOUND = 0x92
+    REASON_PROTOCOL_ERROR = 0x82
 
 cdef bytes _as_bytes(data):
     """A copy, unless it is bytes. Raises TypeError, BufferError where it is no buffer."""
@@ -103,6 +128,9 @@ cdef class Session:
     cdef readonly uint64_t version
     cdef uint64_t committed_version
     cdef readonly int max_unreleased
+    # QoS 2 messages that ended with PUBACK, and the last of them.
+    cdef readonly Py_ssize_t downgraded_count
+    cdef readonly int64_t downgraded_id
     # First byte of the packet that the last `admit` encoded: PUBLISH with its flags, or PUBREL.
     cdef readonly int admitted_command
 
@@ -113,10 +141,12 @@ cdef class Session:
     # The picture has changed since the last `image`.
     cdef bint dirty
 
-    # message id -> (packet id, state, qos, may have left)
+    # message id -> (packet id, state, qos, whether its question may have left)
     cdef dict parked
+    # Packet ids that this connection may bring more answers for than their exchange explains.
+    cdef set strays
     cdef dict reasons
-    cdef list refused
+    cdef list refused, doubtful
 
     def __cinit__(self, *_, **__):
         exchanges.begin(&self.table)
@@ -131,8 +161,10 @@ cdef class Session:
         self.protocol_version = 4
         self.receive_maximum = EXCHANGES_MAX
         self.parked = {}
+        self.strays = set()
         self.reasons = {}
         self.refused = []
+        self.doubtful = []
         self.set_window(window)
 
     def __dealloc__(self):
@@ -232,8 +264,8 @@ cdef class Session:
             if mark.end > cut:
                 mark.end += size
         for slot in range(self.table.capacity):
-            if self.table.exchanges[slot].state != FREE and self.table.exchanges[slot].publish_end > cut:
-                self.table.exchanges[slot].publish_end += size
+            if self.table.exchanges[slot].state != FREE and self.table.exchanges[slot].asked_end > cut:
+                self.table.exchanges[slot].asked_end += size
 
     def peek(self, size_t limit) -> bytes:
         """A copy of the next bytes that may leave, at most `limit`."""
@@ -360,7 +392,7 @@ cdef class Session:
                 raise AssertionError("no packet id is free; the window was exceeded")
         end = self._encode_publish(topic, payload, flags, packet_id, properties, qos == 2 and self.durable)
         exchange = exchanges.open(&self.table, packet_id, message_id, <uint8_t>qos, SENT)
-        exchange.publish_end = end
+        exchange.asked_end = end
         return 0
 
     def admit_rows(self, list rows, Py_ssize_t start) -> int:
@@ -405,15 +437,18 @@ cdef class Session:
             if self.durable and (self.dirty or self.version > self.committed_version):
                 # The link broke between PUBREC and its commit.
                 self.out.gate_wanted = True
-            exchanges.open(&self.table, packet_id, message_id, qos, RELEASED)
+            exchange = exchanges.open(&self.table, packet_id, message_id, qos, RELEASED)
             self._encode_ack(PUBREL | 2, packet_id, 0)
+            exchange.asked_end = send_buffer.encoded_to(&self.out)
+            exchange.left_before = left
             self.admitted_command = PUBREL | 2
             return 0
+        self.strays.add(packet_id)
         # DUP only where the first copy may have left (section 3.3.1.1): some brokers swallow a first copy that has it.
         end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties,
                                    False)
         exchange = exchanges.open(&self.table, packet_id, message_id, qos, SENT)
-        exchange.publish_end = end
+        exchange.asked_end = end
         exchange.left_before = left
         return 0
 
@@ -440,30 +475,60 @@ cdef class Session:
             left -= size
 
     cdef int _on_ack(self, uint8_t kind, const uint8_t* body, uint32_t size) except -1:
+        """By the table of the module's text."""
         cdef uint16_t packet_id = load_u16(body)
         cdef uint16_t index
         cdef uint8_t reason = 0
+        cdef bint refused
         if size > 2:
             reason = body[2]
+        refused = reason >= REASON_FAILURE
         index = self.table.exchange_of[packet_id]
         if index == ID_FREE or index == ID_TAKEN:
-            # The peer waits for an answer to PUBREC, whatever became of ours (MQTT 5, 4.3.3). What is parked gets it
-            # when its turn to be resent comes: a PUBREL now would let the peer take that resend for a new message.
-            if kind == PUBREC and reason < REASON_FAILURE and not self._is_parked(packet_id):
-                self._encode_ack(PUBREL | 2, packet_id, REASON_PACKET_ID_NOT_FOUND)
-            return 0
+            return self._on_unknown(kind, packet_id, refused)
         cdef Exchange* exchange = &self.table.exchanges[index - 1]
-        if exchange.publish_end > self.out.offered and not exchange.left_before:
-            raise ProtocolError(f"packet id {packet_id} was acknowledged before its PUBLISH was sent (MQTT 4.3)", 0x82)
-        if kind == PUBREC and reason < REASON_FAILURE:
-            return self._on_pubrec(exchange)
-        # Not this exchange's, where it does not fit the state: PUBCOMP may answer the PUBREL for an unknown id.
-        if (kind == PUBCOMP) != (exchange.state == RELEASED):
-            return 0
+        if kind == PUBREC and not refused and exchange.state == RELEASED:
+            return self._on_pubrec_again(exchange)
+        if exchange.asked_end > self.out.offered and not exchange.left_before:
+            return self._on_misfit(packet_id, "it was acknowledged before its PUBLISH or PUBREL was sent (MQTT 4.3)")
+        if kind == PUBCOMP:
+            if exchange.state != RELEASED:
+                return self._on_misfit(packet_id, "PUBCOMP for a message that has had no PUBREL (MQTT 4.3.3)")
+            if refused:
+                refused = False
+                if exchange.left_before:
+                    return self._finish(exchange, False)
+                self.doubtful.append(exchange.message_id)
+        elif exchange.state == RELEASED:
+            return self._on_misfit(packet_id, "another answer to a PUBLISH that had its PUBREC (MQTT 4.3.3)")
+        elif kind == PUBREC:
+            if exchange.qos != 2:
+                return self._on_misfit(packet_id, "PUBREC for a QoS 1 message (MQTT 4.3.2)")
+            if not refused:
+                return self._on_pubrec(exchange)
+        elif exchange.qos == 2 and not refused:
+            self.downgraded_count += 1
+            self.downgraded_id = exchange.message_id
         if reason or size > 3 or self.keeps_all_reasons:
             properties = PyBytes_FromStringAndSize(<const char*>body + 3, size - 3) if size > 3 else b""
             self.reasons[exchange.message_id] = (kind, packet_id, reason, properties)
-        return self._finish(exchange, reason >= REASON_FAILURE and kind != PUBCOMP)
+        return self._finish(exchange, refused)
+
+    cdef int _on_unknown(self, uint8_t kind, uint16_t packet_id, bint failed) except -1:
+        """For an id that no exchange has."""
+        if kind == PUBACK:
+            return self._on_misfit(packet_id, "PUBACK for a message that is not in flight (MQTT 4.3.2)")
+        # The peer waits for an answer to PUBREC, whatever became of ours (MQTT 5, 4.3.3). What is parked gets it when
+        # its turn to be resent comes: a PUBREL now would let the peer take that resend for a new message.
+        if kind == PUBREC and not failed and not self._is_parked(packet_id):
+            self.strays.add(packet_id)
+            self._encode_ack(PUBREL | 2, packet_id, REASON_PACKET_ID_NOT_FOUND)
+        return 0
+
+    cdef int _on_misfit(self, uint16_t packet_id, str what) except -1:
+        if packet_id in self.strays or self._is_parked(packet_id):
+            return 0
+        raise ProtocolError(f"packet id {packet_id}: {what}", REASON_PROTOCOL_ERROR)
 
     cdef bint _is_parked(self, uint16_t packet_id) except -1:
         for aside in self.parked.values():
@@ -472,13 +537,20 @@ cdef class Session:
         return False
 
     cdef int _on_pubrec(self, Exchange* exchange) except -1:
-        if exchange.qos != 2:
-            raise ProtocolError("PUBREC for a QoS 1 message (MQTT 4.3.2)", 0x82)
         send_buffer.reserve(&self.out, ACK_MAX_BYTES)
-        if exchange.state == SENT and self.durable:
+        if self.durable:
             self.dirty = self.out.gate_wanted = True
-        exchanges.release(&self.table, exchange)
-        return self._encode_ack(PUBREL | 2, exchange.packet_id, 0)
+        self._encode_ack(PUBREL | 2, exchange.packet_id, 0)
+        exchanges.release(&self.table, exchange, send_buffer.encoded_to(&self.out))
+        return 0
+
+    cdef int _on_pubrec_again(self, Exchange* exchange) except -1:
+        """The peer waits for an answer; one is on its way, but may have gone before it asked."""
+        self._encode_ack(PUBREL | 2, exchange.packet_id, 0)
+        self.strays.add(exchange.packet_id)
+        if exchange.asked_end <= self.out.offered:
+            exchange.left_before = True
+        return 0
 
     cdef int _finish(self, Exchange* exchange, bint refused) except -1:
         cdef Retired* retired
@@ -516,6 +588,11 @@ cdef class Session:
     def take_refused(self) -> list:
         """Message ids that the broker refused (MQTT 5), and rows that MQTT cannot carry. Each is given once."""
         ids, self.refused = self.refused, []
+        return ids
+
+    def take_doubtful(self) -> list:
+        """Those ids of `take_done` whose PUBREL the broker answered as if it had never acknowledged them (MQTT 5)."""
+        ids, self.doubtful = self.doubtful, []
         return ids
 
     def take_reasons(self) -> dict:
@@ -628,16 +705,16 @@ cdef class Session:
             exchange = &self.table.exchanges[slot]
             if exchange.state == FREE:
                 continue
-            left = exchange.state == RELEASED or exchange.left_before or exchange.publish_end <= sent
-            if left or not self.durable:
-                self.parked[exchange.message_id] = (
-                    exchange.packet_id, RELEASED if exchange.state == RELEASED else SENT, exchange.qos, left)
+            left = exchange.left_before or exchange.asked_end <= sent
+            if left or exchange.state == RELEASED or not self.durable:
+                self.parked[exchange.message_id] = (exchange.packet_id, exchange.state, exchange.qos, left)
                 exchanges.close(&self.table, exchange, ID_TAKEN)
             else:
                 exchanges.close(&self.table, exchange, ID_FREE)
                 self.dirty = True
         send_buffer.discard(&self.out)
         vector.clear(&self.marks)
+        self.strays.clear()
 
     def parked_ids(self, int qos=0) -> list:
         """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
@@ -647,6 +724,7 @@ cdef class Session:
         """The owner gave up a message that was set aside."""
         aside = self.parked.pop(message_id, None)
         if aside is not None:
+            self.strays.add(aside[0])
             self.table.exchange_of[aside[0]] = ID_FREE
             self.dirty = True
 
@@ -666,7 +744,8 @@ cdef class Session:
         send_buffer.reserve(&self.out, ACK_MAX_BYTES)
         if self.durable:
             self.dirty = self.out.gate_wanted = True
-        exchanges.open(&self.table, packet_id, message_id, 2, RELEASED)
+        # Whether the server ever had it does not matter: nobody is to be told.
+        exchanges.open(&self.table, packet_id, message_id, 2, RELEASED).left_before = True
         self._encode_ack(PUBREL | 2, packet_id, 0)
         del self.parked[message_id]
 

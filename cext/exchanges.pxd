@@ -21,12 +21,13 @@ cdef enum:
 cdef struct Exchange:
     # Of a FREE one: the next FREE one, or NO_EXCHANGE.
     int64_t message_id
-    # Stream offset of the end of the PUBLISH packet: it may have left once the socket took this many bytes.
-    uint64_t publish_end
+    # Stream offset of the end of the packet that waits for an answer, PUBLISH or PUBREL: it may have left once the
+    # socket took this many bytes.
+    uint64_t asked_end
     uint16_t packet_id
     uint8_t qos
     uint8_t state
-    # An earlier copy may have left, on a connection before this one.
+    # An earlier copy of that packet may have left, as a rule on a connection before this one.
     uint8_t left_before
 
 cdef struct Table:
@@ -95,7 +96,7 @@ cdef inline Exchange* open(Table* table, uint16_t packet_id, int64_t message_id,
     table.exchange_of[packet_id] = <uint16_t>(index + 1)
     table.in_flight += 1
     exchange.message_id = message_id
-    exchange.publish_end = 0
+    exchange.asked_end = 0
     exchange.packet_id = packet_id
     exchange.qos = qos
     exchange.state = state
@@ -115,8 +116,9 @@ cdef inline void close(Table* table, Exchange* exchange, uint16_t id_becomes) no
     table.in_flight -= 1
 
 
-cdef inline void release(Table* table, Exchange* exchange) noexcept:
-    # PUBREC came.
-    if exchange.state == SENT:
-        table.unreleased -= 1
+cdef inline void release(Table* table, Exchange* exchange, uint64_t pubrel_end) noexcept:
+    # PUBREC came for a SENT one of QoS 2; its PUBREL ends at that offset.
+    table.unreleased -= 1
     exchange.state = RELEASED
+    exchange.asked_end = pubrel_end
+    exchange.left_before = False

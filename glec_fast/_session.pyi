@@ -32,6 +32,12 @@ class Session:
     def admitted_command(self) -> int:
         """First byte of the packet that the last `admit` encoded: PUBLISH with its flags, or PUBREL."""
     @property
+    def downgraded_count(self) -> int:
+        """QoS 2 messages that ended with PUBACK: the broker knows QoS 1 at most, and delivers at least once."""
+    @property
+    def downgraded_id(self) -> int:
+        """The message id of the last of them."""
+    @property
     def has_last(self) -> bool:
         """A packet put as `last` is in the send buffer, or has left."""
     keeps_all_reasons: bool
@@ -104,6 +110,8 @@ class Session:
         """Message ids that are finished: acknowledged, or QoS 0 and handed to the socket. Each is given once."""
     def take_refused(self) -> list[int]:
         """Message ids that the broker refused (MQTT 5), and rows that MQTT cannot carry. Each is given once."""
+    def take_doubtful(self) -> list[int]:
+        """Those ids of `take_done` whose PUBREL the broker answered as if it had never acknowledged them (MQTT 5)."""
     def take_reasons(self) -> dict[int, tuple[int, int, int, bytes]]:
         """What the last acknowledgements carried (MQTT 5): message id -> (packet type, packet id, reason, properties).
 

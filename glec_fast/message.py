@@ -61,6 +61,18 @@ def _copy_of(template: Any) -> Any:
     return copied
 
 
+class _OtherReason(ReasonCode):
+    """A code that MQTT 5 does not have for this packet, for which paho has no name therefore."""
+
+    def __init__(self, packet_type: int, code: int) -> None:
+        super().__init__(packet_type)
+        self.value = code
+
+    def getName(self) -> str:
+        """The name that it has in another packet, or its number."""
+        return next(iter(self.names.get(self.value, ())), f"Reason code 0x{self.value:02X}")
+
+
 # paho fills tables of some 60 entries for each object that it makes.
 _EMPTY = {kind: Properties(kind) for kind in range(1, 16)}
 _SUCCESS = {kind: ReasonCode(kind) for kind in (PacketTypes.PUBACK, PacketTypes.PUBREC, PacketTypes.PUBCOMP)}
@@ -79,4 +91,7 @@ def reason_from(packet_type: int, code: int) -> ReasonCode:
     if code == 0:
         success: ReasonCode = _copy_of(_SUCCESS[packet_type])
         return success
-    return ReasonCode(packet_type, identifier=code)
+    try:
+        return ReasonCode(packet_type, identifier=code)
+    except (KeyError, ValueError):
+        return _OtherReason(packet_type, code)

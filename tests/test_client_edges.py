@@ -220,7 +220,7 @@ def test_a_stream_of_acknowledgements_is_read_without_a_wait(looping: tuple[Clie
         return True, False
 
     client._wait_for_events = wait  # type: ignore[method-assign]
-    acks = b"\x40\x02\x00\x01" * 100
+    acks = b"\x70\x02\x00\x01" * 100
     server.send(acks)
     client._loop()
     assert (waits, client._acks_stream) == ([1.0], True)
@@ -249,7 +249,7 @@ def test_a_busy_loop_looks_at_keep_alive_now_and_then(looping: tuple[Client, soc
     client.loop_misc = look  # type: ignore[method-assign]
     client._misc_done_s = time.monotonic() + 1000
     for _ in range(10):
-        server.send(b"\x40\x02\x00\x01")
+        server.send(b"\x70\x02\x00\x01")
         client._loop()
     assert not looks
     client._misc_done_s = time.monotonic() - 1

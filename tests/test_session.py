@@ -80,7 +80,7 @@ def test_what_is_not_a_run_of_whole_acknowledgements_is_refused(kind: int) -> No
         with pytest.raises(ValueError, match="not whole acknowledgements"):
             session.on_acks(data)
         with pytest.raises(ValueError, match="not whole acknowledgements"):
-            session.on_acks(ack(PUBACK, 8) + data)
+            session.on_acks(ack(PUBCOMP, 8) + data)
     session.on_acks(b"")
     assert session.in_flight == 1
 
@@ -95,7 +95,7 @@ def test_an_ack_before_its_publish_has_left_is_refused() -> None:
 
 def test_unknown_acks_do_no_harm_and_an_unknown_pubrec_is_answered() -> None:
     session = Session(10)
-    assert receive(session, ack(PUBACK, 9) + ack(PUBCOMP, 9) + ack(PUBREC, 9)) == []
+    assert receive(session, ack(PUBCOMP, 9) + ack(PUBREC, 9)) == []
     assert send_all(session) == ack(PUBREL, 9)
 
 

@@ -112,6 +112,8 @@ def test_an_image_from_before_the_end_of_an_exchange_does_not_free_its_id() -> N
     commit(session)
     send_all(session)
     receive(session, ack(PUBREC, 1))
+    commit(session)
+    send_all(session)
     version, image = session.image()
     receive(session, ack(PUBCOMP, 1))
     session.on_committed(version)

@@ -38,14 +38,19 @@ class SessionMachine(RuleBasedStateMachine):
     def send(self, limit_bytes: int) -> None:
         self.driver.send(limit_bytes)
 
-    @rule(choice=st.integers(0, 50), reason=st.sampled_from([0, 0, 0, 0x10, 0x97]))
+    @rule(choice=st.integers(0, 50), reason=st.sampled_from([0, 0, 0, 0x10, 0x92, 0x97]))
     def ack(self, choice: int, reason: int) -> None:
         self.driver.ack_something(choice, reason)
         self.driver.pull()
 
-    @rule(kind=st.sampled_from([PUBACK, PUBREC, PUBCOMP]), packet_id=st.integers(1, 60_000))
-    def ack_unknown(self, kind: int, packet_id: int) -> None:
-        self.driver.ack(kind, packet_id)
+    @rule(
+        kind=st.sampled_from([PUBACK, PUBREC, PUBCOMP]),
+        choice=st.integers(0, 300),
+        reason=st.sampled_from([0, 0, 0x10, 0x92, 0x95]),
+    )
+    def ack_anything(self, kind: int, choice: int, reason: int) -> None:
+        self.driver.ack_any(kind, choice, reason)
+        self.driver.pull()
 
     @rule()
     def take_image(self) -> None:
@@ -72,7 +77,8 @@ TestSessionMachine.settings = settings(
 
 
 def random_step(driver: Driver, rng: random.Random) -> None:
-    step = rng.choices(["publish", "put", "send", "ack", "image", "commit", "connect"], [30, 5, 40, 80, 15, 15, 1])[0]
+    steps = ["publish", "put", "send", "ack", "odd ack", "image", "commit", "connect"]
+    step = rng.choices(steps, [30, 5, 40, 80, 2, 15, 15, 1])[0]
     if step == "publish":
         for _ in range(rng.randrange(1, 12)):
             driver.publish("a" * rng.randrange(1, 9), rng.randbytes(rng.choice([0, 20, 300, 5000])), rng.randrange(3))
@@ -83,6 +89,11 @@ def random_step(driver: Driver, rng: random.Random) -> None:
         driver.send(rng.choice([1, 50, 2000, ALL_BYTES]))
     elif step == "ack":
         driver.ack_something(rng.randrange(100), rng.choice([0, 0, 0, 0x80]))
+        driver.pull()
+    elif step == "odd ack":
+        driver.ack_any(rng.choice([PUBACK, PUBREC, PUBCOMP]), rng.randrange(300), rng.choice([0, 0, 0x92]))
+        if not driver.is_open:
+            driver.connect(rng.random() < 0.7, 65_535)
         driver.pull()
     elif step == "image":
         driver.take_image()

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
+
 from glec_fast._session import Session
+from glec_fast.errors import ProtocolError
 from support.wire_reference import PUBACK, PUBCOMP, PUBREC, PUBREL, ack, publish
 
 SENT, RELEASED = 1, 2
@@ -17,6 +20,7 @@ ALL_BYTES = 1 << 30
 FIRST_FREE_ID = 65_535 - 199
 MQTT_5 = 5
 PACKET_ID_NOT_FOUND = b"\x92"
+FAILURE = 0x80
 
 
 @dataclass
@@ -30,13 +34,16 @@ class Item:
 
 @dataclass
 class Exchange:
-    """One message on its way. `publish`: its packet, None where only PUBREL was sent on this connection."""
+    """One message on its way. `question`: the packet that waits for an answer, PUBLISH or PUBREL.
+
+    left_before: a copy of it may have left that is not the one in `question`.
+    """
 
     message_id: int
     packet_id: int
     qos: int
     state: int
-    publish: Item | None
+    question: Item
     left_before: bool = False
 
 
@@ -64,6 +71,10 @@ class Model:
     last_packet_id: int = FIRST_FREE_ID - 1
     done: list[int] = field(default_factory=list)
     refused: list[int] = field(default_factory=list)
+    doubtful: list[int] = field(default_factory=list)
+    downgraded: list[int] = field(default_factory=list)
+    # Packet ids that this connection may bring more answers for than their exchange explains.
+    strays: set[int] = field(default_factory=set)
 
     def room(self) -> int:
         limit = min(self.window, self.receive_maximum, 65535 - len(self.retired))
@@ -106,9 +117,10 @@ class Model:
                 # "Received" may not be on disk yet, where the last connection ended before its commit.
                 if self.durable and (self.dirty or self.version != self.committed_version):
                     self.gate_wanted = True
-                self.append(self._pubrel(message_id, packet_id))
-                self.exchanges[packet_id] = Exchange(message_id, packet_id, 2, RELEASED, None, True)
+                item = self.append(self._pubrel(message_id, packet_id))
+                self.exchanges[packet_id] = Exchange(message_id, packet_id, 2, RELEASED, item, left_before)
                 return
+            self.strays.add(packet_id)
         else:
             packet_id = self.next_packet_id()
             if self.durable and qos == 2:
@@ -133,25 +145,65 @@ class Model:
             if item.qos0_id is not None:
                 self.done.append(item.qos0_id)
 
-    def on_ack(self, kind: int, packet_id: int, reason: int) -> None:
+    def was_asked(self, exchange: Exchange) -> bool:
+        return exchange.left_before or self.has_left(exchange.question)
+
+    def may_end(self, kind: int, packet_id: int, reason: int) -> bool:
+        """False where this acknowledgement is a protocol error."""
+        parked_ids = [entry[0] for entry in self.parked.values()]
+        if packet_id in self.strays or packet_id in parked_ids:
+            return True
         exchange = self.exchanges.get(packet_id)
-        failed = reason >= 0x80
         if exchange is None:
-            parked_ids = [entry[0] for entry in self.parked.values()]
-            if kind == PUBREC and not failed and packet_id not in parked_ids:
+            return kind != PUBACK
+        if exchange.state == RELEASED:
+            return self._is_received(kind, reason) or (kind == PUBCOMP and self.was_asked(exchange))
+        return self.was_asked(exchange) and kind in (PUBACK, PUBREC)[: exchange.qos]
+
+    @staticmethod
+    def _is_received(kind: int, reason: int) -> bool:
+        return kind == PUBREC and reason < FAILURE
+
+    def on_ack(self, kind: int, packet_id: int, reason: int) -> None:
+        """By the table in the head of `_session.pyx`."""
+        exchange = self.exchanges.get(packet_id)
+        parked_ids = [entry[0] for entry in self.parked.values()]
+        if exchange is None:
+            if self._is_received(kind, reason) and packet_id not in parked_ids:
                 not_found = PACKET_ID_NOT_FOUND if self.protocol_version == MQTT_5 else b""
                 self.append(Item(ack(PUBREL, packet_id, not_found)))
-        elif kind == PUBREC and not failed:
-            if exchange.state == SENT and self.durable:
-                self.dirty = self.gate_wanted = True
-            exchange.state = RELEASED
-            self.append(self._pubrel(exchange.message_id, packet_id))
-        elif (kind == PUBCOMP) == (exchange.state == RELEASED):
-            del self.exchanges[packet_id]
-            (self.refused if failed and kind != PUBCOMP else self.done).append(exchange.message_id)
-            if self.durable and exchange.qos == 2:
-                self.dirty = True
-                self.retired.append((self.version + 1, packet_id))
+                self.strays.add(packet_id)
+        elif exchange.state == RELEASED:
+            self._on_ack_released(exchange, kind, reason)
+        elif self.was_asked(exchange) and kind in (PUBACK, PUBREC)[: exchange.qos]:
+            if self._is_received(kind, reason):
+                if self.durable:
+                    self.dirty = self.gate_wanted = True
+                exchange.question = self.append(self._pubrel(exchange.message_id, packet_id))
+                exchange.state, exchange.left_before = RELEASED, False
+            elif reason >= FAILURE:
+                self._end(exchange, self.refused)
+            else:
+                if exchange.qos == 2:
+                    self.downgraded.append(exchange.message_id)
+                self._end(exchange, self.done)
+
+    def _on_ack_released(self, exchange: Exchange, kind: int, reason: int) -> None:
+        if self._is_received(kind, reason):
+            exchange.left_before = self.was_asked(exchange)
+            self.append(self._pubrel(exchange.message_id, exchange.packet_id))
+            self.strays.add(exchange.packet_id)
+        elif kind == PUBCOMP and self.was_asked(exchange):
+            if reason >= FAILURE and not exchange.left_before:
+                self.doubtful.append(exchange.message_id)
+            self._end(exchange, self.done)
+
+    def _end(self, exchange: Exchange, outcome: list[int]) -> None:
+        del self.exchanges[exchange.packet_id]
+        outcome.append(exchange.message_id)
+        if self.durable and exchange.qos == 2:
+            self.dirty = True
+            self.retired.append((self.version + 1, exchange.packet_id))
 
     def image(self) -> tuple[int, set[tuple[int, int, int]]]:
         self.version += self.dirty
@@ -177,13 +229,13 @@ class Model:
 
     def park(self) -> None:
         for exchange in self.exchanges.values():
-            left = exchange.state == RELEASED or exchange.left_before
-            left = left or (exchange.publish is not None and self.has_left(exchange.publish))
-            if left or not self.durable:
+            left = self.was_asked(exchange)
+            if left or exchange.state == RELEASED or not self.durable:
                 self.parked[exchange.message_id] = (exchange.packet_id, exchange.state, exchange.qos, left)
             else:
                 self.dirty = True
         self.exchanges.clear()
+        self.strays.clear()
         self.passed, self.gated, self.gates = [], [], []
         self.sent_bytes = self.sent_items = 0
         self.gate_wanted = False
@@ -276,17 +328,26 @@ class Driver:
 
     def ack(self, kind: int, packet_id: int, reason: int = 0) -> None:
         has_reason = reason and self.model.protocol_version == MQTT_5
-        self.session.on_acks(ack(kind, packet_id, bytes([reason]) if has_reason else b""))
+        packet = ack(kind, packet_id, bytes([reason]) if has_reason else b"")
+        if not self.model.may_end(kind, packet_id, reason if has_reason else 0):
+            with pytest.raises(ProtocolError):
+                self.session.on_acks(packet)
+            self.check()
+            self.cut()
+            return
+        self.session.on_acks(packet)
         self.model.on_ack(kind, packet_id, reason if has_reason else 0)
         self.check()
 
+    def ack_any(self, kind: int, choice: int, reason: int) -> None:
+        """Any acknowledgement for an id that the session knows in some way, or knew."""
+        model = self.model
+        known = sorted({*model.taken_ids(), *model.strays, FIRST_FREE_ID, model.last_packet_id, 1, 65_535})
+        self.ack(kind, known[choice % len(known)], reason)
+
     def ack_something(self, choice: int, reason: int = 0) -> None:
         """The next acknowledgement of one of the exchanges that the broker may know of."""
-        known = [
-            each
-            for each in self.model.exchanges.values()
-            if each.left_before or each.publish is None or self.model.has_left(each.publish)
-        ]
+        known = [each for each in self.model.exchanges.values() if self.model.was_asked(each)]
         if not known:
             return
         exchange = known[choice % len(known)]
@@ -344,6 +405,9 @@ class Driver:
         assert set(session.parked_ids()) == set(model.parked)
         done, refused = session.take_done(), session.take_refused()
         assert (done, refused) == (model.done, model.refused)
+        assert session.take_doubtful() == model.doubtful
+        assert session.downgraded_count == len(model.downgraded)
+        assert not model.downgraded or session.downgraded_id == model.downgraded[-1]
         for message_id in [*done, *refused]:
             self.admitted.pop(message_id, None)
-        model.done, model.refused = [], []
+        model.done, model.refused, model.doubtful = [], [], []
