@@ -133,6 +133,8 @@ cdef class Outbox:
     cdef public bint is_open
     # CONNECT, the first packet of a connection (MQTT 3.1), was put, and what is put now goes behind it.
     cdef bint is_linked
+    # The server ended the connection in order, or said that it does.
+    cdef public bint is_left
     # The session that the server keeps may be of another queue file, its packet ids of other messages.
     cdef public bint is_session_foreign
     # The network thread has been told of work, and has not looked yet. False where no such thread runs.
@@ -192,6 +194,10 @@ cdef class Outbox:
 
     def greet(self, bint session_present, int receive_maximum):
         """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
+
+    def on_pingresp(self) -> list:
+        """PINGRESP came. Returns the handles of what that ends."""
+        return []
 
     # ---- control packets
 

@@ -31,7 +31,7 @@ are reserved for SUBSCRIBE, wait in memory, or wait for the disk to have their e
 PUBACK for QoS 2 is what servers send that know no more than QoS 1 (RabbitMQ). The message is done, with QoS 1's promise,
 and counted in `downgraded_count`. PUBCOMP of 0x80 and above (0x92: no such exchange) to a PUBREL that was sent again is a
 plain PUBCOMP: the first was taken. To one that was sent once it says that the server lost what it had acknowledged: the
-message is done, and in doubt (`take_doubtful`).
+message is done, and with `durable` in doubt (`take_doubtful`).
 
 **The gate.** With `durable`, nothing leaves before the state that explains it is on disk. `image` gives the durable
 picture of all QoS 2 exchanges, numbered; when that number comes back through `on_committed`, what it explains may
@@ -498,7 +498,8 @@ cdef class Session:
                 refused = False
                 if exchange.left_before:
                     return self._finish(exchange, False)
-                self.doubtful.append(exchange.message_id)
+                if self.durable:
+                    self.doubtful.append(exchange.message_id)
         elif exchange.state == RELEASED:
             return self._on_misfit(packet_id, "another answer to a PUBLISH that had its PUBREC (MQTT 4.3.3)")
         elif kind == PUBREC:
@@ -553,15 +554,18 @@ cdef class Session:
         return 0
 
     cdef int _finish(self, Exchange* exchange, bint refused) except -1:
-        cdef Retired* retired
-        cdef uint16_t packet_id = exchange.packet_id
-        cdef bint durable = self.durable and exchange.qos == 2
-        if durable:
+        if self.durable and exchange.qos == 2:
             vector.reserve(&self.retired)
         if refused:
             self.refused.append(exchange.message_id)
         else:
             (<int64_t*>vector.push(&self.done))[0] = exchange.message_id
+        return self._retire(exchange)
+
+    cdef int _retire(self, Exchange* exchange) except -1:
+        cdef Retired* retired
+        cdef uint16_t packet_id = exchange.packet_id
+        cdef bint durable = self.durable and exchange.qos == 2
         if durable:
             # The id is the broker's until the row's deletion is on disk: a restart would still speak of it.
             self.dirty = True
@@ -570,6 +574,11 @@ cdef class Session:
             retired.packet_id = packet_id
         exchanges.close(&self.table, exchange, ID_TAKEN if durable else ID_FREE)
         return 0
+
+    @property
+    def has_doubtful(self) -> bool:
+        """True where `take_doubtful` has any."""
+        return bool(self.doubtful)
 
     @property
     def has_finished(self) -> bool:
@@ -720,6 +729,41 @@ cdef class Session:
         """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
         return [message_id for message_id, entry in self.parked.items() if qos == 0 or entry[2] == qos]
 
+    def released_ids(self) -> list:
+        """Those of `parked_ids` whose PUBREL may have left."""
+        return [message_id for message_id, (_packet_id, state, _qos, left) in self.parked.items()
+                if state == RELEASED and left]
+
+    def unanswered_ids(self) -> list:
+        """Message ids of the exchanges whose PUBREL was sent more than once, and has left on this connection."""
+        cdef int slot
+        cdef Exchange* exchange
+        cdef uint64_t sent = send_buffer.sent_to(&self.out)
+        cdef list ids = []
+        for slot in range(self.table.capacity):
+            exchange = &self.table.exchanges[slot]
+            if exchange.state == RELEASED and exchange.left_before and exchange.asked_end <= sent:
+                ids.append(exchange.message_id)
+        return ids
+
+    def give_up(self, int64_t message_id) -> bool:
+        """End an exchange whose PUBREL is not answered, in flight or set aside; nothing is handed back for it.
+
+        False where there is none.
+        """
+        cdef int slot
+        cdef Exchange* exchange
+        if message_id in self.parked:
+            self.forget(message_id)
+            return True
+        vector.reserve(&self.retired)
+        for slot in range(self.table.capacity):
+            exchange = &self.table.exchanges[slot]
+            if exchange.state == RELEASED and exchange.message_id == message_id:
+                self._retire(exchange)
+                return True
+        return False
+
     def forget(self, int64_t message_id):
         """The owner gave up a message that was set aside."""
         aside = self.parked.pop(message_id, None)
@@ -745,8 +789,10 @@ cdef class Session:
         if self.durable:
             self.dirty = self.out.gate_wanted = True
         # Whether the server ever had it does not matter: nobody is to be told.
-        exchanges.open(&self.table, packet_id, message_id, 2, RELEASED).left_before = True
+        exchange = exchanges.open(&self.table, packet_id, message_id, 2, RELEASED)
         self._encode_ack(PUBREL | 2, packet_id, 0)
+        exchange.asked_end = send_buffer.encoded_to(&self.out)
+        exchange.left_before = True
         del self.parked[message_id]
 
     def resume(self, bint session_present, int receive_maximum=65535) -> list:

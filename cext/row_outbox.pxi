@@ -12,8 +12,8 @@ cdef class RowOutbox(Outbox):
     """The part of an outbox over a store that every turn of a flush goes through.
 
     Rows that were read wait in `_rows` until they fit; what is finished is kept until the store takes it. What a
-    subclass has for it to call: `is_due`, `_read_again`, `_read_rows`, `_end_orphans`, `_take_handle`,
-    `_pass_on_refused`.
+    subclass has for it to use: `weaknesses`, `is_due`, `_read_again`, `_read_rows`, `_end_orphans`, `_take_handle`,
+    `_pass_on_refused`, `_on_remarks`, `_widen`.
     """
 
     cdef readonly object store
@@ -40,6 +40,14 @@ cdef class RowOutbox(Outbox):
     # QoS 0 that went past the store, under negative ids, until the socket has taken it: message, and handle last.
     cdef readonly dict _direct
     cdef public bint _tells_all
+    # Something was acknowledged on this connection.
+    cdef public bint has_progress
+    # The window is one exchange until it was.
+    cdef public bint is_narrow
+    # Messages of QoS 2 that ended with PUBACK, as far as they were noted.
+    cdef Py_ssize_t downgraded_count
+    # And they are to be told.
+    cdef bint has_remarks
     # Held to read and to rewind: a program's own loop may have several threads pull.
     cdef readonly Lock _pulling
 
@@ -62,6 +70,8 @@ cdef class RowOutbox(Outbox):
             self._pull()
 
     def _pull(self):
+        if self.is_narrow and self.has_progress:
+            self._widen()
         if self._again and self.is_open and self.is_due:
             self._read_again()
         # Once there is something to send, the broker begins on it while the next are read.
@@ -104,10 +114,16 @@ cdef class RowOutbox(Outbox):
         self._refused += self.session.take_refused()
         if not done:
             return handles
+        if self.session.downgraded_count != self.downgraded_count or self.session.has_doubtful:
+            done = self._on_remarks(done, self.session.downgraded_count - self.downgraded_count)
+            self.downgraded_count = self.session.downgraded_count
+            self.has_remarks = True
         self.sent_count += PyList_GET_SIZE(done)
         if self._direct:
             handles += [self._direct.pop(message_id)[3] for message_id in done if message_id < 0]
             done = [message_id for message_id in done if message_id > 0]
+        if done:
+            self.has_progress = True
         self._finish(done)
         if self._tells_all:
             # Which QoS is in its acknowledgement; QoS 0 has none.
@@ -125,6 +141,9 @@ cdef class RowOutbox(Outbox):
         cdef bint is_drained
         if self._refused:
             self._pass_on_refused()
+        if self.has_remarks:
+            self.has_remarks = False
+            self.weaknesses.tell()
         if self.has_news:
             self.has_news = False
             waiting = len(self._finished)

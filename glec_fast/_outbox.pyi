@@ -54,6 +54,8 @@ class Outbox:
 
     is_open: bool
     """A server has accepted the connection, and it lasts."""
+    is_left: bool
+    """The server ended the connection in order, or said that it does."""
     is_session_foreign: bool
     """The session that the server keeps may be of another queue file: it must be discarded before `resume`."""
     is_woken: bool
@@ -88,6 +90,8 @@ class Outbox:
         """(message, first byte of the packet) of all that was encoded since the last call."""
     def greet(self, session_present: bool, receive_maximum: int) -> None:
         """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
+    def on_pingresp(self) -> list[PublishHandle]:
+        """PINGRESP came. Returns the handles of what that ends."""
     def put_packet(self, packet: bytes | bytearray, *, first: bool = False, last: bool = False) -> bool:
         """Append a control packet; nothing leaves before one that is `first` or after one that is `last`.
 
@@ -162,6 +166,10 @@ class RowOutbox(Outbox):
     _finished: Finished
     _in_doubt: list[tuple[int, Decision]]
     _tells_all: bool
+    has_progress: bool
+    """Something was acknowledged on this connection."""
+    is_narrow: bool
+    """The window is one exchange until something was."""
 
     def __init__(self, store: Store, window: int, on_work: Callable[[], None], *, max_unreleased: int = 0) -> None: ...
     @property

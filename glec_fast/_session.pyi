@@ -110,6 +110,9 @@ class Session:
         """Message ids that are finished: acknowledged, or QoS 0 and handed to the socket. Each is given once."""
     def take_refused(self) -> list[int]:
         """Message ids that the broker refused (MQTT 5), and rows that MQTT cannot carry. Each is given once."""
+    @property
+    def has_doubtful(self) -> bool:
+        """`take_doubtful` has any. Only with `durable`."""
     def take_doubtful(self) -> list[int]:
         """Those ids of `take_done` whose PUBREL the broker answered as if it had never acknowledged them (MQTT 5)."""
     def take_reasons(self) -> dict[int, tuple[int, int, int, bytes]]:
@@ -133,6 +136,12 @@ class Session:
         """The connection is gone. Set every exchange aside; forget what was encoded."""
     def parked_ids(self, qos: int = 0) -> list[int]:
         """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
+    def released_ids(self) -> list[int]:
+        """Those of `parked_ids` whose PUBREL may have left."""
+    def unanswered_ids(self) -> list[int]:
+        """Message ids of the exchanges whose PUBREL was sent more than once, and has left on this connection."""
+    def give_up(self, message_id: int) -> bool:
+        """End an exchange whose PUBREL is not answered, in flight or set aside. False where there is none."""
     def forget(self, message_id: int) -> None:
         """The owner gave up a message that was set aside."""
     def release_parked(self, message_id: int) -> None:

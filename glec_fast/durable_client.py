@@ -175,7 +175,18 @@ class Durable(Receiver):
     def _on_accepted(self, connack: bytes) -> None:
         super()._on_accepted(connack)
         if isinstance(self._outbox, DurableOutbox):
-            self._outbox.limits = limits_of(self._connack_properties(connack))
+            properties = self._connack_properties(connack)
+            self._outbox.limits = limits_of(properties)
+            asked_s = self._asked_expiry_s()
+            self._outbox.note_session(asked_s, properties.get("SessionExpiryInterval", asked_s))
+
+    def _asked_expiry_s(self) -> int:
+        """For how long the broker was asked to keep the session once the connection ends, in seconds; 0 not at all."""
+        if self._protocol != _MQTT_5:
+            return 0 if self._clean_session else _FOR_EVER
+        if self._clean_start is True:
+            return 0
+        return int(getattr(self._connect_properties, "SessionExpiryInterval", 0))
 
     def reinitialise(self, client_id: str = "", clean_session: bool = True, userdata: Any = None) -> None:
         """As paho's, in memory. Raises UnsupportedError with a store, whose messages would be left without a client."""
@@ -223,6 +234,7 @@ class Durable(Receiver):
                 self._pull_for_own_loop(outbox)
             elif outbox.is_due:
                 outbox.pull()
+            outbox.look_for_answers()
         return super().loop_misc()
 
     @property

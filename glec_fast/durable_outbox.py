@@ -15,11 +15,14 @@ from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision
 from glec_fast.server_limits import ServerLimits
 from glec_fast.store import Store
+from glec_fast.unanswered import Unanswered
+from glec_fast.weaknesses import Weakness, Weaknesses
 
 # The broker begins on these while the next are read.
 _PULL_ROWS_MAX = 250
 # What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt.
 _REFUSED_PAUSE_S = 30.0
+_PINGREQ = b"\xc0\x00"
 
 logger = logging.getLogger("glec_fast")
 
@@ -51,6 +54,12 @@ class DurableOutbox(RowOutbox):
         self._direct_id = 0
         # Of this connection's server.
         self.limits: ServerLimits | None = None
+        self.weaknesses = Weaknesses()
+        # Whether this connection asks the broker to keep the session.
+        self.asks_to_keep = True
+        self._unanswered = Unanswered()
+        # What a connection that begins with PINGREQ alone will go on with.
+        self._receive_maximum = 65_535
         image = store.load_session()
         try:
             ranges = self.session.load_image(image)
@@ -73,6 +82,7 @@ class DurableOutbox(RowOutbox):
         self.store.refuse_if_closed()
         known = self.store.identity
         self._identity = (client_id, broker)
+        self.weaknesses.begin(broker)
         self.is_session_foreign = known != self._identity
         if known in (self._identity, (client_id, "")):
             return
@@ -157,6 +167,7 @@ class DurableOutbox(RowOutbox):
             # Another thread may have ended the connection.
             for message_id in gone if self.is_open else ():
                 self.session.release_parked(message_id)
+                self._unanswered.suspects.append(message_id)
 
     def _read_again(self) -> None:
         with self.lock:
@@ -218,6 +229,7 @@ class DurableOutbox(RowOutbox):
         """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
         with self.lock:
             self.is_open = False
+            was_read = self.is_left and self.session.unsent_bytes == 0
             self.session.park()
             self._release_control_ids()
             self._rows, self._rows_gone = [], 0
@@ -225,8 +237,14 @@ class DurableOutbox(RowOutbox):
             self.untold = self.settle()
             stranded = list(self._direct.values())
             self._direct.clear()
+            if self.has_progress:
+                self._unanswered.on_finished()
+            oldest = self._unanswered.suspects[:1]
+            tries = 0 if self.has_progress else self._unanswered.end(was_read=was_read)
             parked, finished = self.session.parked_ids(), self._finished.ids.copy()
         self.store.rewind(parked, finished)
+        if tries:
+            logger.warning("the broker ended the connection over the PUBREL of message %d, try %d", oldest[0], tries)
         for each in stranded:
             self._requeue(*each)
 
@@ -264,16 +282,32 @@ class DurableOutbox(RowOutbox):
 
         Returns the handles of QoS 2 messages that are left to the broker, see `_void_session`.
         """
+        if not session_present and self.asks_to_keep and not self.is_session_foreign:
+            self.weaknesses.note(Weakness.SESSION_FORGOTTEN)
         handles = [] if session_present else self._void_session()
+        self.weaknesses.tell()
         if self.is_session_foreign:
             # On disk with the first QoS 2 message, before it leaves.
             self.store.speak_next_for(*self._identity)
             self.is_session_foreign = False
         # What was refused as the last connection ended is counted, and read with all others.
         self.after_settle()
+        with self.lock:
+            self.is_left = self.has_progress = False
+            self._receive_maximum = receive_maximum
+            must_wait = self._unanswered.begin(self.session.released_ids(), time.monotonic())
+        if must_wait:
+            self.put_packet(_PINGREQ)
+        else:
+            self._open()
+        return handles
+
+    def _open(self) -> None:
+        """Begin to send on a connection that was accepted."""
         with self._pulling:
             with self.lock:
-                self.session.resume(True, receive_maximum)
+                self.is_narrow = self._unanswered.is_careful
+                self.session.resume(True, 1 if self.is_narrow else self._receive_maximum)
                 self._rows, self._rows_gone = [], 0
                 parked, finished = self.session.parked_ids(), self._finished.ids.copy()
                 self._more_to_read = self._may_have_orphans = True
@@ -283,7 +317,62 @@ class DurableOutbox(RowOutbox):
             # QoS 0 messages may still wait in memory for company; now they can go.
             self.store.request_commit()
             self._pull()
+
+    def note_session(self, asked_s: int, granted_s: int) -> None:
+        """For how long the broker was asked to keep the session after this connection, and will; before `resume`."""
+        self.asks_to_keep = asked_s > 0
+        if granted_s < asked_s:
+            self.weaknesses.note(Weakness.SESSION_SHORTENED, detail=f" (it keeps it for {granted_s} s)")
+            self.weaknesses.tell()
+
+    def _widen(self) -> None:
+        """Something was acknowledged: no PUBREL stands in the way."""
+        with self.lock:
+            self.is_narrow = False
+            self._unanswered.on_finished()
+            self.session.resume(True, self._receive_maximum)
+
+    def look_for_answers(self) -> None:
+        """Now and then, on a connection that lasts: ask about PUBRELs that were sent again, see `Unanswered`."""
+        unanswered = self._unanswered
+        if not (self.is_open and unanswered.are_overdue(time.monotonic())):
+            return
+        with self.lock:
+            waiting = frozenset(self.session.unanswered_ids())
+            unanswered.asked = [message_id for message_id in unanswered.suspects if message_id in waiting]
+        if unanswered.asked:
+            self.put_packet(_PINGREQ)
+
+    def on_pingresp(self) -> list[PublishHandle]:
+        """PINGRESP came. Returns the handles of messages that are given up for it, and left to the broker."""
+        with self.lock:
+            asked = self._unanswered.on_pingresp()
+            given_up = [message_id for message_id in asked if self.session.give_up(message_id)]
+            left = self._doubt(set(), given_up)
+            self._finish(left)
+            handles = self._take_handles(left)
+            self._send_again(given_up, left)
+            self.has_progress = self.has_progress or self.is_open
+        if not asked:
+            return []
+        if given_up:
+            self.weaknesses.note(Weakness.PUBREL_UNANSWERED, len(given_up))
+            self.weaknesses.tell()
+        self.after_settle()
+        if self.is_open:
+            self.pull()
+        else:
+            self._open()
         return handles
+
+    def _on_remarks(self, done: list[int], downgraded_count: int) -> list[int]:
+        """What is odd in the acknowledgements of `done`; the caller holds the lock. Returns those that are done."""
+        if downgraded_count and self.weaknesses.note(Weakness.QOS_2_AS_QOS_1, downgraded_count):
+            self._in_doubt.append((self.session.downgraded_id, Decision.AT_LEAST_ONCE))
+        doubtful = self.session.take_doubtful()
+        left = self._doubt(set(), doubtful)
+        self._send_again(doubtful, left)
+        return [message_id for message_id in done if message_id in left or message_id not in doubtful]
 
     def _void_session(self) -> list[PublishHandle]:
         """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message.
@@ -293,18 +382,35 @@ class DurableOutbox(RowOutbox):
         with self.lock:
             parked = self.session.parked_ids(2)
             received = self.session.resume(False)
-            again = set(parked).difference(received)
-            if self._resend_in_doubt:
-                again.update(received)
-                received = []
+            left = self._doubt(set(parked).difference(received), received)
+            self._finish(left)
+            return self._take_handles(left)
+
+    def _doubt(self, again: set[int], received: list[int]) -> list[int]:
+        """Record what becomes of messages in doubt, and return those of `received` that are left to the broker.
+
+        received: the broker had acknowledged them with PUBREC. The caller holds the lock.
+        """
+        if self._resend_in_doubt:
+            again, received = again.union(received), []
+        if not self.weaknesses.is_at_least_once:
             self._in_doubt += [(message_id, Decision.SENT_AGAIN) for message_id in sorted(again)]
-            self._in_doubt += [(message_id, Decision.LEFT_TO_BROKER) for message_id in received]
-            self.in_doubt_count += len(again) + len(received)
-            self._finish(received)
-            if self._tells_all:
-                return [self._take_handle(message_id, 2) for message_id in received]
-            found = [self._handles.pop(message_id, None) for message_id in received]
-            return [handle for handle in found if handle is not None]
+        self._in_doubt += [(message_id, Decision.LEFT_TO_BROKER) for message_id in received]
+        self.in_doubt_count += len(again) + len(received)
+        return received
+
+    def _send_again(self, ids: list[int], left: list[int]) -> None:
+        """Those that are not `left` to the broker, on this connection; the caller holds the lock."""
+        again = [message_id for message_id in ids if message_id not in left]
+        if again and not self._again:
+            self._again_at_s = 0.0
+        self._again += again
+
+    def _take_handles(self, ids: list[int]) -> list[PublishHandle]:
+        if self._tells_all:
+            return [self._take_handle(message_id, 2) for message_id in ids]
+        found = [self._handles.pop(message_id, None) for message_id in ids]
+        return [handle for handle in found if handle is not None]
 
     def handle_for(self, message_id: int) -> PublishHandle | None:
         """The handle of a message accepted before, by whichever process; None where it is not in the queue any more.

@@ -1,7 +1,8 @@
 """Messages whose fate MQTT cannot tell, as the queue file records them.
 
-A QoS 2 message is in doubt where it may have reached a broker that then lost its session (MQTT 3.1.1, 3.1.2.4): nobody
-can say whether its subscribers had it. What was decided is written in the transaction that carries it out.
+A QoS 2 message is in doubt where it may have reached a broker that then lost its session (MQTT 3.1.1, 3.1.2.4), or that
+never completes what it had acknowledged: nobody can say whether its subscribers had it. What was decided is written in
+the transaction that carries it out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ class Decision(str, Enum):
     LEFT_TO_BROKER = "left_to_broker"
     # It may arrive twice.
     SENT_AGAIN = "sent_again"
+    # It may have arrived twice, as may any message of QoS 2 from here on: the broker acknowledged it as one of QoS 1.
+    # Recorded once, for the first.
+    AT_LEAST_ONCE = "at_least_once"
 
 
 class InDoubt(NamedTuple):

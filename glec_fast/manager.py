@@ -65,7 +65,8 @@ class Metrics:
     messages_sent: taken over by the broker (QoS 0: handed to the network). messages_failed: dropped, or refused by the
     broker. queue_size: messages not yet finished. drops: by reason, see `DropReason`. in_doubt: QoS 2 messages that a
     broker had received before it lost its session; see ARCHITECTURE.md. pin_failures: connections refused as no key was
-    pinned. expiring_certificates: those of the last handshake that end within 30 days.
+    pinned. expiring_certificates: those of the last handshake that end within 30 days. weaknesses: what the broker does
+    that makes QoS 2 less than exactly once, and how often; see `glec_fast.weaknesses.Weakness`.
     """
 
     is_connected: bool
@@ -77,6 +78,7 @@ class Metrics:
     drops: Mapping[str, int] = field(default_factory=dict)
     pin_failures: int = 0
     expiring_certificates: tuple[CertificateExpiry, ...] = ()
+    weaknesses: Mapping[str, int] = field(default_factory=dict)
 
 
 class _FleetClient(SecureClient):
@@ -360,6 +362,7 @@ class MQTTManager:
             drops=drops,
             pin_failures=self._client.pin_failures,
             expiring_certificates=self._client.expiring(self._clocks.wall_ms() / 1000),
+            weaknesses=self._outbox.weaknesses.counts(),
         )
 
     def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:

@@ -68,7 +68,7 @@ class _OtherReason(ReasonCode):
         super().__init__(packet_type)
         self.value = code
 
-    def getName(self) -> str:
+    def getName(self) -> str:  # noqa: N802 - paho's
         """The name that it has in another packet, or its number."""
         return next(iter(self.names.get(self.value, ())), f"Reason code 0x{self.value:02X}")
 

@@ -51,6 +51,7 @@ _EXACTLY_ONCE = 2
 _DISCONNECT = b"\xe0\x00"
 _PUBACK, _PUBREC, _PUBCOMP = b"\x40\x02", b"\x50\x02", b"\x70\x02"
 _CONNACK_TYPE, _PUBREL_TYPE, _SUBACK_TYPE, _UNSUBACK_TYPE = 0x20, 0x60, 0x90, 0xB0
+_PINGRESP_TYPE, _DISCONNECT_TYPE = 0xD0, 0xE0
 _PAYLOAD_FORMAT_INVALID = 0x99
 _ACK_NAMES = {0x40: "PUBACK", 0x50: "PUBREC", 0x70: "PUBCOMP"}
 _LEAVING = (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED)
@@ -181,6 +182,7 @@ class Receiver(paho.Client):
                 ended, failure = _CONN_LOST, error
                 break
             if not data:
+                self._outbox.is_left = True
                 ended = _CONN_LOST
                 break
             self._inbound.feed(bytes(data), now_s)
@@ -464,6 +466,10 @@ class Receiver(paho.Client):
             return self._on_pubrel(body[0] << 8 | body[1])
         if kind in (_SUBACK_TYPE, _UNSUBACK_TYPE):
             self._outbox.release_packet_id(body[0] << 8 | body[1])
+        elif kind == _PINGRESP_TYPE:
+            self._finished.extend(self._outbox.on_pingresp())
+        elif kind == _DISCONNECT_TYPE:
+            self._outbox.is_left = True
         self._in_packet = _paho.whole_packet(command, body)
         try:
             return self._packet_handle()

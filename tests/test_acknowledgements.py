@@ -1,4 +1,4 @@
-"""Every acknowledgement that a server can send, in every state: what it ends, what is ignored, what breaks the protocol.
+"""Every acknowledgement that a server can send, in every state: what it ends, what is ignored, what is an error.
 
 The table is that of `_session.pyx`'s head.
 """
@@ -33,6 +33,10 @@ def send(session: Session) -> list[tuple[int, int]]:
 
 def take(session: Session) -> tuple[list[int], list[int], list[int]]:
     return session.take_done(), session.take_refused(), session.take_doubtful()
+
+
+def visible(session: Session) -> tuple[object, ...]:
+    return session.unsent_bytes, session.in_flight, session.unreleased, session.parked_ids(), session.downgraded_count
 
 
 def nothing(_session: Session) -> None:
@@ -176,27 +180,17 @@ def test_the_table(version: int, state: str, answer: str, durable: bool) -> None
     session = Session(10, durable)
     session.protocol_version = version
     STATES[state](session)
-    before = (
-        session.unsent_bytes,
-        session.in_flight,
-        session.unreleased,
-        session.parked_ids(),
-        session.downgraded_count,
-    )
+    before = visible(session)
     if expected == ERROR:
-        with pytest.raises(ProtocolError, match="packet id 1: .*MQTT 4") as raised:
+        with pytest.raises(ProtocolError, match=r"packet id 1: .*MQTT 4") as raised:
             session.on_acks(ack(kind, ID, reason))
         assert raised.value.reason_code == 0x82
     else:
         session.on_acks(ack(kind, ID, reason))
     outcome = take(session)
-    after = (
-        session.unsent_bytes,
-        session.in_flight,
-        session.unreleased,
-        session.parked_ids(),
-        session.downgraded_count,
-    )
+    if expected == DOUBTFUL and not durable:
+        expected = DONE
+    after = visible(session)
     assert outcome == {
         DONE: ([MESSAGE], [], []),
         TURNED_DOWN: ([], [MESSAGE], []),

@@ -194,7 +194,7 @@ class Model:
             self.append(self._pubrel(exchange.message_id, exchange.packet_id))
             self.strays.add(exchange.packet_id)
         elif kind == PUBCOMP and self.was_asked(exchange):
-            if reason >= FAILURE and not exchange.left_before:
+            if reason >= FAILURE and not exchange.left_before and self.durable:
                 self.doubtful.append(exchange.message_id)
             self._end(exchange, self.done)
 
