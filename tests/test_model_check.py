@@ -1,7 +1,8 @@
 """The protocol, searched: every reachable state of a client, a link, a disk and a broker, for a few messages.
 
 While the broker keeps its session no message is lost, none of QoS 2 comes twice, first deliveries are in order, and it
-never gets stuck. Where the broker loses it, only what it had acknowledged with PUBREC may be missing.
+never gets stuck. Where the broker loses it, only what it had acknowledged with PUBREC may be missing. One that
+takes QoS 2 as QoS 1 loses nothing, and stops nothing.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ SHALLOW = {
     "one at a time": Bounds((2, 2), crashes=2, window=1),
     "one, many faults": Bounds((2,), cuts=2, crashes=2),
     "QoS 1 and 2": Bounds((1, 2)),
+    "QoS 2 taken as QoS 1": Bounds((2, 2), knows_qos_2=False),
     "the session is lost": Bounds((2,), cuts=1, crashes=1, lost_sessions=1),
     "the session is lost, handed on at PUBREL": Bounds(
         (2,), cuts=1, crashes=1, lost_sessions=1, hands_on_at_release=True
     ),
 }
 DEEP = {
+    "QoS 2 taken as QoS 1, by one that forgets": Bounds((2, 2), cuts=2, crashes=1, lost_sessions=2, knows_qos_2=False),
     "two, many faults": Bounds((2, 2), cuts=2, crashes=2),
     "three": Bounds((2, 2, 2), cuts=1, crashes=1),
     "three of both kinds": Bounds((1, 2, 2), cuts=1, crashes=1),

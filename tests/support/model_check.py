@@ -37,6 +37,7 @@ class Bounds(NamedTuple):
     window: int = 10
     protocol_version: int = 4
     hands_on_at_release: bool = False
+    knows_qos_2: bool = True
     ids: int = 0
 
 
@@ -172,7 +173,7 @@ class World:
     # ---- what must hold
 
     def _check(self) -> None:
-        kept_all = not self.broken_sessions
+        kept_all = not self.broken_sessions and self.broker.knows_qos_2
         counts = self.broker.counts()
         for payload, count in counts.items():
             assert count == 1 or payload[0] != "2" or not kept_all, f"{payload} came {count} times"
@@ -274,7 +275,9 @@ def search(bounds: Bounds, states_max: int) -> Found:
         number + 1: (number + 1, "t", payload, bounds.qos[number], 0, 1 << 60)
         for number, payload in enumerate(payloads)
     }
-    broker = ScriptedBroker(bounds.protocol_version, hands_on_at_release=bounds.hands_on_at_release)
+    broker = ScriptedBroker(
+        bounds.protocol_version, hands_on_at_release=bounds.hands_on_at_release, knows_qos_2=bounds.knows_qos_2
+    )
     first = Root(DictDisk(rows), broker, True, bounds.cuts, bounds.crashes, bounds.lost_sessions, frozenset())
     stack: list[tuple[Root, tuple[str, ...], tuple[str, ...]]] = [(first, (), ())]
     seen: set[int] = set()

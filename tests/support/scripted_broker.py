@@ -29,6 +29,7 @@ class ScriptedBroker:
     """Its session outlives connections; `lose_session` forgets it.
 
     hands_on_at_release: a QoS 2 message is passed on at its PUBREL, not before; MQTT allows both (section 4.3.3).
+    knows_qos_2: False for one that takes QoS 2 as QoS 1, and answers it with PUBACK.
     max_unreleased: QoS 2 messages without PUBREL that it keeps, as mosquitto's max_inflight_messages; more of them are
     a fault of the client. 0 for any number.
     """
@@ -36,6 +37,7 @@ class ScriptedBroker:
     protocol_version: int = 4
     max_unreleased: int = 0
     hands_on_at_release: bool = False
+    knows_qos_2: bool = True
     delivered: list[str] = field(default_factory=list)
     # Received and not yet released: packet id -> payload.
     held: dict[int, str] = field(default_factory=dict)
@@ -73,7 +75,7 @@ class ScriptedBroker:
         if qos == 0:
             self.delivered.append(payload)
             return b""
-        if qos == 1:
+        if qos == 1 or not self.knows_qos_2:
             self.delivered.append(payload)
             return ack(PUBACK, packet_id)
         if packet_id in self.held:
