@@ -148,7 +148,7 @@ cdef int _define_reasons() except -1:
         (IN_PUBACK | IN_PUBREC, b"\x00\x10"),
         (IN_PUBREL, b"\x00\x92"),
         (IN_PUBCOMP, b"\x00"),
-        # Servers refuse messages by others too (mosquitto: 0x95), and what is refused must not stand in the way for ever.
+        # Servers refuse messages by others too (mosquitto: 0x95): a refused message must not stop all others.
         (IN_PUBACK | IN_PUBREC | IN_PUBCOMP, bytes(range(0x80, 0x100))),
         (IN_SUBACK, b"\x00\x01\x02\x80\x83\x87\x8F\x91\x97\x9E\xA1\xA2"),
         (IN_UNSUBACK, b"\x00\x11\x80\x83\x87\x8F\x91"),

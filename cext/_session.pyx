@@ -9,29 +9,31 @@ An exchange (MQTT 3.1.1 and 5.0, section 4.3) is in one of these states:
               or PUBREC
     RELEASED  PUBREC came; PUBREL is in the send buffer or has left; waits for PUBCOMP
 
-**What a server may answer.** An acknowledgement is for a packet id, and an exchange's question is the packet that
-waits for an answer: PUBLISH while it is SENT, PUBREL once it is RELEASED. It was asked once its bytes were offered to the
-socket on this connection, or may have left on one before.
+**What a server may answer.** The question of an exchange is the packet that waits for an answer: PUBLISH while it is
+SENT, PUBREL once it is RELEASED. It was asked once its bytes were offered to the socket on this connection, or may
+have left on one before. An acknowledgement names a packet id:
 
-    | | not in flight | parked | not asked | SENT, QoS 1 | SENT, QoS 2 | RELEASED |
-    |---|---|---|---|---|---|---|
-    | PUBACK | error | ignored | error | done | done, as QoS 1 | error |
-    | PUBREC | PUBREL | ignored | error | error | RELEASED, PUBREL | PUBREL again |
-    | PUBACK of 0x80 and above | error | ignored | error | refused | refused | error |
-    | PUBREC of 0x80 and above | ignored | ignored | error | error | refused | error |
-    | PUBCOMP | ignored | ignored | error | error | error | done |
+    |                   | not in flight | parked  | not asked | SENT, QoS 1 | SENT, QoS 2   | RELEASED     |
+    |-------------------|---------------|---------|-----------|-------------|---------------|--------------|
+    | PUBACK            | error         | ignored | error     | done        | done, counted | error        |
+    | PUBREC            | PUBREL        | ignored | error     | error       | RELEASED      | PUBREL again |
+    | PUBACK above 0x7F | error         | ignored | error     | refused     | refused       | error        |
+    | PUBREC above 0x7F | ignored       | ignored | error     | error       | refused       | error        |
+    | PUBCOMP           | ignored       | ignored | error     | error       | error         | done         |
 
-An error is a ProtocolError: it ends the connection, and acknowledges nothing. It never meets a server that keeps to MQTT,
-whatever became of the link: an error is ignored where the id is *stray*, which means that this connection may bring more
-answers for it than its exchange explains. Stray is what was asked again on this connection (the first copy may be answered
-late, and each copy is), what was given up in flight, and what had a PUBREL more than its exchange needs, for a PUBREC
-that came again or that nobody knew: that must be answered, or the server waits for ever. Not in flight are also ids that
-are reserved for SUBSCRIBE, wait in memory, or wait for the disk to have their end.
+A repeated PUBREC is answered also while its PUBREL has not left. Not in flight are also ids that are reserved for
+SUBSCRIBE, that wait in memory, or whose end waits for the disk.
 
-PUBACK for QoS 2 is what servers send that know no more than QoS 1 (RabbitMQ). The message is done, with QoS 1's promise,
-and counted in `downgraded_count`. PUBCOMP of 0x80 and above (0x92: no such exchange) to a PUBREL that was sent again is a
-plain PUBCOMP: the first was taken. To one that was sent once it says that the server lost what it had acknowledged: the
-message is done, and with `durable` in doubt (`take_doubtful`).
+An error is a ProtocolError: it ends the connection, and acknowledges nothing. It must not meet a server that keeps to
+MQTT, whatever became of the link. So it is ignored where the id is *stray*: where this connection may bring more answers
+for it than its exchange explains. That is what was published again on it (a first copy may be answered late, and each
+copy is), what was given up in flight, and what had more PUBRELs than one, for a PUBREC that came again or that nobody
+knew: which must be answered, or the server waits for ever.
+
+PUBACK for QoS 2 is what servers send that know no more than QoS 1 (RabbitMQ): the message is done, with QoS 1's promise.
+PUBCOMP above 0x7F (0x92: no such exchange) to a PUBREL that was sent again is a plain PUBCOMP, as the first was taken.
+To one that was sent once it says that the server lost what it had acknowledged: the message is done, and with `durable`
+in doubt (`take_doubtful`).
 
 **The gate.** With `durable`, nothing leaves before the state that explains it is on disk. `image` gives the durable
 picture of all QoS 2 exchanges, numbered; when that number comes back through `on_committed`, what it explains may

@@ -93,6 +93,7 @@ class Receiver(paho.Client):
         self._arrived: deque[InboundMessage] = deque()
         self._has_more = False
         self._failed_at = _At.NOTHING
+        self._has_told_of_qos_1 = False
         # The next CONNECT has the server forget the session that it keeps.
         self._discards_session = False
         self._has_discarded_session = False
@@ -341,6 +342,10 @@ class Receiver(paho.Client):
         # Another thread may have sent what these bytes acknowledge, and not yet told the session.
         with self._write_lock:
             answer_bytes = outbox.on_acks(acks, self._finished, self._reasons)
+        if outbox.session.downgraded_count and not self._has_told_of_qos_1:
+            self._has_told_of_qos_1 = True
+            text = "the server acknowledges QoS 2 as QoS 1 (PUBACK): messages may arrive twice"
+            self._easy_log(LogLevel.MQTT_LOG_WARNING, text)
         if is_logging and answer_bytes:
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", mid)
         outbox.after_settle()

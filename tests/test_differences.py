@@ -365,6 +365,86 @@ def test_pubrec_for_an_unknown_id_is_answered(module: Any) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("version", [V311, V5])
+@pytest.mark.parametrize(
+    ("qos", "answers"),
+    [
+        pytest.param(2, [ack(0x50, 1), ack(0x40, 1)], id="PUBACK behind PUBREC"),
+        pytest.param(2, [ack(0x70, 1)], id="PUBCOMP for PUBLISH"),
+        pytest.param(1, [ack(0x70, 1)], id="PUBCOMP for QoS 1"),
+        pytest.param(1, [ack(0x40, 2), ack(0x40, 1)], id="PUBACK for nothing"),
+        pytest.param(1, [ack(0x40, 1) + ack(0x40, 1)], id="PUBACK twice"),
+    ],
+)
+def test_an_acknowledgement_that_nothing_explains_ends_the_connection(
+    module: Any, version: int, qos: int, answers: list[bytes]
+) -> None:
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_publish", "on_disconnect")
+        run.connect()
+        run.loop_until("on_connect")
+        run.client.publish("t", b"x", qos)
+        if is_ours(module):
+            run.loop_until("on_disconnect")
+        else:
+            run.loop_until("on_publish")
+            run.client.disconnect()
+        is_twice = answers[-1].count(ack(0x40, 1)) == 2
+        assert run.counts.get("on_publish", 0) == (0 if is_ours(module) and not is_twice else 1)
+
+    steps: list[Step] = [Expect(), Send(connack(version)), Expect(), *(Send(each) for each in answers[:1])]
+    if len(answers) > 1:
+        steps += [Expect() if qos == 2 else Send(b""), Send(answers[1])]
+    _, packets = outcome(module.Client(API2, "device", protocol=version), program, [[*steps, Expect()]])
+    if is_ours(module) and version == V5:
+        assert packets[-1][1] == b"\xe0\x01\x82"
+
+
+@BOTH
+def test_qos_2_that_is_acknowledged_as_qos_1_is_logged(module: Any) -> None:
+    said: list[str] = []
+
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_publish", "on_disconnect")
+        run.client.on_log = lambda _client, _userdata, level, text: said.append(text) if level == 4 else None
+        run.connect()
+        run.loop_until("on_connect")
+        for _ in range(2):
+            run.client.publish("t", b"x", 2)
+        run.loop_until("on_publish", 2)
+        run.client.disconnect()
+
+    steps: list[Step] = [Expect(), Send(connack(V311)), Expect(2), Send(ack(0x40, 1) + ack(0x40, 2)), Expect()]
+    outcome(module.Client(API2, "device"), program, [steps])
+    expected = ["the server acknowledges QoS 2 as QoS 1 (PUBACK): messages may arrive twice"]
+    assert said == (expected if is_ours(module) else [])
+
+
+@BOTH
+@pytest.mark.parametrize(("code", "name"), [(0x95, "Packet too large"), (0xC7, "Reason code 0xC7")])
+@pytest.mark.parametrize("qos", [1, 2])
+def test_any_reason_code_reaches_on_publish(module: Any, code: int, name: str, qos: int) -> None:
+    reasons: list[Any] = []
+
+    def program(run: Run) -> None:
+        run.watch("on_connect", "on_disconnect")
+        run.client.on_publish = lambda *arguments: reasons.append(arguments[3])
+        run.connect()
+        run.loop_until("on_connect")
+        run.client.publish("t", b"x", qos)
+        if is_ours(module):
+            while not reasons:
+                run.client.loop(0.02)
+            run.client.disconnect()
+        run.loop_until("on_disconnect")
+
+    answer = ack(0x40 if qos == 1 else 0x50, 1, bytes([code]))
+    steps: list[Step] = [Expect(), Send(connack(V5)), Expect(), Send(answer), Expect()]
+    outcome(module.Client(API2, "device", protocol=V5), program, [steps])
+    assert [(str(each), each.value, each.is_failure) for each in reasons] == ([(name, code, True)] * is_ours(module))
+
+
+@BOTH
 def test_a_new_session_releases_nothing_of_the_old(module: Any) -> None:
     def program(run: Run) -> None:
         run.watch("on_connect", "on_message", "on_disconnect")
