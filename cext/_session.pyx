@@ -25,12 +25,12 @@ A repeated PUBREC is answered also while its PUBREL has not left. Not in flight 
 SUBSCRIBE, that wait in memory, or whose end waits for the disk.
 
 An error is a ProtocolError: it ends the connection, and acknowledges nothing. It must not meet a server that keeps to
-MQTT, whatever became of the link. So it is ignored where the id is *stray*: where this connection may bring more answers
-for it than its exchange explains. That is what was published again on it (a first copy may be answered late, and each
-copy is), what was given up in flight, and what had more PUBRELs than one, for a PUBREC that came again or that nobody
-knew: which must be answered, or the server waits for ever.
+MQTT, whatever became of the link. So it is ignored where the id is *stray*: where this connection may bring more
+answers for it than its exchange explains. That is what was published again on it (a first copy may be answered late,
+and each copy is), what was given up in flight, and what had more PUBRELs than one, for a PUBREC that came again or
+that nobody knew: which must be answered, or the server waits for ever.
 
-PUBACK for QoS 2 is what servers send that know no more than QoS 1 (RabbitMQ): the message is done, with QoS 1's promise.
+PUBACK for QoS 2 is what servers send that know no more than QoS 1 (RabbitMQ): the message is done, as one of QoS 1.
 PUBCOMP above 0x7F (0x92: no such exchange) to a PUBREL that was sent again is a plain PUBCOMP, as the first was taken.
 To one that was sent once it says that the server lost what it had acknowledged: the message is done, and with `durable`
 in doubt (`take_doubtful`).
@@ -49,6 +49,7 @@ Not thread-safe: the owner serialises calls.
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from cython cimport final
 from libc.stddef cimport size_t
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -88,6 +89,13 @@ cdef enum:
     REASON_PACKET_ID_NOT_FOUND = 0x92
     REASON_PROTOCOL_ERROR = 0x82
 
+cdef enum Outcome:
+    DONE
+    REFUSED
+    # Nobody asks for it any more.
+    GIVEN_UP
+
+
 cdef bytes _as_bytes(data):
     """A copy, unless it is bytes. Raises TypeError, BufferError where it is no buffer."""
     cdef Py_buffer view
@@ -109,6 +117,8 @@ cdef struct Retired:
     uint16_t packet_id
 
 
+# Final, so that its C methods are called without a look-up.
+@final
 cdef class Session:
     """See the module's text.
 
@@ -445,7 +455,8 @@ cdef class Session:
             exchange.left_before = left
             self.admitted_command = PUBREL | 2
             return 0
-        self.strays.add(packet_id)
+        if left:
+            self.strays.add(packet_id)
         # DUP only where the first copy may have left (section 3.3.1.1): some brokers swallow a first copy that has it.
         end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties,
                                    False)
@@ -489,33 +500,37 @@ cdef class Session:
         if index == ID_FREE or index == ID_TAKEN:
             return self._on_unknown(kind, packet_id, refused)
         cdef Exchange* exchange = &self.table.exchanges[index - 1]
-        if kind == PUBREC and not refused and exchange.state == RELEASED:
-            return self._on_pubrec_again(exchange)
-        if exchange.asked_end > self.out.offered and not exchange.left_before:
-            return self._on_misfit(packet_id, "it was acknowledged before its PUBLISH or PUBREL was sent (MQTT 4.3)")
-        if kind == PUBCOMP:
-            if exchange.state != RELEASED:
+        cdef bint was_asked = exchange.asked_end <= self.out.offered or exchange.left_before
+        if exchange.state == SENT:
+            if not was_asked:
+                return self._on_misfit(packet_id, "it was acknowledged before its PUBLISH was sent (MQTT 4.3)")
+            if kind == PUBREC:
+                if exchange.qos != 2:
+                    return self._on_misfit(packet_id, "PUBREC for a QoS 1 message (MQTT 4.3.2)")
+                if not refused:
+                    return self._on_pubrec(exchange)
+            elif kind == PUBCOMP:
                 return self._on_misfit(packet_id, "PUBCOMP for a message that has had no PUBREL (MQTT 4.3.3)")
+            elif exchange.qos == 2 and not refused:
+                self.downgraded_count += 1
+                self.downgraded_id = exchange.message_id
+        else:
+            if kind == PUBREC and not refused:
+                return self._on_pubrec_again(exchange)
+            if kind != PUBCOMP:
+                return self._on_misfit(packet_id, "another answer to a PUBLISH that had its PUBREC (MQTT 4.3.3)")
+            if not was_asked:
+                return self._on_misfit(packet_id, "PUBCOMP before its PUBREL was sent (MQTT 4.3.3)")
             if refused:
                 refused = False
                 if exchange.left_before:
-                    return self._finish(exchange, False)
+                    return self._finish(exchange, DONE)
                 if self.durable:
                     self.doubtful.append(exchange.message_id)
-        elif exchange.state == RELEASED:
-            return self._on_misfit(packet_id, "another answer to a PUBLISH that had its PUBREC (MQTT 4.3.3)")
-        elif kind == PUBREC:
-            if exchange.qos != 2:
-                return self._on_misfit(packet_id, "PUBREC for a QoS 1 message (MQTT 4.3.2)")
-            if not refused:
-                return self._on_pubrec(exchange)
-        elif exchange.qos == 2 and not refused:
-            self.downgraded_count += 1
-            self.downgraded_id = exchange.message_id
         if reason or size > 3 or self.keeps_all_reasons:
             properties = PyBytes_FromStringAndSize(<const char*>body + 3, size - 3) if size > 3 else b""
             self.reasons[exchange.message_id] = (kind, packet_id, reason, properties)
-        return self._finish(exchange, refused)
+        return self._finish(exchange, REFUSED if refused else DONE)
 
     cdef int _on_unknown(self, uint8_t kind, uint16_t packet_id, bint failed) except -1:
         """For an id that no exchange has."""
@@ -555,19 +570,16 @@ cdef class Session:
             exchange.left_before = True
         return 0
 
-    cdef int _finish(self, Exchange* exchange, bint refused) except -1:
-        if self.durable and exchange.qos == 2:
-            vector.reserve(&self.retired)
-        if refused:
-            self.refused.append(exchange.message_id)
-        else:
-            (<int64_t*>vector.push(&self.done))[0] = exchange.message_id
-        return self._retire(exchange)
-
-    cdef int _retire(self, Exchange* exchange) except -1:
+    cdef int _finish(self, Exchange* exchange, Outcome outcome) except -1:
         cdef Retired* retired
         cdef uint16_t packet_id = exchange.packet_id
         cdef bint durable = self.durable and exchange.qos == 2
+        if durable:
+            vector.reserve(&self.retired)
+        if outcome == DONE:
+            (<int64_t*>vector.push(&self.done))[0] = exchange.message_id
+        elif outcome == REFUSED:
+            self.refused.append(exchange.message_id)
         if durable:
             # The id is the broker's until the row's deletion is on disk: a restart would still speak of it.
             self.dirty = True
@@ -758,11 +770,10 @@ cdef class Session:
         if message_id in self.parked:
             self.forget(message_id)
             return True
-        vector.reserve(&self.retired)
         for slot in range(self.table.capacity):
             exchange = &self.table.exchanges[slot]
             if exchange.state == RELEASED and exchange.message_id == message_id:
-                self._retire(exchange)
+                self._finish(exchange, GIVEN_UP)
                 return True
         return False
 

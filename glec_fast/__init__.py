@@ -31,6 +31,7 @@ from glec_fast.pinning import CertificatePinner
 from glec_fast.queue import OfflineQueueManager, QueuedMessage, QueueStats
 from glec_fast.secure import CertificateExpiry
 from glec_fast.tls import TLSConfig, build_ssl_context
+from glec_fast.weaknesses import Weakness
 
 __version__ = "0.1.0"
 
@@ -74,5 +75,6 @@ __all__ = [
     "TLSFileError",
     "Telemetry",
     "UnsupportedError",
+    "Weakness",
     "build_ssl_context",
 ]

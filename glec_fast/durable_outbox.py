@@ -393,10 +393,11 @@ class DurableOutbox(RowOutbox):
         """
         if self._resend_in_doubt:
             again, received = again.union(received), []
+        decisions = [(message_id, Decision.LEFT_TO_BROKER) for message_id in received]
         if not self.weaknesses.is_at_least_once:
-            self._in_doubt += [(message_id, Decision.SENT_AGAIN) for message_id in sorted(again)]
-        self._in_doubt += [(message_id, Decision.LEFT_TO_BROKER) for message_id in received]
-        self.in_doubt_count += len(again) + len(received)
+            decisions = [(message_id, Decision.SENT_AGAIN) for message_id in sorted(again)] + decisions
+        self._in_doubt += decisions
+        self.in_doubt_count += len(decisions)
         return received
 
     def _send_again(self, ids: list[int], left: list[int]) -> None:

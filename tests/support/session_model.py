@@ -120,7 +120,8 @@ class Model:
                 item = self.append(self._pubrel(message_id, packet_id))
                 self.exchanges[packet_id] = Exchange(message_id, packet_id, 2, RELEASED, item, left_before)
                 return
-            self.strays.add(packet_id)
+            if left_before:
+                self.strays.add(packet_id)
         else:
             packet_id = self.next_packet_id()
             if self.durable and qos == 2:
