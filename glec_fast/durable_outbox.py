@@ -347,14 +347,14 @@ class DurableOutbox(RowOutbox):
         """PINGRESP came. Returns the handles of messages that are given up for it, and left to the broker."""
         with self.lock:
             asked = self._unanswered.on_pingresp()
+            if not asked:
+                return []
             given_up = [message_id for message_id in asked if self.session.give_up(message_id)]
             left = self._doubt(set(), given_up)
             self._finish(left)
             handles = self._take_handles(left)
             self._send_again(given_up, left)
             self.has_progress = self.has_progress or self.is_open
-        if not asked:
-            return []
         if given_up:
             self.weaknesses.note(Weakness.PUBREL_UNANSWERED, len(given_up))
             self.weaknesses.tell()
