@@ -18,7 +18,7 @@ LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 
-.PHONY: demo test build lint package brokers torture wheels cibuildwheel fresh ubsan paho21 fuzz bench clean
+.PHONY: demo test build lint package brokers torture wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-clocks bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -92,6 +92,11 @@ fuzz: $(BUILT)
 	$(call sanitized,$(FUZZ),address$(COMMA)undefined,__asan)
 	FUZZ_STREAMS=$(FUZZ_STREAMS) FUZZ_SEED=$(SEED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
 		PYTHONPATH=$(FUZZ) PYTHONMALLOC=malloc $(BIN)/pytest -q -p no:cacheprovider $(addprefix tests/test_,fuzz.py inbound.py inbound_tables.py session.py) $(TEST_ARGS)
+
+# LIVES random lives of a gateway's clocks, from SEED on: nothing expires early, and nothing late where a clock was right.
+fuzz-clocks: LIVES = 10000
+fuzz-clocks: $(BUILT)
+	CLOCK_LIVES=$(LIVES) SEED=$(SEED) $(BIN)/python -m pytest -q -s --show-capture=no tests/test_clock_lives.py $(TEST_ARGS)
 
 # `make demo` and `make test`, as committed, in an empty Debian root of SUITE. Needs root.
 fresh:

@@ -7,7 +7,14 @@ behind the others; they stand in a table of their own, and are deleted with the 
 
 from itertools import chain
 
+from libc.errno cimport errno
 from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
+from libc.string cimport memset
+
+cdef extern from "sys/timex.h":
+    struct timex:
+        long maxerror
+    int adjtimex(timex* kept)
 
 cdef enum:
     # More gaps than that are not worth the search for a row in one of them.
@@ -79,6 +86,20 @@ cdef object stored_payload(object payload):
         return data.decode()
     except UnicodeDecodeError:
         return data
+
+
+def clock_error_us():
+    """How far the wall clock may be off, as the kernel has it from whoever keeps it right, in microseconds.
+
+    It grows by 500 ppm until they tell it again, to 16,000,000, which is also what is left once somebody else sets the
+    clock. Raises OSError where a sandbox forbids to ask. Any thread may call it.
+    """
+    cdef timex kept
+    # Modes of 0: change nothing.
+    memset(&kept, 0, sizeof(kept))
+    if adjtimex(&kept) < 0:
+        raise OSError(errno, "adjtimex")
+    return kept.maxerror
 
 
 def make_row(int64_t message_id, topic, payload, int qos, int64_t timestamp_ms, int64_t ttl_ms,

@@ -12,6 +12,13 @@ _Row = tuple[Any, ...]
 _RowWithRetries = tuple[int, str, str | bytes, int, int, int, int]
 _Head = tuple[int, str, int, int]
 
+def clock_error_us() -> int:
+    """How far the wall clock may be off, as the kernel has it from whoever keeps it right, in microseconds.
+
+    It grows by 500 ppm until they tell it again, to 16,000,000, which is also what is left once somebody else sets the
+    clock. Raises OSError where a sandbox forbids to ask. Any thread may call it.
+    """
+
 def make_row(
     message_id: int,
     topic: str,

@@ -91,8 +91,7 @@ class Committer:
             self._row_count: int = table.count()
             self._next_id: int = table.last_id() + 1
             self._last_timestamp_ms: int = table.last_timestamp_ms()
-            anchor = table.load_clock()
-            self._clock = QueueClock(clocks or Clocks(), anchor and Anchor(*anchor), self._next_id)
+            self._clock = QueueClock(clocks or Clocks(), self._last_anchor(table), self._next_id)
         except apsw.Error as error:
             failure = self._file.failed(error)
             self._file.close()
@@ -138,6 +137,15 @@ class Committer:
 
         self._thread = threading.Thread(target=self._run, name="glec-fast-store", daemon=True)
         self._thread.start()
+
+    def _last_anchor(self, table: QueueTable) -> Anchor | None:
+        if not self._row_count:
+            # Nothing is left that any time must agree with.
+            return None
+        anchor = table.load_clock()
+        if anchor is not None:
+            return Anchor(*anchor)
+        return Anchor.lost(self._last_timestamp_ms) if self._file.salvage else None
 
     # ---- asking for a transaction
 
@@ -334,14 +342,14 @@ class Committer:
             with self._lock:
                 coming_ms = self._pending[0][4] if self._pending else self._clock.now_ms()
             try:
-                anchor, last_timestamp_ms = self._writer.move_times(step, coming_ms, self._clock)
+                anchor, first_id, last_timestamp_ms = self._writer.move_times(step, coming_ms, self._clock)
             except apsw.Error as error:
                 # The old times still agree with each other, and a full disk may need the deletes that come next.
                 logger.debug("the times of queued messages could not be moved yet: %s", error)
                 return
             with self._lock:
                 self._clock.on_saved(anchor)
-                self._reader.on_times_moved(step.by_ms, anchor.first_id)
+                self._reader.on_times_moved(step.by_ms, first_id)
                 self._pending = [
                     (*row[:4], row[4] + step.by_ms, row[5] + step.by_ms, *row[6:]) for row in self._pending
                 ]

@@ -80,14 +80,14 @@ class Writer:
     def _excess(self, commit: Commit) -> int:
         return commit.row_count + len(commit.rows) - self.table.deleted - self._max_queue_size
 
-    def move_times(self, step: Step, coming_ms: int, clock: QueueClock) -> tuple[Anchor, int]:
-        """A transaction that mends the times on disk: (what is on disk now, the latest timestamp)."""
+    def move_times(self, step: Step, coming_ms: int, clock: QueueClock) -> tuple[Anchor, int, int]:
+        """A transaction that moves the times on disk: (what is on disk now, from which id on, the latest timestamp)."""
         with self._transaction():
             first_id = self.table.move_times(step.by_ms, step.first_id, coming_ms)
-            anchor = clock.after(step, first_id)
+            anchor = clock.after(step)
             self.table.save_clock(anchor)
             last_timestamp_ms = self.table.last_timestamp_ms()
-        return anchor, last_timestamp_ms
+        return anchor, first_id, last_timestamp_ms
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

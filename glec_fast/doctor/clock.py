@@ -5,13 +5,13 @@ MQTT tells no time. A certificate that the broker shows began in the past, and s
 
 from __future__ import annotations
 
-import ctypes
 import secrets
 import socket
 import struct
 import time
 from typing import TYPE_CHECKING
 
+from glec_fast._store import clock_error_us
 from glec_fast.doctor.finding import Finding
 from glec_fast.doctor.peer import utc
 
@@ -28,9 +28,8 @@ _NTP_MODE_SERVER = 4
 _NTP_EPOCH_S = 2_208_988_800
 _NTP_ERA_S = 1 << 32
 _GOOD_S, _BEARABLE_S = 2.0, 60.0
-# adjtimex(2): the result for a clock that nothing keeps right, and room for its struct timex.
-_TIME_ERROR = 5
-_TIMEX_BYTES = 512
+# What the kernel says of a clock that nothing keeps right.
+_UNKNOWN_ERROR_US = 16_000_000
 _ADVICE = "set the clock (NTP or GPS): certificates and the queue's expiry go by it"
 
 
@@ -102,11 +101,9 @@ def _unix_s(seconds: int, part: int, near_s: float) -> float:
 def _is_kept_right() -> bool | None:
     """What the kernel knows of it; None where it says nothing."""
     try:
-        # All zeros: change nothing.
-        result: int = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
-    except (OSError, AttributeError):
+        return clock_error_us() < _UNKNOWN_ERROR_US
+    except OSError:
         return None
-    return None if result < 0 else result != _TIME_ERROR
 
 
 def _span(seconds: float) -> str:

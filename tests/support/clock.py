@@ -6,13 +6,17 @@ from glec_fast.queue_clock import Clocks
 
 
 class Clock:
-    """Unix seconds of the wall clock. Setting `now_s` lets time pass; `step` moves the wall clock alone."""
+    """Unix seconds of the wall clock. Setting `now_s` lets time pass; `step` moves the wall clock alone.
+
+    is_right: whether the kernel calls the wall clock right.
+    """
 
     def __init__(self, now_s: float = 1_704_931_200.0, boot_id: str = "first boot") -> None:
         self._now_s = now_s
         self.booted_s = now_s - 100.0
         self._off_by_s = 0.0
         self.boot_id = boot_id
+        self.is_right = False
 
     @property
     def now_s(self) -> float:
@@ -45,4 +49,5 @@ class Clock:
             wall_ms=lambda: round(self.now_s * 1000),
             since_boot_ms=lambda: round((self._now_s - self.booted_s) * 1000),
             boot_id=self.boot_id,
+            is_right=lambda: self.is_right,
         )
