@@ -15,8 +15,24 @@ _KEY = b"PRIVATE KEY"
 _INTEGER, _OCTET_STRING, _SEQUENCE = 0x02, 0x04, 0x30
 
 
+# A line of a PEM file, or a piece of it.
+_BASE64_RUN = re.compile(r"[A-Za-z0-9+/]{40,}")
+
+
 class PemError(ValueError):
     """Neither PEM nor DER of what was expected. Never holds any of the content, which may be a key."""
+
+
+def looks_like_a_key(path: str) -> bool:
+    """Whether what should be a path is the text of a key or certificate, or a part of it, and must not be repeated."""
+    if "-----BEGIN" in path or "PRIVATE KEY" in path or not path.isprintable():
+        return True
+    runs = (run[0] for run in _BASE64_RUN.finditer(path))
+    # What tells it from the names of folders: many capitals, some digits, few slashes.
+    return any(
+        sum(map(str.isupper, run)) >= 6 and any(map(str.isdigit, run)) and run.count("/") * 8 <= len(run)
+        for run in runs
+    )
 
 
 def as_certificates(content: bytes) -> list[bytes]:

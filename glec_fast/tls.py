@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
 import ssl
 import stat
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
 
 from glec_fast.errors import ConfigError, TLSFileError
-from glec_fast.key_format import PemError, as_certificates, as_private_key
+from glec_fast.key_format import PemError, as_certificates, as_private_key, looks_like_a_key
 from glec_fast.pinning import check_pins
 
 # A path is read again at each connection; bytes and what an open file holds are kept as they were.
@@ -28,7 +27,6 @@ _CIPHERS = (
     "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:@SECLEVEL=2"
 )
-_TEXT_OF_PEM = re.compile(r"-----BEGIN")
 
 logger = logging.getLogger("glec_fast")
 
@@ -57,7 +55,7 @@ class TLSConfig:
         for name in ("ca_cert", "client_cert", "client_key"):
             object.__setattr__(self, name, _source(name, getattr(self, name)))
         if self.tls_version not in _VERSIONS:
-            raise ConfigError(f"tls_version is {self.tls_version!r}; it must be TLSv1.2 or TLSv1.3")
+            raise ConfigError("tls_version must be TLSv1.2 or TLSv1.3")
         if self.client_cert is not None and self.client_key is None:
             raise ConfigError("client_cert is set but client_key is not; they belong together: give both or neither")
         if self.client_key is not None and self.client_cert is None:
@@ -67,7 +65,7 @@ class TLSConfig:
         if self.key_password is not None and self.client_key is None:
             raise ConfigError("key_password is set but client_key is not; give the key that it opens")
         if type(self.verify_hostname) is not bool:
-            raise ConfigError(f"verify_hostname is {self.verify_hostname!r}; it must be True or False")
+            raise ConfigError("verify_hostname must be True or False")
         object.__setattr__(self, "certificate_pins", check_pins(self.certificate_pins))
 
     @classmethod
@@ -260,8 +258,8 @@ def warn_if_world_readable(name: str, source: object) -> None:
 def _source(name: str, value: object) -> str | bytes | None:
     if value is None or isinstance(value, (str, os.PathLike)):
         # The text is not repeated: it may be a key.
-        if value is not None and _TEXT_OF_PEM.search(os.fspath(value)):
-            raise ConfigError(f"{name} is the text of a PEM file; give its path, or the text as bytes")
+        if value is not None and looks_like_a_key(os.fspath(value)):
+            raise ConfigError(f"{name} is the text of a PEM file or no path; give its path, or the text as bytes")
         if value is not None and not os.fspath(value):
             raise ConfigError(f"{name} is empty; give a path, bytes or an open file")
         return value  # type: ignore[return-value]
