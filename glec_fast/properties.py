@@ -99,6 +99,8 @@ SETTINGS: Mapping[str, _Setting] = {
     "mqtt.tls.client_key": _Setting("client_key", _trimmed, of_tls=True, is_path=True),
     "mqtt.tls.key_password": _Setting("key_password", str, of_tls=True, is_secret=True),
     "mqtt.tls.verify_hostname": _Setting("verify_hostname", _boolean, of_tls=True),
+    "mqtt.tls.crl": _Setting("crl_file", _trimmed, of_tls=True, is_path=True),
+    "mqtt.tls.partial_chain": _Setting("partial_chain", _boolean, of_tls=True),
     "mqtt.tls.version": _Setting("tls_version", _trimmed, of_tls=True),
     "mqtt.tls.certificate_pins": _Setting("certificate_pins", _list, of_tls=True),
 }

@@ -116,6 +116,8 @@ EVERY_KEY: dict[str, tuple[str, str, object]] = {
     "mqtt.tls.client_key": ("/client.key", "client_key", "/client.key"),
     "mqtt.tls.key_password": ("k", "key_password", "k"),
     "mqtt.tls.verify_hostname": ("false", "verify_hostname", False),
+    "mqtt.tls.crl": ("/fleet.crl", "crl_file", "/fleet.crl"),
+    "mqtt.tls.partial_chain": ("true", "partial_chain", True),
     "mqtt.tls.version": ("TLSv1.3", "tls_version", "TLSv1.3"),
     "mqtt.tls.certificate_pins": (f"{PIN}, {BACKUP}", "certificate_pins", (PIN, BACKUP)),
 }
@@ -172,6 +174,8 @@ def test_every_key_is_typed(key: str, tmp_path: Path) -> None:
         ("mqtt.tls.enabled", "false"),
         ("mqtt.tls.ca_cert", ""),
         ("mqtt.tls.verify_hostname", "TRUE"),
+        ("mqtt.tls.partial_chain", "yes"),
+        ("mqtt.tls.crl", ""),
         ("mqtt.tls.version", "TLSv1.1"),
         ("mqtt.tls.certificate_pins", "sha256/short="),
         ("mqtt.tls.certificate_pins", f"{PIN} {BACKUP}"),

@@ -78,9 +78,11 @@ class CertificateAuthority:
     ) -> Certificate:
         """A server certificate for `hosts` (names and IP addresses), for `key` or a new one of `key_type`.
 
+        Without hosts it has no subjectAltName, only `name` as its common name.
+
         not_after in the past makes an expired one, not_before in the future one that is not yet valid.
         """
-        alternatives = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+        alternatives = x509.SubjectAlternativeName([_general_name(host) for host in hosts]) if hosts else None
         validity = (not_before, not_after)
         key = key or _MAKE_KEY[key_type]()
         return self._issue(name, ExtendedKeyUsageOID.SERVER_AUTH, alternatives, validity, key)
@@ -168,6 +170,8 @@ def _name(common_name: str) -> x509.Name:
 
 
 def _general_name(host: str) -> x509.GeneralName:
+    if host.startswith("dns:"):
+        return x509.DNSName(host.removeprefix("dns:"))
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
