@@ -107,7 +107,7 @@ def recognised(content: bytes) -> str | None:
         return _LOST_LINES
     if _BASE64_ONLY.fullmatch(content):
         return _BARE_BASE64
-    return _of_der(content)
+    return of_der(content)
 
 
 def of_block(block: Block) -> str | None:
@@ -132,7 +132,7 @@ def wrong_format(content: bytes, path: str | None, *, is_key: bool = False) -> s
 def key_label(der: bytes) -> str | None:
     """The label that a private key in DER has in PEM; None where it is none."""
     tags = _first_tags(der)
-    return None if tags is None or _of_der(der) == PKCS12 else _DER_LABELS.get(tags)
+    return None if tags is None or of_der(der) == PKCS12 else _DER_LABELS.get(tags)
 
 
 def _first_tags(der: bytes) -> tuple[int, int] | None:
@@ -145,7 +145,8 @@ def _first_tags(der: bytes) -> tuple[int, int] | None:
         return None
 
 
-def _of_der(content: bytes) -> str | None:
+def of_der(content: bytes) -> str | None:
+    """What a file in DER is; None for what is not known."""
     tags = _first_tags(content)
     if tags is None:
         return None

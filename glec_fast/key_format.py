@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from glec_fast.certificate import DerReader
 from glec_fast.errors import CertificateError
-from glec_fast.file_format import CERTIFICATE, CRL, ENCRYPTED_KEY, KEY, PKCS12, key_label, of_block, recognised
+from glec_fast.file_format import CERTIFICATE, CRL, ENCRYPTED_KEY, KEY, PKCS12, key_label, of_block, of_der, recognised
 from glec_fast.pem import Block, PemError, block_of, blocks
 
 # A line of a PEM file, or a piece of it.
@@ -80,7 +80,7 @@ def as_private_key(content: bytes) -> Block | None:
 
 
 def is_pkcs12(content: bytes) -> bool:
-    return recognised(content) == PKCS12
+    return of_der(content) == PKCS12
 
 
 def open_pkcs12(content: bytes, password: str | None) -> Identity:

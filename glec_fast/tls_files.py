@@ -71,23 +71,22 @@ def _files(name: str, source: object) -> Iterator[File]:
         return
     path = Path(str(source))
     try:
-        if name == "ca_cert" and path.is_dir():
-            yield from _files_in(name, path)
-        else:
-            yield File(f"{name} {str(path)!r}", str(path), path.read_bytes())
+        found = _files_in(name, path) if name == "ca_cert" and path.is_dir() else [_file(name, path)]
     except OSError as error:
         raise TLSFileError(f"{name} {str(path)!r} cannot be read: {error.strerror}; mend its path or rights") from error
+    if not found:
+        raise TLSFileError(f"{name} {str(path)!r} is an empty folder; put certificates into it")
+    yield from found
 
 
-def _files_in(name: str, folder: Path) -> Iterator[File]:
+def _file(name: str, path: Path) -> File:
+    return File(f"{name} {str(path)!r}", str(path), path.read_bytes())
+
+
+def _files_in(name: str, folder: Path) -> list[File]:
     """One of each content: OpenSSL's folders name a file a second time by a hash."""
-    seen = set()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and (content := path.read_bytes()) not in seen:
-            seen.add(content)
-            yield File(f"{name} {str(path)!r}", str(path), content)
-    if not seen:
-        raise TLSFileError(f"{name} {str(folder)!r} is an empty folder; put certificates into it")
+    files = {file.content: file for file in (_file(name, path) for path in sorted(folder.iterdir()) if path.is_file())}
+    return list(files.values())
 
 
 def load_authorities(context: ssl.SSLContext, files: Sequence[File]) -> None:
