@@ -11,19 +11,27 @@ from glec_fast.file_format import CERTIFICATE, CRL, ENCRYPTED_KEY, KEY, PKCS12, 
 from glec_fast.pem import Block, PemError, block_of, blocks
 
 # A line of a PEM file, or a piece of it.
-_BASE64_RUN = re.compile(r"[A-Za-z0-9+/]{40,}")
+_BASE64_RUN = re.compile(r"[A-Za-z0-9+/=]{40,}")
+_RUN_CHARS = 40
+# From here on a / may be one of base64 instead of one between folders.
+_LONG_RUN_CHARS = 100
 
 
 def looks_like_a_key(path: str) -> bool:
     """Whether what should be a path is the text of a key or certificate, or a part of it, and must not be repeated."""
     if "-----BEGIN" in path or "PRIVATE KEY" in path or any(sign in path for sign in "\r\n\0"):
         return True
-    runs = (run[0] for run in _BASE64_RUN.finditer(path))
-    # What tells it from the names of folders: many capitals, some digits, few slashes.
-    return any(
-        sum(map(str.isupper, run)) >= 6 and any(map(str.isdigit, run)) and run.count("/") * 8 <= len(run)
-        for run in runs
-    )
+    for run in _BASE64_RUN.findall(path):
+        is_long = len(run) >= _LONG_RUN_CHARS and run.count("/") * 16 <= len(run)
+        if any(_is_mixed(part) for part in ([run] if is_long else run.split("/"))):
+            return True
+    return False
+
+
+def _is_mixed(text: str) -> bool:
+    """What tells base64 from the names of files: length, and both cases beside digits, where a fingerprint has one."""
+    upper, lower = sum(map(str.isupper, text)), sum(map(str.islower, text))
+    return len(text) >= _RUN_CHARS and min(upper, lower) >= 6 and any(map(str.isdigit, text))
 
 
 class PasswordError(ValueError):

@@ -246,7 +246,7 @@ def config_from(environment: Mapping[str, str]) -> MQTTConfig:
         warn_if_world_readable("the password in", password)
     size = environment.get("GLEC_QUEUE_MAX_SIZE", "10000")
     if not (size.isascii() and size.isdigit()):
-        raise ConfigError(f"GLEC_QUEUE_MAX_SIZE is {size!r}; it must be a whole number")
+        raise ConfigError("GLEC_QUEUE_MAX_SIZE must be a whole number")
     return MQTTConfig(
         broker_url=environment["GLEC_BROKER_URL"],
         client_id=environment["GLEC_CLIENT_ID"],

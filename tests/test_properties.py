@@ -390,6 +390,18 @@ def test_javas_keys_and_separators(line: str, tmp_path: Path) -> None:
     assert load(tmp_path, b"mqtt.broker.url=ssl://host\n" + line.encode("latin-1")).username == "u"
 
 
+def test_a_file_that_java_has_written(tmp_path: Path) -> None:
+    """Properties.store escapes what a key could end at, and the signs of a comment."""
+    text = (
+        "#Fleet\n#Fri Nov 27 14:00:00 UTC 2026\nmqtt.broker.url=ssl\\://host\\:8883\nmqtt.broker.username=a\\=b\n"
+        "mqtt.broker.password=\\ \\#p\\!\\u00E4\nmqtt.tls.ca_cert=c\\=1.crt\n"
+    )
+    made = load(tmp_path, text)
+    assert (made.broker_url, made.username, made.password) == ("ssl://host:8883", "a=b", " #p!\u00e4")
+    assert made.tls_config is not None
+    assert made.tls_config.ca_cert == str(tmp_path / "c=1.crt")
+
+
 def test_numbers_and_paths_have_no_space_after_them(tmp_path: Path) -> None:
     text = (
         "mqtt.broker.url=ssl://host \nmqtt.connection.keepalive=61 \nmqtt.tls.enabled=true\t\nmqtt.queue.path=q.db \n"

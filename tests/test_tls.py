@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.x509 import DNSName
 
 from glec_fast import ConnectionCallback, MQTTManager, PinningError, TLSConfig, TLSError, TLSFileError
 from glec_fast.errors import GlecError
@@ -474,7 +475,7 @@ NAMES = [
 def test_which_names_a_certificate_is_for(cases: Cases, names: list[str], host: str, is_right: bool) -> None:
     """RFC 9525, 6: whole labels only, one wildcard as the left-most, addresses by their own kind of name, no CN."""
     common = [name.removeprefix("cn:") for name in names if name.startswith("cn:")]
-    hosts = [name for name in names if not name.startswith("cn:")]
+    hosts = [DNSName(name[4:]) if name.startswith("dns:") else name for name in names if not name.startswith("cn:")]
     server = cases.authority.issue_server(common[0] if common else "server", hosts=hosts)
     context = build_ssl_context(cases.trust())
     with TLSPeer(server_context(server)) as peer, socket.create_connection(("127.0.0.1", peer.port), TIMEOUT_S) as sock:

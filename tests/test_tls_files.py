@@ -520,6 +520,20 @@ class TestRevocationLists:
         assert source.get() is not first
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/var/lib/waagent/3A5F09C1D2E3F4A5B6C7D8E9F00112233445566A.crt",
+        "/etc/ssl/certs/ca-certificates.crt",
+        "/opt/Fleet/Gateways/DTG12345/Certificates/MyCompanyGatewayClient01.crt",
+        "/nix/store/0c9wqsk2nn4ykzmrd2vbgajz8ifwb4xl-nss-cacert-3.98/etc/ssl/certs/ca-bundle.crt",
+        "../geh\u00e4use/\u8a3c\u660e\u66f8.pem",
+    ],
+)
+def test_paths_that_are_no_text_of_a_key(path: str) -> None:
+    assert TLSConfig(path).ca_cert == path
+
+
 @pytest.mark.parametrize("setting", ["ca_cert", "client_cert", "client_key", "crl_file"])
 def test_the_text_of_a_key_in_place_of_a_path_is_not_repeated(setting: str, ours: Certificate) -> None:
     pem = ours.key_path.read_text()

@@ -69,14 +69,14 @@ class CertificateAuthority:
     def issue_server(
         self,
         name: str = "server",
-        hosts: Sequence[str] = LOOPBACK_HOSTS,
+        hosts: Sequence[str | x509.GeneralName] = LOOPBACK_HOSTS,
         not_after: dt.datetime | None = None,
         *,
         not_before: dt.datetime | None = None,
         key_type: KeyType = "ec",
         key: PrivateKey | None = None,
     ) -> Certificate:
-        """A server certificate for `hosts` (names and IP addresses), for `key` or a new one of `key_type`.
+        """A server certificate for `hosts` (names, IP addresses, or ready-made), for `key` or a new one of `key_type`.
 
         Without hosts it has no subjectAltName, only `name` as its common name.
 
@@ -169,9 +169,9 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _general_name(host: str) -> x509.GeneralName:
-    if host.startswith("dns:"):
-        return x509.DNSName(host.removeprefix("dns:"))
+def _general_name(host: str | x509.GeneralName) -> x509.GeneralName:
+    if isinstance(host, x509.GeneralName):
+        return host
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
