@@ -7,8 +7,8 @@ import builtins
 import datetime as dt
 import logging
 import re
+import socket
 import ssl
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from glec_fast import TLSConfig, TLSFileError
 from glec_fast.demo.certificates import Certificate, CertificateAuthority
 from glec_fast.tls import TLSContextSource, build_ssl_context
 from support.tls_cases import leaf_der, new_authority, write_crl
+from support.tls_peer import TLSPeer, server_context
 
 PASSWORD = "s3cr3t-pa55"
 END = b"-----END CERTIFICATE-----"
@@ -70,10 +71,15 @@ def as_openssl(content: bytes, directory: Path) -> set[bytes] | None:
     return set(context.get_ca_certs(binary_form=True))
 
 
-def trusted_certificate(pem: bytes, *options: str) -> bytes:
-    return subprocess.run(
-        ["openssl", "x509", "-trustout", *options], input=pem, capture_output=True, check=True, timeout=30
-    ).stdout
+def with_trust(pem: bytes, aux: str) -> bytes:
+    """OpenSSL's own form of a certificate, with what it is trusted for (X509_CERT_AUX) behind it."""
+    der = ssl.PEM_cert_to_DER_cert(pem.decode()) + bytes.fromhex(aux)
+    return ssl.DER_cert_to_PEM_cert(der).replace("CERTIFICATE", "TRUSTED CERTIFICATE").encode()
+
+
+# trust and reject, each with 1.3.6.1.5.5.7.3.1, serverAuth.
+TRUSTED_FOR_SERVERS = "300c 300a 06082b06010505070301"
+REJECTED_FOR_SERVERS = "300c a00a 06082b06010505070301"
 
 
 class TestAuthorities:
@@ -98,9 +104,22 @@ class TestAuthorities:
         assert trusted(content) == ders(roots[0]) == as_openssl(content, tmp_path)
 
     def test_one_with_trust_added(self, roots: list[bytes], tmp_path: Path) -> None:
-        content = trusted_certificate(roots[0], "-addtrust", "serverAuth") + roots[1]
-        assert b"TRUSTED" in content
+        content = with_trust(roots[0], TRUSTED_FOR_SERVERS) + roots[1]
         assert trusted(content) == ders(*roots[:2]) == as_openssl(content, tmp_path)
+
+    @pytest.mark.parametrize("aux", ["", TRUSTED_FOR_SERVERS, REJECTED_FOR_SERVERS])
+    def test_the_trust_that_was_added_is_what_counts(self, tmp_path: Path, aux: str) -> None:
+        authority = new_authority(tmp_path, "authority")
+        context = build_ssl_context(TLSConfig(with_trust(authority.certificate_path.read_bytes(), aux)))
+        with (
+            TLSPeer(server_context(authority.issue_server())) as peer,
+            socket.create_connection(("127.0.0.1", peer.port), 10) as sock,
+        ):
+            if aux == REJECTED_FOR_SERVERS:
+                with pytest.raises(ssl.SSLCertVerificationError, match="rejected"):
+                    context.wrap_socket(sock, server_hostname="localhost")
+                return
+            context.wrap_socket(sock, server_hostname="localhost").close()
 
     @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
     def test_a_bundle_that_is_cut(self, roots: list[bytes], tmp_path: Path, share: float) -> None:
@@ -196,13 +215,6 @@ class TestAuthorities:
         (tmp_path / "a.pem").write_bytes(roots[0])
         (tmp_path / "b.pem").symlink_to("nowhere")
         assert trusted(tmp_path) == ders(roots[0])
-
-
-def made_by(*command: str, content: bytes, directory: Path) -> bytes:
-    (directory / "in").write_bytes(content)
-    (directory / "in").chmod(0o600)
-    subprocess.run(command, cwd=directory, capture_output=True, check=True, timeout=30)
-    return (directory / "out").read_bytes()
 
 
 def formats(ours: Certificate) -> dict[str, tuple[bytes, str, str, str]]:
