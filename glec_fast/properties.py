@@ -115,13 +115,8 @@ _SPOKEN = {
 _Made = TypeVar("_Made")
 
 
-# Where a line's end was lost, the next setting is part of the value; also one with a misspelt name.
-_SWALLOWED = re.compile(
-    "|".join([*map(re.escape, SETTINGS), r"mqtt\.(?:broker|connection|protocol|retry|queue|tls)\.\w+\s*[=\s]"]),
-    re.IGNORECASE,
-)
-
-
+# Where a line's end was lost, the next setting is part of the value.
+_SWALLOWED = re.compile("|".join(map(re.escape, SETTINGS)), re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"(?<!\\)=")
 
 

@@ -154,6 +154,13 @@ def test_a_line_that_ran_into_the_next(key: str, joint: str, name: str, director
     assert_nothing_shown(text.encode(), directory)
 
 
+@pytest.mark.parametrize("separator", [":", " ", "\t", "\\ = "])
+@pytest.mark.parametrize("key", ["mqtt.broker.username", "mqtt.queue.path", "mqtt.tls.ca_cert", "mqtt.broker.url"])
+def test_a_setting_with_another_separator_that_ran_into_another(key: str, separator: str, directory: Path) -> None:
+    text = text_of({"mqtt.broker.url": "tcp://127.0.0.1:1", key: f"x\\\nmqtt.broker.password{separator}{PASSWORD}"})
+    assert_nothing_shown(text.encode(), directory)
+
+
 @pytest.mark.parametrize("begin", ["-----BEGIN PRIVATE KEY-----", "---BEGIN PRIVATE KEY", "", "\\-----BEGIN RSA"])
 @pytest.mark.parametrize("joint", ["\n", "\\\n", "\\n\\\n", " "])
 @pytest.mark.parametrize("key", ["mqtt.tls.client_key", "mqtt.tls.ca_cert", "mqtt.tls.client_cert", "mqtt.queue.path"])
