@@ -94,6 +94,7 @@ def is_pkcs12(content: bytes) -> bool:
 def open_pkcs12(content: bytes, password: str | None) -> Identity:
     """What a PKCS#12 file holds. Raises PemError, PasswordError, MissingPackageError."""
     try:
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
     except ImportError as error:
@@ -102,6 +103,8 @@ def open_pkcs12(content: bytes, password: str | None) -> Identity:
         store = load_pkcs12(content, None if password is None else password.encode())
     except ValueError as error:
         raise PasswordError("the password does not open it") from error
+    except UnsupportedAlgorithm as error:
+        raise PemError("it is encrypted in a way that this system's OpenSSL has not") from error
     if store.key is None or store.cert is None:
         raise PemError("it holds no private key with its certificate")
     pem = store.key.private_bytes(

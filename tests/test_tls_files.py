@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -487,6 +488,19 @@ class TestPKCS12:
     def test_without_a_key(self, ours: Certificate, tmp_path: Path) -> None:
         path = self.store(ours, tmp_path, with_key=False)
         with pytest.raises(TLSFileError, match="it holds no private key"):
+            TLSContextSource(TLSConfig(None, path, path, PASSWORD)).get()
+
+    def test_an_encryption_that_is_not_there(
+        self, ours: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As RC2 of old exporters, where OpenSSL has FIPS algorithms only."""
+
+        def refuse(*_: object) -> None:
+            raise UnsupportedAlgorithm("RC2")
+
+        monkeypatch.setattr(pkcs12, "load_pkcs12", refuse)
+        path = self.store(ours, tmp_path)
+        with pytest.raises(TLSFileError, match="encrypted in a way that this system's OpenSSL has not"):
             TLSContextSource(TLSConfig(None, path, path, PASSWORD)).get()
 
     def test_without_the_package(self, ours: Certificate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
