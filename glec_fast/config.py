@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from glec_fast.errors import ConfigError
 from glec_fast.properties import load_properties
@@ -14,6 +16,9 @@ from glec_fast.validation import check_topic_level, is_utf8
 
 _DEFAULT_PORTS = {"tcp": 1883, "mqtt": 1883, "ssl": 8883, "mqtts": 8883, "ws": 80, "wss": 443}
 _TLS_SCHEMES = {"ssl", "mqtts", "wss"}
+# Also percent-encoded, once or more often.
+_CREDENTIALS = re.compile("@|%(25)*40")
+_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
 _KEEPALIVE_MAX_S = 65_535
 _TEXT_MAX_BYTES = 65_535
 _PROTOCOL_VERSIONS = (4, 5)
@@ -87,16 +92,16 @@ class MQTTConfig:
         _check_path("queue_path", self.queue_path)
         for name in ("clean_session", "auto_reconnect", "wait_for_disk", "resend_in_doubt"):
             if type(getattr(self, name)) is not bool:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False")
+                raise ConfigError(f"{name} must be True or False")
         if type(self.protocol_version) is not int or self.protocol_version not in _PROTOCOL_VERSIONS:
-            raise ConfigError(f"protocol_version is {self.protocol_version!r}; it must be 4 (MQTT 3.1.1) or 5 (MQTT 5)")
+            raise ConfigError("protocol_version must be 4 (MQTT 3.1.1) or 5 (MQTT 5)")
         if self.tls_config is not None and not isinstance(self.tls_config, TLSConfig):
             raise ConfigError(f"tls_config is {type(self.tls_config).__name__}; it must be a TLSConfig or None")
         if self.password is not None and self.username is None:
             raise ConfigError("password is set but username is not; MQTT 3.1.1 sends a password only with a user name")
         if self.tls_config is not None and not broker.tls:
             what = "certificate pins are" if self.tls_config.certificate_pins else "tls_config is"
-            raise ConfigError(f"{what} set but {self.broker_url} is not encrypted: use ssl:// or wss://")
+            raise ConfigError(f"{what} set but broker_url is not encrypted: use ssl:// or wss://")
         _check_number("connection_timeout_s", self.connection_timeout_s, 0.001, 3600)
         _check_whole("keepalive_s", self.keepalive_s, 0, _KEEPALIVE_MAX_S)
         _check_whole("retry_max_attempts", self.retry_max_attempts, 0, 32)
@@ -132,25 +137,21 @@ def parse_broker_url(url: str) -> Broker:
     """Take a broker URL apart. Raises ConfigError."""
     if not isinstance(url, str):
         raise ConfigError(f"broker_url is {type(url).__name__}; it must be str, such as ssl://host:8883")
-    # Credentials first: what else is wrong is told with the URL in it.
-    if "@" in url:
+    # None of these repeats the URL: what is malformed may hold a password in any form.
+    if _CREDENTIALS.search(url):
         raise ConfigError("broker_url holds credentials; give them as username and password, so that no log shows them")
     if not url.isprintable() or " " in url:
-        raise ConfigError(f"broker_url {url!r} has a space or control character; remove it")
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"broker_url {url!r}: {error}; the port must be 1 to 65535") from error
+        raise ConfigError("broker_url has a space or control character; remove it")
+    parts, port = _split(url)
+    if parts is None or port == 0:
+        raise ConfigError("broker_url has no valid host and port; write it as ssl://host:8883, the port 1 to 65535")
     if parts.scheme not in _DEFAULT_PORTS:
-        raise ConfigError(f"broker_url {url!r} must begin with one of {', '.join(s + '://' for s in _DEFAULT_PORTS)}")
-    if not parts.hostname:
-        raise ConfigError(f"broker_url {url!r} has no host; write it as {parts.scheme}://host:port")
-    if port == 0:
-        raise ConfigError(f"broker_url {url!r}: the port must be 1 to 65535")
+        raise ConfigError(f"broker_url must begin with one of {', '.join(s + '://' for s in _DEFAULT_PORTS)}")
+    if not parts.hostname or not _is_host(parts.hostname, is_bracketed="[" in parts.netloc):
+        raise ConfigError(f"broker_url has no valid host; write it as {parts.scheme}://host:port")
     websockets = parts.scheme in ("ws", "wss")
     if parts.query or parts.fragment or (parts.path not in ("", "/") and not websockets):
-        raise ConfigError(f"broker_url {url!r} has a path or query, which {parts.scheme}:// does not use")
+        raise ConfigError(f"broker_url has a path or query, which {parts.scheme}:// does not use")
     return Broker(
         parts.hostname,
         port if port is not None else _DEFAULT_PORTS[parts.scheme],
@@ -158,6 +159,26 @@ def parse_broker_url(url: str) -> Broker:
         "websockets" if websockets else "tcp",
         parts.path or "/mqtt",
     )
+
+
+def _split(url: str) -> tuple[SplitResult | None, int | None]:
+    """The URL's parts and its port; no parts where they cannot be told apart."""
+    try:
+        parts = urlsplit(url)
+        return parts, parts.port
+    except ValueError:
+        return None, None
+
+
+def _is_host(host: str, *, is_bracketed: bool) -> bool:
+    """A name of letters of any script, digits, hyphens and underscores; in brackets an IPv6 address."""
+    if not is_bracketed:
+        return _NAME.fullmatch(host) is not None
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def check_queue_settings(max_queue_size: int, ttl_hours: float, max_retry: int) -> None:
@@ -177,14 +198,14 @@ def _check_text(name: str, value: object) -> None:
 
 def _check_path(name: str, value: object) -> None:
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        raise ConfigError(f"{name} is {value!r}; it must be the path of a file")
+        raise ConfigError(f"{name} must be the path of a file")
 
 
 def _check_whole(name: str, value: object, lowest: int, highest: int) -> None:
     if type(value) is not int or not lowest <= value <= highest:
-        raise ConfigError(f"{name} is {value!r}; it must be a whole number from {lowest} to {highest}")
+        raise ConfigError(f"{name} must be a whole number from {lowest} to {highest}")
 
 
 def _check_number(name: str, value: object, lowest: float, highest: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= highest:
-        raise ConfigError(f"{name} is {value!r}; it must be a number from {lowest} to {highest}")
+        raise ConfigError(f"{name} must be a number from {lowest} to {highest}")

@@ -19,9 +19,21 @@ _HANDSHAKE_RECORD, _CERTIFICATE_REQUEST = 22, 13
 
 # X509_V_ERR_* of OpenSSL's x509_vfy.h.
 _NOT_YET_VALID, _EXPIRED = 9, 10
-_UNKNOWN_ISSUERS = frozenset({2, 18, 19, 20, 21, 24, 79})
+_UNKNOWN_ISSUERS = frozenset({18, 19, 20, 21, 24, 79})
 _WEAK_KEYS = frozenset({66, 67, 68})
 _WRONG_HOSTS = frozenset({62, 64})
+_REVOKED = 23
+_WITHOUT_ROOT = 2
+# What is wrong with a revocation list, and what helps.
+_LISTS = {
+    3: ("has no list of the authority that signed a certificate of {}", "add the list of each authority of the chain"),
+    8: ("has a list for {} that its authority did not sign", "get it anew from the authority"),
+    11: ("has a list for {} that is not yet in force", "set this device's clock, then see whether it remains"),
+    12: ("has a list for {} that has expired", "get the current one from the authority, or set this device's clock"),
+    33: ("has a list for {} of an unknown authority", "get the list of the authority that signed the certificate"),
+    35: ("has a list for {} of an authority that may not sign lists", "have its certificate issued with cRLSign"),
+    44: ("has a list for {} of another scope", "get the list that covers the broker's certificate"),
+}
 
 
 def verified_chain(sock: ssl.SSLSocket) -> list[bytes]:
@@ -159,7 +171,22 @@ def _explain_verification(error: ssl.SSLCertVerificationError, host: str) -> Fai
             "set the clock (NTP or GPS), then see whether it remains",
         )
     if code in _WRONG_HOSTS:
-        return Failure("hostname", f"the certificate is not for {host} ({text})", "check the host name in broker_url")
+        return Failure(
+            "hostname",
+            f"the certificate is not for {host} ({text})",
+            "check the host name in broker_url; the certificate needs it as a subjectAltName, its CN does not count",
+        )
+    if code == _REVOKED:
+        return Failure("chain", f"a certificate of {host} is revoked", "have the broker's certificate issued anew")
+    if code in _LISTS:
+        says, advice = _LISTS[code]
+        return Failure("chain", f"crl_file {says.format(host)}", advice)
+    if code == _WITHOUT_ROOT:
+        return Failure(
+            "chain",
+            f"the certificate of {host} leads to a trusted authority that is no root ({text})",
+            "add the root to ca_cert, or set partial_chain",
+        )
     if code in _UNKNOWN_ISSUERS:
         return Failure(
             "chain",

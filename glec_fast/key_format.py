@@ -1,72 +1,115 @@
-"""Certificates and private keys as people store them: PEM (RFC 7468) or DER, told apart and brought to one form."""
+"""Certificates, private keys and revocation lists as people store them, PEM, DER or PKCS#12, as blocks of PEM."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
+from typing import NamedTuple
 
-from glec_fast.certificate import DerReader, parse_certificate
+from glec_fast.certificate import DerReader
 from glec_fast.errors import CertificateError
+from glec_fast.file_format import CERTIFICATE, CRL, ENCRYPTED_KEY, KEY, PKCS12, key_label, of_block, of_der, recognised
+from glec_fast.pem import Block, PemError, block_of, blocks
 
-_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----", re.DOTALL)
-_CERTIFICATES = (b"CERTIFICATE", b"X509 CERTIFICATE")
-_KEY = b"PRIVATE KEY"
-_INTEGER, _OCTET_STRING, _SEQUENCE = 0x02, 0x04, 0x30
+# A line of a PEM file, or a piece of it.
+_BASE64_RUN = re.compile(r"[A-Za-z0-9+/=]{40,}")
+_RUN_CHARS = 40
+# From here on a / may be one of base64 instead of one between folders.
+_LONG_RUN_CHARS = 100
 
 
-class PemError(ValueError):
-    """Neither PEM nor DER of what was expected. Never holds any of the content, which may be a key."""
+def looks_like_a_key(path: str) -> bool:
+    """Whether what should be a path is the text of a key or certificate, or a part of it, and must not be repeated."""
+    if "-----BEGIN" in path or "PRIVATE KEY" in path or any(sign in path for sign in "\r\n\0"):
+        return True
+    for run in _BASE64_RUN.findall(path):
+        is_long = len(run) >= _LONG_RUN_CHARS and run.count("/") * 16 <= len(run)
+        if any(_is_mixed(part) for part in ([run] if is_long else run.split("/"))):
+            return True
+    return False
 
 
-def as_certificates(content: bytes) -> list[bytes]:
-    """The certificates in a file, in DER and in its order. Raises PemError."""
-    ders = []
-    for label, body in _BLOCK.findall(content):
-        if label in _CERTIFICATES:
-            try:
-                ders.append(base64.b64decode(b"".join(body.split()), validate=True))
-            except binascii.Error as error:
-                raise PemError("a certificate in it has damaged base64") from error
-    if not ders:
-        ders = [content]
+def _is_mixed(text: str) -> bool:
+    """What tells base64 from the names of files: length, and both cases beside digits, where a fingerprint has one."""
+    upper, lower = sum(map(str.isupper, text)), sum(map(str.islower, text))
+    return len(text) >= _RUN_CHARS and min(upper, lower) >= 6 and any(map(str.isdigit, text))
+
+
+class PasswordError(ValueError):
+    """The password does not open the file, or there is none and it needs one."""
+
+
+class MissingPackageError(ValueError):
+    """PKCS#12 is read by the package cryptography, which is not installed."""
+
+
+class Identity(NamedTuple):
+    """A private key, and the certificates that came with it, its own first."""
+
+    key: Block
+    certificates: list[Block]
+
+
+def as_certificates(content: bytes) -> list[Block]:
+    """The certificates in a file, in its order; none where it has none. Raises PemError for a file that is cut."""
+    return _of_kind(content, CERTIFICATE, "CERTIFICATE")
+
+
+def as_revocation_lists(content: bytes) -> list[Block]:
+    """The revocation lists in a file; none where it has none. Raises PemError for a file that is cut."""
+    return _of_kind(content, CRL, "X509 CRL")
+
+
+def _of_kind(content: bytes, kind: str, label: str) -> list[Block]:
+    found = [block for block in blocks(content) if of_block(block) == kind]
+    if not found and recognised(content) == kind:
+        return [block_of(label, content)]
+    return found
+
+
+def der_of(certificate: Block) -> bytes:
+    """A certificate in DER, without the trust that OpenSSL's own format adds. Raises PemError."""
+    der = certificate.der
+    if not certificate.label.startswith("TRUSTED"):
+        return der
     try:
-        for der in ders:
-            parse_certificate(der)
-    except CertificateError as error:
-        raise PemError(f"no certificate in PEM or DER ({error})") from error
-    return ders
+        return DerReader(der).any()[2]
+    except CertificateError:
+        pass
+    raise PemError("a certificate in it is damaged")
 
 
-def as_private_key(content: bytes) -> tuple[bytes, bool]:
-    """(the private key in PEM, whether a password is needed to open it). Raises PemError."""
-    for block in _BLOCK.finditer(content):
-        if block[1].endswith(_KEY):
-            return block[0] + b"\n", b"ENCRYPTED" in block[0]
-    label = _label(content)
-    # The traditional format's PEM reader insists on lines; 64 characters are what RFC 7468 asks for.
-    encoded = base64.b64encode(content)
-    lines = [encoded[start : start + 64] for start in range(0, len(encoded), 64)]
-    pem = b"\n".join([b"-----BEGIN " + label + b"-----", *lines, b"-----END " + label + b"-----", b""])
-    return pem, label.startswith(b"ENCRYPTED")
+def as_private_key(content: bytes) -> Block | None:
+    """The first private key in a file; None where it has none. Raises PemError for a file that is cut."""
+    for block in blocks(content):
+        if of_block(block) in (KEY, ENCRYPTED_KEY):
+            return block
+    label = key_label(content)
+    return None if label is None else block_of(label, content)
 
 
-def _label(der: bytes) -> bytes:
-    """The label of a key's PEM: PKCS #8 (RFC 5958), encrypted or not, PKCS #1 (RFC 8017), SEC 1 (RFC 5915)."""
+def is_pkcs12(content: bytes) -> bool:
+    return of_der(content) == PKCS12
+
+
+def open_pkcs12(content: bytes, password: str | None) -> Identity:
+    """What a PKCS#12 file holds. Raises PemError, PasswordError, MissingPackageError."""
     try:
-        whole = DerReader(der)
-        fields = whole.inside(_SEQUENCE)
-        whole.end()
-        first, _, _ = fields.any()
-        second, _, _ = fields.any()
-    except CertificateError as error:
-        raise PemError("no private key in PEM or DER") from error
-    labels = {
-        (_INTEGER, _SEQUENCE): b"PRIVATE KEY",
-        (_SEQUENCE, _OCTET_STRING): b"ENCRYPTED PRIVATE KEY",
-        (_INTEGER, _INTEGER): b"RSA PRIVATE KEY",
-        (_INTEGER, _OCTET_STRING): b"EC PRIVATE KEY",
-    }
-    if (first, second) not in labels:
-        raise PemError("no private key in PEM or DER")
-    return labels[first, second]
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
+    except ImportError as error:
+        raise MissingPackageError("PKCS#12 needs the package cryptography") from error
+    try:
+        store = load_pkcs12(content, None if password is None else password.encode())
+    except ValueError as error:
+        raise PasswordError("the password does not open it") from error
+    except UnsupportedAlgorithm as error:
+        raise PemError("it is encrypted in a way that this system's OpenSSL has not") from error
+    if store.key is None or store.cert is None:
+        raise PemError("it holds no private key with its certificate")
+    pem = store.key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    certificates = [store.cert, *store.additional_certs]
+    ders = [each.certificate.public_bytes(serialization.Encoding.DER) for each in certificates]
+    return Identity(next(blocks(pem)), [block_of("CERTIFICATE", der) for der in ders])

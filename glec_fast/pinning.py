@@ -29,7 +29,7 @@ class CertificatePinner:
         if not isinstance(hostname, str) or not hostname.strip():
             raise ConfigError(f"hostname is {hostname!r}; name the host whose keys are pinned")
         self.hostname = hostname
-        self.pins = check_pins(pins)
+        self.pins = check_pins(pins, are_shown=True)
         if not self.pins:
             raise ConfigError("a pinner without pins would refuse every peer; give at least one")
         self._digests = {_digest(pin) for pin in self.pins}
@@ -69,27 +69,30 @@ def certificate_pin(der: bytes) -> str:
     return CertificatePinner.calculate_pin(parse_certificate(der).spki)
 
 
-def check_pins(pins: Iterable[str]) -> tuple[str, ...]:
-    """The pins, each of them well-formed. Raises ConfigError."""
+def check_pins(pins: Iterable[str], *, are_shown: bool = False) -> tuple[str, ...]:
+    """The pins, each of them well-formed. Raises ConfigError.
+
+    are_shown: whether an error may repeat one, which in settings may be a secret that came into the wrong place.
+    """
     if isinstance(pins, (str, bytes)) or not isinstance(pins, Iterable):
         raise ConfigError(f"certificate pins are {type(pins).__name__}; give a list of str")
     checked = tuple(pins)
-    for pin in checked:
-        _digest(pin)
+    for number, pin in enumerate(checked, 1):
+        _digest(pin, repr(pin) if are_shown else f"number {number}")
     return checked
 
 
-def _digest(pin: str) -> bytes:
+def _digest(pin: str, name: str = "") -> bytes:
     # Compared as bytes: two texts may stand for one digest, as the last character has two spare bits.
     if not isinstance(pin, str) or not pin.startswith(_PREFIX):
-        raise ConfigError(f"certificate pin {pin!r} must begin with {_PREFIX}")
+        raise ConfigError(f"certificate pin {name} must begin with {_PREFIX}")
     encoded = pin.removeprefix(_PREFIX)
     try:
         digest = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         digest = b""
     if len(encoded) != _ENCODED_CHARS or len(digest) != _DIGEST_BYTES:
-        raise ConfigError(f"certificate pin {pin!r} must have {_ENCODED_CHARS} characters of base64 after {_PREFIX}")
+        raise ConfigError(f"certificate pin {name} must have {_ENCODED_CHARS} characters of base64 after {_PREFIX}")
     return digest
 
 

@@ -1,11 +1,12 @@
 """broker_config.properties (specification, "Configuration"): read, typed, and its placeholders filled.
 
-Java's format, as the Android client of the same fleet reads the same file: `key=value`, comments with # or !, escapes
-with a backslash. Each error names the line, and never repeats what might be a secret.
+Java's format, as the Android client of the same fleet reads the same file; see `java_properties`. Each error names the
+line and the setting, and repeats nothing of what the file says: where one is damaged, a secret may stand anywhere.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -13,15 +14,26 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from glec_fast.errors import ConfigError
+from glec_fast.java_properties import Entry, EscapeError, entries, unescape, unescaped, with_pairs_joined
+from glec_fast.key_format import looks_like_a_key
 from glec_fast.tls import TLSConfig, warn_if_world_readable
+from glec_fast.validation import is_utf8
 
-_KEY = re.compile(r"[a-z][a-z0-9_.]{0,63}\Z")
-_PLACEHOLDER = re.compile(r"\{([A-Z][A-Z0-9_]*)\}")
+_PLACEHOLDER = re.compile(r"\$?\{([A-Z][A-Z0-9_]*)\}")
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
-_ESCAPED = {"t": "\t", "n": "\n", "r": "\r", "f": "\f", **{sign: sign for sign in "\\:=#! {}"}}
+# How a shell, or a tool that makes such files, writes a variable. A value that is nothing else was meant to be filled.
+_FOREIGN_PLACEHOLDER = re.compile(r"\$[A-Za-z_]\w*|%[A-Za-z_]\w*%|@[A-Za-z_][\w.]*@|<[A-Za-z_][\w-]*>")
+_BRACES = "{}"
+# Of one that is written #{NAME} or %{NAME}, the sign would be left over.
+_FOREIGN_SIGNS = ("$", "#", "%")
 _DEVICE_ID = "DEVICE_ID"
 _FILE_MAX_BYTES = 1 << 20
 _SECRET_MAX_BYTES = 1 << 16
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+# Longer ones are no typing error of a setting's name.
+_KEY_MAX_CHARS = 64
+
+logger = logging.getLogger("glec_fast")
 
 
 class _Setting(NamedTuple):
@@ -34,19 +46,26 @@ class _Setting(NamedTuple):
     is_path: bool = False
 
 
+def _trimmed(text: str) -> str:
+    return text.rstrip(" \t\f")
+
+
 def _boolean(text: str) -> bool:
+    text = _trimmed(text)
     if text not in ("true", "false"):
         raise ValueError("it must be true or false")
     return text == "true"
 
 
 def _whole(text: str) -> int:
+    text = _trimmed(text)
     if not re.fullmatch(r"-?[0-9]{1,18}", text):
         raise ValueError("it must be a whole number")
     return int(text)
 
 
 def _number(text: str) -> float:
+    text = _trimmed(text)
     if not re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,9})?", text):
         raise ValueError("it must be a number")
     return float(text) if "." in text else int(text)
@@ -56,9 +75,10 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+_URL = "mqtt.broker.url"
 _TLS_ENABLED = "mqtt.tls.enabled"
 SETTINGS: Mapping[str, _Setting] = {
-    "mqtt.broker.url": _Setting("broker_url", str),
+    _URL: _Setting("broker_url", _trimmed),
     "mqtt.broker.username": _Setting("username", str),
     "mqtt.broker.password": _Setting("password", str, is_secret=True),
     "mqtt.connection.timeout": _Setting("connection_timeout_s", _number),
@@ -72,14 +92,16 @@ SETTINGS: Mapping[str, _Setting] = {
     "mqtt.queue.max_size": _Setting("queue_max_size", _whole),
     "mqtt.queue.ttl_hours": _Setting("queue_ttl_hours", _number),
     "mqtt.queue.max_retry": _Setting("queue_max_retry", _whole),
-    "mqtt.queue.path": _Setting("queue_path", str, is_path=True),
+    "mqtt.queue.path": _Setting("queue_path", _trimmed, is_path=True),
     _TLS_ENABLED: _Setting("enabled", _boolean, of_tls=True),
-    "mqtt.tls.ca_cert": _Setting("ca_cert", str, of_tls=True, is_path=True),
-    "mqtt.tls.client_cert": _Setting("client_cert", str, of_tls=True, is_path=True),
-    "mqtt.tls.client_key": _Setting("client_key", str, of_tls=True, is_path=True),
+    "mqtt.tls.ca_cert": _Setting("ca_cert", _trimmed, of_tls=True, is_path=True),
+    "mqtt.tls.client_cert": _Setting("client_cert", _trimmed, of_tls=True, is_path=True),
+    "mqtt.tls.client_key": _Setting("client_key", _trimmed, of_tls=True, is_path=True),
     "mqtt.tls.key_password": _Setting("key_password", str, of_tls=True, is_secret=True),
     "mqtt.tls.verify_hostname": _Setting("verify_hostname", _boolean, of_tls=True),
-    "mqtt.tls.version": _Setting("tls_version", str, of_tls=True),
+    "mqtt.tls.crl": _Setting("crl_file", _trimmed, of_tls=True, is_path=True),
+    "mqtt.tls.partial_chain": _Setting("partial_chain", _boolean, of_tls=True),
+    "mqtt.tls.version": _Setting("tls_version", _trimmed, of_tls=True),
     "mqtt.tls.certificate_pins": _Setting("certificate_pins", _list, of_tls=True),
 }
 
@@ -91,6 +113,11 @@ _SPOKEN = {
     "certificate_pins": "certificate pin",
 }
 _Made = TypeVar("_Made")
+
+
+# Where a line's end was lost, the next setting is part of the value.
+_SWALLOWED = re.compile("|".join(map(re.escape, SETTINGS)), re.IGNORECASE)
+_ASSIGNMENT = re.compile(r"(?<!\\)=")
 
 
 class _Line(NamedTuple):
@@ -111,7 +138,8 @@ def load_properties(
 
     {DEVICE_ID} is filled by `device_id`, {SECURE_PASSWORD} by `password`; these and any other placeholder of a password
     by the environment variable of that name, the file that NAME_FILE names, or the file NAME in $CREDENTIALS_DIRECTORY
-    (systemd's LoadCredential=), in this order. Paths are relative to the properties file.
+    (systemd's LoadCredential=), in this order. ${NAME} is the same as {NAME}. Other braces have a backslash before
+    them. Paths are relative to the properties file.
     """
     file = _File(Path(path), device_id, password, os.environ if environment is None else environment)
     arguments = file.arguments()
@@ -126,7 +154,7 @@ class _File:
         self._path = path
         self._environment = environment
         self._given = {_DEVICE_ID: device_id, "SECURE_PASSWORD": password}
-        self._lines = self._parse(self._text())
+        self._lines = self._parse(self._content())
 
     def arguments(self) -> dict[str, Any]:
         settings: dict[str, Any] = {"client_id": self._filled(_DEVICE_ID, "device_id is not given")}
@@ -134,8 +162,8 @@ class _File:
         for line in self._lines.values():
             setting = SETTINGS[line.key]
             (tls if setting.of_tls else settings)[setting.field] = self._value(line, setting)
-        if "mqtt.broker.url" not in self._lines:
-            raise ConfigError(f"{self._path}: mqtt.broker.url is missing; name the broker, such as ssl://host:8883")
+        if _URL not in self._lines:
+            raise ConfigError(f"{self._path}: {_URL} is missing; name the broker, such as ssl://host:8883")
         if self._given["SECURE_PASSWORD"] is not None:
             settings["password"] = self._given["SECURE_PASSWORD"]
         tls_config = self._tls_config(settings["broker_url"], tls)
@@ -145,95 +173,114 @@ class _File:
 
     # ---- lines
 
-    def _text(self) -> str:
+    def _content(self) -> bytes:
         try:
             with self._path.open("rb") as file:
                 content = file.read(_FILE_MAX_BYTES + 1)
-            if len(content) > _FILE_MAX_BYTES:
-                raise ConfigError(f"{self._path} is larger than {_FILE_MAX_BYTES} bytes; it is no properties file")
-            return content.decode("utf-8-sig")
         except OSError as error:
             raise ConfigError(f"{self._path} cannot be read: {error.strerror}; check its path and rights") from error
-        except UnicodeDecodeError as error:
-            # Without the cause: it holds the whole content.
-            position = error.start
-        number = content.count(b"\n", 0, position) + 1
-        raise ConfigError(f"{self._path}, line {number}: it is not UTF-8; save it as UTF-8, or write \\uXXXX")
+        if len(content) > _FILE_MAX_BYTES:
+            raise ConfigError(f"{self._path} is larger than {_FILE_MAX_BYTES} bytes; it is no properties file")
+        if content.startswith(_UTF16_MARKS):
+            raise ConfigError(f"{self._path} is UTF-16; save it as UTF-8")
+        return content
 
-    def _parse(self, text: str) -> dict[str, _Line]:
+    def _parse(self, content: bytes) -> dict[str, _Line]:
         lines: dict[str, _Line] = {}
-        for number, raw in enumerate(re.split(r"\r\n|\n|\r", text), 1):
-            stripped = raw.lstrip(" \t\f")
-            if not stripped or stripped[0] in "#!":
-                continue
-            key, separator, value = stripped.partition("=")
-            key = key.rstrip(" \t\f")
-            if not separator or not _KEY.match(key):
-                raise self._error(number, "it must be KEY=VALUE, such as mqtt.broker.url=ssl://host:8883")
-            if key not in SETTINGS:
-                raise self._error(number, f"{key} is no setting; {_nearest(key)}")
-            if key in lines:
-                raise self._error(number, f"{key} was set in line {lines[key].number} already; keep one of them")
-            lines[key] = _Line(number, key, value.lstrip(" \t\f"))
+        for entry in entries(content):
+            try:
+                line = _Line(entry.line, unescape(entry.raw_key), entry.raw_value)
+            except EscapeError as error:
+                raise self._error(entry.line, f"what it begins with is no setting: {error}") from error
+            self._check(entry, line.key, lines)
+            lines[line.key] = line
         return lines
 
-    def _error(self, number: int, message: str) -> ConfigError:
-        return ConfigError(f"{self._path}, line {number}: {message}")
+    def _check(self, entry: Entry, key: str, before: Mapping[str, _Line]) -> None:
+        if not entry.is_utf8:
+            raise self._error(entry.line, "it is not UTF-8; save it as UTF-8, or write \\uXXXX")
+        if key not in SETTINGS:
+            raise self._error(entry.line, f"what it begins with is no setting; {_nearest(key)}")
+        if not entry.has_separator:
+            raise self._error(entry.line, f"{key} stands alone; it must be KEY=VALUE")
+        if key in before:
+            first = before[key].number
+            raise self._error(entry.line, f"{key} was set in line {first} already; keep one of them")
+        if entry.is_cut:
+            raise self._error(entry.line, f"{key} ends in a backslash and the file with it; complete the value")
+
+    def _error(self, line: int, message: str) -> ConfigError:
+        return ConfigError(f"{self._path}, line {line}: {message}")
 
     # ---- values
 
     def _value(self, line: _Line, setting: _Setting) -> object:
         text = self._fill(line, setting)
+        is_shown_text = setting.is_path or (setting.convert is str and not setting.is_secret)
+        if _SWALLOWED.search(text) or (is_shown_text and _ASSIGNMENT.search(line.raw)):
+            says = "has another setting in its value; end the line before that, or put a backslash before each ="
+            raise self._error(line.number, f"{line.key} {says}")
         if not text and not setting.is_secret:
             raise self._error(line.number, f"{line.key} has no value; set one or remove the line")
         try:
             value = setting.convert(text)
         except ValueError as error:
-            raise self._error(line.number, f"{line.key} is {text!r}; {error}") from None
+            raise self._error(line.number, f"{line.key} is malformed: {error}") from error
         if setting.is_path:
-            return str(self._path.parent / text)
+            # It is named in errors, so that it must not be anything else.
+            if looks_like_a_key(text):
+                raise self._error(line.number, f"{line.key} is no path; give the path of a file")
+            return str(self._path.parent / str(value))
         return value
 
     def _fill(self, line: _Line, setting: _Setting) -> str:
         """Unescape what the file says, and put in what its placeholders stand for, which is taken as it is."""
+        raw = line.raw
+        if setting.convert is str and raw != _trimmed(raw):
+            logger.warning("%s, line %d: %s ends in a space, which is part of it", self._path, line.number, line.key)
+        if _FOREIGN_PLACEHOLDER.fullmatch(_trimmed(raw)):
+            raise self._error(line.number, f"{line.key} has a placeholder of another tool; write it as ${{NAME}}")
         parts: list[str] = []
         position = 0
-        raw = _without_trailing_space(line.raw)
         is_literal = False
         while position < len(raw):
             if placeholder := _PLACEHOLDER.match(raw, position):
+                if is_literal and parts[-1] in _FOREIGN_SIGNS:
+                    raise self._unfilled(line)
                 parts.append(self._placeholder(line, setting, placeholder[1]))
                 position = placeholder.end()
-            elif escape := _ESCAPE.match(raw, position):
+                continue
+            is_literal = True
+            if escape := _ESCAPE.match(raw, position):
                 parts.append(self._escape(line, escape[1]))
                 position = escape.end()
-                is_literal = True
-            elif raw[position] == "\\":
-                raise self._error(line.number, "it ends in a backslash; write the value in one line, or double it")
+            elif raw[position] in _BRACES:
+                raise self._unfilled(line)
             else:
                 parts.append(raw[position])
                 position += 1
-                is_literal = True
         if setting.is_secret and is_literal:
             warn_if_world_readable(f"{line.key} in", self._path)
-        try:
-            # \ud83d\ude00 are two escapes for one character.
-            return "".join(parts).encode("utf-16", "surrogatepass").decode("utf-16")
-        except UnicodeDecodeError:
-            pass
-        raise self._error(line.number, f"{line.key} has half a character; write both of its \\u escapes")
+        text = with_pairs_joined("".join(parts))
+        if not is_utf8(text):
+            raise self._error(line.number, f"{line.key} has half a character; write both of its \\u escapes")
+        return text
 
     def _escape(self, line: _Line, escape: str) -> str:
-        if escape in _ESCAPED:
-            return _ESCAPED[escape]
-        if len(escape) == 5:
-            return chr(int(escape[1:], 16))
-        raise self._error(line.number, f"{line.key} has a backslash that begins no escape; double it")
+        try:
+            return unescaped(escape)
+        except EscapeError as error:
+            raise self._error(line.number, f"{line.key} is malformed: {error}") from error
+
+    def _unfilled(self, line: _Line) -> ConfigError:
+        says = "has a placeholder that is not filled, or a brace; write {NAME} in capital letters, or \\{ for the brace"
+        return self._error(line.number, f"{line.key} {says}")
 
     def _placeholder(self, line: _Line, setting: _Setting, name: str) -> str:
         if name != _DEVICE_ID and not setting.is_secret:
-            raise self._error(line.number, f"{{{name}}} is for passwords; {line.key} may hold {{{_DEVICE_ID}}} only")
-        return self._filled(name, f"line {line.number}: {{{name}}} is not filled")
+            says = f"this placeholder is for passwords; {line.key} may hold {{{_DEVICE_ID}}} only"
+            raise self._error(line.number, says)
+        return self._filled(name, f"line {line.number}: a placeholder of {line.key} is not filled")
 
     def _filled(self, name: str, problem: str) -> str:
         value = self._given.get(name)
@@ -242,9 +289,11 @@ class _File:
         if value is None:
             value = self._from_file(name)
         if not value:
+            # What stands in the braces may be a password, unless it is one of these.
+            shown = name if name in self._given else "NAME"
             raise ConfigError(
-                f"{self._path}, {problem}: give it as an argument, as the environment variable {name}, as a file named "
-                f"by {name}_FILE, or as the systemd credential {name}"
+                f"{self._path}, {problem}: give it as an argument, as the environment variable {shown}, as a file "
+                f"named by {shown}_FILE, or as the systemd credential {shown}"
             )
         return value
 
@@ -307,15 +356,10 @@ def read_secret(name: str, path: Path) -> str:
     raise ConfigError(f"{path}, the file of {name}, is not UTF-8; write it anew")
 
 
-def _without_trailing_space(raw: str) -> str:
-    """Spaces at the end are accidents, unless the last one is escaped."""
-    stripped = raw.rstrip(" \t\f")
-    backslashes = len(stripped) - len(stripped.rstrip("\\"))
-    return raw[: len(stripped) + 1] if backslashes % 2 and len(raw) > len(stripped) else stripped
-
-
 def _nearest(key: str) -> str:
     from difflib import get_close_matches
 
-    nearest = get_close_matches(key, SETTINGS, 1)
-    return f"did you mean {nearest[0]}?" if nearest else "see README.md for those there are"
+    nearest = get_close_matches(key.lower(), SETTINGS, 1) if len(key) <= _KEY_MAX_CHARS else []
+    if nearest:
+        return f"did you mean {nearest[0]}?"
+    return "it must be KEY=VALUE, such as mqtt.broker.url=ssl://host:8883, with a key that is in README.md"

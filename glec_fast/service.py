@@ -1,8 +1,11 @@
 """`glec-fast service`: one publisher for all programs of a gateway, made for systemd.
 
-A program connects to the Unix socket (SOCK_SEQPACKET) and sends one JSON object a packet, at most 256 KiB:
-`{"topic": "glec/dtg/D/alerts", "qos": 2, "payload": ...}`, the payload a string or an object. The answer to each is
-`{"id": N}` once QoS 1 or 2 is on disk (QoS 0: once accepted), or `{"error": "...", "retryable": true or false}`.
+A program connects to the Unix socket (SOCK_SEQPACKET) and sends one JSON object a packet:
+`{"topic": "glec/dtg/D/alerts", "qos": 2, "payload": ...}`, the payload a string or an object, of at most 256 KiB as it
+is published. The answer to each is `{"id": N}` once QoS 1 or 2 is on disk (QoS 0: once accepted), or
+`{"error": "...", "retryable": true or false}`. A packet that is larger than the
+sender's SO_SNDBUF (208 KiB unless it sets that) is refused by the kernel (EMSGSIZE). Its content may go as a memfd, of
+which the descriptor (SCM_RIGHTS) is sent with any one byte.
 
 Environment: GLEC_BROKER_URL and GLEC_CLIENT_ID; GLEC_USERNAME and GLEC_QUEUE_MAX_SIZE where wanted. Or, in place of all
 but GLEC_CLIENT_ID: GLEC_CONFIG, the path of a broker_config.properties. From systemd: STATE_DIRECTORY (the queue),
@@ -12,6 +15,7 @@ glec_broker_config.properties, all optional), NOTIFY_SOCKET and WATCHDOG_USEC.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -27,6 +31,7 @@ from glec_fast.errors import ConfigError, GlecError, MessageError
 from glec_fast.manager import MQTTManager
 from glec_fast.properties import load_properties, read_secret
 from glec_fast.tls import TLSConfig, warn_if_world_readable
+from glec_fast.validation import TOPIC_MAX_BYTES, as_payload
 
 if TYPE_CHECKING:
     import argparse
@@ -36,9 +41,11 @@ if TYPE_CHECKING:
 
 SUMMARY = "publish for the other programs of a gateway, under systemd"
 SOCKET_NAME = "publish.sock"
-MAX_PACKET_BYTES = 256 * 1024
+MAX_PAYLOAD_BYTES = 256 * 1024
+# JSON may write a byte as \u0000.
+MAX_PACKET_BYTES = 6 * (MAX_PAYLOAD_BYTES + TOPIC_MAX_BYTES) + 1024
 DISK_TIMEOUT_S = 10.0
-BACKLOG = 16
+BACKLOG = 128
 # So that no program takes the descriptors that the link to the broker needs; others wait for one to leave.
 MAX_CLIENTS = 256
 _ACCEPT_PAUSE_S = 1.0
@@ -113,22 +120,23 @@ class Service:
             self._is_listening = True
 
     def _accept(self) -> None:
-        try:
-            client, _ = self._listener.accept()
-        except BlockingIOError:
-            # It has gone again.
-            return
-        except OSError as error:
-            # Out of descriptors or memory, as a rule; those that are connected are served on.
-            logger.error("no further program can connect for now: %s", error)
-            self._listen_at_s = time.monotonic() + _ACCEPT_PAUSE_S
-            self._stop_listening()
-            return
-        client.setblocking(False)
-        self._selector.register(client, selectors.EVENT_READ)
-        if len(self._selector.get_map()) > MAX_CLIENTS:
-            logger.warning("%d programs are connected, the most that are served at once", MAX_CLIENTS)
-            self._stop_listening()
+        """Take all that wait, as far as there is room."""
+        while self._is_listening:
+            try:
+                client, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # Out of descriptors or memory, as a rule; those that are connected are served on.
+                logger.error("no further program can connect for now: %s", error)
+                self._listen_at_s = time.monotonic() + _ACCEPT_PAUSE_S
+                self._stop_listening()
+                return
+            client.setblocking(False)
+            self._selector.register(client, selectors.EVENT_READ)
+            if len(self._selector.get_map()) > MAX_CLIENTS:
+                logger.warning("%d programs are connected, the most that are served at once", MAX_CLIENTS)
+                self._stop_listening()
 
     def _stop_listening(self) -> None:
         self._selector.unregister(self._listener)
@@ -145,19 +153,23 @@ class Service:
 
     def _serve(self, client: socket.socket) -> None:
         try:
-            packet = client.recv(MAX_PACKET_BYTES + 1)
-            if packet:
-                client.send(json.dumps(self._answer(packet)).encode())
-                return
+            packet, descriptors, _, _ = socket.recv_fds(client, MAX_PACKET_BYTES + 1, 1, socket.MSG_CMSG_CLOEXEC)
+            try:
+                if packet:
+                    client.send(json.dumps(self._answer(packet, descriptors)).encode())
+                    return
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
         except OSError:
             # It went, or does not read its answers: what it published is accepted all the same.
             pass
         self._selector.unregister(client)
         client.close()
 
-    def _answer(self, packet: bytes) -> dict[str, object]:
+    def _answer(self, packet: bytes, descriptors: list[int]) -> dict[str, object]:
         try:
-            topic, payload, qos = request_of(packet)
+            topic, payload, qos = request_of(content_of(descriptors[0]) if descriptors else packet)
             handle = self._manager.publish(topic, payload, qos)
             if qos and not handle.wait_durable(DISK_TIMEOUT_S):
                 return {"error": f"not on disk within {DISK_TIMEOUT_S:.0f} s; it may be sent yet", "retryable": True}
@@ -166,7 +178,16 @@ class Service:
         return {"id": handle.message_id}
 
 
-def request_of(packet: bytes) -> tuple[str, object, int]:
+def content_of(descriptor: int) -> bytes:
+    """What a memfd holds. Raises MessageError for any other file, the reading of which might not end."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+        return os.pread(descriptor, MAX_PACKET_BYTES + 1, 0)
+    except OSError as error:
+        raise MessageError(f"the descriptor that came with a packet is no memfd ({error.strerror})") from error
+
+
+def request_of(packet: bytes) -> tuple[str, str | bytes, int]:
     """Topic, payload and QoS of a packet. Raises MessageError."""
     if len(packet) > MAX_PACKET_BYTES:
         raise MessageError(f"a packet has more than {MAX_PACKET_BYTES} bytes: send a smaller payload")
@@ -176,7 +197,11 @@ def request_of(packet: bytes) -> tuple[str, object, int]:
         raise MessageError(f"a packet is not JSON ({error}): send one object") from error
     if not isinstance(request, dict) or not {"topic", "payload"} <= request.keys() <= {"topic", "payload", "qos"}:
         raise MessageError("a packet must be an object with topic, payload and, unless it is 1, qos")
-    return request["topic"], request["payload"], request.get("qos", 1)
+    payload = as_payload(request["payload"])
+    size_bytes = len(payload.encode() if isinstance(payload, str) else payload)
+    if size_bytes > MAX_PAYLOAD_BYTES:
+        raise MessageError(f"a payload has {size_bytes} bytes, more than {MAX_PAYLOAD_BYTES}: send a smaller one")
+    return request["topic"], payload, request.get("qos", 1)
 
 
 class Notifier:
@@ -221,7 +246,7 @@ def config_from(environment: Mapping[str, str]) -> MQTTConfig:
         warn_if_world_readable("the password in", password)
     size = environment.get("GLEC_QUEUE_MAX_SIZE", "10000")
     if not (size.isascii() and size.isdigit()):
-        raise ConfigError(f"GLEC_QUEUE_MAX_SIZE is {size!r}; it must be a whole number")
+        raise ConfigError("GLEC_QUEUE_MAX_SIZE must be a whole number")
     return MQTTConfig(
         broker_url=environment["GLEC_BROKER_URL"],
         client_id=environment["GLEC_CLIENT_ID"],

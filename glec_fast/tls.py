@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import re
 import ssl
 import stat
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
 
-from glec_fast.errors import ConfigError, TLSFileError
-from glec_fast.key_format import PemError, as_certificates, as_private_key
+from glec_fast.errors import ConfigError
+from glec_fast.key_format import looks_like_a_key
 from glec_fast.pinning import check_pins
+from glec_fast.tls_files import Material, load_authorities, load_client, load_revocation_lists, read_files
 
 # A path is read again at each connection; bytes and what an open file holds are kept as they were.
 Source: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | IO[str]
@@ -28,8 +26,6 @@ _CIPHERS = (
     "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:@SECLEVEL=2"
 )
-_TEXT_OF_PEM = re.compile(r"-----BEGIN")
-
 logger = logging.getLogger("glec_fast")
 
 
@@ -37,9 +33,13 @@ logger = logging.getLogger("glec_fast")
 class TLSConfig:
     """How to reach a broker over TLS. Make one with `create_server_auth` or `create_mutual_tls`. Immutable.
 
-    ca_cert, client_cert, client_key: a path, bytes or an open file, in PEM or DER; ca_cert None trusts the system's
-    authorities. Paths are read when a connection is made, each time. client_cert may hold the intermediates, and the
-    key as well where client_key is the same file. key_password: of an encrypted client_key.
+    ca_cert, client_cert, client_key, crl_file: a path, bytes or an open file, in PEM or DER. Paths are read when a
+    connection is made, each time. ca_cert may be a folder of such files; None trusts the system's authorities.
+    client_cert may hold the intermediates, and the key as well where client_key is the same file; that may be PKCS#12.
+    key_password: of an encrypted client_key, or of the PKCS#12 file.
+    crl_file: revocation lists; there must be one, in force, of each authority above the broker's certificate.
+    partial_chain: True lets an intermediate in ca_cert be trusted without its root. Of revocation lists, that of the
+    authority that signed the broker's certificate is then the only one looked at.
     tls_version: lowest accepted, TLSv1.2 or TLSv1.3. certificate_pins: "sha256/…", see `CertificatePinner`.
     verify_hostname: False accepts any host's certificate of a trusted authority; logged as a warning.
     Raises ConfigError.
@@ -52,12 +52,14 @@ class TLSConfig:
     tls_version: str = "TLSv1.2"
     certificate_pins: tuple[str, ...] = ()
     verify_hostname: bool = True
+    crl_file: Source | None = None
+    partial_chain: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("ca_cert", "client_cert", "client_key"):
+        for name in Material._fields:
             object.__setattr__(self, name, _source(name, getattr(self, name)))
         if self.tls_version not in _VERSIONS:
-            raise ConfigError(f"tls_version is {self.tls_version!r}; it must be TLSv1.2 or TLSv1.3")
+            raise ConfigError("tls_version must be TLSv1.2 or TLSv1.3")
         if self.client_cert is not None and self.client_key is None:
             raise ConfigError("client_cert is set but client_key is not; they belong together: give both or neither")
         if self.client_key is not None and self.client_cert is None:
@@ -66,8 +68,9 @@ class TLSConfig:
             raise ConfigError("key_password must be a str or None")
         if self.key_password is not None and self.client_key is None:
             raise ConfigError("key_password is set but client_key is not; give the key that it opens")
-        if type(self.verify_hostname) is not bool:
-            raise ConfigError(f"verify_hostname is {self.verify_hostname!r}; it must be True or False")
+        for name in ("verify_hostname", "partial_chain"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name} must be True or False")
         object.__setattr__(self, "certificate_pins", check_pins(self.certificate_pins))
 
     @classmethod
@@ -78,6 +81,8 @@ class TLSConfig:
         certificate_pins: Iterable[str] = (),
         *,
         verify_hostname: bool = True,
+        crl_file: Source | None = None,
+        partial_chain: bool = False,
     ) -> TLSConfig:
         """Verify the broker against the authorities in `ca_cert`, and its key against the pins. Raises ConfigError."""
         return cls(
@@ -85,6 +90,8 @@ class TLSConfig:
             tls_version=tls_version,
             certificate_pins=check_pins(certificate_pins),
             verify_hostname=verify_hostname,
+            crl_file=crl_file,
+            partial_chain=partial_chain,
         )
 
     @classmethod
@@ -98,10 +105,13 @@ class TLSConfig:
         certificate_pins: Iterable[str] = (),
         *,
         verify_hostname: bool = True,
+        crl_file: Source | None = None,
+        partial_chain: bool = False,
     ) -> TLSConfig:
         """As `create_server_auth`, and show the broker a certificate of our own. Raises ConfigError."""
         pins = check_pins(certificate_pins)
-        return cls(ca_cert, client_cert, client_key, key_password, tls_version, pins, verify_hostname)
+        of_peer = (tls_version, pins, verify_hostname, crl_file, partial_chain)
+        return cls(ca_cert, client_cert, client_key, key_password, *of_peer)
 
     def is_mutual_tls(self) -> bool:
         """True where a certificate of our own is shown."""
@@ -120,6 +130,8 @@ class TLSConfig:
             "tls_version": self.tls_version,
             "certificate_pins": self.certificate_pins,
             "verify_hostname": self.verify_hostname,
+            "crl_file": _shown(self.crl_file),
+            "partial_chain": self.partial_chain,
         }
         return f"TLSConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
@@ -144,10 +156,10 @@ class TLSContextSource:
 
     def get(self) -> TLSContext:
         """Read the files. Raises TLSFileError."""
-        material = _read(self._config)
+        material = read_files(self._config)
         digest = material.digest()
         # The system's authorities are not ours to watch; to load them again is cheap.
-        if self._made is None or digest != self._digest or material.ca_cert is None:
+        if self._made is None or digest != self._digest or not material.ca_cert:
             self._made = _build(self._config, material)
             self._digest = digest
         return self._made
@@ -161,86 +173,32 @@ def build_ssl_context(tls_config: TLSConfig | None) -> ssl.SSLContext:
     return TLSContextSource(TLSConfig() if tls_config is None else tls_config).get().ssl_context
 
 
-class _Material(NamedTuple):
-    """What the three files hold; None where there is none."""
-
-    ca_cert: bytes | None
-    client_cert: bytes | None
-    client_key: bytes | None
-
-    def digest(self) -> bytes:
-        """Changes when a file does. The key itself need not stay in memory for that."""
-        parts = (b"" if part is None else hashlib.sha256(part).digest() for part in self)
-        return b"|".join(parts)
-
-
-def _read(config: TLSConfig) -> _Material:
-    return _Material(*(_content(name, getattr(config, name)) for name in _Material._fields))
-
-
-def _content(name: str, source: object) -> bytes | None:
-    if source is None or isinstance(source, bytes):
-        return source
-    path = Path(str(source))
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TLSFileError(f"{name} {str(path)!r} cannot be read: {error.strerror}; mend its path or rights") from error
-
-
-def _build(config: TLSConfig, material: _Material) -> TLSContext:
+def _build(config: TLSConfig, material: Material) -> TLSContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = _VERSIONS[config.tls_version]
     context.set_ciphers(_CIPHERS)
     context.options |= ssl.OP_NO_RENEGOTIATION
+    # RFC 9525, 2: a name stands in subjectAltName, and a CN is none.
+    context.hostname_checks_common_name = False
     if not config.verify_hostname:
         logger.warning("the broker's host name is not verified: any certificate of a trusted authority is accepted")
         context.check_hostname = False
-    if material.ca_cert is None:
-        context.load_default_certs()
+    if material.ca_cert:
+        load_authorities(context, material.ca_cert)
     else:
-        _load_authorities(context, material.ca_cert)
+        context.load_default_certs()
+    if config.partial_chain:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    for file in material.crl_file:
+        load_revocation_lists(context, file)
+        # An anchor without its root has no authority whose list could be looked at.
+        checked = ssl.VERIFY_CRL_CHECK_LEAF if config.partial_chain else ssl.VERIFY_CRL_CHECK_CHAIN
+        context.verify_flags |= checked
     client_certificate = None
-    if material.client_cert is not None and material.client_key is not None:
+    for certificates, key in zip(material.client_cert, material.client_key, strict=True):
         warn_if_world_readable("client_key", config.client_key)
-        client_certificate = _load_client(context, material.client_cert, material.client_key, config.key_password)
+        client_certificate = load_client(context, certificates, key, config.key_password)
     return TLSContext(context, client_certificate)
-
-
-def _load_authorities(context: ssl.SSLContext, content: bytes) -> None:
-    try:
-        context.load_verify_locations(cadata=b"".join(as_certificates(content)))
-    except (PemError, ssl.SSLError, ValueError) as error:
-        raise TLSFileError(f"ca_cert cannot be used ({error}): give certificates in PEM or DER") from error
-
-
-def _load_client(context: ssl.SSLContext, certificates: bytes, key: bytes, password: str | None) -> bytes:
-    """Give the context our certificate and key. ssl takes them from paths only: these are of memory, not of a disk."""
-    try:
-        chain = as_certificates(certificates)
-        key_pem, is_encrypted = as_private_key(key)
-    except PemError as error:
-        raise TLSFileError(f"client_cert or client_key cannot be used: {error}") from error
-    if is_encrypted and password is None:
-        raise TLSFileError("client_key is encrypted and key_password is not set; give the password that opens it")
-    chain_pem = "".join(map(ssl.DER_cert_to_PEM_cert, chain)).encode("ascii")
-    with ExitStack() as stack:
-        paths = [_in_memory(stack, content) for content in (chain_pem, key_pem)]
-        try:
-            # Never None: OpenSSL would ask for it on the terminal.
-            context.load_cert_chain(paths[0], paths[1], password or "")
-        except (ssl.SSLError, ValueError) as error:
-            raise TLSFileError(
-                f"client_key cannot be used ({error}): it must be the key of client_cert, and key_password must open it"
-            ) from error
-    return chain[0]
-
-
-def _in_memory(stack: ExitStack, content: bytes) -> str:
-    descriptor = os.memfd_create("glec_fast", os.MFD_CLOEXEC)
-    stack.callback(os.close, descriptor)
-    os.write(descriptor, content)
-    return f"/proc/self/fd/{descriptor}"
 
 
 def warn_if_world_readable(name: str, source: object) -> None:
@@ -260,8 +218,8 @@ def warn_if_world_readable(name: str, source: object) -> None:
 def _source(name: str, value: object) -> str | bytes | None:
     if value is None or isinstance(value, (str, os.PathLike)):
         # The text is not repeated: it may be a key.
-        if value is not None and _TEXT_OF_PEM.search(os.fspath(value)):
-            raise ConfigError(f"{name} is the text of a PEM file; give its path, or the text as bytes")
+        if value is not None and looks_like_a_key(os.fspath(value)):
+            raise ConfigError(f"{name} is the text of a PEM file or no path; give its path, or the text as bytes")
         if value is not None and not os.fspath(value):
             raise ConfigError(f"{name} is empty; give a path, bytes or an open file")
         return value  # type: ignore[return-value]

@@ -67,7 +67,8 @@ def load(directory: Path, text: str | bytes, **arguments: Any) -> MQTTConfig:
 
 
 def with_line(directory: Path, line: str, url: str = "ssl://host") -> MQTTConfig:
-    return load(directory, f"mqtt.broker.url={url}\nmqtt.broker.username=user\n{line}\n")
+    user = "#" if line.startswith("mqtt.broker.username") else "mqtt.broker.username=user"
+    return load(directory, f"mqtt.broker.url={url}\n{user}\n{line}\n")
 
 
 def test_the_specifications_file(tmp_path: Path) -> None:
@@ -115,6 +116,8 @@ EVERY_KEY: dict[str, tuple[str, str, object]] = {
     "mqtt.tls.client_key": ("/client.key", "client_key", "/client.key"),
     "mqtt.tls.key_password": ("k", "key_password", "k"),
     "mqtt.tls.verify_hostname": ("false", "verify_hostname", False),
+    "mqtt.tls.crl": ("/fleet.crl", "crl_file", "/fleet.crl"),
+    "mqtt.tls.partial_chain": ("true", "partial_chain", True),
     "mqtt.tls.version": ("TLSv1.3", "tls_version", "TLSv1.3"),
     "mqtt.tls.certificate_pins": (f"{PIN}, {BACKUP}", "certificate_pins", (PIN, BACKUP)),
 }
@@ -171,6 +174,8 @@ def test_every_key_is_typed(key: str, tmp_path: Path) -> None:
         ("mqtt.tls.enabled", "false"),
         ("mqtt.tls.ca_cert", ""),
         ("mqtt.tls.verify_hostname", "TRUE"),
+        ("mqtt.tls.partial_chain", "yes"),
+        ("mqtt.tls.crl", ""),
         ("mqtt.tls.version", "TLSv1.1"),
         ("mqtt.tls.certificate_pins", "sha256/short="),
         ("mqtt.tls.certificate_pins", f"{PIN} {BACKUP}"),
@@ -192,12 +197,34 @@ def test_each_malformed_value_is_refused_with_its_line(key: str, text: str, tmp_
         ("something.else=x", "no setting"),
         ("mqtt.broker.password", "KEY=VALUE"),
         ("=x", "KEY=VALUE"),
-        ("MQTT.BROKER.URL=x", "KEY=VALUE"),
+        ("MQTT.BROKER.URL=x", r"did you mean mqtt\.broker\.url"),
+        ("Mqtt.Broker.Username=x", r"did you mean mqtt\.broker\.username"),
         ("mqtt broker url=x", "KEY=VALUE"),
         ("mqtt.broker.url=ssl://host", "set in line 1"),
         ("mqtt.broker.password=x\\", "backslash"),
-        ("mqtt.broker.password=\\q", "backslash"),
+        ("mqtt.broker.password=\\u12", "four digits"),
+        ("mqtt\\u00.url=x", "four digits"),
         ("mqtt.broker.password=\\ud83d", "half a character"),
+        ("mqtt.broker.username={device_id}", "not filled"),
+        ("mqtt.broker.username=${USER:x}", "not filled"),
+        ("mqtt.broker.username={{DEVICE_ID}}", "not filled"),
+        ("mqtt.broker.username=#{DEVICE_ID}", "not filled"),
+        ("mqtt.broker.username=%{DEVICE_ID}", "not filled"),
+        ("mqtt.broker.username=\\${DEVICE_ID}", "not filled"),
+        ("mqtt.broker.username={DEVICE_ID", "not filled"),
+        ("mqtt.broker.username=DEVICE_ID}", "not filled"),
+        ("mqtt.broker.username={DEVICE-ID}", "not filled"),
+        ("mqtt.broker.username={ DEVICE_ID }", "not filled"),
+        ("mqtt.broker.password=${MQTT_PASSWORD}", "not filled"),
+        ("mqtt.broker.password=${MQTT_PASSWORD:-x}", "not filled"),
+        ("mqtt.broker.password=${}", "not filled"),
+        ("mqtt.broker.password=$MQTT_PASSWORD", "of another tool"),
+        ("mqtt.broker.password=%MQTT_PASSWORD%", "of another tool"),
+        ("mqtt.broker.password=@mqtt.password@", "of another tool"),
+        ("mqtt.broker.password=<password>", "of another tool"),
+        ("mqtt.broker.username=umqtt.broker.password=x", "another setting"),
+        ("mqtt.broker.username=u\\\nmqtt.broker.password=x", "another setting"),
+        ("mqtt.broker.username=u mqtt.broker.pasword = x", "another setting"),
         ("mqtt.connection.keepalive={SECURE_PASSWORD}", "for passwords"),
         ("mqtt.queue.path={UNKNOWN}", "for passwords"),
         ("mqtt.broker.password={SECURE_PASSWORD}", "not filled"),
@@ -216,7 +243,7 @@ def test_each_malformed_line_is_refused_with_its_number(line: str, says: str, tm
         f"mqtt.broker.url=ssl://host\n{SECRET}=x",
         f"mqtt.broker.url=ssl://user:{SECRET}@host",
         f"mqtt.broker.url=ssl://host\nmqtt.broker.password={SECRET}",
-        f"mqtt.broker.url=ssl://host\nmqtt.broker.username=u\nmqtt.broker.password={SECRET}\\q",
+        f"mqtt.broker.url=ssl://host\nmqtt.broker.username=u\nmqtt.broker.password={SECRET}\\u",
         f"mqtt.broker.url=ssl://host\nmqtt.broker.username=u\nmqtt.broker.password={SECRET}{{NO}}",
         f"mqtt.broker.url=ssl://host\nmqtt.tls.key_password={SECRET}",
         f"mqtt.broker.url=ssl://host\nmqtt.broker.password={SECRET}\xff".encode("latin-1"),
@@ -286,6 +313,12 @@ class TestPlaceholders:
         made = load(tmp_path, self.TEXT, device_id=None)
         assert (made.client_id, made.password) == ("from-credential", f" {SECRET} "), "only the end of the line goes"
 
+    def test_with_a_dollar_as_well(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MQTT_PASSWORD", SECRET)
+        text = self.TEXT.replace("{SECURE_PASSWORD}", "${MQTT_PASSWORD}").replace("=u", "=dtg-${DEVICE_ID}")
+        made = load(tmp_path, text)
+        assert (made.username, made.password) == ("dtg-12345", SECRET)
+
     def test_arguments_go_first(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SECURE_PASSWORD", "other")
         assert load(tmp_path, self.TEXT, password=SECRET).password == SECRET
@@ -319,21 +352,75 @@ class TestPlaceholders:
     ("raw", "value"),
     [
         ("plain", "plain"),
-        ("  a b  ", "a b"),
+        ("  a b  ", "a b  "),
         ("a\\ ", "a "),
-        ("a\\\\ ", "a\\"),
+        ("a\\\\ ", "a\\ "),
+        ("\\q\\.", "q."),
+        ("a\\\n   b", "ab"),
+        ("Pa$$w0rd$", "Pa$$w0rd$"),
         ("a\\\\", "a\\"),
         ("\\u00e4\\t\\:\\=\\#\\!", "ä\t:=#!"),
         ("\\ud83d\\ude00", "😀"),
         ("Größe", "Größe"),
         ("a=b:c#d!e", "a=b:c#d!e"),
-        ("{lower} {}", "{lower} {}"),
+        ("\\{lower} \\{\\}".replace("r}", "r\\}"), "{lower} {}"),
         ("\\{DEVICE_ID\\}", "{DEVICE_ID}"),
         ("\\\\{DEVICE_ID}", "\\12345"),
     ],
 )
 def test_javas_escapes(raw: str, value: str, tmp_path: Path) -> None:
     assert with_line(tmp_path, f"mqtt.broker.password = {raw}").password == value
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "mqtt.broker.username:u",
+        "mqtt.broker.username u",
+        "mqtt.broker.username\tu",
+        "mqtt.broker.username = u",
+        "mqtt\\.broker\\.username=u",
+        "mqtt.broker.\\\n    username=u",
+        "mqtt.broker.username=\\\n    u",
+        "\\u006dqtt.broker.username=u",
+        "# \xe4 is not UTF-8\nmqtt.broker.username=u",
+    ],
+)
+def test_javas_keys_and_separators(line: str, tmp_path: Path) -> None:
+    assert load(tmp_path, b"mqtt.broker.url=ssl://host\n" + line.encode("latin-1")).username == "u"
+
+
+def test_a_file_that_java_has_written(tmp_path: Path) -> None:
+    """Properties.store escapes what a key could end at, and the signs of a comment."""
+    text = (
+        "#Fleet\n#Fri Nov 27 14:00:00 UTC 2026\nmqtt.broker.url=ssl\\://host\\:8883\nmqtt.broker.username=a\\=b\n"
+        "mqtt.broker.password=\\ \\#p\\!\\u00E4\nmqtt.tls.ca_cert=c\\=1.crt\n"
+    )
+    made = load(tmp_path, text)
+    assert (made.broker_url, made.username, made.password) == ("ssl://host:8883", "a=b", " #p!\u00e4")
+    assert made.tls_config is not None
+    assert made.tls_config.ca_cert == str(tmp_path / "c=1.crt")
+
+
+def test_numbers_and_paths_have_no_space_after_them(tmp_path: Path) -> None:
+    text = (
+        "mqtt.broker.url=ssl://host \nmqtt.connection.keepalive=61 \nmqtt.tls.enabled=true\t\nmqtt.queue.path=q.db \n"
+    )
+    made = load(tmp_path, text)
+    assert (made.broker_url, made.keepalive_s, made.queue_path) == ("ssl://host", 61, str(tmp_path / "q.db"))
+
+
+def test_a_space_at_the_end_of_a_password_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with_line(tmp_path, f"mqtt.broker.password={SECRET} ")
+    assert "line 3: mqtt.broker.password ends in a space" in caplog.text
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32-be"])
+def test_another_encoding_is_refused(encoding: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, TestPlaceholders.TEXT.encode(encoding), password=SECRET)
+    assert ("save it as UTF-8" in str(caught.value)) == (encoding == "utf-16")
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])

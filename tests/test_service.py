@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 from contextlib import closing
@@ -18,7 +19,7 @@ import pytest
 
 from glec_fast import MQTTManager
 from glec_fast.errors import ConfigError, MessageError
-from glec_fast.service import MAX_PACKET_BYTES, Notifier, Service, config_from, request_of
+from glec_fast.service import MAX_PACKET_BYTES, MAX_PAYLOAD_BYTES, Notifier, Service, config_from, request_of
 from support.gateway import TIMEOUT_S, eventually, quick_config
 from support.subscriber import Subscriber
 
@@ -128,9 +129,9 @@ def test_without_descriptors_it_serves_on_and_takes_others_later(
     by_hand: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("glec_fast.service._ACCEPT_PAUSE_S", 0.0)
-    with closing(connected(tmp_path)) as first, closing(connected(tmp_path)) as second:
-        # The first is taken, the second is still to be.
+    with closing(connected(tmp_path)) as first:
         by_hand.turn(0)
+        second = connected(tmp_path)
         for program in (first, second):
             program.send(REQUEST)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -146,6 +147,102 @@ def test_without_descriptors_it_serves_on_and_takes_others_later(
         for _ in range(3):
             by_hand.turn(0)
         assert is_answered(second)
+        second.close()
+
+
+def test_a_burst_of_programs_is_taken_at_once(by_hand: Service, tmp_path: Path) -> None:
+    """None of them may wait to connect, and none until the next turn to be taken."""
+    programs = [connected(tmp_path) for _ in range(128)]
+    for program in programs:
+        program.send(REQUEST)
+    by_hand.turn(0)
+    by_hand.turn(0)
+    assert [is_answered(program) for program in programs] == [True] * 128
+    for program in programs:
+        program.close()
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077, 0o777])
+def test_only_the_group_may_connect(tmp_path: Path, umask: int) -> None:
+    with MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path)) as manager:
+        before = os.umask(umask)
+        try:
+            with closing(Service(manager, tmp_path / "publish.sock")):
+                assert stat.filemode((tmp_path / "publish.sock").stat().st_mode) == "srw-rw----"
+        finally:
+            os.umask(before)
+
+
+# 256 KiB, as they are published.
+LARGEST: dict[str, object] = {
+    "ascii": "x" * MAX_PAYLOAD_BYTES,
+    "quotes": '"\\' * (MAX_PAYLOAD_BYTES // 2),
+    "control characters": "\x01" * MAX_PAYLOAD_BYTES,
+    "NUL": "\0" * MAX_PAYLOAD_BYTES,
+    "two bytes each": "ä" * (MAX_PAYLOAD_BYTES // 2),
+    "four bytes each": "😀" * (MAX_PAYLOAD_BYTES // 4),
+    "an object": {"a": "\n" * ((MAX_PAYLOAD_BYTES - 8) // 2)},
+}
+
+
+@pytest.mark.parametrize("way", ["packet", "memfd"])
+@pytest.mark.parametrize("content", LARGEST)
+def test_the_largest_payload_in_any_content(by_hand: Service, tmp_path: Path, content: str, way: str) -> None:
+    with closing(connected(tmp_path)) as program:
+        send(program, json.dumps({"topic": "t", "payload": LARGEST[content]}).encode(), way)
+        by_hand.turn(0)
+        by_hand.turn(0)
+        answer = json.loads(program.recv(4096))
+        assert "id" in answer, answer
+    handle = by_hand._manager.handle_for(answer["id"])
+    assert handle is not None
+
+
+@pytest.mark.parametrize("way", ["packet", "memfd"])
+@pytest.mark.parametrize(
+    "payload", ["x" * (MAX_PAYLOAD_BYTES + 1), "ä" * (MAX_PAYLOAD_BYTES // 2 + 1), {"a": "x" * MAX_PAYLOAD_BYTES}]
+)
+def test_a_payload_that_is_larger_is_refused(by_hand: Service, tmp_path: Path, payload: object, way: str) -> None:
+    with closing(connected(tmp_path)) as program:
+        send(program, json.dumps({"topic": "t", "payload": payload}).encode(), way)
+        by_hand.turn(0)
+        by_hand.turn(0)
+        answer = json.loads(program.recv(4096))
+    assert f"more than {MAX_PAYLOAD_BYTES}" in answer["error"]
+    assert answer["retryable"] is False
+
+
+def send(program: socket.socket, packet: bytes, way: str) -> None:
+    if way == "packet":
+        program.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(packet) + 4096)
+        if program.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < len(packet) + 4096:
+            pytest.skip("this system's net.core.wmem_max is too small for it: it goes as a memfd")
+        program.send(packet)
+        return
+    descriptor = os.memfd_create("request")
+    os.write(descriptor, packet)
+    socket.send_fds(program, [b"\0"], [descriptor])
+    os.close(descriptor)
+
+
+def test_a_descriptor_of_anything_else_is_refused_and_closed(by_hand: Service, tmp_path: Path) -> None:
+    """The reading of a pipe would not end."""
+    reading, writing = os.pipe()
+    (tmp_path / "file").write_bytes(REQUEST)
+    file = os.open(tmp_path / "file", os.O_RDONLY)
+    with closing(connected(tmp_path)) as program:
+        by_hand.turn(0)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for descriptors in ([reading], [file], [writing, reading, file]):
+            socket.send_fds(program, [REQUEST], descriptors)
+            by_hand.turn(0)
+            assert "no memfd" in json.loads(program.recv(4096))["error"]
+        program.send(REQUEST)
+        by_hand.turn(0)
+        assert is_answered(program)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+    for descriptor in (reading, writing, file):
+        os.close(descriptor)
 
 
 def test_a_turn_ends_in_time_for_the_watchdog_and_the_next_goes_on(
@@ -168,8 +265,9 @@ def test_a_turn_ends_in_time_for_the_watchdog_and_the_next_goes_on(
 
 def connected(directory: Path) -> socket.socket:
     program = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    program.connect(str(directory / "publish.sock"))
+    # Where the backlog is full it fails at once.
     program.setblocking(False)
+    program.connect(str(directory / "publish.sock"))
     return program
 
 

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.x509 import DNSName
 
 from glec_fast import ConnectionCallback, MQTTManager, PinningError, TLSConfig, TLSError, TLSFileError
 from glec_fast.errors import GlecError
@@ -33,6 +34,7 @@ from support.tls_cases import (
     leaf_der,
     new_authority,
     pin_of,
+    write_crl,
 )
 from support.tls_peer import CountingRelay, Peer, TLSPeer, can_connect_without_scruples, server_context
 
@@ -378,6 +380,111 @@ def test_rotated_files_work_without_a_restart(cases: Cases, tmp_path: Path) -> N
             manager.set_connection_callback(recorder)
             install(new)
             assert recorder.wait_for_connections(2)
+
+
+def test_a_certificate_that_is_revoked_while_it_runs_is_refused_from_then_on(cases: Cases, tmp_path: Path) -> None:
+    server = cases.authority.issue_server()
+    crl = write_crl(cases.authority, tmp_path / "fleet.crl")
+    with (
+        TLSPeer(server_context(server)) as peer,
+        MQTTManager(config_for(peer.port, tmp_path, cases.trust(crl_file=crl))) as manager,
+    ):
+        recorder, failures = Recorder(), Failures()
+        manager.set_connection_callback(recorder)
+        manager.connect()
+        assert recorder.wait_for_connections()
+        manager.set_connection_callback(failures)
+        write_crl(cases.authority, crl, server.certificate_path)
+        peer.cut()
+        assert eventually(lambda: bool(failures.causes))
+    assert "is revoked" in str(failures.causes[-1])
+    assert isinstance(failures.causes[-1], TLSError)
+
+
+@pytest.mark.parametrize("versions", [TLS_1_2, TLS_1_3], ids=["TLSv1.2", "TLSv1.3"])
+@pytest.mark.parametrize("way", ["pins", "revocation"])
+def test_no_session_is_resumed_past_pins_and_revocation(cases: Cases, tmp_path: Path, versions: Any, way: str) -> None:
+    """A resumed session shows no certificate: what has changed since would not be seen."""
+    old, new = cases.authority.issue_server("old"), cases.authority.issue_server("new")
+    crl = write_crl(cases.authority, tmp_path / "fleet.crl")
+    tls = cases.trust(certificate_pins=[pin_of(old)]) if way == "pins" else cases.trust(crl_file=crl)
+    with TLSPeer(server_context(old, versions=versions)) as peer:
+        assert can_resume(peer.port), "the control: the peer resumes for who asks"
+        with MQTTManager(config_for(peer.port, tmp_path, tls)) as manager:
+            recorder, failures = Recorder(), Failures()
+            manager.set_connection_callback(recorder)
+            manager.connect()
+            assert recorder.wait_for_connections()
+            peer.cut()
+            assert recorder.wait_for_connections(2)
+            assert peer.resumed[2:] == [False, False]
+            manager.set_connection_callback(failures)
+            peer.set_certificate(new)
+            write_crl(cases.authority, crl, new.certificate_path)
+            peer.cut()
+            assert eventually(lambda: bool(failures.causes))
+    says = "is pinned" if way == "pins" else "is revoked"
+    assert any(says in str(cause) for cause in failures.causes)
+
+
+def can_resume(port: int) -> bool:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    session = None
+    for _ in range(2):
+        with (
+            socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as sock,
+            context.wrap_socket(sock, server_hostname="localhost", session=session) as tls,
+        ):
+            tls.sendall(b"\x10\x00")
+            assert tls.recv(4), "with TLS 1.3 the ticket has come by now"
+            session, resumed = tls.session, tls.session_reused
+    return bool(resumed)
+
+
+# What stands in subjectAltName (and CN where it begins with it), the host, whether the one is for the other.
+NAMES = [
+    (["broker.example"], "broker.example", True),
+    (["BROKER.example"], "broker.EXAMPLE", True),
+    (["broker.example"], "a.broker.example", False),
+    (["*.fleet.example"], "mqtt.fleet.example", True),
+    (["*.fleet.example"], "fleet.example", False),
+    (["*.fleet.example"], "a.mqtt.fleet.example", False),
+    (["m*.fleet.example"], "mqtt.fleet.example", False),
+    (["*q.fleet.example"], "q.fleet.example", False),
+    (["mqtt.*.example"], "mqtt.fleet.example", False),
+    (["*.*.example"], "mqtt.fleet.example", False),
+    (["*.example"], "fleet.example", False),
+    (["*"], "localhost", False),
+    (["other.example", "broker.example"], "broker.example", True),
+    (["127.0.0.1"], "127.0.0.1", True),
+    (["127.0.0.1"], "127.0.0.2", False),
+    (["::1"], "::1", True),
+    (["::1"], "0:0:0:0:0:0:0:1", True),
+    (["localhost"], "127.0.0.1", False),
+    (["dns:127.0.0.1"], "127.0.0.1", False),
+    (["dns:*.0.0.1"], "127.0.0.1", False),
+    (["cn:127.0.0.1"], "127.0.0.1", False),
+    (["cn:broker.example"], "broker.example", False),
+    (["cn:broker.example", "127.0.0.1"], "broker.example", False),
+    (["xn--brker-kua.example"], "br\u00f6ker.example", True),
+]
+
+
+@pytest.mark.parametrize(("names", "host", "is_right"), NAMES, ids=lambda value: str(value))
+def test_which_names_a_certificate_is_for(cases: Cases, names: list[str], host: str, is_right: bool) -> None:
+    """RFC 9525, 6: whole labels only, one wildcard as the left-most, addresses by their own kind of name, no CN."""
+    common = [name.removeprefix("cn:") for name in names if name.startswith("cn:")]
+    hosts = [DNSName(name[4:]) if name.startswith("dns:") else name for name in names if not name.startswith("cn:")]
+    server = cases.authority.issue_server(common[0] if common else "server", hosts=hosts)
+    context = build_ssl_context(cases.trust())
+    with TLSPeer(server_context(server)) as peer, socket.create_connection(("127.0.0.1", peer.port), TIMEOUT_S) as sock:
+        if is_right:
+            context.wrap_socket(sock, server_hostname=host).close()
+            return
+        with pytest.raises(ssl.SSLCertVerificationError) as caught:
+            context.wrap_socket(sock, server_hostname=host)
+        assert explain(caught.value, host).check == "hostname"
 
 
 def test_a_file_that_vanishes_is_told_and_found_again(cases: Cases, tmp_path: Path) -> None:

@@ -69,18 +69,20 @@ class CertificateAuthority:
     def issue_server(
         self,
         name: str = "server",
-        hosts: Sequence[str] = LOOPBACK_HOSTS,
+        hosts: Sequence[str | x509.GeneralName] = LOOPBACK_HOSTS,
         not_after: dt.datetime | None = None,
         *,
         not_before: dt.datetime | None = None,
         key_type: KeyType = "ec",
         key: PrivateKey | None = None,
     ) -> Certificate:
-        """A server certificate for `hosts` (names and IP addresses), for `key` or a new one of `key_type`.
+        """A server certificate for `hosts` (names, IP addresses, or ready-made), for `key` or a new one of `key_type`.
+
+        Without hosts it has no subjectAltName, only `name` as its common name.
 
         not_after in the past makes an expired one, not_before in the future one that is not yet valid.
         """
-        alternatives = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
+        alternatives = x509.SubjectAlternativeName([_general_name(host) for host in hosts]) if hosts else None
         validity = (not_before, not_after)
         key = key or _MAKE_KEY[key_type]()
         return self._issue(name, ExtendedKeyUsageOID.SERVER_AUTH, alternatives, validity, key)
@@ -167,7 +169,9 @@ def _name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 
 
-def _general_name(host: str) -> x509.GeneralName:
+def _general_name(host: str | x509.GeneralName) -> x509.GeneralName:
+    if isinstance(host, x509.GeneralName):
+        return host
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:

@@ -12,6 +12,7 @@ from glec_fast.doctor.local import examine_disk, examine_files, examine_queue
 from glec_fast.doctor.login import examine_login
 from glec_fast.doctor.network import TLS_CHECKS, Examined, examine_addresses, examine_tls
 from glec_fast.tls import TLSConfig
+from glec_fast.tls_files import Material
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +62,7 @@ def _past(config: MQTTConfig, chain: tuple[Shown, ...], latest_s: float | None) 
     for shown in chain:
         yield f"the beginning of the certificate {shown.certificate.subject}", shown.certificate.not_before_s
     settings = config.tls_config or TLSConfig()
-    for name in ("ca_cert", "client_cert", "client_key"):
+    for name in Material._fields:
         source = getattr(settings, name)
         if isinstance(source, (str, os.PathLike)) and Path(source).exists():
             yield f"the file of {name}", Path(source).stat().st_mtime

@@ -16,6 +16,7 @@ from glec_fast.doctor.finding import Finding
 from glec_fast.errors import QueueFormatError, QueueLockedError, TLSFileError
 from glec_fast.queue_file import holding, look_into
 from glec_fast.tls import TLSConfig, TLSContext, TLSContextSource
+from glec_fast.tls_files import Material
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,7 +54,10 @@ def examine_files(config: MQTTConfig) -> tuple[Finding, TLSContext | None]:
     if unsafe:
         found, _, advice = unsafe[0].partition(": ")
         return Finding("tls files", "warning", found, advice), context
-    named = [name for name in ("ca_cert", "client_cert", "client_key") if getattr(settings, name) is not None]
+    passed_over = [text for text in warnings if "passed over" in text]
+    if passed_over:
+        return Finding("tls files", "warning", passed_over[0], "take out what is not needed"), context
+    named = [name for name in Material._fields if getattr(settings, name) is not None]
     found = f"{', '.join(named)} can be used" if named else "the system's authorities are trusted"
     return Finding("tls files", "ok", found), context
 

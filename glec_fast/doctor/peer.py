@@ -5,10 +5,12 @@ from __future__ import annotations
 import ssl
 import time
 import warnings
+from contextlib import suppress
 from typing import NamedTuple
 
 from glec_fast.certificate import Certificate, parse_certificate
 from glec_fast.dial import dial
+from glec_fast.errors import CertificateError
 from glec_fast.handshake import shown_chain
 from glec_fast.pinning import certificate_pin
 from glec_fast.tls import TLSConfig, build_ssl_context
@@ -60,8 +62,17 @@ def _shake_hands(context: ssl.SSLContext, host: str, port: int, timeout_s: float
 
 
 def shown(chain: list[bytes]) -> tuple[Shown, ...]:
-    """The certificates read. Raises CertificateError."""
-    return tuple(Shown(parse_certificate(der), certificate_pin(der)) for der in chain)
+    """The certificates read; above the peer's own, those that can be. Raises CertificateError."""
+    read = [_shown(der) for der in chain[:1]]
+    for der in chain[1:]:
+        # OpenSSL trusts old roots that are no strict DER.
+        with suppress(CertificateError):
+            read.append(_shown(der))
+    return tuple(read)
+
+
+def _shown(der: bytes) -> Shown:
+    return Shown(parse_certificate(der), certificate_pin(der))
 
 
 def suite_of(sock: ssl.SSLSocket) -> str:

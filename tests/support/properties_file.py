@@ -23,6 +23,8 @@ def write_properties(directory: Path, url: str, tls: TLSConfig | None = None, **
             "mqtt.tls.client_cert": tls.client_cert,
             "mqtt.tls.client_key": tls.client_key,
             "mqtt.tls.key_password": tls.key_password,
+            "mqtt.tls.crl": tls.crl_file,
+            "mqtt.tls.partial_chain": str(tls.partial_chain).lower(),
             "mqtt.tls.version": tls.tls_version,
             "mqtt.tls.certificate_pins": ",".join(tls.certificate_pins) or None,
             "mqtt.tls.verify_hostname": str(tls.verify_hostname).lower(),

@@ -6,6 +6,10 @@ import datetime as dt
 import ssl
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+
 from glec_fast import PinningError, TLSConfig, TLSError
 from glec_fast.demo.certificates import CertificateAuthority
 from glec_fast.pinning import certificate_pin
@@ -41,6 +45,27 @@ def new_authority(directory: Path, name: str, **options: Any) -> CertificateAuth
     return CertificateAuthority(folder, name, **options)
 
 
+def write_crl(
+    authority: CertificateAuthority,
+    path: Path,
+    *revoked: Path,
+    encoding: Encoding = Encoding.PEM,
+    since: dt.datetime = NOW - dt.timedelta(days=1),
+    until: dt.datetime = NOW + dt.timedelta(days=1),
+    key: Any = None,
+) -> Path:
+    """A revocation list of `authority` at `path`, signed with `key` in place of its own."""
+    builder = x509.CertificateRevocationListBuilder(authority._name).last_update(since).next_update(until)
+    for each in revoked:
+        serial = x509.load_der_x509_certificate(leaf_der(each)).serial_number
+        entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(since).build()
+        builder = builder.add_revoked_certificate(entry)
+    key_identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority._key.public_key())
+    builder = builder.add_extension(x509.CRLNumber(1), False).add_extension(key_identifier, False)
+    path.write_bytes(builder.sign(key or authority._key, hashes.SHA256()).public_bytes(encoding))
+    return path
+
+
 class Case(NamedTuple):
     """A peer (TLSPeer or other), our settings for it, and what the cause must say."""
 
@@ -69,6 +94,75 @@ class Cases:
 
     def wrong_host(self) -> Case:
         return Case(self.peer(hosts=["other.example"]), self.trust(), "not for localhost")
+
+    def common_name_only(self) -> Case:
+        return Case(self.peer(name="localhost", hosts=()), self.trust(), "as a subjectAltName")
+
+    def common_name_beside_another_name(self) -> Case:
+        return Case(self.peer(name="localhost", hosts=["other.example"]), self.trust(), "not for localhost")
+
+    def revoked(self) -> Case:
+        server = self.authority.issue_server()
+        tls = self.trust(crl_file=self._crl(server.certificate_path))
+        return Case(TLSPeer(server_context(server)), tls, "is revoked")
+
+    def revoked_tls_1_2(self) -> Case:
+        server = self.authority.issue_server()
+        tls = self.trust(crl_file=self._crl(server.certificate_path))
+        return Case(TLSPeer(server_context(server, versions=TLS_1_2)), tls, "is revoked")
+
+    def revoked_where_names_are_not_verified(self) -> Case:
+        server = self.authority.issue_server(hosts=["other.example"])
+        tls = self.trust(crl_file=self._crl(server.certificate_path), verify_hostname=False)
+        return Case(TLSPeer(server_context(server)), tls, "is revoked")
+
+    def revoked_though_pinned(self) -> Case:
+        server = self.authority.issue_server()
+        tls = self.trust(crl_file=self._crl(server.certificate_path), certificate_pins=[pin_of(server)])
+        return Case(TLSPeer(server_context(server)), tls, "is revoked")
+
+    def revoked_intermediate(self) -> Case:
+        middle = new_authority(self.directory, "middle", issuer=self.authority)
+        lists = self._crl(middle.certificate_path)
+        lists.write_bytes(lists.read_bytes() + write_crl(middle, self.directory / "m").read_bytes())
+        return Case(TLSPeer(server_context(middle.issue_server())), self.trust(crl_file=lists), "is revoked")
+
+    def revoked_by_an_intermediate_that_is_trusted_alone(self) -> Case:
+        middle = new_authority(self.directory, "middle", issuer=self.authority)
+        server = middle.issue_server()
+        lists = write_crl(middle, self.directory / "m", server.certificate_path)
+        tls = TLSConfig.create_server_auth(middle.certificate_path, crl_file=lists, partial_chain=True)
+        return Case(TLSPeer(server_context(server)), tls, "is revoked")
+
+    def intermediate_without_a_list(self) -> Case:
+        middle = new_authority(self.directory, "middle", issuer=self.authority)
+        return Case(TLSPeer(server_context(middle.issue_server())), self.trust(crl_file=self._crl()), "has no list")
+
+    def list_of_another_authority(self) -> Case:
+        stranger = new_authority(self.directory, "stranger")
+        tls = self.trust(crl_file=write_crl(stranger, self.directory / "crl"))
+        return Case(self.peer(), tls, "has no list of the authority")
+
+    def list_that_has_expired(self) -> Case:
+        return Case(self.peer(), self.trust(crl_file=self._crl(until=NOW - dt.timedelta(hours=1))), "that has expired")
+
+    def list_not_yet_in_force(self) -> Case:
+        crl = self._crl(since=NOW + dt.timedelta(hours=1))
+        return Case(self.peer(), self.trust(crl_file=crl), "not yet in force")
+
+    def list_signed_by_another_key(self) -> Case:
+        crl = self._crl(key=new_authority(self.directory, "stranger")._key)
+        return Case(self.peer(), self.trust(crl_file=crl), "its authority did not sign")
+
+    def intermediate_as_the_only_authority(self) -> Case:
+        middle = new_authority(self.directory, "middle", issuer=self.authority)
+        tls = TLSConfig.create_server_auth(middle.certificate_path)
+        return Case(TLSPeer(server_context(middle.issue_server())), tls, "or set partial_chain")
+
+    def another_intermediate_of_the_same_root(self) -> Case:
+        middle = new_authority(self.directory, "middle", issuer=self.authority)
+        tls = TLSConfig.create_server_auth(middle.certificate_path, partial_chain=True)
+        return Case(self.peer(), tls, "not signed by a trusted authority")
 
     def expired(self) -> Case:
         return Case(self.peer(not_after=NOW - dt.timedelta(minutes=5)), self.trust(), "has expired")
@@ -156,6 +250,9 @@ class Cases:
 
         return Case(Peer(serve), self.trust(), "closed the connection|reset|EOF", OSError)
 
+    def _crl(self, *revoked: Path, **options: Any) -> Path:
+        return write_crl(self.authority, self.directory / "crl", *revoked, **options)
+
     def _strangers_certificate(self) -> TLSConfig:
         other = new_authority(self.directory, "another").issue_client()
         return TLSConfig.create_mutual_tls(self.authority.certificate_path, other.certificate_path, other.key_path)
@@ -205,6 +302,29 @@ class Good:
         server = self._cases.authority.issue_server()
         pins = [NOT_A_PIN_OF_ANYONE, pin_of(server)]
         return Case(TLSPeer(server_context(server)), self._cases.trust(certificate_pins=pins), "")
+
+    def with_revocation_lists(self) -> Case:
+        """One of each authority, and another server's certificate in one of them."""
+        authority, directory = self._cases.authority, self._cases.directory
+        middle = new_authority(directory, "middle", issuer=authority)
+        other = middle.issue_server("other").certificate_path
+        lists = write_crl(authority, directory / "1")
+        lists.write_bytes(lists.read_bytes() + write_crl(middle, directory / "2", other).read_bytes())
+        tls = self._cases.trust(crl_file=lists)
+        return Case(TLSPeer(server_context(middle.issue_server())), tls, "")
+
+    def with_a_revocation_list_in_der(self) -> Case:
+        path = write_crl(self._cases.authority, self._cases.directory / "crl.der", encoding=Encoding.DER)
+        return Case(self._cases.peer(), self._cases.trust(crl_file=path), "")
+
+    def intermediate_as_the_only_authority(self) -> Case:
+        middle = new_authority(self._cases.directory, "middle", issuer=self._cases.authority)
+        server = middle.issue_server()
+        lists = write_crl(middle, self._cases.directory / "crl")
+        tls = TLSConfig.create_server_auth(
+            middle.certificate_path, certificate_pins=[pin_of(server)], crl_file=lists, partial_chain=True
+        )
+        return Case(TLSPeer(server_context(server)), tls, "")
 
     def intermediate_pin_of_leaf(self) -> Case:
         return self._intermediate(lambda server, _middle: pin_of(server))

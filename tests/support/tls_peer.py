@@ -98,6 +98,7 @@ class TLSPeer(Peer):
         self.failures: list[OSError] = []
         self.server_names: list[str | None] = []
         self.suites: list[tuple[str, str]] = []
+        self.resumed: list[bool] = []
         context.sni_callback = lambda _socket, name, _context: self.server_names.append(name)
 
     def send_no_tickets(self) -> None:
@@ -112,6 +113,7 @@ class TLSPeer(Peer):
         try:
             with self._context.wrap_socket(sock, server_side=True) as tls:
                 name, version, _ = tls.cipher() or ("", "", 0)
+                self.resumed.append(bool(tls.session_reused))
                 self.suites.append((tls.version() or version, name))
                 while data := tls.recv(_READ_BYTES):
                     if not self.received or data[0] == 0x10:
