@@ -297,6 +297,11 @@ def test_a_bad_header_is_refused_in_one_line(tmp_path, header, complaint):
         read(tmp_path / "log.csv", header + "\n" + ",".join("0" for _ in header.split(",")) + "\n")
 
 
+def test_a_row_of_units_that_contradicts_the_header_is_refused(tmp_path):
+    with pytest.raises(DemoError, match=r"line 2: the unit of vehicle_speed_kmh is mph, its name says another"):
+        read(tmp_path / "log.csv", HEADER + "\ns,rpm,mph,%,%\n0,800,0,15,60\n")
+
+
 def test_a_column_twice_that_is_not_used_does_no_harm(tmp_path):
     assert len(read(tmp_path / "log.csv", HEADER + ",note,note\n0,800,0,15,60,a,b\n")) == 1
 

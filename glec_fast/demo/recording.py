@@ -35,8 +35,8 @@ TIME_UNITS = {
     **dict.fromkeys(("ns", "nanoseconds"), 1e-9),
 }
 SPEED_UNITS = {
-    **dict.fromkeys(("km/h", "kmh", "kph", "kmph", "km h"), 1.0),
-    **dict.fromkeys(("mph", "mi/h", "miles/hour"), 1.609344),
+    **dict.fromkeys(("km/h", "km/hr", "kmh", "kph", "kmph", "km h"), 1.0),
+    **dict.fromkeys(("mph", "mi/h", "mi/hr", "miles/hour"), 1.609344),
     **dict.fromkeys(("m/s", "ms", "mps", "m s", "meters/second", "metres/second"), 3.6),
     **dict.fromkeys(("kn", "kt", "knots"), 1.852),
 }
@@ -274,7 +274,7 @@ class _Recording:
             )
         if self._units_may_follow:
             self._units_may_follow = False
-            if self._take_units(row):
+            if self._take_units(row, where):
                 return None
         values = {name: self._value(found, row, where) for name, found in self._found.items() if name != "t_s"}
         self._readings.update({name: value for name, value in values.items() if value is not None})
@@ -345,7 +345,7 @@ class _Recording:
                 f"it has {there or 'none'}. `glec-fast demo --help` says what each may be called"
             )
 
-    def _take_units(self, row: Sequence[str]) -> bool:
+    def _take_units(self, row: Sequence[str], where: str) -> bool:
         """True if the row is not of numbers but says the units of the columns; they are then known."""
         units = {name: row[found.index].strip(" ()[]").lower() for name, found in self._found.items()}
         if not any(units.values()):
@@ -353,8 +353,11 @@ class _Recording:
         if any(unit and unit not in self._found[name].column.units for name, unit in units.items()):
             return False
         for name, unit in units.items():
-            if unit:
-                self._found[name] = replace(self._found[name], factor=self._found[name].column.units[unit])
+            found = self._found[name]
+            factor = found.column.units[unit] if unit else found.factor
+            if found.factor is not None and factor != found.factor:
+                raise DemoError(f"{where}: the unit of {found.heading} is {unit}, its name says another; mend one of them")
+            self._found[name] = replace(found, factor=factor)
         self._time = self._found["t_s"]
         return True
 
