@@ -356,7 +356,7 @@ class _Recording:
             found = self._found[name]
             factor = found.column.units[unit] if unit else found.factor
             if found.factor is not None and factor != found.factor:
-                raise DemoError(f"{where}: the unit of {found.heading} is {unit}, its name says another; mend one of them")
+                raise DemoError(f"{where}: the unit of {found.heading} is {unit}, its name says another; mend one")
             self._found[name] = replace(found, factor=factor)
         self._time = self._found["t_s"]
         return True
