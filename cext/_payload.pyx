@@ -3,6 +3,9 @@
 Contract
   - A message is checked when it is built and cannot change afterwards: numbers and strings are kept as exact
     Python int, float and str, `details` as the JSON bytes it becomes. What was built always encodes.
+  - One rule for a value, wherever it stands, in a message or in plain data. A number is what has `__index__` or
+    `__float__` and is neither text, a bool, a time, complex nor an array. An Enum's member is its name; where a number
+    is asked for, its value.
   - Output is compact JSON in UTF-8, fields in the order of the specification ("Example Payloads"). An int stays an
     int, a float stays a float that reads back bit for bit.
   - What JSON or a reader in another language cannot carry is refused with MessageError or PayloadTypeError, which
@@ -12,8 +15,11 @@ Contract
 
 import json
 import reprlib
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterable, Mapping
 from enum import Enum
+from math import inf, nan
+from operator import index
 
 from glec_fast.errors import MessageError, PayloadTypeError
 
@@ -58,12 +64,16 @@ cdef enum:
     # Status, the longest: 190 bytes of literals and eight numbers of NUMBER_ROOM, without its strings.
     FIXED_ROOM = 512
 
+cdef int64_t YEAR_2000_MS = 946684800000
+cdef int64_t YEAR_2100_MS = 4102444800000
+
 
 # ----------------------------------------------------------------------------------------------------------- errors
 
 cdef str shown(object value):
+    """On one line, and not longer than a line."""
     try:
-        return reprlib.repr(value)
+        return " ".join(reprlib.repr(value).split())
     except Exception:  # a repr that fails (an int of 5,000 digits) must not hide the refusal
         return f"<{type(value).__name__}>"
 
@@ -72,7 +82,13 @@ cdef int refuse(str field, object value, str advice) except -1:
     raise MessageError(f"{field} is {shown(value)}: {advice}")
 
 
+# The default of what has none: a constructor without it would fail in Cython's code, which names no field.
+cdef object MISSING = object()
+
+
 cdef int refuse_type(str field, object value, str advice) except -1:
+    if value is MISSING:
+        raise PayloadTypeError(f"{field} is missing: {advice}")
     raise PayloadTypeError(f"{field} is {shown(value)}, a {type(value).__name__}: {advice}")
 
 
@@ -90,11 +106,94 @@ cdef int refuse_text(str field, object text) except -1:
 
 # ----------------------------------------------------------------------------------------------- checks of one field
 
+# What a dtype's name begins with, of the libraries whose scalars and 0-d arrays have one: others convert with a loss.
+cdef tuple NUMERIC_DTYPES = ("int", "uint", "float", "bfloat", "longdouble")
+# In struct's terms: the floats in which a decimal of few digits is not the nearest double to itself.
+cdef dict NARROW_FLOATS = {"float16": "<e", "float32": "<f"}
+
+
+cdef str dtype_name(object value):
+    """Such as "float32"; None for what is not of an array library."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        return None
+    name = getattr(dtype, "name", None)
+    return name if isinstance(name, str) else str(dtype).rpartition(".")[2]
+
+
+cdef object shortest(double number, str layout):
+    """The least digits that a float of this layout reads back as itself: a confidence of 0.953 stays 0.953.
+
+    As a double it would be 0.953000009059906, digits that no sensor or model has given. Who reads the decimal into
+    the narrow float again gets the same one.
+    """
+    for digits in range(1, 9):
+        near = float(f"{number:.{digits}g}")
+        try:
+            if struct.unpack(layout, struct.pack(layout, near))[0] == number:
+                return near
+        except OverflowError:  # rounded up, above the largest
+            pass
+    return float(f"{number:.9g}")
+
+
+cdef object number_of(object value):
+    """An exact int or float of what is a number by its own account, not checked for its range; else None."""
+    if isinstance(value, (bool, str, bytes, bytearray)):
+        return None
+    if isinstance(value, float):
+        return PyFloat_FromDouble(PyFloat_AS_DOUBLE(value))
+    if isinstance(value, int):
+        return int.__index__(value)
+    name = dtype_name(value)
+    if name is not None and (not name.startswith(NUMERIC_DTYPES) or tuple(getattr(value, "shape", ())) != ()):
+        return None
+    try:
+        return int.__index__(index(value))
+    except TypeError:
+        pass
+    if not hasattr(type(value), "__float__"):
+        return None
+    try:
+        number = float(value)
+    except TypeError:
+        return None
+    except OverflowError:
+        return inf
+    except ValueError:  # a signalling NaN of decimal
+        return nan
+    layout = NARROW_FLOATS.get(name)
+    return number if layout is None else shortest(number, layout)
+
+
+cdef str conversion(object value):
+    """How to make what can be sent of a value that cannot."""
+    from datetime import date, datetime  # costs memory that only a refusal is worth
+
+    if isinstance(value, str):
+        return "; int() or float() makes one of a str"
+    if isinstance(value, (bytes, bytearray)):
+        return "; .decode() makes a str of bytes"
+    if type(value).__name__ in ("NAType", "NaTType", "MaskedConstant"):
+        return "; None or nothing where nothing was measured"
+    if isinstance(value, datetime):
+        return "; int(value.timestamp() * 1000) makes milliseconds of a datetime, .isoformat() a str"
+    if isinstance(value, date):
+        return "; .isoformat() makes a str of a date"
+    if getattr(value, "shape", ()):
+        return "; .tolist() makes lists of an array, .item() a number of one"
+    if hasattr(type(value), "__dataclass_fields__"):
+        return "; dataclasses.asdict() makes a dict of a dataclass"
+    if isinstance(value, Iterable) and not isinstance(value, (list, tuple, Mapping)):
+        return "; list() makes one of what can be iterated"
+    return ""
+
+
 cdef const char* utf8_name(object text, str field, Py_ssize_t* size) except NULL:
     """The string's own UTF-8, borrowed until the string dies."""
     cdef const char* utf8
     if not isinstance(text, str):
-        refuse_type(field, text, "give a str")
+        refuse_type(field, text, "give a str" + (conversion(text) if isinstance(text, bytes) else ""))
     utf8 = utf8_of(text, size)
     if utf8 == NULL:
         take_encode_error()
@@ -106,9 +205,8 @@ cdef const char* utf8_name(object text, str field, Py_ssize_t* size) except NULL
 
 cdef object plain_name(object value):
     """An exact str for an enum's member or a subclass of str; anything else as it is."""
-    if isinstance(value, Enum):
-        value = value.name
-    return str.__str__(value) if isinstance(value, str) else value
+    name = value.name if isinstance(value, Enum) else value
+    return str.__str__(name) if isinstance(name, str) else value
 
 
 cdef str checked_name(object value, str field, Py_ssize_t* room):
@@ -121,9 +219,23 @@ cdef str checked_name(object value, str field, Py_ssize_t* room):
     return <str>value
 
 
-cdef int64_t checked_int64(object value, str field) except? -1:
-    if not isinstance(value, int) or isinstance(value, bool):
-        refuse_type(field, value, "give an int")
+cdef object plain_number(object value):
+    """As number_of; of an enum's member, its value."""
+    return number_of(value.value if isinstance(value, Enum) else value)
+
+
+cdef object exact_int(object value, str field, str advice):
+    number = plain_number(value)
+    if type(number) is float:
+        refuse_type(field, value, f"give an int{advice}; int() or round() makes one of a float")
+    if type(number) is not int:
+        refuse_type(field, value, f"give an int{advice}{conversion(value)}")
+    return number
+
+
+cdef int64_t checked_int64(object value, str field, str advice) except? -1:
+    if type(value) is not int:
+        value = exact_int(value, field, advice)
     try:
         return <int64_t>value
     except OverflowError:
@@ -131,28 +243,70 @@ cdef int64_t checked_int64(object value, str field) except? -1:
     return refuse(field, value, "give an int from -2**63 to 2**63 - 1")
 
 
-cdef int64_t checked_timestamp(object value) except -1:
-    cdef int64_t timestamp_ms = checked_int64(value, "timestamp_ms")
+cdef int64_t checked_clock(object value) except -1:
+    """The time of a clock that may not be set yet."""
+    cdef int64_t timestamp_ms = checked_int64(
+        value, "timestamp_ms", " of milliseconds since 1970-01-01 UTC, such as int(time.time() * 1000)"
+    )
     if timestamp_ms < 0:
         refuse("timestamp_ms", value, "give milliseconds since 1970-01-01 UTC, 0 or more")
     return timestamp_ms
 
 
+cdef str likely_unit(int64_t timestamp):
+    """What a time that is none in milliseconds was meant to be, and what to do."""
+    if YEAR_2000_MS // 1000 <= timestamp <= YEAR_2100_MS // 1000:
+        return "; this looks like seconds, multiply them by 1000"
+    if YEAR_2000_MS <= timestamp // 1000 <= YEAR_2100_MS:
+        return "; this looks like microseconds, divide them by 1000"
+    if YEAR_2000_MS <= timestamp // 1000000 <= YEAR_2100_MS:
+        return "; this looks like nanoseconds, divide them by 1000000"
+    if timestamp < YEAR_2000_MS:
+        return "; while the clock is not set leave it out, and the message gets the time of the queue"
+    return ""
+
+
+cdef int64_t checked_timestamp(object value) except -1:
+    """A time that a caller gives: in seconds or nanoseconds it would be one of 1970, or far from now."""
+    cdef int64_t timestamp_ms = checked_clock(value)
+    if not YEAR_2000_MS <= timestamp_ms <= YEAR_2100_MS:
+        refuse(
+            "timestamp_ms",
+            value,
+            f"give milliseconds since 1970-01-01 UTC, a time from 2000 to 2100{likely_unit(timestamp_ms)}",
+        )
+    return timestamp_ms
+
+
 cdef object checked_int(object value, str field):
     """An exact int of 64 bits."""
-    cdef int64_t exact = checked_int64(value, field)
+    cdef int64_t exact = checked_int64(value, field, "")
     return value if type(value) is int else exact
 
 
-cdef object checked_number(object value, str field):
+cdef object checked_other(object value, str field):
+    """checked_number of what is no exact float."""
+    number = value if type(value) is int else plain_number(value)
+    if number is None:
+        refuse_type(field, value, f"give an int or a float{conversion(value)}")
+    if type(number) is int:
+        checked_int64(number, field, "")
+    elif not isfinite(PyFloat_AS_DOUBLE(number)):
+        refuse_not_finite(field, value)
+    return number
+
+
+cdef int refuse_not_finite(str field, object value) except -1:
+    return refuse(field, value, "JSON has no such number; leave the message out or send a known value")
+
+
+cdef inline object checked_number(object value, str field):
     """An exact int of 64 bits or an exact finite float."""
-    if isinstance(value, float):
-        if not isfinite(PyFloat_AS_DOUBLE(value)):
-            refuse(field, value, "JSON has no such number; leave the message out or send a known value")
-        return value if type(value) is float else PyFloat_FromDouble(PyFloat_AS_DOUBLE(value))
-    if not isinstance(value, int) or isinstance(value, bool):
-        refuse_type(field, value, "give an int or a float")
-    return checked_int(value, field)
+    if type(value) is not float:
+        return checked_other(value, field)
+    if not isfinite(PyFloat_AS_DOUBLE(value)):
+        refuse_not_finite(field, value)
+    return value
 
 
 cdef object checked_degrees(object value, str field, double limit):
@@ -171,7 +325,7 @@ cdef object checked_count(object value, str field):
 
 cdef GpsFix checked_fix(object value, str field):
     if value is not None and not isinstance(value, GpsFix):
-        refuse_type(field, value, "give a GpsFix or None")
+        refuse_type(field, value, "give a GpsFix or None; GpsFix(lat, lon, speed) makes one")
     return <GpsFix>value
 
 
@@ -285,10 +439,10 @@ cdef class Buffer:
         self.commit(put_uint64(p, large))
         return 0
 
-    cdef int add_float(self, object value, const Place* place) except -1:
+    cdef int add_float(self, object value, object given, const Place* place) except -1:
         cdef double number = PyFloat_AS_DOUBLE(value)
         if not isfinite(number):
-            return refuse(path(place), value, "JSON has no such number; send None or leave it out")
+            return refuse(path(place), given, "JSON has no such number; send None or leave it out")
         self.commit(put_double(self.reserve(NUMBER_ROOM), number))
         return 0
 
@@ -300,18 +454,34 @@ cdef class Buffer:
 
     cdef int add_dict(self, dict items, const Place* inner) except -1:
         cdef Place at = inner[0]
+        cdef Py_ssize_t start = self.size
         self.add_byte(c'{')
         for key, item in items.items():
-            if not isinstance(key, str):
-                raise PayloadTypeError(
-                    f"{path(inner.outer)} has the key {shown(key)}, a {type(key).__name__}: make it a str"
-                )
+            if type(key) is not str:
+                self.size = start
+                return self.add_dict(self.named(items, inner), inner)
             at.key = <PyObject*>key
             self.add_text(key, &at)
             self.add_byte(c':')
             self.add(item, &at)
             self.add_byte(c',')
         return self.close(c'}')
+
+    cdef dict named(self, dict items, const Place* inner):
+        """The same with an exact str for each key."""
+        cdef dict plain = {}
+        for key, item in items.items():
+            name = plain_name(key)
+            if not isinstance(name, str):
+                raise PayloadTypeError(
+                    f"{path(inner.outer)} has the key {shown(key)}, a {type(key).__name__}: make it a str"
+                )
+            if name in plain:
+                raise MessageError(
+                    f"{path(inner.outer)} has the key {shown(name)} twice, once as {shown(key)}: keep one"
+                )
+            plain[name] = item
+        return plain
 
     cdef int add_items(self, object items, const Place* inner) except -1:
         cdef Place at = inner[0]
@@ -336,27 +506,48 @@ cdef class Buffer:
             return self.add_dict(<dict>value, &inner)
         if isinstance(value, (list, tuple)):
             return self.add_items(value, &inner)
-        if isinstance(value, Mapping):
-            return self.add_dict(dict(value), &inner)
-        return refuse_type(path(place), value, "give a str, int, float, bool, None, dict, list or tuple")
+        return self.add_dict(dict(value), &inner)
+
+    cdef int add_bool(self, bint value) except -1:
+        if value:
+            self.commit(put(self.reserve(4), b"true"))
+        else:
+            self.commit(put(self.reserve(5), b"false"))
+        return 0
 
     cdef int add(self, object value, const Place* place) except -1:
-        if isinstance(value, str):
+        if type(value) is str:
             return self.add_text(value, place)
-        if isinstance(value, float):
-            return self.add_float(value, place)
-        if value is True:
-            self.commit(put(self.reserve(4), b"true"))
-            return 0
-        if value is False:
-            self.commit(put(self.reserve(5), b"false"))
-            return 0
-        if isinstance(value, int):
+        if type(value) is float:
+            return self.add_float(value, value, place)
+        if value is True or value is False:
+            return self.add_bool(value is True)
+        if type(value) is int:
             return self.add_int(value, place)
         if value is None:
             self.commit(put(self.reserve(4), b"null"))
             return 0
-        return self.add_container(value, place)
+        if type(value) is dict or type(value) is list:
+            return self.add_container(value, place)
+        return self.add_other(value, place)
+
+    cdef int add_other(self, object value, const Place* place) except -1:
+        """What is no plain data itself, but stands for some."""
+        plain = plain_name(value)
+        if type(plain) is str:
+            return self.add_text(plain, place)
+        if isinstance(value, (list, tuple, Mapping)):
+            return self.add_container(value, place)
+        plain = number_of(value)
+        if type(plain) is int:
+            return self.add_int(plain, place)
+        if type(plain) is float:
+            return self.add_float(plain, value, place)
+        if dtype_name(value) == "bool" and not getattr(value, "shape", ()):
+            return self.add_bool(bool(value))
+        return refuse_type(
+            path(place), value, f"give a str, int, float, bool, None, dict, list or tuple{conversion(value)}"
+        )
 
 
 cdef bytes encoded_data(object value, str name):
@@ -369,6 +560,16 @@ cdef bytes encoded_data(object value, str name):
     buffer.add(value, &root)
     buffer.check_size()
     return PyBytes_FromStringAndSize(buffer.data, buffer.size)
+
+
+def as_number(value, str name, str advice):
+    """The exact int, of any size, or finite float that a value is; MessageError or, with `advice`, PayloadTypeError."""
+    number = plain_number(value)
+    if number is None:
+        refuse_type(name, value, advice + conversion(value))
+    if type(number) is float and not isfinite(PyFloat_AS_DOUBLE(number)):
+        refuse(name, value, "JSON has no such number; send it as a str")
+    return number
 
 
 def encode_json(obj):
@@ -436,7 +637,7 @@ cdef class GpsFix(Record):
     cdef readonly object lon
     cdef readonly object speed
 
-    def __cinit__(self, lat, lon, speed=None):
+    def __cinit__(self, lat=MISSING, lon=MISSING, speed=None):
         self.lat = checked_degrees(lat, "lat", 90)
         self.lon = checked_degrees(lon, "lon", 180)
         self.speed = None if speed is None else checked_number(speed, "speed")
@@ -467,14 +668,13 @@ cdef class Message(Record):
         p[0] = c'}'
         return p + 1
 
-    cdef bytes encoded(self, object device_id, object timestamp_ms):
+    cdef bytes encoded(self, object device_id, int64_t now):
         cdef char[STACK_ROOM] stack
         cdef Buffer heap
         cdef Py_ssize_t size, room
         cdef const char* utf8 = utf8_name(device_id, "device_id", &size)  # alive as long as the argument
         cdef char* start
         cdef char* end
-        cdef int64_t now = checked_timestamp(timestamp_ms)
         if self.timestamp_ms is not None:
             now = self.timestamp_ms
         room = FIXED_ROOM + ESCAPED_ROOM * size + self.text_room
@@ -506,7 +706,13 @@ cdef class Telemetry(Message):
     cdef readonly GpsFix gps
 
     def __cinit__(
-        self, vehicle_speed, engine_rpm, throttle_position, fuel_level, gps=None, timestamp_ms=None
+        self,
+        vehicle_speed=MISSING,
+        engine_rpm=MISSING,
+        throttle_position=MISSING,
+        fuel_level=MISSING,
+        gps=None,
+        timestamp_ms=None,
     ):
         self.vehicle_speed = checked_number(vehicle_speed, "vehicle_speed")
         self.engine_rpm = checked_number(engine_rpm, "engine_rpm")
@@ -518,7 +724,7 @@ cdef class Telemetry(Message):
     @cython.binding(False)
     def encode(self, device_id, timestamp_ms):
         """Compact JSON bytes; `timestamp_ms` is used if the message has none of its own."""
-        return self.encoded(device_id, timestamp_ms)
+        return self.encoded(device_id, checked_timestamp(timestamp_ms))
 
     cdef tuple values(self):
         return (
@@ -553,7 +759,15 @@ cdef class Inference(Message):
     cdef readonly object fuel_efficiency
     cdef readonly object latency_ms
 
-    def __cinit__(self, behavior, confidence, safety_score, fuel_efficiency, latency_ms, timestamp_ms=None):
+    def __cinit__(
+        self,
+        behavior=MISSING,
+        confidence=MISSING,
+        safety_score=MISSING,
+        fuel_efficiency=MISSING,
+        latency_ms=MISSING,
+        timestamp_ms=None,
+    ):
         self.behavior = checked_name(behavior, "behavior", &self.text_room)
         self.confidence = checked_number(confidence, "confidence")
         self.safety_score = checked_number(safety_score, "safety_score")
@@ -564,7 +778,7 @@ cdef class Inference(Message):
     @cython.binding(False)
     def encode(self, device_id, timestamp_ms):
         """Compact JSON bytes; `timestamp_ms` is used if the message has none of its own."""
-        return self.encoded(device_id, timestamp_ms)
+        return self.encoded(device_id, checked_timestamp(timestamp_ms))
 
     cdef tuple values(self):
         return (
@@ -593,7 +807,7 @@ cdef class Alert(Message):
     cdef readonly GpsFix location
     cdef bytes details_json  # None without details
 
-    def __cinit__(self, alert_type, severity, location=None, details=None, timestamp_ms=None):
+    def __cinit__(self, alert_type=MISSING, severity=MISSING, location=None, details=None, timestamp_ms=None):
         self.alert_type = checked_name(alert_type, "alert_type", &self.text_room)
         self.severity = checked_name(severity, "severity", &self.text_room)
         self.location = checked_fix(location, "location")
@@ -612,7 +826,7 @@ cdef class Alert(Message):
     @cython.binding(False)
     def encode(self, device_id, timestamp_ms):
         """Compact JSON bytes; `timestamp_ms` is used if the message has none of its own."""
-        return self.encoded(device_id, timestamp_ms)
+        return self.encoded(device_id, checked_timestamp(timestamp_ms))
 
     cdef tuple values(self):
         return self.alert_type, self.severity, self.location, self.details, self.timestamp_ms
@@ -662,14 +876,14 @@ cdef class Status(Message):
 
     def __cinit__(
         self,
-        status,
-        uptime_seconds,
-        battery_voltage,
-        memory_usage_mb,
-        storage_available_mb,
-        can_messages_received,
-        mqtt_messages_sent,
-        offline_queue_size,
+        status=MISSING,
+        uptime_seconds=MISSING,
+        battery_voltage=MISSING,
+        memory_usage_mb=MISSING,
+        storage_available_mb=MISSING,
+        can_messages_received=MISSING,
+        mqtt_messages_sent=MISSING,
+        offline_queue_size=MISSING,
         timestamp_ms=None,
     ):
         self.status = checked_name(status, "status", &self.text_room)
@@ -685,7 +899,7 @@ cdef class Status(Message):
     @cython.binding(False)
     def encode(self, device_id, timestamp_ms):
         """Compact JSON bytes; `timestamp_ms` is used if the message has none of its own."""
-        return self.encoded(device_id, timestamp_ms)
+        return self.encoded(device_id, checked_timestamp(timestamp_ms))
 
     cdef tuple values(self):
         return (
@@ -710,3 +924,10 @@ cdef class Status(Message):
         p = put_number(put(p, b',"can_messages_received":'), self.can_messages_received)
         p = put_number(put(p, b',"mqtt_messages_sent":'), self.mqtt_messages_sent)
         return put_number(put(p, b',"offline_queue_size":'), self.offline_queue_size)
+
+
+def encode_message(message, device_id, clock_ms):
+    """The JSON of any of the four messages, whose `encode` says more; `clock_ms` may be of a clock that is not set."""
+    if not isinstance(message, Message):
+        refuse_type("the message", message, "give a Telemetry, Inference, Alert or Status")
+    return (<Message>message).encoded(device_id, checked_clock(clock_ms))

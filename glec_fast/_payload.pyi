@@ -7,8 +7,13 @@ Rules that hold for all of them:
 - Objects are immutable and may be encoded by any number of threads at once.
 - A number is encoded as the type it was given: 1800 stays `1800`, 1800.0 stays `1800.0`. Integers have 64 bits
   (-2**63 to 2**63 - 1), floats are finite and read back bit for bit. A bool is no number.
-- Where a name is asked for (`behavior`, `alert_type`, `severity`, `status`) an `enum.Enum` member gives its `.name`.
-  Names and device ids have at most 65,535 bytes of UTF-8.
+- Whatever has `__index__` or `__float__` is a number: scalars and 0-d arrays of numpy and pandas, Decimal, Fraction.
+  Not so text, bool, complex, times and arrays, which would convert with a loss. A float of 16 or 32 bits is sent with
+  the least digits that tell it from its neighbours: numpy's float32 of 0.953 is `0.953`, not `0.953000009059906`.
+- An `enum.Enum` member is its `.name`, as in the specification, in fields, keys and plain data alike; where a number is
+  asked for, its `.value`. Names and device ids have at most 65,535 bytes of UTF-8.
+- A time that a caller gives lies between the years 2000 and 2100, so that seconds or nanoseconds are not taken for
+  milliseconds. No other range is enforced than that of latitude, longitude, time and counts.
 - Fields that are None are left out of the JSON.
 - A refused value raises `MessageError` (a value that cannot be carried) or its subclass `PayloadTypeError` (a type that
   has no encoding) when the object is built. Both name the field, show the value and say what to do.
@@ -17,10 +22,12 @@ Rules that hold for all of them:
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import ClassVar, Final, TypeAlias, final
+from typing import ClassVar, Final, SupportsFloat, SupportsIndex, TypeAlias, final
 
-# At run time a Sequence must be a list or a tuple.
-_JsonValue: TypeAlias = str | int | float | bool | Mapping[str, _JsonValue] | Sequence[_JsonValue] | None
+# At run time a Sequence must be a list or a tuple, and a number none of the types above.
+_Number: TypeAlias = SupportsFloat | SupportsIndex
+_Integer: TypeAlias = SupportsIndex
+_JsonValue: TypeAlias = str | _Number | bool | Enum | Mapping[str, _JsonValue] | Sequence[_JsonValue] | None
 
 @final
 class GpsFix:
@@ -35,7 +42,7 @@ class GpsFix:
     lat: Final[float]
     lon: Final[float]
     speed: Final[float | None]
-    def __new__(cls, lat: float, lon: float, speed: float | None = None) -> GpsFix: ...
+    def __new__(cls, lat: _Number, lon: _Number, speed: _Number | None = None) -> GpsFix: ...
     def __hash__(self) -> int: ...
 
 @final
@@ -47,7 +54,7 @@ class Telemetry:
     throttle_position: percent.
     fuel_level: percent of the tank.
     gps: the position with its speed, or None without a fix.
-    timestamp_ms: Unix time in milliseconds, 0 or more; None takes the time given to `encode`.
+    timestamp_ms: Unix time in milliseconds, of 2000 to 2100; None takes the time given to `encode`.
     """
 
     SUFFIX: ClassVar[str] = "telemetry"
@@ -61,18 +68,18 @@ class Telemetry:
     timestamp_ms: Final[int | None]
     def __new__(
         cls,
-        vehicle_speed: float,
-        engine_rpm: float,
-        throttle_position: float,
-        fuel_level: float,
+        vehicle_speed: _Number,
+        engine_rpm: _Number,
+        throttle_position: _Number,
+        fuel_level: _Number,
         gps: GpsFix | None = None,
-        timestamp_ms: int | None = None,
+        timestamp_ms: _Integer | None = None,
     ) -> Telemetry: ...
     def encode(self, device_id: str, timestamp_ms: int) -> bytes:
         """Compact JSON in UTF-8, fields in the order of the specification.
 
         device_id: any str without lone surrogates, at most 65,535 bytes of UTF-8.
-        timestamp_ms: Unix time in milliseconds, 0 to 2**63 - 1; used if the message has no time of its own, checked
+        timestamp_ms: Unix time in milliseconds, of 2000 to 2100; used if the message has no time of its own, checked
             either way.
 
         Raises MessageError or PayloadTypeError for these two arguments only; what was built always encodes.
@@ -89,7 +96,7 @@ class Inference:
     safety_score: 0 to 100 by the specification's example (not enforced).
     fuel_efficiency: km per litre.
     latency_ms: time the model took, in milliseconds.
-    timestamp_ms: Unix time in milliseconds, 0 or more; None takes the time given to `encode`.
+    timestamp_ms: Unix time in milliseconds, of 2000 to 2100; None takes the time given to `encode`.
     """
 
     SUFFIX: ClassVar[str] = "inference"
@@ -104,11 +111,11 @@ class Inference:
     def __new__(
         cls,
         behavior: str | Enum,
-        confidence: float,
-        safety_score: float,
-        fuel_efficiency: float,
-        latency_ms: float,
-        timestamp_ms: int | None = None,
+        confidence: _Number,
+        safety_score: _Number,
+        fuel_efficiency: _Number,
+        latency_ms: _Number,
+        timestamp_ms: _Integer | None = None,
     ) -> Inference: ...
     def encode(self, device_id: str, timestamp_ms: int) -> bytes:
         """See `Telemetry.encode`."""
@@ -123,7 +130,7 @@ class Alert:
     location: where; its speed is not part of the JSON.
     details: anything more, under the rules of `encode_json`. Copied when the alert is built: later changes to the
         mapping do not reach the alert. Reading it gives a fresh copy in which tuples have become lists.
-    timestamp_ms: Unix time in milliseconds, 0 or more; None takes the time given to `encode`.
+    timestamp_ms: Unix time in milliseconds, of 2000 to 2100; None takes the time given to `encode`.
 
     Alerts that differ in `details` alone hash alike but are not equal.
     """
@@ -141,7 +148,7 @@ class Alert:
         severity: str | Enum,
         location: GpsFix | None = None,
         details: Mapping[str, _JsonValue] | None = None,
-        timestamp_ms: int | None = None,
+        timestamp_ms: _Integer | None = None,
     ) -> Alert: ...
     @property
     def details(self) -> dict[str, _JsonValue] | None: ...
@@ -161,7 +168,7 @@ class Status:
     can_messages_received: since the start, 0 or more.
     mqtt_messages_sent: since the start, 0 or more.
     offline_queue_size: messages waiting on disk, 0 or more.
-    timestamp_ms: Unix time in milliseconds, 0 or more; None takes the time given to `encode`.
+    timestamp_ms: Unix time in milliseconds, of 2000 to 2100; None takes the time given to `encode`.
     """
 
     SUFFIX: ClassVar[str] = "status"
@@ -179,24 +186,38 @@ class Status:
     def __new__(
         cls,
         status: str | Enum,
-        uptime_seconds: int,
-        battery_voltage: float | None,
-        memory_usage_mb: float,
-        storage_available_mb: float,
-        can_messages_received: int,
-        mqtt_messages_sent: int,
-        offline_queue_size: int,
-        timestamp_ms: int | None = None,
+        uptime_seconds: _Integer,
+        battery_voltage: _Number | None,
+        memory_usage_mb: _Number,
+        storage_available_mb: _Number,
+        can_messages_received: _Integer,
+        mqtt_messages_sent: _Integer,
+        offline_queue_size: _Integer,
+        timestamp_ms: _Integer | None = None,
     ) -> Status: ...
     def encode(self, device_id: str, timestamp_ms: int) -> bytes:
         """See `Telemetry.encode`."""
     def __hash__(self) -> int: ...
 
+def as_number(value: object, name: str, advice: str) -> int | float:
+    """The exact int, of any size, or finite float that `value` is.
+
+    Raises MessageError, which calls it by `name`, or PayloadTypeError with `advice` for what is no number.
+    """
+
+def encode_message(message: object, device_id: str, clock_ms: int) -> bytes:
+    """As the message's `encode`, with the time of a clock that may not be set yet: 0 to 2**63 - 1.
+
+    A gateway without a clock battery starts in 1970, and its messages count all the same. Raises PayloadTypeError for
+    what is none of the four messages.
+    """
+
 def encode_json(obj: _JsonValue) -> bytes:
     """Compact JSON in UTF-8 of str, int, float, bool, None, dict (or another Mapping), list and tuple.
 
-    Keys are str and keep their order. Integers reach from -2**63 to 2**64 - 1; floats are finite; containers are nested
-    at most 32 deep, so a cycle is refused too; the result has at most 268,435,455 bytes.
+    Numbers of other types and Enum members as said above; numpy's bool is a bool. Keys are str and keep their order.
+    Integers reach from -2**63 to 2**64 - 1; floats are finite; containers are nested at most 32 deep, so a cycle is
+    refused too; the result has at most 268,435,455 bytes.
 
     Raises MessageError or PayloadTypeError, which give the path to the value. Thread-safe under the interpreter's lock:
     `obj` must not be changed meanwhile.

@@ -18,6 +18,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from glec_fast._payload import encode_message
 from glec_fast.backoff import Backoff
 from glec_fast.config import MQTTConfig
 from glec_fast.device import available_storage_mb, memory_usage_mb
@@ -32,7 +33,7 @@ from glec_fast.refusal import refusal
 from glec_fast.secure import CertificateExpiry, SecureClient
 from glec_fast.store import Store
 from glec_fast.tls import TLSConfig, TLSContextSource
-from glec_fast.validation import as_payload, check_publish
+from glec_fast.validation import as_payload, check_kind, check_publish
 
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
@@ -270,7 +271,7 @@ class MQTTManager:
             if self._client._thread is not None:
                 return
             # Told when the link has broken, with the figures of the moment of connecting: MQTT fixes a will in CONNECT.
-            offline = self._status("OFFLINE").encode(self.device_id, self._store.unix_ms())
+            offline = encode_message(self._status("OFFLINE"), self.device_id, self._store.unix_ms())
             self._client.will_set(self._topic(Status.SUFFIX), offline, qos=Status.QOS)
             self._client.connect_async(broker.host, broker.port, self.config.keepalive_s, **_session_of(self.config))
             self._client.loop_start()
@@ -305,29 +306,35 @@ class MQTTManager:
         """
         check_publish(topic, qos)
         if isinstance(payload, (Telemetry, Inference, Alert, Status)):
-            data: str | bytes = payload.encode(self.device_id, self._store.unix_ms())
+            data: str | bytes = encode_message(payload, self.device_id, self._store.unix_ms())
         else:
             data = as_payload(payload)
         return self._outbox.publish(topic, data, qos, RETAINED if retain else None)
 
     def publish_telemetry(self, telemetry: Telemetry) -> PublishHandle:
         """Publish to glec/dtg/{device_id}/telemetry with QoS 0. Raises as `publish`."""
+        check_kind(telemetry, Telemetry, "publish_telemetry")
         return self._publish_typed(telemetry)
 
     def publish_inference(self, inference: Inference) -> PublishHandle:
         """Publish to glec/dtg/{device_id}/inference with QoS 1. Raises as `publish`."""
+        check_kind(inference, Inference, "publish_inference")
         return self._publish_typed(inference)
 
     def publish_alert(self, alert: Alert) -> PublishHandle:
         """Publish to glec/dtg/{device_id}/alerts with QoS 2. Raises as `publish`."""
+        check_kind(alert, Alert, "publish_alert")
         return self._publish_typed(alert)
 
     def publish_status(self, status: Status | None = None) -> PublishHandle:
         """Publish to glec/dtg/{device_id}/status with QoS 1; without an argument, the gateway's own figures."""
-        return self._publish_typed(self._status("ONLINE") if status is None else status)
+        if status is None:
+            status = self._status("ONLINE")
+        check_kind(status, Status, "publish_status")
+        return self._publish_typed(status)
 
     def _publish_typed(self, message: TypedMessage) -> PublishHandle:
-        payload = message.encode(self.device_id, self._store.unix_ms())
+        payload = encode_message(message, self.device_id, self._store.unix_ms())
         return self._outbox.publish(self._topic(message.SUFFIX), payload, message.QOS)
 
     def _topic(self, suffix: str) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from glec_fast import MessageError, MQTTManager, PayloadTypeError, QueueClosedError
+from glec_fast import MessageError, MQTTManager, PayloadTypeError, QueueClosedError, Telemetry
+from glec_fast.queue_clock import Clocks
 from support.gateway import TIMEOUT_S, Recorder, quick_config
 from support.subscriber import Subscriber
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from glec_fast.demo.broker import Broker
     from glec_fast.demo.link import Link
+
+TELEMETRY = Telemetry(60.5, 1800, 25.3, 78.2)
 
 
 @pytest.fixture
@@ -45,6 +48,28 @@ def test_a_payload_without_an_encoding_is_refused(offline: MQTTManager, payload:
     with pytest.raises(PayloadTypeError):
         offline.publish("t", payload, 1)
     assert offline.get_metrics().queue_size == 0
+
+
+@pytest.mark.parametrize("given", [{"alert_type": "HARSH_BRAKING"}, "text", b"bytes", None, TELEMETRY], ids=str)
+@pytest.mark.parametrize("name", ["alert", "inference", "telemetry", "status"])
+def test_another_thing_than_the_typed_message_is_refused_by_name(offline: MQTTManager, name: str, given: Any) -> None:
+    if (name, given) in (("telemetry", TELEMETRY), ("status", None)):
+        return
+    line = rf"^publish_{name} was given {type(given).__name__}; build a glec_fast.{name.capitalize()}, [^\n]*$"
+    with pytest.raises(PayloadTypeError, match=line):
+        getattr(offline, f"publish_{name}")(given)
+    assert offline.get_metrics().queue_size == 0
+
+
+@pytest.mark.parametrize("up_s", [0, 300, 40 * 86_400])
+def test_messages_count_while_the_clock_is_not_set(tmp_path: Path, up_s: int) -> None:
+    """40 days without a fix are seconds of our time, read as milliseconds."""
+    clocks = Clocks(wall_ms=lambda: up_s * 1000)
+    with MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path), clocks=clocks) as manager:
+        manager.publish_telemetry(TELEMETRY)
+        manager.publish("t", TELEMETRY, 1)
+        manager.publish_status()
+        assert manager.get_metrics().queue_size == 3
 
 
 @pytest.mark.parametrize("payload", ["\ud800", {"x": float("nan")}, {"x": float("inf")}])

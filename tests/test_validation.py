@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glec_fast import validation
+from glec_fast import Telemetry, validation
 from glec_fast.errors import ConfigError, GlecError, MessageError, PayloadTypeError
 from glec_fast.validation import as_payload, check_id, check_publish, check_topic_level, check_ttl, is_utf8
 
@@ -96,6 +96,10 @@ class TestPayload:
         with pytest.raises(PayloadTypeError) as caught:
             as_payload(payload)
         assert isinstance(caught.value, (GlecError, TypeError))
+
+    def test_a_typed_message_is_told_how_to_become_bytes(self) -> None:
+        with pytest.raises(PayloadTypeError, match=r"^payload is Telemetry; its encode\(device_id, timestamp_ms\)"):
+            as_payload(Telemetry(1, 2, 3, 4))
 
     @pytest.mark.parametrize("payload", ["a\ud800", {"a": "\udfff"}, {"\ud800": 1}])
     def test_lone_surrogates(self, payload: object) -> None:

@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from glec_fast.demo.drive import Drive
+from glec_fast.demo.recording import columns_help
 
 if TYPE_CHECKING:
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -23,8 +24,14 @@ what arrives. Exit status 1 if a message that was on disk is lost, or one of QoS
 
 
 def add_parser(subparsers: SubParsers) -> None:
-    parser = subparsers.add_parser("demo", help=SUMMARY, description=DESCRIPTION)
-    parser.add_argument("--drive", metavar="FILE", help="a recorded drive, .csv or .csv.gz (default: a made-up one)")
+    parser = subparsers.add_parser(
+        "demo",
+        help=SUMMARY,
+        description=DESCRIPTION,
+        epilog=columns_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--drive", metavar="FILE", help="a recorded drive, see below (default: a made-up one)")
     parser.add_argument("--speed", metavar="N", type=_speed, help="play it N times as fast (default: in about 18 s)")
     parser.add_argument("--kills", metavar="N", type=_kills, default=1, help="kill the publisher N times (default: 1)")
     parser.add_argument("--broker", metavar="URL", help="tcp:// or ssl://host:port (default: start a mosquitto)")

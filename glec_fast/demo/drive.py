@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import math
 import random
 import time
-import zlib
-from contextlib import contextmanager
+from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
-from glec_fast.demo import DemoError
+from glec_fast.demo.recording import Sample, read_samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,22 +21,11 @@ INFERENCE_PERIOD_S = 60.0
 STATUS_PERIOD_S = 300.0
 HARSH_BRAKING_KMH_PER_S = 10.0
 SEVERE_BRAKING_KMH_PER_S = 15.0
+# Over less than about a second, a step of a speed in whole km/h looks like a harsh braking. A logger of 1 Hz that is
+# not quite even makes shorter steps, but between two of its rows there is nothing else to compare.
+SHORTEST_WINDOW_S = 0.95
+SHORTEST_STEP_S = 0.75
 SYNTHETIC_DURATION_S = 3600
-
-# The columns of a recorded drive, each with the range of what a vehicle can mean by it.
-COLUMNS: dict[str, tuple[float, float]] = {
-    "t_s": (0.0, 1e9),
-    "engine_rpm": (0.0, 20_000.0),
-    "vehicle_speed_kmh": (0.0, 500.0),
-    "throttle_position_pct": (0.0, 100.0),
-    "fuel_level_pct": (0.0, 100.0),
-}
-OPTIONAL_COLUMNS: dict[str, tuple[float, float]] = {
-    "battery_voltage_v": (0.0, 60.0),
-    "lat_deg": (-90.0, 90.0),
-    "lon_deg": (-180.0, 180.0),
-}
-
 
 class Kind(Enum):
     """What a message is about: the last word of its topic, and the QoS that the topic has."""
@@ -52,20 +38,6 @@ class Kind(Enum):
     def __init__(self, topic: str, qos: int) -> None:
         self.topic = topic
         self.qos = qos
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One second of a drive. Position and battery are None where the recording has none."""
-
-    t_s: float
-    engine_rpm: float
-    speed_kmh: float
-    throttle_pct: float
-    fuel_pct: float
-    battery_v: float | None = None
-    lat_deg: float | None = None
-    lon_deg: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +54,10 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Message:
-    """The drive's message `number` (from 0). `timestamp_ms` is unique within its kind."""
+    """The drive's message `number` (from 0). `timestamp_ms` is unique within its kind.
+
+    previous: the sample about a second before, by which braking is judged; None where there is none.
+    """
 
     number: int
     kind: Kind
@@ -113,13 +88,17 @@ def messages_of(samples: Iterable[Sample], start_ms: int) -> Iterator[Message]:
     number = 0
     next_inference_s = INFERENCE_PERIOD_S
     next_status_s = 0.0
-    previous: Sample | None = None
+    recent: deque[Sample] = deque()
     minute: list[Sample] = []
     for sample in samples:
         due: list[tuple[Kind, Judgement | None]] = [(Kind.TELEMETRY, None)]
         minute.append(sample)
+        previous = _about_a_second_before(recent, sample)
         if previous is not None and braking_kmh_per_s(previous, sample) > HARSH_BRAKING_KMH_PER_S:
             due.append((Kind.ALERT, None))
+            # The next one is of the time after it: as many at 100 Hz as at 1 Hz.
+            recent.clear()
+        recent.append(sample)
         if sample.t_s >= next_inference_s:
             due.append((Kind.INFERENCE, judge(minute)))
             minute = [sample]
@@ -131,18 +110,45 @@ def messages_of(samples: Iterable[Sample], start_ms: int) -> Iterator[Message]:
         for kind, judgement in due:
             yield Message(number, kind, timestamp_ms, sample, previous, judgement)
             number += 1
-        previous = sample
+
+
+def _about_a_second_before(recent: deque[Sample], sample: Sample) -> Sample | None:
+    """The nearest to a second before, None if all are too new; older ones than that are taken out."""
+
+    def nearer(one: Sample, other: Sample) -> bool:
+        one_s, other_s = _seconds_between(one, sample), _seconds_between(other, sample)
+        return one_s >= SHORTEST_WINDOW_S and abs(one_s - 1.0) <= abs(other_s - 1.0)
+
+    while len(recent) > 1 and nearer(recent[1], recent[0]):
+        recent.popleft()
+    if not recent:
+        return None
+    enough_s = SHORTEST_STEP_S if len(recent) == 1 else SHORTEST_WINDOW_S
+    return recent[0] if _seconds_between(recent[0], sample) >= enough_s else None
+
+
+def _seconds_between(before: Sample, after: Sample) -> float:
+    """To the millisecond, as messages have it: in floats 10 km/h in a second may come out as a little more."""
+    return round(after.t_s - before.t_s, 3)
 
 
 def braking_kmh_per_s(before: Sample, after: Sample) -> float:
     """How fast the speed fell; negative while it rises."""
-    return (before.speed_kmh - after.speed_kmh) / (after.t_s - before.t_s)
+    return round(before.speed_kmh - after.speed_kmh, 6) / _seconds_between(before, after)
+
+
+def _about_a_second_apart(minute: list[Sample]) -> list[Sample]:
+    chosen = minute[:1]
+    for sample in minute:
+        if _seconds_between(chosen[-1], sample) >= SHORTEST_STEP_S:
+            chosen.append(sample)
+    return chosen
 
 
 def judge(minute: list[Sample]) -> Judgement:
     """A plain rule in the place of the vehicle's model: hard braking and restless speed cost points."""
     started_s = time.perf_counter()
-    changes = [abs(braking_kmh_per_s(before, after)) for before, after in pairwise(minute)]
+    changes = [abs(braking_kmh_per_s(before, after)) for before, after in pairwise(_about_a_second_apart(minute))]
     restlessness = sum(changes) / len(changes) if changes else 0.0
     harsh = sum(change > HARSH_BRAKING_KMH_PER_S for change in changes)
     if harsh or restlessness > 3.0:
@@ -162,67 +168,6 @@ def judge(minute: list[Sample]) -> Judgement:
         safety_score=max(0, round(100 - 15 * harsh - 8 * restlessness)),
         fuel_efficiency_km_per_l=round(mean_speed_kmh / litres_per_h, 2),
         latency_ms=round((time.perf_counter() - started_s) * 1000, 4),
-    )
-
-
-def read_samples(path: Path) -> Iterator[Sample]:
-    """The samples of a .csv or .csv.gz file; whatever is wrong with it is said with its line."""
-    last_s = -1.0
-    with _reading(path) as text:
-        reader = csv.reader(text)
-        header = next(reader, [])
-        if missing := [name for name in COLUMNS if name not in header]:
-            raise DemoError(f"{path}: line 1: no column {', '.join(missing)} (needed: {', '.join(COLUMNS)})")
-        for row in reader:
-            if not row:
-                continue
-            where = f"{path}: line {reader.line_num}"
-            if len(row) != len(header):
-                raise DemoError(f"{where}: {len(row)} cells where the first line has {len(header)}")
-            sample = _parse_row(dict(zip(header, row, strict=True)), where)
-            # Times to the millisecond are what tells one message from another.
-            if round(sample.t_s * 1000) <= round(last_s * 1000):
-                raise DemoError(f"{where}: t_s is {sample.t_s:g} after {last_s:g}; it must rise")
-            last_s = sample.t_s
-            yield sample
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[TextIO]:
-    try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as text:
-            yield text
-    except (OSError, EOFError, zlib.error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DemoError(f"cannot read the drive {path}: {reason}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DemoError(f"{path} is not a CSV file: {error}") from error
-
-
-def _parse_row(row: dict[str, str], where: str) -> Sample:
-    def number(name: str) -> float:
-        low, high = COLUMNS.get(name) or OPTIONAL_COLUMNS[name]
-        try:
-            value = float(row[name])
-        except ValueError:
-            raise DemoError(f"{where}: {name} is {row[name]!r}, not a number") from None
-        if not low <= value <= high:
-            raise DemoError(f"{where}: {name} is {value:g}, outside {low:g} to {high:g}")
-        return value
-
-    def optional(name: str) -> float | None:
-        return number(name) if row.get(name) else None
-
-    return Sample(
-        t_s=number("t_s"),
-        engine_rpm=number("engine_rpm"),
-        speed_kmh=number("vehicle_speed_kmh"),
-        throttle_pct=number("throttle_position_pct"),
-        fuel_pct=number("fuel_level_pct"),
-        battery_v=optional("battery_voltage_v"),
-        lat_deg=optional("lat_deg"),
-        lon_deg=optional("lon_deg"),
     )
 
 

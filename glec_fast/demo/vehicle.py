@@ -35,7 +35,8 @@ from glec_fast import (
     Telemetry,
     TLSConfig,
 )
-from glec_fast.demo.drive import SEVERE_BRAKING_KMH_PER_S, Drive, Kind, Message, Sample, braking_kmh_per_s
+from glec_fast.demo.drive import SEVERE_BRAKING_KMH_PER_S, Drive, Kind, Message, braking_kmh_per_s
+from glec_fast.demo.recording import Sample
 from glec_fast.device import available_storage_mb, memory_usage_mb
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ def telemetry(device_id: str, timestamp: int, given: dict[str, Any]) -> dict[str
     result = {
         "timestamp": timestamp,
         "device_id": device_id,
-        "vehicle_speed": given["vehicle_speed"],
-        "engine_rpm": given["engine_rpm"],
-        "throttle_position": given["throttle_position"],
-        "fuel_level": given["fuel_level"],
+        "vehicle_speed": number(given["vehicle_speed"]),
+        "engine_rpm": number(given["engine_rpm"]),
+        "throttle_position": number(given["throttle_position"]),
+        "fuel_level": number(given["fuel_level"]),
     }
     gps = given.get("gps")
     if gps is not None:
@@ -46,10 +47,10 @@ def inference(device_id: str, timestamp: int, given: dict[str, Any]) -> dict[str
         "timestamp": timestamp,
         "device_id": device_id,
         "behavior": name(given["behavior"]),
-        "confidence": given["confidence"],
-        "safety_score": given["safety_score"],
-        "fuel_efficiency": given["fuel_efficiency"],
-        "latency_ms": given["latency_ms"],
+        "confidence": number(given["confidence"]),
+        "safety_score": number(given["safety_score"]),
+        "fuel_efficiency": number(given["fuel_efficiency"]),
+        "latency_ms": number(given["latency_ms"]),
     }
 
 
@@ -73,10 +74,10 @@ def status(device_id: str, timestamp: int, given: dict[str, Any]) -> dict[str, A
         "timestamp": timestamp,
         "device_id": device_id,
         "status": name(given["status"]),
-        "uptime_seconds": given["uptime_seconds"],
+        "uptime_seconds": number(given["uptime_seconds"]),
     }
     if given["battery_voltage"] is not None:
-        result["battery_voltage"] = given["battery_voltage"]
+        result["battery_voltage"] = number(given["battery_voltage"])
     for field in (
         "memory_usage_mb",
         "storage_available_mb",
@@ -84,7 +85,7 @@ def status(device_id: str, timestamp: int, given: dict[str, Any]) -> dict[str, A
         "mqtt_messages_sent",
         "offline_queue_size",
     ):
-        result[field] = given[field]
+        result[field] = number(given[field])
     return result
 
 
@@ -92,16 +93,34 @@ REFERENCES = {"telemetry": telemetry, "inference": inference, "alerts": alert, "
 
 
 def name(value: str | Enum) -> str:
-    return value.name if isinstance(value, Enum) else value
+    return value.name if isinstance(value, Enum) else str(value)
+
+
+def number(value: Any) -> Any:
+    """The int or float that a reader of the JSON gets for a number of any library; an Enum's value."""
+    if isinstance(value, Enum):
+        value = value.value
+    if value is None or type(value) in (int, float):
+        return value
+    if hasattr(value, "__index__") and getattr(getattr(value, "dtype", None), "kind", "i") in "iu":
+        return int(value)
+    # numpy's text of its own floats has the least digits that tell one from the next.
+    return float(str(value)) if getattr(getattr(value, "dtype", None), "itemsize", 8) < 8 else float(value)
 
 
 def as_read_back(value: Any) -> Any:
-    """Plain data as a JSON reader gives it: lists for tuples."""
-    if isinstance(value, dict):
-        return {key: as_read_back(item) for key, item in value.items()}
+    """Plain data as a JSON reader gives it: lists for tuples, an Enum's name, the numbers and bools of any library."""
+    if isinstance(value, Mapping):
+        return {name(key): as_read_back(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [as_read_back(item) for item in value]
-    return value
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, str | bool) or value is None:
+        return value
+    if getattr(getattr(value, "dtype", None), "kind", "") == "b":
+        return bool(value)
+    return number(value)
 
 
 def identical(one: Any, other: Any) -> bool:
