@@ -67,6 +67,15 @@ def break_link(sock: Any) -> None:
         logger.debug("the link had ended already: %s", error)
 
 
+def end_sending(sock: Any) -> None:
+    """Let the peer see the end of what was sent; what it sends can still be read."""
+    try:
+        with socket.socket(fileno=os.dup(sock.fileno())) as link:
+            link.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        logger.debug("the link had ended already: %s", error)
+
+
 def resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
     """The host's addresses in the system's order. Not bounded in time: the system's resolver is. Raises gaierror."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

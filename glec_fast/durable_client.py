@@ -102,6 +102,9 @@ class Durable(Receiver):
     def _wake(self) -> None:
         raise NotImplementedError
 
+    def _leave_now(self) -> None:
+        raise NotImplementedError
+
     def _open_wake_pair(self) -> None:
         raise NotImplementedError
 
@@ -223,6 +226,7 @@ class Durable(Receiver):
                 self._pull_for_own_loop(outbox)
             elif outbox.is_due:
                 outbox.pull()
+            self._leave_when_due()
         return super().loop_misc()
 
     @property
@@ -266,10 +270,14 @@ class Durable(Receiver):
         outbox = self._outbox if isinstance(self._outbox, DurableOutbox) else None
         self._interrupt.set()
         self._attempt.end()
+        if outbox is not None:
+            # What waits for the broker to accept the connection is in the file.
+            outbox.is_awaited = False
         self.disconnect()
         self._thread_terminate = True
         if thread in (None, threading.current_thread()):
             if self._sock is not None:
+                self._leave_now()
                 self.loop_write()
                 self._sock_close()
         elif thread is not None:

@@ -110,6 +110,8 @@ class DurableOutbox(RowOutbox):
             handle.mid = message_id
             self._handles[message_id] = handle
 
+        if not self.is_open:
+            self.is_awaited = self.is_linked
         self.store.append(topic, payload, qos, urgent=self.is_open, extras=extras, register=register)
         if qos == 2 and self._wait_for_disk:
             self._wait_until_durable(handle)
@@ -118,6 +120,21 @@ class DurableOutbox(RowOutbox):
     def _has_waiting_rows(self) -> bool:
         # In the order in which a row goes its way, so that none is missed between two of them.
         return self.store.has_backlog or self.store.is_handing_out or self._rows_gone != len(self._rows)
+
+    def has_to_send(self) -> bool:
+        """True where something accepted is yet to leave on this connection, and can before long.
+
+        That is what waits for the disk, and what the window has room for; before the broker has accepted the
+        connection, what was published since it was begun.
+        """
+        if not self.is_open:
+            return self.is_awaited
+        session = self.session
+        if self.store.is_failing:
+            return False
+        if session.unsent_bytes > session.sendable_bytes:
+            return True
+        return self._rows_gone == len(self._rows) and session.room() > 0 and self._has_waiting_rows()
 
     def _publish_direct(self, topic: str, payload: str | bytes, extras: Extras | None) -> PublishHandle | None:
         limits = self.limits

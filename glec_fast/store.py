@@ -81,6 +81,11 @@ class Store(Committer):
         """True where an accepted message may not have been read yet; what comes now must queue behind it."""
         return self._next_id - 1 > self._reader.through_id
 
+    @property
+    def is_failing(self) -> bool:
+        """True while the disk refuses what was accepted."""
+        return self._failure is not None
+
     def append(
         self,
         topic: str,
