@@ -20,7 +20,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 
-from glec_fast import _paho
+from glec_fast import _paho, process
 from glec_fast._outbox import MemoryOutbox, publish
 from glec_fast.dial import Attempt, dial, end_sending
 from glec_fast.durable_client import Durable
@@ -80,6 +80,9 @@ class Client(Durable):
         self._misc_done_s = float("-inf")
         durable = self._open_durable_outbox()
         self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake) if durable is None else durable)
+        process.watch_forks(self)
+        if durable is not None:
+            process.watch_exit(self)
 
     def _use_outbox(self, outbox: MemoryOutbox | DurableOutbox) -> None:
         self._outbox = outbox

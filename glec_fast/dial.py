@@ -9,6 +9,8 @@ import threading
 import time
 from typing import Any
 
+from glec_fast.process import close_copy
+
 logger = logging.getLogger("glec_fast")
 
 
@@ -48,6 +50,12 @@ class Attempt:
                 self._sock.close()
             self._sock = None
             self._is_over = True
+
+    def let_go_in_child(self) -> None:
+        """In a forked child: the connection is the parent's."""
+        # Without the lock, which a thread that does not exist here may hold.
+        close_copy(self._sock)
+        self._sock = None
 
     def end(self) -> None:
         """Have whoever waits for the peer fail at once, and every later `follow`."""

@@ -100,7 +100,8 @@ class DurableOutbox(RowOutbox):
 
     def publish(self, topic: str, payload: str | bytes, qos: int, extras: Extras | None = None) -> PublishHandle:
         """Take a message. QoS 2 waits for the disk, unless told not to. Raises QueueStorageError, QueueClosedError."""
-        if qos == 0 and self.is_open and not self._has_waiting_rows():
+        # At the end of the process nobody would know whether it left.
+        if qos == 0 and self.is_open and not self._has_waiting_rows() and not self.store.is_ending:
             handle = self._publish_direct(topic, payload, extras)
             if handle is not None:
                 return handle
@@ -151,6 +152,11 @@ class DurableOutbox(RowOutbox):
             self.session.admit(self._direct_id, topic, payload, 0, *columns)
         self._on_work()
         return handle
+
+    def wait_direct(self, deadline_s: float) -> bool:
+        """Wait until the socket has what went past the queue; False at the deadline, of `time.monotonic`."""
+        with self._published:
+            return self._published.wait_for(lambda: not self._direct, max(deadline_s - time.monotonic(), 0.0))
 
     def _wait_until_durable(self, handle: PublishHandle) -> None:
         try:
