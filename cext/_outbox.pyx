@@ -132,9 +132,11 @@ cdef class Outbox:
     # A server has accepted the connection, and it lasts.
     cdef public bint is_open
     # CONNECT, the first packet of a connection (MQTT 3.1), was put, and what is put now goes behind it.
-    cdef bint is_linked
+    cdef readonly bint is_linked
     # The server ended the connection in order, or said that it does.
     cdef public bint is_left
+    # On this connection, and before the server has accepted it, something was published: paho would have sent it.
+    cdef public bint is_awaited
     # The session that the server keeps may be of another queue file, its packet ids of other messages.
     cdef public bint is_session_foreign
     # The network thread has been told of work, and has not looked yet. False where no such thread runs.
@@ -209,6 +211,7 @@ cdef class Outbox:
         with self.lock:
             if first:
                 self.is_linked = True
+                self.is_awaited = False
             elif not (self.is_linked or last):
                 return False
             self.flush_acks()
@@ -357,7 +360,10 @@ cdef class MemoryOutbox(Outbox):
             return self._admit(message)
         self.waiting.append(message)
         self.has_waiting = True
-        return self._admit_waiting() if self.is_open else 0
+        if self.is_open:
+            return self._admit_waiting()
+        self.is_awaited = self.is_linked
+        return 0
 
     cdef int _withdraw(self, handle) except -1:
         """Its `publish` raises: nothing is kept of it. The caller holds the lock."""
@@ -412,6 +418,10 @@ cdef class MemoryOutbox(Outbox):
         self.gone = 0
         self.has_waiting = PyList_GET_SIZE(self.waiting) > 0
         return 0
+
+    def has_to_send(self) -> bool:
+        """True where something was published that is yet to leave on this connection, and can before long."""
+        return self.is_awaited and not self.is_open
 
     def pull(self):
         """Admit what the window has room for."""

@@ -56,6 +56,8 @@ class Outbox:
     """A server has accepted the connection, and it lasts."""
     is_left: bool
     """The server ended the connection in order, or said that it does."""
+    is_awaited: bool
+    """On this connection, and before the server has accepted it, something was published."""
     is_session_foreign: bool
     """The session that the server keeps may be of another queue file: it must be discarded before `resume`."""
     is_woken: bool
@@ -70,6 +72,9 @@ class Outbox:
     _on_work: Callable[[], None]
 
     def __init__(self, window: int, on_work: Callable[[], None], *, durable: bool, max_unreleased: int = 0) -> None: ...
+    @property
+    def is_linked(self) -> bool:
+        """CONNECT was put, and the connection lasts."""
     @property
     def session(self) -> Session:
         """Used with `lock` held."""
@@ -135,6 +140,8 @@ class MemoryOutbox(Outbox):
 
     def __init__(self, window: int, on_work: Callable[[], None]) -> None: ...
     def __len__(self) -> int: ...
+    def has_to_send(self) -> bool:
+        """True where something was published that is yet to leave on this connection, and can before long."""
     def pull(self) -> None:
         """Admit what the window has room for."""
     def settle(self) -> list[PublishHandle]:

@@ -14,15 +14,15 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 
-from glec_fast import _paho
+from glec_fast import _paho, process
 from glec_fast._outbox import MemoryOutbox, publish
-from glec_fast.dial import Attempt, dial
+from glec_fast.dial import Attempt, dial, end_sending
 from glec_fast.durable_client import Durable
 from glec_fast.durable_outbox import DurableOutbox
 from glec_fast.errors import GlecError, UnsupportedError
@@ -31,14 +31,25 @@ from glec_fast.poller import Poller
 from glec_fast.receive import _State
 from glec_fast.websocket import WebSocket
 
+if TYPE_CHECKING:
+    from paho.mqtt.properties import Properties
+    from paho.mqtt.reasoncodes import ReasonCode
+
 _paho.check()
 
 _SEND_BYTES = 256 * 1024
+_RECEIVE_BYTES = 64 * 1024
+# A broker needs the time of a round trip to close a connection.
+_HEAR_OUT_S = 1.0
 # With a full window: long enough for the broker to answer a batch, short enough that it never runs out of work.
 _GATHER_S = 0.002
 _GATHER_MIN_S = 0.0001
 # Keep alive and the like need no better; a busy loop has thousands of turns a second.
 _MISC_INTERVAL_S = 0.05
+# DISCONNECT waits so long for what goes before it, and the thread after `loop_stop` for what is unacknowledged.
+_FAREWELL_TIMEOUT_S = 5.0
+# With a farewell that waits for the disk or the broker: how late its deadline may be seen.
+_FAREWELL_LOOK_S = 0.1
 _CONNECT = 0x10
 _DISCONNECT = 0xE0
 _PACKET_IDS = 65_535
@@ -62,15 +73,23 @@ class Client(Durable):
         self._write_lock = threading.RLock()
         self._is_writing = False
         self._pollers: list[Poller] = []
+        # The thread that was last in a loop of the program's own.
+        self._looped_by = 0
+        # Until then the thread of a client with a store goes on after `loop_stop`.
+        self._stops_by_s: float | None = None
         self._misc_done_s = float("-inf")
         durable = self._open_durable_outbox()
         self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake) if durable is None else durable)
+        process.watch_forks(self)
+        if durable is not None:
+            process.watch_exit(self)
 
     def _use_outbox(self, outbox: MemoryOutbox | DurableOutbox) -> None:
         self._outbox = outbox
         outbox.is_traced = self._is_logging
-        self._out_messages = _paho.Unfinished(outbox if isinstance(outbox, MemoryOutbox) else ())  # type: ignore[assignment]
-        self._out_packet = _paho.Unfinished(_SendableBytes(outbox))  # type: ignore[assignment]
+        counted = outbox if isinstance(outbox, MemoryOutbox) else _Unacknowledged(self, outbox)
+        self._out_messages = _paho.Unfinished(counted)  # type: ignore[assignment]
+        self._out_packet = _paho.Unfinished(_SendableBytes(self, outbox))  # type: ignore[assignment]
         self._note_on_publish()
 
     # ---- publishing
@@ -120,6 +139,70 @@ class Client(Durable):
         _PahoClient.max_queued_messages.fset(self, value)  # type: ignore[attr-defined]
         outbox.max_queued = value
 
+    # ---- leaving
+
+    def disconnect(self, reasoncode: ReasonCode | None = None, properties: Properties | None = None) -> MQTTErrorCode:
+        """As paho's: DISCONNECT goes behind what was published before.
+
+        It waits, 5 s at most, for the broker to accept a connection that is being made, and with a store for the disk
+        and until the window is full; for no acknowledgement. What is left is sent on the next connection, with a store
+        also by the next process. It returns at once where a thread or the program's own loop sends it.
+        """
+
+        def leave() -> MQTTErrorCode:
+            return _PahoClient.disconnect(self, reasoncode, properties)
+
+        outbox = self._outbox
+        if self._sock is None or not outbox.has_to_send():
+            return leave()
+        self._farewell = leave, time.monotonic() + _FAREWELL_TIMEOUT_S
+        if isinstance(outbox, DurableOutbox):
+            outbox.store.request_commit()
+        self._wake()
+        if self._thread is None and self._on_socket_register_write is None and self._in_callback_mutex.acquire(False):
+            self._loop_until_left()
+        return _SUCCESS
+
+    def _loop_until_left(self) -> None:
+        """Nobody else would, unless another thread of the program has the loop."""
+        looped_by = self._looped_by
+        if looped_by != threading.get_ident() and any(each.ident == looped_by for each in threading.enumerate()):
+            return
+        while self._farewell is not None and self._sock is not None:
+            self.loop()
+
+    def _leave_when_due(self) -> None:
+        """Send DISCONNECT once what goes before it has been encoded."""
+        farewell = self._farewell
+        if farewell is None:
+            return
+        leave, deadline_s = farewell
+        self._outbox.pull()
+        if not self._outbox.has_to_send() or time.monotonic() >= deadline_s:
+            self._farewell = None
+            leave()
+
+    def _leave_now(self) -> None:
+        farewell, self._farewell = self._farewell, None
+        if farewell is not None:
+            farewell[0]()
+
+    def _end_farewell(self) -> None:
+        """The connection has ended, and is not to be made again."""
+        if self._farewell is not None:
+            self._farewell = None
+            self._state = _State.MQTT_CS_DISCONNECTING
+
+    def reconnect(self) -> MQTTErrorCode:
+        """As paho's."""
+        # Of the connection that ends with this.
+        self._farewell = None
+        return super().reconnect()
+
+    def is_connected(self) -> bool:
+        """As paho's: False from `disconnect` on."""
+        return self._farewell is None and super().is_connected()
+
     # ---- the loop
 
     def _wake(self) -> None:
@@ -153,9 +236,15 @@ class Client(Durable):
 
     def loop(self, timeout: float = 1.0) -> MQTTErrorCode:
         """As paho's."""
+        self._looped_by = threading.get_ident()
         if self._sockpairR is None or self._sockpairW is None:
             self._open_wake_pair()
         return self._loop(timeout)
+
+    def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
+        """As paho's."""
+        self._looped_by = threading.get_ident()
+        return super().loop_forever(timeout, retry_first_connection)
 
     def loop_start(self) -> MQTTErrorCode:
         """As paho's."""
@@ -163,21 +252,33 @@ class Client(Durable):
             return MQTTErrorCode.MQTT_ERR_INVAL
         self._open_wake_pair()
         self._thread_terminate = False
+        self._stops_by_s = None
         name = f"paho-mqtt-client-{self._client_id.decode()}"
         self._thread = threading.Thread(target=self._thread_main, name=name, daemon=True)
         self._thread.start()
         return _SUCCESS
 
     def loop_stop(self) -> MQTTErrorCode:
-        """As paho's, which fails where the thread ends by itself just then."""
+        """As paho's, which fails where the thread ends by itself just then.
+
+        The thread ends once what was published has been acknowledged, or with the connection; with a store, which has
+        what is left, after 5 s at most.
+        """
         thread = self._thread
         if thread is None:
             return MQTTErrorCode.MQTT_ERR_INVAL
+        if isinstance(self._outbox, DurableOutbox):
+            # DISCONNECT, where it waits, goes first.
+            leaving_s = 0.0 if self._farewell is None else _HEAR_OUT_S
+            self._stops_by_s = time.monotonic() + _FAREWELL_TIMEOUT_S + leaving_s
         self._thread_terminate = True
         self._wake()
         if threading.current_thread() is not thread:
             thread.join()
         return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _is_stop_due(self) -> bool:
+        return self._stops_by_s is not None and time.monotonic() >= self._stops_by_s
 
     def _thread_main(self) -> None:
         """The network thread. An exception of a callback is told as paho's thread tells it, and does not end it."""
@@ -238,11 +339,17 @@ class Client(Durable):
         sock = self._sock
         if sock is None:
             return self._no_connection()
+        if self._farewell is not None:
+            self._leave_when_due()
+            if self._sock is None:
+                return self._no_connection()
+            timeout = min(timeout, _FAREWELL_LOOK_S)
         self._let_acks_gather()
         # More is there as a rule, and the read tells it as well as a wait.
         is_stream = self._acks_stream and not self._outbox.is_woken
         events = (True, False) if is_stream else self._wait_for_events(sock, 0.0 if self._has_more else timeout)
         if events is None:
+            self._end_farewell()
             if self._state not in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
                 self._state = _State.MQTT_CS_CONNECTION_LOST
             return MQTTErrorCode.MQTT_ERR_CONN_LOST
@@ -467,11 +574,46 @@ class Client(Durable):
 
     def _on_disconnect_sent(self) -> None:
         try:
+            self._hear_out()
             self._do_on_disconnect(packet_from_broker=False, v1_rc=MQTTErrorCode.MQTT_ERR_SUCCESS)
         finally:
             self._sock_close()
             if self._state == _State.MQTT_CS_DISCONNECTING:
                 self._state = _State.MQTT_CS_DISCONNECTED
+
+    def _hear_out(self) -> None:
+        """Let the broker, which closes the connection at DISCONNECT (MQTT 3.14.4), do so first.
+
+        Where we closed it with anything of the broker's unread, or still coming, our kernel would reset it, and the
+        broker lose what it has not read yet. A store takes the last acknowledgements, and need not send those messages
+        again. A program's own loop has other duties, and is not held up.
+        """
+        sock = self._sock
+        if sock is None:
+            return
+        end_sending(sock)
+        wait_s = 0.0 if self._on_socket_register_write is not None else _HEAR_OUT_S
+        deadline_s = time.monotonic() + wait_s
+        poller = Poller()
+        data = b""
+        while self._sock is sock:
+            if isinstance(self._outbox, DurableOutbox):
+                self._take_last_acks(data)
+            remaining_s = max(deadline_s - time.monotonic(), 0.0)
+            try:
+                flags, _ = poller.wait(sock.fileno(), -1, for_room=False, timeout_ms=remaining_s * 1000)
+                if not flags and not self._has_pending(sock):
+                    break
+                data = bytes(self._sock_recv(_RECEIVE_BYTES))
+            except BlockingIOError:
+                data = b""
+                continue
+            except (OSError, ValueError):
+                # However it ended.
+                break
+            if not data:
+                break
+        self._tell_published()
 
     # ---- connections
 
@@ -536,6 +678,7 @@ class Client(Durable):
                     pass
                 self._outbox.park()
                 self._drop_received()
+                self._end_farewell()
 
     def _messages_reconnect_reset(self) -> None:
         self._outbox.park()
@@ -576,8 +719,24 @@ class Client(Durable):
 class _SendableBytes:
     """paho's thread stays until they have left. What waits at the gate is on disk, and may wait for ever."""
 
-    def __init__(self, outbox: MemoryOutbox | DurableOutbox) -> None:
+    def __init__(self, client: Client, outbox: MemoryOutbox | DurableOutbox) -> None:
+        self._client = client
         self._session = outbox.session
 
     def __len__(self) -> int:
-        return int(self._session.sendable_bytes)
+        if self._client._is_stop_due():
+            return 0
+        return int(self._session.sendable_bytes) or int(self._client._farewell is not None)
+
+
+class _Unacknowledged:
+    """paho's thread stays until there are none. A store's messages outlive it, and may be many: it stays a while."""
+
+    def __init__(self, client: Client, outbox: DurableOutbox) -> None:
+        self._client = client
+        self._outbox = outbox
+
+    def __len__(self) -> int:
+        if self._client._stops_by_s is None or self._client._is_stop_due():
+            return 0
+        return int(self._outbox.session.in_flight) or int(self._outbox.has_to_send())

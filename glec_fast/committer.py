@@ -16,7 +16,8 @@ from typing import TypeVar
 
 import apsw
 
-from glec_fast._store import Finished, QueueTable, ranges_of
+from glec_fast import process
+from glec_fast._store import Finished, QueueTable, keep_for_ever, ranges_of
 from glec_fast.commit import Commit, Job, Outbox, Row
 from glec_fast.dropping import Dropping
 from glec_fast.drops import Dropped
@@ -46,6 +47,7 @@ DELETE_ROWS_MAX = 10_000
 # What the log's reserve holds the pages of, on a full disk.
 _DELETE_ROWS_WITHOUT_ROOM = 250
 _STORAGE_RETRY_S = 1.0
+_EXIT_RETRY_S = 0.1
 # A disk that takes longer must not hold up the thread that keeps the connection alive.
 _QUICK_COMMIT_S = 0.02
 # Most transactions of a disk that takes no longer end sooner than this; behind another, to leave the image to the
@@ -57,7 +59,7 @@ _AT_ONCE = float("-inf")
 logger = logging.getLogger("glec_fast")
 
 
-class Committer:
+class Committer(process.OfOneProcess):
     """What `Store` is built on: it owns the file, the thread, the lock, and all that a transaction is about."""
 
     def __init__(
@@ -135,8 +137,14 @@ class Committer:
         # True while those who must hear of drops are told: until then nothing is finished.
         self._telling = False
 
+        # The process ends: what is accepted from here on is on disk when `append` returns.
+        self.is_ending = False
+        # The locks that keep every thread out of SQLite are held by a thread that forks.
+        self._is_still = False
         self._thread = threading.Thread(target=self._run, name="glec-fast-store", daemon=True)
         self._thread.start()
+        process.watch_exit(self)
+        process.watch_forks_beforehand(self)
 
     def _last_anchor(self, table: QueueTable) -> Anchor | None:
         if not self._row_count:
@@ -274,6 +282,72 @@ class Committer:
                 f"{count} messages could not be written before the queue was closed"
             ) from self._failure
 
+    # ---- the end of the process, and its copies
+
+    def _begin_exit(self, _deadline_s: float) -> None:
+        """Not `close`: handlers of the program may run behind this one, and publish, or leave the broker."""
+        with self._lock:
+            self.is_ending = True
+            self._request(0.0)
+
+    def _on_exit(self, deadline_s: float) -> None:
+        with self._lock:
+            through_id = self._next_id - 1
+        while True:
+            is_written = self._try_now(deadline_s)
+            with self._lock:
+                # Other threads may go on publishing.
+                left = [row for row in (*self._writing, *self._pending) if row[0] <= through_id]
+                cause = self._failure
+                is_over = not left or self._ended
+            remaining_s = deadline_s - time.monotonic()
+            if is_over or remaining_s <= 0:
+                break
+            if not is_written:
+                # What is in the way may pass: another program's lock, a full disk.
+                time.sleep(min(_EXIT_RETRY_S, remaining_s))
+        if left:
+            slow = f"the disk took longer than {process.EXIT_TIMEOUT_S:g} s"
+            path = self._file.path
+            logger.error("%d messages for %s are lost, as the program ended: %s", len(left), path, cause or slow)
+
+    def _try_now(self, deadline_s: float) -> bool:
+        """One more transaction, and what is finished goes with it; False where it failed, or has not ended in time."""
+        job = Job(lambda _table: None)
+        with self._lock:
+            if self._ended:
+                return False
+            self._jobs.append(job)
+            self._request(0.0)
+        return job.finished.wait(max(deadline_s - time.monotonic(), 0.0)) and job.error is None
+
+    def _before_fork(self, deadline_s: float) -> None:
+        if not self._commit_lock.acquire(timeout=max(deadline_s - time.monotonic(), 0.0)):
+            return
+        try:
+            self._is_still = self._reader.lock.acquire(timeout=max(deadline_s - time.monotonic(), 0.0))
+        finally:
+            if not self._is_still:
+                self._commit_lock.release()
+
+    def _after_fork(self) -> None:
+        if self._is_still:
+            self._is_still = False
+            self._reader.lock.release()
+            self._commit_lock.release()
+
+    def _in_child(self, pid: int) -> None:
+        if self._is_still:
+            self._reader.close_in_child()
+        else:
+            # Also at the end of the process nobody may close its connections.
+            keep_for_ever(self)
+        self._writer.image.let_go_in_child()
+        self._file.let_go_in_child(close=self._is_still)
+        # A thread that does not exist here may hold the other.
+        self._lock = threading.Lock()
+        process.forbid(self, pid, {"close": None})
+
     # ---- the thread
 
     def _run(self) -> None:
@@ -394,7 +468,8 @@ class Committer:
         count = len(self._deleting)
         is_due = self._delete_due_s is not None and self._monotonic() >= self._delete_due_s
         # What is to be dropped goes with this transaction too.
-        is_last = count + len(self._dropping.marked) >= self._row_count or self._closing or not commit.with_rows
+        is_ending = self._closing or self.is_ending
+        is_last = count + len(self._dropping.marked) >= self._row_count or is_ending or not commit.with_rows
         makes_room = self._row_count + len(commit.rows) > self.max_queue_size
         return is_due or is_last or makes_room or bool(commit.jobs) or count >= DELETE_ROWS_MAX
 
@@ -469,6 +544,7 @@ class Committer:
                 job.finished.set()
 
     def _end(self) -> None:
+        process.leave(self)
         with self._lock:
             self._closing = self._ended = True
             jobs, self._jobs = self._jobs, []

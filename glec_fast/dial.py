@@ -9,6 +9,8 @@ import threading
 import time
 from typing import Any
 
+from glec_fast.process import close_copy
+
 logger = logging.getLogger("glec_fast")
 
 
@@ -49,6 +51,12 @@ class Attempt:
             self._sock = None
             self._is_over = True
 
+    def let_go_in_child(self) -> None:
+        """In a forked child: the connection is the parent's."""
+        # Without the lock, which a thread that does not exist here may hold.
+        close_copy(self._sock)
+        self._sock = None
+
     def end(self) -> None:
         """Have whoever waits for the peer fail at once, and every later `follow`."""
         with self._lock:
@@ -63,6 +71,15 @@ def break_link(sock: Any) -> None:
         # By its descriptor: a WebSocket has no such method, and ssl's would take TLS from under a handshake.
         with socket.socket(fileno=os.dup(sock.fileno())) as link:
             link.shutdown(socket.SHUT_RDWR)
+    except OSError as error:
+        logger.debug("the link had ended already: %s", error)
+
+
+def end_sending(sock: Any) -> None:
+    """Let the peer see the end of what was sent; what it sends can still be read."""
+    try:
+        with socket.socket(fileno=os.dup(sock.fileno())) as link:
+            link.shutdown(socket.SHUT_WR)
     except OSError as error:
         logger.debug("the link had ended already: %s", error)
 

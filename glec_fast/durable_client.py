@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from copy import copy
 from types import TracebackType
@@ -19,6 +20,8 @@ from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from glec_fast import process
+from glec_fast._outbox import MemoryOutbox
 from glec_fast.dial import Attempt, break_link
 from glec_fast.drops import Dropped
 from glec_fast.durable_outbox import DurableOutbox
@@ -46,7 +49,7 @@ _SIGNATURE = inspect.signature(paho.Client.__init__)
 logger = logging.getLogger("glec_fast")
 
 
-class Durable(Receiver):
+class Durable(process.OfOneProcess, Receiver):
     """See the module's text.
 
     store: path of a queue file, which is opened with `Store`'s defaults, or an open Store, which is the client's from
@@ -100,6 +103,9 @@ class Durable(Receiver):
         }
 
     def _wake(self) -> None:
+        raise NotImplementedError
+
+    def _leave_now(self) -> None:
         raise NotImplementedError
 
     def _open_wake_pair(self) -> None:
@@ -235,6 +241,7 @@ class Durable(Receiver):
             elif outbox.is_due:
                 outbox.pull()
             outbox.look_for_answers()
+            self._leave_when_due()
         return super().loop_misc()
 
     @property
@@ -278,10 +285,14 @@ class Durable(Receiver):
         outbox = self._outbox if isinstance(self._outbox, DurableOutbox) else None
         self._interrupt.set()
         self._attempt.end()
+        if outbox is not None:
+            # What waits for the broker to accept the connection is in the file.
+            outbox.is_awaited = False
         self.disconnect()
         self._thread_terminate = True
         if thread in (None, threading.current_thread()):
             if self._sock is not None:
+                self._leave_now()
                 self.loop_write()
                 self._sock_close()
         elif thread is not None:
@@ -298,9 +309,50 @@ class Durable(Receiver):
             # Nobody is to be woken; the next loop makes another pair.
             self._reset_sockets(sockpair_only=True)
         if outbox is not None:
+            process.leave(self)
             outbox.close()
         if self._thread is None:
             self._interrupt.clear()
+
+    def _begin_exit(self, deadline_s: float) -> None:
+        """The connection is left as it is, so that the will is published, as with paho's thread, which just ends.
+
+        But for a program that has said `disconnect`: it leaves in order.
+        """
+        outbox = self._durable("the end of the process")
+        thread = self._thread
+        is_leaving = self._farewell is not None or self._state == paho._ConnectionState.MQTT_CS_DISCONNECTING
+        if thread is not None and is_leaving:
+            thread.join(max(deadline_s - time.monotonic(), 0.0))
+        if not outbox.wait_direct(deadline_s):
+            # A link that does not move: what went past the queue goes to the disk.
+            self._sock_close()
+
+    def _on_exit(self, deadline_s: float) -> None:
+        """It is the store that waits for the disk."""
+
+    def _in_child(self, pid: int) -> None:
+        shared = self._sock, self._sockpairR, self._sockpairW
+        is_own = self._sock is None and self._thread is None
+        self._sock = self._sockpairR = self._sockpairW = self._thread = None
+        outbox = self._outbox
+        if isinstance(outbox, MemoryOutbox) and is_own:
+            # Made and not yet connected: a copy of the child's own, as with paho.
+            outbox.is_woken = False
+            process.watch_forks(self)
+        else:
+            self._forbid_in_child(outbox, pid)
+        self._attempt.let_go_in_child()
+        for each in shared:
+            process.close_copy(each)
+
+    def _forbid_in_child(self, outbox: MemoryOutbox | DurableOutbox, pid: int) -> None:
+        process.forbid_waiting(outbox._published, pid)
+        if isinstance(outbox, DurableOutbox):
+            process.forbid(outbox, pid, {})
+        # `publish` takes from it what it needs, also where a program kept the method from before the fork.
+        self._outbox = process.Elsewhere(pid)  # type: ignore[assignment]
+        process.forbid(self, pid, {"close": None, "is_connected": False, "_reset_sockets": None})
 
     def __enter__(self: Self) -> Self:
         return self

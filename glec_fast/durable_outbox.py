@@ -110,7 +110,8 @@ class DurableOutbox(RowOutbox):
 
     def publish(self, topic: str, payload: str | bytes, qos: int, extras: Extras | None = None) -> PublishHandle:
         """Take a message. QoS 2 waits for the disk, unless told not to. Raises QueueStorageError, QueueClosedError."""
-        if qos == 0 and self.is_open and not self._has_waiting_rows():
+        # At the end of the process nobody would know whether it left.
+        if qos == 0 and self.is_open and not self._has_waiting_rows() and not self.store.is_ending:
             handle = self._publish_direct(topic, payload, extras)
             if handle is not None:
                 return handle
@@ -120,6 +121,8 @@ class DurableOutbox(RowOutbox):
             handle.mid = message_id
             self._handles[message_id] = handle
 
+        if not self.is_open:
+            self.is_awaited = self.is_linked
         self.store.append(topic, payload, qos, urgent=self.is_open, extras=extras, register=register)
         if qos == 2 and self._wait_for_disk:
             self._wait_until_durable(handle)
@@ -128,6 +131,21 @@ class DurableOutbox(RowOutbox):
     def _has_waiting_rows(self) -> bool:
         # In the order in which a row goes its way, so that none is missed between two of them.
         return self.store.has_backlog or self.store.is_handing_out or self._rows_gone != len(self._rows)
+
+    def has_to_send(self) -> bool:
+        """True where something accepted is yet to leave on this connection, and can before long.
+
+        That is what waits for the disk, and what the window has room for; before the broker has accepted the
+        connection, what was published since it was begun.
+        """
+        if not self.is_open:
+            return self.is_awaited
+        session = self.session
+        if self.store.is_failing:
+            return False
+        if session.unsent_bytes > session.sendable_bytes:
+            return True
+        return self._rows_gone == len(self._rows) and session.room() > 0 and self._has_waiting_rows()
 
     def _publish_direct(self, topic: str, payload: str | bytes, extras: Extras | None) -> PublishHandle | None:
         limits = self.limits
@@ -144,6 +162,11 @@ class DurableOutbox(RowOutbox):
             self.session.admit(self._direct_id, topic, payload, 0, *columns)
         self._on_work()
         return handle
+
+    def wait_direct(self, deadline_s: float) -> bool:
+        """Wait until the socket has what went past the queue; False at the deadline, of `time.monotonic`."""
+        with self._published:
+            return self._published.wait_for(lambda: not self._direct, max(deadline_s - time.monotonic(), 0.0))
 
     def _wait_until_durable(self, handle: PublishHandle) -> None:
         try:
@@ -347,14 +370,14 @@ class DurableOutbox(RowOutbox):
         """PINGRESP came. Returns the handles of messages that are given up for it, and left to the broker."""
         with self.lock:
             asked = self._unanswered.on_pingresp()
-            if not asked:
-                return []
             given_up = [message_id for message_id in asked if self.session.give_up(message_id)]
             left = self._doubt(set(), given_up)
             self._finish(left)
             handles = self._take_handles(left)
             self._send_again(given_up, left)
             self.has_progress = self.has_progress or self.is_open
+        if not asked:
+            return []
         if given_up:
             self.weaknesses.note(Weakness.PUBREL_UNANSWERED, len(given_up))
             self.weaknesses.tell()

@@ -19,7 +19,18 @@ class ConfigError(GlecError, ValueError):
 
 
 class UnsupportedError(GlecError, RuntimeError):
-    """The call means nothing for this client, with a store or without one; the message says what to call instead."""
+    """The call means nothing for this object, such as a client without a store; the message says what to do instead."""
+
+
+class ForkedError(GlecError, RuntimeError):
+    """The client or queue was made by the process that this one was forked from, and belongs to that alone.
+
+    `pid` is that process. Nothing was accepted or sent.
+    """
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"made in another process (pid {pid}): make a new client after the fork")
+        self.pid = pid
 
 
 class TLSFileError(ConfigError, OSError):

@@ -191,6 +191,10 @@ class SavedImage:
         self._close_log()
         self._discard()
 
+    def let_go_in_child(self) -> None:
+        """In a forked child: the log is the parent's."""
+        self._close_log()
+
     def _discard(self) -> None:
         if not self._is_log_ahead:
             # Where it stays all the same, its numbers are lower than the row's.

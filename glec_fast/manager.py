@@ -19,6 +19,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from glec_fast._payload import encode_message
+from glec_fast import process
 from glec_fast.backoff import Backoff
 from glec_fast.config import MQTTConfig
 from glec_fast.device import available_storage_mb, memory_usage_mb
@@ -194,7 +195,7 @@ def _session_of(config: MQTTConfig) -> dict[str, Any]:
     return {"clean_start": True, "properties": properties}
 
 
-class MQTTManager:
+class MQTTManager(process.OfOneProcess):
     """Publishes from a vehicle gateway to the fleet platform, over any loss of link, process or power.
 
     Every accepted QoS 1 and 2 message is on disk until the broker has taken it over. Thread-safe; every method may be
@@ -243,6 +244,10 @@ class MQTTManager:
         self._client.on_disconnect = self._on_disconnect
         self._client.on_pre_connect = self._on_pre_connect
         self._client.on_connect_fail = self._on_connect_fail
+        process.watch_forks(self)
+
+    def _in_child(self, pid: int) -> None:
+        process.forbid(self, pid, {"disconnect": None, "is_connected": False})
 
     # ---- connection
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import NamedTuple
 
+from glec_fast import process
 from glec_fast._session import Session
 from glec_fast._store import QueueTable
 from glec_fast.config import check_queue_settings
@@ -48,7 +49,7 @@ class QueueStats(NamedTuple):
     drops: Mapping[str, int]
 
 
-class OfflineQueueManager:
+class OfflineQueueManager(process.OfOneProcess):
     """A durable first-in, first-out queue of messages in one SQLite file (specification, "Offline Queue").
 
     Every method that changes the queue returns once the change is on disk. Thread-safe. One process at a time.
@@ -85,6 +86,10 @@ class OfflineQueueManager:
         except BaseException:
             self._store.close()
             raise
+        process.watch_forks(self)
+
+    def _in_child(self, pid: int) -> None:
+        process.forbid(self, pid, {"release": None})
 
     def _delete_delivered(self) -> None:
         """A client that was killed had no time to delete what the broker has, but said so."""

@@ -146,6 +146,28 @@ class QueueFile:
             os.close(self._lock_descriptor)
             self._lock_descriptor = -1
 
+    def let_go_in_child(self, *, close: bool) -> None:
+        """In a forked child: close its copies of the descriptors, so that the lock ends with its owner.
+
+        close: no thread of the parent was within SQLite, so that the connection can be closed; nothing is written.
+        """
+        if self._lock_descriptor >= 0:
+            # Not of the file itself, and so no lock of the parent's.
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = -1
+        if close:
+            close_in_child(self.connection)
+
+
+def close_in_child(connection: apsw.Connection) -> None:
+    """Have SQLite forget, in a forked child, what it knows of a file, for an opening of this process's own.
+
+    It knows of no fork. Without a checkpoint, and with no transaction under way, closing changes nothing on disk or in
+    the memory that the processes share, and a process holds none of another's locks that it could drop.
+    """
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.close(True)
+
 
 def holding(path: Path) -> int | None:
     """A descriptor that keeps others from opening the queue until it is closed; None where no queue was ever there.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from glec_fast._store import QueueTable
 from glec_fast.commit import Head, Row
-from glec_fast.queue_file import QueueFile
+from glec_fast.queue_file import QueueFile, close_in_child
 
 # Before every timestamp, also of another writer.
 _BEFORE_FIRST = (-(1 << 63), 0)
@@ -76,3 +76,7 @@ class Reader:
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
+
+    def close_in_child(self) -> None:
+        """See `glec_fast.queue_file.close_in_child`."""
+        close_in_child(self._connection)

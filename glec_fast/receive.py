@@ -11,6 +11,7 @@ import enum
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from paho.mqtt import client as paho
@@ -70,6 +71,8 @@ class Receiver(paho.Client):
     """paho's client with its reading half replaced. `Client` adds the writing half."""
 
     _outbox: MemoryOutbox | DurableOutbox
+    # DISCONNECT, which waits for what was published before it, and until when at most.
+    _farewell: tuple[Callable[[], MQTTErrorCode], float] | None = None
     # Held while bytes are given to the socket and the session is told.
     _write_lock: threading.RLock
 
@@ -102,6 +105,9 @@ class Receiver(paho.Client):
         raise NotImplementedError
 
     def _log_sent(self) -> None:
+        raise NotImplementedError
+
+    def _leave_when_due(self) -> None:
         raise NotImplementedError
 
     # paho reads and writes these two; what is logged decides how packets are taken.
@@ -256,6 +262,7 @@ class Receiver(paho.Client):
         outbox.pull()
         if outbox.has_trace:
             self._log_sent()
+        self._leave_when_due()
         if outbox.answer_bytes > _ANSWERS_MAX_BYTES:
             unread = "a server that does not read the answers to what it sends (MQTT 5, 4.9)"
             return self._on_violation(ProtocolError(unread, _RECEIVE_MAXIMUM_EXCEEDED))
@@ -349,6 +356,17 @@ class Receiver(paho.Client):
         if is_logging and answer_bytes:
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", mid)
         outbox.after_settle()
+
+    def _take_last_acks(self, data: bytes) -> None:
+        """What came behind our DISCONNECT: the server has these messages; it keeps what we do not acknowledge."""
+        inbound = self._inbound
+        inbound.feed(data, paho.time_func())
+        try:
+            while (found := inbound.advance()) != NEED_DATA:
+                if found == ACKS:
+                    self._on_acks(inbound.acks)
+        except ProtocolError as error:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "passed over what came behind DISCONNECT: %s", error)
 
     def _tell_published(self) -> None:
         self._tell(self._finished)
@@ -519,11 +537,15 @@ class Receiver(paho.Client):
     def _connect_again(self) -> MQTTErrorCode:
         """Leave in order, so that no will is published, and come back at once."""
         self._send_last_words(_DISCONNECT)
+        is_awaited, farewell = self._outbox.is_awaited, self._farewell
         try:
-            return self.reconnect()
+            rc = self.reconnect()
         except (OSError, GlecError) as error:
             self._easy_log(LogLevel.MQTT_LOG_ERR, "connecting again failed: %s", error)
             return MQTTErrorCode.MQTT_ERR_CONN_LOST
+        # To the program it is the same connection.
+        self._outbox.is_awaited, self._farewell = is_awaited, farewell
+        return rc
 
     def _handle_connack(self) -> MQTTErrorCode:
         body = bytes(self._in_packet["packet"])

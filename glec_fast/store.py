@@ -26,10 +26,11 @@ from glec_fast.committer import (
     Committer,
 )
 from glec_fast.drops import DropReason
-from glec_fast.errors import ConfigError
+from glec_fast.errors import ConfigError, QueueStorageError
 from glec_fast.extras import ROW_COLUMNS, Extras, as_sent
 from glec_fast.in_doubt import Decision, InDoubt
 from glec_fast.inflight_log import log_of
+from glec_fast.process import EXIT_TIMEOUT_S
 from glec_fast.queue_file import Salvage
 from glec_fast.validation import is_utf8
 from glec_fast.writer import DROP_ROWS_MAX
@@ -81,6 +82,11 @@ class Store(Committer):
         """True where an accepted message may not have been read yet; what comes now must queue behind it."""
         return self._next_id - 1 > self._reader.through_id
 
+    @property
+    def is_failing(self) -> bool:
+        """True while the disk refuses what was accepted."""
+        return self._failure is not None
+
     def append(
         self,
         topic: str,
@@ -113,7 +119,19 @@ class Store(Committer):
                 self._request(0.0)
             else:
                 self._request_company(qos)
-            return message_id
+            is_ending = self.is_ending
+        if is_ending:
+            self._write_through(message_id)
+        return message_id
+
+    def _write_through(self, message_id: int) -> None:
+        """The process ends: nobody would write it later."""
+        try:
+            if not self.wait_durable(message_id, EXIT_TIMEOUT_S):
+                logger.error("message %d may be lost, as the program ends: the disk is slow", message_id)
+        except QueueStorageError:
+            if self.withdraw(message_id):
+                raise
 
     def append_many(self, messages: Iterable[tuple[str, str | bytes, int]], ttl_ms: int | None = None) -> list[int]:
         """`append` all of (topic, payload, qos), in one transaction; one that cannot be a row refuses all."""

@@ -52,6 +52,10 @@ class WebSocket:
     def close(self) -> None:
         self._sock.close()
 
+    def detach(self) -> int:
+        """The descriptor, which is the caller's from now on."""
+        return int(self._sock.detach())
+
     # ---- bytes in
 
     def recv(self, limit_bytes: int) -> bytes:
