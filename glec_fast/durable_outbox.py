@@ -9,10 +9,11 @@ from collections.abc import Callable
 from glec_fast._outbox import UNSENT_BYTES_MAX, RowOutbox
 from glec_fast.commit import Row
 from glec_fast.drops import Dropped, DropReason
-from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, QueueStorageError
+from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
 from glec_fast.extras import Extras
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision
+from glec_fast.inflight_log import UnreadableImageError
 from glec_fast.server_limits import ServerLimits
 from glec_fast.store import Store
 
@@ -51,17 +52,23 @@ class DurableOutbox(RowOutbox):
         self._direct_id = 0
         # Of this connection's server.
         self.limits: ServerLimits | None = None
-        image = store.load_session()
         try:
-            ranges = self.session.load_image(image)
-        except ValueError as error:
-            raise QueueFormatError(
-                f"the queue file's record of what is in flight cannot be read ({error}): give queue_path another name"
-            ) from error
+            ranges = self._load_image()
+        except UnreadableImageError as error:
+            logger.error("what of QoS 2 is in flight cannot be read (%s): all of it is sent again", error)
+            self.in_doubt_count += store.void_session()
+            ranges = []
         for first, last in ranges:
             self._finish(list(range(first, last + 1)))
         store.rewind(self.session.parked_ids(), self._finished.ids)
         store.attach(self)
+
+    def _load_image(self) -> list[tuple[int, int]]:
+        image = self.store.load_session()
+        try:
+            return self.session.load_image(image)
+        except ValueError as error:
+            raise UnreadableImageError(str(error)) from error
 
     def identify(self, client_id: str, broker: str) -> None:
         """Say whose session comes next, before each connection: another client id or broker has none of this one.
