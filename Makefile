@@ -9,6 +9,7 @@ TARGETS ?=
 SUITE ?= bookworm
 KILLS ?= 300
 FUZZ_STREAMS ?= 100000
+FILES ?= 2000
 LIVES ?= 10
 SEED ?= 1
 
@@ -18,7 +19,7 @@ LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 
-.PHONY: demo test build lint package brokers torture wheels cibuildwheel fresh ubsan paho21 fuzz bench clean
+.PHONY: demo test build lint package brokers torture wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-files bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -92,6 +93,11 @@ fuzz: $(BUILT)
 	$(call sanitized,$(FUZZ),address$(COMMA)undefined,__asan)
 	FUZZ_STREAMS=$(FUZZ_STREAMS) FUZZ_SEED=$(SEED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
 		PYTHONPATH=$(FUZZ) PYTHONMALLOC=malloc $(BIN)/pytest -q -p no:cacheprovider $(addprefix tests/test_,fuzz.py inbound.py inbound_tables.py session.py) $(TEST_ARGS)
+
+# FILES queue files that were damaged, mixed up or written to by others: how many opened, were set aside, and what of
+# them was carried over.
+fuzz-files: $(BUILT)
+	FUZZ_FILES=$(FILES) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/test_queue_fuzz.py $(TEST_ARGS)
 
 # `make demo` and `make test`, as committed, in an empty Debian root of SUITE. Needs root.
 fresh:
