@@ -9,6 +9,7 @@ TARGETS ?=
 SUITE ?= bookworm
 KILLS ?= 300
 FUZZ_STREAMS ?= 100000
+FILES ?= 2000
 LIVES ?= 10
 SEED ?= 1
 
@@ -18,7 +19,7 @@ LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 
-.PHONY: demo test build lint package brokers torture wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-clocks bench clean
+.PHONY: demo test build lint package brokers torture wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-clocks fuzz-files bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -97,6 +98,10 @@ fuzz: $(BUILT)
 fuzz-clocks: LIVES = 10000
 fuzz-clocks: $(BUILT)
 	CLOCK_LIVES=$(LIVES) SEED=$(SEED) $(BIN)/python -m pytest -q -s --show-capture=no tests/test_clock_lives.py $(TEST_ARGS)
+# FILES queue files that were damaged, mixed up or written to by others: how many opened, were set aside, and what of
+# them was carried over.
+fuzz-files: $(BUILT)
+	FUZZ_FILES=$(FILES) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/test_queue_fuzz.py $(TEST_ARGS)
 
 # `make demo` and `make test`, as committed, in an empty Debian root of SUITE. Needs root.
 fresh:

@@ -64,13 +64,18 @@ class QueueTable:
 
     One object, one connection, one thread at a time. Every method raises `apsw.Error` where the disk fails.
     deleted: rows deleted since the caller set it to 0.
-    had_broken_text: True where the last `read_after` or `read_rows` met a TEXT that is not UTF-8.
+    position, met: (timestamp, id) of the last row that the last `read_after` met, and how many those were, also such
+    that no message can be made of. unsendable: (id, topic, qos, reason) of these, in the last reading.
     may_have_extras: False only where no message on disk has extras, as far as this object looked and inserted.
     """
 
     deleted: int
     @property
-    def had_broken_text(self) -> bool: ...
+    def position(self) -> tuple[float, int]: ...
+    @property
+    def met(self) -> int: ...
+    @property
+    def unsendable(self) -> list[tuple[int, str, int, str]]: ...
     @property
     def may_have_extras(self) -> bool: ...
     def __init__(self, connection: apsw.Connection) -> None: ...
@@ -89,7 +94,7 @@ class QueueTable:
     def delete_orphaned_extras(self) -> None:
         """Delete the extras of messages that another program has deleted."""
 
-    def read_after(self, timestamp_ms: int, message_id: int, limit: int, with_extras: bool = False) -> list[_Row]:
+    def read_after(self, timestamp_ms: float, message_id: int, limit: int, with_extras: bool = False) -> list[_Row]:
         """The next rows behind a position, at most `limit`, as one snapshot in the order (timestamp, id).
 
         with_extras: every row has the three columns, None where it has no extras.
@@ -98,7 +103,7 @@ class QueueTable:
     def read_rows(self, ids: list[int], with_extras: bool = False) -> list[_Row]:
         """The rows of these ids, as far as there are any, in the order of `ids`; see `read_after`."""
 
-    def heads_after(self, timestamp_ms: int, message_id: int) -> Iterator[_Head]:
+    def heads_after(self, timestamp_ms: float, message_id: int) -> Iterator[_Head]:
         """An iterator over the heads (id, topic, qos, timestamp) behind a position, in order."""
 
     def heads_expired(self, now_ms: int) -> Iterator[_Head]:
@@ -106,6 +111,9 @@ class QueueTable:
 
     def heads_given_up(self, max_retry: int) -> Iterator[_Head]:
         """An iterator over the heads that failed as often as they may."""
+
+    def set_aside(self, reasons: list[tuple[int, str]], rows_max: int, bytes_max: int) -> None:
+        """Copy rows, by (id, reason), to where they wait for somebody to look at them; the oldest there make room."""
 
     def increment_retry_count(self, ids: list[int]) -> int:
         """Count one more failed attempt for each id; returns how many rows there were. Sorts the list in place."""
@@ -128,6 +136,9 @@ class QueueTable:
     def add_in_doubt(self, time_ms: int, entries: list[tuple[int, Decision]], limit: int) -> None:
         """Record (message id, decision) of messages whose rows are still there, and keep the newest `limit`."""
 
+    def add_all_in_doubt(self, time_ms: int, decision: Decision, limit: int) -> int:
+        """Record that any message of QoS 2 may be in doubt, of the first `limit`; returns how many those are."""
+
     def read_in_doubt(self) -> list[tuple[int, int, int, str, str]]:
         """Every (number, time in ms, message id, topic, decision) recorded, oldest first."""
 
@@ -135,7 +146,7 @@ class QueueTable:
         """True where there is a row of this id."""
 
     def load_session(self) -> tuple[str, str, bytes] | None:
-        """(client id, broker, in-flight image) of the last process, or None."""
+        """(client id, broker, in-flight image) of the last process, or None. Raises ValueError where it is none."""
 
     def save_session(self, client_id: str, broker: str, image: bytes) -> None:
         """Replace the session's row."""
@@ -147,7 +158,7 @@ class QueueTable:
         """Add `by_ms` to the times of every message from `first_id` on; returns from which id on that was."""
 
     def load_clock(self) -> tuple[str, int, int, int, int] | None:
-        """The fields of the clock's `Anchor`, or None."""
+        """The fields of the clock's `Anchor`, or None where there is none that a clock can go on from."""
 
     def save_clock(self, anchor: tuple[str, int, int, int, int]) -> None:
         """Replace the clock's row."""

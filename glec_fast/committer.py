@@ -98,6 +98,9 @@ class Committer(process.OfOneProcess):
             failure = self._file.failed(error)
             self._file.close()
             raise failure from error
+        except BaseException:
+            self._file.close()
+            raise
 
         # Held through a transaction, whichever thread makes it. Taken before all other locks.
         self._commit_lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +12,12 @@ from glec_fast._store import QueueTable
 from glec_fast.commit import Head, Row
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.reader import Reader
+
+# What is set aside is there to be looked at, and must not fill the disk.
+_SET_ASIDE_ROWS_MAX = 1000
+_SET_ASIDE_BYTES_MAX = 8 << 20
+
+logger = logging.getLogger("glec_fast")
 
 
 class Dropping:
@@ -23,6 +30,8 @@ class Dropping:
         self._lock = lock
         self._reader = reader
         self.marked: dict[int, Dropped] = {}
+        # Of those of them that are kept for somebody to look at, why.
+        self._reasons: dict[int, str] = {}
         self.counts: Counter[str] = Counter()
 
     def mark(self, heads: Iterable[Head], reason: DropReason) -> None:
@@ -33,6 +42,17 @@ class Dropping:
     def mark_row(self, row: Row, reason: DropReason) -> None:
         """This one goes with the next transaction; the caller holds the store's lock."""
         self.marked[row[0]] = Dropped(row[0], row[1], row[3], reason)
+
+    def set_aside(self, rows: Iterable[tuple[int, str, int, str]]) -> None:
+        """No message can be made of these (id, topic, qos, reason): they go with the next transaction, and are kept.
+
+        The caller holds the store's lock.
+        """
+        for message_id, topic, qos, reason in rows:
+            if message_id not in self.marked:
+                logger.error("message %d of topic %r is set aside: %s", message_id, topic, reason)
+                self.marked[message_id] = Dropped(message_id, topic, qos, DropReason.UNSENDABLE)
+                self._reasons[message_id] = reason
 
     def choose_expired(self, table: QueueTable, now_ms: int, limit: int) -> int:
         """Mark what is older than it may be; returns how many, at most `limit`."""
@@ -57,6 +77,9 @@ class Dropping:
         deleted = frozenset(each.message_id for each in but)
         with self._lock:
             marked = [each for each in self.marked.values() if each.message_id not in deleted]
+            reasons = [(number, reason) for number, reason in self._reasons.items() if number not in deleted]
+        if reasons:
+            table.set_aside(reasons, _SET_ASIDE_ROWS_MAX, _SET_ASIDE_BYTES_MAX)
         table.delete([each.message_id for each in marked])
         return marked
 
@@ -64,4 +87,5 @@ class Dropping:
         """Their deletion is on disk; the caller holds the store's lock."""
         for each in dropped:
             del self.marked[each.message_id]
+            self._reasons.pop(each.message_id, None)
             self.counts[each.reason.value] += 1

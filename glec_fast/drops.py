@@ -14,6 +14,8 @@ class DropReason(str, Enum):
     GIVEN_UP = "given_up"
     DAMAGED_FILE = "damaged_file"
     LINK_LOST = "link_lost"
+    # Another writer's row that no message can be made of; kept in the queue file's table `glec_set_aside`.
+    UNSENDABLE = "unsendable"
 
 
 class Dropped(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from glec_fast._outbox import UNSENT_BYTES_MAX, RowOutbox
 from glec_fast.commit import Row
 from glec_fast.drops import Dropped, DropReason
-from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, QueueStorageError
+from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
 from glec_fast.extras import Extras
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision
@@ -60,13 +60,12 @@ class DurableOutbox(RowOutbox):
         self._unanswered = Unanswered()
         # What a connection that begins with PINGREQ alone will go on with.
         self._receive_maximum = 65_535
-        image = store.load_session()
         try:
-            ranges = self.session.load_image(image)
+            ranges = self.session.load_image(store.load_session())
         except ValueError as error:
-            raise QueueFormatError(
-                f"the queue file's record of what is in flight cannot be read ({error}): give queue_path another name"
-            ) from error
+            logger.error("what of QoS 2 is in flight cannot be read (%s): all of it is sent again", error)
+            self.in_doubt_count += store.void_session()
+            ranges = []
         for first, last in ranges:
             self._finish(list(range(first, last + 1)))
         store.rewind(self.session.parked_ids(), self._finished.ids)

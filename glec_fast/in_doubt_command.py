@@ -14,7 +14,7 @@ import apsw
 from glec_fast._store import QueueTable
 from glec_fast.errors import QueueFormatError
 from glec_fast.in_doubt import Decision, InDoubt
-from glec_fast.queue_file import connect, storage_error
+from glec_fast.queue_database import connect, storage_error
 
 if TYPE_CHECKING:
     import argparse

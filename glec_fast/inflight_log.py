@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from glec_fast._store import QueueTable
-from glec_fast.errors import QueueStorageError
-from glec_fast.queue_file import sync_folder
+from glec_fast.queue_lock import sync_folder
 
 _SLOT_BYTES = 16 * 1024
 _SLOTS = 2
@@ -30,6 +29,11 @@ _GENERATION_BYTES = 8
 # Of a row: format, generation, number; the image follows. An image without them has another first byte.
 _ROW_HEAD = struct.Struct(f">B{_GENERATION_BYTES}sQ")
 _ROW_FORMAT = 2
+# The end of a row, behind an image, with the CRC-32 of all before it. It has the form of an entry that names a message
+# as finished, of an id that none has: versions that know nothing of it make nothing of it.
+_ROW_CHECK = struct.Struct(">QHB")
+_CHECK_ID = 1 << 62
+_CHECK_REST = (1, 3)
 # Of a slot: CRC-32 of all behind it; generation, number, bytes of the image, which follows.
 _SLOT_CRC = struct.Struct(">I")
 _SLOT_HEAD = struct.Struct(f">{_GENERATION_BYTES}sQI")
@@ -51,12 +55,28 @@ def log_of(queue_path: Path) -> Path:
     return queue_path.with_name(queue_path.name + "-qos2")
 
 
+class UnreadableImageError(ValueError):
+    """What is in flight is not known: the record of it was damaged."""
+
+
 def from_row(stored: bytes) -> Numbered:
-    """What the row of `glec_session` holds."""
+    """What the row of `glec_session` holds. Raises UnreadableImageError."""
     if stored[:1] != bytes([_ROW_FORMAT]) or len(stored) < _ROW_HEAD.size:
         return Numbered(b"", 0, stored)
     _, generation, number = _ROW_HEAD.unpack_from(stored)
-    return Numbered(generation, number, stored[_ROW_HEAD.size :])
+    image = stored[_ROW_HEAD.size :]
+    if len(image) > _ROW_CHECK.size:
+        check, *rest = _ROW_CHECK.unpack(image[-_ROW_CHECK.size :])
+        if tuple(rest) == _CHECK_REST and check >> 32 == _CHECK_ID >> 32:
+            if check - _CHECK_ID != crc32(stored[: -_ROW_CHECK.size]):
+                raise UnreadableImageError("its checksum is wrong")
+            image = image[: -_ROW_CHECK.size]
+    return Numbered(generation, number, image)
+
+
+def _as_row(image: Numbered) -> bytes:
+    stored = _ROW_HEAD.pack(_ROW_FORMAT, image.generation, image.number) + image.image
+    return stored + _ROW_CHECK.pack(_CHECK_ID + crc32(stored), *_CHECK_REST) if image.image else stored
 
 
 def latest(queue_path: Path, row: Numbered) -> Numbered:
@@ -108,24 +128,27 @@ class SavedImage:
     def load(self, table: QueueTable) -> bytes:
         """The image of the file's last use, empty in a new file; `identity` says whose it is. Within a transaction.
 
-        Raises QueueStorageError where the log is there and cannot be read.
+        Raises UnreadableImageError where it cannot be told which is the latest; see `forget`.
         """
-        known = table.load_session()
-        if known is None:
-            self._is_log_ahead = False
-            return b""
-        row = from_row(known[2])
         try:
+            known = table.load_session()
+            if known is None:
+                self._is_log_ahead = False
+                return b""
+            row = from_row(known[2])
             found = latest(self._queue_path, row)
-        except OSError as error:
-            raise QueueStorageError(
-                f"{log_of(self._queue_path)} cannot be read ({error}): it says what of QoS 2 is in flight; make it "
-                "readable, or remove it, and such messages may arrive twice"
-            ) from error
+        except (ValueError, OSError) as error:
+            raise UnreadableImageError(str(error)) from error
         self.identity, self._in_row, self._is_log_ahead = known[:2], row.image, found is not row
         # From here on the log may be made anew, or the file be moved without it.
         self.write(table, self.identity, found.image)
         return found.image
+
+    def forget(self, table: QueueTable) -> None:
+        """Write that nothing is in flight, and nobody's the session; the log counts no more. Within a transaction."""
+        self._number += 1
+        table.save_session("", "", _as_row(Numbered(self._generation, self._number, b"")))
+        self._to_row = ("", ""), b""
 
     def open_log(self) -> None:
         """Make the log, from now on for images that come alone. Where there can be none, they go to the row."""
@@ -171,7 +194,7 @@ class SavedImage:
     def _write_row(self, table: QueueTable, identity: tuple[str, str], image: bytes) -> None:
         # Also where it comes to nothing: a number is given once.
         self._number += 1
-        stored = _ROW_HEAD.pack(_ROW_FORMAT, self._generation, self._number) + image
+        stored = _as_row(Numbered(self._generation, self._number, image))
         if identity != self.identity:
             table.save_session(*identity, stored)
         else:

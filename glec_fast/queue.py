@@ -11,6 +11,7 @@ from typing import NamedTuple
 from glec_fast import process
 from glec_fast._session import Session
 from glec_fast._store import QueueTable
+from glec_fast.commit import Row
 from glec_fast.config import check_queue_settings
 from glec_fast.drops import Dropped
 from glec_fast.errors import QueueStorageError
@@ -141,7 +142,14 @@ class OfflineQueueManager(process.OfOneProcess):
 
     def dequeue_all(self) -> list[QueuedMessage]:
         """Every message, oldest first. It stays in the queue until `delete`."""
-        return [QueuedMessage(*row) for row in self._store.run(lambda table: table.read_all())]
+
+        def read(table: QueueTable) -> list[Row]:
+            rows = table.read_all()
+            # Deleted by the same transaction, so that none is met again.
+            self._store.set_aside(table.unsendable)
+            return rows
+
+        return [QueuedMessage(*row) for row in self._store.run(read)]
 
     def delete(self, message_id: int) -> bool:
         """Delete one message; False where there is none of this id."""

@@ -21,7 +21,9 @@ class Reader:
         self.table = QueueTable(self._connection)
         # Never the same row for both: to be handed on, and to be dropped.
         self.lock = threading.Lock()
-        self._position = _BEFORE_FIRST
+        self._position: tuple[float, int] = _BEFORE_FIRST
+        # Nothing was read since the file was opened.
+        self.is_new = True
         # Every row up to this id was read, where nothing above it is waiting.
         self.through_id = 0
         # Rows were read, and their reader has not said yet that it has them at hand.
@@ -36,19 +38,22 @@ class Reader:
 
         written: the writer's table, which knows whether any row has extras; then all have their columns.
         """
+        self.is_new = False
         with_extras = written.may_have_extras
         rows: list[Row] = self.table.read_after(*self._position, limit, with_extras)
         if not with_extras and written.may_have_extras:
             # The first came with a commit that these rows may be of.
             rows = self.table.read_after(*self._position, limit, True)
-        is_last = len(rows) < limit
+        # Also of rows that no message can be made of.
+        met = self.table.met
+        is_last = met < limit
         if rows:
             # First, as whoever sees no backlog looks here next.
             self.is_handing_out = True
         if is_last:
             self.through_id = committed_id
-        if rows:
-            self._position = (rows[-1][4], rows[-1][0])
+        if met:
+            self._position = self.table.position
         return rows, is_last
 
     def heads_ahead(self, table: QueueTable) -> Iterator[Head]:

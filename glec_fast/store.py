@@ -28,11 +28,10 @@ from glec_fast.committer import (
 from glec_fast.drops import DropReason
 from glec_fast.errors import ConfigError, QueueStorageError
 from glec_fast.extras import ROW_COLUMNS, Extras, as_sent
-from glec_fast.in_doubt import Decision, InDoubt
+from glec_fast.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
 from glec_fast.inflight_log import log_of
 from glec_fast.process import EXIT_TIMEOUT_S
 from glec_fast.queue_file import Salvage
-from glec_fast.validation import is_utf8
 from glec_fast.writer import DROP_ROWS_MAX
 
 __all__ = ["DEFAULT_MAX_QUEUE_SIZE", "DEFAULT_MAX_RETRY", "Store"]
@@ -254,7 +253,7 @@ class Store(Committer):
         """The in-flight image on disk, of the client id and broker in `identity`; empty in a new file.
 
         Raises ConfigError where the store has an outbox: the image is its own, and so is the position of reading;
-        QueueStorageError.
+        UnreadableImageError, see `void_session`; QueueStorageError.
         """
         with self._lock:
             self._refuse_second_outbox()
@@ -272,6 +271,21 @@ class Store(Committer):
             self._refuse_second_outbox()
             self._outbox = outbox
         self.run(lambda _table: self._writer.image.open_log())
+
+    def void_session(self) -> int:
+        """What is in flight cannot be read: forget it, and whose it is, so that no packet id of it is used again.
+
+        Returns how many messages of QoS 2 may therefore arrive twice; they are in the ledger. Raises QueueStorageError.
+        """
+
+        def forget(table: QueueTable) -> int:
+            self._writer.image.forget(table)
+            return table.add_all_in_doubt(self._clock.unix_ms(), Decision.SENT_AGAIN, LEDGER_ROWS_MAX)
+
+        count = self.run(forget)
+        with self._lock:
+            self._identity = ("", "")
+        return count
 
     def _refuse_second_outbox(self) -> None:
         if self._outbox is not None:
@@ -325,10 +339,14 @@ class Store(Committer):
         `Outbox.on_committed` then calls for another attempt.
         """
         with self._reader.lock:
-            with self._lock:
-                committed_id = self._committed_id
-                unsendable = self._unsendable()
             try:
+                if self._reader.is_new and self._dropping.choose_given_up(
+                    self._reader.table, self.max_retry, self.max_queue_size
+                ):
+                    self.request_commit()
+                with self._lock:
+                    committed_id = self._committed_id
+                    unsendable = self._unsendable()
                 rows, is_last = self._reader.advance(limit, committed_id, self._writer.table)
             except apsw.Error as error:
                 self._on_read_failure(error)
@@ -376,8 +394,9 @@ class Store(Committer):
         return self._reader.skipped.union(self._dropping.marked)
 
     def _as_sendable(self, rows: list[Row], unsendable: frozenset[int]) -> list[Row]:
+        self.set_aside([row for row in self._reader.table.unsendable if row[0] not in unsendable])
         now_ms = self._clock.now_ms()
-        if unsendable or self._reader.table.had_broken_text or is_any_expired(rows, now_ms):
+        if unsendable or is_any_expired(rows, now_ms):
             rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
         if rows and len(rows[0]) > ROW_COLUMNS:
             rows = [as_sent(row, now_ms) for row in rows]
@@ -387,10 +406,14 @@ class Store(Committer):
         if row[5] < now_ms and row[0] not in self._reader.protected:
             self.drop(row, DropReason.EXPIRED)
             return False
-        if self._reader.table.had_broken_text and not is_utf8(row[1]):
-            self.drop(row, DropReason.DAMAGED_FILE)
-            return False
         return True
+
+    def set_aside(self, rows: list[tuple[int, str, int, str]]) -> None:
+        """Take rows (id, topic, qos, reason) that nothing can be sent of out of the queue with the next transaction."""
+        if rows:
+            with self._lock:
+                self._dropping.set_aside(rows)
+                self._request(DONE_COMMIT_DELAY_S)
 
     def _on_read_failure(self, error: apsw.Error) -> None:
         if self._closing:

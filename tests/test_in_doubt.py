@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 
 from glec_fast import Decision, OfflineQueueManager
 from glec_fast.cli import main
-from glec_fast.errors import MessageError, PublishError, QueueFormatError
+from glec_fast.errors import MessageError, PublishError
 from glec_fast.store import Store
 from support.gateway import BOTH_VERSIONS
 from support.scripted_broker import ScriptedBroker
@@ -117,16 +118,63 @@ def test_a_process_killed_before_its_first_connection_does_not_hand_on_the_ids_o
         ]
 
 
-def test_an_image_that_cannot_be_read_is_told_as_a_format_error_and_lets_go_of_the_file(tmp_path: Path) -> None:
+def flipped(path: Path, byte: int) -> None:
+    with closing(apsw.Connection(str(path))) as database:
+        stored = bytearray(database.execute("SELECT in_flight FROM glec_session").get)
+        stored[byte] ^= 1
+        database.execute("UPDATE glec_session SET in_flight = ?", (bytes(stored),))
+
+
+@pytest.mark.parametrize("byte", [0, 5, 16, 17, 20, 26, 27, 28, 35, -4])
+def test_an_image_that_cannot_be_read_voids_the_session_and_sends_all_again(tmp_path: Path, byte: int) -> None:
+    """What is in flight, and what of it is finished, is unknown: nothing is lost, and what may come twice is told."""
+    with ScriptedGateway(tmp_path / QUEUE, window=2) as gateway:
+        lose_session_in_the_middle(gateway, ScriptedBroker())
+    flipped(tmp_path / QUEUE, byte)
+    broker = ScriptedBroker()
+    with ScriptedGateway(tmp_path / QUEUE, window=2) as gateway:
+        assert gateway.session.parked_ids() == []
+        assert gateway.outbox.is_session_foreign, "the broker's session is discarded before anything is sent"
+        assert gateway.outbox.in_doubt_count == 3
+        gateway.connect(session_present=False)
+        exchange_all(gateway, broker)
+        assert broker.counts() == {RECEIVED: 1, SENT: 1, WAITING: 1}
+        assert {each.message_id: each.decision for each in gateway.store.in_doubt()} == dict.fromkeys(
+            (1, 2, 3), Decision.SENT_AGAIN
+        )
+    with ScriptedGateway(tmp_path / QUEUE, window=2) as gateway:
+        assert not gateway.outbox.is_session_foreign
+        assert gateway.outbox.in_doubt_count == 0
+
+
+@pytest.mark.parametrize("stored", ["x'01FF'", "'text'", "CAST(x'FF' AS TEXT)", "zeroblob(17)", "5"])
+def test_a_session_of_other_types_is_one_that_cannot_be_read(tmp_path: Path, stored: str) -> None:
     with OfflineQueueManager(tmp_path / QUEUE) as queue:
         message_id = queue.enqueue("t", "kept", 2)
-    connection = apsw.Connection(str(tmp_path / QUEUE))
-    connection.execute("INSERT INTO glec_session VALUES (1, 'DTG-TEST', 'broker:1883', x'01FF')")
-    connection.close()
-    with pytest.raises(QueueFormatError, match="in flight cannot be read"):
-        ScriptedGateway(tmp_path / QUEUE)
+    with closing(apsw.Connection(str(tmp_path / QUEUE))) as database:
+        database.execute(f"INSERT INTO glec_session VALUES (1, 'DTG-TEST', 'broker:1883', {stored})")
     with OfflineQueueManager(tmp_path / QUEUE) as queue:
         assert [message.id for message in queue.dequeue_all()] == [message_id]
+    with ScriptedGateway(tmp_path / QUEUE) as gateway:
+        assert gateway.outbox.is_session_foreign
+        assert [each.message_id for each in gateway.store.in_doubt()] == [message_id]
+
+
+def test_entries_of_the_ledger_that_are_none_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with OfflineQueueManager(tmp_path / QUEUE):
+        pass
+    entries = [
+        (1, 5, 1, "'t'", "'sent_again'"), (2, "'noon'", 2, "'t'", "'sent_again'"), (3, 5, "'x'", "'t'", "'sent_again'"),
+        (4, 5, 4, "x'FF'", "'sent_again'"), (5, 5, 5, "'t'", "'forgotten'"), (6, 2**62, 6, "'t'", "'sent_again'"),
+        (7, 5, 7, "CAST(x'FF' AS TEXT)", "'sent_again'"), (8, 5, 8, "'t'", "CAST(x'FF' AS TEXT)"),
+    ]  # fmt: skip
+    with closing(apsw.Connection(str(tmp_path / QUEUE))) as database:
+        for entry in entries:
+            database.execute(f"INSERT INTO glec_in_doubt VALUES ({', '.join(map(str, entry))})")
+    with OfflineQueueManager(tmp_path / QUEUE) as queue:
+        assert [(each.message_id, each.topic) for each in queue.in_doubt()] == [(1, "t"), (7, "\ufffd")]
+    assert main(["in-doubt", str(tmp_path / QUEUE)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 class TestHandleFor:

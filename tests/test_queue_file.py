@@ -4,48 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
-import sqlite3
 import stat
-import subprocess
-import sys
 import tempfile
-import textwrap
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import apsw
 import pytest
 
-from glec_fast import queue_file
+from glec_fast import salvage
 from glec_fast.errors import GlecError, QueueFormatError, QueueLockedError, QueueStorageError
 from glec_fast.queue import OfflineQueueManager
-from glec_fast.queue_file import SCHEMA_VERSION, QueueFile
+from glec_fast.queue_database import SCHEMA_VERSION
+from glec_fast.queue_file import QueueFile
 from glec_fast.store import Store
+from support.queue_files import INSERT, SPECIFIED_SCHEMA, plain, run_child
 
-SPECIFIED_SCHEMA = """
-CREATE TABLE mqtt_offline_queue (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload TEXT NOT NULL, qos INTEGER NOT NULL,
-    timestamp BIGINT NOT NULL, ttl BIGINT NOT NULL, retry_count INTEGER DEFAULT 0);
-CREATE INDEX idx_timestamp ON mqtt_offline_queue(timestamp);
-CREATE INDEX idx_ttl ON mqtt_offline_queue(ttl);
-"""
-INSERT = "INSERT INTO mqtt_offline_queue (topic, payload, qos, timestamp, ttl) VALUES (?, ?, ?, ?, ?)"
 FAR_MS = 10**13
 PAGE_BYTES = 4096
-WAIT_S = 30
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "queue.db"
-
-
-@contextmanager
-def plain(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(path)) as database, database:
-        yield database
 
 
 def fill(path: Path, count: int) -> None:
@@ -58,24 +41,6 @@ def payload_numbers(path: Path) -> list[int]:
         return [int(str(message.payload).split()[1]) for message in queue.dequeue_all()]
 
 
-def child_environment() -> dict[str, str]:
-    """The environment in which a child finds the modules that this process does."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)}
-
-
-def run_child(program: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a program in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=cwd,
-        env=child_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     """What is in the files of a folder, but for SQLite's and our own locks; an empty log says nothing."""
     found = {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.endswith(("-lock", "-shm"))}
@@ -85,6 +50,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 class TestRefused:
     def test_a_text_file(self, path: Path) -> None:
         path.write_text("speed,rpm\n60,1800\n")
+        before = contents(path.parent)
+        with pytest.raises(QueueFormatError, match="not a queue file"):
+            OfflineQueueManager(path)
+        assert contents(path.parent) == before
+
+    def test_a_file_of_noise(self, path: Path) -> None:
+        path.write_bytes(random.Random(1).randbytes(8 * PAGE_BYTES))
         before = contents(path.parent)
         with pytest.raises(QueueFormatError, match="not a queue file"):
             OfflineQueueManager(path)
@@ -120,7 +92,7 @@ class TestRefused:
             import os, sqlite3
             database = sqlite3.connect({str(path)!r}, isolation_level=None)
             database.executescript("PRAGMA journal_mode = wal; PRAGMA user_version = {SCHEMA_VERSION + 1};")
-            database.executescript({SPECIFIED_SCHEMA!r})
+            database.executescript({SPECIFIED_SCHEMA!r} + "CREATE TABLE glec_session (id INTEGER)")
             os._exit(0)
         """
         assert run_child(writer).returncode == 0
@@ -172,55 +144,6 @@ class TestRefused:
         assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-class TestLock:
-    def test_a_second_process_is_refused(self, path: Path) -> None:
-        holder = f"""
-            import sys
-            from glec_fast.queue import OfflineQueueManager
-            with OfflineQueueManager({str(path)!r}) as queue:
-                queue.enqueue("t", "payload 5 x", 1)
-                print("open", flush=True)
-                sys.stdin.readline()
-        """
-        with subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(holder)],
-            env=child_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as child:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            assert child.stdout.readline() == "open\n"
-            with pytest.raises(QueueLockedError, match="in use") as caught:
-                OfflineQueueManager(path)
-            assert caught.value.retryable
-            child.stdin.write("\n")
-            child.stdin.flush()
-            assert child.wait(WAIT_S) == 0
-        assert payload_numbers(path) == [5]
-
-    def test_a_second_opener_in_the_same_process_is_refused(self, path: Path) -> None:
-        with OfflineQueueManager(path) as queue:
-            with pytest.raises(QueueLockedError):
-                OfflineQueueManager(path)
-            assert queue.enqueue("t", "x", 1) == 1
-
-    def test_a_link_is_the_same_file(self, path: Path, tmp_path: Path) -> None:
-        link = tmp_path / "link.db"
-        with OfflineQueueManager(path):
-            link.symlink_to(path)
-            with pytest.raises(QueueLockedError):
-                OfflineQueueManager(link)
-
-    def test_a_refused_opener_leaves_the_queue_usable(self, path: Path) -> None:
-        for _ in range(3):
-            with OfflineQueueManager(path) as queue:
-                queue.enqueue("t", "x", 1)
-        with OfflineQueueManager(path) as queue:
-            assert queue.get_queue_size() == 3
-
-
 def test_file_and_companions_are_for_their_owner_only(path: Path) -> None:
     mask = os.umask(0)
     try:
@@ -262,23 +185,6 @@ class TestAdopted:
             database.execute(SPECIFIED_SCHEMA.split(";")[0])
             database.execute(INSERT, ("t", "payload 9 x", 1, -5, FAR_MS))
         assert payload_numbers(path) == [9]
-
-    def test_rows_that_no_message_can_be_made_of(self, path: Path) -> None:
-        with plain(path) as database:
-            database.executescript(SPECIFIED_SCHEMA)
-            bad = [
-                ("t", "x", 7, 1, FAR_MS),
-                ("", "x", 1, 1, FAR_MS),
-                ("a/+", "x", 1, 1, FAR_MS),
-                ("t\0t", "x", 1, 1, FAR_MS),
-                ("t", "x", 1, "soon", FAR_MS),
-                ("t", "x", 1, 1, "never"),
-            ]
-            database.executemany(INSERT, [*bad, ("t", "payload 1 x", 1, 1, FAR_MS)])
-        with closing(Store(path)) as store:
-            assert store.salvage is not None
-            assert store.salvage[1:] == (1, len(bad))
-        assert payload_numbers(path) == [1]
 
 
 class TestDamaged:
@@ -328,6 +234,10 @@ class TestDamaged:
         damaged = self.damage(filled, 16, b"\xa5" * (PAGE_BYTES - 16))
         assert self.reopened(filled, damaged, caplog) == (list(range(self.COUNT)), 0)
 
+    def test_first_page_overwritten_with_anything(self, filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+        damaged = self.damage(filled, 0, b"\xa5" * PAGE_BYTES)
+        assert self.reopened(filled, damaged, caplog) == (list(range(self.COUNT)), 0)
+
     @pytest.mark.parametrize("page_sets", [(60,), (40, 80), (30, 31, 90, 140)])
     def test_pages_overwritten(
         self, filled: Path, caplog: pytest.LogCaptureFixture, page_sets: tuple[int, ...]
@@ -347,10 +257,6 @@ class TestDamaged:
                 file.unlink()
             path.write_bytes(whole)
             self.damage(path, page * PAGE_BYTES, b"\xff" * PAGE_BYTES)
-            if page == 0:
-                with pytest.raises(QueueFormatError):
-                    OfflineQueueManager(path)
-                continue
             with closing(Store(path)) as store:
                 salvage = store.salvage
                 # A free page, or one of the session's, costs no message.
@@ -390,19 +296,6 @@ class TestDamaged:
         with closing(Store(filled)) as store:
             assert store.run(lambda table: table.load_session()) == ("client", "host:1883", b"\x01")
 
-    def test_text_that_is_not_utf8(self, path: Path) -> None:
-        with plain(path) as database:
-            database.executescript(SPECIFIED_SCHEMA)
-            for values in ("1, 't', CAST(x'ff' AS TEXT), 1, 1", "2, CAST(x'ff' AS TEXT), 'x', 1, 2"):
-                database.execute(f"INSERT INTO mqtt_offline_queue VALUES ({values}, ?, 0)", (FAR_MS,))
-            database.execute(INSERT, ("t", "fine", 1, 3, FAR_MS))
-        with closing(Store(path)) as store:
-            rows, is_last = store.read(10)
-            assert is_last
-            assert [row[:3] for row in rows] == [(1, "t", b"\xff"), (3, "t", "fine")]
-            store.run(lambda table: None)
-            assert store.drops == {"damaged_file": 1}
-
     def test_all_that_is_made_of_it_is_for_its_owner_only(self, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Also what is there for a moment: looked at before each removal, and at the end."""
         modes: dict[str, set[int]] = {}
@@ -415,8 +308,8 @@ class TestDamaged:
             look()
             remove(removed)
 
-        remove = queue_file._remove
-        monkeypatch.setattr("glec_fast.queue_file._remove", watched_remove)
+        remove = salvage.remove
+        monkeypatch.setattr("glec_fast.salvage.remove", watched_remove)
         self.damage(filled, 0, bytes(100))
         log = filled.with_name("queue.db-wal")
         log.touch(0o600)
@@ -442,7 +335,7 @@ class TestDamaged:
     def test_damage_met_in_use_is_mended_at_the_next_opening(
         self, filled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        monkeypatch.setattr("glec_fast.queue_file._CHECKED_AT_OPEN_BYTES", 0)
+        monkeypatch.setattr("glec_fast.queue_database._CHECKED_AT_OPEN_BYTES", 0)
         self.damage(filled, 60 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
         with closing(Store(filled)) as store:
             assert store.salvage is None
@@ -461,7 +354,7 @@ class TestDamaged:
             raise apsw.FullError("database or disk is full")
 
         with monkeypatch.context() as patched:
-            patched.setattr("glec_fast.queue_file._create_schema", refuse)
+            patched.setattr("glec_fast.salvage.create_schema", refuse)
             with pytest.raises(QueueStorageError, match="no space left"):
                 OfflineQueueManager(filled)
         assert filled.read_bytes() == damaged
@@ -469,20 +362,20 @@ class TestDamaged:
         numbers, lost = self.reopened(filled, damaged, caplog)
         assert len(numbers) + lost == self.COUNT
 
-    @pytest.mark.parametrize("killed_at", ["set_companions_aside", "finish_carry_over"])
+    @pytest.mark.parametrize("killed_at", ["_set_companions_aside", "finish_carry_over"])
     def test_a_crash_while_carrying_over_loses_nothing(
         self, filled: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
     ) -> None:
         self.damage(filled, 60 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
         killer = f"""
             import os, signal
-            from glec_fast import queue_file
-            wanted = queue_file._{killed_at}
+            from glec_fast import queue_file, salvage
+            wanted = salvage.{killed_at}
             def killed(path, *rest):
                 if not path.exists():
                     os.kill(os.getpid(), signal.SIGKILL)
                 return wanted(path, *rest)
-            queue_file._{killed_at} = killed
+            salvage.{killed_at} = killed
             queue_file.QueueFile({str(filled)!r})
         """
         child = run_child(killer)

@@ -107,15 +107,14 @@ def _examine_queue(path: Path, max_size: int) -> QueueState:
         return QueueState(Finding("queue", "failed", found, advice))
     if not path.exists():
         return QueueState(Finding("queue", "ok", f"{path} will be made at the first start"))
-    descriptor = holding(path)
+    lock = holding(path)
     try:
         if path.stat().st_size > _LOOKED_INTO_MAX_BYTES:
             return QueueState(Finding("queue", "ok", f"{path} has {path.stat().st_size / 1e6:.0f} MB"))
         with tempfile.TemporaryDirectory() as scratch:
             count, latest_ms = look_into(path, Path(scratch))
     finally:
-        if descriptor is not None:
-            os.close(descriptor)
+        lock.release()
     latest_s = None if latest_ms is None else latest_ms / 1000
     found = f"{count} of at most {max_size} messages wait in {path}"
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -157,6 +157,9 @@ class TestFaults:
         table = store._reader.table
 
         class Broken:
+            def heads_given_up(self, *_arguments: int) -> list[Row]:
+                raise apsw.IOError("disk I/O error")
+
             def read_after(self, *_arguments: int) -> list[Row]:
                 raise apsw.IOError("disk I/O error")
 

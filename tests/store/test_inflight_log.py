@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from glec_fast import inflight_log
 from glec_fast.errors import QueueStorageError
-from glec_fast.inflight_log import log_of
+from glec_fast.inflight_log import UnreadableImageError, from_row, log_of
 from glec_fast.queue import OfflineQueueManager
 from glec_fast.store import Store
 from support.store import RecordingOutbox, image_on_disk, raising
@@ -272,16 +273,50 @@ def test_a_log_that_was_made_in_part_takes_no_room(
     assert not log_of(path).exists()
 
 
-def test_a_log_that_cannot_be_read_is_no_empty_log(make_store: Callable[..., Store], path: Path) -> None:
+def test_a_log_that_cannot_be_read_is_no_empty_log(
+    make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store()
+    begun(RecordingOutbox(store))
+    store.close()
+    store = make_store()
+    with monkeypatch.context() as patched:
+        patched.setattr("glec_fast.inflight_log.os.open", raising(OSError(errno.EIO, "Input/output error")))
+        with pytest.raises(UnreadableImageError, match="Input/output error"):
+            store.load_session()
+    assert store.load_session() == b"first"
+
+
+def test_what_stands_in_the_place_of_the_log_is_put_aside(make_store: Callable[..., Store], path: Path) -> None:
     store = make_store()
     begun(RecordingOutbox(store))
     store.close()
     log_of(path).mkdir()
     store = make_store()
-    with pytest.raises(QueueStorageError, match="cannot be read"):
-        store.load_session()
-    log_of(path).rmdir()
     assert store.load_session() == b"first"
+    assert path.with_name("queue.db-qos2.not-a-file-1").is_dir()
+
+
+def test_a_row_with_a_flipped_bit_is_no_image(make_store: Callable[..., Store], path: Path) -> None:
+    store = make_store()
+    begun(RecordingOutbox(store))
+    *_names, stored = store.run(lambda table: table.load_session())  # type: ignore[misc]
+    assert from_row(stored).image == b"first"
+    unnoticed = []
+    for bit in range(len(stored) * 8):
+        damaged = bytearray(stored)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            image = from_row(bytes(damaged)).image
+        except UnreadableImageError:
+            continue
+        if image == b"first":
+            unnoticed.append(bit)
+        else:
+            # Its first byte is of no format; or its end is of no checksum, and an entry that stands for nothing.
+            assert image[:1] != b"f" or image.startswith(b"first")
+    assert unnoticed == []
+    store.close()
 
 
 def test_a_file_of_the_format_before_is_read(make_store: Callable[..., Store], path: Path) -> None:
