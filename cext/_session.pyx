@@ -643,6 +643,14 @@ cdef class Session:
         """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
         return [message_id for message_id, entry in self.parked.items() if qos == 0 or entry[2] == qos]
 
+    def holds(self, int64_t message_id) -> bool:
+        """True where this message has an exchange, in flight or set aside."""
+        cdef int slot
+        for slot in range(self.table.capacity):
+            if self.table.exchanges[slot].state != FREE and self.table.exchanges[slot].message_id == message_id:
+                return True
+        return message_id in self.parked
+
     def forget(self, int64_t message_id):
         """The owner gave up a message that was set aside."""
         aside = self.parked.pop(message_id, None)

@@ -45,6 +45,11 @@ cdef str IS_ANY_EXTRA = "SELECT EXISTS (SELECT 1 FROM glec_extras)"
 cdef str HEADS = "SELECT id, CAST(topic AS BLOB), qos, timestamp FROM mqtt_offline_queue"
 cdef str HEADS_BESIDE = HEADS + " WHERE timestamp = ? AND id > ? ORDER BY id"
 cdef str HEADS_AFTER = HEADS + " WHERE timestamp > ? ORDER BY timestamp, id"
+# What no PUBLISH can be made of.
+cdef str HEADS_UNSENDABLE = (
+    HEADS + " WHERE id > ? AND (qos NOT IN (0, 1, 2) OR typeof(topic) <> 'text' OR topic = ''"
+    " OR length(CAST(topic AS BLOB)) > 65535 OR instr(topic, '+') OR instr(topic, '#')"
+    " OR instr(CAST(topic AS BLOB), x'00'))")
 cdef str HEADS_EXPIRED = HEADS + " WHERE ttl < ?"
 cdef str HEADS_GIVEN_UP = HEADS + " WHERE retry_count >= ?"
 cdef str READ_ALL = (
@@ -60,6 +65,15 @@ cdef str MOVE_TIMES = (
     " SET timestamp = timestamp + iif(timestamp BETWEEN -?3 AND ?3, ?1, 0),"
     " ttl = ttl + iif(ttl BETWEEN -?3 AND ?3, ?1, 0)"
     " WHERE id >= ?2")
+
+cdef str STRANGERS = "SELECT id FROM mqtt_offline_queue WHERE id > ? ORDER BY timestamp, id"
+cdef str ADOPT = (
+    "UPDATE mqtt_offline_queue SET id = ?2, timestamp = ?3,"
+    " ttl = CASE WHEN typeof(ttl) IN ('integer', 'real') THEN CAST(ttl AS INTEGER) ELSE ?4 END WHERE id = ?1")
+cdef str ADOPT_EXTRAS = "UPDATE OR REPLACE glec_extras SET message_id = ?2 WHERE message_id = ?1"
+cdef str HAS_ROW = (
+    "SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id = ? AND topic = ? AND payload IS ? AND timestamp = ?)")
+cdef str SET_LAST_ID = "UPDATE sqlite_sequence SET seq = ? WHERE name = 'mqtt_offline_queue'"
 
 cdef str ADD_IN_DOUBT = (
     "INSERT INTO glec_in_doubt (time, message_id, topic, decision)"
@@ -133,6 +147,70 @@ def is_any_expired(list rows, now_ms) -> bool:
     return False
 
 
+def known(list rows, int64_t through_id) -> int:
+    """How many rows come before the first that has an id above `through_id`."""
+    cdef Py_ssize_t index
+    for index in range(len(rows)):
+        if <int64_t>(<tuple>rows[index])[0] > through_id:
+            return index
+    return len(rows)
+
+
+# An exception that comes from outside (KeyboardInterrupt, PyThreadState_SetAsyncExc, a trace function) is raised
+# between two steps of Python code, never within C. So what must not come apart is done here.
+
+
+def keep_calling(function, goes_on):
+    """Call `function` until it returns. `goes_on` is told of each exception; where it says no, that is raised."""
+    cdef object error = None
+    cdef bint is_over = False
+    while not is_over:
+        try:
+            if error is not None:
+                caught, error = error, None
+                is_over = not goes_on(caught)
+                error = caught if is_over else None
+            if not is_over:
+                function()
+                is_over = True
+        except BaseException as raised:
+            error = raised
+    if error is not None:
+        raise error
+
+
+def call_holding(lock, function, double timeout_s) -> tuple:
+    """(True, what `function` returns), called with `lock` held; (False, None) where it is not free in time."""
+    if not (lock.acquire(True, timeout_s) if timeout_s > 0 else lock.acquire(False)):
+        return False, None
+    try:
+        return True, function()
+    finally:
+        lock.release()
+
+
+def raised_by(function, *arguments):
+    """What `function` raises, of whatever kind; None where it returns."""
+    try:
+        function(*arguments)
+    except BaseException as error:
+        return error
+
+
+def hand_over(function, list items):
+    """What `function` raises for a copy of `items`, None where it returns; `items` is empty then."""
+    error = raised_by(function, items.copy())
+    items.clear()
+    return error
+
+
+def take_image(outbox, list kept, list in_doubt) -> tuple:
+    """(version, image) of an outbox, and what is in doubt behind the others in `in_doubt`."""
+    version, image, entries = outbox.image(kept)
+    in_doubt += entries
+    return version, image
+
+
 cdef class Finished:
     """The rows that are finished and not yet deleted: by id, and as the ranges that an image names them by.
 
@@ -166,10 +244,20 @@ cdef class Finished:
         if followed < len(ids):
             self.ranges = merged(self.ranges + ranges_of(ids[followed:]))
 
+    def take_from(self, outbox):
+        """What an outbox has finished, behind those that are there."""
+        self.add(outbox.take_finished())
+
     def remove_first(self, Py_ssize_t count):
         """Remove the `count` that came first."""
-        del self.ids[:count]
-        self.ranges = ranges_of(self.ids.copy())
+        cdef list ids = self.ids[count:]
+        self.ranges = ranges_of(ids.copy())
+        self.ids = ids
+
+    def remove_taken(self, list taken):
+        """Remove those that came first, as many as `taken` has, and empty that: a second call removes nothing."""
+        self.remove_first(len(taken))
+        taken.clear()
 
 
 cdef class QueueTable:
@@ -188,6 +276,25 @@ cdef class QueueTable:
         self.execute = connection.execute
         self.executemany = connection.executemany
         self.may_have_extras = True
+
+    def commit(self, transaction):
+        """COMMIT, and have `transaction` know it."""
+        self.execute("COMMIT")
+        transaction.is_committed = True
+
+    def data_version(self) -> int:
+        """Another number than before where another connection has written to the file since. Within a transaction."""
+        return self.execute("PRAGMA data_version").get
+
+    def strangers(self, int64_t through_id) -> list:
+        """The ids above `through_id`, in the order of their rows."""
+        return [message_id for (message_id,) in self.execute(STRANGERS, (through_id,))]
+
+    def adopt(self, list ids, int64_t timestamp_ms, int64_t ttl_ms):
+        """Give rows other ids, (from, to) each, and a timestamp; a time of expiry too where it is no number."""
+        self.executemany(ADOPT, [(*pair, timestamp_ms, ttl_ms) for pair in ids])
+        self.executemany(ADOPT_EXTRAS, ids)
+        self.execute(SET_LAST_ID, (max(pair[1] for pair in ids),))
 
     def insert(self, list rows):
         """Add rows made by `make_row`."""
@@ -283,6 +390,10 @@ cdef class QueueTable:
         """An iterator over the heads whose time of expiry has passed."""
         return self._heads(HEADS_EXPIRED, (now_ms,))
 
+    def heads_unsendable(self, int64_t through_id):
+        """An iterator over the heads above an id that no PUBLISH can be made of."""
+        return self._heads(HEADS_UNSENDABLE, (through_id,))
+
     def heads_given_up(self, int64_t max_retry):
         """An iterator over the heads that failed as often as they may."""
         return self._heads(HEADS_GIVEN_UP, (max_retry,))
@@ -361,6 +472,10 @@ cdef class QueueTable:
     def holds(self, int64_t message_id) -> bool:
         """True where there is a row of this id."""
         return bool(self.execute("SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id = ?)", (message_id,)).get)
+
+    def has(self, tuple row) -> bool:
+        """True where this very row is on disk."""
+        return bool(self.execute(HAS_ROW, (row[0], row[1], row[2], row[4])).get)
 
     def load_session(self):
         """(client id, broker, in-flight image) of the last process, or None."""

@@ -125,6 +125,8 @@ class Session:
         """The connection is gone. Set every exchange aside; forget what was encoded."""
     def parked_ids(self, qos: int = 0) -> list[int]:
         """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
+    def holds(self, message_id: int) -> bool:
+        """True where this message has an exchange, in flight or set aside."""
     def forget(self, message_id: int) -> None:
         """The owner gave up a message that was set aside."""
     def release_parked(self, message_id: int) -> None:

@@ -340,6 +340,14 @@ class DurableOutbox(RowOutbox):
         if new_rows or opened:
             self._on_work()
 
+    def on_salvaged(self) -> None:
+        """See `glec_fast.commit.Outbox`: nobody must wait for what is lost. What is in flight goes on."""
+        with self.lock:
+            waiting = {mid: handle for mid, handle in self._handles.items() if not self.session.holds(mid)}
+        lost = self.store.lost(list(waiting))
+        if lost:
+            self.on_dropped([Dropped(mid, "", waiting[mid].qos, DropReason.DAMAGED_FILE) for mid in lost])
+
     def on_dropped(self, dropped: list[Dropped]) -> None:
         """See `glec_fast.commit.Outbox`."""
         # As with on_publish: the callback first, then those who wait.

@@ -56,6 +56,12 @@ class QueueStorageError(QueueError, OSError):
     retryable = True
 
 
+class QueueReplacedError(QueueStorageError):
+    """Another file has the queue's name while it was open; the message says where its messages are. Start anew."""
+
+    retryable = False
+
+
 class QueueClosedError(QueueError, RuntimeError):
     """The queue or the client was closed before the call."""
 

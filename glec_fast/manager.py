@@ -228,8 +228,6 @@ class MQTTManager:
             qos0_commit_delay_s=config.qos0_commit_delay_s,
             clocks=clocks,
         )
-        if self._store.salvage is not None and self._store.salvage.rows_lost:
-            self._drops[DropReason.DAMAGED_FILE.value] += self._store.salvage.rows_lost
         try:
             self._client = _FleetClient(config, self._store, self._tick, self._on_dropped)
         except BaseException:
@@ -341,6 +339,13 @@ class MQTTManager:
 
     # ---- figures
 
+    def is_queue_damaged(self) -> bool:
+        """True while the queue file is damaged, or has lost its name, and that cannot be mended in use.
+
+        A restart may. Raises QueueReplacedError where only that helps, as another file has the name.
+        """
+        return self._store.is_damaged
+
     def in_doubt(self) -> list[InDoubt]:
         """The ledger of QoS 2 messages whose fate MQTT cannot tell; see `OfflineQueueManager.in_doubt`."""
         return self._store.in_doubt()
@@ -350,6 +355,10 @@ class MQTTManager:
         with self._lock:
             drops = dict(self._drops)
             reconnect_count = self._reconnect_count
+        if self._store.rows_lost:
+            # Some of them were told of: where somebody waited for them.
+            told = drops.get(DropReason.DAMAGED_FILE.value, 0)
+            drops[DropReason.DAMAGED_FILE.value] = max(told, self._store.rows_lost)
         return Metrics(
             is_connected=self.is_connected(),
             messages_sent=self._outbox.sent_count,

@@ -19,7 +19,13 @@ from typing import NamedTuple
 
 import apsw
 
-from glec_fast.errors import MessageError, QueueFormatError, QueueLockedError, QueueStorageError
+from glec_fast.errors import (
+    MessageError,
+    QueueFormatError,
+    QueueLockedError,
+    QueueReplacedError,
+    QueueStorageError,
+)
 from glec_fast.validation import check_publish
 
 SCHEMA_VERSION = 1
@@ -50,7 +56,7 @@ _HEADER_BYTES = 100
 _PAGES_VALID_FOR = slice(92, 96)
 _COMPANIONS = ("-wal", "-shm", "-journal")
 # SQLite waits this long for a lock that only a foreign program can hold, such as a backup.
-_BUSY_TIMEOUT_MS = 2000
+BUSY_TIMEOUT_MS = 2000
 # Reading every page takes about a second for 64 MB on a gateway's flash; larger files are checked as they are read.
 _CHECKED_AT_OPEN_BYTES = 32 << 20
 _CACHE_KIB = 512
@@ -58,6 +64,8 @@ _LOG_RESERVE_BYTES = 256 * 1024
 # The write-ahead log starts over at its front after so many pages of 4 KiB. A commit that makes it longer waits for the
 # disk twice as long, as the file system's own records are written too.
 _LOG_PAGES = 256
+# Longer it is only while a transaction, or somebody who reads for long, needs it.
+LOG_BYTES_MAX = 2 << 20
 # Ids between two readable ends of a damaged table are tried one by one, up to so many from each end.
 _TRIED_IDS_MAX = 100_000
 # An id that was given once must not be given again, also where the damage took the record of the highest.
@@ -93,7 +101,7 @@ class QueueFile:
         self.salvage: Salvage | None = None
         self._lock_descriptor = _lock(self.path)
         try:
-            self.connection = self._open()
+            self.connection = self._open(None)
         except (apsw.Error, OSError) as error:
             os.close(self._lock_descriptor)
             if isinstance(error, QueueStorageError):
@@ -103,12 +111,24 @@ class QueueFile:
             os.close(self._lock_descriptor)
             raise
 
-    def _open(self) -> apsw.Connection:
+    def _open(self, damage: Exception | None) -> apsw.Connection:
+        connection = self._open_sound(damage)
+        self._note_place()
+        return connection
+
+    def _note_place(self) -> None:
+        self._name, self._log_name = str(self.path), f"{self.path}-wal"
+        file, log = _look_at(self._name), _look_at(self._log_name)
+        self._place, self._log_place = _identity(file), _identity(log)
+        # SQLite cuts it no shorter.
+        self._log_bytes_min = min(log.st_size, _LOG_RESERVE_BYTES)
+
+    def _open_sound(self, damage: Exception | None) -> apsw.Connection:
         _finish_carry_over(self.path)
         _refuse_foreign(self.path)
         try:
-            if _mark_of(self.path).exists():
-                raise apsw.CorruptError("it was found damaged while it was in use")
+            if damage is not None or _mark_of(self.path).exists():
+                raise apsw.CorruptError(str(damage or "it was found damaged while it was in use"))
             return _open_checked(self.path)
         except (apsw.CorruptError, apsw.NotADBError) as error:
             logger.error("queue file %s is damaged (%s); carrying over what can be read", self.path, error)
@@ -127,16 +147,103 @@ class QueueFile:
 
     def failed(self, error: Exception) -> QueueStorageError:
         """The error of this family for `error`. Damage is remembered: the next opening carries over what is left."""
-        if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
+        if isinstance(error, QueueStorageError):
+            return error
+        if is_damage(error):
             with suppress(OSError):
                 _mark_of(self.path).touch(0o600)
         return storage_error(self.path, error)
+
+    # ---- while it is in use; the caller sees to it that nobody else uses the write connection meanwhile
+
+    def is_in_place(self) -> bool:
+        """True where the file and its write-ahead log are still found under their names, the log at its full size."""
+        try:
+            file, log = _look_at(self._name), _look_at(self._log_name)
+        except OSError:
+            return False
+        is_found = _identity(file) == self._place and _identity(log) == self._log_place
+        return is_found and log.st_size >= self._log_bytes_min
+
+    def _is_log_cut(self) -> bool:
+        try:
+            log = _look_at(self._log_name)
+        except FileNotFoundError:
+            return False
+        return _identity(log) == self._log_place and log.st_size < self._log_bytes_min
+
+    def salvage_in_use(self, damage: Exception) -> apsw.Connection:
+        """Carry over what can be read, with this file open: `connection` is then another; returns the one before.
+
+        Who uses the old one may do so until `discard`. Raises apsw.Error, OSError; then nothing has changed.
+        """
+        before = self.connection
+        self.connection = self._open(damage)
+        return before
+
+    def on_mended(self) -> None:
+        """Whoever met the damage again meanwhile met it in the file that was."""
+        _mark_of(self.path).unlink(missing_ok=True)
+
+    def put_back(self) -> apsw.Connection:
+        """Have all that the open file holds under its name again, which nobody has now; as `salvage_in_use`.
+
+        Raises QueueReplacedError where another file has the name.
+        """
+        with suppress(FileNotFoundError):
+            if _identity(_look_at(self._name)) != self._place:
+                raise QueueReplacedError(f"another file has the name of the open queue file {self.path}: start anew")
+        is_log_whole = not self._is_log_cut()
+        logger.error("queue file %s or its log has lost its name; what is open is put back", self.path)
+        if not _lock_of(self.path).exists():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = _lock(self.path)
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = descriptor
+        new = _new_of(self.path)
+        self._copy_to(new)
+        for suffix in _COMPANIONS:
+            # All that they hold is in the copy.
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        new.rename(self.path)
+        sync_folder(self.path.parent)
+        before = self.connection
+        if is_log_whole:
+            # What is in it was open until now: no reason to look for damage, nor for rows of another program.
+            self.connection = _open_checked(self.path, is_known=True)
+            self._note_place()
+        else:
+            self.connection = self._open(None)
+        return before
+
+    def keep_beside(self) -> Path:
+        """A copy of all that the open file holds, under a name that is free; returns that."""
+        number = 1
+        while (path := self.path.with_name(f"{self.path.name}.replaced-{number}")).exists():
+            number += 1
+        self._copy_to(path)
+        sync_folder(path.parent)
+        return path
+
+    def _copy_to(self, path: Path) -> None:
+        _remove(path)
+        _create(path)
+        copy = connect(path, apsw.SQLITE_OPEN_READWRITE)
+        try:
+            copy.pragma("synchronous", "full")
+            with copy.backup("main", self.connection, "main") as backup:
+                backup.step()
+        finally:
+            copy.close(True)
 
     def close(self) -> None:
         """Close the write connection and let another process have the file. Idempotent."""
         if self._lock_descriptor < 0:
             return
         try:
+            if not self.is_in_place():
+                discard(self.connection)
+                return
             self.connection.close()
         except apsw.Error as error:
             # The write-ahead log still has all; the next opening folds it into the file.
@@ -145,6 +252,19 @@ class QueueFile:
         finally:
             os.close(self._lock_descriptor)
             self._lock_descriptor = -1
+
+
+def discard(connection: apsw.Connection) -> None:
+    """Close a connection to a file that has lost its name: what has that name now must not be touched by it."""
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.close(True)
+
+
+def is_damage(error: BaseException) -> bool:
+    """True for what SQLite reports where the file, or its log, is not what was written."""
+    if isinstance(error, apsw.IOError):
+        return getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHORT_READ
+    return isinstance(error, (apsw.CorruptError, apsw.NotADBError))
 
 
 def holding(path: Path) -> int | None:
@@ -194,7 +314,7 @@ def connect(path: Path, flags: int) -> apsw.Connection:
     """A connection with this product's settings: small caches, a bounded wait for foreign locks."""
     connection = apsw.Connection(str(path), flags=flags)
     try:
-        connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         # The first look at the file: one that is damaged is found out here.
         connection.pragma("cache_size", -_CACHE_KIB)
     except BaseException:
@@ -209,8 +329,10 @@ def storage_error(path: Path, error: BaseException) -> QueueStorageError:
         return QueueStorageError(f"no space left for the queue file {path}: free some; what was accepted is kept")
     if isinstance(error, (apsw.ReadOnlyError, apsw.PermissionsError, PermissionError)):
         return QueueStorageError(f"the queue file {path} cannot be written ({error}): make it and its folder writable")
-    if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
-        return QueueStorageError(f"the queue file {path} is damaged ({error}): open it again to save what is left")
+    if is_damage(error):
+        return QueueStorageError(
+            f"the queue file {path} is damaged ({error}): what is left is saved as soon as the disk lets it"
+        )
     return QueueStorageError(f"the queue file {path} failed ({error}): check the disk and the folder's permissions")
 
 
@@ -261,6 +383,15 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+def _look_at(name: str) -> os.stat_result:
+    # As text: half of what a Path costs, in every transaction.
+    return os.stat(name)  # noqa: PTH116
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
 def _mark_of(path: Path) -> Path:
     return path.with_name(path.name + "-damaged")
 
@@ -273,16 +404,19 @@ def _refuse_foreign(path: Path) -> None:
         raise QueueFormatError(f"{path} is not a queue file (no SQLite header): give queue_path another name")
 
 
-def _open_checked(path: Path) -> apsw.Connection:
+def _open_checked(path: Path, *, is_known: bool = False) -> apsw.Connection:
     connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
     try:
         # Until it is known to be ours: closing would otherwise fold its write-ahead log into a file that we refuse.
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        _check(connection, path)
+        if not is_known:
+            _check(connection, path)
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")
         connection.pragma("wal_autocheckpoint", _LOG_PAGES)
+        connection.pragma("journal_size_limit", LOG_BYTES_MAX)
+        connection.pragma("temp_store", "memory")
         _create_schema(connection)
         _reserve_log(path)
     except BaseException:
