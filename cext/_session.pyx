@@ -776,6 +776,13 @@ cdef class Session:
                 self._finish(exchange, GIVEN_UP)
                 return True
         return False
+    def holds(self, int64_t message_id) -> bool:
+        """True where this message has an exchange, in flight or set aside."""
+        cdef int slot
+        for slot in range(self.table.capacity):
+            if self.table.exchanges[slot].state != FREE and self.table.exchanges[slot].message_id == message_id:
+                return True
+        return message_id in self.parked
 
     def forget(self, int64_t message_id):
         """The owner gave up a message that was set aside."""

@@ -42,7 +42,8 @@ cdef enum:
     EXPIRY_COLUMN = 5
 
 cdef str INSERT = (
-    "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl) VALUES (?, ?, ?, ?, ?, ?)")
+    "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl, retry_count)"
+    " VALUES (?, ?, ?, ?, ?, ?, 0)")
 # Without a condition SQLite drops the pages as they are: a tenth of the cost, in time and in bytes written.
 cdef str DELETE_ALL = "DELETE FROM mqtt_offline_queue"
 cdef str IS_ANY_BETWEEN = "SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?)"
@@ -72,6 +73,7 @@ cdef str HEADS = (
     " iif(typeof(timestamp) IN ('integer', 'real'), timestamp, 0) FROM mqtt_offline_queue")
 cdef str HEADS_BESIDE = HEADS + " WHERE timestamp = ? AND id > ? ORDER BY id"
 cdef str HEADS_AFTER = HEADS + " WHERE timestamp > ? ORDER BY timestamp, id"
+# What no PUBLISH can be made of.
 cdef str HEADS_EXPIRED = HEADS + " WHERE ttl < ?"
 cdef str HEADS_GIVEN_UP = (
     HEADS + " WHERE retry_count >= ? AND typeof(retry_count) IN ('integer', 'real')")
@@ -123,6 +125,14 @@ cdef str LOAD_CLOCK = (
 cdef str LOAD_SESSION = (
     "SELECT CAST(client_id AS BLOB), CAST(broker AS BLOB), iif(typeof(client_id) = 'text' AND typeof(broker) = 'text'"
     " AND typeof(in_flight) = 'blob', in_flight, NULL) FROM glec_session WHERE id = 1")
+cdef str STRANGERS = "SELECT id FROM mqtt_offline_queue WHERE id > ? ORDER BY timestamp, id"
+cdef str ADOPT = (
+    "UPDATE mqtt_offline_queue SET id = ?2, timestamp = ?3,"
+    " ttl = CASE WHEN typeof(ttl) IN ('integer', 'real') THEN CAST(ttl AS INTEGER) ELSE ?4 END WHERE id = ?1")
+cdef str ADOPT_EXTRAS = "UPDATE OR REPLACE glec_extras SET message_id = ?2 WHERE message_id = ?1"
+cdef str HAS_ROW = (
+    "SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id = ? AND topic = ? AND payload IS ? AND timestamp = ?)")
+cdef str SET_LAST_ID = "UPDATE sqlite_sequence SET seq = ? WHERE name = 'mqtt_offline_queue'"
 
 cdef str ADD_IN_DOUBT = (
     "INSERT INTO glec_in_doubt (time, message_id, topic, decision)"
@@ -267,6 +277,68 @@ cdef bint _is_sound(tuple row) except -1:
 
 cdef bint _fits_a_packet(str payload) except -1:
     return len(payload.encode()) <= PAYLOAD_BYTES
+def known(list rows, int64_t through_id) -> int:
+    """How many rows come before the first that has an id above `through_id`."""
+    cdef Py_ssize_t index
+    for index in range(len(rows)):
+        if <int64_t>(<tuple>rows[index])[0] > through_id:
+            return index
+    return len(rows)
+
+
+# An exception that comes from outside (KeyboardInterrupt, PyThreadState_SetAsyncExc, a trace function) is raised
+# between two steps of Python code, never within C. So what must not come apart is done here.
+
+
+def keep_calling(function, goes_on):
+    """Call `function` until it returns. `goes_on` is told of each exception; where it says no, that is raised."""
+    cdef object error = None
+    cdef bint is_over = False
+    while not is_over:
+        try:
+            if error is not None:
+                caught, error = error, None
+                is_over = not goes_on(caught)
+                error = caught if is_over else None
+            if not is_over:
+                function()
+                is_over = True
+        except BaseException as raised:
+            error = raised
+    if error is not None:
+        raise error
+
+
+def call_holding(lock, function, double timeout_s) -> tuple:
+    """(True, what `function` returns), called with `lock` held; (False, None) where it is not free in time."""
+    if not (lock.acquire(True, timeout_s) if timeout_s > 0 else lock.acquire(False)):
+        return False, None
+    try:
+        return True, function()
+    finally:
+        lock.release()
+
+
+def raised_by(function, *arguments):
+    """What `function` raises, of whatever kind; None where it returns."""
+    try:
+        function(*arguments)
+    except BaseException as error:
+        return error
+
+
+def hand_over(function, list items):
+    """What `function` raises for a copy of `items`, None where it returns; `items` is empty then."""
+    error = raised_by(function, items.copy())
+    items.clear()
+    return error
+
+
+def take_image(outbox, list kept, list in_doubt) -> tuple:
+    """(version, image) of an outbox, and what is in doubt behind the others in `in_doubt`."""
+    version, image, entries = outbox.image(kept)
+    in_doubt += entries
+    return version, image
 
 
 cdef class Finished:
@@ -302,10 +374,20 @@ cdef class Finished:
         if followed < len(ids):
             self.ranges = merged(self.ranges + ranges_of(ids[followed:]))
 
+    def take_from(self, outbox):
+        """What an outbox has finished, behind those that are there."""
+        self.add(outbox.take_finished())
+
     def remove_first(self, Py_ssize_t count):
         """Remove the `count` that came first."""
-        del self.ids[:count]
-        self.ranges = ranges_of(self.ids.copy())
+        cdef list ids = self.ids[count:]
+        self.ranges = ranges_of(ids.copy())
+        self.ids = ids
+
+    def remove_taken(self, list taken):
+        """Remove those that came first, as many as `taken` has, and empty that: a second call removes nothing."""
+        self.remove_first(len(taken))
+        taken.clear()
 
 
 cdef class QueueTable:
@@ -331,6 +413,25 @@ cdef class QueueTable:
         self.unsendable = []
         # Of the bytes of a TEXT.
         self.encoding = connection.pragma("encoding")
+
+    def commit(self, transaction):
+        """COMMIT, and have `transaction` know it."""
+        self.execute("COMMIT")
+        transaction.is_committed = True
+
+    def data_version(self) -> int:
+        """Another number than before where another connection has written to the file since. Within a transaction."""
+        return self.execute("PRAGMA data_version").get
+
+    def strangers(self, int64_t through_id) -> list:
+        """The ids above `through_id`, in the order of their rows."""
+        return [message_id for (message_id,) in self.execute(STRANGERS, (through_id,))]
+
+    def adopt(self, list ids, int64_t timestamp_ms, int64_t ttl_ms):
+        """Give rows other ids, (from, to) each, and a timestamp; a time of expiry too where it is no number."""
+        self.executemany(ADOPT, [(*pair, timestamp_ms, ttl_ms) for pair in ids])
+        self.executemany(ADOPT_EXTRAS, ids)
+        self.execute(SET_LAST_ID, (max(pair[1] for pair in ids),))
 
     def insert(self, list rows):
         """Add rows made by `make_row`."""
@@ -499,9 +600,9 @@ cdef class QueueTable:
 
     def last_id(self) -> int:
         """The highest id that was ever given, 0 in a new file."""
-        return min(ID_MAX, self.execute(
+        return self.execute(
             "SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'), 0),"
-            " coalesce((SELECT max(id) FROM mqtt_offline_queue), 0))").get)
+            " coalesce((SELECT max(id) FROM mqtt_offline_queue), 0))").get
 
     def last_timestamp_ms(self) -> int:
         """The highest timestamp in the table that is one, 0 where it is empty."""
@@ -555,6 +656,10 @@ cdef class QueueTable:
         """The clock's row, without its id, or None where there is none that a clock can go on from."""
         return self.execute(LOAD_CLOCK, (TIME_MAX_MS, ID_MAX)).fetchone()
 
+    def has_clock(self) -> bool:
+        """True where there is a row, whatever it says."""
+        return bool(self.execute("SELECT EXISTS (SELECT 1 FROM glec_clock)").get)
+
     def save_clock(self, anchor):
         """Replace the clock's row."""
         self.execute("INSERT OR REPLACE INTO glec_clock VALUES (1, ?, ?, ?, ?, ?)", anchor)
@@ -562,6 +667,10 @@ cdef class QueueTable:
     def holds(self, int64_t message_id) -> bool:
         """True where there is a row of this id."""
         return bool(self.execute("SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id = ?)", (message_id,)).get)
+
+    def has(self, tuple row) -> bool:
+        """True where this very row is on disk."""
+        return bool(self.execute(HAS_ROW, (row[0], row[1], row[2], row[4])).get)
 
     def load_session(self):
         """(client id, broker, in-flight image) of the last process, or None. Raises ValueError where it is none."""

@@ -109,7 +109,7 @@ cdef class RowOutbox(Outbox):
     def settle(self) -> list:
         """The handles of what is finished, where somebody holds one or all are told; the caller holds the lock."""
         cdef list done = self.session.take_done()
-        cdef list handles
+        cdef list handles, direct
         handles, self.untold = self.untold, []
         self._refused += self.session.take_refused()
         if not done:
@@ -120,8 +120,9 @@ cdef class RowOutbox(Outbox):
             self.has_remarks = True
         self.sent_count += PyList_GET_SIZE(done)
         if self._direct:
-            handles += [self._direct.pop(message_id)[3] for message_id in done if message_id < 0]
-            done = [message_id for message_id in done if message_id > 0]
+            direct = [message_id for message_id in done if message_id in self._direct]
+            done = [message_id for message_id in done if message_id not in self._direct]
+            handles += [self._direct.pop(message_id)[3] for message_id in direct]
         if done:
             self.has_progress = True
         self._finish(done)

@@ -142,6 +142,8 @@ class Session:
         """Message ids of the exchanges whose PUBREL was sent more than once, and has left on this connection."""
     def give_up(self, message_id: int) -> bool:
         """End an exchange whose PUBREL is not answered, in flight or set aside. False where there is none."""
+    def holds(self, message_id: int) -> bool:
+        """True where this message has an exchange, in flight or set aside."""
     def forget(self, message_id: int) -> None:
         """The owner gave up a message that was set aside."""
     def release_parked(self, message_id: int) -> None:

@@ -1,11 +1,15 @@
 """Types of `cext/_store.pyx`: the statements on the queue table."""
 
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import apsw
 
+from glec_fast.commit import Commit, Move, Outbox
 from glec_fast.in_doubt import Decision
+
+_T = TypeVar("_T")
 
 # With extras, retain (0 or 1), expiry interval in s or None, and packed properties behind the others.
 _Row = tuple[Any, ...]
@@ -43,6 +47,27 @@ def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def is_any_expired(rows: list[_Row], now_ms: int) -> bool:
     """True where the time of any of these rows is over."""
 
+def known(rows: list[_Row], through_id: int) -> int:
+    """How many rows come before the first that has an id above `through_id`."""
+
+def keep_calling(function: Callable[[], object], goes_on: Callable[[BaseException], bool]) -> None:
+    """Call `function` until it returns, whatever is raised, and from wherever.
+
+    `goes_on` is told of each exception; where it says no, that is raised.
+    """
+
+def call_holding(lock: threading.Lock, function: Callable[[], _T], timeout_s: float) -> tuple[bool, _T | None]:
+    """(True, what `function` returns), called with `lock` held; (False, None) where it is not free in time."""
+
+def raised_by(function: Callable[..., object], *arguments: object) -> BaseException | None:
+    """What `function` raises, of whatever kind; None where it returns."""
+
+def hand_over(function: Callable[[list[_T]], object], items: list[_T]) -> BaseException | None:
+    """What `function` raises for a copy of `items`, None where it returns; which is empty then."""
+
+def take_image(outbox: Outbox, kept: list[tuple[int, int]], in_doubt: list[tuple[int, Decision]]) -> tuple[int, bytes]:
+    """(version, image) of an outbox, and what is in doubt behind the others in `in_doubt`."""
+
 class Finished:
     """The rows that are finished and not yet deleted: by id, and as the ranges that an image names them by."""
 
@@ -56,8 +81,12 @@ class Finished:
         """The inclusive ranges that they make."""
     def add(self, ids: list[int]) -> None:
         """Behind those that are there."""
+    def take_from(self, outbox: Outbox) -> None:
+        """What an outbox has finished, behind those that are there."""
     def remove_first(self, count: int) -> None:
         """Remove the `count` that came first."""
+    def remove_taken(self, taken: list[int]) -> None:
+        """Remove those that came first, as many as `taken` has, and empty that: a second call removes nothing."""
 
 class QueueTable:
     """Statements on the connection of a `QueueFile`. The caller owns the connection and the transaction.
@@ -79,6 +108,18 @@ class QueueTable:
     @property
     def may_have_extras(self) -> bool: ...
     def __init__(self, connection: apsw.Connection) -> None: ...
+    def commit(self, transaction: Commit | Move) -> None:
+        """COMMIT, and have `transaction` know it."""
+
+    def data_version(self) -> int:
+        """Another number than before where another connection has written to the file since. Within a transaction."""
+
+    def strangers(self, through_id: int) -> list[int]:
+        """The ids above `through_id`, in the order of their rows."""
+
+    def adopt(self, ids: list[tuple[int, int]], timestamp_ms: int, ttl_ms: int) -> None:
+        """Give rows other ids, (from, to) each, and a timestamp; a time of expiry too where it is no number."""
+
     def insert(self, rows: list[_Row]) -> None:
         """Add rows made by `make_row`."""
 
@@ -145,6 +186,9 @@ class QueueTable:
     def holds(self, message_id: int) -> bool:
         """True where there is a row of this id."""
 
+    def has(self, row: _Row) -> bool:
+        """True where this very row is on disk."""
+
     def load_session(self) -> tuple[str, str, bytes] | None:
         """(client id, broker, in-flight image) of the last process, or None. Raises ValueError where it is none."""
 
@@ -159,6 +203,9 @@ class QueueTable:
 
     def load_clock(self) -> tuple[str, int, int, int, int] | None:
         """The fields of the clock's `Anchor`, or None where there is none that a clock can go on from."""
+
+    def has_clock(self) -> bool:
+        """True where there is a row, whatever it says."""
 
     def save_clock(self, anchor: tuple[str, int, int, int, int]) -> None:
         """Replace the clock's row."""

@@ -12,7 +12,7 @@ import apsw
 from glec_fast._store import QueueTable
 from glec_fast.drops import Dropped
 from glec_fast.in_doubt import Decision
-from glec_fast.queue_clock import Anchor
+from glec_fast.queue_clock import Anchor, Step
 
 # id, topic, payload, QoS, timestamp, time of expiry; behind them, if it has any, what `glec_fast.extras` says.
 Row: TypeAlias = "tuple[Any, ...]"
@@ -43,6 +43,9 @@ class Outbox(Protocol):
     def on_dropped(self, dropped: list[Dropped]) -> None:
         """These rows were deleted unsent."""
 
+    def on_salvaged(self) -> None:
+        """The file was damaged in use; what of it could be read is what there is."""
+
 
 class Job:
     """A statement for the writer thread, and where its result goes."""
@@ -58,6 +61,8 @@ class Job:
     def run(self, connection: apsw.Connection, table: QueueTable) -> None:
         """Run the statement. What it raises is its caller's, and undone; what the disk refuses is the transaction's."""
         deleted = table.deleted
+        # Of an attempt that was rolled back.
+        self.error = None
         try:
             with connection:
                 self.result = self.statement(table)
@@ -68,7 +73,19 @@ class Job:
             self.error = error
 
 
-@dataclass
+@dataclass(eq=False)
+class Move:
+    """A transaction that mends the times of rows. `anchor` and `last_timestamp_ms`: as on disk once it is committed."""
+
+    step: Step
+    anchor: Anchor | None = None
+    # Of the rows that were moved.
+    first_id: int = 0
+    last_timestamp_ms: int = 0
+    is_committed: bool = False
+
+
+@dataclass(eq=False)
 class Commit:
     """What one transaction of the writer is about."""
 
@@ -87,7 +104,12 @@ class Commit:
     anchor: Anchor | None = None
     jobs: list[Job] = field(default_factory=list)
     read_again: bool = False
+    # The first after the file was salvaged in use.
+    is_salvaged: bool = False
     outbox: Outbox | None = None
     version: int = 0
     image: bytes | None = None
     dropped: list[Dropped] = field(default_factory=list)
+    # Its COMMIT has returned; and what follows from that is known to the store.
+    is_committed: bool = False
+    is_noted: bool = False

@@ -11,20 +11,31 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import TypeVar
 
 import apsw
 
 from glec_fast import process
-from glec_fast._store import Finished, QueueTable, keep_for_ever, ranges_of
-from glec_fast.commit import Commit, Job, Outbox, Row
+from glec_fast._store import (
+    Finished,
+    QueueTable,
+    call_holding,
+    hand_over,
+    keep_calling,
+    keep_for_ever,
+    raised_by,
+    ranges_of,
+    take_image,
+)
+from glec_fast.commit import Commit, Job, Move, Outbox, Row
 from glec_fast.dropping import Dropping
-from glec_fast.drops import Dropped
-from glec_fast.errors import QueueClosedError, QueueStorageError
+from glec_fast.drops import Dropped, DropReason
+from glec_fast.errors import QueueClosedError, QueueReplacedError, QueueStorageError
 from glec_fast.in_doubt import Decision
 from glec_fast.queue_clock import Anchor, Clocks, QueueClock
-from glec_fast.queue_file import QueueFile
+from glec_fast.queue_file import QueueFile, discard, is_damage
 from glec_fast.reader import Reader
 from glec_fast.writer import DROP_ROWS_MAX, Writer
 
@@ -55,6 +66,17 @@ _QUICK_COMMIT_S = 0.02
 _SWIFT_COMMIT_S = 0.002
 _TURN_WAIT_S = 0.005
 _AT_ONCE = float("-inf")
+_NEVER = float("inf")
+# What deletions have left on the disk is given back so long after them.
+_TIDY_DELAY_S = 10.0
+# A disk that damages the file again and again must not be filled with what is set aside: the pause doubles.
+_SALVAGE_PAUSE_S = 1.0
+_SALVAGE_PAUSE_MAX_S = 600.0
+# Above every id that is given.
+_ID_MAX = 1 << 62
+# The thread goes on after what is raised in it, but not for ever where nothing comes of that.
+_TORN_MAX = 20
+_TORN_PAUSE_S = 0.01
 
 logger = logging.getLogger("glec_fast")
 
@@ -87,7 +109,9 @@ class Committer(process.OfOneProcess):
         try:
             self._reader = Reader(self._file)
             self._dropping = Dropping(self._lock, self._reader)
-            self._writer = Writer(self._file.path, self._file.connection, self._reader, self._dropping, max_queue_size)
+            self._writer = Writer(
+                self._file.path, self._file.connection, self._reader, self._dropping, max_queue_size, self._adopt
+            )
             table = self._writer.table
             table.look_for_extras()
             self._row_count: int = table.count()
@@ -117,6 +141,27 @@ class Committer(process.OfOneProcess):
         self._put_off_at = 0
         self._delete_rows_max: int | None = None
         self._jobs: list[Job] = []
+        # Those of the transaction under way.
+        self._running: list[Job] = []
+        # Transactions that are not over: what became of them is not noted, or not told, yet. More than one where a
+        # drop callback waits for its own.
+        self._unfinished: list[Commit] = []
+        self._moving: Move | None = None
+        # Rows of a transaction that was taken for failed, and that are on disk.
+        self._found: frozenset[int] = frozenset()
+        # There may be such, or rows of another program that have the same ids.
+        self._is_unsure = False
+        self._torn_count = 0
+        self._damage: Exception | None = None
+        # The damage could not be mended; or another file has the name.
+        self._unusable: QueueStorageError | None = None
+        # Where what the open file held is, if another has its name.
+        self._kept_at: Path | None = None
+        self._salvage_due_s = _AT_ONCE
+        self._salvage_pause_s = _SALVAGE_PAUSE_S
+        # By all files that were found damaged.
+        self.rows_lost = 0 if self._file.salvage is None else self._file.salvage.rows_lost
+        self._tidy_due_s = _NEVER
         self._deadline_s: float | None = None
         # Before then rows that can wait are not committed.
         self._rows_due_s = _AT_ONCE
@@ -144,7 +189,9 @@ class Committer(process.OfOneProcess):
         self.is_ending = False
         # The locks that keep every thread out of SQLite are held by a thread that forks.
         self._is_still = False
-        self._thread = threading.Thread(target=self._run, name="glec-fast-store", daemon=True)
+        self._thread = threading.Thread(
+            target=keep_calling, args=(self._run, self._goes_on), name="glec-fast-store", daemon=True
+        )
         self._thread.start()
         process.watch_exit(self)
         process.watch_forks_beforehand(self)
@@ -156,7 +203,8 @@ class Committer(process.OfOneProcess):
         anchor = table.load_clock()
         if anchor is not None:
             return Anchor(*anchor)
-        return Anchor.lost(self._last_timestamp_ms) if self._file.salvage else None
+        is_lost = self._file.salvage is not None or table.has_clock()
+        return Anchor.lost(self._last_timestamp_ms) if is_lost else None
 
     # ---- asking for a transaction
 
@@ -209,24 +257,17 @@ class Committer(process.OfOneProcess):
         A disk that has proved quick is written at once, by the calling thread: two switches of threads would cost as
         much as the commit. What is finished is named in the image, and deleted by a later transaction.
         """
-        if self._commit_took_s < _QUICK_COMMIT_S and (self._commit_lock.acquire(blocking=False) or self._wait_turn()):
-            try:
-                version = self._save_image()
-            finally:
-                self._commit_lock.release()
-            if version is not None:
-                return version
-        self.request_commit()
-        return None
-
-    def _wait_turn(self) -> bool:
-        if self._commit_took_s >= _SWIFT_COMMIT_S:
-            return False
-        if self._commit_lock.acquire(timeout=_TURN_WAIT_S):
-            return True
-        # Whose transaction it is says how long it took; until then nobody waits for it again.
-        self._commit_took_s = _TURN_WAIT_S
-        return False
+        version = None
+        if self._commit_took_s < _QUICK_COMMIT_S:
+            was_free, version = call_holding(self._commit_lock, self._save_image, 0.0)
+            if not was_free and self._commit_took_s < _SWIFT_COMMIT_S:
+                was_free, version = call_holding(self._commit_lock, self._save_image, _TURN_WAIT_S)
+                if not was_free:
+                    # Whose transaction it is says how long it took; until then nobody waits for it again.
+                    self._commit_took_s = _TURN_WAIT_S
+        if version is None:
+            self.request_commit()
+        return version
 
     def _save_image(self) -> int | None:
         saved = self._writer.image
@@ -234,9 +275,11 @@ class Committer(process.OfOneProcess):
             outbox = self._outbox
             if outbox is None or self._failure is not None or self._closing or self._in_doubt:
                 return None
+            if self._damage is not None or self._unusable is not None:
+                return None
             if self._identity != saved.identity:
                 return None
-            version, image, self._in_doubt = outbox.image(self._deleting.ranges)
+            version, image = take_image(outbox, self._deleting.ranges, self._in_doubt)
             if self._in_doubt:
                 return None
         started_s = time.monotonic()
@@ -259,9 +302,24 @@ class Committer(process.OfOneProcess):
         self.refuse_if_closed()
         self._refuse_if_failing()
 
+    def _is_failing(self) -> bool:
+        return self._failure is not None or self._unusable is not None
+
     def _refuse_if_failing(self) -> None:
-        if self._failure is not None:
-            raise QueueStorageError(str(self._failure)) from self._failure
+        failure = self._unusable or self._failure
+        if failure is not None:
+            raise type(failure)(str(failure)) from failure
+
+    @property
+    def is_damaged(self) -> bool:
+        """True while the file is damaged, or has lost its name, and cannot be mended; or nothing more is written.
+
+        Raises QueueReplacedError where it never will be, as another file has its name.
+        """
+        unusable = self._unusable
+        if isinstance(unusable, QueueReplacedError):
+            raise QueueReplacedError(str(unusable)) from unusable
+        return unusable is not None or self._ended
 
     def _is_own_thread(self) -> bool:
         return threading.current_thread() is self._thread
@@ -341,12 +399,12 @@ class Committer(process.OfOneProcess):
 
     def _in_child(self, pid: int) -> None:
         if self._is_still:
-            self._reader.close_in_child()
+            self._reader.discard()
+            discard(self._file.connection)
         else:
             # Also at the end of the process nobody may close its connections.
             keep_for_ever(self)
         self._writer.image.let_go_in_child()
-        self._file.let_go_in_child(close=self._is_still)
         # A thread that does not exist here may hold the other.
         self._lock = threading.Lock()
         process.forbid(self, pid, {"close": None})
@@ -354,20 +412,65 @@ class Committer(process.OfOneProcess):
     # ---- the thread
 
     def _run(self) -> None:
-        try:
-            closing = False
-            while not closing:
-                with self._lock:
-                    self._wait_for_work()
-                    closing = self._closing
-                # One failure is enough to give up what is left: nobody would wait for the disk to mend.
-                while self._commit_once() and closing and self._has_work():
-                    pass
-        except BaseException:
-            logger.critical("the store's thread ends: nothing more will be written", exc_info=True)
-            raise
-        finally:
+        """Called again where anything is raised in it, at whatever point."""
+        self._pick_up()
+        closing = self._ended
+        while not closing:
+            with self._lock:
+                self._wait_for_work()
+                closing = self._closing
+            # One failure is enough to give up what is left: nobody would wait for the disk to mend.
+            while self._commit_once() and closing and self._has_work():
+                pass
+            if not closing and self._monotonic() >= self._tidy_due_s:
+                self._tidy()
+        self._end()
+
+    def _goes_on(self, error: BaseException) -> bool:
+        """False where the thread ends: what is raised again and again, with nothing written between, is our fault."""
+        self._torn_count += 1
+        if self._torn_count > _TORN_MAX:
+            logger.critical("the store's thread ends: nothing more will be written", exc_info=error)
             self._end()
+            return False
+        logger.critical("the store's thread was cut into, and goes on: %r", error, exc_info=error)
+        if self._torn_count > 1:
+            time.sleep(_TORN_PAUSE_S)
+        return True
+
+    def _pick_up(self) -> None:
+        """Bring transactions to their end that an exception has cut into."""
+        move = self._moving
+        if move is not None:
+            with self._commit_lock, self._reader.lock:
+                if move.is_committed:
+                    self._note_move(move)
+                self._moving = None
+        while self._unfinished:
+            commit = self._unfinished[-1]
+            if not commit.is_noted:
+                with self._commit_lock:
+                    if commit.is_committed:
+                        self._on_success(commit)
+                    else:
+                        self._give_back()
+            if commit.is_committed:
+                self._tell_all(commit)
+            self._unfinished.pop()
+        if self._torn_count:
+            # Nobody knows whether what was asked for was heard.
+            self.request_commit()
+
+    def _tidy(self) -> None:
+        with self._commit_lock:
+            try:
+                is_more_to_do = self._writer.tidy()
+            except (apsw.Error, OSError) as error:
+                # Nothing depends on it; the next transaction meets what is wrong.
+                logger.debug("the queue file could not be made smaller: %s", error)
+                is_more_to_do = True
+            with self._lock:
+                self._tidy_due_s = self._monotonic() + _TIDY_DELAY_S if is_more_to_do else _NEVER
 
     def _has_work(self) -> bool:
         with self._lock:
@@ -375,7 +478,9 @@ class Committer(process.OfOneProcess):
 
     def _wait_for_work(self) -> None:
         while not self._closing:
-            due_s = self._cleanup_due_s if self._deadline_s is None else min(self._deadline_s, self._cleanup_due_s)
+            due_s = min(self._cleanup_due_s, self._tidy_due_s)
+            if self._deadline_s is not None:
+                due_s = min(due_s, self._deadline_s)
             remaining_s = due_s - self._monotonic()
             if remaining_s <= 0:
                 break
@@ -385,30 +490,168 @@ class Committer(process.OfOneProcess):
     def _commit_once(self) -> bool:
         """One transaction with all that waits. False where it failed: what was accepted then waits again."""
         with self._commit_lock:
-            commit = Commit()
-            started_s = time.monotonic()
-            try:
-                self._follow_wall_clock()
-                self._take_work(commit)
-                with ExitStack() as held:
-                    self._writer.transact(commit, self._clock, held)
-            except Exception as error:
-                self._on_failure(commit, error)
-                return False
-            self._commit_took_s = time.monotonic() - started_s
-            self._on_success(commit)
+            commit = self._attempt()
+            if commit is None and (self._is_unsure or self._may_mend()):
+                commit = self._attempt()
+        if commit is None:
+            return False
+        self._tell_all(commit)
+        self._unfinished.remove(commit)
+        self._torn_count = 0
+        return True
+
+    def _attempt(self) -> Commit | None:
+        """A transaction that is noted, and not told yet; None where it failed."""
+        commit = Commit()
+        self._unfinished.append(commit)
+        started_s = time.monotonic()
+        try:
+            self._follow_wall_clock()
+            self._take_work(commit)
+            self._mend_file(commit)
+            if self._is_unsure:
+                self._leave_out_found(commit)
+            self._writer.transact(commit, self._clock)
+        except Exception as error:
+            if not commit.is_committed:
+                self._on_failure(error)
+                self._unfinished.remove(commit)
+                return None
+            logger.exception("what a transaction left behind was cut into")
+        self._commit_took_s = time.monotonic() - started_s
+        self._on_success(commit)
+        return commit
+
+    def _tell_all(self, commit: Commit) -> None:
+        """What came of a transaction; a second call tells what the first had no time to."""
         for job in commit.jobs:
             job.finished.set()
         outbox = commit.outbox
         if commit.dropped:
             logger.info("%d messages dropped, the first: %s", len(commit.dropped), commit.dropped[0])
-            self._tell(self._on_dropped if outbox is None else outbox.on_dropped, commit.dropped)
-            with self._lock:
+            callback = self._on_dropped if outbox is None else outbox.on_dropped
+            error = None if callback is None else hand_over(callback, commit.dropped)
+            if error is not None:
+                # Also a SystemExit: without this thread nothing would reach the disk any more.
+                logger.error("a callback of the queue failed", exc_info=error)
+        with self._lock:
+            if self._telling:
                 self._telling = False
                 self._progress.notify_all()
+        if outbox is not None and commit.is_salvaged:
+            error = raised_by(outbox.on_salvaged)
+            if error is not None:
+                logger.error("the outbox failed", exc_info=error)
         if outbox is not None:
-            self._tell(outbox.on_committed, commit.version, len(commit.rows) or int(commit.read_again))
-        return True
+            arguments = commit.version, len(commit.rows) or int(commit.read_again)
+            error = raised_by(outbox.on_committed, *arguments)
+            if error is not None:
+                logger.error("the outbox failed", exc_info=error)
+                if not isinstance(error, Exception):
+                    # From outside, so that another attempt is not cut into.
+                    raised_by(outbox.on_committed, *arguments)
+
+    # ---- the file, while it is in use; called with the commit lock held
+
+    def _may_mend(self) -> bool:
+        return self._damage is not None and self._monotonic() >= self._salvage_due_s
+
+    def _mend_file(self, commit: Commit) -> None:
+        """Before a transaction: see to it that the file is sound, as far as is known, and where it was."""
+        if isinstance(self._unusable, QueueReplacedError):
+            raise self._unusable
+        damage = self._damage
+        if damage is None and self._file.is_in_place():
+            self._unusable = None
+            return
+        if damage is not None and not self._may_mend():
+            raise damage
+        try:
+            before = self._file.put_back() if damage is None else self._file.salvage_in_use(damage)
+        except QueueReplacedError as error:
+            # Nobody would read the open file again.
+            self._kept_at = self._file.keep_beside()
+            self._unusable = QueueReplacedError(f"{error}; what was not sent is kept as {self._kept_at}")
+            raise self._unusable from None
+        except (apsw.Error, OSError) as error:
+            self._unusable = self._file.failed(error)
+            raise
+        self._use_file(commit)
+        self._leave_out_found(commit)
+        discard(before)
+        if damage is not None:
+            self._file.on_mended()
+            commit.is_salvaged = True
+            self._on_salvaged()
+        self._damage = self._unusable = None
+
+    def _keep_pending(self) -> None:
+        """The queue's name is another file's: what waits in memory joins what the open one held."""
+        if self._kept_at is None:
+            return
+        with closing(apsw.Connection(str(self._kept_at))) as copy, self._lock:
+            QueueTable(copy).insert(self._pending)
+            self._pending = []
+
+    def _use_file(self, commit: Commit) -> None:
+        """Go on with the file that is open now: what is in it says what is on disk."""
+        with self._reader.lock:
+            connection = self._file.reader()
+            self._reader.discard()
+            self._reader.use(connection)
+            self._writer.use(self._file.connection)
+            self._writer.look_for_strangers()
+            table = self._writer.table
+            table.look_for_extras()
+            row_count, last_id = table.count(), table.last_id()
+            with self._lock:
+                self._row_count = commit.row_count = row_count
+                self._next_id = max(self._next_id, last_id + 1)
+                commit.anchor = self._clock.anchor(fresh=True)
+                commit.read_again = True
+
+    def _leave_out_found(self, commit: Commit) -> None:
+        """A transaction that was taken for failed may be on disk all the same."""
+        found = frozenset(row[0] for row in commit.rows if self._writer.table.has(row))
+        with self._lock:
+            self._found = found
+            self._writing = commit.rows = [row for row in commit.rows if row[0] not in found]
+
+    def _on_salvaged(self) -> None:
+        now_s = self._monotonic()
+        if now_s - self._salvage_due_s > _SALVAGE_PAUSE_MAX_S:
+            self._salvage_pause_s = _SALVAGE_PAUSE_S
+        self._salvage_due_s = now_s + self._salvage_pause_s
+        self._salvage_pause_s = min(self._salvage_pause_s * 2, _SALVAGE_PAUSE_MAX_S)
+        if self._file.salvage is not None:
+            with self._lock:
+                self.rows_lost += self._file.salvage.rows_lost
+                self._dropping.counts[DropReason.DAMAGED_FILE.value] += self._file.salvage.rows_lost
+
+    def _adopt(self, commit: Commit, table: QueueTable) -> None:
+        """Within a transaction that finds the file written to by another program.
+
+        Its rows come behind those that are there. Their ids were ours to give, so that they get others.
+        """
+        row_count = table.count()
+        commit.read_again = commit.read_again or row_count != commit.row_count
+        commit.row_count = row_count
+        strangers = [each for each in table.strangers(self._committed_id) if each not in self._found]
+        if not strangers:
+            return
+        logger.warning("another program has put %d messages into the queue", len(strangers))
+        commit.read_again = True
+        with self._lock:
+            kept = [message_id for message_id in strangers if self._next_id <= message_id < _ID_MAX]
+            self._next_id = max(kept, default=self._next_id - 1) + 1
+            ids = [(message_id, message_id) for message_id in kept]
+            kept_ids = frozenset(kept)
+            for message_id in strangers:
+                if message_id not in kept_ids:
+                    ids.append((message_id, self._next_id))
+                    self._next_id += 1
+            timestamp_ms = self._last_timestamp_ms = max(self._clock.now_ms(), self._last_timestamp_ms)
+        table.adopt(ids, timestamp_ms, timestamp_ms + self.ttl_ms)
 
     def _follow_wall_clock(self) -> None:
         """Mend all times where the wall clock has stepped; readers and callers see all old ones or all new ones."""
@@ -418,42 +661,53 @@ class Committer(process.OfOneProcess):
         with self._reader.lock:
             with self._lock:
                 coming_ms = self._pending[0][4] if self._pending else self._clock.now_ms()
+            move = self._moving = Move(step)
             try:
-                anchor, first_id, last_timestamp_ms = self._writer.move_times(step, coming_ms, self._clock)
+                self._writer.move_times(move, coming_ms, self._clock)
             except apsw.Error as error:
+                self._moving = None
+                if is_damage(error):
+                    raise
                 # The old times still agree with each other, and a full disk may need the deletes that come next.
                 logger.debug("the times of queued messages could not be moved yet: %s", error)
                 return
-            with self._lock:
-                self._clock.on_saved(anchor)
-                self._reader.on_times_moved(step.by_ms, first_id)
-                self._pending = [
-                    (*row[:4], row[4] + step.by_ms, row[5] + step.by_ms, *row[6:]) for row in self._pending
-                ]
-                self._last_timestamp_ms = self._pending[-1][4] if self._pending else last_timestamp_ms
+            self._note_move(move)
         logger.warning("the wall clock stepped: the times of queued messages were moved by %.1f s", step.by_ms / 1000)
+
+    def _note_move(self, move: Move) -> None:
+        """Where this was cut into, a second call does the same. The caller holds the reader's lock."""
+        anchor, by_ms = move.anchor, move.step.by_ms
+        assert anchor is not None
+        with self._lock:
+            self._clock.on_saved(anchor)
+            position = self._reader.position_after(by_ms, move.first_id)
+            pending = [(*row[:4], row[4] + by_ms, row[5] + by_ms, *row[6:]) for row in self._pending]
+            last_ms = pending[-1][4] if pending else move.last_timestamp_ms
+            # In one step, in which nothing can be raised.
+            self._reader.position, self._pending, self._moving = position, pending, None
+            self._last_timestamp_ms = last_ms
 
     def _take_work(self, commit: Commit) -> None:
         with self._lock:
             is_cleanup_due = self._monotonic() >= self._cleanup_due_s
             commit.with_rows, self._rows_last = not self._rows_last, False
             if commit.with_rows:
-                commit.rows, self._pending = self._pending, []
-                self._writing = commit.rows
+                # In one step: a row is never in neither.
+                self._writing, self._pending = self._pending, []
+                commit.rows = self._writing
             if commit.rows:
                 self._rows_due_s = self._monotonic() + _ROWS_COMMIT_SPACING_S
-            commit.jobs, self._jobs = self._jobs, []
+            self._running, self._jobs = self._jobs, []
             if is_cleanup_due:
                 self._cleanup_due_s = self._monotonic() + self._cleanup_interval_s
-                commit.jobs.append(Job(self._clean_up))
+                self._running.append(Job(self._clean_up))
+            commit.jobs = self._running
             if commit.rows or self._row_count:
                 commit.anchor = self._clock.anchor(fresh=is_cleanup_due or self._closing)
             commit.read_again = self._read_failed
             commit.row_count, commit.outbox = self._row_count, self._outbox
-            finished = []
             if commit.outbox is not None:
-                finished = commit.outbox.take_finished()
-            self._deleting.add(finished)
+                self._deleting.take_from(commit.outbox)
             if self._must_delete(commit):
                 commit.deleting = self._deleting.ids[: self._delete_rows_max]
                 if len(commit.deleting) == len(self._deleting):
@@ -463,63 +717,82 @@ class Committer(process.OfOneProcess):
                 kept = self._deleting.ranges
                 if commit.deleting:
                     kept = ranges_of(self._deleting.ids[len(commit.deleting) :])
-                commit.version, commit.image, in_doubt = commit.outbox.image(kept)
-                self._in_doubt += in_doubt
+                commit.version, commit.image = take_image(commit.outbox, kept, self._in_doubt)
                 commit.in_doubt, commit.identity = self._in_doubt.copy(), self._identity
 
     def _must_delete(self, commit: Commit) -> bool:
         count = len(self._deleting)
         is_due = self._delete_due_s is not None and self._monotonic() >= self._delete_due_s
         # What is to be dropped goes with this transaction too.
-        is_ending = self._closing or self.is_ending
-        is_last = count + len(self._dropping.marked) >= self._row_count or is_ending or not commit.with_rows
+        is_last = count + len(self._dropping.marked) >= self._row_count or self._closing or not commit.with_rows
         makes_room = self._row_count + len(commit.rows) > self.max_queue_size
         return is_due or is_last or makes_room or bool(commit.jobs) or count >= DELETE_ROWS_MAX
 
-    @staticmethod
-    def _tell(callback: Callable[..., None] | None, *arguments: object) -> None:
-        if callback is None:
-            return
-        try:
-            callback(*arguments)
-        except BaseException:
-            # Also of a SystemExit: without this thread nothing would reach the disk any more.
-            logger.exception("a callback of the queue failed")
-
     def _on_success(self, commit: Commit) -> None:
+        """Note what is on disk now. Where this was cut into, a second call does the same."""
         rows = commit.rows
+        self._writer.on_committed(commit)
         with self._lock:
-            self._row_count += len(rows) - commit.deleted
-            self._writing = []
+            self._row_count = commit.row_count + len(rows) - commit.deleted
             if commit.deleting:
                 self._reader.skipped = self._reader.skipped.difference(commit.deleting)
-                self._deleting.remove_first(len(commit.deleting))
+                self._deleting.remove_taken(commit.deleting)
             if self._deleting:
                 self._request_delete()
-            self._telling = bool(commit.dropped)
             self._dropping.on_deleted(commit.dropped)
+            self._telling = bool(commit.dropped)
             if commit.anchor is not None:
                 self._clock.on_saved(commit.anchor)
             if rows:
                 self._committed_id = rows[-1][0]
                 self._delete_rows_max = None
-            del self._in_doubt[: len(commit.in_doubt)]
+            if commit.with_rows and not self._pending:
+                # Also those of another program, and what was found to be on disk already.
+                self._committed_id = self._next_id - 1
+            self._in_doubt.clear()
             if commit.read_again:
                 self._read_failed = False
             if commit.with_rows:
                 self._failure = None
+                self._is_unsure = False
             else:
                 self._request(0.0)
-            if rows or not self._row_count:
+            if commit.deleted and self._tidy_due_s == _NEVER:
+                self._tidy_due_s = self._monotonic() + _TIDY_DELAY_S
+            if rows or not self._row_count or commit.read_again:
                 self._progress.notify_all()
+            self._writing, self._running, self._found = [], [], frozenset()
+            commit.is_noted = True
         if self._reported and commit.with_rows:
             self._reported = ""
             logger.warning("the queue file %s can be written again", self._file.path)
 
-    def _on_failure(self, commit: Commit, error: Exception) -> None:
-        rows, jobs = commit.rows, commit.jobs
+    def _give_back(self) -> None:
+        """What a transaction that came to nothing had taken waits again, in order."""
+        with self._lock:
+            self._pending, self._writing = self._writing + self._pending, []
+            # Whoever waited for the others has heard of their failure.
+            jobs = [job for job in self._running if not job.finished.is_set()] + self._jobs
+            self._jobs, self._running = jobs, []
+            self._request(0.0)
+
+    def _on_failure(self, error: Exception) -> None:
         failure = self._file.failed(error)
-        failure.__cause__ = error
+        if failure is not error:
+            failure.__cause__ = error
+        if isinstance(error, apsw.ConstraintError) and not self._is_unsure:
+            # Its ids are taken: by rows of another program, or by itself, where it was taken for failed.
+            self._is_unsure = True
+            self._writer.look_for_strangers()
+            self._give_back()
+            return
+        if is_damage(error) and self._unusable is None:
+            self._damage = error
+            if self._may_mend():
+                # Nobody need hear of it, unless that fails.
+                self._give_back()
+                return
+            self._unusable = failure
         if isinstance(error, apsw.FullError):
             # Once all of the log is in the file, its space is used again.
             with suppress(apsw.Error):
@@ -528,23 +801,22 @@ class Committer(process.OfOneProcess):
         if str(failure) != self._reported:
             # Once, not at each attempt: the log may be on the same disk.
             self._reported = str(failure)
-            logger.error("%s", failure, exc_info=None if isinstance(error, apsw.Error) else error)
+            logger.error("%s", failure, exc_info=None if isinstance(error, (apsw.Error, QueueStorageError)) else error)
         with self._lock:
             # Kept in memory, in order, and tried again: they were accepted.
-            self._pending = rows + self._pending
-            self._writing = []
-            self._jobs = [job for job in jobs if job.lasting] + self._jobs
+            self._rows_last = bool(self._writing)
+            self._pending, self._writing = self._writing + self._pending, []
             self._failure = failure if self._pending else None
-            self._rows_last = bool(rows)
+            for job in self._running:
+                if not job.lasting:
+                    job.error = failure
+                    job.finished.set()
+            self._jobs, self._running = [job for job in self._running if job.lasting] + self._jobs, []
             if self._deleting:
                 # Not at once with each that finishes meanwhile: they come by the hundred a second.
                 self._delete_due_s = self._monotonic() + _STORAGE_RETRY_S
             self._request_retry()
             self._progress.notify_all()
-        for job in jobs:
-            if not job.lasting:
-                job.error = failure
-                job.finished.set()
 
     def _end(self) -> None:
         process.leave(self)
@@ -559,6 +831,7 @@ class Committer(process.OfOneProcess):
             self._reader.close()
         with self._commit_lock:
             try:
+                self._keep_pending()
                 self._writer.close()
             finally:
                 self._file.close()

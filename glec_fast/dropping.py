@@ -86,6 +86,6 @@ class Dropping:
     def on_deleted(self, dropped: list[Dropped]) -> None:
         """Their deletion is on disk; the caller holds the store's lock."""
         for each in dropped:
-            del self.marked[each.message_id]
             self._reasons.pop(each.message_id, None)
-            self.counts[each.reason.value] += 1
+            # In one step, so that none is counted twice, whatever is raised between two.
+            self.counts[each.reason.value] += self.marked.pop(each.message_id, None) is not None

@@ -13,6 +13,7 @@ from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
 from glec_fast.extras import Extras
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision
+from glec_fast.inflight_log import UnreadableImageError
 from glec_fast.server_limits import ServerLimits
 from glec_fast.store import Store
 from glec_fast.unanswered import Unanswered
@@ -61,8 +62,8 @@ class DurableOutbox(RowOutbox):
         # What a connection that begins with PINGREQ alone will go on with.
         self._receive_maximum = 65_535
         try:
-            ranges = self.session.load_image(store.load_session())
-        except ValueError as error:
+            ranges = self._load_image()
+        except UnreadableImageError as error:
             logger.error("what of QoS 2 is in flight cannot be read (%s): all of it is sent again", error)
             self.in_doubt_count += store.void_session()
             ranges = []
@@ -70,6 +71,13 @@ class DurableOutbox(RowOutbox):
             self._finish(list(range(first, last + 1)))
         store.rewind(self.session.parked_ids(), self._finished.ids)
         store.attach(self)
+
+    def _load_image(self) -> list[tuple[int, int]]:
+        image = self.store.load_session()
+        try:
+            return self.session.load_image(image)
+        except ValueError as error:
+            raise UnreadableImageError(str(error)) from error
 
     def identify(self, client_id: str, broker: str) -> None:
         """Say whose session comes next, before each connection: another client id or broker has none of this one.
@@ -369,14 +377,14 @@ class DurableOutbox(RowOutbox):
         """PINGRESP came. Returns the handles of messages that are given up for it, and left to the broker."""
         with self.lock:
             asked = self._unanswered.on_pingresp()
+            if not asked:
+                return []
             given_up = [message_id for message_id in asked if self.session.give_up(message_id)]
             left = self._doubt(set(), given_up)
             self._finish(left)
             handles = self._take_handles(left)
             self._send_again(given_up, left)
             self.has_progress = self.has_progress or self.is_open
-        if not asked:
-            return []
         if given_up:
             self.weaknesses.note(Weakness.PUBREL_UNANSWERED, len(given_up))
             self.weaknesses.tell()
@@ -468,6 +476,14 @@ class DurableOutbox(RowOutbox):
             self._more_to_read = True
         if new_rows or opened:
             self._on_work()
+
+    def on_salvaged(self) -> None:
+        """See `glec_fast.commit.Outbox`: nobody must wait for what is lost. What is in flight goes on."""
+        with self.lock:
+            waiting = {mid: handle for mid, handle in self._handles.items() if not self.session.holds(mid)}
+        lost = self.store.lost(list(waiting))
+        if lost:
+            self.on_dropped([Dropped(mid, "", waiting[mid].qos, DropReason.DAMAGED_FILE) for mid in lost])
 
     def on_dropped(self, dropped: list[Dropped]) -> None:
         """See `glec_fast.commit.Outbox`."""

@@ -32,6 +32,10 @@ class ForkedError(GlecError, RuntimeError):
         super().__init__(f"made in another process (pid {pid}): make a new client after the fork")
         self.pid = pid
 
+    def __reduce__(self) -> tuple[type[ForkedError], tuple[int]]:
+        # A worker's pool hands it to the parent.
+        return type(self), (self.pid,)
+
 
 class TLSFileError(ConfigError, OSError):
     """A certificate or key cannot be read or used. It is read again at the next connection."""
@@ -65,6 +69,12 @@ class QueueStorageError(QueueError, OSError):
     """The disk is full, read-only or failing. What was accepted is kept; try again when that is mended."""
 
     retryable = True
+
+
+class QueueReplacedError(QueueStorageError):
+    """Another file has the queue's name while it was open; the message says where its messages are. Start anew."""
+
+    retryable = False
 
 
 class QueueClosedError(QueueError, RuntimeError):

@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import struct
+import time
 from binascii import crc32
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,9 @@ _CHECK_REST = (1, 3)
 _SLOT_CRC = struct.Struct(">I")
 _SLOT_HEAD = struct.Struct(f">{_GENERATION_BYTES}sQI")
 _IMAGE_BYTES_MAX = _SLOT_BYTES - _SLOT_CRC.size - _SLOT_HEAD.size
+
+# Whether somebody has deleted the log is asked no more often: images come by the thousand a second.
+_LOOK_INTERVAL_S = 0.05
 
 logger = logging.getLogger("glec_fast")
 
@@ -119,10 +123,13 @@ class SavedImage:
         self._generation = os.urandom(_GENERATION_BYTES)
         self._number = 0
         self._descriptor = -1
+        # The log's, by which it is known whether it still has its name.
+        self._inode = 0
+        self._look_due_s = 0.0
         self._slot = 0
         # The row has this generation: what is written to the log goes on from it.
         self._is_log_valid = False
-        # The row is older than what the log has, or may have. Known once it was loaded.
+        # The row is older than what the log has, or may have, or nobody knows what is in it.
         self._is_log_ahead = True
 
     def load(self, table: QueueTable) -> bytes:
@@ -154,13 +161,24 @@ class SavedImage:
         """Make the log, from now on for images that come alone. Where there can be none, they go to the row."""
         try:
             self._descriptor = _make(log_of(self._queue_path))
+            self._inode = os.fstat(self._descriptor).st_ino
         except OSError as error:
             logger.warning("QoS 2 goes on more slowly, as %s cannot be made: %s", log_of(self._queue_path), error)
             # What there is of it may take the disk's last space.
             self._discard()
 
+    def on_file_changed(self) -> None:
+        """The queue file is another one, or made anew: the row must be written, and the log goes on from that."""
+        self._is_log_ahead, self._is_log_valid = True, False
+        if self._descriptor >= 0:
+            self._close_log()
+            self.open_log()
+
     def save(self, table: QueueTable, image: bytes) -> None:
         """Have an image on disk by itself, of the same client id and broker. Raises apsw.Error, OSError."""
+        if self._has_lost_its_name():
+            logger.error("%s is gone: it is made anew", log_of(self._queue_path))
+            self.on_file_changed()
         if self._descriptor < 0 or not self._is_log_valid or len(image) > _IMAGE_BYTES_MAX:
             self.begin()
             self._write_row(table, self.identity, image)
@@ -182,6 +200,17 @@ class SavedImage:
             raise
         self._slot = (self._slot + 1) % _SLOTS
 
+    def _has_lost_its_name(self) -> bool:
+        """Asked often, looked at now and then."""
+        now_s = time.monotonic()
+        if self._descriptor < 0 or now_s < self._look_due_s:
+            return False
+        self._look_due_s = now_s + _LOOK_INTERVAL_S
+        try:
+            return log_of(self._queue_path).stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
+
     def begin(self) -> None:
         """A transaction begins; of the one before, if it failed, nothing is left."""
         self._to_row = None
@@ -194,11 +223,13 @@ class SavedImage:
     def _write_row(self, table: QueueTable, identity: tuple[str, str], image: bytes) -> None:
         # Also where it comes to nothing: a number is given once.
         self._number += 1
+        # Until it is known what comes of it.
+        self._is_log_ahead = True
         stored = _as_row(Numbered(self._generation, self._number, image))
-        if identity != self.identity:
-            table.save_session(*identity, stored)
-        else:
+        if self._is_log_valid and identity == self.identity:
             table.save_image(stored)
+        elif any(identity):
+            table.save_session(*identity, stored)
         self._to_row = identity, image
 
     def on_committed(self) -> None:
@@ -208,6 +239,11 @@ class SavedImage:
             self._is_log_ahead = False
             # Until there is a name there is no row.
             self._is_log_valid = any(self.identity)
+
+    def is_written(self, table: QueueTable) -> bool:
+        """True where the row has the image of the last transaction that wrote one, whatever was said of it."""
+        known = table.load_session()
+        return self._to_row is not None and known is not None and from_row(known[2]).number == self._number
 
     def close(self) -> None:
         """Let go of the log, which goes where the row has the image; else it is the next opening's."""

@@ -18,8 +18,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from glec_fast._payload import encode_message
 from glec_fast import process
+from glec_fast._payload import encode_message
 from glec_fast.backoff import Backoff
 from glec_fast.config import MQTTConfig
 from glec_fast.device import available_storage_mb, memory_usage_mb
@@ -232,8 +232,6 @@ class MQTTManager(process.OfOneProcess):
             qos0_commit_delay_s=config.qos0_commit_delay_s,
             clocks=clocks,
         )
-        if self._store.salvage is not None and self._store.salvage.rows_lost:
-            self._drops[DropReason.DAMAGED_FILE.value] += self._store.salvage.rows_lost
         try:
             self._client = _FleetClient(config, self._store, self._tick, self._on_dropped)
         except BaseException:
@@ -355,6 +353,13 @@ class MQTTManager(process.OfOneProcess):
 
     # ---- figures
 
+    def is_queue_damaged(self) -> bool:
+        """True while the queue file is damaged, or has lost its name, and that cannot be mended in use.
+
+        A restart may. Raises QueueReplacedError where only that helps, as another file has the name.
+        """
+        return self._store.is_damaged
+
     def in_doubt(self) -> list[InDoubt]:
         """The ledger of QoS 2 messages whose fate MQTT cannot tell; see `OfflineQueueManager.in_doubt`."""
         return self._store.in_doubt()
@@ -364,6 +369,10 @@ class MQTTManager(process.OfOneProcess):
         with self._lock:
             drops = dict(self._drops)
             reconnect_count = self._reconnect_count
+        if self._store.rows_lost:
+            # Some of them were told of: where somebody waited for them.
+            told = drops.get(DropReason.DAMAGED_FILE.value, 0)
+            drops[DropReason.DAMAGED_FILE.value] = max(told, self._store.rows_lost)
         return Metrics(
             is_connected=self.is_connected(),
             messages_sent=self._outbox.sent_count,

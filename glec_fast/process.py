@@ -153,7 +153,6 @@ def _in_child() -> None:
     global _pid, _is_exit_watched
     parent, _pid = _pid, os.getpid()
     _is_exit_watched = False
-    atexit.unregister(_on_exit)
     inherited = list(_inherited.alive())
     for members in (_ending, _inherited, _still):
         members.clear()

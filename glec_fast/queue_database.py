@@ -57,15 +57,18 @@ _WRITE_VERSION = 18
 _FIRST_PAGE_BYTES = 65536
 # Of a write-ahead log; the last bit of the fourth byte is the byte order of its checksums.
 _LOG_MAGIC = b"\x37\x7f\x06"
+_CREATES_THE_QUEUE = re.compile(rb"CREATE TABLE[^(]{0,20}mqtt_offline_queue")
 # SQLite waits this long for a lock that only a foreign program can hold, such as a backup.
-_BUSY_TIMEOUT_MS = 2000
+BUSY_TIMEOUT_MS = 2000
 # Reading every page takes about a second for 64 MB on a gateway's flash; larger files are checked as they are read.
 _CHECKED_AT_OPEN_BYTES = 32 << 20
 _CACHE_KIB = 512
-_LOG_RESERVE_BYTES = 256 * 1024
+LOG_RESERVE_BYTES = 256 * 1024
 # The write-ahead log starts over at its front after so many pages of 4 KiB. A commit that makes it longer waits for the
 # disk twice as long, as the file system's own records are written too.
 _LOG_PAGES = 256
+# Longer it is only while a transaction, or somebody who reads for long, needs it.
+LOG_BYTES_MAX = 2 << 20
 # An id that was given once must not be given again, also where the damage took the record of the highest.
 IDS_LEFT_OUT = 1_000_000
 
@@ -97,11 +100,15 @@ logger = logging.getLogger("glec_fast")
 
 def stops_opening(error: BaseException) -> bool:
     """True where an opening fails by the file itself, whatever is wrong with it: only carrying over can help."""
+    if is_damage(error):
+        return True
     return isinstance(error, (apsw.Error, UnicodeDecodeError)) and not isinstance(error, _SURROUNDINGS)
 
 
 def is_damage(error: BaseException) -> bool:
-    """True where a file that was opened turns out to be damaged."""
+    """True where a file that was opened, or its log, turns out not to be what was written."""
+    if isinstance(error, apsw.IOError):
+        return getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHORT_READ
     return isinstance(error, (apsw.CorruptError, apsw.NotADBError, apsw.TooBigError, apsw.FormatError))
 
 
@@ -109,7 +116,7 @@ def connect(path: Path, flags: int) -> apsw.Connection:
     """A connection with this product's settings: small caches, a bounded wait for foreign locks."""
     connection = apsw.Connection(str(path), flags=flags)
     try:
-        connection.set_busy_timeout(_BUSY_TIMEOUT_MS)
+        connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         # The first look at the file: one that is damaged is found out here.
         connection.pragma("cache_size", -_CACHE_KIB)
     except BaseException:
@@ -118,23 +125,28 @@ def connect(path: Path, flags: int) -> apsw.Connection:
     return connection
 
 
-def open_database(path: Path) -> apsw.Connection:
+def open_database(path: Path, *, is_known: bool = False) -> apsw.Connection:
     """The write connection, once the database is known to be ours and to take what is written to it.
 
+    is_known: it was open in this process until now.
     Raises QueueFormatError, apsw.Error.
     """
     connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
     try:
         # Until it is known to be ours: closing would otherwise fold its write-ahead log into a file that we refuse.
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-        check(connection, path)
+        if not is_known:
+            check(connection, path)
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")
         connection.pragma("wal_autocheckpoint", _LOG_PAGES)
-        create_schema(connection)
-        _mend(connection)
-        _try_out(connection)
+        connection.pragma("journal_size_limit", LOG_BYTES_MAX)
+        connection.pragma("temp_store", "memory")
+        if not is_known:
+            create_schema(connection)
+            _mend(connection)
+            _try_out_beside(path)
         _reserve_log(path)
     except BaseException:
         connection.close(True)
@@ -179,7 +191,8 @@ def _has_begun_log(path: Path) -> bool:
 
 
 def _names_the_queue(page: bytes) -> bool:
-    return b"CREATE TABLE mqtt_offline_queue" in page
+    # A dump of it as text is none.
+    return b"\0" in page and _CREATES_THE_QUEUE.search(page) is not None
 
 
 def check(connection: apsw.Connection, path: Path) -> None:
@@ -307,6 +320,18 @@ def _mend_times(connection: apsw.Connection) -> None:
     )
 
 
+def _try_out_beside(path: Path) -> None:
+    """On a connection of its own: the end of it throws away the pages that a connection has read.
+
+    Those are what is left where somebody cuts the log of a file in use.
+    """
+    connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
+    try:
+        _try_out(connection)
+    finally:
+        connection.close(True)
+
+
 def _try_out(connection: apsw.Connection) -> None:
     """Find out whether the tables take and give what is written to them, whatever else was declared about them.
 
@@ -340,7 +365,7 @@ def _reserve_log(path: Path) -> None:
     """
     try:
         with path.with_name(path.name + "-wal").open("rb+") as log:
-            os.posix_fallocate(log.fileno(), 0, _LOG_RESERVE_BYTES)
+            os.posix_fallocate(log.fileno(), 0, LOG_RESERVE_BYTES)
     except OSError as error:
         logger.warning("no room is kept for the deletes of %s on a full disk: %s", path, error)
 
@@ -356,5 +381,7 @@ def storage_error(path: Path, error: BaseException) -> QueueStorageError:
     if isinstance(error, (apsw.ReadOnlyError, apsw.PermissionsError, PermissionError)):
         return QueueStorageError(f"the queue file {path} cannot be written ({error}): make it and its folder writable")
     if is_damage(error):
-        return QueueStorageError(f"the queue file {path} is damaged ({error}): open it again to save what is left")
+        return QueueStorageError(
+            f"the queue file {path} is damaged ({error}): what is left is saved as soon as the disk lets it"
+        )
     return QueueStorageError(f"the queue file {path} failed ({error}): check the disk and the folder's permissions")

@@ -10,8 +10,9 @@ from pathlib import Path
 import apsw
 
 from glec_fast._store import QueueTable
-from glec_fast.errors import QueueFormatError, QueueStorageError
+from glec_fast.errors import QueueFormatError, QueueReplacedError, QueueStorageError
 from glec_fast.queue_database import (
+    LOG_RESERVE_BYTES,
     check,
     check_header,
     connect,
@@ -21,8 +22,19 @@ from glec_fast.queue_database import (
     stops_opening,
     storage_error,
 )
-from glec_fast.queue_lock import QueueLock
-from glec_fast.salvage import Salvage, carry_over, clear_the_way, copy, finish_carry_over, has_remains, mark_of
+from glec_fast.queue_lock import QueueLock, create_file, sync_folder
+from glec_fast.salvage import (
+    COMPANIONS,
+    Salvage,
+    carry_over,
+    clear_the_way,
+    copy,
+    finish_carry_over,
+    has_remains,
+    mark_of,
+    new_of,
+    remove,
+)
 
 __all__ = ["QueueFile", "Salvage", "discard", "holding", "is_damage", "look_into"]
 
@@ -45,6 +57,7 @@ class QueueFile:
             raise self._as_ours(error) from error
         try:
             self.connection = self._open()
+            self._note_place()
         except BaseException as error:
             self._lock.release()
             if isinstance(error, (apsw.Error, OSError)):
@@ -86,6 +99,44 @@ class QueueFile:
             self.salvage.kept_as,
         )
 
+    def reader(self) -> apsw.Connection:
+        """A second connection, for reading only."""
+        return connect(self.path, apsw.SQLITE_OPEN_READONLY)
+
+    def failed(self, error: Exception) -> QueueStorageError:
+        """The error of this family for `error`. Damage is remembered: the next opening carries over what is left."""
+        if isinstance(error, QueueStorageError):
+            return error
+        if is_damage(error):
+            with suppress(OSError):
+                mark_of(self.path).touch(0o600)
+        return storage_error(self.path, error)
+
+    # ---- while it is in use; the caller sees to it that nobody else uses the write connection meanwhile
+
+    def _note_place(self) -> None:
+        self._name, self._log_name = str(self.path), f"{self.path}-wal"
+        file, log = _look_at(self._name), _look_at(self._log_name)
+        self._place, self._log_place = _identity(file), _identity(log)
+        # SQLite cuts it no shorter.
+        self._log_bytes_min = min(log.st_size, LOG_RESERVE_BYTES)
+
+    def is_in_place(self) -> bool:
+        """True where the file and its write-ahead log are still found under their names, the log at its full size."""
+        try:
+            file, log = _look_at(self._name), _look_at(self._log_name)
+        except OSError:
+            return False
+        is_found = _identity(file) == self._place and _identity(log) == self._log_place
+        return is_found and log.st_size >= self._log_bytes_min
+
+    def _is_log_cut(self) -> bool:
+        try:
+            log = _look_at(self._log_name)
+        except FileNotFoundError:
+            return False
+        return _identity(log) == self._log_place and log.st_size < self._log_bytes_min
+
     def salvage_in_use(self, damage: Exception) -> apsw.Connection:
         """Carry over what can be read of a file that was found damaged in use: `connection` is then another.
 
@@ -96,26 +147,69 @@ class QueueFile:
         finish_carry_over(self.path, self._lock.follow)
         self._carry_over(damage)
         self.connection = open_database(self.path)
+        self._note_place()
         return before
 
-    def is_in_place(self) -> bool:
-        """False where the file was deleted, or another one has its name: what is written is then lost with the end."""
-        return self._lock.is_in_place
+    def on_mended(self) -> None:
+        """Whoever met the damage again meanwhile met it in the file that was."""
+        mark_of(self.path).unlink(missing_ok=True)
 
-    def reader(self) -> apsw.Connection:
-        """A second connection, for reading only."""
-        return connect(self.path, apsw.SQLITE_OPEN_READONLY)
+    def put_back(self) -> apsw.Connection:
+        """Have all that the open file holds under its name again, which nobody has now; as `salvage_in_use`.
 
-    def failed(self, error: Exception) -> QueueStorageError:
-        """The error of this family for `error`. Damage is remembered: the next opening carries over what is left."""
-        if is_damage(error):
-            with suppress(OSError):
-                mark_of(self.path).touch(0o600)
-        return storage_error(self.path, error)
+        Raises QueueReplacedError where another file has the name.
+        """
+        with suppress(FileNotFoundError):
+            if _identity(_look_at(self._name)) != self._place:
+                raise QueueReplacedError(f"another file has the name of the open queue file {self.path}: start anew")
+        is_log_whole = not self._is_log_cut()
+        logger.error("queue file %s or its log has lost its name; what is open is put back", self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = new_of(self.path)
+        try:
+            self._copy_to(new)
+        except apsw.Error as error:
+            if not is_damage(error):
+                raise
+            return self.salvage_in_use(error)
+        for suffix in COMPANIONS:
+            # All that they hold is in the copy.
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self._lock.follow(new)
+        new.rename(self.path)
+        sync_folder(self.path.parent)
+        before = self.connection
+        # What is in a whole one was open until now: no reason to look for damage, nor for rows of another program.
+        self.connection = open_database(self.path, is_known=True) if is_log_whole else self._open()
+        self._note_place()
+        return before
+
+    def keep_beside(self) -> Path:
+        """A copy of all that the open file holds, under a name that is free; returns that."""
+        number = 1
+        while (path := self.path.with_name(f"{self.path.name}.replaced-{number}")).exists():
+            number += 1
+        self._copy_to(path)
+        sync_folder(path.parent)
+        return path
+
+    def _copy_to(self, path: Path) -> None:
+        remove(path)
+        create_file(path)
+        copied = connect(path, apsw.SQLITE_OPEN_READWRITE)
+        try:
+            copied.pragma("synchronous", "full")
+            with copied.backup("main", self.connection, "main") as backup:
+                backup.step()
+        finally:
+            copied.close(True)
 
     def close(self) -> None:
         """Close the write connection and let another process have the file. Idempotent."""
         try:
+            if not self.is_in_place():
+                discard(self.connection)
+                return
             self.connection.close()
         except apsw.Error as error:
             # The write-ahead log still has all; the next opening folds it into the file.
@@ -124,33 +218,24 @@ class QueueFile:
         finally:
             self._lock.release()
 
-    def let_go_in_child(self, *, close: bool) -> None:
-        """In a forked child: close its copies of the descriptors, so that the lock ends with its owner.
 
-        close: no thread of the parent was within SQLite, so that the connection can be closed; nothing is written.
-        """
-        if self._lock_descriptor >= 0:
-            # Not of the file itself, and so no lock of the parent's.
-            os.close(self._lock_descriptor)
-            self._lock_descriptor = -1
-        if close:
-            close_in_child(self.connection)
+def discard(connection: apsw.Connection) -> None:
+    """Close a connection to a file that has lost its name, is damaged, or is another process's, as in a forked child.
 
-
-def close_in_child(connection: apsw.Connection) -> None:
-    """Have SQLite forget, in a forked child, what it knows of a file, for an opening of this process's own.
-
-    It knows of no fork. Without a checkpoint, and with no transaction under way, closing changes nothing on disk or in
-    the memory that the processes share, and a process holds none of another's locks that it could drop.
+    Without a checkpoint, and with no transaction under way, that changes nothing on disk, nor in the memory that
+    processes share: what has the name now is another file's, and a child holds no lock of its parent's.
     """
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     connection.close(True)
 
 
-def discard(connection: apsw.Connection) -> None:
-    """Close a connection to a file that has lost its name: the log that now has the name is another file's."""
-    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    connection.close(True)
+def _look_at(name: str) -> os.stat_result:
+    # As text: half of what a Path costs, in every transaction.
+    return os.stat(name)  # noqa: PTH116
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def holding(path: Path) -> QueueLock:

@@ -56,17 +56,16 @@ class QueueLock:
             raise
         _locks.add(self)
 
-    @property
-    def is_in_place(self) -> bool:
-        """False where the file was deleted, or another one has its name."""
-        try:
-            return _inode_of(self._path.stat()) == self._inode
-        except FileNotFoundError:
-            return False
-
     def follow(self, replacement: Path) -> None:
-        """Hold `replacement`, which is about to be renamed to `path`, instead of the file. SQLite has neither open."""
+        """Hold `replacement`, which is about to be renamed to `path`, instead of the file.
+
+        SQLite has not opened it yet, and reads no more of the other than what nobody else can change.
+        """
         descriptor, inode = self._hold(replacement)
+        if not self._companion_of(self._path).exists():
+            if self._companion >= 0:
+                os.close(self._companion)
+            self._companion = self._hold_companion(create=True)
         self._let_go()
         self._descriptor, self._inode = descriptor, inode
 
@@ -84,8 +83,12 @@ class QueueLock:
                 self._descriptor = _NOT_HELD
                 _held.discard(self._inode)
 
+    @staticmethod
+    def _companion_of(path: Path) -> Path:
+        return path.with_name(path.name + "-lock")
+
     def _hold_companion(self, create: bool) -> int:
-        companion = self._path.with_name(self._path.name + "-lock")
+        companion = self._companion_of(self._path)
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if create else 0)
         try:
             descriptor = os.open(companion, flags, 0o600)

@@ -30,11 +30,12 @@ _SELECT = (
 )
 _HEADER_BYTES = 100
 _PAGE_BYTES_MIN = 512
+_PAGE_SIZE, _PAGES = slice(16, 18), slice(28, 32)
 # Where the header has the change counter for which its own count of pages holds; 0 has SQLite measure the file instead.
 _PAGES_VALID_FOR = slice(92, 96)
-_COMPANIONS = ("-wal", "-shm", "-journal")
+COMPANIONS = ("-wal", "-shm", "-journal")
 # All that stand beside a queue file; `-lock` has a use of its own.
-_BESIDE = (*_COMPANIONS, "-qos2", "-damaged", "-new", *(f"-new{each}" for each in _COMPANIONS), "-copy")
+_BESIDE = (*COMPANIONS, "-qos2", "-damaged", "-new", *(f"-new{each}" for each in COMPANIONS), "-copy")
 # Ids between two readable ends of a damaged table are tried one by one, up to so many from each end.
 _TRIED_IDS_MAX = 100_000
 # It is no image, so that who opens the file takes it for one that cannot be read.
@@ -85,7 +86,7 @@ def carry_over(path: Path, before_replacing: Callable[[Path], None]) -> Salvage:
     Raises apsw.Error, OSError; then the damaged file is where it was.
     """
     found = _Remains(path)
-    new = _new_of(path)
+    new = new_of(path)
     remove(new)
     create_file(new)
     connection = connect(new, apsw.SQLITE_OPEN_READWRITE)
@@ -106,7 +107,7 @@ def carry_over(path: Path, before_replacing: Callable[[Path], None]) -> Salvage:
 
 def finish_carry_over(path: Path, before_replacing: Callable[[Path], None]) -> None:
     """Put a new file that is complete in its place, where the damaged one was set aside already."""
-    new = _new_of(path)
+    new = new_of(path)
     if not new.exists():
         return
     if path.exists() and path.stat().st_size:
@@ -121,13 +122,14 @@ def finish_carry_over(path: Path, before_replacing: Callable[[Path], None]) -> N
     sync_folder(path.parent)
 
 
-def _new_of(path: Path) -> Path:
+def new_of(path: Path) -> Path:
+    """What is to take the place of `path` once it is complete."""
     return path.with_name(path.name + "-new")
 
 
 def remove(path: Path) -> None:
     """Remove a file that was made on the way, with its companions."""
-    for suffix in ("", *_COMPANIONS):
+    for suffix in ("", *COMPANIONS):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
@@ -160,7 +162,7 @@ def _kept_names(path: Path) -> tuple[Path, Path]:
 
 
 def _set_companions_aside(path: Path, kept_as: Path) -> None:
-    for suffix in _COMPANIONS:
+    for suffix in COMPANIONS:
         companion = path.with_name(path.name + suffix)
         if companion.exists():
             companion.rename(kept_as.with_name(kept_as.name + suffix))
@@ -182,9 +184,10 @@ class _Remains:
         self._clock: list[_Values] = []
         self._last_id = 0
         self._is_sequence_known = False
+        self._is_incomplete = False
         self._encoding = "UTF-8"
         # SQLite would delete the log of an empty file.
-        if not path.stat().st_size or not self._read(path):
+        if not path.stat().st_size or not self._read(path) or (self._is_incomplete and _has_wrong_size(path)):
             self._read_with_lent_header(path)
         self._remembered = {number for number in self._remembered.union(self._rows) if 0 < number <= ID_MAX}
         self.expected = max(len(self._remembered), len(self._rows))
@@ -254,8 +257,8 @@ class _Remains:
             return False
         else:
             sequence = _number(connection, _SEQUENCE)
-            self._is_sequence_known = sequence is not None and 0 <= sequence <= ID_MAX
-            self._last_id = sequence if sequence is not None and self._is_sequence_known else 0
+            if sequence is not None and 0 <= sequence <= ID_MAX:
+                self._is_sequence_known, self._last_id = True, max(self._last_id, sequence)
             self._read_indexes(connection)
             self._read_table(connection)
             self._read_beside(connection)
@@ -324,6 +327,7 @@ class _Remains:
             for row in connection.execute(f"{_SELECT} ORDER BY id {order}"):
                 reached = self._keep(row)
         except (apsw.Error, UnicodeDecodeError) as error:
+            self._is_incomplete = True
             logger.warning("reading damaged rows (%s) ended after %d: %s", order, len(self._rows), error)
             if reached is not None:
                 return reached + step
@@ -340,15 +344,25 @@ class _Remains:
             ]
         except apsw.SQLError:
             # There is none, as in a file of another client.
-            self._session = []
+            pass
         except (apsw.Error, UnicodeDecodeError):
-            self._session = [_UNREADABLE_SESSION]
+            self._session = self._session or [_UNREADABLE_SESSION]
         self._extras = _rows(connection, "SELECT message_id, retain, expiry_interval, properties FROM glec_extras")
         self._in_doubt = _rows(connection, "SELECT number, time, message_id, topic, decision FROM glec_in_doubt")
         self._clock = _rows(connection, "SELECT * FROM glec_clock WHERE id = 1")
         self._set_aside = _rows(connection, "SELECT * FROM glec_set_aside")
         for name, width in (("_clock", 6), ("_set_aside", 13)):
             setattr(self, name, [row for row in getattr(self, name) if len(row) == width])
+
+
+def _has_wrong_size(path: Path) -> bool:
+    """True where the header counts other pages than the file has: SQLite then reads none behind that."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    page_bytes = int.from_bytes(header[_PAGE_SIZE], "big")
+    # 1 stands for what has no room there.
+    page_bytes = 65536 if page_bytes == 1 else page_bytes
+    return int.from_bytes(header[_PAGES], "big") * page_bytes != path.stat().st_size
 
 
 def _rows(connection: apsw.Connection, query: str) -> list[_Values]:

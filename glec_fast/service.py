@@ -74,7 +74,8 @@ def run(_arguments: argparse.Namespace) -> int:
                 # Figures need the locks of every thread: one that hangs keeps the watchdog waiting.
                 metrics = manager.get_metrics()
                 link = "connected" if metrics.is_connected else "no link"
-                notifier.keep_alive(f"{link}, {metrics.queue_size} messages waiting")
+                if not manager.is_queue_damaged():
+                    notifier.keep_alive(f"{link}, {metrics.queue_size} messages waiting")
     finally:
         notifier.say("STOPPING=1")
 

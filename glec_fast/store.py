@@ -31,7 +31,7 @@ from glec_fast.extras import ROW_COLUMNS, Extras, as_sent
 from glec_fast.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
 from glec_fast.inflight_log import log_of
 from glec_fast.process import EXIT_TIMEOUT_S
-from glec_fast.queue_file import Salvage
+from glec_fast.queue_file import Salvage, is_damage
 from glec_fast.writer import DROP_ROWS_MAX
 
 __all__ = ["DEFAULT_MAX_QUEUE_SIZE", "DEFAULT_MAX_RETRY", "Store"]
@@ -188,7 +188,7 @@ class Store(Committer):
             if message_id > self._committed_id:
                 self._request(0.0)
             self._progress.wait_for(
-                lambda: self._committed_id >= message_id or self._failure is not None or self._ended, timeout_s
+                lambda: self._committed_id >= message_id or self._is_failing() or self._ended, timeout_s
             )
             if self._committed_id >= message_id:
                 return True
@@ -347,11 +347,17 @@ class Store(Committer):
                 with self._lock:
                     committed_id = self._committed_id
                     unsendable = self._unsendable()
-                rows, is_last = self._reader.advance(limit, committed_id, self._writer.table)
+                rows, is_last = self._reader.advance(
+                    limit, committed_id, self._writer.table, lambda: self._committed_id
+                )
             except apsw.Error as error:
                 self._on_read_failure(error)
                 return [], True
             self._read_reported = False
+            if self._reader.met_unknown:
+                with self._lock:
+                    if not self._writing:
+                        self._request(0.0)
             return self._as_sendable(rows, unsendable), is_last
 
     def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
@@ -389,6 +395,12 @@ class Store(Committer):
                 self._on_read_failure(error)
                 return []
 
+    def lost(self, ids: list[int]) -> list[int]:
+        """Those of these messages, not finished, that a damaged file has lost."""
+        with self._lock:
+            committed_id = self._committed_id
+        return self.missing([message_id for message_id in ids if message_id <= committed_id])
+
     def _unsendable(self) -> frozenset[int]:
         """As of before a read: the writer may delete them, and forget that, meanwhile. The caller holds both locks."""
         return self._reader.skipped.union(self._dropping.marked)
@@ -424,6 +436,9 @@ class Store(Committer):
             logger.error("%s", failure)
         with self._lock:
             self._read_failed = True
+            if is_damage(error) and self._damage is None:
+                self._damage = error
+                self._request(0.0)
             self._request_retry()
 
     def drop(self, row: Row, reason: DropReason) -> None:

@@ -181,3 +181,29 @@ def test_a_cost_that_would_empty_the_file_is_refused(cost_command: list[str]) ->
     done = subprocess.run([*cost_command, "--acknowledged", "200"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--acknowledged" in done.stderr
+
+
+def test_the_simulated_restart_connects_every_gateway_and_jitter_spreads_them(tmp_path: Path) -> None:
+    pytest.importorskip("numpy")
+    plot = tmp_path / "restart.svg"
+    command = [sys.executable, str(BENCHES / "simulate_restart.py"), "--gateways", "100", "3000", "--rate", "500"]
+    done = subprocess.run(
+        [*command, "--backlog", "500", "--runs", "1", "--svg", str(plot), "--json"],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    results = json.loads(done.stdout)["results"]
+    assert [(result["gateways"], result["jitter"]) for result in results] == [
+        (count, jitter) for count in (100, 3000) for jitter in ("none", "full", "equal", "decorrelated")
+    ]
+    for result in results:
+        assert result["last_s"] is not None
+        assert result["last_s"] >= result["percent_99_s"] >= result["half_s"] >= 0
+        assert result["last_s"] >= result["gateways"] / 500 - 1
+        assert result["attempts"] >= result["gateways"]
+    for none, *jittered in (results[:4], results[4:]):
+        assert none["peak_attempts_per_s"] == none["gateways"]
+        assert all(result["peak_attempts_per_s"] < none["gateways"] / 5 for result in jittered)
+    assert plot.read_text().count("<polyline") == 8

@@ -79,12 +79,12 @@ SENT_AS = {
     "timestamp minus infinite": (("t", "x", 1, -1e999, FAR_MS), ("t", "x", 1, -(2**53), FAR_MS)),
     "timestamp a broken text": (("t", "x", 1, b"\xff", FAR_MS), None),
     "ttl a REAL": (("t", "x", 1, NOW_MS, FAR_MS + 0.6), (*GOOD[:4], FAR_MS + 1)),
-    "ttl NULL": (("t", "x", 1, NOW_MS, None), (*GOOD[:4], 2 ** 53)),
-    "ttl the highest": (("t", "x", 1, NOW_MS, 2**63 - 1), (*GOOD[:4], 2 ** 63 - 1)),
-    "ttl infinite": (("t", "x", 1, NOW_MS, 1e999), (*GOOD[:4], 2 ** 53)),
+    "ttl NULL": (("t", "x", 1, NOW_MS, None), (*GOOD[:4], 2**53)),
+    "ttl the highest": (("t", "x", 1, NOW_MS, 2**63 - 1), (*GOOD[:4], 2**63 - 1)),
+    "ttl infinite": (("t", "x", 1, NOW_MS, 1e999), (*GOOD[:4], 2**53)),
     "ttl ISO": (("t", "x", 1, NOW_MS, "2286-11-20 17:46:40"), (*GOOD[:4], 9999999999000 + 1000)),
-    "ttl a word": (("t", "x", 1, NOW_MS, "tomorrow"), (*GOOD[:4], 2 ** 53)),
-    "ttl a BLOB": (("t", "x", 1, NOW_MS, b"\xff"), (*GOOD[:4], 2 ** 53)),
+    "ttl a word": (("t", "x", 1, NOW_MS, "tomorrow"), (*GOOD[:4], 2**53)),
+    "ttl a BLOB": (("t", "x", 1, NOW_MS, b"\xff"), (*GOOD[:4], 2**53)),
 }
 
 

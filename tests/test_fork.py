@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import socket
 import sqlite3
@@ -565,6 +566,8 @@ def test_the_error_says_what_to_do() -> None:
     assert re.search(r"pid 42.*make a new client", str(error))
     assert isinstance(error, glec_fast.GlecError)
     assert isinstance(error, RuntimeError)
+    handed_on = pickle.loads(pickle.dumps(error))
+    assert (str(handed_on), handed_on.pid) == (str(error), 42)
 
 
 def test_a_socket_that_is_being_connected_is_let_go(swallowed: int) -> None:

@@ -347,6 +347,28 @@ def test_a_pubrel_that_has_not_left_is_not_asked_about(tmp_path: Path) -> None:
         gateway.receive(ack(PUBCOMP, 1) + PINGRESP)
 
 
+def test_behind_a_pubrel_that_a_connection_ended_over_one_exchange_is_tried_at_a_time(tmp_path: Path) -> None:
+    with ScriptedGateway(tmp_path / "queue.db") as gateway:
+        for _ in range(3):
+            gateway.publish("x", 2)
+        gateway.connect(session_present=False)
+        gateway.commit()
+        gateway.send()
+        gateway.receive(b"".join(ack(PUBREC, packet_id) for packet_id in (1, 2, 3)))
+        gateway.commit()
+        gateway.send()
+        for expected in ((1, 2, 3), (1,), (1,)):
+            gateway.cut()
+            reconnect(gateway)
+            assert [packet.packet_id for packet in parse(gateway.send())[0]] == list(expected)
+        # The answer to a keep alive says nothing about it.
+        assert gateway.outbox.on_pingresp() == []
+        gateway.outbox.pull()
+        assert gateway.send() == b""
+        gateway.receive(ack(PUBCOMP, 1))
+        assert gateway.send() == ack(PUBREL, 2) + ack(PUBREL, 3)
+
+
 def test_links_that_are_cut_behind_connack_give_up_nothing(tmp_path: Path) -> None:
     """However often, where the broker answers all that it reads."""
     with OddBroker() as broker, Link(("127.0.0.1", broker.port)) as link:

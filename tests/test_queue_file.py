@@ -21,8 +21,10 @@ from glec_fast.queue_database import SCHEMA_VERSION
 from glec_fast.queue_file import QueueFile
 from glec_fast.store import Store
 from support.queue_files import INSERT, SPECIFIED_SCHEMA, plain, run_child
+from support.store import wait_for
 
 FAR_MS = 10**13
+ROOM_ROW = ("t", "payload 1 x", 1, 5)
 PAGE_BYTES = 4096
 
 
@@ -61,6 +63,12 @@ class TestRefused:
         with pytest.raises(QueueFormatError, match="not a queue file"):
             OfflineQueueManager(path)
         assert contents(path.parent) == before
+
+    def test_a_dump_of_a_queue(self, path: Path) -> None:
+        path.write_text(SPECIFIED_SCHEMA)
+        with pytest.raises(QueueFormatError, match="not a queue file"):
+            OfflineQueueManager(path)
+        assert path.read_text() == SPECIFIED_SCHEMA
 
     def test_another_programs_database(self, path: Path) -> None:
         with plain(path) as database:
@@ -174,6 +182,25 @@ class TestAdopted:
             rows = database.execute(query).fetchall()
             assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         assert rows == [(1, "payload 0 x", 1, 0), (2, "payload 1 x", 1, 1), (3, "payload 2 x", 1, 0), (4, "ours", 2, 0)]
+
+    def test_a_file_of_androids_room(self, path: Path) -> None:
+        with plain(path) as database:
+            database.executescript(
+                "CREATE TABLE IF NOT EXISTS `mqtt_offline_queue` (`id` INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,"
+                " `topic` TEXT NOT NULL, `payload` TEXT NOT NULL, `qos` INTEGER NOT NULL, `timestamp` INTEGER NOT NULL,"
+                " `ttl` INTEGER NOT NULL, `retry_count` INTEGER NOT NULL);"
+                "CREATE INDEX IF NOT EXISTS `idx_timestamp` ON `mqtt_offline_queue` (`timestamp`);"
+                "CREATE INDEX IF NOT EXISTS `idx_ttl` ON `mqtt_offline_queue` (`ttl`);"
+                "CREATE TABLE android_metadata (locale TEXT); CREATE TABLE room_master_table (id INTEGER PRIMARY KEY,"
+                " identity_hash TEXT); PRAGMA user_version = 3;"
+            )
+            database.execute(INSERT.replace("ttl)", "ttl, retry_count)").replace("?)", "?, 0)"), (*ROOM_ROW, FAR_MS))
+        with closing(Store(path)) as store:
+            assert store.salvage is None
+            store.wait_durable(store.append("t", "payload 2 x", 2), 10)
+        assert payload_numbers(path) == [1, 2]
+        with plain(path) as database:
+            assert database.execute("PRAGMA user_version").fetchone() == (3,)
 
     def test_an_empty_file(self, path: Path) -> None:
         path.touch()
@@ -332,18 +359,24 @@ class TestDamaged:
             payload_numbers(filled)
             assert filled.with_name(f"queue.db.damaged-{number}").exists()
 
-    def test_damage_met_in_use_is_mended_at_the_next_opening(
-        self, filled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_damage_met_in_use_is_mended_in_use(self, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("glec_fast.queue_database._CHECKED_AT_OPEN_BYTES", 0)
         self.damage(filled, 60 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
         with closing(Store(filled)) as store:
             assert store.salvage is None
             while not store.read(500)[1]:
                 pass
-            assert "is damaged" in caplog.text
-        numbers, lost = self.reopened(filled, filled.read_bytes(), caplog)
-        assert len(numbers) + lost == self.COUNT
+            assert wait_for(lambda: store.salvage is not None)
+            message_id = store.append("t", "later", 1)
+            assert store.wait_durable(message_id, 20)
+            kept_as, carried, lost = store.salvage
+            assert carried + lost == self.COUNT
+            assert store.size == carried + 1
+            assert store.rows_lost == store.drops["damaged_file"] == lost
+        assert kept_as.exists()
+        with closing(Store(filled)) as store:
+            assert store.salvage is None
+            assert store.size == carried + 1
 
     def test_a_full_disk_meanwhile_leaves_the_damaged_file(
         self, filled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

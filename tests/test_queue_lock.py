@@ -171,7 +171,7 @@ def test_a_refused_opener_takes_no_lock_of_sqlites_away(path: Path) -> None:
 def test_a_transaction_of_another_program_is_named_and_a_retry_helps(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glec_fast.queue_database._BUSY_TIMEOUT_MS", 20)
+    monkeypatch.setattr("glec_fast.queue_database.BUSY_TIMEOUT_MS", 20)
     OfflineQueueManager(path).release()
     with another_program(path, "database.execute('BEGIN IMMEDIATE')"):
         with pytest.raises(QueueStorageError, match="another program's transaction") as caught:
@@ -212,18 +212,21 @@ def test_a_refused_opener_leaves_the_queue_usable(path: Path) -> None:
 def test_a_forked_child_does_not_keep_the_lock(path: Path) -> None:
     """It may outlive the process that has the queue."""
     end_of_child, end = os.pipe()
+    begun, begin = os.pipe()
     queue = OfflineQueueManager(path)
     child = os.fork()
     if child == 0:
         os.close(end)
+        os.write(begin, b".")
         os.read(end_of_child, 1)
         os._exit(0)
     try:
+        assert os.read(begun, 1)
         queue.release()
         OfflineQueueManager(path).release()
     finally:
-        os.close(end)
-        os.close(end_of_child)
+        for descriptor in (end, end_of_child, begun, begin):
+            os.close(descriptor)
         os.waitpid(child, 0)
 
 

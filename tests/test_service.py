@@ -15,9 +15,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import pytest
 
-from glec_fast import MQTTManager
+from glec_fast import MQTTManager, OfflineQueueManager
 from glec_fast.errors import ConfigError, MessageError
 from glec_fast.service import MAX_PACKET_BYTES, MAX_PAYLOAD_BYTES, Notifier, Service, config_from, request_of
 from support.gateway import TIMEOUT_S, eventually, quick_config
@@ -391,3 +392,47 @@ def test_a_packet_that_is_too_long_is_refused() -> None:
 def test_it_is_silent_where_no_systemd_listens(tmp_path: Path) -> None:
     Notifier({}).say("READY=1")
     Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).say("READY=1")
+
+
+def test_a_queue_that_is_damaged_in_use_takes_messages_and_keeps_them(tmp_path: Path) -> None:
+    with OfflineQueueManager(tmp_path / "queue.db", 100_000) as queue:
+        queue.enqueue_many([("t", "x" * 300, 1)] * 9_000)
+    with closing(RunningService(tmp_path, "tcp://127.0.0.1:1")) as service:
+        with service.queue.open("r+b") as file:
+            for page in range(2, service.queue.stat().st_size // 4096):
+                file.seek(page * 4096)
+                file.write(b"\xff" * 8)
+        answers = [service.publish({**json.loads(REQUEST), "qos": 2}) for _ in range(10)]
+        assert all("id" in answer for answer in answers), answers
+        assert "WATCHDOG=1" in service.told()
+    with OfflineQueueManager(tmp_path / "queue.db", 100_000) as queue:
+        # The first may have gone into the damaged file.
+        assert {answer["id"] for answer in answers[1:]} <= {message.id for message in queue.dequeue_all()}
+
+
+def test_it_ends_where_another_file_has_the_queue_s_name(tmp_path: Path) -> None:
+    with closing(RunningService(tmp_path, "tcp://127.0.0.1:1")) as service:
+        accepted = service.publish(REQUEST)["id"]
+        (tmp_path / "other").touch()
+        (tmp_path / "other").rename(service.queue)
+        assert "start anew" in service.publish(REQUEST)["error"]
+        assert service.process.wait(TIMEOUT_S) != 0
+    with OfflineQueueManager(tmp_path / "queue.db.replaced-1") as kept:
+        assert accepted in [message.id for message in kept.dequeue_all()]
+
+
+def test_the_watchdog_is_not_fed_while_a_damaged_queue_cannot_be_mended(
+    by_hand: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = by_hand._manager
+    manager.publish("t", "x", 1).wait_durable(TIMEOUT_S)
+    assert not manager.is_queue_damaged()
+
+    def refuse(_damage: Exception) -> None:
+        raise OSError("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manager._store._file, "salvage_in_use", refuse)
+        manager._store._on_read_failure(apsw.CorruptError("a page"))
+        assert eventually(manager.is_queue_damaged)
+    assert eventually(lambda: not manager.is_queue_damaged())

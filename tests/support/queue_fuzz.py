@@ -71,6 +71,7 @@ DECLARED = (
     ("qos INTEGER NOT NULL", "qos TEXT CHECK (qos < 1)"),
     ("payload TEXT NOT NULL", "payload BLOB"),
     ("topic TEXT NOT NULL", "topic TEXT COLLATE NOCASE UNIQUE"),
+    ("retry_count INTEGER DEFAULT 0", "retry_count INTEGER NOT NULL"),
     ("retry_count INTEGER DEFAULT 0", "retry_count INTEGER DEFAULT 0, more TEXT NOT NULL"),
     ("retry_count INTEGER DEFAULT 0", "retry_count INTEGER AS (qos)"),
 )

@@ -73,6 +73,9 @@ class RecordingOutbox:
             self.dropped += dropped
             self._heard.notify_all()
 
+    def on_salvaged(self) -> None:
+        """What is lost was in nobody's hands."""
+
     def wait(self, condition: Callable[[RecordingOutbox], object]) -> None:
         with self._heard:
             assert self._heard.wait_for(lambda: condition(self), WAIT_S)
