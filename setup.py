@@ -13,7 +13,7 @@ C_FLAGS = ["-O2", "-Wall", "-Wextra", "-UNDEBUG" if DEBUG else "-DNDEBUG"]
 if SANITIZE:
     C_FLAGS += [*SANITIZE, "-fno-sanitize-recover=all"]
 
-EXTENSIONS = ("_inbound", "_lock", "_outbox", "_payload", "_session", "_store")
+EXTENSIONS = ("_inbound", "_link", "_lock", "_outbox", "_payload", "_session", "_store")
 
 setup(
     ext_modules=cythonize(

@@ -8,12 +8,29 @@ cdef enum:
 UNSENT_BYTES_MAX = 256 * 1024
 
 
+cdef class Registration:
+    """Called with the id that the store gave a message: from then on the message's handle is found by it."""
+
+    cdef object handle, reference
+    cdef dict references
+
+    def __init__(self, handle, handles):
+        # What a WeakValueDictionary keeps, made now: it does so in Python, where it may be cut short.
+        self.reference = KeyedRef(handle, handles._remove, 0)
+        self.references = handles.data
+        self.handle = handle
+
+    def __call__(self, message_id):
+        self.reference.key = message_id
+        self.references[message_id] = self.reference
+        _set_mid(self.handle, message_id)
+
+
 cdef class RowOutbox(Outbox):
     """The part of an outbox over a store that every turn of a flush goes through.
 
     Rows that were read wait in `_rows` until they fit; what is finished is kept until the store takes it. What a
-    subclass has for it to call: `is_due`, `_read_again`, `_read_rows`, `_end_orphans`, `_take_handle`,
-    `_pass_on_refused`.
+    subclass has for it to call: `is_due`, `_read_again`, `_read_rows`, `_end_orphans`, `_pass_on_refused`.
     """
 
     cdef readonly object store
@@ -40,10 +57,12 @@ cdef class RowOutbox(Outbox):
     # QoS 0 that went past the store, under negative ids, until the socket has taken it: message, and handle last.
     cdef readonly dict _direct
     cdef public bint _tells_all
+    cdef readonly bint _resend_in_doubt
+    cdef public Py_ssize_t in_doubt_count
     # Held to read and to rewind: a program's own loop may have several threads pull.
     cdef readonly Lock _pulling
 
-    def __init__(self, store, int window, on_work, *, int max_unreleased=0):
+    def __init__(self, store, int window, on_work, *, int max_unreleased=0, bint resend_in_doubt=False):
         super().__init__(window, on_work, durable=True, max_unreleased=max_unreleased)
         self.store = store
         self._rows = []
@@ -51,6 +70,7 @@ cdef class RowOutbox(Outbox):
         self._again = []
         self._refused = []
         self._in_doubt = []
+        self._resend_in_doubt = resend_in_doubt
         self._finished = Finished()
         self._handles = WeakValueDictionary()
         self._direct = {}
@@ -58,8 +78,10 @@ cdef class RowOutbox(Outbox):
 
     def pull(self):
         """Encode the next rows as far as the window has room, and read more of them from the store."""
-        with self._pulling:
-            self._pull()
+        # In a signal's handler or a finaliser that cut into a pull: whoever is pulling pulls on.
+        with self._pulling.attempt(-1) as is_first:
+            if is_first:
+                self._pull()
 
     def _pull(self):
         if self._again and self.is_open and self.is_due:
@@ -114,10 +136,77 @@ cdef class RowOutbox(Outbox):
             handles += [self._take_handle(message_id, 0) for message_id in done]
         elif self._handles:
             for message_id in done:
-                handle = self._handles.pop(message_id, None)
+                handle = self._held_handle(message_id)
                 if handle is not None:
                     handles.append(handle)
         return handles
+
+    cdef object _held_handle(self, message_id):
+        """It is not looked for again. Past the mapping's own method, which is Python, and may be cut short."""
+        reference = self._handles.data.pop(message_id, None)
+        return None if reference is None else reference()
+
+    cdef object _take_handle(self, message_id, int qos):
+        handle = self._held_handle(message_id)
+        if handle is None:
+            handle = _new_handle(self._published, qos)
+            _set_mid(handle, message_id)
+        return handle
+
+    def _void_session(self):
+        """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message.
+
+        The handles of those that are left to it are told with the next that are finished.
+        """
+        cdef list received
+        with self.lock:
+            parked = self.session.parked_ids(2)
+            received = self.session.resume(False)
+            again = set(parked).difference(received)
+            if self._resend_in_doubt:
+                again.update(received)
+                received = []
+            self._in_doubt += [(message_id, SENT_AGAIN) for message_id in sorted(again)]
+            self._in_doubt += [(message_id, LEFT_TO_BROKER) for message_id in received]
+            self.in_doubt_count += len(again) + len(received)
+            self._finish(received)
+            if self._tells_all:
+                self.untold += [self._take_handle(message_id, 2) for message_id in received]
+            else:
+                found = [self._held_handle(message_id) for message_id in received]
+                self.untold += [handle for handle in found if handle is not None]
+
+    def _begin_connection(self, int receive_maximum) -> tuple:
+        """(what is parked, what is finished): neither is to be read as new."""
+        with self.lock:
+            self.session.resume(True, receive_maximum)
+            self._rows, self._rows_gone = [], 0
+            self._more_to_read = self._may_have_orphans = True
+            return self.session.parked_ids(), self._finished.ids.copy()
+
+    def _end_connection(self) -> tuple:
+        """As `_begin_connection`, and which of `_direct` had not left."""
+        with self.lock:
+            self.is_open = False
+            self.session.park()
+            self._release_control_ids()
+            self._rows, self._rows_gone = [], 0
+            # Told with the next that are finished.
+            self.untold = self.settle()
+            return self.session.parked_ids(), self._finished.ids.copy(), list(self._direct)
+
+    def _requeue(self, list direct_ids not None, append):
+        """`append(topic, payload, extras, handle)` of each that nobody else has taken over, until one raises."""
+        for direct_id in direct_ids:
+            kept = self._direct.pop(direct_id, None)
+            if kept is None:
+                continue
+            try:
+                append(*kept)
+            except BaseException:
+                if kept[3].mid == direct_id:
+                    self._direct[direct_id] = kept
+                raise
 
     def after_settle(self):
         """Tell the store what is new for it. Not under the lock."""
@@ -130,7 +219,11 @@ cdef class RowOutbox(Outbox):
             waiting = len(self._finished)
             is_drained = self.session.in_flight == 0
             if waiting >= self.tell_at or is_drained:
-                self.tell_at = self.store.on_finished(waiting, named=self.named, drained=is_drained)
+                try:
+                    self.tell_at = self.store.on_finished(waiting, named=self.named, drained=is_drained)
+                except BaseException:
+                    self.has_news = True
+                    raise
 
     # ---- called by the store's thread
 

@@ -1,6 +1,6 @@
 """Types of `cext/_store.pyx`: the statements on the queue table."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import apsw
@@ -25,6 +25,21 @@ def make_row(
 
     Text is kept as TEXT; bytes too where they are UTF-8 without NUL, else as a BLOB.
     Raises OverflowError, TypeError for what fits no column.
+    """
+
+def accept(
+    store: Any,
+    topic: str,
+    payload: str | bytes,
+    qos: int,
+    now_ms: int,
+    ttl_ms: int,
+    extras: Any,
+    register: Callable[[int], None] | None,
+) -> int:
+    """Give a message its id and put its row behind those that are pending, in one step; the caller holds the lock.
+
+    Whatever cuts into it finds either nothing of the message or all. register: told the id, or None.
     """
 
 def ranges_of(ids: list[int]) -> list[tuple[int, int]]:

@@ -19,6 +19,7 @@ from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from glec_fast._lock import Event
 from glec_fast.dial import Attempt, break_link
 from glec_fast.drops import Dropped
 from glec_fast.durable_outbox import DurableOutbox
@@ -62,7 +63,7 @@ class Durable(Receiver):
     _sockpairR: Any = None
     _sockpairW: Any = None
     # Ends the pause between two attempts to connect.
-    _interrupt: threading.Event
+    _interrupt: Event
     _attempt: Attempt
 
     def __init__(

@@ -6,13 +6,12 @@ import logging
 import time
 from collections.abc import Callable
 
-from glec_fast._outbox import UNSENT_BYTES_MAX, RowOutbox
+from glec_fast._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
 from glec_fast.commit import Row
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import MessageError, QueueClosedError, QueueFormatError, QueueStorageError
 from glec_fast.extras import Extras
 from glec_fast.handle import PublishHandle
-from glec_fast.in_doubt import Decision
 from glec_fast.server_limits import ServerLimits
 from glec_fast.store import Store
 
@@ -38,12 +37,10 @@ class DurableOutbox(RowOutbox):
         resend_in_doubt: bool = False,
         max_unreleased: int = 0,
     ) -> None:
-        super().__init__(store, window, on_work, max_unreleased=max_unreleased)
-        self.in_doubt_count = 0
+        super().__init__(store, window, on_work, max_unreleased=max_unreleased, resend_in_doubt=resend_in_doubt)
         # (client id, broker) of the connection that is or comes next.
         self._identity = ("", "")
         self._wait_for_disk = wait_for_disk
-        self._resend_in_doubt = resend_in_doubt
         self._tell_dropped = on_dropped
         self.refused_count = 0
         # When what was refused is sent again.
@@ -77,9 +74,8 @@ class DurableOutbox(RowOutbox):
         if known in (self._identity, (client_id, "")):
             return
         if any(known):
-            handles = self._void_session()
+            self._void_session()
             with self.lock:
-                self.untold += handles
                 parked, finished = self.session.parked_ids(), self._finished.ids.copy()
             self.store.rewind(parked, finished)
         self.store.speak_for(client_id, "")
@@ -105,11 +101,7 @@ class DurableOutbox(RowOutbox):
             if handle is not None:
                 return handle
         handle = PublishHandle(0, self._published, qos, self.store.wait_durable)
-
-        def register(message_id: int) -> None:
-            handle.mid = message_id
-            self._handles[message_id] = handle
-
+        register = Registration(handle, self._handles)
         self.store.append(topic, payload, qos, urgent=self.is_open, extras=extras, register=register)
         if qos == 2 and self._wait_for_disk:
             self._wait_until_durable(handle)
@@ -199,10 +191,6 @@ class DurableOutbox(RowOutbox):
             self.after_settle()
         return [row for row in rows if row[0] not in over]
 
-    def _take_handle(self, message_id: int, qos: int) -> PublishHandle:
-        handle = self._handles.pop(message_id, None)
-        return PublishHandle(message_id, self._published, qos) if handle is None else handle
-
     def _pass_on_refused(self) -> None:
         with self.lock:
             refused, self._refused = self._refused, []
@@ -216,19 +204,9 @@ class DurableOutbox(RowOutbox):
 
     def park(self) -> None:
         """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
-        with self.lock:
-            self.is_open = False
-            self.session.park()
-            self._release_control_ids()
-            self._rows, self._rows_gone = [], 0
-            # Told with the next that are finished.
-            self.untold = self.settle()
-            stranded = list(self._direct.values())
-            self._direct.clear()
-            parked, finished = self.session.parked_ids(), self._finished.ids.copy()
+        parked, finished, stranded = self._end_connection()
         self.store.rewind(parked, finished)
-        for each in stranded:
-            self._requeue(*each)
+        self._requeue(stranded, self._append_stranded)
 
     def close(self) -> None:
         """Write what is pending and let go of the file; who waits for a message hears that it stays there.
@@ -247,24 +225,22 @@ class DurableOutbox(RowOutbox):
             for handle in left:
                 handle._set_as_left()
 
-    def _requeue(self, topic: str, payload: str | bytes, extras: Extras | None, handle: PublishHandle) -> None:
-        def register(message_id: int) -> None:
-            handle.mid = message_id
-            handle._wait_durable = self.store.wait_durable
-            self._handles[message_id] = handle
-
+    def _append_stranded(self, topic: str, payload: str | bytes, extras: Extras | None, handle: PublishHandle) -> None:
+        handle._wait_durable = self.store.wait_durable
+        register = Registration(handle, self._handles)
         try:
             self.store.append(topic, payload, 0, urgent=False, extras=extras, register=register)
         except (QueueStorageError, QueueClosedError):
             handle._set_as_dropped(DropReason.LINK_LOST)
             self._tell_dropped([Dropped(handle.message_id, topic, 0, DropReason.LINK_LOST)])
 
-    def resume(self, session_present: bool, receive_maximum: int) -> list[PublishHandle]:
+    def resume(self, session_present: bool, receive_maximum: int) -> None:
         """The broker accepted the connection: read from the first row again, resends first as they are the oldest.
 
-        Returns the handles of QoS 2 messages that are left to the broker, see `_void_session`.
+        What is left to the broker, see `_void_session`, is handed out by `settle`.
         """
-        handles = [] if session_present else self._void_session()
+        if not session_present:
+            self._void_session()
         if self.is_session_foreign:
             # On disk with the first QoS 2 message, before it leaves.
             self.store.speak_next_for(*self._identity)
@@ -272,39 +248,13 @@ class DurableOutbox(RowOutbox):
         # What was refused as the last connection ended is counted, and read with all others.
         self.after_settle()
         with self._pulling:
-            with self.lock:
-                self.session.resume(True, receive_maximum)
-                self._rows, self._rows_gone = [], 0
-                parked, finished = self.session.parked_ids(), self._finished.ids.copy()
-                self._more_to_read = self._may_have_orphans = True
+            parked, finished = self._begin_connection(receive_maximum)
             self._again.clear()
             self.store.rewind(parked, finished)
             self.is_open = True
             # QoS 0 messages may still wait in memory for company; now they can go.
             self.store.request_commit()
             self._pull()
-        return handles
-
-    def _void_session(self) -> list[PublishHandle]:
-        """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message.
-
-        Returns the handles of those that are left to it, where somebody holds one or all are told.
-        """
-        with self.lock:
-            parked = self.session.parked_ids(2)
-            received = self.session.resume(False)
-            again = set(parked).difference(received)
-            if self._resend_in_doubt:
-                again.update(received)
-                received = []
-            self._in_doubt += [(message_id, Decision.SENT_AGAIN) for message_id in sorted(again)]
-            self._in_doubt += [(message_id, Decision.LEFT_TO_BROKER) for message_id in received]
-            self.in_doubt_count += len(again) + len(received)
-            self._finish(received)
-            if self._tells_all:
-                return [self._take_handle(message_id, 2) for message_id in received]
-            found = [self._handles.pop(message_id, None) for message_id in received]
-            return [handle for handle in found if handle is not None]
 
     def handle_for(self, message_id: int) -> PublishHandle | None:
         """The handle of a message accepted before, by whichever process; None where it is not in the queue any more.
