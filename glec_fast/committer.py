@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import apsw
 
+from glec_fast._lock import Condition, Lock
 from glec_fast._store import Finished, QueueTable, ranges_of
 from glec_fast.commit import Commit, Job, Outbox, Row
 from glec_fast.dropping import Dropping
@@ -25,6 +26,7 @@ from glec_fast.in_doubt import Decision
 from glec_fast.queue_clock import Anchor, Clocks, QueueClock
 from glec_fast.queue_file import QueueFile
 from glec_fast.reader import Reader
+from glec_fast.thread import Thread
 from glec_fast.writer import DROP_ROWS_MAX, Writer
 
 T = TypeVar("T")
@@ -80,7 +82,7 @@ class Committer:
         self._cleanup_interval_s = cleanup_interval_s
         self._on_dropped = on_dropped
         self._monotonic = monotonic
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._file = QueueFile(path)
         try:
             self._reader = Reader(self._file)
@@ -99,11 +101,11 @@ class Committer:
             raise failure from error
 
         # Held through a transaction, whichever thread makes it. Taken before all other locks.
-        self._commit_lock = threading.Lock()
+        self._commit_lock = Lock()
         # The last transaction's, of whichever thread.
         self._commit_took_s = 0.0
-        self._work = threading.Condition(self._lock)
-        self._progress = threading.Condition(self._lock)
+        self._work = Condition(self._lock)
+        self._progress = Condition(self._lock)
         self._pending: list[Row] = []
         self._writing: list[Row] = []
         self._deleting = Finished()
@@ -136,7 +138,7 @@ class Committer:
         # True while those who must hear of drops are told: until then nothing is finished.
         self._telling = False
 
-        self._thread = threading.Thread(target=self._run, name="glec-fast-store", daemon=True)
+        self._thread = Thread(target=self._run, name="glec-fast-store", daemon=True)
         self._thread.start()
 
     # ---- asking for a transaction
@@ -150,7 +152,7 @@ class Committer:
         deadline_s = self._monotonic() + delay_s if delay_s else _AT_ONCE
         if self._deadline_s is None or deadline_s < self._deadline_s:
             self._deadline_s = deadline_s
-            self._work.notify()
+            self._work.notify_all()
 
     def _request_company(self, qos: int) -> None:
         """New rows wait for others to share their transaction; the caller holds the lock."""
@@ -190,24 +192,17 @@ class Committer:
         A disk that has proved quick is written at once, by the calling thread: two switches of threads would cost as
         much as the commit. What is finished is named in the image, and deleted by a later transaction.
         """
-        if self._commit_took_s < _QUICK_COMMIT_S and (self._commit_lock.acquire(blocking=False) or self._wait_turn()):
-            try:
-                version = self._save_image()
-            finally:
-                self._commit_lock.release()
+        if self._commit_took_s < _QUICK_COMMIT_S:
+            wait_s = _TURN_WAIT_S if self._commit_took_s < _SWIFT_COMMIT_S else 0.0
+            with self._commit_lock.attempt(wait_s) as is_our_turn:
+                version = self._save_image() if is_our_turn else None
             if version is not None:
                 return version
+            if wait_s and not is_our_turn:
+                # Whose transaction it is says how long it took; until then nobody waits for it again.
+                self._commit_took_s = _TURN_WAIT_S
         self.request_commit()
         return None
-
-    def _wait_turn(self) -> bool:
-        if self._commit_took_s >= _SWIFT_COMMIT_S:
-            return False
-        if self._commit_lock.acquire(timeout=_TURN_WAIT_S):
-            return True
-        # Whose transaction it is says how long it took; until then nobody waits for it again.
-        self._commit_took_s = _TURN_WAIT_S
-        return False
 
     def _save_image(self) -> int | None:
         saved = self._writer.image

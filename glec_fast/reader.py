@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
+from glec_fast._lock import Lock
 from glec_fast._store import QueueTable
 from glec_fast.commit import Head, Row
 from glec_fast.queue_file import QueueFile
@@ -20,7 +20,7 @@ class Reader:
         self._connection = file.reader()
         self.table = QueueTable(self._connection)
         # Never the same row for both: to be handed on, and to be dropped.
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self._position = _BEFORE_FIRST
         # Every row up to this id was read, where nothing above it is waiting.
         self.through_id = 0

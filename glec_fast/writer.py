@@ -67,7 +67,7 @@ class Writer:
         # Only new rows push old ones out: a smaller limit alone must not drop what is in flight, before its owner
         # could say so.
         if commit.jobs or (rows and self._excess(commit) > 0):
-            held.enter_context(self._reader.lock)
+            held.enter_context(self._reader.lock.attempt(-1))
         for job in commit.jobs:
             job.run(self.connection, table)
         dropped = self._dropping.delete_marked(table, [])
