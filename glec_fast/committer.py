@@ -151,8 +151,9 @@ class Committer:
     def _request(self, delay_s: float) -> None:
         deadline_s = self._monotonic() + delay_s if delay_s else _AT_ONCE
         if self._deadline_s is None or deadline_s < self._deadline_s:
-            self._deadline_s = deadline_s
+            # First: an exception behind it must not leave a deadline that nobody was woken for.
             self._work.notify_all()
+            self._deadline_s = deadline_s
 
     def _request_company(self, qos: int) -> None:
         """New rows wait for others to share their transaction; the caller holds the lock."""
