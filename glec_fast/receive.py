@@ -65,7 +65,6 @@ _PAHO_LOCKS = (
     "_out_message_mutex",
     "_reconnect_delay_mutex",
 )
-_LEAVING = (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED)
 
 
 class _At(enum.Enum):
@@ -219,6 +218,10 @@ class Receiver(paho.Client):
                 return self._loop_rc_handle(rc)
         return super().loop_misc()
 
+    def _is_leaving(self) -> bool:
+        """True once DISCONNECT was put; paho's state says so before, and also where an exception kept it from that."""
+        return bool(self._outbox.session.has_last)
+
     def _is_behind(self) -> bool:
         """True where something has come, or left, that no callback was told of yet."""
         return self._link.has_more or bool(self._finished)
@@ -259,7 +262,7 @@ class Receiver(paho.Client):
                 rc = self._handle_held(sock)
                 if rc or self._sock is not sock:
                     return rc
-            if self._state in _LEAVING:
+            if self._is_leaving():
                 # As in paho, where DISCONNECT goes out before the next packet is looked at.
                 outbox.put_acks()
                 break
@@ -391,7 +394,7 @@ class Receiver(paho.Client):
                 if self._sock is not sock:
                     return
                 self._acknowledge()
-                if self._state in _LEAVING:
+                if self._is_leaving():
                     return
 
     def _acknowledge(self) -> None:
