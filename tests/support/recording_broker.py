@@ -41,6 +41,8 @@ class RecordingBroker:
         self._seen: set[bytes] = set()
         # Its own messages: packet id -> packet's fields.
         self._unacknowledged = {number + 1: each for number, each in enumerate(to_send or ()) if each[2]}
+        # Of these the client has said that it has them.
+        self._released: set[int] = set()
         self._at_most_once = [each for each in to_send or () if not each[2]]
         self._socks: list[Any] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
@@ -52,7 +54,10 @@ class RecordingBroker:
 
     def on_new_client(self) -> None:
         """A process of its own, as it were."""
-        self._seen.clear()
+        with self.changed:
+            self._seen.clear()
+            # What it has not read yet of the one before comes too late.
+            self._latest = self.connections + 1
 
     def close(self) -> None:
         """End its connections too."""
@@ -86,10 +91,10 @@ class RecordingBroker:
             while data := receive(65_536):
                 packets, rest = parse(rest + data)
                 for packet in packets:
-                    if number < self._latest:
-                        # Another connection has taken the session over.
-                        return
                     with self.changed:
+                        if number < self._latest:
+                            # Another connection has taken the session over.
+                            return
                         answer = self._on_packet(number, packet, on_this)
                         self.changed.notify_all()
                     if answer:
@@ -118,6 +123,7 @@ class RecordingBroker:
         if kind in (PUBACK, PUBCOMP):
             self._unacknowledged.pop(packet.packet_id, None)
         if kind == PUBREC:
+            self._released.add(packet.packet_id)
             return ack(PUBREL, packet.packet_id)
         if kind == _SUBSCRIBE:
             return bytes([0x90, 3, *body[:2], 0])
@@ -149,7 +155,9 @@ class RecordingBroker:
     def _own_messages(self) -> bytes:
         fresh, self._at_most_once = self._at_most_once, []
         packets = [publish(topic, payload, 0, 0) for topic, payload, _ in fresh]
-        packets += [publish(*each, packet_id) for packet_id, each in self._unacknowledged.items()]
+        for packet_id, each in self._unacknowledged.items():
+            is_released = packet_id in self._released
+            packets.append(ack(PUBREL, packet_id) if is_released else publish(*each, packet_id))
         return b"".join(packets)
 
 
