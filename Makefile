@@ -11,6 +11,7 @@ KILLS ?= 300
 FUZZ_STREAMS ?= 100000
 FILES ?= 2000
 LIVES ?= 10
+POINTS ?= 5000
 SEED ?= 1
 
 BIN := $(VENV)/bin
@@ -19,7 +20,7 @@ LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 
-.PHONY: demo test build lint package brokers torture wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-clocks fuzz-files bench clean
+.PHONY: demo test build lint package brokers torture interrupts wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-clocks fuzz-files bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -36,6 +37,11 @@ brokers:
 torture: $(BUILT)
 	KILLS=$(KILLS) SEED=$(SEED) POWER_CUT_LIVES=$(LIVES) MODEL_CHECK_DEPTH=2 LINK_STEP=1 $(BIN)/python -m pytest -q \
 		tests/test_torture_kills.py tests/test_power_cut.py tests/test_model_check.py tests/test_faulty_links.py $(TEST_ARGS)
+
+# POINTS calls into the client, each cut into by an exception: at a line, between two byte codes, in bursts of signals,
+# from another thread. About a quarter of an hour on a small machine.
+interrupts: $(BUILT)
+	cd tests && $(abspath $(BIN))/python -m support.interrupts --points $(POINTS) --seed $(SEED)
 
 build: $(BUILT)
 

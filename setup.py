@@ -13,7 +13,7 @@ C_FLAGS = ["-O2", "-Wall", "-Wextra", "-UNDEBUG" if DEBUG else "-DNDEBUG"]
 if SANITIZE:
     C_FLAGS += [*SANITIZE, "-fno-sanitize-recover=all"]
 
-EXTENSIONS = ("_inbound", "_outbox", "_payload", "_session", "_store")
+EXTENSIONS = ("_inbound", "_link", "_lock", "_outbox", "_payload", "_session", "_store")
 
 setup(
     ext_modules=cythonize(
@@ -22,7 +22,7 @@ setup(
             for name in EXTENSIONS
         ],
         build_dir="build/cython",
-        include_path=["cext"],
+        include_path=[".", "cext"],
         annotate=DEBUG,
         show_all_warnings=DEBUG,
         compiler_directives={

@@ -15,25 +15,16 @@ from cpython.dict cimport PyDict_GetItem, PyDict_SetItem
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongAndOverflow
 from cpython.object cimport PyObject, PyObject_SetAttr
-from cpython.pythread cimport (
-    NOWAIT_LOCK,
-    WAIT_LOCK,
-    PyThread_acquire_lock,
-    PyThread_allocate_lock,
-    PyThread_free_lock,
-    PyThread_release_lock,
-    PyThread_type_lock,
-)
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from cython cimport freelist, no_gc
 from libc.stddef cimport size_t
 from libc.string cimport memchr
 
+from glec_fast._lock cimport Condition, Lock
 from mqtt_wire cimport REMAINING_LENGTH_MAX
 
-import threading
 from operator import index
-from weakref import WeakValueDictionary
+from weakref import KeyedRef, WeakValueDictionary
 
 from paho.mqtt.client import _encode_payload
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
@@ -41,12 +32,12 @@ from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from glec_fast._session import Session
 from glec_fast._store import Finished, merged
 from glec_fast.handle import PublishHandle
+from glec_fast.in_doubt import Decision
 
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
         pass
     object PyType_GenericNew(PyTypeObject* type_, void* args, void* kwargs)
-    unsigned long PyThread_get_thread_ident()
 
 cdef enum:
     TOPIC_MAX_BYTES = 65535
@@ -60,52 +51,9 @@ cdef object SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 cdef object NO_CONNECTION = MQTTErrorCode.MQTT_ERR_NO_CONN
 cdef object QUEUE_SIZE = MQTTErrorCode.MQTT_ERR_QUEUE_SIZE
 cdef object CONNECTION_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
-
-
-cdef class Lock:
-    """A mutex for short sections. For a with statement.
-
-    Re-entrant: a signal's handler or a finaliser may publish between two steps of a thread that holds it.
-    """
-
-    cdef PyThread_type_lock mutex
-    # The thread that holds it, 0 for none, and how often it does.
-    cdef unsigned long owner
-    cdef int depth
-
-    def __cinit__(self):
-        self.mutex = PyThread_allocate_lock()
-        if self.mutex is NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        if self.mutex is not NULL:
-            PyThread_free_lock(self.mutex)
-
-    cdef int take(self) except -1:
-        cdef unsigned long caller = PyThread_get_thread_ident()
-        if self.owner == caller:
-            self.depth += 1
-            return 0
-        if not PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
-            with nogil:
-                PyThread_acquire_lock(self.mutex, WAIT_LOCK)
-        self.owner = caller
-        self.depth = 1
-        return 0
-
-    cdef int give(self) except -1:
-        self.depth -= 1
-        if self.depth == 0:
-            self.owner = 0
-            PyThread_release_lock(self.mutex)
-        return 0
-
-    def __enter__(self):
-        self.take()
-
-    def __exit__(self, *_):
-        self.give()
+cdef object SENT_AGAIN = Decision.SENT_AGAIN
+cdef object LEFT_TO_BROKER = Decision.LEFT_TO_BROKER
+cdef object AT_LEAST_ONCE = Decision.AT_LEAST_ONCE
 
 
 # Its references lead to bytes, str and a handle, none of which leads back.
@@ -152,7 +100,7 @@ cdef class Outbox:
     cdef readonly object _published
     cdef readonly object _on_work
     cdef set control_ids
-    # Finished when a connection went, and not yet handed out by `settle`.
+    # Finished when a connection went or came, and not yet handed out by `settle`.
     cdef public list untold
     # Acknowledgements of ours that were not put into the send buffer yet.
     cdef bytearray acks
@@ -169,7 +117,7 @@ cdef class Outbox:
         self.untold = []
         self.acks = bytearray()
         self._on_work = on_work
-        self._published = threading.Condition()
+        self._published = Condition()
 
     def begin_write(self, size_t limit) -> bytes:
         """The next bytes for the socket, at most `limit`."""
@@ -187,6 +135,16 @@ cdef class Outbox:
             self.worth_writing_bytes = <size_t>self.session.unsent_bytes + WORTH_WRITING_BYTES
         return is_last
 
+    def on_torn(self):
+        """In place of `end_write`, where an exception cut in and nobody knows what has left."""
+        with self.lock:
+            self.session.on_torn()
+
+    def settle_into(self, finished):
+        """Extend it by the handles of what is finished."""
+        with self.lock:
+            finished.extend(self.settle())
+
     def take_trace(self) -> list:
         """What was encoded since the last call."""
         with self.lock:
@@ -197,9 +155,8 @@ cdef class Outbox:
     def greet(self, bint session_present, int receive_maximum):
         """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
 
-    def on_pingresp(self) -> list:
-        """PINGRESP came. Returns the handles of what that ends."""
-        return []
+    def on_pingresp(self):
+        """PINGRESP came. What that ends is told with the next that are finished."""
 
     # ---- control packets
 
@@ -225,6 +182,19 @@ cdef class Outbox:
             self.has_acks = True
             self.answer_bytes += <size_t>len(ack)
 
+    def acknowledge(self, arrived, received, bint is_manual):
+        """The first of `arrived` has gone through its callbacks; QoS 2 goes to `received`, and has them yet to come.
+
+        is_manual: the program answers QoS 1 itself.
+        """
+        message = arrived.popleft()
+        cdef int qos = message.qos
+        cdef int mid = message.mid
+        if qos == 2:
+            received[mid] = message
+        if qos == 2 or (qos == 1 and not is_manual):
+            self.put_ack(bytes((0x50 if qos == 2 else 0x40, 2, mid >> 8, mid & 0xFF)))
+
     def put_acks(self):
         """What `put_ack` gave may leave."""
         if self.has_acks:
@@ -245,7 +215,8 @@ cdef class Outbox:
         finished, reasons: extended by the handles of what that ends, and by what the acknowledgements carried. Raises
         as `Session.on_acks` does, with what came before it settled.
         """
-        cdef size_t unsent_bytes, answer_bytes
+        cdef size_t unsent_bytes
+        cdef size_t answer_bytes = 0
         with self.lock:
             unsent_bytes = self.session.unsent_bytes
             try:
@@ -486,19 +457,19 @@ cdef class MemoryOutbox(Outbox):
             self._wait_again()
             self.is_greeting = True
 
-    def resume(self, bint session_present, int receive_maximum) -> list:
+    def resume(self, bint session_present, int receive_maximum):
         """The broker accepted the connection: send again what was not acknowledged, then what waits.
 
-        Returns the handles of QoS 2 messages that the broker had received before it lost its session: they are its own.
+        QoS 2 messages that the broker had received before it lost its session are its own: `settle` hands them out.
         """
         if not self.is_greeting:
             self.greet(session_present, receive_maximum)
         with self.lock:
-            doubtful, self.doubtful = self.doubtful, []
+            self.untold += self.doubtful
+            self.doubtful = []
             self.is_greeting = False
             self.is_open = True
         self.pull()
-        return doubtful
 
     def clear(self) -> list:
         """Forget every unacknowledged message and return them in order."""
@@ -542,6 +513,39 @@ cdef object _new_handle(condition, qos):
 
 cdef inline int _set_mid(handle, mid) except -1:
     return PyObject_SetAttr(handle, "mid", mid)
+
+
+def tell(finished, dict reasons not None, call, bint again):
+    """`call(handle)` for each of the deque `finished`, then let its waiters go on, as paho does.
+
+    reasons: what the acknowledgements of these carried. again: where `call` raises, the next `tell` calls it again.
+    """
+    while finished:
+        handle = finished.popleft()
+        try:
+            call(handle)
+        except BaseException:
+            if again:
+                finished.appendleft(handle)
+            else:
+                set_as_published([handle])
+            raise
+        set_as_published([handle])
+    reasons.clear()
+
+
+def tell_waiters(finished, dict reasons not None):
+    """As `tell`, where there is nothing to call."""
+    handles = list(finished)
+    finished.clear()
+    reasons.clear()
+    set_as_published(handles)
+
+
+def take_up(received, mid, callback, *arguments):
+    """A message of `received` goes to its callback, once."""
+    received.pop(mid, None)
+    callback(*arguments)
 
 
 def set_as_published(list handles not None):

@@ -287,18 +287,30 @@ cdef class Session:
     def on_sent(self, size_t size) -> bool:
         """The socket took `size` bytes of the last `peek`. True once the packet put as `last` has left."""
         cdef uint64_t sent
-        cdef Mark* mark
         if not send_buffer.take(&self.out, size):
             # Another thread has ended the connection since.
             return False
         sent = send_buffer.sent_to(&self.out)
+        self._pass_marks(sent)
+        return self.out.has_last and sent >= self.out.last_end
+
+    cdef int _pass_marks(self, uint64_t sent) except -1:
+        cdef Mark* mark
         while self.marks.count:
             mark = <Mark*>vector.at(&self.marks, 0)
             if mark.end > sent:
                 break
             (<int64_t*>vector.push(&self.done))[0] = mark.message_id
             vector.pop(&self.marks)
-        return self.out.has_last and sent >= self.out.last_end
+        return 0
+
+    def on_torn(self):
+        """Nobody knows how much of the last `peek` the socket took, and nothing follows it on this connection.
+
+        All of it may have left: QoS 0 counts as sent, the rest goes again as such (section 3.3.1.1).
+        """
+        self.offered_may_leave = True
+        self._pass_marks(self.out.offered)
 
     # ---- PUBLISH out
 
@@ -776,6 +788,7 @@ cdef class Session:
                 self._finish(exchange, GIVEN_UP)
                 return True
         return False
+
     def holds(self, int64_t message_id) -> bool:
         """True where this message has an exchange, in flight or set aside."""
         cdef int slot

@@ -25,6 +25,7 @@ from libc.string cimport memchr, memset
 
 from glec_fast.errors import MessageError
 from glec_fast.foreign_rows import ID_MAX, TIME_MAX_MS, are_extras, as_message, as_number, as_time_ms
+from glec_fast.in_doubt import Decision
 from glec_fast.validation import PAYLOAD_MAX_BYTES
 
 cdef extern from "sys/timex.h":
@@ -146,7 +147,8 @@ cdef str ADD_ALL_IN_DOUBT = (
 cdef str READ_IN_DOUBT = (
     "SELECT number, time, message_id, CAST(topic AS BLOB), decision FROM glec_in_doubt"
     " WHERE typeof(time) = 'integer' AND time BETWEEN 0 AND 253402300799000 AND typeof(message_id) = 'integer'"
-    " AND typeof(topic) = 'text' AND decision IN ('left_to_broker', 'sent_again') ORDER BY number")
+    f" AND typeof(topic) = 'text' AND decision IN ({', '.join([repr(each.value) for each in Decision])})"
+    " ORDER BY number")
 
 
 cdef object stored_payload(object payload):
@@ -181,6 +183,29 @@ def make_row(int64_t message_id, topic, payload, int qos, int64_t timestamp_ms, 
     """The row of one message; `ttl_ms` is the time of expiry, extras (retain, expiry interval, packed properties)."""
     row = (message_id, topic, stored_payload(payload), qos, timestamp_ms, ttl_ms)
     return row if extras is None else (*row, *extras)
+
+
+def accept(store, topic, payload, int qos, int64_t now_ms, int64_t ttl_ms, extras, register) -> int:
+    """Give a message its id and put its row behind those that are pending, in one step; the caller holds the lock.
+
+    Whatever cuts into it finds either nothing of the message or all. register: told the id, or None.
+    """
+    cdef int64_t message_id = store._next_id
+    cdef int64_t timestamp_ms
+    while True:
+        # Also behind rows of another writer, and of a boot whose clock was ahead.
+        timestamp_ms = max(now_ms, <int64_t>store._last_timestamp_ms)
+        row = make_row(message_id, topic, payload, qos, timestamp_ms, ttl_ms, extras)
+        if store._next_id == message_id:
+            break
+        # A finaliser has published: a new tuple may collect garbage.
+        message_id = store._next_id
+    store._pending.append(row)
+    store._last_timestamp_ms = timestamp_ms
+    store._next_id = message_id + 1
+    if register is not None:
+        register(message_id)
+    return message_id
 
 
 def ranges_of(list ids) -> list:
@@ -277,6 +302,8 @@ cdef bint _is_sound(tuple row) except -1:
 
 cdef bint _fits_a_packet(str payload) except -1:
     return len(payload.encode()) <= PAYLOAD_BYTES
+
+
 def known(list rows, int64_t through_id) -> int:
     """How many rows come before the first that has an id above `through_id`."""
     cdef Py_ssize_t index
@@ -307,16 +334,6 @@ def keep_calling(function, goes_on):
             error = raised
     if error is not None:
         raise error
-
-
-def call_holding(lock, function, double timeout_s) -> tuple:
-    """(True, what `function` returns), called with `lock` held; (False, None) where it is not free in time."""
-    if not (lock.acquire(True, timeout_s) if timeout_s > 0 else lock.acquire(False)):
-        return False, None
-    try:
-        return True, function()
-    finally:
-        lock.release()
 
 
 def raised_by(function, *arguments):

@@ -1,4 +1,3 @@
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -7,19 +6,15 @@ from weakref import WeakValueDictionary
 from paho.mqtt.client import PayloadType
 from paho.mqtt.properties import Properties
 
+from glec_fast._lock import Condition, Lock
 from glec_fast._session import Session
 from glec_fast._store import Finished
 from glec_fast.commit import Row
 from glec_fast.extras import Extras
 from glec_fast.handle import PublishHandle
 from glec_fast.in_doubt import Decision
+from glec_fast.message import InboundMessage
 from glec_fast.store import Store
-
-class Lock:
-    """A mutex for short sections. For a with statement. Re-entrant, for signal handlers and finalisers."""
-
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
 
 class Message:
     """A QoS 1 or 2 message in memory, as `publish` took it, until the server has taken it over."""
@@ -68,7 +63,7 @@ class Outbox:
     """Messages that the server has taken over (QoS 0: the socket)."""
     untold: list[PublishHandle]
     """Finished when a connection went, and not yet handed out by `settle`."""
-    _published: threading.Condition
+    _published: Condition
     _on_work: Callable[[], None]
 
     def __init__(self, window: int, on_work: Callable[[], None], *, durable: bool, max_unreleased: int = 0) -> None: ...
@@ -91,12 +86,16 @@ class Outbox:
         """The next bytes for the socket, at most `limit`."""
     def end_write(self, size: int) -> bool:
         """The socket took `size` bytes of them. True once the packet put as `last` has left."""
+    def on_torn(self) -> None:
+        """In place of `end_write`, where an exception cut in and nobody knows what has left."""
+    def settle_into(self, finished: deque[PublishHandle]) -> None:
+        """Extend it by the handles of what is finished."""
     def take_trace(self) -> list[tuple[Message, int]]:
         """(message, first byte of the packet) of all that was encoded since the last call."""
     def greet(self, session_present: bool, receive_maximum: int) -> None:
         """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
-    def on_pingresp(self) -> list[PublishHandle]:
-        """PINGRESP came. Returns the handles of what that ends."""
+    def on_pingresp(self) -> None:
+        """PINGRESP came. What that ends is told with the next that are finished."""
     def put_packet(self, packet: bytes | bytearray, *, first: bool = False, last: bool = False) -> bool:
         """Append a control packet; nothing leaves before one that is `first` or after one that is `last`.
 
@@ -104,6 +103,11 @@ class Outbox:
         """
     def put_ack(self, ack: bytes) -> None:
         """An acknowledgement of ours. It goes out before whatever is put or published after it."""
+    def acknowledge(self, arrived: deque[InboundMessage], received: dict[int, Any], is_manual: bool) -> None:
+        """The first of `arrived` has gone through its callbacks; QoS 2 goes to `received`, and has them yet to come.
+
+        is_manual: the program answers QoS 1 itself.
+        """
     def put_acks(self) -> None:
         """What `put_ack` gave may leave."""
     @property
@@ -150,16 +154,22 @@ class MemoryOutbox(Outbox):
         """The connection is gone. Returns the handles of QoS 0 messages that went with it."""
     def greet(self, session_present: bool, receive_maximum: int) -> None:
         """See `Outbox.greet`. What is published from now on goes before what is sent again."""
-    def resume(self, session_present: bool, receive_maximum: int) -> list[PublishHandle]:
+    def resume(self, session_present: bool, receive_maximum: int) -> None:
         """The broker accepted the connection: send again what was not acknowledged, then what waits.
 
-        Returns the handles of QoS 2 messages that the broker had received before it lost its session: they are its own.
+        QoS 2 messages that the broker had received before it lost its session are its own: `settle` hands them out.
         """
     def clear(self) -> list[Message]:
         """Forget every unacknowledged message and return them in order."""
 
 UNSENT_BYTES_MAX: int
 """Encoded and not yet taken by the socket; more would only be memory."""
+
+class Registration:
+    """Called with the id that the store gave a message: from then on the message's handle is found by it."""
+
+    def __init__(self, handle: PublishHandle, handles: WeakValueDictionary[int, PublishHandle]) -> None: ...
+    def __call__(self, message_id: int) -> None: ...
 
 class RowOutbox(Outbox):
     """The part of an outbox over a store that every turn of a flush goes through; `DurableOutbox` is the rest."""
@@ -169,6 +179,7 @@ class RowOutbox(Outbox):
     _more_to_read: bool
     _may_have_orphans: bool
     _again: list[int]
+    _again_at_s: float
     _refused: list[int]
     _finished: Finished
     _in_doubt: list[tuple[int, Decision]]
@@ -177,8 +188,20 @@ class RowOutbox(Outbox):
     """Something was acknowledged on this connection."""
     is_narrow: bool
     """The window is one exchange until something was."""
+    is_downgrade_recorded: bool
+    """The ledger has a message that this broker took as QoS 1."""
 
-    def __init__(self, store: Store, window: int, on_work: Callable[[], None], *, max_unreleased: int = 0) -> None: ...
+    in_doubt_count: int
+
+    def __init__(
+        self,
+        store: Store,
+        window: int,
+        on_work: Callable[[], None],
+        *,
+        max_unreleased: int = 0,
+        resend_in_doubt: bool = False,
+    ) -> None: ...
     @property
     def store(self) -> Store:
         """Where the messages are."""
@@ -191,6 +214,16 @@ class RowOutbox(Outbox):
     def pull(self) -> None:
         """Encode the next rows as far as the window has room, and read more of them from the store."""
     def _pull(self) -> None: ...
+    def _void_session(self) -> None:
+        """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message."""
+    def give_up(self, ids: list[int]) -> int:
+        """End the exchanges of these messages whose PUBREL is not answered; returns how many there were."""
+    def _begin_connection(self, receive_maximum: int) -> tuple[list[int], list[int]]:
+        """(what is parked, what is finished): neither is to be read as new."""
+    def _end_connection(self) -> tuple[list[int], list[int], list[int]]:
+        """As `_begin_connection`, and which of `_direct` had not left."""
+    def _requeue(self, direct_ids: list[int], append: Callable[..., None]) -> None:
+        """`append(topic, payload, extras, handle)` of each that nobody else has taken over, until one raises."""
     def _finish(self, ids: list[int]) -> None: ...
     def settle(self) -> list[PublishHandle]:
         """The handles of what is finished, where somebody holds one or all are told; the caller holds the lock."""
@@ -200,6 +233,23 @@ class RowOutbox(Outbox):
         """See `glec_fast.commit.Outbox`."""
     def image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
         """See `glec_fast.commit.Outbox`."""
+
+def tell(
+    finished: deque[PublishHandle],
+    reasons: dict[int, tuple[int, int, int, bytes]],
+    call: Callable[[PublishHandle], None],
+    again: bool,
+) -> None:
+    """`call(handle)` for each of the deque `finished`, then let its waiters go on, as paho does.
+
+    reasons: what the acknowledgements of these carried. again: where `call` raises, the next `tell` calls it again.
+    """
+
+def tell_waiters(finished: deque[PublishHandle], reasons: dict[int, tuple[int, int, int, bytes]]) -> None:
+    """As `tell`, where there is nothing to call."""
+
+def take_up(received: dict[int, Any], mid: int, callback: Callable[..., None], *arguments: Any) -> None:
+    """A message of `received` goes to its callback, once."""
 
 def set_as_published(handles: list[PublishHandle]) -> None:
     """The server has taken these messages over: let those go on who wait for any of them. All are one client's."""

@@ -5,7 +5,6 @@ paho may change what is not public. Then this module refuses, rather than let a 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ from paho.mqtt import client as paho_client
 from paho.mqtt.matcher import MQTTMatcher
 
 METHODS = (
-    "_call_socket_open",
+    "_call_socket_close",
     "_call_socket_register_write",
     "_call_socket_unregister_write",
     "_create_socket",
@@ -62,12 +61,14 @@ ATTRIBUTES = (
     "_manual_ack",
     "_max_inflight_messages",
     "_max_queued_messages",
+    "_mid_generate_mutex",
     "_msgtime_mutex",
     "_on_log",
     "_on_message_filtered",
     "_on_publish",
     "_on_socket_register_write",
     "_on_socket_unregister_write",
+    "_out_message_mutex",
     "_out_messages",
     "_out_packet",
     "_port",
@@ -95,30 +96,10 @@ FUNCTIONS = (
     "_WebsocketWrapper",
     "_encode_payload",
     "error_string",
-    "sockpair_data",
     "time_func",
 )
 # When bytes last came: 2.2 renamed it.
 _LAST_RECEIVED = ("_last_bytes_received", "_last_msg_in")
-
-
-class CallbackMark(threading.local):
-    """Stands where paho holds a lock during a callback: it only says that this thread is in one."""
-
-    depth = 0
-
-    def __enter__(self) -> None:
-        self.depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.depth -= 1
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: ARG002 - a lock's signature
-        """False in a callback: paho then leaves the writing to the loop."""
-        return self.depth == 0
-
-    def release(self) -> None:
-        """Does nothing: `acquire` took nothing."""
 
 
 class _Sized(Protocol):

@@ -73,6 +73,11 @@ class Session:
         """A copy of the next bytes that may leave, at most `limit`."""
     def on_sent(self, size: int) -> bool:
         """The socket took `size` bytes of the last `peek`. True once the packet put as `last` has left."""
+    def on_torn(self) -> None:
+        """Nobody knows how much of the last `peek` the socket took, and nothing follows it on this connection.
+
+        All of it may have left: QoS 0 counts as sent, the rest goes again as such (section 3.3.1.1).
+        """
     def admit(
         self,
         message_id: int,

@@ -1,6 +1,5 @@
 """Types of `cext/_store.pyx`: the statements on the queue table."""
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -38,6 +37,21 @@ def make_row(
     Raises OverflowError, TypeError for what fits no column.
     """
 
+def accept(
+    store: Any,
+    topic: str,
+    payload: str | bytes,
+    qos: int,
+    now_ms: int,
+    ttl_ms: int,
+    extras: Any,
+    register: Callable[[int], None] | None,
+) -> int:
+    """Give a message its id and put its row behind those that are pending, in one step; the caller holds the lock.
+
+    Whatever cuts into it finds either nothing of the message or all. register: told the id, or None.
+    """
+
 def ranges_of(ids: list[int]) -> list[tuple[int, int]]:
     """Inclusive (first, last) ranges that cover just `ids`; sorts the list in place."""
 
@@ -55,9 +69,6 @@ def keep_calling(function: Callable[[], object], goes_on: Callable[[BaseExceptio
 
     `goes_on` is told of each exception; where it says no, that is raised.
     """
-
-def call_holding(lock: threading.Lock, function: Callable[[], _T], timeout_s: float) -> tuple[bool, _T | None]:
-    """(True, what `function` returns), called with `lock` held; (False, None) where it is not free in time."""
 
 def raised_by(function: Callable[..., object], *arguments: object) -> BaseException | None:
     """What `function` raises, of whatever kind; None where it returns."""

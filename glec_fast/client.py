@@ -13,7 +13,6 @@ import ssl
 import sys
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from paho.mqtt import client as paho
@@ -21,6 +20,8 @@ from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolV
 from paho.mqtt.packettypes import PacketTypes
 
 from glec_fast import _paho, process
+from glec_fast._link import Link
+from glec_fast._lock import Event
 from glec_fast._outbox import MemoryOutbox, publish
 from glec_fast.dial import Attempt, dial, end_sending
 from glec_fast.durable_client import Durable
@@ -29,6 +30,7 @@ from glec_fast.errors import GlecError, UnsupportedError
 from glec_fast.message import properties_from
 from glec_fast.poller import Poller
 from glec_fast.receive import _State
+from glec_fast.thread import Thread
 from glec_fast.websocket import WebSocket
 
 if TYPE_CHECKING:
@@ -67,11 +69,8 @@ class Client(Durable):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._interrupt = threading.Event()
+        self._interrupt = Event()
         self._attempt = Attempt()
-        # Re-entrant, as what it guards may be cut into by a signal's handler, which publishes.
-        self._write_lock = threading.RLock()
-        self._is_writing = False
         self._pollers: list[Poller] = []
         # The thread that was last in a loop of the program's own.
         self._looped_by = 0
@@ -86,6 +85,7 @@ class Client(Durable):
 
     def _use_outbox(self, outbox: MemoryOutbox | DurableOutbox) -> None:
         self._outbox = outbox
+        self._link = Link(outbox, self._inbound)
         outbox.is_traced = self._is_logging
         counted = outbox if isinstance(outbox, MemoryOutbox) else _Unacknowledged(self, outbox)
         self._out_messages = _paho.Unfinished(counted)  # type: ignore[assignment]
@@ -194,10 +194,15 @@ class Client(Durable):
             self._state = _State.MQTT_CS_DISCONNECTING
 
     def reconnect(self) -> MQTTErrorCode:
-        """As paho's."""
+        """As paho's; where it raises, it leaves no connection."""
         # Of the connection that ends with this.
         self._farewell = None
-        return super().reconnect()
+        try:
+            return super().reconnect()
+        except BaseException:
+            # CONNECT would follow, and does not: the server would wait for it, and we for the server.
+            self._sock_close()
+            raise
 
     def is_connected(self) -> bool:
         """As paho's: False from `disconnect` on."""
@@ -208,17 +213,11 @@ class Client(Durable):
     def _wake(self) -> None:
         """Have the network thread look for something to send."""
         writer = self._sockpairW
-        if self._outbox.is_woken or writer is None:
+        if writer is None:
             return
-        self._outbox.is_woken = True
         try:
-            writer.send(paho.sockpair_data)
-        except BlockingIOError:
-            # Its buffer is full of wake-ups already.
-            return
+            self._link.wake(writer)
         except OSError as error:
-            # Nobody has been woken, and the next must not think so.
-            self._outbox.is_woken = False
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the loop ended while it was woken: %s", error)
 
     def _open_wake_pair(self) -> None:
@@ -254,7 +253,7 @@ class Client(Durable):
         self._thread_terminate = False
         self._stops_by_s = None
         name = f"paho-mqtt-client-{self._client_id.decode()}"
-        self._thread = threading.Thread(target=self._thread_main, name=name, daemon=True)
+        self._thread = Thread(target=self._thread_main, name=name, daemon=True)
         self._thread.start()
         return _SUCCESS
 
@@ -339,6 +338,8 @@ class Client(Durable):
         sock = self._sock
         if sock is None:
             return self._no_connection()
+        if self._link.is_torn:
+            return self._end_torn()
         if self._farewell is not None:
             self._leave_when_due()
             if self._sock is None:
@@ -347,14 +348,14 @@ class Client(Durable):
         self._let_acks_gather()
         # More is there as a rule, and the read tells it as well as a wait.
         is_stream = self._acks_stream and not self._outbox.is_woken
-        events = (True, False) if is_stream else self._wait_for_events(sock, 0.0 if self._has_more else timeout)
+        events = (True, False) if is_stream else self._wait_for_events(sock, 0.0 if self._is_behind() else timeout)
         if events is None:
             self._end_farewell()
             if self._state not in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
                 self._state = _State.MQTT_CS_CONNECTION_LOST
             return MQTTErrorCode.MQTT_ERR_CONN_LOST
         readable, writable = events
-        if readable or self._has_more:
+        if readable or self._is_behind():
             rc = self.loop_read()
             if rc or self._sock is None:
                 return rc
@@ -407,13 +408,9 @@ class Client(Durable):
         if flags & select.POLLNVAL:
             return None
         if woken and wake is not None:
-            try:
-                wake.recv(10_000)
-            except BlockingIOError:
-                woken = False
-            # After the read and before the pull: whoever wakes from here on is either seen by it or writes again.
-            self._outbox.is_woken = False
-            self._outbox.pull()
+            # Before the pull: whoever wakes from here on is either seen by it or writes again.
+            woken = self._link.hear(wake)
+            self._link.do(self._outbox.pull)
         return pending or bool(flags & ~select.POLLOUT), woken or bool(flags & select.POLLOUT)
 
     # ---- bytes out
@@ -508,69 +505,45 @@ class Client(Durable):
                 return _SUCCESS
             if not sent:
                 return _SUCCESS
-            outbox.pull()
+            self._link.do(outbox.pull)
             if outbox.has_trace:
                 self._log_sent()
             if not outbox.session.sendable_bytes:
                 return _SUCCESS
 
+    def loop_misc(self) -> MQTTErrorCode:
+        """As paho's; and what an exception kept from being told, or asked for, is made up for."""
+        if self._sock is not None:
+            if self._outbox.is_to_settle:
+                self._settle_sent()
+            if self._outbox.session.sendable_bytes and not self._registered_write:
+                self._ask_for_room()
+        return super().loop_misc()
+
     def _settle_sent(self) -> None:
         outbox = self._outbox
-        with outbox.lock:
-            finished = deque(outbox.settle())
-        outbox.after_settle()
-        try:
-            self._tell(finished)
-        except BaseException:
-            # It has left all the same; those behind it are told of in the loop's next turn.
-            finished.popleft()._set_as_published()
-            self._finished.extend(finished)
-            self._has_more = bool(self._finished)
-            raise
+        outbox.settle_into(self._finished)
+        self._link.do(outbox.after_settle)
+        # It has left all the same, also where a callback raises; those behind it are told of in the loop's next turn.
+        self._tell_published(again=False)
 
     def _write_some(self) -> tuple[int, bool]:
         """(bytes that the socket took, whether DISCONNECT was among them)."""
-        with self._write_lock:
-            if self._is_writing:
-                # In a signal's handler or a finaliser: whoever is writing writes on until nothing is left.
-                return 0, False
-            self._is_writing = True
-            try:
-                # Before the bytes are taken: those of a connection that ends meanwhile must not go out on the next.
-                sock = self._sock
-                chunk = self._outbox.begin_write(_SEND_BYTES)
-                if sock is None:
-                    return 0, False
-                # With nothing to send too: another thread may have written DISCONNECT, and left what follows to us.
-                sent = self._send_on(sock, chunk) if chunk else 0
-                return sent, self._outbox.end_write(sent)
-            finally:
-                self._is_writing = False
-
-    def _send_on(self, sock: Any, chunk: bytes) -> int:
-        """Not paho's `_sock_send`, which calls on_socket_register_write, here under a lock; `loop_write` does."""
-        try:
-            return int(sock.send(chunk))
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-            raise BlockingIOError from error
+        return self._link.write(self, _SEND_BYTES)
 
     def _write_for_thread(self) -> None:
         """Under load the network thread waits long for the GIL. What follows from the writing stays its business."""
-        if self._ssl or not self._is_tcp or not self._write_lock.acquire(blocking=False):
+        if self._ssl or not self._is_tcp:
             return
-        failure: OSError | None = None
         try:
-            if not self._outbox.session.has_last:
-                self._write_some()
+            with self._link.lock.attempt() as is_free:
+                if is_free and not self._outbox.session.has_last:
+                    self._write_some()
         except BlockingIOError:
             # The network thread goes on once the socket has room.
-            pass
+            return
         except OSError as error:
-            failure = error
-        finally:
-            self._write_lock.release()
-        if failure is not None:
-            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the network thread is to end the connection: %s", failure)
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the network thread is to end the connection: %s", error)
 
     def _on_disconnect_sent(self) -> None:
         try:
@@ -595,23 +568,25 @@ class Client(Durable):
         wait_s = 0.0 if self._on_socket_register_write is not None else _HEAR_OUT_S
         deadline_s = time.monotonic() + wait_s
         poller = Poller()
-        data = b""
+        takes_acks = isinstance(self._outbox, DurableOutbox)
         while self._sock is sock:
-            if isinstance(self._outbox, DurableOutbox):
-                self._take_last_acks(data)
+            if takes_acks:
+                self._take_last_acks()
             remaining_s = max(deadline_s - time.monotonic(), 0.0)
             try:
                 flags, _ = poller.wait(sock.fileno(), -1, for_room=False, timeout_ms=remaining_s * 1000)
                 if not flags and not self._has_pending(sock):
                     break
-                data = bytes(self._sock_recv(_RECEIVE_BYTES))
-            except BlockingIOError:
-                data = b""
+                if takes_acks:
+                    size = self._link.read(sock, _RECEIVE_BYTES, paho.time_func())
+                else:
+                    size = len(self._sock_recv(_RECEIVE_BYTES))
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 continue
             except (OSError, ValueError):
                 # However it ended.
                 break
-            if not data:
+            if not size:
                 break
         self._tell_published()
 
@@ -659,30 +634,23 @@ class Client(Durable):
         sock.do_handshake()
         return sock
 
-    def _call_socket_open(self, sock: Any) -> None:
-        try:
-            super()._call_socket_open(sock)
-        except BaseException:
-            # CONNECT would follow, and does not: the server would wait for it, and we for the server.
-            self._sock_close()
-            raise
-
     def _sock_close(self) -> None:
-        had_socket = self._sock is not None
+        # Not paho's, which fails in its own way where an exception cuts in.
+        sock = self._sock
+        if sock is None:
+            return
         try:
-            super()._sock_close()
+            self._sock = None
+            self._call_socket_unregister_write(sock)
+            self._call_socket_close(sock)
         finally:
-            if had_socket:
-                # Another thread may be giving bytes to the socket: they have left before anything is set aside.
-                with self._write_lock:
-                    pass
-                self._outbox.park()
-                self._drop_received()
-                self._end_farewell()
+            sock.close()
+            self._drop_received()
+            self._end_farewell()
 
     def _messages_reconnect_reset(self) -> None:
-        self._outbox.park()
         self._drop_received()
+        self._link.begin()
         self._identify()
         self._expect()
         self._outbox.session.protocol_version = int(self._protocol)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import apsw
 
+from glec_fast._lock import Event
 from glec_fast._store import QueueTable
 from glec_fast.drops import Dropped
 from glec_fast.in_doubt import Decision
@@ -54,7 +54,7 @@ class Job:
         self.statement = statement
         # Nobody waits for it: where the disk fails it is tried again.
         self.lasting = lasting
-        self.finished = threading.Event()
+        self.finished = Event()
         self.result: Any = None
         self.error: BaseException | None = None
 

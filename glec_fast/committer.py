@@ -18,10 +18,10 @@ from typing import TypeVar
 import apsw
 
 from glec_fast import process
+from glec_fast._lock import Condition, Hold, Lock
 from glec_fast._store import (
     Finished,
     QueueTable,
-    call_holding,
     hand_over,
     keep_calling,
     keep_for_ever,
@@ -37,6 +37,7 @@ from glec_fast.in_doubt import Decision
 from glec_fast.queue_clock import Anchor, Clocks, QueueClock
 from glec_fast.queue_file import QueueFile, discard, is_damage
 from glec_fast.reader import Reader
+from glec_fast.thread import Thread
 from glec_fast.writer import DROP_ROWS_MAX, Writer
 
 T = TypeVar("T")
@@ -104,7 +105,7 @@ class Committer(process.OfOneProcess):
         self._cleanup_interval_s = cleanup_interval_s
         self._on_dropped = on_dropped
         self._monotonic = monotonic
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._file = QueueFile(path)
         try:
             self._reader = Reader(self._file)
@@ -127,11 +128,11 @@ class Committer(process.OfOneProcess):
             raise
 
         # Held through a transaction, whichever thread makes it. Taken before all other locks.
-        self._commit_lock = threading.Lock()
+        self._commit_lock = Lock()
         # The last transaction's, of whichever thread.
         self._commit_took_s = 0.0
-        self._work = threading.Condition(self._lock)
-        self._progress = threading.Condition(self._lock)
+        self._work = Condition(self._lock)
+        self._progress = Condition(self._lock)
         self._pending: list[Row] = []
         self._writing: list[Row] = []
         self._deleting = Finished()
@@ -189,9 +190,8 @@ class Committer(process.OfOneProcess):
         self.is_ending = False
         # The locks that keep every thread out of SQLite are held by a thread that forks.
         self._is_still = False
-        self._thread = threading.Thread(
-            target=keep_calling, args=(self._run, self._goes_on), name="glec-fast-store", daemon=True
-        )
+        self._fork_holds: list[Hold] = []
+        self._thread = Thread(target=keep_calling, args=(self._run, self._goes_on), name="glec-fast-store", daemon=True)
         self._thread.start()
         process.watch_exit(self)
         process.watch_forks_beforehand(self)
@@ -216,8 +216,9 @@ class Committer(process.OfOneProcess):
     def _request(self, delay_s: float) -> None:
         deadline_s = self._monotonic() + delay_s if delay_s else _AT_ONCE
         if self._deadline_s is None or deadline_s < self._deadline_s:
+            # First: an exception behind it must not leave a deadline that nobody was woken for.
+            self._work.notify_all()
             self._deadline_s = deadline_s
-            self._work.notify()
 
     def _request_company(self, qos: int) -> None:
         """New rows wait for others to share their transaction; the caller holds the lock."""
@@ -259,12 +260,13 @@ class Committer(process.OfOneProcess):
         """
         version = None
         if self._commit_took_s < _QUICK_COMMIT_S:
-            was_free, version = call_holding(self._commit_lock, self._save_image, 0.0)
-            if not was_free and self._commit_took_s < _SWIFT_COMMIT_S:
-                was_free, version = call_holding(self._commit_lock, self._save_image, _TURN_WAIT_S)
-                if not was_free:
-                    # Whose transaction it is says how long it took; until then nobody waits for it again.
-                    self._commit_took_s = _TURN_WAIT_S
+            wait_s = _TURN_WAIT_S if self._commit_took_s < _SWIFT_COMMIT_S else 0.0
+            with self._commit_lock.attempt(wait_s) as is_our_turn:
+                if is_our_turn:
+                    version = self._save_image()
+            if wait_s and not is_our_turn:
+                # Whose transaction it is says how long it took; until then nobody waits for it again.
+                self._commit_took_s = _TURN_WAIT_S
         if version is None:
             self.request_commit()
         return version
@@ -383,19 +385,15 @@ class Committer(process.OfOneProcess):
         return job.finished.wait(max(deadline_s - time.monotonic(), 0.0)) and job.error is None
 
     def _before_fork(self, deadline_s: float) -> None:
-        if not self._commit_lock.acquire(timeout=max(deadline_s - time.monotonic(), 0.0)):
-            return
-        try:
-            self._is_still = self._reader.lock.acquire(timeout=max(deadline_s - time.monotonic(), 0.0))
-        finally:
-            if not self._is_still:
-                self._commit_lock.release()
+        for lock in (self._commit_lock, self._reader.lock):
+            self._fork_holds.append(lock.attempt(max(deadline_s - time.monotonic(), 0.0)))
+        self._is_still = all(hold.is_held for hold in self._fork_holds)
 
     def _after_fork(self) -> None:
-        if self._is_still:
-            self._is_still = False
-            self._reader.lock.release()
-            self._commit_lock.release()
+        # Which gives the locks back, the last first.
+        while self._fork_holds:
+            self._fork_holds.pop()
+        self._is_still = False
 
     def _in_child(self, pid: int) -> None:
         if self._is_still:
@@ -406,7 +404,7 @@ class Committer(process.OfOneProcess):
             keep_for_ever(self)
         self._writer.image.let_go_in_child()
         # A thread that does not exist here may hold the other.
-        self._lock = threading.Lock()
+        self._lock = Lock()
         process.forbid(self, pid, {"close": None})
 
     # ---- the thread

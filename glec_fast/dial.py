@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
 import time
 from typing import Any
 
+from glec_fast._lock import Lock
 from glec_fast.process import close_copy
 
 logger = logging.getLogger("glec_fast")
@@ -18,7 +18,7 @@ class Attempt:
     """The socket of a connection while it is made, so that another thread may end it. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._sock: Any = None
         self._has_ended = self._is_over = False
 

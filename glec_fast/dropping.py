@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 
+from glec_fast._lock import Lock
 from glec_fast._store import QueueTable
 from glec_fast.commit import Head, Row
 from glec_fast.drops import Dropped, DropReason
@@ -26,7 +26,7 @@ class Dropping:
     lock: the store's, taken by `mark` and `delete_marked`. The `choose` methods want the reader's lock held.
     """
 
-    def __init__(self, lock: threading.Lock, reader: Reader) -> None:
+    def __init__(self, lock: Lock, reader: Reader) -> None:
         self._lock = lock
         self._reader = reader
         self.marked: dict[int, Dropped] = {}

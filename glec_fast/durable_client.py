@@ -21,6 +21,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from glec_fast import process
+from glec_fast._lock import Event
 from glec_fast._outbox import MemoryOutbox
 from glec_fast.dial import Attempt, break_link
 from glec_fast.drops import Dropped
@@ -65,7 +66,7 @@ class Durable(process.OfOneProcess, Receiver):
     _sockpairR: Any = None
     _sockpairW: Any = None
     # Ends the pause between two attempts to connect.
-    _interrupt: threading.Event
+    _interrupt: Event
     _attempt: Attempt
 
     def __init__(

@@ -6,13 +6,12 @@ import logging
 import time
 from collections.abc import Callable
 
-from glec_fast._outbox import UNSENT_BYTES_MAX, RowOutbox
+from glec_fast._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
 from glec_fast.commit import Row
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
 from glec_fast.extras import Extras
 from glec_fast.handle import PublishHandle
-from glec_fast.in_doubt import Decision
 from glec_fast.inflight_log import UnreadableImageError
 from glec_fast.server_limits import ServerLimits
 from glec_fast.store import Store
@@ -42,12 +41,10 @@ class DurableOutbox(RowOutbox):
         resend_in_doubt: bool = False,
         max_unreleased: int = 0,
     ) -> None:
-        super().__init__(store, window, on_work, max_unreleased=max_unreleased)
-        self.in_doubt_count = 0
+        super().__init__(store, window, on_work, max_unreleased=max_unreleased, resend_in_doubt=resend_in_doubt)
         # (client id, broker) of the connection that is or comes next.
         self._identity = ("", "")
         self._wait_for_disk = wait_for_disk
-        self._resend_in_doubt = resend_in_doubt
         self._tell_dropped = on_dropped
         self.refused_count = 0
         # When what was refused is sent again.
@@ -88,15 +85,15 @@ class DurableOutbox(RowOutbox):
         """
         self.store.refuse_if_closed()
         known = self.store.identity
+        self.is_downgrade_recorded = self.is_downgrade_recorded and broker == self._identity[1]
         self._identity = (client_id, broker)
         self.weaknesses.begin(broker)
         self.is_session_foreign = known != self._identity
         if known in (self._identity, (client_id, "")):
             return
         if any(known):
-            handles = self._void_session()
+            self._void_session()
             with self.lock:
-                self.untold += handles
                 parked, finished = self.session.parked_ids(), self._finished.ids.copy()
             self.store.rewind(parked, finished)
         self.store.speak_for(client_id, "")
@@ -123,13 +120,9 @@ class DurableOutbox(RowOutbox):
             if handle is not None:
                 return handle
         handle = PublishHandle(0, self._published, qos, self.store.wait_durable)
-
-        def register(message_id: int) -> None:
-            handle.mid = message_id
-            self._handles[message_id] = handle
-
         if not self.is_open:
             self.is_awaited = self.is_linked
+        register = Registration(handle, self._handles)
         self.store.append(topic, payload, qos, urgent=self.is_open, extras=extras, register=register)
         if qos == 2 and self._wait_for_disk:
             self._wait_until_durable(handle)
@@ -173,7 +166,7 @@ class DurableOutbox(RowOutbox):
     def wait_direct(self, deadline_s: float) -> bool:
         """Wait until the socket has what went past the queue; False at the deadline, of `time.monotonic`."""
         with self._published:
-            return self._published.wait_for(lambda: not self._direct, max(deadline_s - time.monotonic(), 0.0))
+            return bool(self._published.wait_for(lambda: not self._direct, max(deadline_s - time.monotonic(), 0.0)))
 
     def _wait_until_durable(self, handle: PublishHandle) -> None:
         try:
@@ -240,10 +233,6 @@ class DurableOutbox(RowOutbox):
             self.after_settle()
         return [row for row in rows if row[0] not in over]
 
-    def _take_handle(self, message_id: int, qos: int) -> PublishHandle:
-        handle = self._handles.pop(message_id, None)
-        return PublishHandle(message_id, self._published, qos) if handle is None else handle
-
     def _pass_on_refused(self) -> None:
         with self.lock:
             refused, self._refused = self._refused, []
@@ -257,26 +246,21 @@ class DurableOutbox(RowOutbox):
 
     def park(self) -> None:
         """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
+        was_read = self.is_left and self.session.unsent_bytes == 0
+        parked, finished, stranded = self._end_connection()
+        self.store.rewind(parked, finished)
+        self._requeue(stranded, self._append_stranded)
+        self._note_end(was_read=was_read)
+
+    def _note_end(self, *, was_read: bool) -> None:
+        """was_read: all that was for the broker had left, and the broker ended the connection in order."""
         with self.lock:
-            self.is_open = False
-            was_read = self.is_left and self.session.unsent_bytes == 0
-            self.session.park()
-            self._release_control_ids()
-            self._rows, self._rows_gone = [], 0
-            # Told with the next that are finished.
-            self.untold = self.settle()
-            stranded = list(self._direct.values())
-            self._direct.clear()
+            oldest = self._unanswered.suspects[:1]
             if self.has_progress:
                 self._unanswered.on_finished()
-            oldest = self._unanswered.suspects[:1]
             tries = 0 if self.has_progress else self._unanswered.end(was_read=was_read)
-            parked, finished = self.session.parked_ids(), self._finished.ids.copy()
-        self.store.rewind(parked, finished)
         if tries:
             logger.warning("the broker ended the connection over the PUBREL of message %d, try %d", oldest[0], tries)
-        for each in stranded:
-            self._requeue(*each)
 
     def close(self) -> None:
         """Write what is pending and let go of the file; who waits for a message hears that it stays there.
@@ -295,26 +279,24 @@ class DurableOutbox(RowOutbox):
             for handle in left:
                 handle._set_as_left()
 
-    def _requeue(self, topic: str, payload: str | bytes, extras: Extras | None, handle: PublishHandle) -> None:
-        def register(message_id: int) -> None:
-            handle.mid = message_id
-            handle._wait_durable = self.store.wait_durable
-            self._handles[message_id] = handle
-
+    def _append_stranded(self, topic: str, payload: str | bytes, extras: Extras | None, handle: PublishHandle) -> None:
+        handle._wait_durable = self.store.wait_durable
+        register = Registration(handle, self._handles)
         try:
             self.store.append(topic, payload, 0, urgent=False, extras=extras, register=register)
         except (QueueStorageError, QueueClosedError):
             handle._set_as_dropped(DropReason.LINK_LOST)
             self._tell_dropped([Dropped(handle.message_id, topic, 0, DropReason.LINK_LOST)])
 
-    def resume(self, session_present: bool, receive_maximum: int) -> list[PublishHandle]:
+    def resume(self, session_present: bool, receive_maximum: int) -> None:
         """The broker accepted the connection: read from the first row again, resends first as they are the oldest.
 
-        Returns the handles of QoS 2 messages that are left to the broker, see `_void_session`.
+        What is left to the broker, see `_void_session`, is handed out by `settle`.
         """
-        if not session_present and self.asks_to_keep and not self.is_session_foreign:
-            self.weaknesses.note(Weakness.SESSION_FORGOTTEN)
-        handles = [] if session_present else self._void_session()
+        if not session_present:
+            if self.asks_to_keep and not self.is_session_foreign:
+                self.weaknesses.note(Weakness.SESSION_FORGOTTEN)
+            self._void_session()
         self.weaknesses.tell()
         if self.is_session_foreign:
             # On disk with the first QoS 2 message, before it leaves.
@@ -330,17 +312,12 @@ class DurableOutbox(RowOutbox):
             self.put_packet(_PINGREQ)
         else:
             self._open()
-        return handles
 
     def _open(self) -> None:
         """Begin to send on a connection that was accepted."""
         with self._pulling:
-            with self.lock:
-                self.is_narrow = self._unanswered.is_careful
-                self.session.resume(True, 1 if self.is_narrow else self._receive_maximum)
-                self._rows, self._rows_gone = [], 0
-                parked, finished = self.session.parked_ids(), self._finished.ids.copy()
-                self._more_to_read = self._may_have_orphans = True
+            self.is_narrow = self._unanswered.is_careful
+            parked, finished = self._begin_connection(1 if self.is_narrow else self._receive_maximum)
             self._again.clear()
             self.store.rewind(parked, finished)
             self.is_open = True
@@ -373,75 +350,26 @@ class DurableOutbox(RowOutbox):
         if unanswered.asked:
             self.put_packet(_PINGREQ)
 
-    def on_pingresp(self) -> list[PublishHandle]:
-        """PINGRESP came. Returns the handles of messages that are given up for it, and left to the broker."""
+    def on_pingresp(self) -> None:
+        """See `Outbox.on_pingresp`: messages may be given up for it, and left to the broker."""
         with self.lock:
             asked = self._unanswered.on_pingresp()
-            if not asked:
-                return []
-            given_up = [message_id for message_id in asked if self.session.give_up(message_id)]
-            left = self._doubt(set(), given_up)
-            self._finish(left)
-            handles = self._take_handles(left)
-            self._send_again(given_up, left)
-            self.has_progress = self.has_progress or self.is_open
-        if given_up:
-            self.weaknesses.note(Weakness.PUBREL_UNANSWERED, len(given_up))
+        if not asked:
+            return
+        if count := self.give_up(asked):
+            self.weaknesses.note(Weakness.PUBREL_UNANSWERED, count)
             self.weaknesses.tell()
         self.after_settle()
         if self.is_open:
             self.pull()
         else:
             self._open()
-        return handles
 
-    def _on_remarks(self, done: list[int], downgraded_count: int) -> list[int]:
-        """What is odd in the acknowledgements of `done`; the caller holds the lock. Returns those that are done."""
-        if downgraded_count and self.weaknesses.note(Weakness.QOS_2_AS_QOS_1, downgraded_count):
-            self._in_doubt.append((self.session.downgraded_id, Decision.AT_LEAST_ONCE))
-        doubtful = self.session.take_doubtful()
-        left = self._doubt(set(), doubtful)
-        self._send_again(doubtful, left)
-        return [message_id for message_id in done if message_id in left or message_id not in doubtful]
-
-    def _void_session(self) -> list[PublishHandle]:
-        """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message.
-
-        Returns the handles of those that are left to it, where somebody holds one or all are told.
-        """
-        with self.lock:
-            parked = self.session.parked_ids(2)
-            received = self.session.resume(False)
-            left = self._doubt(set(parked).difference(received), received)
-            self._finish(left)
-            return self._take_handles(left)
-
-    def _doubt(self, again: set[int], received: list[int]) -> list[int]:
-        """Record what becomes of messages in doubt, and return those of `received` that are left to the broker.
-
-        received: the broker had acknowledged them with PUBREC. The caller holds the lock.
-        """
-        if self._resend_in_doubt:
-            again, received = again.union(received), []
-        decisions = [(message_id, Decision.LEFT_TO_BROKER) for message_id in received]
-        if not self.weaknesses.is_at_least_once:
-            decisions = [(message_id, Decision.SENT_AGAIN) for message_id in sorted(again)] + decisions
-        self._in_doubt += decisions
-        self.in_doubt_count += len(decisions)
-        return received
-
-    def _send_again(self, ids: list[int], left: list[int]) -> None:
-        """Those that are not `left` to the broker, on this connection; the caller holds the lock."""
-        again = [message_id for message_id in ids if message_id not in left]
-        if again and not self._again:
-            self._again_at_s = 0.0
-        self._again += again
-
-    def _take_handles(self, ids: list[int]) -> list[PublishHandle]:
-        if self._tells_all:
-            return [self._take_handle(message_id, 2) for message_id in ids]
-        found = [self._handles.pop(message_id, None) for message_id in ids]
-        return [handle for handle in found if handle is not None]
+    def _note_remarks(self, downgraded_count: int) -> None:
+        """So many more messages of QoS 2 ended with PUBACK."""
+        if downgraded_count:
+            self.weaknesses.note(Weakness.QOS_2_AS_QOS_1, downgraded_count)
+        self.weaknesses.tell()
 
     def handle_for(self, message_id: int) -> PublishHandle | None:
         """The handle of a message accepted before, by whichever process; None where it is not in the queue any more.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
 from paho.mqtt.client import MQTTMessageInfo, error_string
 from paho.mqtt.enums import MQTTErrorCode
 
+from glec_fast._lock import Condition
 from glec_fast.drops import DropReason
 from glec_fast.errors import PublishError, QueueClosedError
 
@@ -29,14 +29,14 @@ class PublishHandle(MQTTMessageInfo):
     def __init__(  # pylint: disable=super-init-not-called
         self,
         mid: int,
-        condition: threading.Condition,
+        condition: Condition,
         qos: int,
         wait_durable: Callable[[int, float | None], bool] | None = None,
     ) -> None:
         self.mid = mid
         self.rc = MQTTErrorCode.MQTT_ERR_SUCCESS
         self.qos = qos
-        self._condition = condition
+        self._condition: Condition = condition  # type: ignore[assignment]
         self._iterpos = 0
         self._fate: DropReason | bool | None = None
         if wait_durable is not None:
@@ -102,6 +102,4 @@ class PublishHandle(MQTTMessageInfo):
             self._end(False)
 
     def _end(self, fate: DropReason | bool) -> None:
-        self._fate = fate
-        with self._condition:
-            self._condition.notify_all()
+        self._condition.change(self, "_fate", fate)

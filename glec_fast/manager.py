@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from glec_fast import process
+from glec_fast._lock import Lock
 from glec_fast._payload import encode_message
 from glec_fast.backoff import Backoff
 from glec_fast.config import MQTTConfig
@@ -219,7 +219,7 @@ class MQTTManager(process.OfOneProcess):
         self._can_frames = 0
         self._battery_voltage: float | None = None
         self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._closed = False
         if config.broker.tls:
             # For its errors, before the queue is opened.

@@ -11,12 +11,12 @@ import atexit
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import ref
 
+from glec_fast._lock import Condition
 from glec_fast.errors import ForkedError, UnsupportedError
 
 # For all stores of the process together: long enough for a disk that is busy, short enough for a service manager.
@@ -214,17 +214,9 @@ class Elsewhere:
         raise ForkedError(self._pid)
 
 
-class _ElsewhereCondition(threading.Condition):
-    _pid: int
-
-    def __enter__(self) -> NoReturn:
-        raise ForkedError(self._pid)
-
-
-def forbid_waiting(condition: threading.Condition, pid: int) -> None:
+def forbid_waiting(condition: Condition, pid: int) -> None:
     """Nobody will notify those who wait for it; have them hear so at once."""
-    vars(condition)["_pid"] = pid
-    condition.__class__ = _ElsewhereCondition
+    condition.forbid(_refusal(pid))
 
 
 def close_copy(sock: Any) -> None:

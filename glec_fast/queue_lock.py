@@ -16,10 +16,10 @@ import logging
 import os
 import stat
 import struct
-import threading
 import weakref
 from pathlib import Path
 
+from glec_fast._lock import Lock
 from glec_fast.errors import QueueLockedError, QueueStorageError
 
 # struct flock: type, whence, start, length, pid. SQLite locks bytes from 2**30 on.
@@ -30,7 +30,7 @@ logger = logging.getLogger("glec_fast")
 
 # (device, inode) of what this process holds, and whose locks those are.
 _held: set[tuple[int, int]] = set()
-_guard = threading.Lock()
+_guard = Lock()
 _locks: weakref.WeakSet[QueueLock] = weakref.WeakSet()
 
 
@@ -153,7 +153,7 @@ class QueueLock:
 def _after_fork_in_child() -> None:
     """The locks are the parent's: they must end with it, however long a child lives."""
     global _guard
-    _guard = threading.Lock()
+    _guard = Lock()
     for lock in _locks:
         lock._forget()
     _locks.clear()

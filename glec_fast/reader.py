@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 
 import apsw
 
+from glec_fast._lock import Lock
 from glec_fast._store import QueueTable, known
 from glec_fast.commit import Head, Row
 from glec_fast.queue_file import QueueFile, discard
@@ -21,7 +21,7 @@ class Reader:
     def __init__(self, file: QueueFile) -> None:
         self.use(file.reader())
         # Never the same row for both: to be handed on, and to be dropped.
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.position: tuple[float, int] = _BEFORE_FIRST
         # Nothing was read since the file was opened.
         self.is_new = True

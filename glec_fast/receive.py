@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import enum
 import socket
-import threading
+import ssl
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from paho.mqtt import client as paho
@@ -21,8 +22,10 @@ from paho.mqtt.properties import MalformedPacket, Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from glec_fast import _paho
-from glec_fast._inbound import ACKS, MESSAGES, NEED_DATA, Inbound
-from glec_fast._outbox import MemoryOutbox, set_as_published
+from glec_fast._inbound import ACKS, NEED_DATA, Inbound
+from glec_fast._link import Link
+from glec_fast._lock import CallbackMark, Lock
+from glec_fast._outbox import MemoryOutbox, take_up, tell, tell_waiters
 from glec_fast.errors import GlecError, ProtocolError
 from glec_fast.message import InboundMessage, properties_from, reason_from
 
@@ -50,12 +53,20 @@ _ANSWERS_MAX_BYTES = 1 << 20
 _RECEIVE_MAXIMUM_EXCEEDED = 0x93
 _EXACTLY_ONCE = 2
 _DISCONNECT = b"\xe0\x00"
-_PUBACK, _PUBREC, _PUBCOMP = b"\x40\x02", b"\x50\x02", b"\x70\x02"
+_PUBCOMP = b"\x70\x02"
 _CONNACK_TYPE, _PUBREL_TYPE, _SUBACK_TYPE, _UNSUBACK_TYPE = 0x20, 0x60, 0x90, 0xB0
 _PINGRESP_TYPE, _DISCONNECT_TYPE = 0xD0, 0xE0
 _PAYLOAD_FORMAT_INVALID = 0x99
 _ACK_NAMES = {0x40: "PUBACK", 0x50: "PUBREC", 0x70: "PUBCOMP"}
-_LEAVING = (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED)
+# An exception may leave paho's own held, and a signal's handler cannot take them again.
+_PAHO_LOCKS = (
+    "_callback_mutex",
+    "_in_message_mutex",
+    "_mid_generate_mutex",
+    "_msgtime_mutex",
+    "_out_message_mutex",
+    "_reconnect_delay_mutex",
+)
 
 
 class _At(enum.Enum):
@@ -73,28 +84,26 @@ class Receiver(paho.Client):
     _outbox: MemoryOutbox | DurableOutbox
     # DISCONNECT, which waits for what was published before it, and until when at most.
     _farewell: tuple[Callable[[], MQTTErrorCode], float] | None = None
-    # Held while bytes are given to the socket and the session is told.
-    _write_lock: threading.RLock
+    # Of the outbox and the parser below.
+    _link: Link
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # Where on_log is a method of a subclass, or is set, or a logger.
         self._is_logging = False
         super().__init__(*args, **kwargs)
         # paho's is a lock, held while a callback runs.
-        self._in_callback_mutex = _paho.CallbackMark()  # type: ignore[assignment]
-        # paho's is one that a signal's handler cannot take again.
-        self._msgtime_mutex = threading.RLock()  # type: ignore[assignment]
+        self._in_callback_mutex = CallbackMark()  # type: ignore[assignment]
+        for name in _PAHO_LOCKS:
+            setattr(self, name, Lock())
         self._inbound = Inbound(InboundMessage, MessageState.MQTT_MS_INVALID, MessageState.MQTT_MS_WAIT_FOR_PUBREL)
         self._acks_stream = False
         # TLS or WebSocket: bytes may wait that no poll of the socket tells of.
         self._is_layered = False
         # Handed out by the parser and not yet through their callbacks.
-        self._packet: tuple[int, bytes] | None = None
         self._finished: deque[PublishHandle] = deque()
         # mid -> (packet type, packet id, reason code, packed properties), of acknowledgements that had more than an id.
         self._reasons: dict[int, tuple[int, int, int, bytes]] = {}
         self._arrived: deque[InboundMessage] = deque()
-        self._has_more = False
         self._failed_at = _At.NOTHING
         self._has_told_of_qos_1 = False
         # The next CONNECT has the server forget the session that it keeps.
@@ -140,7 +149,9 @@ class Receiver(paho.Client):
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
         """As paho's, in bulk: one read may bring many packets."""
-        if self._has_more and self._sock is not None:
+        if self._link.is_torn and self._sock is not None:
+            return self._end_torn()
+        if self._is_behind() and self._sock is not None:
             rc = self._handle_buffered(self._sock)
             if rc:
                 return self._loop_rc_handle(rc)
@@ -181,19 +192,23 @@ class Receiver(paho.Client):
         ended, failure = _SUCCESS, None
         for _ in range(_RECORDS_A_READ if self._ssl else 1):
             try:
-                data = self._sock_recv(_RECEIVE_BYTES)
-            except BlockingIOError:
+                size = self._link.read(sock, _RECEIVE_BYTES, now_s)
+            except ssl.SSLWantWriteError:
+                # A handshake within the connection.
+                self._call_socket_register_write()
+                ended = _AGAIN
+                break
+            except (BlockingIOError, ssl.SSLWantReadError):
                 ended = _AGAIN
                 break
             except OSError as error:
                 ended, failure = _CONN_LOST, error
                 break
-            if not data:
+            if not size:
                 self._outbox.is_left = True
                 ended = _CONN_LOST
                 break
-            self._inbound.feed(bytes(data), now_s)
-            received_bytes += len(data)
+            received_bytes += size
             if received_bytes >= _RECEIVE_BYTES or self._sock is not sock:
                 break
         if received_bytes:
@@ -203,12 +218,27 @@ class Receiver(paho.Client):
     def loop_misc(self) -> MQTTErrorCode:
         """As paho's."""
         sock = self._sock
-        if self._has_more and sock is not None:
+        if self._link.is_torn and sock is not None:
+            return self._end_torn()
+        if self._is_behind() and sock is not None:
             # Whole packets that a callback's exception left behind: the socket has no more to say about them.
             rc = self._handle_buffered(sock)
             if rc:
                 return self._loop_rc_handle(rc)
         return super().loop_misc()
+
+    def _is_leaving(self) -> bool:
+        """True once DISCONNECT was put; paho's state says so before, and also where an exception kept it from that."""
+        return bool(self._outbox.session.has_last)
+
+    def _is_behind(self) -> bool:
+        """True where something has come, or left, that no callback was told of yet."""
+        return self._link.has_more or bool(self._finished)
+
+    def _end_torn(self) -> MQTTErrorCode:
+        """An exception has cut a write or a read short: what was in flight goes again on the next connection."""
+        self._easy_log(LogLevel.MQTT_LOG_ERR, "closing the connection: an exception cut into a write or a read")
+        return self._loop_rc_handle(_CONN_LOST)
 
     @property
     def _is_tcp(self) -> bool:
@@ -234,32 +264,29 @@ class Receiver(paho.Client):
 
     def _handle_buffered(self, sock: Any) -> MQTTErrorCode:
         """Every whole packet that is there, until the connection ends or is about to."""
-        inbound, outbox = self._inbound, self._outbox
-        self._has_more = True
+        inbound, outbox, link = self._inbound, self._outbox, self._link
         inbound.one_by_one = self._is_logging
         while True:
-            if self._finished or self._arrived or self._packet is not None:
+            if self._finished or self._arrived or link.packet is not None:
                 rc = self._handle_held(sock)
                 if rc or self._sock is not sock:
                     return rc
-            if self._state in _LEAVING:
+            if self._is_leaving():
                 # As in paho, where DISCONNECT goes out before the next packet is looked at.
+                outbox.put_acks()
                 break
             try:
-                found = inbound.advance()
-                if found == ACKS:
-                    self._on_acks(inbound.acks)
+                found = link.advance(self._arrived, self._finished, self._reasons)
             except ProtocolError as error:
                 return self._on_violation(error)
-            if found == MESSAGES:
-                self._arrived.extend(inbound.messages)  # type: ignore[arg-type]
-            elif found == NEED_DATA:
-                self._has_more = False
+            if found == NEED_DATA:
                 break
-            elif found != ACKS:
-                self._packet = (inbound.packet_command, inbound.packet_body)
-        outbox.put_acks()
-        outbox.pull()
+            if found == ACKS:
+                link.do(outbox.after_settle)
+                if inbound.one_by_one:
+                    self._log_ack(inbound.acks, link.answer_bytes)
+                if outbox.session.downgraded_count and not self._has_told_of_qos_1:
+                    self._note_qos_1()
         if outbox.has_trace:
             self._log_sent()
         self._leave_when_due()
@@ -272,10 +299,10 @@ class Receiver(paho.Client):
 
     def _handle_held(self, sock: Any) -> MQTTErrorCode:
         """What the parser handed out, as far as its callbacks return."""
-        if self._packet is not None:
+        if self._link.packet is not None:
             self._failed_at = _At.PACKET
-            rc = self._on_packet(*self._packet)
-            self._packet = None
+            rc = self._on_packet(*self._link.packet)
+            self._link.packet = None
             if rc or self._sock is not sock:
                 return rc
         if self._finished:
@@ -293,19 +320,16 @@ class Receiver(paho.Client):
         """Go on behind the packet whose callback raised, as `suppress_exceptions` would have."""
         failed_at, self._failed_at = self._failed_at, _At.NOTHING
         if failed_at is _At.PACKET:
-            self._packet = None
+            self._link.packet = None
         elif failed_at is _At.PUBLISHED and self._finished:
             self._finished.popleft()._set_as_published()
         elif failed_at is _At.MESSAGE and self._arrived:
-            self._acknowledge(self._arrived.popleft())
+            self._acknowledge()
 
     def _drop_received(self) -> None:
         """The connection is gone, and with it what was not handled yet."""
-        self._inbound.begin()
-        self._packet = None
+        self._link.end()
         self._arrived.clear()
-        self._outbox.drop_acks()
-        self._has_more = False
 
     def _on_violation(self, error: ProtocolError) -> MQTTErrorCode:
         """Say why, where the protocol has words for it (MQTT 5, 4.13), and end the connection."""
@@ -339,55 +363,34 @@ class Receiver(paho.Client):
 
     # ---- acknowledgements of what was published
 
-    def _on_acks(self, acks: bytes) -> None:
-        outbox = self._outbox
-        outbox.put_acks()
-        is_logging = self._inbound.one_by_one
-        mid = acks[2] << 8 | acks[3]
-        if is_logging:
-            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received %s (Mid: %d)", _ACK_NAMES[acks[0]], mid)
-        # Another thread may have sent what these bytes acknowledge, and not yet told the session.
-        with self._write_lock:
-            answer_bytes = outbox.on_acks(acks, self._finished, self._reasons)
-        if outbox.session.downgraded_count and not self._has_told_of_qos_1:
-            self._has_told_of_qos_1 = True
-            text = "the server acknowledges QoS 2 as QoS 1 (PUBACK): messages may arrive twice"
-            self._easy_log(LogLevel.MQTT_LOG_WARNING, text)
-        if is_logging and answer_bytes:
+    def _log_ack(self, ack: bytes, answer_bytes: int) -> None:
+        mid = ack[2] << 8 | ack[3]
+        self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received %s (Mid: %d)", _ACK_NAMES[ack[0]], mid)
+        if answer_bytes:
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", mid)
-        outbox.after_settle()
 
-    def _take_last_acks(self, data: bytes) -> None:
+    def _note_qos_1(self) -> None:
+        self._has_told_of_qos_1 = True
+        text = "the server acknowledges QoS 2 as QoS 1 (PUBACK): messages may arrive twice"
+        self._easy_log(LogLevel.MQTT_LOG_WARNING, text)
+
+    def _take_last_acks(self) -> None:
         """What came behind our DISCONNECT: the server has these messages; it keeps what we do not acknowledge."""
-        inbound = self._inbound
-        inbound.feed(data, paho.time_func())
+        passed_over: deque[InboundMessage] = deque()
         try:
-            while (found := inbound.advance()) != NEED_DATA:
-                if found == ACKS:
-                    self._on_acks(inbound.acks)
+            while self._link.advance(passed_over, self._finished, self._reasons) != NEED_DATA:
+                self._link.packet = None
         except ProtocolError as error:
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "passed over what came behind DISCONNECT: %s", error)
+        self._link.do(self._outbox.after_settle)
 
-    def _tell_published(self) -> None:
-        self._tell(self._finished)
-        self._reasons.clear()
-
-    def _tell(self, finished: deque[PublishHandle]) -> None:
-        """Call `on_publish` for each, then let its waiters go on, as paho does."""
+    def _tell_published(self, *, again: bool = True) -> None:
+        """Call `on_publish` for each. again: where it raises, it is called again for the same message."""
         on_publish = self.on_publish
-        if not on_publish:
-            handles = list(finished)
-            finished.clear()
-            set_as_published(handles)
-            return
-        while finished:
-            handle = finished.popleft()
-            try:
-                self._call_on_publish(on_publish, handle)
-            except BaseException:
-                finished.appendleft(handle)
-                raise
-            handle._set_as_published()
+        if on_publish:
+            tell(self._finished, self._reasons, partial(self._call_on_publish, on_publish), again)
+        else:
+            tell_waiters(self._finished, self._reasons)
 
     def _call_on_publish(self, on_publish: Any, handle: PublishHandle) -> None:
         with self._in_callback_mutex:
@@ -417,41 +420,44 @@ class Receiver(paho.Client):
                     self._handle_on_message(message)
                 if self._sock is not sock:
                     return
-                self._acknowledge(arrived.popleft())
-                if self._state in _LEAVING:
+                self._acknowledge()
+                if self._is_leaving():
                     return
 
-    def _acknowledge(self, message: InboundMessage) -> None:
-        if message.qos == 1:
-            if not self._manual_ack:
-                self._put_ack(_PUBACK, message.mid, "PUBACK")
-        elif message.qos == 2:
-            self._put_ack(_PUBREC, message.mid, "PUBREC")
-            with self._in_message_mutex:
-                self._in_messages[message.mid] = message
+    def _acknowledge(self) -> None:
+        """The first that has arrived is through its callbacks."""
+        message = self._arrived[0]
+        self._outbox.acknowledge(self._arrived, self._in_messages, self._manual_ack)
+        if self._inbound.one_by_one and message.qos and not (message.qos == 1 and self._manual_ack):
+            name = "PUBREC" if message.qos == _EXACTLY_ONCE else "PUBACK"
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, f"Sending {name} (Mid: %d)", message.mid)
 
-    def _handle_on_message(self, message: paho.MQTTMessage) -> None:
-        """As paho's, in a callback already, and without its matching where no filter has a callback."""
+    def _handle_on_message(self, message: paho.MQTTMessage, received: dict[int, Any] | None = None) -> None:
+        """As paho's, in a callback already, and without its matching where no filter has a callback.
+
+        received: where the message is taken from by its first callback.
+        """
+        received = {} if received is None else received
         callbacks: list[Any] = []
         if _paho.has_filters(self._on_message_filtered):
             with self._callback_mutex:
                 callbacks = list(self._on_message_filtered.iter_match(message.topic))
         if callbacks:
             for callback in callbacks:
-                self._call_filtered(callback, message)
+                self._call_filtered(callback, message, received)
             return
         on_message = self.on_message
         if on_message:
             try:
-                on_message(self, self._userdata, message)
+                take_up(received, message.mid, on_message, self, self._userdata, message)
             except Exception as error:
                 self._easy_log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_message: %s", error)
                 if not self.suppress_exceptions:
                     raise
 
-    def _call_filtered(self, callback: Any, message: paho.MQTTMessage) -> None:
+    def _call_filtered(self, callback: Any, message: paho.MQTTMessage, received: dict[int, Any]) -> None:
         try:
-            callback(self, self._userdata, message)
+            take_up(received, message.mid, callback, self, self._userdata, message)
         except Exception as error:
             name = getattr(callback, "__name__", repr(callback))
             self._easy_log(
@@ -459,11 +465,6 @@ class Receiver(paho.Client):
             )
             if not self.suppress_exceptions:
                 raise
-
-    def _put_ack(self, head: bytes, mid: int, name: str) -> None:
-        if self._inbound.one_by_one:
-            self._easy_log(LogLevel.MQTT_LOG_DEBUG, f"Sending {name} (Mid: %d)", mid)
-        self._outbox.put_ack(head + mid.to_bytes(2, "big"))
 
     def _log_received(self, message: InboundMessage) -> None:
         flags = (message.dup, message.qos, message.retain, message.mid)
@@ -490,7 +491,8 @@ class Receiver(paho.Client):
         if kind in (_SUBACK_TYPE, _UNSUBACK_TYPE):
             self._outbox.release_packet_id(body[0] << 8 | body[1])
         elif kind == _PINGRESP_TYPE:
-            self._finished.extend(self._outbox.on_pingresp())
+            self._outbox.on_pingresp()
+            self._outbox.settle_into(self._finished)
         elif kind == _DISCONNECT_TYPE:
             self._outbox.is_left = True
         self._in_packet = _paho.whole_packet(command, body)
@@ -503,14 +505,17 @@ class Receiver(paho.Client):
     def _on_pubrel(self, mid: int) -> MQTTErrorCode:
         if self._inbound.one_by_one:
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Received PUBREL (Mid: %d)", mid)
-        with self._in_message_mutex:
-            message = self._in_messages.pop(mid, None)
+        message = self._in_messages.get(mid)
         sock = self._sock
         if message is not None:
             with self._in_callback_mutex:
-                self._handle_on_message(message)
+                self._handle_on_message(message, self._in_messages)
+            # Where there was no callback.
+            self._in_messages.pop(mid, None)
         if not self._manual_ack and self._sock is sock:
-            self._put_ack(_PUBCOMP, mid, "PUBCOMP")
+            if self._inbound.one_by_one:
+                self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBCOMP (Mid: %d)", mid)
+            self._outbox.put_ack(_PUBCOMP + mid.to_bytes(2, "big"))
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _send_connect(self, keepalive: int) -> MQTTErrorCode:
@@ -534,8 +539,10 @@ class Receiver(paho.Client):
         self._discards_session = session_present and self._outbox.is_session_foreign and not has_discarded
         return self._discards_session
 
-    def _connect_again(self) -> MQTTErrorCode:
-        """Leave in order, so that no will is published, and come back at once."""
+    def _connect_again_if_needed(self, session_present: bool) -> MQTTErrorCode | None:
+        """Leave in order, so that no will is published, and come back at once; None where this connection lasts."""
+        if not self._must_connect_again(session_present):
+            return None
         self._send_last_words(_DISCONNECT)
         is_awaited, farewell = self._outbox.is_awaited, self._farewell
         try:
@@ -553,18 +560,21 @@ class Receiver(paho.Client):
             raise MalformedPacket("CONNACK with reason code 0x99, for which paho has no name")
         if body[1] != 0:
             return super()._handle_connack()
-        if self._must_connect_again(bool(body[0] & 1)):
-            return self._connect_again()
+        rc = self._link.do(self._connect_again_if_needed, bool(body[0] & 1))
+        if rc is not None:
+            return rc
         sock = self._sock
         self._on_accepted(body)
         accepted = bool(body[0] & 1), self._receive_maximum(body)
-        self._outbox.greet(*accepted)
+        if not self._outbox.is_open:
+            self._outbox.greet(*accepted)
         try:
             return super()._handle_connack()
         finally:
             if self._sock is sock and not self._outbox.is_open:
                 # Also where on_connect raised: what waits must not wait for ever.
-                self._finished.extend(self._outbox.resume(*accepted))
+                self._link.do(self._outbox.resume, *accepted)
+                self._outbox.settle_into(self._finished)
 
     def _on_accepted(self, connack: bytes) -> None:
         if not connack[0] & 1:

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import apsw
 
-from glec_fast._store import QueueTable, is_any_expired, make_row
+from glec_fast._store import QueueTable, accept, is_any_expired
 from glec_fast.commit import Job, Outbox, Row
 from glec_fast.committer import (
     DEFAULT_MAX_QUEUE_SIZE,
@@ -111,9 +111,7 @@ class Store(Committer):
                 self._request(0.0)
                 self._progress.wait()
                 self._refuse_if_unusable()
-            message_id = self._add(topic, payload, qos, ttl_ms, extras)
-            if register is not None:
-                register(message_id)
+            message_id = self._add(topic, payload, qos, ttl_ms, extras, register)
             if urgent:
                 self._request(0.0)
             else:
@@ -146,19 +144,20 @@ class Store(Committer):
             self._request(0.0)
             return ids
 
-    def _add(self, topic: str, payload: str | bytes, qos: int, ttl_ms: int | None, extras: Extras | None = None) -> int:
+    def _add(
+        self,
+        topic: str,
+        payload: str | bytes,
+        qos: int,
+        ttl_ms: int | None,
+        extras: Extras | None = None,
+        register: Callable[[int], None] | None = None,
+    ) -> int:
         now_ms = self._clock.now_ms()
-        # Also behind rows of another writer, and of a boot whose clock was ahead.
-        timestamp_ms = max(now_ms, self._last_timestamp_ms)
-        message_id = self._next_id
         lasts_ms = self.ttl_ms if ttl_ms is None else ttl_ms
         if extras is not None and extras.expiry_interval_s is not None:
             lasts_ms = min(lasts_ms, extras.expiry_interval_s * 1000)
-        row = make_row(message_id, topic, payload, qos, timestamp_ms, now_ms + lasts_ms, extras)
-        self._pending.append(row)
-        self._last_timestamp_ms = timestamp_ms
-        self._next_id += 1
-        return message_id
+        return accept(self, topic, payload, qos, now_ms, now_ms + lasts_ms, extras, register)
 
     def withdraw(self, *message_ids: int) -> bool:
         """Take back messages that were accepted together and that no disk has; False where it is too late.

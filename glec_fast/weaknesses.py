@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from enum import Enum
+
+from glec_fast._lock import Lock
 
 logger = logging.getLogger("glec_fast")
 
@@ -44,11 +45,13 @@ class Weaknesses:
 
     def __init__(self) -> None:
         # A signal's handler may ask for the figures while its thread notes something.
-        self._lock = threading.RLock()
+        self._lock = Lock()
         self._totals: Counter[str] = Counter()
         self._broker = ""
         self._of_broker: Counter[Weakness] = Counter()
         self._untold: dict[Weakness, str] = {}
+        # The broker is known to have no exactly-once to lose: what is sent twice there is no rare case.
+        self.is_at_least_once = False
 
     def begin(self, broker: str) -> None:
         """Say whose weaknesses come next. Those of the same broker are not said again."""
@@ -56,6 +59,7 @@ class Weaknesses:
             if broker != self._broker:
                 self._broker = broker
                 self._of_broker.clear()
+                self.is_at_least_once = False
 
     def note(self, weakness: Weakness, count: int = 1, detail: str = "") -> bool:
         """Count it, and have `tell` say it if it is this broker's first; True where it is."""
@@ -63,6 +67,8 @@ class Weaknesses:
             is_first = not self._of_broker[weakness]
             self._of_broker[weakness] += count
             self._totals[weakness.value] += count
+            known = self._of_broker
+            self.is_at_least_once = known[Weakness.QOS_2_AS_QOS_1] > 0 or known[Weakness.SESSION_FORGOTTEN] > 1
             if is_first:
                 self._untold[weakness] = f"the broker {self._broker} {_MEANING[weakness]}{detail}"
         return is_first
@@ -75,12 +81,6 @@ class Weaknesses:
             untold, self._untold = self._untold, {}
         for text in untold.values():
             logger.warning("%s", text)
-
-    @property
-    def is_at_least_once(self) -> bool:
-        """True for a broker that is known to have no exactly-once to lose: what is sent twice there is no rare case."""
-        known = self._of_broker
-        return known[Weakness.QOS_2_AS_QOS_1] > 0 or known[Weakness.SESSION_FORGOTTEN] > 1
 
     def counts(self) -> dict[str, int]:
         """By `Weakness`, since the process began."""

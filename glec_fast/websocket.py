@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import ssl
 import struct
-import threading
 from typing import Any
+
+from glec_fast._lock import Lock
 
 _FINAL, _RESERVED, _MASKED = 0x80, 0x70, 0x80
 _CONTINUATION, _BINARY, _CLOSE, _PING, _PONG = 0x0, 0x2, 0x8, 0x9, 0xA
@@ -30,7 +31,7 @@ class WebSocket:
         self._is_over = False
         # How the peer breaks the protocol, once it does.
         self._broken = ""
-        self._lock = threading.Lock()
+        self._lock = Lock()
         # Frames, of which a part may have gone, and how many bytes of MQTT the last of them holds.
         self._unsent = bytearray()
         self._offered_bytes = 0

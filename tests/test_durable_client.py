@@ -22,6 +22,7 @@ from glec_fast.store import Store
 from support.gateway import TIMEOUT_S, eventually
 from support.scripted_gateway import ScriptedGateway
 from support.subscriber import Subscriber
+from support.tapped_socket import TappedSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -512,25 +513,21 @@ def test_what_left_as_the_link_broke_is_told_to_whoever_settles_next(tmp_path: P
         assert not gateway.outbox.is_to_settle
 
 
-def test_what_another_thread_is_sending_as_the_link_ends_may_have_left(
-    broker: Broker, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_another_thread_is_sending_as_the_link_ends_may_have_left(broker: Broker, make_client: MakeClient) -> None:
     client = make_client()
     go_online(client, broker)
     client.publish("t", "x", 2).wait_for_publish(TIMEOUT_S)
     client.loop_stop()
     ending = threading.Thread(target=client._sock_close)
 
-    def send_on(sock: Any, chunk: bytes, real: Any = client._send_on) -> Any:
-        sent = real(sock, chunk)
+    def end_meanwhile(_sent: bytes) -> None:
         ending.start()
         # Long enough for an end that does not wait for us.
         ending.join(0.5)
-        return sent
 
     handle = client.publish("t", "x", 2)
     assert eventually(client.want_write), "a slow disk: its thread allows it"
-    monkeypatch.setattr(client, "_send_on", send_on)
+    client._sock = TappedSocket(client._sock, end_meanwhile)
     client.loop_write()
     ending.join(TIMEOUT_S)
     assert client._outbox.session.parked_ids() == [handle.mid]

@@ -10,6 +10,7 @@ import pytest
 from glec_fast import Alert, GpsFix, Inference, MQTTManager, Status, Telemetry, TLSConfig
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
 from support.subscriber import Subscriber
+from support.tapped_socket import TappedSocket
 from support.wire_reference import PUBLISH, parse
 
 if TYPE_CHECKING:
@@ -147,14 +148,8 @@ def test_what_is_published_during_the_flush_queues_behind_it(broker: Broker, tmp
     with Subscriber(broker) as subscriber, MQTTManager(config) as manager:
         expected = []
         wire = bytearray()
-        take = manager._client._send_on
-
-        def watched(sock: Any, data: bytes) -> int:
-            size = take(sock, data)
-            wire.extend(data[:size])
-            return size
-
-        manager._client._send_on = watched  # type: ignore[method-assign]
+        create = manager._client._create_socket
+        manager._client._create_socket = lambda: TappedSocket(create(), wire.extend)  # type: ignore[method-assign]
         for number in range(2000):
             expected.append(b"%d" % number)
             manager.publish("t", expected[-1], 1 + number % 2)

@@ -27,6 +27,7 @@ SHORTEST_WINDOW_S = 0.95
 SHORTEST_STEP_S = 0.75
 SYNTHETIC_DURATION_S = 3600
 
+
 class Kind(Enum):
     """What a message is about: the last word of its topic, and the QoS that the topic has."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import apsw
 import pytest
 
+from glec_fast._lock import Hold
 from glec_fast._store import ranges_of
 from glec_fast.committer import DONE_COMMIT_DELAY_S
 from glec_fast.errors import QueueStorageError
@@ -297,11 +298,13 @@ class TestCommit:
         asked = threading.Event()
 
         class Asked:
-            def acquire(self, *args: Any, **kwargs: Any) -> bool:
-                asked.set()
-                return lock.acquire(*args, **kwargs)
+            __exit__ = property(lambda _self: lock.__exit__)
 
-            release, __enter__, __exit__ = lock.release, lock.__enter__, lock.__exit__
+            def __enter__(self) -> None: ...
+
+            def attempt(self, timeout_s: float) -> Hold:
+                asked.set()
+                return lock.attempt(timeout_s)
 
         with lock:
             monkeypatch.setattr(store, "_commit_lock", Asked())

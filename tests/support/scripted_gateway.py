@@ -65,8 +65,8 @@ class ScriptedGateway:
 
     def connect(self, *, session_present: bool = True) -> None:
         self._answers = Answers(self.session)
-        for handle in self.outbox.resume(session_present, 65_535):
-            handle._set_as_published()
+        self.outbox.resume(session_present, 65_535)
+        self._settle()
 
     def send(self, limit_bytes: int = ALL_BYTES, on_leaving: Callable[[bytes], None] | None = None) -> bytes:
         """What the socket takes of what may leave, at most `limit_bytes`; `on_leaving` is told before it is gone."""

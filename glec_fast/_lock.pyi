@@ -1,0 +1,82 @@
+from collections.abc import Callable
+from types import TracebackType
+from typing import NoReturn
+
+class Hold:
+    """Gives a lock back once: at the end of a with statement, or where nothing refers to this any more."""
+
+    @property
+    def is_held(self) -> bool:
+        """False where the lock did not come free in time, or was given back."""
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+class Lock:
+    """A mutex, for a with statement, that no exception leaves held, whenever it comes. Re-entrant.
+
+    A wait for it ends where a signal's handler raises.
+    """
+
+    def attempt(self, timeout_s: float = 0.0) -> Hold:
+        """For a with statement, whose value says whether the lock came free within `timeout_s`, below 0 for any time.
+
+        Not re-entrant: False at once where this thread has it.
+        """
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """As threading.Lock's, for code that is not ours, or is C: in Python an exception may leave the lock held.
+
+        Re-entrant where it waits without end, as a with statement is; else as `attempt`.
+        """
+    def release(self) -> None:
+        """As threading.Lock's."""
+    def locked(self) -> bool:
+        """True while a thread holds it."""
+    def __enter__(self) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+class Condition:
+    """As threading.Condition. For a with statement; `wait` and `notify_all` are for whoever holds its lock.
+
+    lock: one of its own where None.
+    """
+
+    def __init__(self, lock: Lock | None = None) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+    def forbid(self, refuse: Callable[[], NoReturn]) -> None:
+        """Have `refuse()`, which raises, be called by whoever wants it from now on."""
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Let go of the lock until `notify_all`; False after the time-out. It is held again, also where this raises."""
+    def wait_for(self, predicate: Callable[[], object], timeout_s: float | None = None) -> object:
+        """Wait until `predicate()` is true, or the time-out; returns its last value."""
+    def change(self, owner: object, name: str, value: object) -> None:
+        """Set an attribute of `owner`, and wake all who wait: in one step."""
+    def notify_all(self) -> None:
+        """Wake all who wait."""
+
+class Event:
+    """As threading.Event."""
+
+    def is_set(self) -> bool: ...
+    def set(self) -> None: ...
+    def clear(self) -> None: ...
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Until it is set; False after the time-out."""
+
+class CallbackMark:
+    """Stands where paho holds a lock during a callback: it only says that this thread is in one."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """False in a callback: paho then leaves the writing to the loop."""
+    def release(self) -> None:
+        """Does nothing: `acquire` took nothing."""
