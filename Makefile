@@ -36,7 +36,7 @@ brokers:
 # after every byte of a TLS connection, and the protocol searched deeper. About an hour on a small machine.
 torture: $(BUILT)
 	KILLS=$(KILLS) SEED=$(SEED) POWER_CUT_LIVES=$(LIVES) MODEL_CHECK_DEPTH=2 LINK_STEP=1 $(BIN)/python -m pytest -q \
-		tests/test_torture_kills.py tests/test_power_cut.py tests/test_model_check.py tests/test_faulty_links.py $(TEST_ARGS)
+		tests/promises/test_torture_kills.py tests/durable/test_power_cut.py tests/promises/test_model_check.py tests/promises/test_faulty_links.py $(TEST_ARGS)
 
 # POINTS calls into the client, each cut into by an exception: at a line, between two byte codes, in bursts of signals,
 # from another thread. About a quarter of an hour on a small machine.
@@ -56,7 +56,7 @@ package: $(LINTERS)
 	$(BIN)/python -m build --quiet --outdir dist
 	$(PYTHON) -m venv --clear build/packaged
 	build/packaged/bin/pip install --quiet dist/*.whl
-	cd build/packaged && bin/python -c "import glec_fast, glec_fast._session as s; print(glec_fast.__version__, s.__file__)"
+	cd build/packaged && bin/python -c "import glec_fast, glec_fast.protocol._session as s; print(glec_fast.__version__, s.__file__)"
 
 # ARM wheels in wheels/dist, tested under emulation. Needs root. TARGETS=aarch64 builds one of the two.
 wheels: $(WHEEL_TOOLS)
@@ -103,11 +103,11 @@ fuzz: $(BUILT)
 # LIVES random lives of a gateway's clocks, from SEED on: nothing expires early, and nothing late where a clock was right.
 fuzz-clocks: LIVES = 10000
 fuzz-clocks: $(BUILT)
-	CLOCK_LIVES=$(LIVES) SEED=$(SEED) $(BIN)/python -m pytest -q -s --show-capture=no tests/test_clock_lives.py $(TEST_ARGS)
+	CLOCK_LIVES=$(LIVES) SEED=$(SEED) $(BIN)/python -m pytest -q -s --show-capture=no tests/durable/test_clock_lives.py $(TEST_ARGS)
 # FILES queue files that were damaged, mixed up or written to by others: how many opened, were set aside, and what of
 # them was carried over.
 fuzz-files: $(BUILT)
-	FUZZ_FILES=$(FILES) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/test_queue_fuzz.py $(TEST_ARGS)
+	FUZZ_FILES=$(FILES) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/durable/test_file_fuzz.py $(TEST_ARGS)
 
 # `make demo` and `make test`, as committed, in an empty Debian root of SUITE. Needs root.
 fresh:

@@ -33,13 +33,13 @@ from paho.mqtt.client import CallbackAPIVersion
 from paho.mqtt.client import Client as PahoClient
 
 from glec_fast import ConnectionCallback, MQTTConfig, MQTTManager, TLSConfig
-from glec_fast.demo.certificates import CertificateAuthority
-from glec_fast.pinning import certificate_pin
+from glec_fast.testbed.certificates import CertificateAuthority
+from glec_fast.tls.pinning import certificate_pin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from glec_fast.demo.certificates import Certificate
+    from glec_fast.testbed.certificates import Certificate
 
 MODES = ("server", "mutual")
 BROKERS = {"default": False, "nodelay": True}

@@ -28,7 +28,7 @@ import orjson
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
 
-from glec_fast._payload import Alert, GpsFix, Inference, Status, Telemetry  # noqa: E402
+from glec_fast.fleet._payload import Alert, GpsFix, Inference, Status, Telemetry  # noqa: E402
 from support.payload_reference import DRIVES_FOLDER, REFERENCES, drive_rows  # noqa: E402
 
 if TYPE_CHECKING:

@@ -64,7 +64,7 @@ def run_queue(
 
 def run_one_by_one(messages: int, queue_path: str) -> dict[str, float]:
     """A transaction for each message that is queued, and one for each that is sent: the same table, as safe."""
-    from glec_fast.queue_database import SCHEMA
+    from glec_fast.durable.database import SCHEMA
 
     before = contender.write_bytes()
     db = sqlite3.connect(queue_path, isolation_level=None)

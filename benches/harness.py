@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paho.mqtt.client import CallbackAPIVersion, Client, MQTTMessage
 
-from glec_fast.demo.certificates import CertificateAuthority
+from glec_fast.testbed.certificates import CertificateAuthority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from enum import Enum
 
-from glec_fast._payload import Alert, Inference, Status, Telemetry, as_number, encode_json
+from glec_fast.fleet._payload import Alert, Inference, Status, Telemetry, as_number, encode_json
 from glec_fast.errors import ConfigError, MessageError, PayloadTypeError
 
 TOPIC_MAX_BYTES = 65_535

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
-from glec_fast.demo.broker import Broker
-from glec_fast.demo.counter import Counter
-from glec_fast.demo.link import Link
+from glec_fast.testbed.broker import Broker
+from glec_fast.testbed.counter import Counter
+from glec_fast.testbed.link import Link
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from glec_fast.demo.certificates import CertificateAuthority
+    from glec_fast.testbed.certificates import CertificateAuthority
 
 
 class StartBroker(Protocol):
@@ -59,7 +59,7 @@ def persistent_broker(start_broker: StartBroker) -> Broker:
 def authority(tmp_path_factory: pytest.TempPathFactory) -> CertificateAuthority:
     """Signs certificates; `authority.certificate_path` is what clients trust."""
     # Not for every test: cryptography has no complete set of wheels for ARMv7.
-    from glec_fast.demo.certificates import CertificateAuthority
+    from glec_fast.testbed.certificates import CertificateAuthority
 
     return CertificateAuthority(tmp_path_factory.mktemp("authority"))
 

@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from dependencies import REPOSITORY, WHEELS, download, install, shared_settings
-from glec_fast.demo.broker import Broker
-from glec_fast.demo.certificates import CertificateAuthority
+from glec_fast.testbed.broker import Broker
+from glec_fast.testbed.certificates import CertificateAuthority
 from guest import fresh_guest
 
 if TYPE_CHECKING:

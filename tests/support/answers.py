@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glec_fast._inbound import ACKS, NEED_DATA, Inbound
-from glec_fast.message import InboundMessage
+from glec_fast.protocol._inbound import ACKS, NEED_DATA, Inbound
+from glec_fast.mqtt.inbound_message import InboundMessage
 
 if TYPE_CHECKING:
-    from glec_fast._session import Session
+    from glec_fast.protocol._session import Session
 
 
 class Answers:

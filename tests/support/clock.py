@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glec_fast.queue_clock import Clocks
+from glec_fast.durable.clock import Clocks
 
 
 class Clock:

@@ -13,14 +13,14 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from glec_fast.extras import Extras
-from glec_fast.queue_clock import Clocks
-from glec_fast.store import Store
+from glec_fast.durable.extras import Extras
+from glec_fast.durable.clock import Clocks
+from glec_fast.durable.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from glec_fast._store import QueueTable
+    from glec_fast.durable._table import QueueTable
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS

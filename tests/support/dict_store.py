@@ -1,6 +1,6 @@
 """A store whose disk is a plain dict, and whose transactions happen when a test says so. For searches of many states.
 
-It offers what `DurableOutbox` uses of `glec_fast.store.Store`.
+It offers what `DurableOutbox` uses of `glec_fast.durable.store.Store`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from glec_fast.in_doubt import Decision
-    from glec_fast.store import Outbox, Row
+    from glec_fast.durable.in_doubt import Decision
+    from glec_fast.durable.store import Outbox, Row
 
 
 class Collected(NamedTuple):

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glec_fast.demo.broker import HOST, free_port
+from glec_fast.testbed.broker import HOST, free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

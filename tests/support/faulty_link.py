@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from glec_fast.demo.link import Link, _Connection
+from glec_fast.testbed.link import Link, _Connection
 
 if TYPE_CHECKING:
-    from glec_fast.demo.link import Direction, _Flow
+    from glec_fast.testbed.link import Direction, _Flow
 
 
 class FaultyLink(Link):

@@ -6,7 +6,7 @@ import os
 import sys
 
 from glec_fast import Alert, MQTTManager, PublishHandle
-from glec_fast.demo.vehicle import VehicleSettings, run
+from glec_fast.cli.demo.vehicle import VehicleSettings, run
 
 
 class LosesAlert(MQTTManager):

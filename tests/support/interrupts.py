@@ -31,7 +31,7 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 import glec_fast
-from glec_fast.demo.certificates import CertificateAuthority
+from glec_fast.testbed.certificates import CertificateAuthority
 from support.recording_broker import RecordingBroker, payload_of
 from support.transports import WebSocket
 

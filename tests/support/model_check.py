@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from glec_fast.durable_outbox import DurableOutbox
+from glec_fast.outbox.stored import DurableOutbox
 from support.dict_store import DictDisk, DictStore
 from support.scripted_broker import ScriptedBroker
 from support.session_model import decode_image

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from glec_fast.drops import Dropped
-    from glec_fast.handle import PublishHandle
+    from glec_fast.durable.outcomes import Dropped
+    from glec_fast.outbox.handle import PublishHandle
 
 QUEUE = "queue.db"
 _TURNS_MAX = 2000

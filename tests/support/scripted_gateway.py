@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glec_fast.durable_outbox import DurableOutbox
-from glec_fast.extras import RETAINED
-from glec_fast.inflight_log import from_row, latest
-from glec_fast.store import Store
+from glec_fast.outbox.stored import DurableOutbox
+from glec_fast.durable.extras import RETAINED
+from glec_fast.durable.inflight_log import from_row, latest
+from glec_fast.durable.store import Store
 from support.answers import Answers
 from support.clock import Clock
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from glec_fast.drops import Dropped
-    from glec_fast.handle import PublishHandle
+    from glec_fast.durable.outcomes import Dropped
+    from glec_fast.outbox.handle import PublishHandle
 
 CLIENT_ID, BROKER_NAME = "DTG-TEST", "broker:1883"
 ALL_BYTES = 1 << 30

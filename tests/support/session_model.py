@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from glec_fast._session import Session
+from glec_fast.protocol._session import Session
 from glec_fast.errors import ProtocolError
 from support.wire_reference import PUBACK, PUBCOMP, PUBREC, PUBREL, ack, publish
 

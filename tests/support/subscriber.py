@@ -12,7 +12,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from glec_fast.demo.broker import Broker
+    from glec_fast.testbed.broker import Broker
     from support.ejabberd import Ejabberd
 
 CONNECT_TIMEOUT_S = 10.0

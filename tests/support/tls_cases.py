@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from glec_fast import PinningError, TLSConfig, TLSError
-from glec_fast.demo.certificates import CertificateAuthority
-from glec_fast.pinning import certificate_pin
+from glec_fast.testbed.certificates import CertificateAuthority
+from glec_fast.tls.pinning import certificate_pin
 from support.tls_peer import CONNACK, Peer, TLSPeer, server_context
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from glec_fast.demo.certificates import Certificate, KeyType
+    from glec_fast.testbed.certificates import Certificate, KeyType
 
 NOT_A_PIN_OF_ANYONE = "sha256/" + "A" * 43 + "="
 NOW = dt.datetime.now(dt.timezone.utc)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from glec_fast.demo.certificates import Certificate
+    from glec_fast.testbed.certificates import Certificate
 
 TIMEOUT_S = 10.0
 CONNACK = b"\x20\x02\x00\x00"

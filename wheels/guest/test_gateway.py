@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 import glec_fast
-from glec_fast import MQTTManager, TLSConfig, _payload, _session, _store
+from glec_fast import MQTTManager, TLSConfig
+from glec_fast.fleet import _payload
+from glec_fast.protocol import _session
+from glec_fast.durable import _table as _store
 from support import publisher_child
 from support.gateway import quick_config
 from support.subscriber import Subscriber

@@ -1,0 +1,713 @@
+"""The statements on the queue table, a batch at a time. One object, one connection, one thread at a time; no commit.
+
+Rows go out as (id, topic, payload, qos, timestamp, ttl), first in, first out: by (timestamp, id). A payload that is not
+text is kept as a BLOB; TEXT otherwise, as the specification's table says. A message with extras has those three columns
+behind the others; they stand in a table of their own, and are deleted with the message's row.
+
+SQLite keeps a value of any type in any column, and other programs write to the table. So each row is looked at as it is
+read: what goes out is of the types that are said here, and can be published. The others are read once more, as bytes.
+"""
+
+from itertools import chain
+from math import ceil
+
+from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_AsLongLongAndOverflow, PyLong_CheckExact
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_CheckExact, PyUnicode_GET_LENGTH
+from libc.errno cimport errno
+from libc.stddef cimport size_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
+from libc.string cimport memchr, memset
+
+from glec_fast.errors import MessageError
+from glec_fast.durable.foreign_rows import ID_MAX, TIME_MAX_MS, are_extras, as_message, as_number, as_time_ms
+from glec_fast.durable.in_doubt import Decision
+from glec_fast.validation import PAYLOAD_MAX_BYTES
+
+cdef extern from "sys/timex.h":
+    struct timex:
+        long maxerror
+    int adjtimex(timex* kept)
+
+cdef enum:
+    TOPIC_MAX_BYTES = 65535
+    # More gaps than that are not worth the search for a row in one of them.
+    CLEARED_RANGES_MAX = 4
+    # Of a row without extras.
+    ROW_COLUMNS = 6
+    TIMESTAMP_COLUMN = 4
+    EXPIRY_COLUMN = 5
+
+cdef str INSERT = (
+    "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl, retry_count)"
+    " VALUES (?, ?, ?, ?, ?, ?, 0)")
+# Without a condition SQLite drops the pages as they are: a tenth of the cost, in time and in bytes written.
+cdef str DELETE_ALL = "DELETE FROM mqtt_offline_queue"
+cdef str IS_ANY_BETWEEN = "SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?)"
+cdef str DELETE_RANGE = "DELETE FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?"
+# Two halves, each an index search, merged: a row value comparison would walk all rows that share the first timestamp.
+# What is no time is behind all of them, or in front, and not looked at.
+cdef str READ_AFTER = (
+    "SELECT id, {0}, timestamp, {1} FROM mqtt_offline_queue WHERE timestamp = ?1 AND id > ?2"
+    " UNION ALL"
+    f" SELECT id, {{0}}, timestamp, {{1}} FROM mqtt_offline_queue WHERE timestamp > ?1 AND timestamp <= {TIME_MAX_MS}"
+    " ORDER BY timestamp, id LIMIT ?3")
+cdef str READ_WITH_EXTRAS = (
+    "SELECT q.*, {2} FROM (" + READ_AFTER + ") AS q LEFT JOIN glec_extras ON message_id = q.id"
+    " ORDER BY q.timestamp, q.id")
+cdef str READ_ROW = "SELECT id, {0}, {3}, {1} FROM mqtt_offline_queue WHERE id = ?"
+cdef str READ_ROW_WITH_EXTRAS = (
+    "SELECT q.*, {2} FROM (" + READ_ROW + ") AS q LEFT JOIN glec_extras ON message_id = q.id")
+cdef str INSERT_EXTRAS = (
+    "INSERT INTO glec_extras (message_id, retain, expiry_interval, properties) VALUES (?, ?, ?, ?)")
+cdef str DELETE_ALL_EXTRAS = "DELETE FROM glec_extras"
+cdef str DELETE_EXTRAS = "DELETE FROM glec_extras WHERE message_id BETWEEN ? AND ?"
+cdef str DELETE_ORPHANS = "DELETE FROM glec_extras WHERE message_id NOT IN (SELECT id FROM mqtt_offline_queue)"
+cdef str IS_ANY_EXTRA = "SELECT EXISTS (SELECT 1 FROM glec_extras)"
+# A head is a row without its payload: what it takes to drop it and to tell of it.
+cdef str HEADS = (
+    "SELECT id, coalesce(CAST(topic AS BLOB), x''), iif(typeof(qos) = 'integer', qos, 0),"
+    " iif(typeof(timestamp) IN ('integer', 'real'), timestamp, 0) FROM mqtt_offline_queue")
+cdef str HEADS_BESIDE = HEADS + " WHERE timestamp = ? AND id > ? ORDER BY id"
+cdef str HEADS_AFTER = HEADS + " WHERE timestamp > ? ORDER BY timestamp, id"
+# What no PUBLISH can be made of.
+cdef str HEADS_EXPIRED = HEADS + " WHERE ttl < ?"
+cdef str HEADS_GIVEN_UP = (
+    HEADS + " WHERE retry_count >= ? AND typeof(retry_count) IN ('integer', 'real')")
+cdef str READ_ALL = "SELECT id, {0}, {3}, {1}, {4} FROM mqtt_offline_queue ORDER BY timestamp, id"
+# The columns of these statements as they are; and as they can be read where a TEXT is none, of types to be noticed by.
+cdef tuple AS_STORED = (
+    "topic, payload, qos", "ttl", "retain, expiry_interval, properties", "timestamp", "coalesce(retry_count, 0)")
+cdef tuple AS_ODD = (
+    "NULL, NULL, NULL", "NULL", ", ".join(
+        [f"iif(typeof({name}) = 'text', x'', {name})" for name in ("retain", "expiry_interval", "properties")]),
+    "NULL", "NULL")
+cdef str READ_AFTER_STORED = READ_AFTER.format(*AS_STORED)
+cdef str READ_WITH_EXTRAS_STORED = READ_WITH_EXTRAS.format(*AS_STORED)
+# Where a TEXT need not be one, and a number need not be one either.
+cdef str ODD_NUMBER = "iif(typeof({0}) = 'text', CAST({0} AS BLOB), {0})"
+cdef str READ_ODD = (
+    "SELECT CAST(topic AS BLOB), CAST(payload AS BLOB), typeof(payload), "
+    + ", ".join([ODD_NUMBER.format(name) for name in ("qos", "timestamp", "ttl", "retry_count")])
+    + " FROM mqtt_offline_queue WHERE id = ?")
+cdef str SET_ASIDE = (
+    "INSERT INTO glec_set_aside (time, reason, message_id, topic, payload, qos, timestamp, ttl, retry_count, retain,"
+    " expiry_interval, properties) SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER), ?2, id, topic,"
+    " payload, qos, timestamp, ttl, retry_count, retain, expiry_interval, properties FROM mqtt_offline_queue"
+    " LEFT JOIN glec_extras ON message_id = id WHERE id = ?1")
+# The newest, up to so many and so many bytes.
+cdef str TRIM_SET_ASIDE = (
+    "DELETE FROM glec_set_aside WHERE number <= (SELECT max(number) FROM glec_set_aside) - ?1 OR number IN"
+    " (SELECT number FROM (SELECT number, sum(length(CAST(payload AS BLOB))) OVER (ORDER BY number DESC) AS bytes"
+    " FROM glec_set_aside) WHERE bytes > ?2)")
+
+cdef int64_t TIME_BOUND_MS = TIME_MAX_MS
+cdef Py_ssize_t PAYLOAD_BYTES = PAYLOAD_MAX_BYTES
+# Beyond that another writer may mean "never".
+cdef int64_t MOVED_MAX_MS = 1 << 62
+cdef str MOVE_TIMES = (
+    "UPDATE mqtt_offline_queue"
+    " SET timestamp = iif(timestamp BETWEEN -?3 AND ?3, timestamp + ?1, timestamp),"
+    " ttl = iif(ttl BETWEEN -?3 AND ?3, ttl + ?1, ttl)"
+    " WHERE id >= ?2")
+
+# Times that fit each other: since boot is never below 0, nor is a boot as long ago as times can be.
+cdef str LOAD_CLOCK = (
+    "SELECT boot_id, queue_offset, wall_offset, queue_time, first_id FROM glec_clock WHERE id = 1"
+    " AND typeof(boot_id) = 'text' AND boot_id NOT GLOB '*[^ -~]*'"
+    " AND typeof(queue_offset) = 'integer' AND queue_offset BETWEEN -?1 AND ?1"
+    " AND typeof(wall_offset) = 'integer' AND wall_offset BETWEEN -?1 AND ?1"
+    " AND typeof(queue_time) = 'integer' AND queue_time BETWEEN queue_offset AND ?1"
+    " AND typeof(first_id) = 'integer' AND first_id BETWEEN 0 AND ?2")
+cdef str LOAD_SESSION = (
+    "SELECT CAST(client_id AS BLOB), CAST(broker AS BLOB), iif(typeof(client_id) = 'text' AND typeof(broker) = 'text'"
+    " AND typeof(in_flight) = 'blob', in_flight, NULL) FROM glec_session WHERE id = 1")
+cdef str STRANGERS = "SELECT id FROM mqtt_offline_queue WHERE id > ? ORDER BY timestamp, id"
+cdef str ADOPT = (
+    "UPDATE mqtt_offline_queue SET id = ?2, timestamp = ?3,"
+    " ttl = CASE WHEN typeof(ttl) IN ('integer', 'real') THEN CAST(ttl AS INTEGER) ELSE ?4 END WHERE id = ?1")
+cdef str ADOPT_EXTRAS = "UPDATE OR REPLACE glec_extras SET message_id = ?2 WHERE message_id = ?1"
+cdef str HAS_ROW = (
+    "SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id = ? AND topic = ? AND payload IS ? AND timestamp = ?)")
+cdef str SET_LAST_ID = "UPDATE sqlite_sequence SET seq = ? WHERE name = 'mqtt_offline_queue'"
+
+cdef str ADD_IN_DOUBT = (
+    "INSERT INTO glec_in_doubt (time, message_id, topic, decision)"
+    " SELECT ?, id, topic, ? FROM mqtt_offline_queue WHERE id = ?")
+cdef str TRIM_IN_DOUBT = "DELETE FROM glec_in_doubt WHERE number <= (SELECT max(number) FROM glec_in_doubt) - ?"
+cdef str ADD_ALL_IN_DOUBT = (
+    "INSERT INTO glec_in_doubt (time, message_id, topic, decision)"
+    " SELECT ?, id, topic, ? FROM (SELECT id, topic FROM mqtt_offline_queue WHERE qos = 2"
+    " ORDER BY timestamp, id LIMIT ?)")
+# Entries that a damaged page has made something else of are left out: a time within the years that a date can have.
+cdef str READ_IN_DOUBT = (
+    "SELECT number, time, message_id, CAST(topic AS BLOB), decision FROM glec_in_doubt"
+    " WHERE typeof(time) = 'integer' AND time BETWEEN 0 AND 253402300799000 AND typeof(message_id) = 'integer'"
+    f" AND typeof(topic) = 'text' AND decision IN ({', '.join([repr(each.value) for each in Decision])})"
+    " ORDER BY number")
+
+
+cdef object stored_payload(object payload):
+    """TEXT where the bytes are UTF-8 without NUL, which SQLite's own functions take for the end; else as they are."""
+    if isinstance(payload, str):
+        return payload if "\0" not in payload else payload.encode()
+    cdef bytes data = bytes(payload)
+    if b"\0" in data:
+        return data
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def clock_error_us():
+    """How far the wall clock may be off, as the kernel has it from whoever keeps it right, in microseconds.
+
+    It grows by 500 ppm until they tell it again, to 16,000,000, which is also what is left once somebody else sets the
+    clock. Raises OSError where a sandbox forbids to ask. Any thread may call it.
+    """
+    cdef timex kept
+    # Modes of 0: change nothing.
+    memset(&kept, 0, sizeof(kept))
+    if adjtimex(&kept) < 0:
+        raise OSError(errno, "adjtimex")
+    return kept.maxerror
+
+
+def make_row(int64_t message_id, topic, payload, int qos, int64_t timestamp_ms, int64_t ttl_ms,
+             extras=None) -> tuple:
+    """The row of one message; `ttl_ms` is the time of expiry, extras (retain, expiry interval, packed properties)."""
+    row = (message_id, topic, stored_payload(payload), qos, timestamp_ms, ttl_ms)
+    return row if extras is None else (*row, *extras)
+
+
+def accept(store, topic, payload, int qos, int64_t now_ms, int64_t ttl_ms, extras, register) -> int:
+    """Give a message its id and put its row behind those that are pending, in one step; the caller holds the lock.
+
+    Whatever cuts into it finds either nothing of the message or all. register: told the id, or None.
+    """
+    cdef int64_t message_id = store._next_id
+    cdef int64_t timestamp_ms
+    while True:
+        # Also behind rows of another writer, and of a boot whose clock was ahead.
+        timestamp_ms = max(now_ms, <int64_t>store._last_timestamp_ms)
+        row = make_row(message_id, topic, payload, qos, timestamp_ms, ttl_ms, extras)
+        if store._next_id == message_id:
+            break
+        # A finaliser has published: a new tuple may collect garbage.
+        message_id = store._next_id
+    store._pending.append(row)
+    store._last_timestamp_ms = timestamp_ms
+    store._next_id = message_id + 1
+    if register is not None:
+        register(message_id)
+    return message_id
+
+
+def ranges_of(list ids) -> list:
+    """Inclusive (first, last) ranges that cover just `ids`; sorts the list in place."""
+    cdef list ranges = []
+    cdef int64_t first, last, current
+    if not ids:
+        return ranges
+    ids.sort()
+    first = last = ids[0]
+    for current in ids:
+        if current > last + 1:
+            ranges.append((first, last))
+            first = current
+        last = current
+    ranges.append((first, last))
+    return ranges
+
+
+def merged(list ranges) -> list:
+    """The fewest (first, last) ranges that cover what `ranges` cover; sorts the list in place."""
+    cdef list fewest = []
+    cdef int64_t first, last, next_first, next_last
+    if len(ranges) < 2:
+        return ranges
+    ranges.sort()
+    first, last = ranges[0]
+    for next_first, next_last in ranges:
+        if next_first > last + 1:
+            fewest.append((first, last))
+            first, last = next_first, next_last
+        elif next_last > last:
+            last = next_last
+    fewest.append((first, last))
+    return fewest
+
+
+def is_any_expired(list rows, now_ms) -> bool:
+    """True where the time of any of these rows is over."""
+    cdef tuple row
+    for row in rows:
+        if row[EXPIRY_COLUMN] < now_ms:
+            return True
+    return False
+
+
+cdef bint _are_sound(list rows) except -1:
+    cdef Py_ssize_t index
+    for index in range(PyList_GET_SIZE(rows)):
+        if not _is_sound(<tuple>PyList_GET_ITEM(rows, index)):
+            return False
+    return True
+
+
+cdef bint _is_sound(tuple row) except -1:
+    """True where a row is of the types that are to go out, and can be published."""
+    # Borrowed from the row.
+    cdef PyObject* topic = PyTuple_GET_ITEM(row, 1)
+    cdef PyObject* payload = PyTuple_GET_ITEM(row, 2)
+    cdef PyObject* qos = PyTuple_GET_ITEM(row, 3)
+    cdef PyObject* timestamp = PyTuple_GET_ITEM(row, TIMESTAMP_COLUMN)
+    cdef Py_ssize_t size = 0
+    cdef const char* at
+    cdef int overflow = 0
+    cdef long long time_ms
+    cdef long level
+    if not (PyUnicode_CheckExact(<object>topic) and PyLong_CheckExact(<object>qos)
+            and PyLong_CheckExact(<object>timestamp)
+            and PyLong_CheckExact(<object>PyTuple_GET_ITEM(row, EXPIRY_COLUMN))):
+        return False
+    level = PyLong_AsLongAndOverflow(<object>qos, &overflow)
+    if overflow or not 0 <= level <= 2:
+        return False
+    time_ms = PyLong_AsLongLongAndOverflow(<object>timestamp, &overflow)
+    if overflow or not -TIME_BOUND_MS <= time_ms <= TIME_BOUND_MS:
+        return False
+    at = PyUnicode_AsUTF8AndSize(<object>topic, &size)
+    if not 0 < size <= TOPIC_MAX_BYTES or memchr(at, c"+", <size_t>size) is not NULL:
+        return False
+    if memchr(at, c"#", <size_t>size) is not NULL or memchr(at, 0, <size_t>size) is not NULL:
+        return False
+    if PyUnicode_CheckExact(<object>payload):
+        # What is longer in UTF-8 than in characters is counted where it can matter.
+        if PyUnicode_GET_LENGTH(<object>payload) > PAYLOAD_BYTES // 4 and not _fits_a_packet(<str>payload):
+            return False
+    elif not PyBytes_CheckExact(<object>payload) or PyBytes_GET_SIZE(<object>payload) > PAYLOAD_BYTES:
+        return False
+    if PyTuple_GET_SIZE(row) <= ROW_COLUMNS:
+        return True
+    if PyTuple_GET_SIZE(row) == ROW_COLUMNS + 1:
+        return PyLong_CheckExact(<object>PyTuple_GET_ITEM(row, ROW_COLUMNS))
+    return row[ROW_COLUMNS] is None or are_extras(*row[ROW_COLUMNS:])
+
+
+cdef bint _fits_a_packet(str payload) except -1:
+    return len(payload.encode()) <= PAYLOAD_BYTES
+
+
+def known(list rows, int64_t through_id) -> int:
+    """How many rows come before the first that has an id above `through_id`."""
+    cdef Py_ssize_t index
+    for index in range(len(rows)):
+        if <int64_t>(<tuple>rows[index])[0] > through_id:
+            return index
+    return len(rows)
+
+
+# An exception that comes from outside (KeyboardInterrupt, PyThreadState_SetAsyncExc, a trace function) is raised
+# between two steps of Python code, never within C. So what must not come apart is done here.
+
+
+def keep_calling(function, goes_on):
+    """Call `function` until it returns. `goes_on` is told of each exception; where it says no, that is raised."""
+    cdef object error = None
+    cdef bint is_over = False
+    while not is_over:
+        try:
+            if error is not None:
+                caught, error = error, None
+                is_over = not goes_on(caught)
+                error = caught if is_over else None
+            if not is_over:
+                function()
+                is_over = True
+        except BaseException as raised:
+            error = raised
+    if error is not None:
+        raise error
+
+
+def raised_by(function, *arguments):
+    """What `function` raises, of whatever kind; None where it returns."""
+    try:
+        function(*arguments)
+    except BaseException as error:
+        return error
+
+
+def hand_over(function, list items):
+    """What `function` raises for a copy of `items`, None where it returns; `items` is empty then."""
+    error = raised_by(function, items.copy())
+    items.clear()
+    return error
+
+
+def take_image(outbox, list kept, list in_doubt) -> tuple:
+    """(version, image) of an outbox, and what is in doubt behind the others in `in_doubt`."""
+    version, image, entries = outbox.image(kept)
+    in_doubt += entries
+    return version, image
+
+
+cdef class Finished:
+    """The rows that are finished and not yet deleted: by id, and as the ranges that an image names them by.
+
+    Ids in the order in which they finished, and always at hand the inclusive ranges that they make. A stream finishes
+    in order: thousands of ids are one range, and the next few make it longer. Not thread-safe.
+    """
+
+    cdef readonly list ids, ranges
+
+    def __init__(self):
+        self.ids = []
+        self.ranges = []
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def add(self, list ids not None):
+        """Behind those that are there."""
+        cdef int64_t first, last, current
+        cdef Py_ssize_t followed = 0
+        cdef Py_ssize_t last_index = len(self.ranges) - 1
+        self.ids += ids
+        if last_index >= 0:
+            first, last = self.ranges[last_index]
+            for current in ids:
+                if current != last + 1:
+                    break
+                last = current
+                followed += 1
+            self.ranges[last_index] = (first, last)
+        if followed < len(ids):
+            self.ranges = merged(self.ranges + ranges_of(ids[followed:]))
+
+    def take_from(self, outbox):
+        """What an outbox has finished, behind those that are there."""
+        self.add(outbox.take_finished())
+
+    def remove_first(self, Py_ssize_t count):
+        """Remove the `count` that came first."""
+        cdef list ids = self.ids[count:]
+        self.ranges = ranges_of(ids.copy())
+        self.ids = ids
+
+    def remove_taken(self, list taken):
+        """Remove those that came first, as many as `taken` has, and empty that: a second call removes nothing."""
+        self.remove_first(len(taken))
+        taken.clear()
+
+
+cdef class QueueTable:
+    """Statements on the connection of a `QueueFile`. The caller owns the connection and the transaction."""
+
+    cdef object connection, execute, executemany
+    cdef str encoding
+    # Rows deleted since the caller set it to 0.
+    cdef public int64_t deleted
+    # (timestamp, id) of the last row that the last `read_after` met, and how many those were.
+    cdef readonly tuple position
+    cdef readonly Py_ssize_t met
+    # (id, topic, qos, reason) of the rows that the last reading met and no message can be made of.
+    cdef readonly list unsendable
+    # False only where no message on disk has extras.
+    cdef readonly bint may_have_extras
+
+    def __init__(self, connection):
+        self.connection = connection
+        self.execute = connection.execute
+        self.executemany = connection.executemany
+        self.may_have_extras = True
+        self.unsendable = []
+        # Of the bytes of a TEXT.
+        self.encoding = connection.pragma("encoding")
+
+    def commit(self, transaction):
+        """COMMIT, and have `transaction` know it."""
+        self.execute("COMMIT")
+        transaction.is_committed = True
+
+    def data_version(self) -> int:
+        """Another number than before where another connection has written to the file since. Within a transaction."""
+        return self.execute("PRAGMA data_version").get
+
+    def strangers(self, int64_t through_id) -> list:
+        """The ids above `through_id`, in the order of their rows."""
+        return [message_id for (message_id,) in self.execute(STRANGERS, (through_id,))]
+
+    def adopt(self, list ids, int64_t timestamp_ms, int64_t ttl_ms):
+        """Give rows other ids, (from, to) each, and a timestamp; a time of expiry too where it is no number."""
+        self.executemany(ADOPT, [(*pair, timestamp_ms, ttl_ms) for pair in ids])
+        self.executemany(ADOPT_EXTRAS, ids)
+        self.execute(SET_LAST_ID, (max(pair[1] for pair in ids),))
+
+    def insert(self, list rows):
+        """Add rows made by `make_row`."""
+        cdef list extras = [row for row in rows if len(<tuple>row) > ROW_COLUMNS]
+        if extras:
+            self.may_have_extras = True
+            self.executemany(INSERT_EXTRAS, [(row[0], *row[ROW_COLUMNS:]) for row in extras])
+            rows = [row[:ROW_COLUMNS] for row in rows]
+        if len(rows) == 1:
+            self.execute(INSERT, rows[0])
+        else:
+            self.executemany(INSERT, rows)
+
+    def delete(self, list ids) -> int:
+        """Delete by id; returns how many rows there were. Sorts the list in place."""
+        return self._delete_ranges(ranges_of(ids))
+
+    def delete_finished(self, list ids) -> int:
+        """`delete` that looks first whether all there is goes."""
+        cdef list ranges = ranges_of(ids)
+        if 0 < len(ranges) <= CLEARED_RANGES_MAX and not self._is_any_beside(ranges):
+            if self.may_have_extras:
+                self.execute(DELETE_ALL_EXTRAS)
+            self.execute(DELETE_ALL)
+            self.deleted += self.connection.changes()
+            return self.connection.changes()
+        return self._delete_ranges(ranges)
+
+    cdef bint _is_any_beside(self, list ranges) except -1:
+        cdef int64_t first, last, after = INT64_MIN
+        for first, last in ranges:
+            if self.execute(IS_ANY_BETWEEN, (after, first - 1)).get:
+                return True
+            after = last + 1
+        return self.execute(IS_ANY_BETWEEN, (after, INT64_MAX)).get
+
+    cdef int64_t _delete_ranges(self, list ranges) except -1:
+        cdef int64_t deleted = 0
+        for pair in ranges:
+            if self.may_have_extras:
+                self.execute(DELETE_EXTRAS, pair)
+            self.execute(DELETE_RANGE, pair)
+            deleted += self.connection.changes()
+        self.deleted += deleted
+        return deleted
+
+    def look_for_extras(self):
+        """Find out whether any message on disk has extras. Between transactions, as a rollback brings them back."""
+        self.may_have_extras = self.execute(IS_ANY_EXTRA).get
+
+    def delete_orphaned_extras(self):
+        """Delete the extras of messages that another program has deleted."""
+        if self.may_have_extras:
+            self.execute(DELETE_ORPHANS)
+
+    def read_after(self, timestamp_ms, int64_t message_id, int limit, bint with_extras=False) -> list:
+        """The next rows behind a position, at most `limit`, as one snapshot; see `position` and `unsendable`."""
+        cdef list rows
+        cdef tuple last
+        bindings = (timestamp_ms, message_id, limit)
+        self.unsendable = []
+        try:
+            rows = self.execute(READ_WITH_EXTRAS_STORED if with_extras else READ_AFTER_STORED, bindings).fetchall()
+        except UnicodeDecodeError:
+            rows = self.execute((READ_WITH_EXTRAS if with_extras else READ_AFTER).format(*AS_ODD), bindings).fetchall()
+        self.met = PyList_GET_SIZE(rows)
+        if self.met:
+            last = rows[self.met - 1]
+            self.position = (last[TIMESTAMP_COLUMN], last[0])
+        return rows if _are_sound(rows) else self._mended(rows)
+
+    def read_rows(self, list ids, bint with_extras=False) -> list:
+        """The rows of these ids, as far as there are any, in the order of `ids`; see `unsendable`."""
+        cdef list rows = []
+        cdef str statement = READ_ROW_WITH_EXTRAS if with_extras else READ_ROW
+        self.unsendable = []
+        for message_id in ids:
+            try:
+                rows += self.execute(statement.format(*AS_STORED), (message_id,)).fetchall()
+            except UnicodeDecodeError:
+                rows += self.execute(statement.format(*AS_ODD), (message_id,)).fetchall()
+        return rows if _are_sound(rows) else self._mended(rows)
+
+    cdef list _mended(self, list rows):
+        """The rows that a message can be made of, of the types that they are to have."""
+        cdef list mended = []
+        cdef tuple row
+        for row in rows:
+            if not _is_sound(row):
+                row = self._mended_row(row)
+            if row is not None:
+                mended.append(row)
+        return mended
+
+    cdef tuple _mended_row(self, tuple row):
+        """None where no message can be made of it, which is then one of `unsendable`."""
+        cdef bint with_extras = PyTuple_GET_SIZE(row) > ROW_COLUMNS + 1
+        cdef tuple extras = ()
+        found = self.execute(READ_ODD, row[:1]).fetchone()
+        if found is None:
+            # Deleted meanwhile.
+            return None
+        topic, payload, kind, qos, timestamp, ttl, retry_count = found
+        payload = payload or b""
+        if kind != "blob" and self.encoding != "UTF-8":
+            payload = payload.decode(self.encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+        try:
+            name, level = as_message(topic, qos, payload, self.encoding)
+            if with_extras:
+                extras = row[ROW_COLUMNS:]
+                if extras[0] is not None and not are_extras(*extras):
+                    raise MessageError("its retain flag or properties are none")
+        except MessageError as error:
+            self.unsendable.append((row[0], self._text(topic), qos if type(qos) is int else 0, str(error)))
+            return None
+        return (row[0], name, stored_payload(payload), level, as_time_ms(timestamp, 0), as_time_ms(ttl, TIME_MAX_MS),
+                *(extras if with_extras else (as_number(retry_count) or 0,) * (PyTuple_GET_SIZE(row) - ROW_COLUMNS)))
+
+    cdef str _text(self, topic):
+        """For those who are told: what of it is none is replaced."""
+        return "" if topic is None else (<bytes>topic).decode(self.encoding, "replace")
+
+    def set_aside(self, list reasons, int rows_max, int64_t bytes_max):
+        """Copy rows, by (id, reason), to where they wait for somebody to look at them; the oldest there make room."""
+        self.executemany(SET_ASIDE, reasons)
+        self.execute(TRIM_SET_ASIDE, (rows_max, bytes_max))
+
+    def heads_after(self, timestamp_ms, int64_t message_id):
+        """An iterator over the heads (id, topic, qos, timestamp) behind a position, in order."""
+        return chain(self._heads(HEADS_BESIDE, (timestamp_ms, message_id)), self._heads(HEADS_AFTER, (timestamp_ms,)))
+
+    def heads_expired(self, int64_t now_ms):
+        """An iterator over the heads whose time of expiry has passed."""
+        return self._heads(HEADS_EXPIRED, (now_ms,))
+
+    def heads_given_up(self, int64_t max_retry):
+        """An iterator over the heads that failed as often as they may."""
+        return self._heads(HEADS_GIVEN_UP, (max_retry,))
+
+    def _heads(self, str statement, tuple bindings):
+        for message_id, topic, qos, timestamp_ms in self.execute(statement, bindings):
+            yield message_id, self._text(topic), qos, timestamp_ms
+
+    def increment_retry_count(self, list ids) -> int:
+        """Count one more failed attempt for each id; returns how many rows there were."""
+        cdef int64_t changed = 0
+        for pair in ranges_of(ids):
+            self.execute("UPDATE mqtt_offline_queue SET retry_count = coalesce(retry_count, 0) + 1"
+                         " WHERE id BETWEEN ? AND ?", pair)
+            changed += self.connection.changes()
+        return changed
+
+    def read_all(self) -> list:
+        """Every row with its retry count, in order; see `unsendable`."""
+        cdef list rows
+        self.unsendable = []
+        try:
+            rows = self.execute(READ_ALL.format(*AS_STORED)).fetchall()
+        except UnicodeDecodeError:
+            rows = self.execute(READ_ALL.format(*AS_ODD)).fetchall()
+        return rows if _are_sound(rows) else self._mended(rows)
+
+    def count(self) -> int:
+        """Rows in the table."""
+        return self.execute("SELECT count(*) FROM mqtt_offline_queue").get
+
+    def last_id(self) -> int:
+        """The highest id that was ever given, 0 in a new file."""
+        return self.execute(
+            "SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'), 0),"
+            " coalesce((SELECT max(id) FROM mqtt_offline_queue), 0))").get
+
+    def last_timestamp_ms(self) -> int:
+        """The highest timestamp in the table that is one, 0 where it is empty."""
+        latest = self.execute(
+            "SELECT max(timestamp) FROM mqtt_offline_queue WHERE timestamp BETWEEN -?1 AND ?1", (TIME_MAX_MS,)).get
+        return 0 if latest is None else ceil(latest)
+
+    def span_ms(self):
+        """(oldest, newest) timestamp, None each where the table is empty."""
+        times = self.execute(
+            "SELECT min(timestamp), max(timestamp) FROM mqtt_offline_queue WHERE timestamp BETWEEN -?1 AND ?1",
+            (TIME_MAX_MS,)).get
+        return tuple([None if each is None else round(each) for each in times])
+
+    def add_in_doubt(self, int64_t time_ms, list entries, int limit):
+        """Record (message id, decision) of messages whose rows are still there, and keep the newest `limit`."""
+        self.executemany(ADD_IN_DOUBT, [(time_ms, decision, message_id) for message_id, decision in entries])
+        self.execute(TRIM_IN_DOUBT, (limit,))
+
+    def add_all_in_doubt(self, int64_t time_ms, decision, int limit) -> int:
+        """Record that any message of QoS 2 may be in doubt, of the first `limit`; returns how many those are."""
+        self.execute(ADD_ALL_IN_DOUBT, (time_ms, decision, limit))
+        cdef int64_t count = self.connection.changes()
+        self.execute(TRIM_IN_DOUBT, (limit,))
+        return count
+
+    def read_in_doubt(self) -> list:
+        """Every (number, time, message id, topic, decision) recorded, oldest first."""
+        return [(*entry[:3], self._text(entry[3]), entry[4]) for entry in self.execute(READ_IN_DOUBT)]
+
+    def move_times(self, int64_t by_ms, int64_t first_id, int64_t coming_ms) -> int:
+        """Add `by_ms` to the times of every message from `first_id` on; returns from which id on that was.
+
+        Where older messages would then seem younger, also than those to come, which are stamped from `coming_ms` on,
+        their clock was as wrong, and their times are moved too. Times at the ends of the range, which another writer
+        may use for "never", stay.
+        """
+        cdef int64_t first = first_id
+        older_ms = self.execute(
+            "SELECT max(timestamp) FROM mqtt_offline_queue WHERE id < ?1 AND timestamp BETWEEN -?2 AND ?2",
+            (first_id, TIME_MAX_MS)).get
+        since_ms = self.execute(
+            "SELECT min(timestamp) FROM mqtt_offline_queue WHERE id >= ?1 AND timestamp BETWEEN -?2 AND ?2",
+            (first_id, TIME_MAX_MS)).get
+        if older_ms is not None and older_ms > (coming_ms if since_ms is None else min(since_ms, coming_ms)) + by_ms:
+            first = 0
+        self.execute(MOVE_TIMES, (by_ms, first, MOVED_MAX_MS))
+        return first
+
+    def load_clock(self):
+        """The clock's row, without its id, or None where there is none that a clock can go on from."""
+        return self.execute(LOAD_CLOCK, (TIME_MAX_MS, ID_MAX)).fetchone()
+
+    def has_clock(self) -> bool:
+        """True where there is a row, whatever it says."""
+        return bool(self.execute("SELECT EXISTS (SELECT 1 FROM glec_clock)").get)
+
+    def save_clock(self, anchor):
+        """Replace the clock's row."""
+        self.execute("INSERT OR REPLACE INTO glec_clock VALUES (1, ?, ?, ?, ?, ?)", anchor)
+
+    def holds(self, int64_t message_id) -> bool:
+        """True where there is a row of this id."""
+        return bool(self.execute("SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id = ?)", (message_id,)).get)
+
+    def has(self, tuple row) -> bool:
+        """True where this very row is on disk."""
+        return bool(self.execute(HAS_ROW, (row[0], row[1], row[2], row[4])).get)
+
+    def load_session(self):
+        """(client id, broker, in-flight image) of the last process, or None. Raises ValueError where it is none."""
+        row = self.execute(LOAD_SESSION).fetchone()
+        if row is None:
+            return None
+        client_id, broker, image = row
+        if image is None:
+            raise ValueError("its record of the session is of other types")
+        return client_id.decode(self.encoding), broker.decode(self.encoding), image
+
+    def save_session(self, str client_id, str broker, bytes image):
+        """Replace the session's row."""
+        self.execute("INSERT OR REPLACE INTO glec_session VALUES (1, ?, ?, ?)", (client_id, broker, image))
+
+    def save_image(self, bytes image):
+        """Replace the in-flight image of the session's row."""
+        self.execute("UPDATE glec_session SET in_flight = ? WHERE id = 1", (image,))
+
+
+def keep_for_ever(thing):
+    """Have nobody end `thing`, nor what it refers to: neither the garbage collector nor the interpreter's end."""
+    Py_INCREF(thing)

@@ -1,0 +1,655 @@
+"""What waits to be sent, and the session that sends it: what both kinds of outbox share, and the one in memory.
+
+The one over the store has its part in `row_outbox.pxi`, and the rest in `glec_fast.outbox.stored`.
+
+An outbox owns its `Session` and the lock around it. It knows no socket: the client moves the bytes, and says when a
+connection begins and ends. No lock is held when a caller's code runs, nor while an object is made whose making could
+collect garbage, which runs finalisers.
+
+`publish` is the whole of a call of `Client.publish`, so that a caller pays for nothing but the message: its arguments
+checked, a handle made, the message encoded where the window has room, and else kept. Whatever is rare in it is a method
+of the client.
+"""
+
+from cpython.dict cimport PyDict_GetItem, PyDict_SetItem
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.long cimport PyLong_AsLongAndOverflow
+from cpython.object cimport PyObject, PyObject_SetAttr
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from cython cimport freelist, no_gc
+from libc.stddef cimport size_t
+from libc.string cimport memchr
+
+from glec_fast.runtime._lock cimport Condition, Lock
+from mqtt_wire cimport REMAINING_LENGTH_MAX
+
+from operator import index
+from weakref import KeyedRef, WeakValueDictionary
+
+from paho.mqtt.client import _encode_payload
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
+
+from glec_fast.protocol._session import Session
+from glec_fast.durable._table import Finished, merged
+from glec_fast.outbox.handle import PublishHandle
+from glec_fast.durable.in_doubt import Decision
+
+cdef extern from "Python.h":
+    ctypedef struct PyTypeObject:
+        pass
+    object PyType_GenericNew(PyTypeObject* type_, void* args, void* kwargs)
+
+cdef enum:
+    TOPIC_MAX_BYTES = 65535
+    # The length of the topic, a packet id, and the length of no properties.
+    FIELDS_MAX_BYTES = 5
+    # Encoded and not yet taken by the socket.
+    WORTH_WRITING_BYTES = 65536
+
+cdef object MQTT_5 = MQTTProtocolVersion.MQTTv5
+cdef object SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
+cdef object NO_CONNECTION = MQTTErrorCode.MQTT_ERR_NO_CONN
+cdef object QUEUE_SIZE = MQTTErrorCode.MQTT_ERR_QUEUE_SIZE
+cdef object CONNECTION_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
+cdef object SENT_AGAIN = Decision.SENT_AGAIN
+cdef object LEFT_TO_BROKER = Decision.LEFT_TO_BROKER
+cdef object AT_LEAST_ONCE = Decision.AT_LEAST_ONCE
+
+
+# Its references lead to bytes, str and a handle, none of which leads back.
+@no_gc
+@freelist(256)
+cdef class Message:
+    """A QoS 1 or 2 message in memory, as `publish` took it, until the server has taken it over."""
+
+    cdef readonly object topic
+    cdef readonly object payload
+    cdef readonly object qos
+    cdef readonly object retain
+    # Packed (MQTT 5, 2.2.2), or None.
+    cdef readonly object properties
+    cdef readonly object mid
+    cdef readonly object handle
+
+
+cdef class Outbox:
+    """What both kinds share. `on_work` is called, from any thread, when there is something to send."""
+
+    cdef readonly object session
+    cdef readonly Lock lock
+    # A server has accepted the connection, and it lasts.
+    cdef public bint is_open
+    # CONNECT, the first packet of a connection (MQTT 3.1), was put, and what is put now goes behind it.
+    cdef readonly bint is_linked
+    # The server ended the connection in order, or said that it does.
+    cdef public bint is_left
+    # On this connection, and before the server has accepted it, something was published: paho would have sent it.
+    cdef public bint is_awaited
+    # The session that the server keeps may be of another queue file, its packet ids of other messages.
+    cdef public bint is_session_foreign
+    # The network thread has been told of work, and has not looked yet. False where no such thread runs.
+    cdef public bint is_woken
+    # With more than that encoded a caller writes it himself: the network thread may wait long for the GIL.
+    cdef readonly size_t worth_writing_bytes
+    cdef public Py_ssize_t sent_count
+    # Where it is traced, `trace` grows: (message, first byte of the packet) of all that is encoded. `has_trace` and its
+    # like are for those who ask without the lock.
+    cdef public bint is_traced
+    cdef readonly bint has_trace
+    cdef list trace
+    cdef readonly object _published
+    cdef readonly object _on_work
+    cdef set control_ids
+    # Finished when a connection went or came, and not yet handed out by `settle`.
+    cdef public list untold
+    # Acknowledgements of ours that were not put into the send buffer yet.
+    cdef bytearray acks
+    cdef bint has_acks
+    # Answers to what the server sent, that it has not read; what else it read since counts for it.
+    cdef readonly size_t answer_bytes
+
+    def __init__(self, int window, on_work, *, bint durable, int max_unreleased=0):
+        self.session = Session(window, durable, max_unreleased)
+        self.lock = Lock()
+        self.worth_writing_bytes = WORTH_WRITING_BYTES
+        self.trace = []
+        self.control_ids = set()
+        self.untold = []
+        self.acks = bytearray()
+        self._on_work = on_work
+        self._published = Condition()
+
+    def begin_write(self, size_t limit) -> bytes:
+        """The next bytes for the socket, at most `limit`."""
+        with self.lock:
+            # Until `end_write`, and where the socket takes nothing: try again only once there is more.
+            self.worth_writing_bytes = <size_t>self.session.unsent_bytes + WORTH_WRITING_BYTES
+            return self.session.peek(limit)
+
+    def end_write(self, size_t size) -> bool:
+        """The socket took `size` bytes of them. True once the packet put as `last` has left."""
+        cdef bint is_last = False
+        with self.lock:
+            is_last = self.session.on_sent(size)
+            self.answer_bytes -= min(size, self.answer_bytes)
+            self.worth_writing_bytes = <size_t>self.session.unsent_bytes + WORTH_WRITING_BYTES
+        return is_last
+
+    def on_torn(self):
+        """In place of `end_write`, where an exception cut in and nobody knows what has left."""
+        with self.lock:
+            self.session.on_torn()
+
+    def settle_into(self, finished):
+        """Extend it by the handles of what is finished."""
+        with self.lock:
+            finished.extend(self.settle())
+
+    def take_trace(self) -> list:
+        """What was encoded since the last call."""
+        with self.lock:
+            trace, self.trace = self.trace, []
+            self.has_trace = False
+        return trace
+
+    def greet(self, bint session_present, int receive_maximum):
+        """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
+
+    def on_pingresp(self):
+        """PINGRESP came. What that ends is told with the next that are finished."""
+
+    # ---- control packets
+
+    def put_packet(self, packet, *, bint first=False, bint last=False) -> bool:
+        """Append a control packet; nothing leaves before one that is `first` or after one that is `last`.
+
+        False where it would go before the first: it was not taken.
+        """
+        with self.lock:
+            if first:
+                self.is_linked = True
+                self.is_awaited = False
+            elif not (self.is_linked or last):
+                return False
+            self.flush_acks()
+            self.session.put_packet(packet, last)
+        return True
+
+    def put_ack(self, bytes ack not None):
+        """An acknowledgement of ours. It goes out before whatever is put or published after it."""
+        with self.lock:
+            self.acks += ack
+            self.has_acks = True
+            self.answer_bytes += <size_t>len(ack)
+
+    def acknowledge(self, arrived, received, bint is_manual):
+        """The first of `arrived` has gone through its callbacks; QoS 2 goes to `received`, and has them yet to come.
+
+        is_manual: the program answers QoS 1 itself.
+        """
+        message = arrived.popleft()
+        cdef int qos = message.qos
+        cdef int mid = message.mid
+        if qos == 2:
+            received[mid] = message
+        if qos == 2 or (qos == 1 and not is_manual):
+            self.put_ack(bytes((0x50 if qos == 2 else 0x40, 2, mid >> 8, mid & 0xFF)))
+
+    def put_acks(self):
+        """What `put_ack` gave may leave."""
+        if self.has_acks:
+            with self.lock:
+                self.flush_acks()
+
+    def drop_acks(self):
+        """The connection is gone, and with it whom they were for."""
+        with self.lock:
+            self.acks = bytearray()
+            self.has_acks = False
+            self.is_linked = False
+            self.answer_bytes = 0
+
+    def on_acks(self, bytes acks not None, finished, dict reasons) -> int:
+        """The server acknowledges; returns the bytes of the answers to that, which are encoded.
+
+        finished, reasons: extended by the handles of what that ends, and by what the acknowledgements carried. Raises
+        as `Session.on_acks` does, with what came before it settled.
+        """
+        cdef size_t unsent_bytes
+        cdef size_t answer_bytes = 0
+        with self.lock:
+            unsent_bytes = self.session.unsent_bytes
+            try:
+                self.session.on_acks(acks)
+            finally:
+                finished.extend(self.settle())
+                carried = self.session.take_reasons()
+                if carried:
+                    reasons.update(carried)
+            answer_bytes = <size_t>self.session.unsent_bytes - unsent_bytes
+            self.answer_bytes += answer_bytes
+        return answer_bytes
+
+    cdef int flush_acks(self) except -1:
+        """The caller holds the lock."""
+        if self.has_acks:
+            acks, self.acks = self.acks, bytearray()
+            self.has_acks = False
+            self.session.put_packet(acks)
+        return 0
+
+    def reserve_packet_id(self) -> int:
+        """An id for SUBSCRIBE or UNSUBSCRIBE, that of nothing else until `release_packet_id`; 0 where all are taken."""
+        with self.lock:
+            packet_id = self.session.reserve_packet_id()
+            self.control_ids.add(packet_id)
+        return packet_id
+
+    def release_packet_id(self, int packet_id):
+        """SUBACK or UNSUBACK came. An id that was not reserved is left as it is."""
+        with self.lock:
+            self._release_control_id(packet_id)
+
+    cdef int _release_control_id(self, packet_id) except -1:
+        if packet_id in self.control_ids:
+            self.control_ids.remove(packet_id)
+            self.session.release_packet_id(packet_id)
+        return 0
+
+    def _release_control_ids(self):
+        """The connection is gone, and with it the answers; the caller holds the lock."""
+        for packet_id in list(self.control_ids):
+            self._release_control_id(packet_id)
+
+    @property
+    def is_to_settle(self) -> bool:
+        """True where `settle` has something to hand out."""
+        return bool(self.untold) or self.session.has_finished
+
+    def after_settle(self):
+        """Pass on what `settle` found. Not under the lock."""
+
+
+cdef class MemoryOutbox(Outbox):
+    """Messages in memory, as in paho: they have their packet id from `publish` on, and end with the process.
+
+    To the session a message is named by its packet id, and one of QoS 0 by 0.
+    """
+
+    # Most unacknowledged messages, 0 for no limit.
+    cdef public Py_ssize_t max_queued
+    # packet id -> Message, in the order of `publish`: what waits and what is in flight.
+    cdef dict messages
+    # What waits, from index `gone` on.
+    cdef list waiting
+    cdef Py_ssize_t gone
+    cdef bint has_waiting
+    # Handles of QoS 0, in the order of the send buffer: a lost connection ends them.
+    cdef list unsent
+    cdef Py_ssize_t unsent_gone
+    # Between `greet` and `resume`, and what `resume` is to return.
+    cdef bint is_greeting
+    cdef list doubtful
+
+    def __init__(self, int window, on_work):
+        super().__init__(window, on_work, durable=False)
+        self.messages = {}
+        self.waiting = []
+        self.unsent = []
+        self.doubtful = []
+
+    def __len__(self):
+        return len(self.messages)
+
+    cdef size_t _publish_unacknowledged(self, handle, topic, payload, bint retain, properties) except? 0:
+        """QoS 0, right into the send buffer; the caller holds the lock. Returns the bytes that wait for the socket."""
+        cdef size_t unsent_bytes
+        _set_mid(handle, self.session.next_packet_id())
+        unsent_bytes = self.session.admit(0, topic, payload, 0, retain, properties)
+        self.unsent.append(handle)
+        if self.is_traced:
+            message = _new_message(topic, payload, 0, retain, properties, handle)
+            self._note(message)
+        return unsent_bytes
+
+    cdef size_t _publish_acknowledged(self, handle, topic, payload, qos, bint retain, properties) except? 0:
+        """QoS 1 and 2; the caller holds the lock. Returns the bytes that it made wait for the socket, 0 where none."""
+        cdef Message message
+        if 0 < self.max_queued <= len(self.messages):
+            _set_mid(handle, self.session.next_packet_id())
+            handle.rc = QUEUE_SIZE
+            return 0
+        mid = self.session.reserve_packet_id()
+        _set_mid(handle, mid)
+        if not mid:
+            handle.rc = QUEUE_SIZE
+            return 0
+        message = _new_message(topic, payload, qos, retain, properties, handle)
+        PyDict_SetItem(self.messages, mid, message)
+        if self.is_greeting and self.session.room() > 0:
+            # As paho's: on_connect may subscribe or disconnect right behind it.
+            return self._admit(message)
+        self.waiting.append(message)
+        self.has_waiting = True
+        if self.is_open:
+            return self._admit_waiting()
+        self.is_awaited = self.is_linked
+        return 0
+
+    cdef int _withdraw(self, handle) except -1:
+        """Its `publish` raises: nothing is kept of it. The caller holds the lock."""
+        mid = getattr(handle, "mid", 0)
+        message = self.messages.get(mid)
+        if message is None or (<Message>message).handle is not handle:
+            return 0
+        del self.messages[mid]
+        if self.waiting and self.waiting[PyList_GET_SIZE(self.waiting) - 1] is message:
+            self.waiting.pop()
+        self.session.release_packet_id(mid)
+        return 0
+
+    cdef size_t _admit_waiting(self) except? 0:
+        """As many as the window has room for; the caller holds the lock. Returns the bytes that wait for the socket."""
+        cdef Py_ssize_t count = PyList_GET_SIZE(self.waiting) - self.gone
+        cdef size_t unsent_bytes = 0
+        cdef Py_ssize_t room
+        if count == 0:
+            self.has_waiting = False
+            return 0
+        room = self.session.room()
+        while room > 0 and count > 0:
+            unsent_bytes = self._admit(<Message>PyList_GET_ITEM(self.waiting, self.gone))
+            self.gone += 1
+            count -= 1
+            room -= 1
+        if count == 0 or self.gone > 1024 and self.gone > count:
+            del self.waiting[:self.gone]
+            self.gone = 0
+        self.has_waiting = count > 0
+        return unsent_bytes
+
+    cdef size_t _admit(self, Message message) except? 0:
+        """The caller holds the lock. Returns the bytes that wait for the socket."""
+        cdef size_t unsent_bytes
+        PyObject_SetAttr(message.handle, "rc", SUCCESS)
+        unsent_bytes = self.session.admit(message.mid, message.topic, message.payload, message.qos, message.retain,
+                                          message.properties, message.mid)
+        if self.is_traced:
+            self._note(message)
+        return unsent_bytes
+
+    cdef int _note(self, message) except -1:
+        self.trace.append((message, self.session.admitted_command))
+        self.has_trace = True
+        return 0
+
+    cdef int _wait_again(self) except -1:
+        """All messages, in order; the caller holds the lock."""
+        self.waiting = list(self.messages.values())
+        self.gone = 0
+        self.has_waiting = PyList_GET_SIZE(self.waiting) > 0
+        return 0
+
+    def has_to_send(self) -> bool:
+        """True where something was published that is yet to leave on this connection, and can before long."""
+        return self.is_awaited and not self.is_open
+
+    def pull(self):
+        """Admit what the window has room for."""
+        if self.is_open and self.has_waiting:
+            with self.lock:
+                self._admit_waiting()
+
+    def settle(self) -> list:
+        """The handles of what is finished, in that order; the caller holds the lock."""
+        cdef list finished
+        cdef PyObject* message
+        cdef Py_ssize_t counted
+        finished, self.untold = self.untold, []
+        counted = PyList_GET_SIZE(finished)
+        for mid in self.session.take_done() + self.session.take_refused():
+            if mid == 0:
+                finished.append(self.unsent[self.unsent_gone])
+                self.unsent_gone += 1
+                continue
+            message = PyDict_GetItem(self.messages, mid)
+            # Not where the program has dropped it meanwhile.
+            if message is not NULL:
+                finished.append((<Message>message).handle)
+                del self.messages[mid]
+        if self.unsent_gone == PyList_GET_SIZE(self.unsent) or self.unsent_gone > 1024:
+            del self.unsent[:self.unsent_gone]
+            self.unsent_gone = 0
+        self.sent_count += PyList_GET_SIZE(finished) - counted
+        return finished
+
+    def park(self) -> list:
+        """The connection is gone. Returns the handles of QoS 0 messages that went with it."""
+        with self.lock:
+            self.is_open = self.is_greeting = self.is_linked = False
+            # What has left is not lost: another thread may have told the session, and not yet asked what is finished.
+            self.untold = self.settle()
+            finished = self.untold[:]
+            self.session.park()
+            self._release_control_ids()
+            self._wait_again()
+            lost = self.unsent[self.unsent_gone:]
+            self.unsent = []
+            self.unsent_gone = 0
+        for handle in lost:
+            handle.rc = CONNECTION_LOST
+        set_as_published(finished)
+        set_as_published(lost)
+        return lost
+
+    def greet(self, bint session_present, int receive_maximum):
+        """See `Outbox.greet`. What is published from now on goes before what is sent again."""
+        with self.lock:
+            for mid in self.session.resume(session_present, receive_maximum):
+                # Not where the program has dropped it meanwhile.
+                message = self.messages.pop(mid, None)
+                if message is not None:
+                    self.doubtful.append(message.handle)
+            # What the program dropped in flight. A server that kept its session may yet have an id of QoS 2.
+            for mid in self.session.parked_ids(1 if session_present else 0):
+                if mid not in self.messages:
+                    self.session.forget(mid)
+            self._wait_again()
+            self.is_greeting = True
+
+    def resume(self, bint session_present, int receive_maximum):
+        """The broker accepted the connection: send again what was not acknowledged, then what waits.
+
+        QoS 2 messages that the broker had received before it lost its session are its own: `settle` hands them out.
+        """
+        if not self.is_greeting:
+            self.greet(session_present, receive_maximum)
+        with self.lock:
+            self.untold += self.doubtful
+            self.doubtful = []
+            self.is_greeting = False
+            self.is_open = True
+        self.pull()
+
+    def clear(self) -> list:
+        """Forget every unacknowledged message and return them in order."""
+        with self.lock:
+            dropped = list(self.messages.values())
+            for message in self.waiting[self.gone:]:
+                self.session.forget(message.mid)
+                self.session.release_packet_id(message.mid)
+            self.messages.clear()
+            self._wait_again()
+        return dropped
+
+
+include "row_outbox.pxi"
+
+
+cdef Message _new_message(topic, payload, qos, bint retain, properties, handle):
+    cdef Message message = Message.__new__(Message)
+    message.topic = topic
+    message.payload = payload
+    message.qos = qos
+    message.retain = retain
+    message.properties = properties
+    message.mid = handle.mid
+    message.handle = handle
+    return message
+
+
+# ---- handles
+
+cdef object _new_handle(condition, qos):
+    """What `PublishHandle.__init__` makes, but for its `mid`."""
+    handle = PyType_GenericNew(<PyTypeObject*>PublishHandle, NULL, NULL)
+    PyObject_SetAttr(handle, "rc", SUCCESS)
+    PyObject_SetAttr(handle, "qos", qos)
+    PyObject_SetAttr(handle, "_condition", condition)
+    PyObject_SetAttr(handle, "_iterpos", 0)
+    PyObject_SetAttr(handle, "_fate", None)
+    return handle
+
+
+cdef inline int _set_mid(handle, mid) except -1:
+    return PyObject_SetAttr(handle, "mid", mid)
+
+
+def tell(finished, dict reasons not None, call, bint again):
+    """`call(handle)` for each of the deque `finished`, then let its waiters go on, as paho does.
+
+    reasons: what the acknowledgements of these carried. again: where `call` raises, the next `tell` calls it again.
+    """
+    while finished:
+        handle = finished.popleft()
+        try:
+            call(handle)
+        except BaseException:
+            if again:
+                finished.appendleft(handle)
+            else:
+                set_as_published([handle])
+            raise
+        set_as_published([handle])
+    reasons.clear()
+
+
+def tell_waiters(finished, dict reasons not None):
+    """As `tell`, where there is nothing to call."""
+    handles = list(finished)
+    finished.clear()
+    reasons.clear()
+    set_as_published(handles)
+
+
+def take_up(received, mid, callback, *arguments):
+    """A message of `received` goes to its callback, once."""
+    received.pop(mid, None)
+    callback(*arguments)
+
+
+def set_as_published(list handles not None):
+    """The server has taken these messages over: let those go on who wait for any of them. All are one client's."""
+    if not handles:
+        return
+    for handle in handles:
+        PyObject_SetAttr(handle, "_fate", True)
+    condition = handles[0]._condition
+    with condition:
+        condition.notify_all()
+
+
+# ---- the call
+
+cdef Py_ssize_t _check_topic(client, str topic) except -1:
+    """Its bytes. paho's rules and errors (section 4.7); MQTT 5 may have an empty one, with an alias."""
+    cdef Py_ssize_t size = 0
+    cdef const char* at = PyUnicode_AsUTF8AndSize(topic, &size)
+    if size == 0 and client._protocol != MQTT_5:
+        raise ValueError("Invalid topic.")
+    if (size > TOPIC_MAX_BYTES or memchr(at, c"+", <size_t>size) is not NULL
+            or memchr(at, c"#", <size_t>size) is not NULL):
+        client._raise_for_invalid_topic(topic.encode())
+    return size
+
+
+cdef object _checked_qos(qos):
+    """As an int."""
+    cdef int overflow = 0
+    cdef long level
+    if type(qos) is int:
+        level = PyLong_AsLongAndOverflow(qos, &overflow)
+        if 0 <= level <= 2 and not overflow:
+            return qos
+    elif not (qos < 0 or qos > 2):
+        return index(qos)
+    raise ValueError("Invalid QoS level.")
+
+
+cdef int _check_size(client, Py_ssize_t size, Py_ssize_t payload_size, qos, properties) except -1:
+    """`size`: what was given. Once accepted, a packet that is too large would be in the way of all that follows."""
+    if payload_size > REMAINING_LENGTH_MAX:
+        raise ValueError("Payload too large.")
+    size += 2 + (2 if qos else 0)
+    if client._protocol == MQTT_5 and properties is None:
+        size += 1
+    if size > REMAINING_LENGTH_MAX:
+        raise ValueError("Packet too large")
+    return 0
+
+
+def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
+    """As paho's; the handle is a `PublishHandle`. From any thread and any callback."""
+    cdef Py_ssize_t size
+    cdef size_t unsent_bytes = 0
+    cdef bint is_retained = retain
+    cdef bint is_linked
+    cdef MemoryOutbox outbox
+    if type(topic) is not str:
+        # What is not text has no length or no such method, which are paho's errors for it.
+        if client._protocol != MQTT_5 and (topic is None or len(topic) == 0):
+            raise ValueError("Invalid topic.")
+        topic = topic.encode("utf-8").decode()
+    size = _check_topic(client, topic)
+    qos = _checked_qos(qos)
+    if type(payload) is not bytes:
+        # A bytearray may change after this.
+        payload = bytes(_encode_payload(payload))
+    size += <Py_ssize_t>len(payload)
+    found = client._outbox
+    if type(found) is not MemoryOutbox:
+        return client._publish_stored(topic, payload, qos, retain, properties)
+    outbox = <MemoryOutbox>found
+    if properties is not None:
+        properties = bytes(properties.pack()) if client._protocol == MQTT_5 else None
+        size += <Py_ssize_t>len(properties or b"")
+    if size > REMAINING_LENGTH_MAX - FIELDS_MAX_BYTES:
+        _check_size(client, size, len(payload), qos, properties)
+    handle = _new_handle(outbox._published, qos)
+    is_linked = client._sock is not None
+    outbox.lock.take()
+    try:
+        is_linked = is_linked and outbox.is_linked
+        outbox.flush_acks()
+        if qos:
+            unsent_bytes = outbox._publish_acknowledged(handle, topic, payload, qos, is_retained, properties)
+        elif is_linked:
+            unsent_bytes = outbox._publish_unacknowledged(handle, topic, payload, is_retained, properties)
+        else:
+            _set_mid(handle, outbox.session.next_packet_id())
+        if not is_linked and handle.rc is SUCCESS:
+            handle.rc = NO_CONNECTION
+    except BaseException:
+        outbox._withdraw(handle)
+        raise
+    finally:
+        outbox.lock.give()
+    if outbox.has_trace:
+        client._log_sent()
+    # A thread that was woken looks for all that came until it looked.
+    if unsent_bytes > outbox.worth_writing_bytes or (
+            unsent_bytes and not (outbox.is_woken and client._thread is not None)):
+        rc = client._after_publish(unsent_bytes > outbox.worth_writing_bytes)
+        if rc is not SUCCESS:
+            handle.rc = rc
+    return handle

@@ -1,0 +1,312 @@
+# What waits in the store, on its way through the window. Part of `_outbox.pyx`.
+
+cdef enum:
+    # A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
+    PULL_ROWS_MIN = 100
+
+# Encoded and not yet taken by the socket; more would only be memory.
+UNSENT_BYTES_MAX = 256 * 1024
+
+
+cdef class Registration:
+    """Called with the id that the store gave a message: from then on the message's handle is found by it."""
+
+    cdef object handle, reference
+    cdef dict references
+
+    def __init__(self, handle, handles):
+        # What a WeakValueDictionary keeps, made now: it does so in Python, where it may be cut short.
+        self.reference = KeyedRef(handle, handles._remove, 0)
+        self.references = handles.data
+        self.handle = handle
+
+    def __call__(self, message_id):
+        self.reference.key = message_id
+        self.references[message_id] = self.reference
+        _set_mid(self.handle, message_id)
+
+
+cdef class RowOutbox(Outbox):
+    """The part of an outbox over a store that every turn of a flush goes through.
+
+    Rows that were read wait in `_rows` until they fit; what is finished is kept until the store takes it. What a
+    subclass has for it to use: `weaknesses`, `is_due`, `_read_again`, `_read_rows`, `_end_orphans`, `_pass_on_refused`,
+    `_note_remarks`, `_widen`.
+    """
+
+    cdef readonly object store
+    # Rows that were read and did not fit yet, and how many of them have gone.
+    cdef public list _rows
+    cdef public Py_ssize_t _rows_gone
+    cdef public bint _more_to_read
+    # On this connection nobody has looked yet whether each exchange that was parked has a row.
+    cdef public bint _may_have_orphans
+    # Refused on this connection, and not sent again yet; and when they are.
+    cdef public list _again
+    cdef public double _again_at_s
+    # Refused, and the store does not know.
+    cdef public list _refused
+    # (message id, decision) of those in doubt, for the next image.
+    cdef public list _in_doubt
+    cdef public object _finished
+    # So many of them, the first, are in the image last handed out, and in that on disk.
+    cdef Py_ssize_t in_image, named
+    # More has finished since the store was told, and it is worth telling from so many on.
+    cdef bint has_news
+    cdef Py_ssize_t tell_at
+    # message id -> handle, as long as somebody has it.
+    cdef readonly object _handles
+    # QoS 0 that went past the store, under negative ids, until the socket has taken it: message, and handle last.
+    cdef readonly dict _direct
+    cdef public bint _tells_all
+    # Something was acknowledged on this connection.
+    cdef public bint has_progress
+    # The window is one exchange until it was.
+    cdef public bint is_narrow
+    # Messages of QoS 2 that ended with PUBACK, as far as they were noted.
+    cdef Py_ssize_t downgraded_count
+    # And they are to be told; and the ledger has one of this broker's.
+    cdef bint has_remarks
+    cdef public bint is_downgrade_recorded
+    cdef readonly bint _resend_in_doubt
+    cdef public Py_ssize_t in_doubt_count
+    # Held to read and to rewind: a program's own loop may have several threads pull.
+    cdef readonly Lock _pulling
+
+    def __init__(self, store, int window, on_work, *, int max_unreleased=0, bint resend_in_doubt=False):
+        super().__init__(window, on_work, durable=True, max_unreleased=max_unreleased)
+        self.store = store
+        self._rows = []
+        self._more_to_read = True
+        self._again = []
+        self._refused = []
+        self._in_doubt = []
+        self._resend_in_doubt = resend_in_doubt
+        self._finished = Finished()
+        self._handles = WeakValueDictionary()
+        self._direct = {}
+        self._pulling = Lock()
+
+    def pull(self):
+        """Encode the next rows as far as the window has room, and read more of them from the store."""
+        # In a signal's handler or a finaliser that cut into a pull: whoever is pulling pulls on.
+        with self._pulling.attempt(-1) as is_first:
+            if is_first:
+                self._pull()
+
+    def _pull(self):
+        if self.is_narrow and self.has_progress:
+            self._widen()
+        if self._again and self.is_open and self.is_due:
+            self._read_again()
+        # Once there is something to send, the broker begins on it while the next are read.
+        while self.is_open and self._admit_rows() and not self.session.sendable_bytes and self._read_rows():
+            pass
+        if self._may_have_orphans and self.is_open and not self._more_to_read and self._have_all_gone():
+            self._end_orphans()
+        if self.session.wants_commit:
+            version = self.store.commit_image()
+            if version is not None:
+                with self.lock:
+                    self.session.on_committed(version)
+                    self.named = self.in_image
+
+    cdef bint _have_all_gone(self) except -1:
+        return self._rows_gone == PyList_GET_SIZE(self._rows)
+
+    cdef bint _admit_rows(self) except -1:
+        """True where all rows that were read have gone, and more would fit."""
+        cdef Py_ssize_t room
+        with self.lock:
+            if not self._have_all_gone():
+                self._rows_gone = self.session.admit_rows(self._rows, self._rows_gone)
+            if not self._have_all_gone() or self.session.unsent_bytes > UNSENT_BYTES_MAX:
+                return False
+            room = self.session.room()
+            return room >= min(PULL_ROWS_MIN, <int>self.session.window // 2) or self.session.in_flight == 0
+
+    def _finish(self, list ids):
+        """The broker has these, or nobody will; the caller holds the lock."""
+        if ids:
+            self._finished.add(ids)
+            self.has_news = True
+
+    def settle(self) -> list:
+        """The handles of what is finished, where somebody holds one or all are told; the caller holds the lock."""
+        cdef list done = self.session.take_done()
+        cdef list handles, direct
+        handles, self.untold = self.untold, []
+        self._refused += self.session.take_refused()
+        if not done:
+            return handles
+        if self.session.downgraded_count != self.downgraded_count or self.session.has_doubtful:
+            done = self._sort_out(done)
+        self.sent_count += PyList_GET_SIZE(done)
+        if self._direct:
+            direct = [message_id for message_id in done if message_id in self._direct]
+            done = [message_id for message_id in done if message_id not in self._direct]
+            handles += [self._direct.pop(message_id)[3] for message_id in direct]
+        if done:
+            self.has_progress = True
+        self._finish(done)
+        if self._tells_all:
+            # Which QoS is in its acknowledgement; QoS 0 has none.
+            handles += [self._take_handle(message_id, 0) for message_id in done]
+        elif self._handles:
+            for message_id in done:
+                handle = self._held_handle(message_id)
+                if handle is not None:
+                    handles.append(handle)
+        return handles
+
+    cdef object _held_handle(self, message_id):
+        """It is not looked for again. Past the mapping's own method, which is Python, and may be cut short."""
+        reference = self._handles.data.pop(message_id, None)
+        return None if reference is None else reference()
+
+    cdef object _take_handle(self, message_id, int qos):
+        handle = self._held_handle(message_id)
+        if handle is None:
+            handle = _new_handle(self._published, qos)
+            _set_mid(handle, message_id)
+        return handle
+
+    def _void_session(self):
+        """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message.
+
+        The handles of those that are left to it are told with the next that are finished.
+        """
+        cdef list received
+        with self.lock:
+            parked = self.session.parked_ids(2)
+            received = self.session.resume(False)
+            self._leave(self._doubt(set(parked).difference(received), received))
+
+    cdef list _doubt(self, set again, list received):
+        """Record what becomes of messages in doubt, and return those of `received` that are left to the broker.
+
+        received: the broker had acknowledged them with PUBREC. The caller holds the lock.
+        """
+        cdef list decisions
+        if self._resend_in_doubt:
+            again, received = again.union(received), []
+        decisions = [(message_id, LEFT_TO_BROKER) for message_id in received]
+        if not self.weaknesses.is_at_least_once:
+            decisions = [(message_id, SENT_AGAIN) for message_id in sorted(again)] + decisions
+        self._in_doubt += decisions
+        self.in_doubt_count += len(decisions)
+        return received
+
+    cdef int _leave(self, list ids) except -1:
+        """They are the broker's; their handles are told with the next that are finished. The caller holds the lock."""
+        self._finish(ids)
+        if self._tells_all:
+            self.untold += [self._take_handle(message_id, 2) for message_id in ids]
+        else:
+            found = [self._held_handle(message_id) for message_id in ids]
+            self.untold += [handle for handle in found if handle is not None]
+        return 0
+
+    cdef int _send_again(self, list ids, list left) except -1:
+        """Those that are not `left` to the broker, on this connection; the caller holds the lock."""
+        cdef list again = [message_id for message_id in ids if message_id not in left]
+        if again and not self._again:
+            self._again_at_s = 0.0
+        self._again += again
+        return 0
+
+    cdef list _sort_out(self, list done):
+        """What is odd in the acknowledgements of `done`; the caller holds the lock. Returns those that are done."""
+        cdef list doubtful = self.session.take_doubtful()
+        cdef list left = self._doubt(set(), doubtful)
+        self._send_again(doubtful, left)
+        if self.session.downgraded_count != self.downgraded_count and not self.is_downgrade_recorded:
+            # Once for each broker: the others are counted.
+            self.is_downgrade_recorded = True
+            self._in_doubt.append((self.session.downgraded_id, AT_LEAST_ONCE))
+        self.has_remarks = True
+        return [message_id for message_id in done if message_id in left or message_id not in doubtful]
+
+    def give_up(self, list ids not None) -> int:
+        """End the exchanges of these messages whose PUBREL is not answered; returns how many there were.
+
+        The handles of those that are left to the broker are told with the next that are finished.
+        """
+        cdef list given_up, left
+        with self.lock:
+            given_up = [message_id for message_id in ids if self.session.give_up(message_id)]
+            left = self._doubt(set(), given_up)
+            self._leave(left)
+            self._send_again(given_up, left)
+            self.has_progress = self.has_progress or self.is_open
+        return len(given_up)
+
+    def _begin_connection(self, int receive_maximum) -> tuple:
+        """(what is parked, what is finished): neither is to be read as new."""
+        with self.lock:
+            self.session.resume(True, receive_maximum)
+            self._rows, self._rows_gone = [], 0
+            self._more_to_read = self._may_have_orphans = True
+            return self.session.parked_ids(), self._finished.ids.copy()
+
+    def _end_connection(self) -> tuple:
+        """As `_begin_connection`, and which of `_direct` had not left."""
+        with self.lock:
+            self.is_open = False
+            self.session.park()
+            self._release_control_ids()
+            self._rows, self._rows_gone = [], 0
+            # Told with the next that are finished.
+            self.untold = self.settle()
+            return self.session.parked_ids(), self._finished.ids.copy(), list(self._direct)
+
+    def _requeue(self, list direct_ids not None, append):
+        """`append(topic, payload, extras, handle)` of each that nobody else has taken over, until one raises."""
+        for direct_id in direct_ids:
+            kept = self._direct.pop(direct_id, None)
+            if kept is None:
+                continue
+            try:
+                append(*kept)
+            except BaseException:
+                if kept[3].mid == direct_id:
+                    self._direct[direct_id] = kept
+                raise
+
+    def after_settle(self):
+        """Tell the store what is new for it. Not under the lock."""
+        cdef Py_ssize_t waiting
+        cdef bint is_drained
+        if self._refused:
+            self._pass_on_refused()
+        if self.has_remarks:
+            self._note_remarks(self.session.downgraded_count - self.downgraded_count)
+            self.downgraded_count = self.session.downgraded_count
+            self.has_remarks = False
+        if self.has_news:
+            self.has_news = False
+            waiting = len(self._finished)
+            is_drained = self.session.in_flight == 0
+            if waiting >= self.tell_at or is_drained:
+                try:
+                    self.tell_at = self.store.on_finished(waiting, named=self.named, drained=is_drained)
+                except BaseException:
+                    self.has_news = True
+                    raise
+
+    # ---- called by the store's thread
+
+    def take_finished(self) -> list:
+        """See `glec_fast.durable.transaction.Outbox`."""
+        with self.lock:
+            finished, self._finished = self._finished.ids, Finished()
+            self.in_image = self.named = self.tell_at = 0
+        return finished
+
+    def image(self, list kept) -> tuple:
+        """See `glec_fast.durable.transaction.Outbox`."""
+        with self.lock:
+            version, image = self.session.image(merged(kept + self._finished.ranges))
+            self.in_image = len(self._finished)
+            in_doubt, self._in_doubt = self._in_doubt, []
+        return version, image, in_doubt

@@ -1,0 +1,850 @@
+"""The MQTT session of one client: bytes in, bytes out, packet ids and QoS states. No I/O, no clock, no log, no lock.
+
+A message enters with `admit` under its message id, is given a packet id, and is encoded at the end of one send buffer.
+Acknowledgements come in runs through `on_acks`; `take_done` hands back the message ids that the broker has taken over.
+
+An exchange (MQTT 3.1.1 and 5.0, section 4.3) is in one of these states:
+
+    SENT      PUBLISH is in the send buffer (QoS 2 and durable: perhaps behind the gate) or has left; waits for PUBACK
+              or PUBREC
+    RELEASED  PUBREC came; PUBREL is in the send buffer or has left; waits for PUBCOMP
+
+**What a server may answer.** The question of an exchange is the packet that waits for an answer: PUBLISH while it is
+SENT, PUBREL once it is RELEASED. It was asked once its bytes were offered to the socket on this connection, or may
+have left on one before. An acknowledgement names a packet id:
+
+    |                   | not in flight | parked  | not asked | SENT, QoS 1 | SENT, QoS 2   | RELEASED     |
+    |-------------------|---------------|---------|-----------|-------------|---------------|--------------|
+    | PUBACK            | error         | ignored | error     | done        | done, counted | error        |
+    | PUBREC            | PUBREL        | ignored | error     | error       | RELEASED      | PUBREL again |
+    | PUBACK above 0x7F | error         | ignored | error     | refused     | refused       | error        |
+    | PUBREC above 0x7F | ignored       | ignored | error     | error       | refused       | error        |
+    | PUBCOMP           | ignored       | ignored | error     | error       | error         | done         |
+
+A repeated PUBREC is answered also while its PUBREL has not left. Not in flight are also ids that are reserved for
+SUBSCRIBE, that wait in memory, or whose end waits for the disk.
+
+An error is a ProtocolError: it ends the connection, and acknowledges nothing. It must not meet a server that keeps to
+MQTT, whatever became of the link. So it is ignored where the id is *stray*: where this connection may bring more
+answers for it than its exchange explains. That is what was published again on it (a first copy may be answered late,
+and each copy is), what was given up in flight, and what had more PUBRELs than one, for a PUBREC that came again or
+that nobody knew: which must be answered, or the server waits for ever.
+
+PUBACK for QoS 2 is what servers send that know no more than QoS 1 (RabbitMQ): the message is done, as one of QoS 1.
+PUBCOMP above 0x7F (0x92: no such exchange) to a PUBREL that was sent again is a plain PUBCOMP, as the first was taken.
+To one that was sent once it says that the server lost what it had acknowledged: the message is done, and with `durable`
+in doubt (`take_doubtful`).
+
+**The gate.** With `durable`, nothing leaves before the state that explains it is on disk. `image` gives the durable
+picture of all QoS 2 exchanges, numbered; when that number comes back through `on_committed`, what it explains may
+leave.
+
+**Parking.** `park` ends a connection: every exchange is set aside under its message id. The owner then admits its
+messages again from the first one on, and `admit` finds what was set aside: an exchange goes on with its packet id and
+the right DUP flag, so that resends keep the original order, and are bounded by the window, without a second mechanism.
+
+Not thread-safe: the owner serialises calls.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from cython cimport final
+from libc.stddef cimport size_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+cimport exchanges
+cimport send_buffer
+cimport vector
+from exchanges cimport EXCHANGES_MAX, FREE, ID_FREE, ID_TAKEN, RELEASED, SENT, Exchange
+from inflight_image cimport (
+    FINISHED,
+    FINISHED_MAX,
+    IMAGE_ENTRY_BYTES,
+    IMAGE_FORMAT,
+    get_message_id,
+    put_entry,
+)
+from mqtt_wire cimport (
+    FIXED_HEADER_MAX_BYTES,
+    PUBACK,
+    PUBCOMP,
+    PUBLISH,
+    PUBREC,
+    PUBREL,
+    REMAINING_LENGTH_MAX,
+    load_remaining_length,
+    load_u16,
+    store_remaining_length,
+    store_u16,
+)
+
+from glec_fast.errors import MessageError, ProtocolError
+
+cdef enum:
+    WITH_EXTRAS_COLUMNS = 8
+    ACK_MAX_BYTES = 5
+    REASON_FAILURE = 0x80
+    REASON_PACKET_ID_NOT_FOUND = 0x92
+    REASON_PROTOCOL_ERROR = 0x82
+
+cdef enum Outcome:
+    DONE
+    REFUSED
+    # Nobody asks for it any more.
+    GIVEN_UP
+
+
+cdef bytes _as_bytes(data):
+    """A copy, unless it is bytes. Raises TypeError, BufferError where it is no buffer."""
+    cdef Py_buffer view
+    if isinstance(data, bytes):
+        return data
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        return PyBytes_FromStringAndSize(<const char*>view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
+
+
+cdef struct Mark:
+    uint64_t end
+    int64_t message_id
+
+cdef struct Retired:
+    uint64_t version
+    uint16_t packet_id
+
+
+# Final, so that its C methods are called without a look-up.
+@final
+cdef class Session:
+    """See the module's text.
+
+    window: most exchanges in flight, 1 to 65534, 0 for that. durable: QoS 2 waits at the gate.
+    max_unreleased: the broker's limit of QoS 2 exchanges without PUBREL, 0 for none; the session keeps below it.
+    mosquitto acknowledges those above its max_inflight_messages, and never hands them on.
+    """
+
+    cdef readonly bint durable
+    cdef readonly int window
+    # True: `take_reasons` has every acknowledgement, also those that carry nothing.
+    cdef public bint keeps_all_reasons
+    # 3, 4 or 5, as in CONNECT (MQTT 3.1.2.2).
+    cdef public int protocol_version
+    # True over TLS and WebSocket: they may send a part of what `peek` gave and not say so, so all of it may have left.
+    cdef public bint offered_may_leave
+    cdef readonly int receive_maximum
+    # Counts durable pictures; see `image`.
+    cdef readonly uint64_t version
+    cdef uint64_t committed_version
+    cdef readonly int max_unreleased
+    # QoS 2 messages that ended with PUBACK, and the last of them.
+    cdef readonly Py_ssize_t downgraded_count
+    cdef readonly int64_t downgraded_id
+    # First byte of the packet that the last `admit` encoded: PUBLISH with its flags, or PUBREL.
+    cdef readonly int admitted_command
+
+    # Owned here.
+    cdef exchanges.Table table
+    cdef send_buffer.SendBuffer out
+    cdef vector.Vector marks, retired, done
+    # The picture has changed since the last `image`.
+    cdef bint dirty
+
+    # message id -> (packet id, state, qos, whether its question may have left)
+    cdef dict parked
+    # Packet ids that this connection may bring more answers for than their exchange explains.
+    cdef set strays
+    cdef dict reasons
+    cdef list refused, doubtful
+
+    def __cinit__(self, *_, **__):
+        exchanges.begin(&self.table)
+        send_buffer.begin(&self.out)
+        self.marks.item_bytes = sizeof(Mark)
+        self.retired.item_bytes = sizeof(Retired)
+        self.done.item_bytes = sizeof(int64_t)
+
+    def __init__(self, int window=20, bint durable=False, int max_unreleased=0):
+        self.durable = durable
+        self.max_unreleased = max_unreleased or EXCHANGES_MAX
+        self.protocol_version = 4
+        self.receive_maximum = EXCHANGES_MAX
+        self.parked = {}
+        self.strays = set()
+        self.reasons = {}
+        self.refused = []
+        self.doubtful = []
+        self.set_window(window)
+
+    def __dealloc__(self):
+        send_buffer.end(&self.out)
+        exchanges.end(&self.table)
+        vector.free_items(&self.marks)
+        vector.free_items(&self.retired)
+        vector.free_items(&self.done)
+
+    # ---- the window and packet ids
+
+    def set_window(self, int window):
+        """Bound the exchanges in flight. 0 means as many as there are packet ids. What is in flight stays so."""
+        if not 0 <= window <= 65535:
+            raise ValueError(f"window is {window}; it must be 0 to 65535 exchanges")
+        self.window = min(window or EXCHANGES_MAX, EXCHANGES_MAX)
+
+    @property
+    def in_flight(self) -> int:
+        """Exchanges in flight on this connection."""
+        return self.table.in_flight
+
+    @property
+    def unreleased(self) -> int:
+        """QoS 2 exchanges among them whose PUBREL is not yet encoded."""
+        return self.table.unreleased
+
+    def room(self) -> int:
+        """How many more exchanges the window and the server's Receive Maximum (MQTT 5, 3.2.2.3.3) allow."""
+        return max(self._limit() - self.table.in_flight, 0)
+
+    cdef inline int _limit(self) noexcept:
+        # An id that waits for its row's deletion has no exchange, and yet cannot be given out.
+        return min(self.window, self.receive_maximum, 65535 - <int>self.retired.count)
+
+    cdef bint _fits(self, object message_id, uint8_t qos) except -1:
+        if qos == 0:
+            return True
+        if self.table.in_flight >= self._limit():
+            return False
+        if qos == 1 or self.table.in_flight == 0 or (self.parked and message_id in self.parked):
+            return True
+        # What is parked is still at the broker. One place stays free: with its limit taken up, mosquitto acknowledges
+        # QoS 1 too, and drops it.
+        return self.table.unreleased + <int>len(self.parked) < self.max_unreleased - 1
+
+    def reserve_packet_id(self) -> int:
+        """Take the next unused packet id (1 to 65535) out of circulation; 0 where all are taken."""
+        cdef uint16_t packet_id = exchanges.next_packet_id(&self.table)
+        if packet_id:
+            self.table.exchange_of[packet_id] = ID_TAKEN
+        return packet_id
+
+    def release_packet_id(self, uint16_t packet_id):
+        """Give back an id from `reserve_packet_id` whose message will not be admitted."""
+        if self.table.exchange_of[packet_id] == ID_TAKEN:
+            self.table.exchange_of[packet_id] = ID_FREE
+
+    def next_packet_id(self) -> int:
+        """The next unused packet id without taking it; 0 where all are taken. For SUBSCRIBE and UNSUBSCRIBE."""
+        return exchanges.next_packet_id(&self.table)
+
+    # ---- the send buffer
+
+    @property
+    def sendable_bytes(self) -> int:
+        """Bytes that may leave now."""
+        return send_buffer.sendable_bytes(&self.out)
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes encoded and not yet handed to the socket, those behind the gate included."""
+        return self.out.tail - self.out.head
+
+    @property
+    def has_last(self) -> bool:
+        """True from a packet put as `last` to the end of the connection."""
+        return self.out.has_last
+
+    def put_packet(self, packet, bint last=False):
+        """Append a control packet to what may leave. It does not wait at the gate. `last`: nothing leaves after it."""
+        cdef bytes data = _as_bytes(packet)
+        cdef size_t size = <size_t>PyBytes_GET_SIZE(data)
+        if size == 0:
+            return
+        if send_buffer.insert(&self.out, <const uint8_t*>PyBytes_AS_STRING(data), size):
+            self._shift_after(self.out.base + self.out.ready - size, size)
+        if last:
+            send_buffer.end_here(&self.out)
+
+    cdef void _shift_after(self, uint64_t cut, size_t size) noexcept:
+        cdef size_t index
+        cdef int slot
+        cdef Mark* mark
+        for index in range(self.marks.count):
+            mark = <Mark*>vector.at(&self.marks, index)
+            if mark.end > cut:
+                mark.end += size
+        for slot in range(self.table.capacity):
+            if self.table.exchanges[slot].state != FREE and self.table.exchanges[slot].asked_end > cut:
+                self.table.exchanges[slot].asked_end += size
+
+    def peek(self, size_t limit) -> bytes:
+        """A copy of the next bytes that may leave, at most `limit`."""
+        cdef size_t size = send_buffer.offer(&self.out, limit)
+        return PyBytes_FromStringAndSize(<const char*>self.out.memory + self.out.head, <Py_ssize_t>size)
+
+    def on_sent(self, size_t size) -> bool:
+        """The socket took `size` bytes of the last `peek`. True once the packet put as `last` has left."""
+        cdef uint64_t sent
+        if not send_buffer.take(&self.out, size):
+            # Another thread has ended the connection since.
+            return False
+        sent = send_buffer.sent_to(&self.out)
+        self._pass_marks(sent)
+        return self.out.has_last and sent >= self.out.last_end
+
+    cdef int _pass_marks(self, uint64_t sent) except -1:
+        cdef Mark* mark
+        while self.marks.count:
+            mark = <Mark*>vector.at(&self.marks, 0)
+            if mark.end > sent:
+                break
+            (<int64_t*>vector.push(&self.done))[0] = mark.message_id
+            vector.pop(&self.marks)
+        return 0
+
+    def on_torn(self):
+        """Nobody knows how much of the last `peek` the socket took, and nothing follows it on this connection.
+
+        All of it may have left: QoS 0 counts as sent, the rest goes again as such (section 3.3.1.1).
+        """
+        self.offered_may_leave = True
+        self._pass_marks(self.out.offered)
+
+    # ---- PUBLISH out
+
+    cdef uint64_t _encode_publish(self, object topic, object payload, uint8_t flags, uint16_t packet_id,
+                                  object properties, bint gated) except 0:
+        """Append one PUBLISH packet (section 3.3), `gated` behind the gate, and return the stream offset of its end."""
+        cdef const char* topic_at
+        cdef Py_ssize_t topic_size
+        cdef const char* payload_at
+        cdef Py_ssize_t payload_size
+        if isinstance(topic, bytes):
+            topic_at = PyBytes_AS_STRING(topic)
+            topic_size = PyBytes_GET_SIZE(topic)
+        else:
+            topic_at = PyUnicode_AsUTF8AndSize(topic, &topic_size)
+        if isinstance(payload, str):
+            payload_at = PyUnicode_AsUTF8AndSize(payload, &payload_size)
+        else:
+            payload = _as_bytes(payload)
+            payload_at = PyBytes_AS_STRING(payload)
+            payload_size = PyBytes_GET_SIZE(payload)
+        cdef bytes packed = b""
+        if self.protocol_version == 5:
+            packed = b"\x00" if properties is None else properties
+        cdef size_t body = 2 + <size_t>topic_size + <size_t>payload_size + <size_t>PyBytes_GET_SIZE(packed)
+        if packet_id:
+            body += 2
+        if topic_size > 65535 or body > REMAINING_LENGTH_MAX:
+            raise MessageError(f"a PUBLISH of {body} bytes, topic {topic_size}: MQTT carries at most "
+                               f"{REMAINING_LENGTH_MAX} and 65535; send less")
+        cdef uint8_t* start = send_buffer.reserve(&self.out, FIXED_HEADER_MAX_BYTES + body)
+        cdef uint8_t* at = start
+        at[0] = PUBLISH | flags
+        self.admitted_command = at[0]
+        at += 1
+        at += store_remaining_length(at, <uint32_t>body)
+        store_u16(at, <uint16_t>topic_size)
+        memcpy(at + 2, topic_at, <size_t>topic_size)
+        at += 2 + topic_size
+        if packet_id:
+            store_u16(at, packet_id)
+            at += 2
+        if PyBytes_GET_SIZE(packed):
+            memcpy(at, PyBytes_AS_STRING(packed), <size_t>PyBytes_GET_SIZE(packed))
+            at += PyBytes_GET_SIZE(packed)
+        if payload_size:
+            memcpy(at, payload_at, <size_t>payload_size)
+            at += payload_size
+        if gated:
+            self.dirty = self.out.gate_wanted = True
+        send_buffer.append(&self.out, <size_t>(at - start))
+        return send_buffer.encoded_to(&self.out)
+
+    cdef int _encode_ack(self, uint8_t command, uint16_t packet_id, uint8_t reason) except -1:
+        """Append PUBREL or an answer to an unknown id; `reason` only where MQTT 5 has one to give."""
+        cdef uint8_t* at = send_buffer.reserve(&self.out, ACK_MAX_BYTES)
+        cdef bint with_reason = reason != 0 and self.protocol_version == 5
+        at[0] = command
+        at[1] = 3 if with_reason else 2
+        store_u16(at + 2, packet_id)
+        at[4] = reason
+        send_buffer.append(&self.out, 5 if with_reason else 4)
+        return 0
+
+    def admit(self, int64_t message_id, topic, payload, int qos, bint retain=False, properties=None,
+              uint16_t packet_id=0) -> int:
+        """Encode one message; returns `unsent_bytes`. The caller asks `room` first for QoS 1 and 2.
+
+        message_id: the owner's name for it, given back by `take_done`; above 0 for QoS 1 and 2.
+        topic: str or UTF-8 bytes. payload: str, bytes or a buffer. properties: packed (MQTT 5, 2.2.2) or None.
+        packet_id: 0, or one taken with `reserve_packet_id`.
+        Raises MessageError where MQTT cannot carry it. After any error nothing is kept of it.
+        """
+        self._admit(message_id, topic, payload, qos, retain, properties, packet_id)
+        return self.out.tail - self.out.head
+
+    cdef int _admit(self, int64_t message_id, object topic, object payload, int qos, bint retain, object properties,
+                    uint16_t packet_id) except -1:
+        cdef uint8_t flags
+        cdef uint64_t end
+        cdef Mark* mark
+        cdef Exchange* exchange
+        if not 0 <= qos <= 2:
+            raise MessageError(f"QoS {qos}; it must be 0, 1 or 2")
+        flags = <uint8_t>(qos << 1) | <uint8_t>retain
+        if qos == 0:
+            vector.reserve(&self.marks)
+            end = self._encode_publish(topic, payload, flags, 0, properties, False)
+            mark = <Mark*>vector.push(&self.marks)
+            mark.end = end
+            mark.message_id = message_id
+            return 0
+        exchanges.reserve(&self.table)
+        if self.parked:
+            aside = self.parked.get(message_id)
+            if aside is not None:
+                self._resume(message_id, aside, topic, payload, flags, properties)
+                del self.parked[message_id]
+                return 0
+        if not packet_id:
+            packet_id = exchanges.next_packet_id(&self.table)
+            if not packet_id:
+                raise AssertionError("no packet id is free; the window was exceeded")
+        end = self._encode_publish(topic, payload, flags, packet_id, properties, qos == 2 and self.durable)
+        exchange = exchanges.open(&self.table, packet_id, message_id, <uint8_t>qos, SENT)
+        exchange.asked_end = end
+        return 0
+
+    def admit_rows(self, list rows, Py_ssize_t start) -> int:
+        """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
+
+        A row of eight columns or more has retain and packed properties in its seventh and eighth.
+        Returns the index of the first that did not fit: behind it none goes, so that the order stays.
+        A row that MQTT cannot carry, as another program may have left one, is handed back by `take_refused`.
+        """
+        cdef tuple row
+        cdef Py_ssize_t index
+        for index in range(start, len(rows)):
+            row = rows[index]
+            if len(row) < 4:
+                raise ValueError(f"a row of {len(row)} columns; it has at least 4")
+            try:
+                if not self._fits(row[0], row[3]):
+                    return index
+                if len(row) < WITH_EXTRAS_COLUMNS:
+                    self._admit(row[0], row[1], row[2], row[3], False, None, 0)
+                else:
+                    self._admit(row[0], row[1], row[2], row[3], row[6], row[7], 0)
+            except (ValueError, TypeError, OverflowError):
+                self.refused.append(row[0])
+            except MemoryError:
+                # The caller must hear of the rows that went, or it would send them again.
+                if index == start:
+                    raise
+                return index
+        return len(rows)
+
+    cdef int _resume(self, int64_t message_id, tuple aside, object topic, object payload, uint8_t flags,
+                     object properties) except -1:
+        cdef uint16_t packet_id = aside[0]
+        cdef uint8_t state = aside[1]
+        cdef uint8_t qos = aside[2]
+        cdef bint left = aside[3]
+        cdef Exchange* exchange
+        cdef uint64_t end
+        if state == RELEASED:
+            send_buffer.reserve(&self.out, ACK_MAX_BYTES)
+            if self.durable and (self.dirty or self.version > self.committed_version):
+                # The link broke between PUBREC and its commit.
+                self.out.gate_wanted = True
+            exchange = exchanges.open(&self.table, packet_id, message_id, qos, RELEASED)
+            self._encode_ack(PUBREL | 2, packet_id, 0)
+            exchange.asked_end = send_buffer.encoded_to(&self.out)
+            exchange.left_before = left
+            self.admitted_command = PUBREL | 2
+            return 0
+        if left:
+            self.strays.add(packet_id)
+        # DUP only where the first copy may have left (section 3.3.1.1): some brokers swallow a first copy that has it.
+        end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties,
+                                   False)
+        exchange = exchanges.open(&self.table, packet_id, message_id, qos, SENT)
+        exchange.asked_end = end
+        exchange.left_before = left
+        return 0
+
+    # ---- bytes in
+
+    def on_acks(self, bytes packets not None):
+        """Take PUBACK, PUBREC and PUBCOMP packets, whole and checked by `glec_fast.protocol._inbound`.
+
+        Raises ProtocolError where one does not fit its exchange: what came before it counts, and the connection must be
+        closed. Raises ValueError for any other bytes.
+        """
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(packets)
+        cdef size_t left = <size_t>PyBytes_GET_SIZE(packets)
+        cdef size_t size
+        cdef uint32_t body = 0
+        cdef int used
+        while left:
+            used = load_remaining_length(at + 1, left - 1, &body)
+            size = 1 + <size_t>used + body
+            if used <= 0 or size > left or body < 2 or (at[0] & 0xF0) not in (PUBACK, PUBREC, PUBCOMP):
+                raise ValueError("these are not whole acknowledgements")
+            self._on_ack(at[0] & 0xF0, at + size - body, body)
+            at += size
+            left -= size
+
+    cdef int _on_ack(self, uint8_t kind, const uint8_t* body, uint32_t size) except -1:
+        """By the table of the module's text."""
+        cdef uint16_t packet_id = load_u16(body)
+        cdef uint16_t index
+        cdef uint8_t reason = 0
+        cdef bint refused
+        if size > 2:
+            reason = body[2]
+        refused = reason >= REASON_FAILURE
+        index = self.table.exchange_of[packet_id]
+        if index == ID_FREE or index == ID_TAKEN:
+            return self._on_unknown(kind, packet_id, refused)
+        cdef Exchange* exchange = &self.table.exchanges[index - 1]
+        cdef bint was_asked = exchange.asked_end <= self.out.offered or exchange.left_before
+        if exchange.state == SENT:
+            if not was_asked:
+                return self._on_misfit(packet_id, "it was acknowledged before its PUBLISH was sent (MQTT 4.3)")
+            if kind == PUBREC:
+                if exchange.qos != 2:
+                    return self._on_misfit(packet_id, "PUBREC for a QoS 1 message (MQTT 4.3.2)")
+                if not refused:
+                    return self._on_pubrec(exchange)
+            elif kind == PUBCOMP:
+                return self._on_misfit(packet_id, "PUBCOMP for a message that has had no PUBREL (MQTT 4.3.3)")
+            elif exchange.qos == 2 and not refused:
+                self.downgraded_count += 1
+                self.downgraded_id = exchange.message_id
+        else:
+            if kind == PUBREC and not refused:
+                return self._on_pubrec_again(exchange)
+            if kind != PUBCOMP:
+                return self._on_misfit(packet_id, "another answer to a PUBLISH that had its PUBREC (MQTT 4.3.3)")
+            if not was_asked:
+                return self._on_misfit(packet_id, "PUBCOMP before its PUBREL was sent (MQTT 4.3.3)")
+            if refused:
+                refused = False
+                if exchange.left_before:
+                    return self._finish(exchange, DONE)
+                if self.durable:
+                    self.doubtful.append(exchange.message_id)
+        if reason or size > 3 or self.keeps_all_reasons:
+            properties = PyBytes_FromStringAndSize(<const char*>body + 3, size - 3) if size > 3 else b""
+            self.reasons[exchange.message_id] = (kind, packet_id, reason, properties)
+        return self._finish(exchange, REFUSED if refused else DONE)
+
+    cdef int _on_unknown(self, uint8_t kind, uint16_t packet_id, bint failed) except -1:
+        """For an id that no exchange has."""
+        if kind == PUBACK:
+            return self._on_misfit(packet_id, "PUBACK for a message that is not in flight (MQTT 4.3.2)")
+        # The peer waits for an answer to PUBREC, whatever became of ours (MQTT 5, 4.3.3). What is parked gets it when
+        # its turn to be resent comes: a PUBREL now would let the peer take that resend for a new message.
+        if kind == PUBREC and not failed and not self._is_parked(packet_id):
+            self.strays.add(packet_id)
+            self._encode_ack(PUBREL | 2, packet_id, REASON_PACKET_ID_NOT_FOUND)
+        return 0
+
+    cdef int _on_misfit(self, uint16_t packet_id, str what) except -1:
+        if packet_id in self.strays or self._is_parked(packet_id):
+            return 0
+        raise ProtocolError(f"packet id {packet_id}: {what}", REASON_PROTOCOL_ERROR)
+
+    cdef bint _is_parked(self, uint16_t packet_id) except -1:
+        for aside in self.parked.values():
+            if aside[0] == packet_id:
+                return True
+        return False
+
+    cdef int _on_pubrec(self, Exchange* exchange) except -1:
+        send_buffer.reserve(&self.out, ACK_MAX_BYTES)
+        if self.durable:
+            self.dirty = self.out.gate_wanted = True
+        self._encode_ack(PUBREL | 2, exchange.packet_id, 0)
+        exchanges.release(&self.table, exchange, send_buffer.encoded_to(&self.out))
+        return 0
+
+    cdef int _on_pubrec_again(self, Exchange* exchange) except -1:
+        """The peer waits for an answer; one is on its way, but may have gone before it asked."""
+        self._encode_ack(PUBREL | 2, exchange.packet_id, 0)
+        self.strays.add(exchange.packet_id)
+        if exchange.asked_end <= self.out.offered:
+            exchange.left_before = True
+        return 0
+
+    cdef int _finish(self, Exchange* exchange, Outcome outcome) except -1:
+        cdef Retired* retired
+        cdef uint16_t packet_id = exchange.packet_id
+        cdef bint durable = self.durable and exchange.qos == 2
+        if durable:
+            vector.reserve(&self.retired)
+        if outcome == DONE:
+            (<int64_t*>vector.push(&self.done))[0] = exchange.message_id
+        elif outcome == REFUSED:
+            self.refused.append(exchange.message_id)
+        if durable:
+            # The id is the broker's until the row's deletion is on disk: a restart would still speak of it.
+            self.dirty = True
+            retired = <Retired*>vector.push(&self.retired)
+            retired.version = self.version + 1
+            retired.packet_id = packet_id
+        exchanges.close(&self.table, exchange, ID_TAKEN if durable else ID_FREE)
+        return 0
+
+    @property
+    def has_doubtful(self) -> bool:
+        """True where `take_doubtful` has any."""
+        return bool(self.doubtful)
+
+    @property
+    def has_finished(self) -> bool:
+        """True where `take_done` or `take_refused` has any."""
+        return self.done.count > 0 or bool(self.refused)
+
+    def take_done(self) -> list:
+        """Message ids that are finished: acknowledged, or QoS 0 and handed to the socket. Each is given once."""
+        cdef size_t index
+        if self.done.count == 0:
+            return []
+        cdef list ids = [(<int64_t*>vector.at(&self.done, index))[0] for index in range(self.done.count)]
+        vector.clear(&self.done)
+        return ids
+
+    def take_refused(self) -> list:
+        """Message ids that the broker refused (MQTT 5), and rows that MQTT cannot carry. Each is given once."""
+        ids, self.refused = self.refused, []
+        return ids
+
+    def take_doubtful(self) -> list:
+        """Those ids of `take_done` whose PUBREL the broker answered as if it had never acknowledged them (MQTT 5)."""
+        ids, self.doubtful = self.doubtful, []
+        return ids
+
+    def take_reasons(self) -> dict:
+        """What the last acknowledgements carried (MQTT 5): message id -> (packet type, packet id, reason, properties).
+
+        Packet type as in the first byte, 0x40 for PUBACK; properties packed, with their length in front.
+        """
+        reasons, self.reasons = self.reasons, {}
+        return reasons
+
+    # ---- what must survive a crash
+
+    @property
+    def wants_commit(self) -> bool:
+        """True where bytes wait for an `image` that was not yet taken."""
+        return self.out.gate_wanted
+
+    def image(self, list finished=None) -> tuple:
+        """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave.
+
+        finished: (first, last) ranges of message ids that `take_done` gave and whose rows are not deleted with it.
+        """
+        cdef int slot
+        cdef uint16_t count
+        cdef int64_t first, last
+        cdef Exchange* exchange
+        cdef list aside = [(message_id, entry[0], entry[1]) for message_id, entry in self.parked.items()
+                           if entry[2] == 2]
+        for first, last in finished or ():
+            while first <= last:
+                count = <uint16_t>min(last - first + 1, <int64_t>FINISHED_MAX)
+                aside.append((first, count, FINISHED))
+                first += count
+        cdef bytes image = PyBytes_FromStringAndSize(
+            NULL, 1 + IMAGE_ENTRY_BYTES * (self.table.in_flight + <Py_ssize_t>len(aside)))
+        cdef uint8_t* start = <uint8_t*>PyBytes_AS_STRING(image)
+        cdef uint8_t* at = start + 1
+        start[0] = IMAGE_FORMAT
+        for slot in range(self.table.capacity):
+            exchange = &self.table.exchanges[slot]
+            if exchange.state != FREE and exchange.qos == 2:
+                at = put_entry(at, exchange.message_id, exchange.packet_id, exchange.state)
+        for message_id, packet_id, state in aside:
+            at = put_entry(at, message_id, packet_id, state)
+        image = image[:at - start]
+        cdef uint64_t version = self.version + <uint64_t>self.dirty
+        cdef tuple numbered = (version, image)
+        vector.reserve(&self.out.gates)
+        # Nothing from here on can fail: an image that was not handed out must not have been counted.
+        self.version = version
+        self.dirty = False
+        send_buffer.shut(&self.out, version)
+        return numbered
+
+    def on_committed(self, uint64_t version):
+        """The image of this version is on disk; what `take_done` had given by then is deleted, or in it as finished."""
+        cdef Retired* retired
+        self.committed_version = max(self.committed_version, version)
+        send_buffer.open_to(&self.out, version)
+        while self.retired.count and (<Retired*>vector.at(&self.retired, 0)).version <= version:
+            retired = <Retired*>vector.at(&self.retired, 0)
+            self.table.exchange_of[retired.packet_id] = ID_FREE
+            vector.pop(&self.retired)
+
+    def load_image(self, bytes image) -> list:
+        """Begin with the exchanges of an earlier process, as parked. Returns the finished (first, last) ranges in it.
+
+        Raises ValueError where it is not an image; the session is then as it was.
+        """
+        cdef Py_ssize_t size = len(image)
+        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(image)
+        cdef int64_t message_id
+        cdef uint16_t packet_id
+        cdef uint8_t state
+        cdef Py_ssize_t index
+        cdef dict loaded = {}
+        cdef set packet_ids = set()
+        cdef list finished = []
+        if size == 0:
+            return finished
+        if at[0] != IMAGE_FORMAT or (size - 1) % IMAGE_ENTRY_BYTES:
+            raise ValueError(f"an in-flight image of format {at[0]} and {size} bytes; this version reads format 1")
+        for index in range(1, size, IMAGE_ENTRY_BYTES):
+            message_id = get_message_id(at + index)
+            packet_id = load_u16(at + index + 8)
+            state = at[index + 10]
+            if message_id > 0 and packet_id and state == FINISHED:
+                finished.append((message_id, message_id + packet_id - 1))
+                continue
+            if (message_id <= 0 or packet_id == 0 or state not in (SENT, RELEASED)
+                    or message_id in loaded or packet_id in packet_ids or self.table.exchange_of[packet_id] != ID_FREE):
+                raise ValueError(
+                    f"an in-flight image with message {message_id} as packet id {packet_id} in state {state}")
+            loaded[message_id] = (packet_id, state, 2, True)
+            packet_ids.add(packet_id)
+        for packet_id in packet_ids:
+            self.table.exchange_of[packet_id] = ID_TAKEN
+        self.parked.update(loaded)
+        return finished
+
+    # ---- connections
+
+    def park(self):
+        """The connection is gone. Set every exchange aside; forget what was encoded."""
+        cdef int slot
+        cdef Exchange* exchange
+        cdef uint64_t sent = self.out.offered if self.offered_may_leave else send_buffer.sent_to(&self.out)
+        cdef bint left
+        for slot in range(self.table.capacity):
+            exchange = &self.table.exchanges[slot]
+            if exchange.state == FREE:
+                continue
+            left = exchange.left_before or exchange.asked_end <= sent
+            if left or exchange.state == RELEASED or not self.durable:
+                self.parked[exchange.message_id] = (exchange.packet_id, exchange.state, exchange.qos, left)
+                exchanges.close(&self.table, exchange, ID_TAKEN)
+            else:
+                exchanges.close(&self.table, exchange, ID_FREE)
+                self.dirty = True
+        send_buffer.discard(&self.out)
+        vector.clear(&self.marks)
+        self.strays.clear()
+
+    def parked_ids(self, int qos=0) -> list:
+        """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
+        return [message_id for message_id, entry in self.parked.items() if qos == 0 or entry[2] == qos]
+
+    def released_ids(self) -> list:
+        """Those of `parked_ids` whose PUBREL may have left."""
+        return [message_id for message_id, (_packet_id, state, _qos, left) in self.parked.items()
+                if state == RELEASED and left]
+
+    def unanswered_ids(self) -> list:
+        """Message ids of the exchanges whose PUBREL was sent more than once, and has left on this connection."""
+        cdef int slot
+        cdef Exchange* exchange
+        cdef uint64_t sent = send_buffer.sent_to(&self.out)
+        cdef list ids = []
+        for slot in range(self.table.capacity):
+            exchange = &self.table.exchanges[slot]
+            if exchange.state == RELEASED and exchange.left_before and exchange.asked_end <= sent:
+                ids.append(exchange.message_id)
+        return ids
+
+    def give_up(self, int64_t message_id) -> bool:
+        """End an exchange whose PUBREL is not answered, in flight or set aside; nothing is handed back for it.
+
+        False where there is none.
+        """
+        cdef int slot
+        cdef Exchange* exchange
+        if message_id in self.parked:
+            self.forget(message_id)
+            return True
+        for slot in range(self.table.capacity):
+            exchange = &self.table.exchanges[slot]
+            if exchange.state == RELEASED and exchange.message_id == message_id:
+                self._finish(exchange, GIVEN_UP)
+                return True
+        return False
+
+    def holds(self, int64_t message_id) -> bool:
+        """True where this message has an exchange, in flight or set aside."""
+        cdef int slot
+        for slot in range(self.table.capacity):
+            if self.table.exchanges[slot].state != FREE and self.table.exchanges[slot].message_id == message_id:
+                return True
+        return message_id in self.parked
+
+    def forget(self, int64_t message_id):
+        """The owner gave up a message that was set aside."""
+        aside = self.parked.pop(message_id, None)
+        if aside is not None:
+            self.strays.add(aside[0])
+            self.table.exchange_of[aside[0]] = ID_FREE
+            self.dirty = True
+
+    def release_parked(self, int64_t message_id):
+        """End an exchange set aside whose message is gone: the broker may hold its PUBLISH, and the id, until PUBREL.
+
+        It is finished as any other, by PUBCOMP. QoS 1 has nothing to end.
+        """
+        aside = self.parked.get(message_id)
+        if aside is None:
+            return
+        packet_id, _state, qos, _left = aside
+        if qos != 2:
+            self.forget(message_id)
+            return
+        exchanges.reserve(&self.table)
+        send_buffer.reserve(&self.out, ACK_MAX_BYTES)
+        if self.durable:
+            self.dirty = self.out.gate_wanted = True
+        # Whether the server ever had it does not matter: nobody is to be told.
+        exchange = exchanges.open(&self.table, packet_id, message_id, 2, RELEASED)
+        self._encode_ack(PUBREL | 2, packet_id, 0)
+        exchange.asked_end = send_buffer.encoded_to(&self.out)
+        exchange.left_before = True
+        del self.parked[message_id]
+
+    def resume(self, bint session_present, int receive_maximum=65535) -> list:
+        """CONNACK came (section 3.2). Returns the message ids in doubt; the owner then admits from its first message.
+
+        Where the broker lost the session all packet ids are void (3.1.2.4). What it had not received is new again; what
+        it had received, and may or may not have passed on, is returned: in doubt, and no longer kept here.
+        """
+        cdef list in_doubt = []
+        self.receive_maximum = min(max(receive_maximum, 1), <int>EXCHANGES_MAX)
+        if session_present:
+            return in_doubt
+        for message_id, (packet_id, state, qos, _left) in list(self.parked.items()):
+            if state == RELEASED:
+                in_doubt.append(message_id)
+            if self.durable or state == RELEASED:
+                del self.parked[message_id]
+                self.table.exchange_of[packet_id] = ID_FREE
+            else:
+                self.parked[message_id] = (packet_id, SENT, qos, False)
+            self.dirty = True
+        return in_doubt

@@ -1,0 +1,189 @@
+"""The pairs of a system call and its note: what a socket took and the session's mark, what it gave and the parser.
+
+Python runs signal handlers, and delivers exceptions of other threads, between its steps, and each may raise. So a pair
+is one call of C. With the system's own sockets, and those of ssl, nothing of Python runs between the two.
+
+Where something does, an exception may part them: a socket of another kind, or a step that goes to the store. Nobody
+knows then what has left, or what is missing. The connection is *torn*: nothing more is written to it or taken from it,
+the loop ends it, and what was in flight goes again on the next one.
+"""
+
+from ssl import SSLEOFError, SSLSocket, SSLWantReadError, SSLWantWriteError
+
+from glec_fast.protocol._inbound import ACKS, MESSAGES, PACKET
+from glec_fast.runtime._lock cimport Lock
+from glec_fast.errors import ProtocolError
+
+cdef object NOT_NOW = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
+cdef bytes WAKE = b"0"
+cdef int WAKE_BYTES_MAX = 10_000
+cdef int FOUND_ACKS = ACKS
+cdef int FOUND_MESSAGES = MESSAGES
+cdef int FOUND_PACKET = PACKET
+
+
+cdef object _in_c(sock, str of_socket, str of_ssl):
+    """The method that moves its bytes, past ssl's in Python where that has nothing to add."""
+    if type(sock) is SSLSocket and sock._sslobj is not None:
+        return getattr(sock._sslobj, of_ssl)
+    return getattr(sock, of_socket)
+
+
+cdef class Link:
+    """Between a client's socket, its outbox and its parser. `write` is thread-safe; one thread reads at a time."""
+
+    cdef object outbox
+    cdef object inbound
+    # Held while bytes are given to the socket and the session is told.
+    cdef readonly Lock lock
+    cdef bint is_writing
+    cdef readonly bint is_torn
+    # (first byte, body) of a packet that is neither an acknowledgement nor a message, until it is handled.
+    cdef public object packet
+    # The parser may have a whole packet.
+    cdef readonly bint has_more
+    # Of the answers to the last acknowledgements.
+    cdef readonly size_t answer_bytes
+
+    def __init__(self, outbox, inbound):
+        self.outbox = outbox
+        self.inbound = inbound
+        self.lock = Lock()
+
+    def begin(self):
+        """A new connection."""
+        self.is_torn = False
+
+    def end(self):
+        """The connection is gone, and with it what was not handled yet."""
+        # Another thread may be giving bytes to the socket: they have left before anything is set aside.
+        self.lock.take()
+        self.lock.give()
+        self.outbox.park()
+        self.inbound.begin()
+        self.packet = None
+        self.has_more = False
+        self.outbox.drop_acks()
+
+    cdef int _refuse_if_torn(self) except -1:
+        if self.is_torn:
+            raise ConnectionAbortedError("a write or read on this connection was cut short by an exception")
+        return 0
+
+    def do(self, step, *arguments):
+        """`step(*arguments)`, which leaves the session and the connection apart where it does not come to its end."""
+        try:
+            return step(*arguments)
+        except BaseException:
+            self.is_torn = True
+            raise
+
+    def wake(self, writer):
+        """Have the loop, which waits for the other end of `writer`, look for something to send. Raises OSError."""
+        if self.outbox.is_woken:
+            return
+        self.outbox.is_woken = True
+        try:
+            writer.send(WAKE)
+        except BlockingIOError:
+            # Its buffer is full of wake-ups already.
+            return
+        except BaseException:
+            # Nobody has been woken, and the next must not think so.
+            self.outbox.is_woken = False
+            raise
+
+    def hear(self, reader) -> bool:
+        """True where the loop was woken. Whoever wakes it from here on does so anew. Raises OSError."""
+        try:
+            return len(reader.recv(WAKE_BYTES_MAX)) > 0
+        except BlockingIOError:
+            return False
+        finally:
+            self.outbox.is_woken = False
+
+    def write(self, holder, size_t limit) -> tuple:
+        """Give the socket, `holder._sock`, the next bytes: (how many it took, whether the packet put as `last` left).
+
+        Raises BlockingIOError where it takes none, OSError where the connection is to end.
+        """
+        self.lock.take()
+        try:
+            if self.is_writing:
+                # In a signal's handler or a finaliser: whoever is writing writes on until nothing is left.
+                return 0, False
+            # Before the bytes are taken: those of a connection that ends meanwhile must not go out on the next.
+            sock = holder._sock
+            if sock is None:
+                return 0, False
+            self._refuse_if_torn()
+            return self._write(sock, limit)
+        finally:
+            self.lock.give()
+
+    cdef tuple _write(self, sock, size_t limit):
+        cdef size_t sent = 0
+        self.is_writing = True
+        try:
+            chunk = self.outbox.begin_write(limit)
+            # With nothing to send too: another thread may have written DISCONNECT, and left what follows to us.
+            if chunk:
+                sent = _in_c(sock, "send", "write")(chunk)
+            return sent, self.outbox.end_write(sent)
+        except NOT_NOW as error:
+            raise BlockingIOError from error
+        except BaseException:
+            self.is_torn = True
+            self.outbox.on_torn()
+            raise
+        finally:
+            self.is_writing = False
+
+    def read(self, sock, Py_ssize_t limit, double now_s) -> int:
+        """Feed the parser at most `limit` bytes that have come at `now_s`; returns how many, 0 where the peer has left.
+
+        Raises BlockingIOError or ssl's own errors where nothing has come, OSError where the connection is to end.
+        """
+        self._refuse_if_torn()
+        try:
+            data = _in_c(sock, "recv", "read")(limit)
+            self.inbound.feed(bytes(data), now_s)
+            self.has_more = True
+            return len(data)
+        except NOT_NOW:
+            raise
+        except SSLEOFError:
+            return 0
+        except BaseException:
+            self.is_torn = True
+            raise
+
+    def advance(self, arrived, finished, dict reasons not None) -> int:
+        """Move the next packets of one kind from the parser to where they are kept; returns as `Inbound.advance`.
+
+        Where there is none, our answers and what now has room are made ready to be sent.
+        arrived: extended by messages. finished, reasons: see `Outbox.on_acks`. Raises ProtocolError.
+        """
+        cdef int found
+        try:
+            found = self.inbound.advance()
+            if found == FOUND_ACKS:
+                self.outbox.put_acks()
+                # Also of what another thread has sent and not yet noted: for the session it was asked once offered.
+                self.answer_bytes = self.outbox.on_acks(self.inbound.acks, finished, reasons)
+            elif found == FOUND_MESSAGES:
+                arrived.extend(self.inbound.messages)
+            elif found == FOUND_PACKET:
+                self.packet = self.inbound.packet_command, self.inbound.packet_body
+            else:
+                # What that makes possible, too: nothing else may come that would call for it.
+                self.outbox.put_acks()
+                if not self.outbox.session.has_last:
+                    self.outbox.pull()
+                self.has_more = False
+            return found
+        except ProtocolError:
+            raise
+        except BaseException:
+            self.is_torn = True
+            raise

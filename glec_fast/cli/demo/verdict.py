@@ -1,0 +1,132 @@
+"""Who said what about each message, and what follows: published, received, lost, duplicates.
+
+A message counts as *published* once its process had said that it was on disk, or when it arrived. *Lost* is one that
+was on disk and did not arrive. *Unconfirmed* is one that did neither: its process was killed before it could say so
+(the call to `publish` never returned, or the message was a QoS 0 one in memory), or it is a QoS 0 message that was in
+the air when the link was cut, for which MQTT promises nothing. So published = received + lost, at each QoS.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from glec_fast.cli.demo.drive import Message
+
+QOS_LEVELS = (0, 1, 2)
+
+# The last word of the topic, and the time in the payload: unique within a drive.
+Identity = tuple[str, int]
+ByQos = dict[str, int]
+
+
+def identify(topic: str, payload: bytes) -> Identity | None:
+    """The identity of a message on the wire; None for one that no drive publishes, such as a last will."""
+    try:
+        content = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None
+    timestamp_ms = content.get("timestamp") if isinstance(content, dict) else None
+    return (topic.rpartition("/")[2], timestamp_ms) if isinstance(timestamp_ms, int) else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the demo found. `ok` is its exit status."""
+
+    published: ByQos
+    received: ByQos
+    lost: ByQos
+    duplicates: ByQos
+    unconfirmed: ByQos
+    flush_rate_msg_s: float
+    kills: int
+    queue_peak: int
+    disk_bytes: int
+    memory_bytes: int
+    broker: str
+
+    @property
+    def ok(self) -> bool:
+        """Nothing that was on disk is missing, and nothing of QoS 2 came twice."""
+        return not any(self.lost.values()) and not self.duplicates["2"]
+
+
+@dataclass
+class Measures:
+    """Figures taken along the way; the peaks are over all processes of the run."""
+
+    kills: int = 0
+    queue_peak: int = 0
+    disk_bytes: int = 0
+    memory_bytes: int = 0
+    flushed_messages: int = 0
+    flush_s: float = 0.0
+
+    def note_flush(self, messages: int, seconds: float) -> None:
+        """Keep the largest flush: a few messages say nothing about the rate."""
+        if messages > self.flushed_messages:
+            self.flushed_messages = messages
+            self.flush_s = seconds
+
+    @property
+    def flush_rate_msg_s(self) -> float:
+        return round(self.flushed_messages / self.flush_s, 1) if self.flush_s else 0.0
+
+
+@dataclass
+class Ledger:
+    """What the vehicle's processes have said about the messages of one drive, by number."""
+
+    qos_of: list[int] = field(default_factory=list)
+    numbers: dict[Identity, int] = field(default_factory=dict)
+    begun: set[int] = field(default_factory=set)
+    safe: set[int] = field(default_factory=set)
+    duration_ms: int = 0
+
+    @classmethod
+    def of(cls, messages: Iterable[Message]) -> Ledger:
+        ledger = cls()
+        for message in messages:
+            ledger.numbers[message.kind.topic, message.timestamp_ms] = message.number
+            ledger.qos_of.append(message.kind.qos)
+            ledger.duration_ms = round(message.sample.t_s * 1000)
+        return ledger
+
+    @property
+    def next_number(self) -> int:
+        """Where a new process goes on: an unconfirmed message is not tried again, since it may be on disk."""
+        return max(self.begun, default=-1) + 1
+
+    def judge(self, tally: Mapping[tuple[Any, int], int], measures: Measures, broker: str) -> Result:
+        """Compare with what the subscriber counted, `tally`: by identity and the QoS that it came with."""
+        copies: dict[int, int] = {}
+        for (identity, _), count in tally.items():
+            number = self.numbers.get(identity)
+            if number is not None:
+                copies[number] = copies.get(number, 0) + count
+        received = set(copies)
+        return Result(
+            published=self._by_qos(received | self.safe),
+            received=self._by_qos(received),
+            lost=self._by_qos(self.safe - received),
+            duplicates=self._by_qos(number for number, count in copies.items() for _ in range(count - 1)),
+            unconfirmed=self._by_qos(self.begun - self.safe - received),
+            flush_rate_msg_s=measures.flush_rate_msg_s,
+            kills=measures.kills,
+            queue_peak=measures.queue_peak,
+            disk_bytes=measures.disk_bytes,
+            memory_bytes=measures.memory_bytes,
+            broker=broker,
+        )
+
+    def _by_qos(self, numbers: Iterable[int]) -> ByQos:
+        counts = dict.fromkeys(map(str, QOS_LEVELS), 0)
+        for number in numbers:
+            counts[str(self.qos_of[number])] += 1
+        return counts

@@ -1,0 +1,90 @@
+"""`glec-fast doctor`: its options, how findings are shown, and what the exit status says."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from glec_fast.cli.doctor.finding import Finding
+from glec_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Mapping
+    from typing import TextIO
+
+    from glec_fast.fleet.config import MQTTConfig
+
+    SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+EXIT_FAILED = 1
+SUMMARY = "say what stands between this gateway and its broker"
+DESCRIPTION = """\
+Go through settings, DNS, TCP, TLS, certificates, pins, login, clock, queue file and disk; say what was found and what
+to do. Nothing is changed. The login is made as CLIENT_ID-doctor. Exit status 1 if a check failed."""
+_CHECK_WIDTH = len("client certificate")
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    parser = subparsers.add_parser("doctor", help=SUMMARY, description=DESCRIPTION)
+    parser.add_argument(
+        "--config", metavar="FILE", help="broker_config.properties (default: the environment of glec-fast service)"
+    )
+    parser.add_argument("--device-id", metavar="ID", help="what {DEVICE_ID} in FILE stands for, and the client id")
+    parser.add_argument(
+        "--as-device",
+        action="store_true",
+        help="log in with the device's own client id, which ends the connection of its running service",
+    )
+    parser.add_argument("--ntp", metavar="HOST[:PORT]", help="a time server to measure this clock's difference from")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 if no check failed, else 1."""
+    from glec_fast.cli.doctor.examine import examine
+
+    findings: list[Finding] = []
+    try:
+        config = _config(arguments.config, arguments.device_id, os.environ)
+    except ConfigError as error:
+        url = None
+        made: Iterable[Finding] = [Finding("settings", "failed", str(error), "mend that; nothing else was looked at")]
+    else:
+        url = config.broker_url
+        made = examine(config, as_device=arguments.as_device, ntp_server=arguments.ntp)
+        findings.append(Finding("settings", "ok", f"{url} as {config.client_id}"))
+    if not arguments.json:
+        for finding in findings:
+            _write(finding, sys.stdout)
+    for finding in made:
+        findings.append(finding)
+        if not arguments.json:
+            _write(finding, sys.stdout)
+    failed = sum(finding.status == "failed" for finding in findings)
+    if arguments.json:
+        report = {"ok": not failed, "broker": url, "checks": [finding._asdict() for finding in findings]}
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        sys.stdout.write(f"{failed} of {len(findings)} checks failed\n" if failed else "no check failed\n")
+    return EXIT_FAILED if failed else 0
+
+
+def _config(path: str | None, device_id: str | None, environment: Mapping[str, str]) -> MQTTConfig:
+    from glec_fast.fleet.config import MQTTConfig
+    from glec_fast.cli.service import config_from
+
+    if path is None:
+        return config_from(environment)
+    return MQTTConfig.from_properties(path, device_id=device_id)
+
+
+def _write(finding: Finding, stream: TextIO) -> None:
+    status = finding.status.upper() if finding.status == "failed" else finding.status
+    stream.write(f"{status:8} {finding.check:{_CHECK_WIDTH}} {finding.found}\n")
+    if finding.advice and finding.status != "ok":
+        stream.write(f"{'':8} {'':{_CHECK_WIDTH}} -> {finding.advice}\n")
+    stream.flush()

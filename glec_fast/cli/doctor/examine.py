@@ -1,0 +1,70 @@
+"""All checks in order, each only where those before it let it be made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from glec_fast.cli.doctor.clock import examine_clock
+from glec_fast.cli.doctor.finding import Finding
+from glec_fast.cli.doctor.local import examine_disk, examine_files, examine_queue
+from glec_fast.cli.doctor.login import examine_login
+from glec_fast.cli.doctor.network import TLS_CHECKS, Examined, examine_addresses, examine_tls
+from glec_fast.tls.config import TLSConfig
+from glec_fast.tls.files import Material
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from glec_fast.fleet.config import MQTTConfig
+    from glec_fast.cli.doctor.peer import Shown
+
+
+def examine(config: MQTTConfig, *, as_device: bool = False, ntp_server: str | None = None) -> Iterator[Finding]:
+    """The findings, each as soon as it is made. as_device: see `examine_login`. ntp_server: host or host:port."""
+    files, context = examine_files(config)
+    yield files
+    addresses = examine_addresses(config.broker, config.connection_timeout_s)
+    yield from addresses
+    is_reachable = addresses[-1].status in ("ok", "warning")
+    chain: tuple[Shown, ...] = ()
+    if not config.broker.tls:
+        yield from _unencrypted()
+    elif context is None or not is_reachable:
+        reason = "the broker cannot be reached" if context is not None else "the TLS files cannot be used"
+        yield from (Finding(check, "skipped", reason) for check in TLS_CHECKS)
+        is_reachable = False
+    else:
+        examined: Examined = examine_tls(config, context)
+        yield from examined.findings
+        chain = examined.chain
+        is_reachable = all(finding.status in ("ok", "warning") for finding in examined.findings)
+    if is_reachable:
+        yield examine_login(config, as_device=as_device)
+    else:
+        yield Finding("login", "skipped", "there is no connection to log in over")
+    queue = examine_queue(config)
+    yield examine_clock(_past(config, chain, queue.latest_s), ntp_server)
+    yield queue.finding
+    yield examine_disk(config)
+
+
+def _unencrypted() -> Iterator[Finding]:
+    found = "broker_url is not encrypted: whoever listens on the way reads user name, password and messages"
+    yield Finding("tls", "warning", found, "use ssl:// or wss://")
+    for check in TLS_CHECKS[1:]:
+        yield Finding(check, "skipped", "broker_url is not encrypted")
+
+
+def _past(config: MQTTConfig, chain: tuple[Shown, ...], latest_s: float | None) -> Iterator[tuple[str, float]]:
+    """What a right clock has behind it: (its name, Unix seconds)."""
+    for shown in chain:
+        yield f"the beginning of the certificate {shown.certificate.subject}", shown.certificate.not_before_s
+    settings = config.tls_config or TLSConfig()
+    for name in Material._fields:
+        source = getattr(settings, name)
+        if isinstance(source, (str, os.PathLike)) and Path(source).exists():
+            yield f"the file of {name}", Path(source).stat().st_mtime
+    if latest_s is not None:
+        yield "the latest queued message", latest_s

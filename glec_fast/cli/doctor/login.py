@@ -1,0 +1,88 @@
+"""The MQTT login: CONNECT with the user name and password, over the connection that a manager would make."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+
+from glec_fast.cli.doctor.finding import Finding
+from glec_fast.mqtt.durable_client import with_session_expiry
+from glec_fast.tls.handshake import explain
+from glec_fast.engine.refusal import refusal
+from glec_fast.mqtt.secure import SecureClient
+from glec_fast.tls.config import TLSConfig
+
+if TYPE_CHECKING:
+    from paho.mqtt.reasoncodes import ReasonCode
+
+    from glec_fast.fleet.config import MQTTConfig
+
+# The device's own id would push its running service off the broker.
+_SUFFIX = "-doctor"
+_MQTT_5 = MQTTProtocolVersion.MQTTv5
+
+
+def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
+    """Log in and leave.
+
+    As the device itself with `as_device`, with the session that the broker keeps for it; else under a name of its own
+    and with a session that ends at once.
+    """
+    broker = config.broker
+    client_id = config.client_id if as_device else config.client_id + _SUFFIX
+    is_clean = config.clean_session or not as_device
+    session: dict[str, Any] = {}
+    if config.protocol_version == _MQTT_5:
+        session = {"clean_start": is_clean, "properties": None if is_clean else with_session_expiry(None)}
+    client = SecureClient(
+        CallbackAPIVersion.VERSION2,
+        client_id=client_id,
+        clean_session=None if session else is_clean,
+        protocol=MQTTProtocolVersion(config.protocol_version),
+        transport=broker.transport,
+        reconnect_on_failure=False,
+    )
+    client.connect_timeout = config.connection_timeout_s
+    if broker.transport == "websockets":
+        client.ws_set_options(broker.path)
+    if config.username is not None:
+        client.username_pw_set(config.username, config.password)
+    answers: list[ReasonCode] = []
+
+    def on_connect(_client: Any, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
+        answers.append(reason)
+
+    client.on_connect = on_connect
+    started_s = time.monotonic()
+    try:
+        if broker.tls:
+            client.use_tls(config.tls_config or TLSConfig(), broker.host)
+        client.connect(broker.host, broker.port, **session)
+        ended = _await_answer(client, answers, started_s + config.connection_timeout_s)
+    except OSError as error:
+        failure = explain(error, broker.host)
+        return Finding("login", "failed", failure.found, failure.advice)
+    finally:
+        client.disconnect()
+        client.loop(0)
+    if not answers:
+        found = "the broker closed the connection" if ended else "the broker did not answer CONNECT in time"
+        return Finding("login", "failed", found, "see whether an MQTT broker listens there, and its log")
+    if answers[0].is_failure:
+        text, _, advice = str(refusal(answers[0], config.broker_url)).partition("; ")
+        if not as_device and answers[0].value in (133, 135):
+            advice += "; where the broker knows the device's own id only, try --as-device while its service is stopped"
+        return Finding("login", "failed", text, advice)
+    took_ms = (time.monotonic() - started_s) * 1e3
+    who = f"{client_id!r}" + (f" and user {config.username!r}" if config.username is not None else "")
+    return Finding("login", "ok", f"accepted as {who} in {took_ms:.1f} ms")
+
+
+def _await_answer(client: SecureClient, answers: list[ReasonCode], deadline_s: float) -> bool:
+    """Until CONNACK, the end of the connection (True where it is that), or the deadline."""
+    while not answers and (remaining_s := deadline_s - time.monotonic()) > 0:
+        if client.loop(min(remaining_s, 1.0)) != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return not answers
+    return False

@@ -1,0 +1,57 @@
+"""`glec-fast in-doubt PATH`: the messages whose fate MQTT could not tell, from a queue file that may be in use."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import closing
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import apsw
+
+from glec_fast.durable._table import QueueTable
+from glec_fast.errors import QueueFormatError
+from glec_fast.durable.in_doubt import Decision, InDoubt
+from glec_fast.durable.database import connect, storage_error
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "in-doubt", help="list QoS 2 messages that a broker may have lost with its session, or have had twice"
+    )
+    parser.add_argument("path", metavar="PATH", type=Path, help="the queue file; a program may be using it")
+    parser.add_argument("--json", action="store_true", help="print one JSON array")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    entries = read_ledger(arguments.path)
+    if arguments.json:
+        sys.stdout.write(json.dumps([entry._asdict() for entry in entries], indent=2) + "\n")
+    elif entries:
+        sys.stdout.writelines(line_of(entry) for entry in entries)
+    else:
+        sys.stdout.write("no message was ever in doubt\n")
+    return 0
+
+
+def line_of(entry: InDoubt) -> str:
+    when = datetime.fromtimestamp(entry.time_ms / 1000, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f"{entry.number:6} {when} message {entry.message_id} {entry.topic} {entry.decision.value}\n"
+
+
+def read_ledger(path: Path) -> list[InDoubt]:
+    """The ledger in a queue file, oldest first. Raises QueueStorageError, QueueFormatError."""
+    try:
+        with closing(connect(path, apsw.SQLITE_OPEN_READONLY)) as connection:
+            rows = QueueTable(connection).read_in_doubt()
+    except apsw.SQLError as error:
+        raise QueueFormatError(f"{path} has no ledger ({error}): name the queue_path of a program that ran") from error
+    except apsw.Error as error:
+        raise storage_error(path, error) from error
+    return [InDoubt(*row[:4], Decision(row[4])) for row in rows]

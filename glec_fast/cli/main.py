@@ -1,0 +1,63 @@
+"""The command line: `glec-fast SUBCOMMAND`. Each subcommand is a module with `add_parser` and a function that runs it.
+
+Exit status: 0 well, 1 a check failed, 2 the request cannot be met (one line says why), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from glec_fast.cli import in_doubt as in_doubt_command, service
+from glec_fast.cli.demo import command as demo_command
+from glec_fast.cli.doctor import command as doctor_command
+from glec_fast.cli.doctor import pin
+from glec_fast.errors import GlecError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+EXIT_UNUSABLE = 2
+EXIT_INTERRUPTED = 130
+
+SUBCOMMANDS = (demo_command, service, in_doubt_command, doctor_command, pin)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong in one line; the usage is what --help is for."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_UNUSABLE, f"{self.prog}: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = OneLineParser(prog="glec-fast", description="Offline-first MQTT for vehicle gateways.")
+    subparsers = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
+    for subcommand in SUBCOMMANDS:
+        subcommand.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status: int = arguments.run(arguments)
+    except GlecError as error:
+        sys.stderr.write(f"glec-fast: {error}\n")
+        return EXIT_UNUSABLE
+    except KeyboardInterrupt:
+        sys.stderr.write("glec-fast: interrupted\n")
+        return EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return status
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    """A request to end is like Ctrl-C: whatever was started is ended on the way out."""
+    raise KeyboardInterrupt

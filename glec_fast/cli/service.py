@@ -1,0 +1,298 @@
+"""`glec-fast service`: one publisher for all programs of a gateway, made for systemd.
+
+A program connects to the Unix socket (SOCK_SEQPACKET) and sends one JSON object a packet:
+`{"topic": "glec/dtg/D/alerts", "qos": 2, "payload": ...}`, the payload a string or an object, of at most 256 KiB as it
+is published. The answer to each is `{"id": N}` once QoS 1 or 2 is on disk (QoS 0: once accepted), or
+`{"error": "...", "retryable": true or false}`. A packet that is larger than the
+sender's SO_SNDBUF (208 KiB unless it sets that) is refused by the kernel (EMSGSIZE). Its content may go as a memfd, of
+which the descriptor (SCM_RIGHTS) is sent with any one byte.
+
+Environment: GLEC_BROKER_URL and GLEC_CLIENT_ID; GLEC_USERNAME and GLEC_QUEUE_MAX_SIZE where wanted. Or, in place of all
+but GLEC_CLIENT_ID: GLEC_CONFIG, the path of a broker_config.properties. From systemd: STATE_DIRECTORY (the queue),
+RUNTIME_DIRECTORY (the socket), CREDENTIALS_DIRECTORY (glec_ca.crt, glec_client.crt, glec_client.key, glec_password,
+glec_broker_config.properties, all optional), NOTIFY_SOCKET and WATCHDOG_USEC.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import selectors
+import socket
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glec_fast.fleet.config import MQTTConfig
+from glec_fast.errors import ConfigError, GlecError, MessageError
+from glec_fast.fleet.manager import MQTTManager
+from glec_fast.fleet.properties import load_properties, read_secret
+from glec_fast.tls.config import TLSConfig, warn_if_world_readable
+from glec_fast.validation import TOPIC_MAX_BYTES, as_payload
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+    SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+SUMMARY = "publish for the other programs of a gateway, under systemd"
+SOCKET_NAME = "publish.sock"
+MAX_PAYLOAD_BYTES = 256 * 1024
+# JSON may write a byte as \u0000.
+MAX_PACKET_BYTES = 6 * (MAX_PAYLOAD_BYTES + TOPIC_MAX_BYTES) + 1024
+DISK_TIMEOUT_S = 10.0
+BACKLOG = 128
+# So that no program takes the descriptors that the link to the broker needs; others wait for one to leave.
+MAX_CLIENTS = 256
+_ACCEPT_PAUSE_S = 1.0
+# Between two turns the watchdog hears that we live; a disk that hangs holds up each answer for DISK_TIMEOUT_S.
+_TURN_MAX_S = 5.0
+
+logger = logging.getLogger("glec_fast")
+
+
+def add_parser(subparsers: SubParsers) -> None:
+    parser = subparsers.add_parser("service", help=SUMMARY, description=__doc__)
+    parser.set_defaults(run=run)
+
+
+def run(_arguments: argparse.Namespace) -> int:
+    """Serve until a signal ends it. Raises GlecError."""
+    config = config_from(os.environ)
+    path = directory_from(os.environ, "RUNTIME_DIRECTORY") / SOCKET_NAME
+    notifier = Notifier(os.environ)
+    try:
+        with MQTTManager(config) as manager, closing(Service(manager, path)) as service:
+            manager.connect()
+            notifier.say("READY=1")
+            while True:
+                service.turn(notifier.period_s)
+                # Figures need the locks of every thread: one that hangs keeps the watchdog waiting.
+                metrics = manager.get_metrics()
+                link = "connected" if metrics.is_connected else "no link"
+                if not manager.is_queue_damaged():
+                    notifier.keep_alive(f"{link}, {metrics.queue_size} messages waiting")
+    finally:
+        notifier.say("STOPPING=1")
+
+
+class Service:
+    """The socket and its clients; one thread."""
+
+    def __init__(self, manager: MQTTManager, path: Path) -> None:
+        self._manager = manager
+        self._path = path
+        self._selector = selectors.DefaultSelector()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            # The queue's lock has shown that no other service is alive to own a socket left here.
+            path.unlink(missing_ok=True)
+            self._listener.bind(os.fspath(path))
+            path.chmod(0o660)
+            self._listener.listen(BACKLOG)
+        except OSError as error:
+            self._listener.close()
+            raise ConfigError(f"{path} cannot be listened on ({error}): check RUNTIME_DIRECTORY") from error
+        self._listener.setblocking(False)
+        self._is_listening = False
+        self._listen_at_s = 0.0
+
+    def turn(self, timeout_s: float) -> None:
+        """Answer what has come, or wait for it for at most `timeout_s`. What is left after 5 s is for the next turn."""
+        if not self._is_listening:
+            self._listen_again()
+        ends_s = time.monotonic() + _TURN_MAX_S
+        for key, _ in self._selector.select(timeout_s if self._is_listening else min(timeout_s, _ACCEPT_PAUSE_S)):
+            if key.fileobj is self._listener:
+                self._accept()
+            else:
+                assert isinstance(key.fileobj, socket.socket)
+                self._serve(key.fileobj)
+            if time.monotonic() > ends_s:
+                break
+
+    def _listen_again(self) -> None:
+        if time.monotonic() >= self._listen_at_s and len(self._selector.get_map()) < MAX_CLIENTS:
+            self._selector.register(self._listener, selectors.EVENT_READ)
+            self._is_listening = True
+
+    def _accept(self) -> None:
+        """Take all that wait, as far as there is room."""
+        while self._is_listening:
+            try:
+                client, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # Out of descriptors or memory, as a rule; those that are connected are served on.
+                logger.error("no further program can connect for now: %s", error)
+                self._listen_at_s = time.monotonic() + _ACCEPT_PAUSE_S
+                self._stop_listening()
+                return
+            client.setblocking(False)
+            self._selector.register(client, selectors.EVENT_READ)
+            if len(self._selector.get_map()) > MAX_CLIENTS:
+                logger.warning("%d programs are connected, the most that are served at once", MAX_CLIENTS)
+                self._stop_listening()
+
+    def _stop_listening(self) -> None:
+        self._selector.unregister(self._listener)
+        self._is_listening = False
+
+    def close(self) -> None:
+        """Let go of every client, and of the socket."""
+        for key in list(self._selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
+        self._listener.close()
+        self._selector.close()
+        self._path.unlink(missing_ok=True)
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(client, MAX_PACKET_BYTES + 1, 1, socket.MSG_CMSG_CLOEXEC)
+            try:
+                if packet:
+                    client.send(json.dumps(self._answer(packet, descriptors)).encode())
+                    return
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+        except OSError:
+            # It went, or does not read its answers: what it published is accepted all the same.
+            pass
+        self._selector.unregister(client)
+        client.close()
+
+    def _answer(self, packet: bytes, descriptors: list[int]) -> dict[str, object]:
+        try:
+            topic, payload, qos = request_of(content_of(descriptors[0]) if descriptors else packet)
+            handle = self._manager.publish(topic, payload, qos)
+            if qos and not handle.wait_durable(DISK_TIMEOUT_S):
+                return {"error": f"not on disk within {DISK_TIMEOUT_S:.0f} s; it may be sent yet", "retryable": True}
+        except GlecError as error:
+            return {"error": str(error), "retryable": error.retryable}
+        return {"id": handle.message_id}
+
+
+def content_of(descriptor: int) -> bytes:
+    """What a memfd holds. Raises MessageError for any other file, the reading of which might not end."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+        return os.pread(descriptor, MAX_PACKET_BYTES + 1, 0)
+    except OSError as error:
+        raise MessageError(f"the descriptor that came with a packet is no memfd ({error.strerror})") from error
+
+
+def request_of(packet: bytes) -> tuple[str, str | bytes, int]:
+    """Topic, payload and QoS of a packet. Raises MessageError."""
+    if len(packet) > MAX_PACKET_BYTES:
+        raise MessageError(f"a packet has more than {MAX_PACKET_BYTES} bytes: send a smaller payload")
+    try:
+        request = json.loads(packet)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"a packet is not JSON ({error}): send one object") from error
+    if not isinstance(request, dict) or not {"topic", "payload"} <= request.keys() <= {"topic", "payload", "qos"}:
+        raise MessageError("a packet must be an object with topic, payload and, unless it is 1, qos")
+    payload = as_payload(request["payload"])
+    size_bytes = len(payload.encode() if isinstance(payload, str) else payload)
+    if size_bytes > MAX_PAYLOAD_BYTES:
+        raise MessageError(f"a payload has {size_bytes} bytes, more than {MAX_PAYLOAD_BYTES}: send a smaller one")
+    return request["topic"], payload, request.get("qos", 1)
+
+
+class Notifier:
+    """Tells systemd how it goes (sd_notify(3)); says nothing where no systemd listens."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        address = environment.get("NOTIFY_SOCKET", "")
+        # "@" stands for the abstract name space.
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        # A third of what systemd waits for, so that one late turn does no harm.
+        self.period_s = int(environment.get("WATCHDOG_USEC") or 30_000_000) / 3e6
+        self._next_s = 0.0
+
+    def say(self, text: str) -> None:
+        if not self._address:
+            return
+        # Whoever does not hear it draws his own conclusions.
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(text.encode(), self._address)
+
+    def keep_alive(self, status: str) -> None:
+        """Feed the watchdog, at most as often as it needs."""
+        now_s = time.monotonic()
+        if now_s >= self._next_s:
+            self._next_s = now_s + self.period_s / 2
+            self.say(f"WATCHDOG=1\nSTATUS={status}")
+
+
+def config_from(environment: Mapping[str, str]) -> MQTTConfig:
+    """The settings that the environment holds, or the properties file that it names. Raises ConfigError."""
+    properties = _properties_file(environment)
+    if properties is not None:
+        return _from_properties(properties, environment)
+    missing = [name for name in ("GLEC_BROKER_URL", "GLEC_CLIENT_ID") if not environment.get(name)]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} not set: put them into the service's environment file")
+    authority, certificate, key = (_credential(environment, name) for name in ("ca.crt", "client.crt", "client.key"))
+    if authority is None and certificate is not None:
+        raise ConfigError("there is a client.crt but no ca.crt: put the broker's authority beside it")
+    password = _credential(environment, "password")
+    if password is not None:
+        warn_if_world_readable("the password in", password)
+    size = environment.get("GLEC_QUEUE_MAX_SIZE", "10000")
+    if not (size.isascii() and size.isdigit()):
+        raise ConfigError("GLEC_QUEUE_MAX_SIZE must be a whole number")
+    return MQTTConfig(
+        broker_url=environment["GLEC_BROKER_URL"],
+        client_id=environment["GLEC_CLIENT_ID"],
+        username=environment.get("GLEC_USERNAME") or None,
+        password=read_secret("the password", password) if password else None,
+        tls_config=TLSConfig(authority, certificate, key) if authority else None,
+        queue_path=_queue_path(environment),
+        queue_max_size=int(size),
+    )
+
+
+def _credential(environment: Mapping[str, str], name: str) -> Path | None:
+    """The file of that name which systemd hands over (LoadCredential=), if there is one."""
+    path = Path(environment.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / f"glec_{name}"
+    return path if path.exists() else None
+
+
+def _properties_file(environment: Mapping[str, str]) -> Path | None:
+    named = environment.get("GLEC_CONFIG")
+    path = Path(named) if named else _credential(environment, "broker_config.properties")
+    others = [name for name in ("GLEC_BROKER_URL", "GLEC_USERNAME", "GLEC_QUEUE_MAX_SIZE") if environment.get(name)]
+    if path is not None and others:
+        raise ConfigError(f"{' and '.join(others)} set beside {path}: keep the settings in one of the two places")
+    return path
+
+
+def _from_properties(path: Path, environment: Mapping[str, str]) -> MQTTConfig:
+    password = _credential(environment, "password")
+    if password is not None:
+        environment = {"SECURE_PASSWORD_FILE": str(password), **environment}
+
+    def make(**settings: Any) -> MQTTConfig:
+        if "queue_path" not in settings:
+            settings["queue_path"] = _queue_path(environment)
+        return MQTTConfig(**settings)
+
+    return load_properties(path, make, device_id=environment.get("GLEC_CLIENT_ID") or None, environment=environment)
+
+
+def _queue_path(environment: Mapping[str, str]) -> Path:
+    return directory_from(environment, "STATE_DIRECTORY") / "queue.db"
+
+
+def directory_from(environment: Mapping[str, str], name: str) -> Path:
+    """A directory that systemd made for the service. Raises ConfigError."""
+    if not environment.get(name):
+        raise ConfigError(f"{name} is not set: systemd sets it; elsewhere, name a directory that you may write to")
+    return Path(environment[name])

@@ -1,0 +1,225 @@
+"""Types of `cext/durable/_table.pyx`: the statements on the queue table."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import apsw
+
+from glec_fast.durable.transaction import Commit, Move, Outbox
+from glec_fast.durable.in_doubt import Decision
+
+_T = TypeVar("_T")
+
+# With extras, retain (0 or 1), expiry interval in s or None, and packed properties behind the others.
+_Row = tuple[Any, ...]
+_RowWithRetries = tuple[int, str, str | bytes, int, int, int, int]
+_Head = tuple[int, str, int, int]
+
+def clock_error_us() -> int:
+    """How far the wall clock may be off, as the kernel has it from whoever keeps it right, in microseconds.
+
+    It grows by 500 ppm until they tell it again, to 16,000,000, which is also what is left once somebody else sets the
+    clock. Raises OSError where a sandbox forbids to ask. Any thread may call it.
+    """
+
+def make_row(
+    message_id: int,
+    topic: str,
+    payload: str | bytes,
+    qos: int,
+    timestamp_ms: int,
+    ttl_ms: int,
+    extras: tuple[bool, int | None, bytes] | None = None,
+) -> _Row:
+    """The row of one message; `timestamp_ms` is the time of insertion and `ttl_ms` that of expiry, Unix milliseconds.
+
+    Text is kept as TEXT; bytes too where they are UTF-8 without NUL, else as a BLOB.
+    Raises OverflowError, TypeError for what fits no column.
+    """
+
+def accept(
+    store: Any,
+    topic: str,
+    payload: str | bytes,
+    qos: int,
+    now_ms: int,
+    ttl_ms: int,
+    extras: Any,
+    register: Callable[[int], None] | None,
+) -> int:
+    """Give a message its id and put its row behind those that are pending, in one step; the caller holds the lock.
+
+    Whatever cuts into it finds either nothing of the message or all. register: told the id, or None.
+    """
+
+def ranges_of(ids: list[int]) -> list[tuple[int, int]]:
+    """Inclusive (first, last) ranges that cover just `ids`; sorts the list in place."""
+
+def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The fewest (first, last) ranges that cover what `ranges` cover; sorts the list in place."""
+
+def is_any_expired(rows: list[_Row], now_ms: int) -> bool:
+    """True where the time of any of these rows is over."""
+
+def known(rows: list[_Row], through_id: int) -> int:
+    """How many rows come before the first that has an id above `through_id`."""
+
+def keep_calling(function: Callable[[], object], goes_on: Callable[[BaseException], bool]) -> None:
+    """Call `function` until it returns, whatever is raised, and from wherever.
+
+    `goes_on` is told of each exception; where it says no, that is raised.
+    """
+
+def raised_by(function: Callable[..., object], *arguments: object) -> BaseException | None:
+    """What `function` raises, of whatever kind; None where it returns."""
+
+def hand_over(function: Callable[[list[_T]], object], items: list[_T]) -> BaseException | None:
+    """What `function` raises for a copy of `items`, None where it returns; which is empty then."""
+
+def take_image(outbox: Outbox, kept: list[tuple[int, int]], in_doubt: list[tuple[int, Decision]]) -> tuple[int, bytes]:
+    """(version, image) of an outbox, and what is in doubt behind the others in `in_doubt`."""
+
+class Finished:
+    """The rows that are finished and not yet deleted: by id, and as the ranges that an image names them by."""
+
+    def __init__(self) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def ids(self) -> list[int]:
+        """In the order in which they finished."""
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """The inclusive ranges that they make."""
+    def add(self, ids: list[int]) -> None:
+        """Behind those that are there."""
+    def take_from(self, outbox: Outbox) -> None:
+        """What an outbox has finished, behind those that are there."""
+    def remove_first(self, count: int) -> None:
+        """Remove the `count` that came first."""
+    def remove_taken(self, taken: list[int]) -> None:
+        """Remove those that came first, as many as `taken` has, and empty that: a second call removes nothing."""
+
+class QueueTable:
+    """Statements on the connection of a `QueueFile`. The caller owns the connection and the transaction.
+
+    One object, one connection, one thread at a time. Every method raises `apsw.Error` where the disk fails.
+    deleted: rows deleted since the caller set it to 0.
+    position, met: (timestamp, id) of the last row that the last `read_after` met, and how many those were, also such
+    that no message can be made of. unsendable: (id, topic, qos, reason) of these, in the last reading.
+    may_have_extras: False only where no message on disk has extras, as far as this object looked and inserted.
+    """
+
+    deleted: int
+    @property
+    def position(self) -> tuple[float, int]: ...
+    @property
+    def met(self) -> int: ...
+    @property
+    def unsendable(self) -> list[tuple[int, str, int, str]]: ...
+    @property
+    def may_have_extras(self) -> bool: ...
+    def __init__(self, connection: apsw.Connection) -> None: ...
+    def commit(self, transaction: Commit | Move) -> None:
+        """COMMIT, and have `transaction` know it."""
+
+    def data_version(self) -> int:
+        """Another number than before where another connection has written to the file since. Within a transaction."""
+
+    def strangers(self, through_id: int) -> list[int]:
+        """The ids above `through_id`, in the order of their rows."""
+
+    def adopt(self, ids: list[tuple[int, int]], timestamp_ms: int, ttl_ms: int) -> None:
+        """Give rows other ids, (from, to) each, and a timestamp; a time of expiry too where it is no number."""
+
+    def insert(self, rows: list[_Row]) -> None:
+        """Add rows made by `make_row`."""
+
+    def delete(self, ids: list[int]) -> int:
+        """Delete by id; returns how many rows there were. Sorts the list in place."""
+
+    def delete_finished(self, ids: list[int]) -> int:
+        """`delete` that clears the table at once where nothing else is in it."""
+
+    def look_for_extras(self) -> None:
+        """Find out whether any message on disk has extras. Between transactions, as a rollback brings them back."""
+
+    def delete_orphaned_extras(self) -> None:
+        """Delete the extras of messages that another program has deleted."""
+
+    def read_after(self, timestamp_ms: float, message_id: int, limit: int, with_extras: bool = False) -> list[_Row]:
+        """The next rows behind a position, at most `limit`, as one snapshot in the order (timestamp, id).
+
+        with_extras: every row has the three columns, None where it has no extras.
+        """
+
+    def read_rows(self, ids: list[int], with_extras: bool = False) -> list[_Row]:
+        """The rows of these ids, as far as there are any, in the order of `ids`; see `read_after`."""
+
+    def heads_after(self, timestamp_ms: float, message_id: int) -> Iterator[_Head]:
+        """An iterator over the heads (id, topic, qos, timestamp) behind a position, in order."""
+
+    def heads_expired(self, now_ms: int) -> Iterator[_Head]:
+        """An iterator over the heads whose time of expiry has passed."""
+
+    def heads_given_up(self, max_retry: int) -> Iterator[_Head]:
+        """An iterator over the heads that failed as often as they may."""
+
+    def set_aside(self, reasons: list[tuple[int, str]], rows_max: int, bytes_max: int) -> None:
+        """Copy rows, by (id, reason), to where they wait for somebody to look at them; the oldest there make room."""
+
+    def increment_retry_count(self, ids: list[int]) -> int:
+        """Count one more failed attempt for each id; returns how many rows there were. Sorts the list in place."""
+
+    def read_all(self) -> list[_RowWithRetries]:
+        """Every row with its retry count, in order."""
+
+    def count(self) -> int:
+        """Rows in the table."""
+
+    def last_id(self) -> int:
+        """The highest id that was ever given, 0 in a new file."""
+
+    def last_timestamp_ms(self) -> int:
+        """The highest timestamp in the table, 0 where it is empty."""
+
+    def span_ms(self) -> tuple[int | None, int | None]:
+        """(oldest, newest) timestamp, None each where the table is empty."""
+
+    def add_in_doubt(self, time_ms: int, entries: list[tuple[int, Decision]], limit: int) -> None:
+        """Record (message id, decision) of messages whose rows are still there, and keep the newest `limit`."""
+
+    def add_all_in_doubt(self, time_ms: int, decision: Decision, limit: int) -> int:
+        """Record that any message of QoS 2 may be in doubt, of the first `limit`; returns how many those are."""
+
+    def read_in_doubt(self) -> list[tuple[int, int, int, str, str]]:
+        """Every (number, time in ms, message id, topic, decision) recorded, oldest first."""
+
+    def holds(self, message_id: int) -> bool:
+        """True where there is a row of this id."""
+
+    def has(self, row: _Row) -> bool:
+        """True where this very row is on disk."""
+
+    def load_session(self) -> tuple[str, str, bytes] | None:
+        """(client id, broker, in-flight image) of the last process, or None. Raises ValueError where it is none."""
+
+    def save_session(self, client_id: str, broker: str, image: bytes) -> None:
+        """Replace the session's row."""
+
+    def save_image(self, image: bytes) -> None:
+        """Replace the in-flight image of the session's row."""
+
+    def move_times(self, by_ms: int, first_id: int, coming_ms: int) -> int:
+        """Add `by_ms` to the times of every message from `first_id` on; returns from which id on that was."""
+
+    def load_clock(self) -> tuple[str, int, int, int, int] | None:
+        """The fields of the clock's `Anchor`, or None where there is none that a clock can go on from."""
+
+    def has_clock(self) -> bool:
+        """True where there is a row, whatever it says."""
+
+    def save_clock(self, anchor: tuple[str, int, int, int, int]) -> None:
+        """Replace the clock's row."""
+
+def keep_for_ever(thing: object) -> None:
+    """Have nobody end `thing`, nor what it refers to: neither the garbage collector nor the interpreter's end."""

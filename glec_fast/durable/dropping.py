@@ -1,0 +1,91 @@
+"""Rows that are to go unsent: chosen, marked until their deletion is on disk, counted by reason."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+
+from glec_fast.runtime._lock import Lock
+from glec_fast.durable._table import QueueTable
+from glec_fast.durable.transaction import Head, Row
+from glec_fast.durable.outcomes import Dropped, DropReason
+from glec_fast.durable.reader import Reader
+
+# What is set aside is there to be looked at, and must not fill the disk.
+_SET_ASIDE_ROWS_MAX = 1000
+_SET_ASIDE_BYTES_MAX = 8 << 20
+
+logger = logging.getLogger("glec_fast")
+
+
+class Dropping:
+    """What is marked is neither read nor chosen again, also where the transaction that deletes it fails.
+
+    lock: the store's, taken by `mark` and `delete_marked`. The `choose` methods want the reader's lock held.
+    """
+
+    def __init__(self, lock: Lock, reader: Reader) -> None:
+        self._lock = lock
+        self._reader = reader
+        self.marked: dict[int, Dropped] = {}
+        # Of those of them that are kept for somebody to look at, why.
+        self._reasons: dict[int, str] = {}
+        self.counts: Counter[str] = Counter()
+
+    def mark(self, heads: Iterable[Head], reason: DropReason) -> None:
+        """These go with the next transaction."""
+        with self._lock:
+            self.marked.update((head[0], Dropped(head[0], head[1], head[2], reason)) for head in heads)
+
+    def mark_row(self, row: Row, reason: DropReason) -> None:
+        """This one goes with the next transaction; the caller holds the store's lock."""
+        self.marked[row[0]] = Dropped(row[0], row[1], row[3], reason)
+
+    def set_aside(self, rows: Iterable[tuple[int, str, int, str]]) -> None:
+        """No message can be made of these (id, topic, qos, reason): they go with the next transaction, and are kept.
+
+        The caller holds the store's lock.
+        """
+        for message_id, topic, qos, reason in rows:
+            if message_id not in self.marked:
+                logger.error("message %d of topic %r is set aside: %s", message_id, topic, reason)
+                self.marked[message_id] = Dropped(message_id, topic, qos, DropReason.UNSENDABLE)
+                self._reasons[message_id] = reason
+
+    def choose_expired(self, table: QueueTable, now_ms: int, limit: int) -> int:
+        """Mark what is older than it may be; returns how many, at most `limit`."""
+        return self._choose(table.heads_expired(now_ms), DropReason.EXPIRED, limit)
+
+    def choose_given_up(self, table: QueueTable, max_retry: int, limit: int) -> int:
+        """Mark what was refused as often as it may be; returns how many, at most `limit`."""
+        return self._choose(table.heads_given_up(max_retry), DropReason.GIVEN_UP, limit)
+
+    def choose_oldest(self, table: QueueTable, limit: int) -> int:
+        """Mark what makes room for others; returns how many, at most `limit`."""
+        return self._choose(self._reader.heads_ahead(table), DropReason.OVERFLOW, limit)
+
+    def _choose(self, heads: Iterable[Head], reason: DropReason, limit: int) -> int:
+        found = (head for head in heads if head[0] not in self.marked and self._reader.is_droppable(head))
+        chosen = list(islice(found, limit))
+        self.mark(chosen, reason)
+        return len(chosen)
+
+    def delete_marked(self, table: QueueTable, but: list[Dropped]) -> list[Dropped]:
+        """Delete what is marked, in a transaction that has deleted `but` already; returns what that was."""
+        deleted = frozenset(each.message_id for each in but)
+        with self._lock:
+            marked = [each for each in self.marked.values() if each.message_id not in deleted]
+            reasons = [(number, reason) for number, reason in self._reasons.items() if number not in deleted]
+        if reasons:
+            table.set_aside(reasons, _SET_ASIDE_ROWS_MAX, _SET_ASIDE_BYTES_MAX)
+        table.delete([each.message_id for each in marked])
+        return marked
+
+    def on_deleted(self, dropped: list[Dropped]) -> None:
+        """Their deletion is on disk; the caller holds the store's lock."""
+        for each in dropped:
+            self._reasons.pop(each.message_id, None)
+            # In one step, so that none is counted twice, whatever is raised between two.
+            self.counts[each.reason.value] += self.marked.pop(each.message_id, None) is not None

@@ -1,0 +1,91 @@
+"""Retain and MQTT 5 properties of a queued message: what is refused, how they are kept, and as what they are sent.
+
+They stand in `glec_extras`, beside the queue's table, for those messages alone that have any.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import TYPE_CHECKING, NamedTuple
+
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import VariableByteIntegers
+
+from glec_fast.errors import MessageError
+
+if TYPE_CHECKING:
+    from paho.mqtt.properties import Properties
+
+    from glec_fast.durable.transaction import Row
+
+# A row's columns of the queue's table, and where among them the time of its acceptance is.
+ROW_COLUMNS = 6
+_TIMESTAMP = 4
+_EXPIRY_MAX_S = 0xFFFFFFFF
+# Identifier of Message Expiry Interval (MQTT 5, 3.3.2.3.3).
+_EXPIRY = b"\x02"
+# Why a later connection, or any, could not carry them.
+_REFUSED = {
+    "TopicAlias": "the connection that it is sent on, perhaps after a restart, would not know it (MQTT 5, 3.3.2.3.4)",
+    "SubscriptionIdentifier": "a client must not send one (MQTT 5, 3.3.4)",
+}
+
+
+class Extras(NamedTuple):
+    """expiry_interval_s: Message Expiry Interval. properties: all others, packed, without their length."""
+
+    retain: bool
+    expiry_interval_s: int | None = None
+    properties: bytes = b""
+
+    def packed(self, waited_ms: int = 0) -> bytes | None:
+        """All properties as a PUBLISH has them (MQTT 5, 2.2.2), None for none.
+
+        Message Expiry Interval is less the time that the message has waited, as a server's would be (3.3.2.3.3): at
+        least a second is left, as what has expired is not sent, unless it is in flight.
+        """
+        body = self.properties
+        if self.expiry_interval_s is not None:
+            left_s = max(self.expiry_interval_s - max(waited_ms, 0) // 1000, min(self.expiry_interval_s, 1))
+            body += _EXPIRY + left_s.to_bytes(4, "big")
+        return VariableByteIntegers.encode(len(body)) + body if body else None
+
+
+RETAINED = Extras(retain=True)
+
+
+def extras_of(retain: bool, properties: Properties | None) -> Extras | None:
+    """What is to be kept beside a message, None where that is nothing.
+
+    Raises MessageError for properties that are not a PUBLISH's, and for those that no later connection could carry.
+    """
+    if properties is None or properties.isEmpty():
+        return RETAINED if retain else None
+    if properties.packetType != PacketTypes.PUBLISH:
+        raise MessageError("properties are of another packet: make them with Properties(PacketTypes.PUBLISH)")
+    for name, why in _REFUSED.items():
+        if hasattr(properties, name):
+            raise MessageError(f"{name} of a queued message: {why}")
+    response_topic = getattr(properties, "ResponseTopic", "")
+    if "+" in response_topic or "#" in response_topic:
+        raise MessageError(f"ResponseTopic {response_topic!r} has a wildcard (MQTT 5, 3.3.2.3.5)")
+    expiry_interval_s = getattr(properties, "MessageExpiryInterval", None)
+    others = copy(properties)
+    if expiry_interval_s is not None:
+        if type(expiry_interval_s) is not int or not 0 <= expiry_interval_s <= _EXPIRY_MAX_S:
+            raise MessageError(f"MessageExpiryInterval is {expiry_interval_s!r}; it must be 0 to {_EXPIRY_MAX_S} s")
+        del others.MessageExpiryInterval  # type: ignore[attr-defined]
+    try:
+        packed = others.pack()
+    except Exception as error:
+        # paho looks at most values only here.
+        raise MessageError(f"properties that cannot be packed: {error}") from error
+    return Extras(bool(retain), expiry_interval_s, packed[VariableByteIntegers.decode(packed)[1] :])
+
+
+def as_sent(row: Row, now_ms: int) -> Row:
+    """A row that was read with the columns of extras, None where it has none, as `Session.admit_rows` takes it."""
+    extras = row[ROW_COLUMNS:]
+    if extras[0] is None:
+        return row[:ROW_COLUMNS]
+    return (*row[:ROW_COLUMNS], bool(extras[0]), Extras(*extras).packed(now_ms - row[_TIMESTAMP]))

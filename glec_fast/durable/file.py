@@ -1,0 +1,266 @@
+"""The queue file: one holder at a time, an open database, and what to do where it is damaged."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import apsw
+
+from glec_fast.durable._table import QueueTable
+from glec_fast.errors import QueueFormatError, QueueReplacedError, QueueStorageError
+from glec_fast.durable.database import (
+    LOG_RESERVE_BYTES,
+    check,
+    check_header,
+    connect,
+    create_schema,
+    is_damage,
+    open_database,
+    stops_opening,
+    storage_error,
+)
+from glec_fast.durable.lock import QueueLock, create_file, sync_folder
+from glec_fast.durable.salvage import (
+    COMPANIONS,
+    Salvage,
+    carry_over,
+    clear_the_way,
+    copy,
+    finish_carry_over,
+    has_remains,
+    mark_of,
+    new_of,
+    remove,
+)
+
+__all__ = ["QueueFile", "Salvage", "discard", "holding", "is_damage", "look_into"]
+
+logger = logging.getLogger("glec_fast")
+
+
+class QueueFile:
+    """An open, locked queue file and its write connection. One process at a time, and one thread.
+
+    Raises QueueLockedError, QueueFormatError or QueueStorageError; each leaves the file as it was, and unlocked.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        # Links resolved: SQLite names its companions after the file.
+        self.path = Path(path).resolve()
+        self.salvage: Salvage | None = None
+        try:
+            self._lock = QueueLock(self.path)
+        except OSError as error:
+            raise self._as_ours(error) from error
+        try:
+            self.connection = self._open()
+            self._note_place()
+        except BaseException as error:
+            self._lock.release()
+            if isinstance(error, (apsw.Error, OSError)):
+                raise self._as_ours(error) from error
+            raise
+
+    def _as_ours(self, error: Exception) -> QueueStorageError:
+        return error if isinstance(error, QueueStorageError) else storage_error(self.path, error)
+
+    def _open(self) -> apsw.Connection:
+        clear_the_way(self.path)
+        finish_carry_over(self.path, self._lock.follow)
+        try:
+            self._check_header()
+            if mark_of(self.path).exists():
+                raise apsw.CorruptError("it was found damaged while it was in use")
+            return open_database(self.path)
+        except (apsw.Error, UnicodeDecodeError) as error:
+            if not stops_opening(error):
+                raise
+            self._carry_over(error)
+            return open_database(self.path)
+
+    def _check_header(self) -> None:
+        try:
+            check_header(self.path)
+        except QueueFormatError:
+            if not has_remains(self.path):
+                raise
+            raise apsw.CorruptError("its first page is overwritten") from None
+
+    def _carry_over(self, error: Exception) -> None:
+        logger.error("queue file %s is damaged (%s); carrying over what can be read", self.path, error)
+        self.salvage = carry_over(self.path, self._lock.follow)
+        logger.error(
+            "%d messages carried over, at least %d lost; the damaged file is kept as %s",
+            self.salvage.rows_carried,
+            self.salvage.rows_lost,
+            self.salvage.kept_as,
+        )
+
+    def reader(self) -> apsw.Connection:
+        """A second connection, for reading only."""
+        return connect(self.path, apsw.SQLITE_OPEN_READONLY)
+
+    def failed(self, error: Exception) -> QueueStorageError:
+        """The error of this family for `error`. Damage is remembered: the next opening carries over what is left."""
+        if isinstance(error, QueueStorageError):
+            return error
+        if is_damage(error):
+            with suppress(OSError):
+                mark_of(self.path).touch(0o600)
+        return storage_error(self.path, error)
+
+    # ---- while it is in use; the caller sees to it that nobody else uses the write connection meanwhile
+
+    def _note_place(self) -> None:
+        self._name, self._log_name = str(self.path), f"{self.path}-wal"
+        file, log = _look_at(self._name), _look_at(self._log_name)
+        self._place, self._log_place = _identity(file), _identity(log)
+        # SQLite cuts it no shorter.
+        self._log_bytes_min = min(log.st_size, LOG_RESERVE_BYTES)
+
+    def is_in_place(self) -> bool:
+        """True where the file and its write-ahead log are still found under their names, the log at its full size."""
+        try:
+            file, log = _look_at(self._name), _look_at(self._log_name)
+        except OSError:
+            return False
+        is_found = _identity(file) == self._place and _identity(log) == self._log_place
+        return is_found and log.st_size >= self._log_bytes_min
+
+    def _is_log_cut(self) -> bool:
+        try:
+            log = _look_at(self._log_name)
+        except FileNotFoundError:
+            return False
+        return _identity(log) == self._log_place and log.st_size < self._log_bytes_min
+
+    def salvage_in_use(self, damage: Exception) -> apsw.Connection:
+        """Carry over what can be read of a file that was found damaged in use: `connection` is then another.
+
+        The lock is never let go of. Returns the connection before, which the caller gives to `discard`, as those of
+        `reader`. Raises apsw.Error, OSError; then `connection` is as it was, and the call may be repeated.
+        """
+        before = self.connection
+        finish_carry_over(self.path, self._lock.follow)
+        self._carry_over(damage)
+        self.connection = open_database(self.path)
+        self._note_place()
+        return before
+
+    def on_mended(self) -> None:
+        """Whoever met the damage again meanwhile met it in the file that was."""
+        mark_of(self.path).unlink(missing_ok=True)
+
+    def put_back(self) -> apsw.Connection:
+        """Have all that the open file holds under its name again, which nobody has now; as `salvage_in_use`.
+
+        Raises QueueReplacedError where another file has the name.
+        """
+        with suppress(FileNotFoundError):
+            if _identity(_look_at(self._name)) != self._place:
+                raise QueueReplacedError(f"another file has the name of the open queue file {self.path}: start anew")
+        is_log_whole = not self._is_log_cut()
+        logger.error("queue file %s or its log has lost its name; what is open is put back", self.path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = new_of(self.path)
+        try:
+            self._copy_to(new)
+        except apsw.Error as error:
+            if not is_damage(error):
+                raise
+            return self.salvage_in_use(error)
+        for suffix in COMPANIONS:
+            # All that they hold is in the copy.
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self._lock.follow(new)
+        new.rename(self.path)
+        sync_folder(self.path.parent)
+        before = self.connection
+        # What is in a whole one was open until now: no reason to look for damage, nor for rows of another program.
+        self.connection = open_database(self.path, is_known=True) if is_log_whole else self._open()
+        self._note_place()
+        return before
+
+    def keep_beside(self) -> Path:
+        """A copy of all that the open file holds, under a name that is free; returns that."""
+        number = 1
+        while (path := self.path.with_name(f"{self.path.name}.replaced-{number}")).exists():
+            number += 1
+        self._copy_to(path)
+        sync_folder(path.parent)
+        return path
+
+    def _copy_to(self, path: Path) -> None:
+        remove(path)
+        create_file(path)
+        copied = connect(path, apsw.SQLITE_OPEN_READWRITE)
+        try:
+            copied.pragma("synchronous", "full")
+            with copied.backup("main", self.connection, "main") as backup:
+                backup.step()
+        finally:
+            copied.close(True)
+
+    def close(self) -> None:
+        """Close the write connection and let another process have the file. Idempotent."""
+        try:
+            if not self.is_in_place():
+                discard(self.connection)
+                return
+            self.connection.close()
+        except apsw.Error as error:
+            # The write-ahead log still has all; the next opening folds it into the file.
+            logger.error("the queue file %s was closed without its last checkpoint: %s", self.path, error)
+            self.connection.close(True)
+        finally:
+            self._lock.release()
+
+
+def discard(connection: apsw.Connection) -> None:
+    """Close a connection to a file that has lost its name, is damaged, or is another process's, as in a forked child.
+
+    Without a checkpoint, and with no transaction under way, that changes nothing on disk, nor in the memory that
+    processes share: what has the name now is another file's, and a child holds no lock of its parent's.
+    """
+    connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    connection.close(True)
+
+
+def _look_at(name: str) -> os.stat_result:
+    # As text: half of what a Path costs, in every transaction.
+    return os.stat(name)  # noqa: PTH116
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def holding(path: Path) -> QueueLock:
+    """Keep others from opening the queue until it is released. Makes no file. Raises QueueLockedError, OSError."""
+    return QueueLock(path, create=False)
+
+
+def look_into(path: Path, scratch: Path) -> tuple[int, int | None]:
+    """(messages, Unix milliseconds of the latest), of a copy in the empty folder `scratch`: nothing of it is changed.
+
+    Raises QueueFormatError, apsw.Error where it is damaged, OSError.
+    """
+    check_header(path)
+    if mark_of(path).exists():
+        raise apsw.CorruptError("it was found damaged while it was in use")
+    for suffix in ("", "-wal"):
+        source = path.with_name(path.name + suffix)
+        if source.exists():
+            copy(source, scratch / f"copy{suffix}")
+    copied = scratch / "copy"
+    connection = connect(copied, apsw.SQLITE_OPEN_READWRITE)
+    try:
+        check(connection, copied)
+        create_schema(connection)
+        table = QueueTable(connection)
+        return table.count(), table.span_ms()[1]
+    finally:
+        connection.close(True)

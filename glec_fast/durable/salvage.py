@@ -1,0 +1,397 @@
+"""Carrying over what a damaged queue file still holds: into a new file, which then takes its place.
+
+The damaged file is kept under another name, with its companions. A crash or a full disk at any step loses nothing: the
+new file is complete before the damaged one is set aside, and an opening that finds that gone puts the new one in place.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apsw
+
+from glec_fast.durable.foreign_rows import ID_MAX, TIME_MAX_MS, are_extras, as_number, as_time_ms
+from glec_fast.durable.database import COLUMNS, IDS_LEFT_OUT, connect, create_schema
+from glec_fast.durable.lock import create_file, sync_folder
+
+# Text as bytes, which need not be any: an error would end the reading.
+_AS_FOUND = "iif(typeof({0}) = 'text', CAST({0} AS BLOB), {0})"
+_SELECT = (
+    "SELECT id, CAST(topic AS BLOB), CAST(payload AS BLOB), typeof(payload), "  # noqa: S608
+    + ", ".join(_AS_FOUND.format(name) for name in ("qos", "timestamp", "ttl", "retry_count"))
+    + " FROM mqtt_offline_queue NOT INDEXED"
+)
+_HEADER_BYTES = 100
+_PAGE_BYTES_MIN = 512
+_PAGE_SIZE, _PAGES = slice(16, 18), slice(28, 32)
+# Where the header has the change counter for which its own count of pages holds; 0 has SQLite measure the file instead.
+_PAGES_VALID_FOR = slice(92, 96)
+COMPANIONS = ("-wal", "-shm", "-journal")
+# All that stand beside a queue file; `-lock` has a use of its own.
+_BESIDE = (*COMPANIONS, "-qos2", "-damaged", "-new", *(f"-new{each}" for each in COMPANIONS), "-copy")
+# Ids between two readable ends of a damaged table are tried one by one, up to so many from each end.
+_TRIED_IDS_MAX = 100_000
+# It is no image, so that who opens the file takes it for one that cannot be read.
+_UNREADABLE_SESSION = (1, "", "", b"\x00")
+# Found out in use, where NULL cannot be kept.
+_NO_QOS = "NULL"
+_SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'"
+
+logger = logging.getLogger("glec_fast")
+
+
+class Salvage(NamedTuple):
+    """What became of a damaged file. `rows_lost` is a lower bound: what no index remembers cannot be counted."""
+
+    kept_as: Path
+    rows_carried: int
+    rows_lost: int
+
+
+def mark_of(path: Path) -> Path:
+    """The file that says that `path` was found damaged while it was in use."""
+    return path.with_name(path.name + "-damaged")
+
+
+def has_remains(path: Path) -> bool:
+    """True where a file without a header has messages in it all the same. Raises OSError."""
+    return path.stat().st_size % _PAGE_BYTES_MIN == 0 and bool(_Remains(path).rows)
+
+
+def clear_the_way(path: Path) -> None:
+    """Rename what has the name of a companion and is no regular file: a folder, a FIFO, a link. Raises OSError."""
+    for suffix in _BESIDE:
+        companion = path.with_name(path.name + suffix)
+        try:
+            mode = companion.lstat().st_mode
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(mode):
+            renamed = _free_name(companion, "not-a-file")
+            companion.rename(renamed)
+            logger.warning("%s is not a file, and was renamed to %s", companion, renamed.name)
+
+
+def carry_over(path: Path, before_replacing: Callable[[Path], None]) -> Salvage:
+    """Fill a new file from a damaged one and put it in its place. Nobody has either open.
+
+    before_replacing: called with the new file before it is renamed.
+    Raises apsw.Error, OSError; then the damaged file is where it was.
+    """
+    found = _Remains(path)
+    new = new_of(path)
+    remove(new)
+    create_file(new)
+    connection = connect(new, apsw.SQLITE_OPEN_READWRITE)
+    try:
+        connection.pragma("synchronous", "full")
+        create_schema(connection)
+        with connection:
+            found.write(connection)
+    except BaseException:
+        connection.close(True)
+        remove(new)
+        raise
+    connection.close()
+    kept_as = _set_aside(path)
+    finish_carry_over(path, before_replacing)
+    return Salvage(kept_as, len(found.rows), max(found.expected - len(found.rows), 0))
+
+
+def finish_carry_over(path: Path, before_replacing: Callable[[Path], None]) -> None:
+    """Put a new file that is complete in its place, where the damaged one was set aside already."""
+    new = new_of(path)
+    if not new.exists():
+        return
+    if path.exists() and path.stat().st_size:
+        # The damaged file is still there, so that the new one may be half done.
+        remove(new)
+        return
+    # A write-ahead log of the damaged file would be read into the new one.
+    _set_companions_aside(path, _kept_names(path)[0])
+    before_replacing(new)
+    new.rename(path)
+    mark_of(path).unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def new_of(path: Path) -> Path:
+    """What is to take the place of `path` once it is complete."""
+    return path.with_name(path.name + "-new")
+
+
+def remove(path: Path) -> None:
+    """Remove a file that was made on the way, with its companions."""
+    for suffix in ("", *COMPANIONS):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file for its owner only."""
+    create_file(target)
+    shutil.copyfile(source, target)
+
+
+def _set_aside(path: Path) -> Path:
+    kept_as = _kept_names(path)[1]
+    # The file first: without it, what follows is taken up again by the next opening.
+    path.rename(kept_as)
+    _set_companions_aside(path, kept_as)
+    return kept_as
+
+
+def _free_name(path: Path, kind: str) -> Path:
+    number = 1
+    while os.path.lexists(following := path.with_name(f"{path.name}.{kind}-{number}")):
+        number += 1
+    return following
+
+
+def _kept_names(path: Path) -> tuple[Path, Path]:
+    """The latest name that a damaged file was given, and the next."""
+    following = _free_name(path, "damaged")
+    number = int(following.name.rpartition("-")[2])
+    return path.with_name(f"{path.name}.damaged-{number - 1}"), following
+
+
+def _set_companions_aside(path: Path, kept_as: Path) -> None:
+    for suffix in COMPANIONS:
+        companion = path.with_name(path.name + suffix)
+        if companion.exists():
+            companion.rename(kept_as.with_name(kept_as.name + suffix))
+
+
+_Values = tuple[Any, ...]
+
+
+class _Remains:
+    """What of a damaged file can still be read. `expected`: rows that an index remembers, or that were found."""
+
+    def __init__(self, path: Path) -> None:
+        self._rows: dict[int, _Values] = {}
+        self._remembered: set[int] = set()
+        self._session: list[_Values] = []
+        self._extras: list[_Values] = []
+        self._in_doubt: list[_Values] = []
+        self._set_aside: list[_Values] = []
+        self._clock: list[_Values] = []
+        self._last_id = 0
+        self._is_sequence_known = False
+        self._is_incomplete = False
+        self._encoding = "UTF-8"
+        # SQLite would delete the log of an empty file.
+        if not path.stat().st_size or not self._read(path) or (self._is_incomplete and _has_wrong_size(path)):
+            self._read_with_lent_header(path)
+        self._remembered = {number for number in self._remembered.union(self._rows) if 0 < number <= ID_MAX}
+        self.expected = max(len(self._remembered), len(self._rows))
+        highest = max(self._last_id, *self._remembered, 0)
+        self._last_id = highest if self._is_sequence_known else min(highest + IDS_LEFT_OUT, ID_MAX)
+        self.rows = list(self._sound_rows())
+
+    def _sound_rows(self) -> Iterator[_Values]:
+        """With ids and times that rows are found and ordered by; what no message can be made of is found out in use."""
+        youngest = max((row[5] for row in self._rows.values() if _is_time(row[5])), default=0)
+        for number, (_, topic, payload, kind, qos, timestamp, ttl, retry_count) in sorted(self._rows.items()):
+            if not 0 < number <= ID_MAX:
+                # Behind all others.
+                self._last_id += 1
+            timestamp_ms = as_time_ms(timestamp, TIME_MAX_MS)
+            yield (
+                number if 0 < number <= ID_MAX else self._last_id,
+                self._stored(topic, "text"),
+                self._stored(payload, kind),
+                _NO_QOS if qos is None else qos,
+                max(timestamp_ms, -TIME_MAX_MS) if timestamp_ms < TIME_MAX_MS else round(youngest),
+                as_time_ms(ttl, TIME_MAX_MS),
+                as_number(retry_count) or 0,
+            )
+
+    def _stored(self, value: bytes | None, kind: str) -> str | bytes:
+        """As it was: TEXT that is none as a BLOB, as the table keeps it; NULL as nothing."""
+        data = value or b""
+        if kind == "blob" or (b"\0" in data and self._encoding == "UTF-8"):
+            return data
+        try:
+            return data.decode(self._encoding)
+        except UnicodeDecodeError:
+            return data
+
+    def write(self, connection: apsw.Connection) -> None:
+        """Into the tables of a new file. What of the tables beside does not fit them is left out."""
+        carried = {row[0] for row in self.rows}
+        extras = [row for row in self._extras if row[0] in carried and are_extras(*row[1:])]
+        for table, rows in (
+            (f"mqtt_offline_queue ({', '.join(COLUMNS)})", self.rows),
+            ("glec_extras", extras),
+            ("glec_session", self._session),
+            ("glec_in_doubt", self._in_doubt),
+            ("glec_clock", self._clock),
+            ("glec_set_aside", self._set_aside),
+        ):
+            if rows:
+                places = ", ".join("?" * len(rows[0]))
+                connection.executemany(f"INSERT OR IGNORE INTO {table} VALUES ({places})", rows)  # noqa: S608
+        connection.execute("DELETE FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'")
+        connection.execute("INSERT INTO sqlite_sequence VALUES ('mqtt_offline_queue', ?)", (self._last_id,))
+
+    def _read(self, path: Path) -> bool:
+        """Read what can be read; False where not even the schema can."""
+        try:
+            connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
+        except apsw.Error:
+            return False
+        try:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'mqtt_offline_queue'").get == 0:
+                return False
+            self._encoding = connection.pragma("encoding")
+        except apsw.Error as error:
+            logger.warning("the schema of the damaged file %s cannot be read: %s", path, error)
+            return False
+        else:
+            sequence = _number(connection, _SEQUENCE)
+            if sequence is not None and 0 <= sequence <= ID_MAX:
+                self._is_sequence_known, self._last_id = True, max(self._last_id, sequence)
+            self._read_indexes(connection)
+            self._read_table(connection)
+            self._read_beside(connection)
+            return True
+        finally:
+            connection.close(True)
+
+    def _read_with_lent_header(self, path: Path) -> None:
+        """Read a copy whose header, then whole first page, is that of a new file: the tables stand where they did."""
+        lent = path.with_name(path.name + "-copy")
+        try:
+            for lent_bytes in (_HEADER_BYTES, None):
+                remove(lent)
+                create_file(lent)
+                page = _first_page(lent)
+                remove(lent)
+                for suffix in ("", "-wal"):
+                    source = path.with_name(path.name + suffix)
+                    if source.exists():
+                        copy(source, lent.with_name(lent.name + suffix))
+                with lent.open("r+b") as file:
+                    file.write(page[:lent_bytes])
+                if self._read(lent) and self._rows:
+                    return
+        finally:
+            remove(lent)
+
+    def _read_indexes(self, connection: apsw.Connection) -> None:
+        """The ids that the indexes remember, from both ends of each."""
+        for index, column in (("idx_timestamp", "timestamp"), ("idx_ttl", "ttl")):
+            for order in ("ASC", "DESC"):
+                query = f"SELECT id FROM mqtt_offline_queue INDEXED BY {index} ORDER BY {column} {order}"  # noqa: S608
+                with suppress(apsw.Error, UnicodeDecodeError):
+                    self._remembered.update(number for (number,) in connection.execute(query) if type(number) is int)
+
+    def _read_table(self, connection: apsw.Connection) -> None:
+        lowest_unread = self._read_in_order(connection, "ASC")
+        if lowest_unread is None:
+            return
+        highest_unread = self._read_in_order(connection, "DESC")
+        if highest_unread is None:
+            return
+        # Both ends stopped at a broken page: what stands between them is found one by one.
+        up = range(lowest_unread, min(highest_unread, lowest_unread + _TRIED_IDS_MAX) + 1)
+        down = range(highest_unread, max(highest_unread - _TRIED_IDS_MAX, lowest_unread), -1)
+        for number in self._remembered.union(up, down).difference(self._rows):
+            with suppress(apsw.Error, UnicodeDecodeError, OverflowError):
+                for row in connection.execute(f"{_SELECT} WHERE id = ?", (number,)):
+                    self._keep(row)
+
+    def _keep(self, row: _Values) -> int:
+        number = row[0]
+        if type(number) is not int:
+            # A table whose ids are no numbers of rows: it keeps its order, and not its ids.
+            number = as_number(number) or 0
+            if number <= 0 or number in self._rows:
+                number = max(self._rows, default=0) + 1
+        self._rows[number] = row
+        return number
+
+    def _read_in_order(self, connection: apsw.Connection, order: str) -> int | None:
+        """The id at which reading stopped; None where it came to the end."""
+        step = 1 if order == "ASC" else -1
+        reached: int | None = None
+        try:
+            for row in connection.execute(f"{_SELECT} ORDER BY id {order}"):
+                reached = self._keep(row)
+        except (apsw.Error, UnicodeDecodeError) as error:
+            self._is_incomplete = True
+            logger.warning("reading damaged rows (%s) ended after %d: %s", order, len(self._rows), error)
+            if reached is not None:
+                return reached + step
+            return 1 if order == "ASC" else max(self._last_id, *self._remembered, 1)
+        return None
+
+    def _read_beside(self, connection: apsw.Connection) -> None:
+        """What stands in the tables beside the queue's, each as far as it can be read; if it is sound shows in use."""
+        try:
+            query = "SELECT id, CAST(client_id AS BLOB), CAST(broker AS BLOB), in_flight FROM glec_session WHERE id = 1"
+            self._session = [
+                (number, self._stored(client_id, "text"), self._stored(broker, "text"), in_flight)
+                for number, client_id, broker, in_flight in connection.execute(query)
+            ]
+        except apsw.SQLError:
+            # There is none, as in a file of another client.
+            pass
+        except (apsw.Error, UnicodeDecodeError):
+            self._session = self._session or [_UNREADABLE_SESSION]
+        self._extras = _rows(connection, "SELECT message_id, retain, expiry_interval, properties FROM glec_extras")
+        self._in_doubt = _rows(connection, "SELECT number, time, message_id, topic, decision FROM glec_in_doubt")
+        self._clock = _rows(connection, "SELECT * FROM glec_clock WHERE id = 1")
+        self._set_aside = _rows(connection, "SELECT * FROM glec_set_aside")
+        for name, width in (("_clock", 6), ("_set_aside", 13)):
+            setattr(self, name, [row for row in getattr(self, name) if len(row) == width])
+
+
+def _has_wrong_size(path: Path) -> bool:
+    """True where the header counts other pages than the file has: SQLite then reads none behind that."""
+    with path.open("rb") as file:
+        header = file.read(_HEADER_BYTES)
+    page_bytes = int.from_bytes(header[_PAGE_SIZE], "big")
+    # 1 stands for what has no room there.
+    page_bytes = 65536 if page_bytes == 1 else page_bytes
+    return int.from_bytes(header[_PAGES], "big") * page_bytes != path.stat().st_size
+
+
+def _rows(connection: apsw.Connection, query: str) -> list[_Values]:
+    rows: list[_Values] = []
+    with suppress(apsw.Error, UnicodeDecodeError):
+        rows.extend(connection.execute(query))
+    return rows
+
+
+def _first_page(scratch: Path) -> bytes:
+    """The first page of a new file, with no count of pages of its own."""
+    connection = apsw.Connection(str(scratch))
+    create_schema(connection)
+    # WAL is part of the header; a log beside the file is then read with it.
+    connection.pragma("journal_mode", "wal")
+    size = connection.pragma("page_size")
+    connection.close()
+    page = bytearray(scratch.read_bytes()[:size])
+    page[_PAGES_VALID_FOR] = bytes(4)
+    return bytes(page)
+
+
+def _number(connection: apsw.Connection, query: str) -> int | None:
+    try:
+        value = connection.execute(query).get
+    except (apsw.Error, UnicodeDecodeError):
+        return None
+    return value if type(value) is int else None
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, (int, float)) and -TIME_MAX_MS <= value <= TIME_MAX_MS

@@ -1,0 +1,190 @@
+"""What one transaction of the store does on disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import apsw
+
+from glec_fast.durable._table import QueueTable
+from glec_fast.durable.transaction import Commit, Move
+from glec_fast.durable.dropping import Dropping
+from glec_fast.durable.outcomes import Dropped
+from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX
+from glec_fast.durable.inflight_log import SavedImage
+from glec_fast.durable.clock import QueueClock
+from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX
+from glec_fast.durable.reader import Reader
+
+# Beyond what came with a transaction, so many rows are dropped in one: each is told of, and so held in memory.
+DROP_ROWS_MAX = 1000
+# Not one that SQLite gives.
+_NO_VERSION = -1
+# A file is written anew for so many unused pages, while it has no more than these others: as many as the log holds.
+_FREE_PAGES_MIN = 512
+_REWRITTEN_PAGES_MAX = 256
+
+
+logger = logging.getLogger("glec_fast")
+
+
+class Writer:
+    """The write connection. Belongs to the thread that holds the store's commit lock."""
+
+    def __init__(
+        self,
+        path: Path,
+        connection: apsw.Connection,
+        reader: Reader,
+        dropping: Dropping,
+        max_queue_size: int,
+        adopt: Callable[[Commit, QueueTable], None],
+    ) -> None:
+        self.image = SavedImage(path)
+        self._path, self._log = path, path.with_name(path.name + "-wal")
+        self._reader = reader
+        self._dropping = dropping
+        self._max_queue_size = max_queue_size
+        # Called in a transaction that finds the file written to by another program.
+        self._adopt = adopt
+        self.use(connection)
+
+    def use(self, connection: apsw.Connection) -> None:
+        """Go on with another connection, to a file that has all that the one before had, as far as it could be read."""
+        self.connection = connection
+        self.table = QueueTable(connection)
+        self._data_version = self.table.data_version()
+        self.image.on_file_changed()
+
+    def look_for_strangers(self) -> None:
+        """Have the next transaction look for rows of another program."""
+        self._data_version = _NO_VERSION
+
+    def close(self) -> None:
+        """Let go of what is not the connection's."""
+        self.image.close()
+
+    def transact(self, commit: Commit, clock: QueueClock) -> None:
+        """The transaction of `commit`, which learns what was dropped and deleted, and that it is on disk.
+
+        Takes the reader's lock where rows may be chosen to be dropped.
+        """
+        # Only new rows push old ones out: a smaller limit alone must not drop what is in flight, before its owner
+        # could say so.
+        if commit.jobs or (commit.rows and self._excess(commit, len(commit.deleting)) > 0):
+            with self._reader.lock:
+                self._transact(commit, clock, may_drop=True)
+        else:
+            self._transact(commit, clock, may_drop=False)
+
+    def _transact(self, commit: Commit, clock: QueueClock, *, may_drop: bool) -> None:
+        self.image.begin()
+        with self._transaction(commit):
+            data_version = self.table.data_version()
+            if data_version != self._data_version:
+                self._adopt(commit, self.table)
+            commit.dropped = self._write(commit, clock, may_drop)
+            commit.deleted = self.table.deleted
+        self._data_version = data_version
+
+    def on_committed(self, commit: Commit) -> None:
+        """The transaction of `commit` is on disk."""
+        if commit.deleted and self.table.may_have_extras:
+            with suppress(apsw.Error):
+                self.table.look_for_extras()
+        self.image.on_committed()
+
+    def _write(self, commit: Commit, clock: QueueClock, may_drop: bool) -> list[Dropped]:
+        rows, table = commit.rows, self.table
+        table.deleted = 0
+        if commit.in_doubt:
+            # While their rows, which know their topics, are there.
+            table.add_in_doubt(clock.unix_ms(), commit.in_doubt, LEDGER_ROWS_MAX)
+        # Before the new rows, which then take the room of the old.
+        if commit.deleting:
+            table.delete_finished(commit.deleting)
+        if rows:
+            table.insert(rows)
+        if commit.anchor is not None:
+            table.save_clock(commit.anchor)
+        if commit.image is not None:
+            self.image.write(table, commit.identity, commit.image)
+        for job in commit.jobs:
+            job.run(self.connection, table)
+        dropped = self._dropping.delete_marked(table, [])
+        excess = self._excess(commit, table.deleted) if rows and may_drop else 0
+        if excess > 0:
+            self._dropping.choose_oldest(table, min(excess, len(rows) + DROP_ROWS_MAX))
+            dropped += self._dropping.delete_marked(table, dropped)
+        return dropped
+
+    def _excess(self, commit: Commit, deleted: int) -> int:
+        return commit.row_count + len(commit.rows) - deleted - self._max_queue_size
+
+    def tidy(self) -> bool:
+        """Give back to the disk what deleted rows have left there, in little time; True where more is to be done.
+
+        That of the log once it is in the file, where nobody reads behind it; that of the file once so little is left in
+        it that to write it anew costs what a commit does. Raises apsw.Error, OSError.
+        """
+        free_pages, page_bytes = self.connection.pragma("freelist_count"), self.connection.pragma("page_size")
+        if free_pages >= _FREE_PAGES_MIN and self.connection.pragma("page_count") - free_pages <= _REWRITTEN_PAGES_MAX:
+            self._at_once("VACUUM")
+        file_bytes = self.connection.pragma("page_count") * page_bytes
+        if self._log.stat().st_size <= LOG_BYTES_MAX and self._path.stat().st_size <= file_bytes:
+            return False
+        in_log, in_file = self.connection.wal_checkpoint()
+        if in_log != in_file:
+            return True
+        if self._log.stat().st_size > LOG_BYTES_MAX:
+            # The log is cut where it starts over, and that is with the next write.
+            self._at_once(f"PRAGMA user_version = {self.connection.pragma('user_version')}")
+        return False
+
+    def _at_once(self, statement: str) -> None:
+        self.connection.set_busy_timeout(0)
+        try:
+            self.connection.execute(statement)
+        finally:
+            self.connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+
+    def move_times(self, move: Move, coming_ms: int, clock: QueueClock) -> None:
+        """The transaction of `move`, which learns what is on disk then."""
+        with self._transaction(move):
+            move.first_id = self.table.move_times(move.step.by_ms, move.step.first_id, coming_ms)
+            move.anchor = clock.after(move.step)
+            self.table.save_clock(move.anchor)
+            move.last_timestamp_ms = self.table.last_timestamp_ms()
+
+    @contextmanager
+    def _transaction(self, commit: Commit | Move) -> Iterator[None]:
+        # An exception from outside may have cut into the end of the one before.
+        self._roll_back()
+        try:
+            self.connection.execute("BEGIN IMMEDIATE")
+            yield
+            try:
+                self.table.commit(commit)
+            except apsw.Error as error:
+                if not self._is_on_disk(commit):
+                    raise
+                logger.warning("a transaction is on disk, though this was said of it: %s", error)
+                commit.is_committed = True
+        finally:
+            self._roll_back()
+
+    def _is_on_disk(self, commit: Commit | Move) -> bool:
+        """What was said of the commit may be about what came behind it; the disk says what became of it."""
+        if isinstance(commit, Move) or not self.connection.get_autocommit():
+            return False
+        try:
+            return self.table.has(commit.rows[-1]) if commit.rows else self.image.is_written(self.table)
+        except apsw.Error:
+            return False
+
+    def _roll_back(self) -> None:
+        if not self.connection.get_autocommit():
+            self.connection.execute("ROLLBACK")

@@ -1,0 +1,515 @@
+"""MQTTManager: the fleet API over one durable Client (specification, "MQTTManager Integration")."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from glec_fast.runtime import process
+from glec_fast.runtime._lock import Lock
+from glec_fast.fleet._payload import encode_message
+from glec_fast.engine.backoff import Backoff
+from glec_fast.fleet.config import MQTTConfig
+from glec_fast.fleet.device import available_storage_mb, memory_usage_mb
+from glec_fast.durable.outcomes import Dropped, DropReason
+from glec_fast.errors import ConnectionLostError, GlecError, PinningError, QueueClosedError
+from glec_fast.durable.extras import RETAINED
+from glec_fast.outbox.handle import PublishHandle
+from glec_fast.durable.in_doubt import InDoubt
+from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
+from glec_fast.durable.clock import Clocks
+from glec_fast.engine.refusal import refusal
+from glec_fast.mqtt.secure import CertificateExpiry, SecureClient
+from glec_fast.durable.store import Store
+from glec_fast.tls.config import TLSConfig, TLSContextSource
+from glec_fast.validation import as_payload, check_kind, check_publish
+
+TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
+
+_HOUR_MS = 60 * 60 * 1000
+_MQTT_5 = MQTTProtocolVersion.MQTTv5
+
+logger = logging.getLogger("glec_fast")
+
+
+class ConnectionCallback:
+    """Derive from this and override what you need. Called from the network thread; no lock is held."""
+
+    def on_connected(self) -> None:
+        """The broker accepted the connection; what was queued is now sent."""
+
+    def on_connection_lost(self, cause: Exception | None) -> None:
+        """The connection ended. `cause` is None where `disconnect` ended it."""
+
+    def on_reconnecting(self) -> None:
+        """An attempt to connect again begins."""
+
+    def on_connect_failed(self, cause: Exception) -> None:
+        """An attempt failed: PinningError, TLSError, TLSFileError, BrokerRefusalError, or the network's OSError."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A snapshot. Counters begin with the process.
+
+    messages_sent: taken over by the broker (QoS 0: handed to the network). messages_failed: dropped, or refused by the
+    broker. queue_size: messages not yet finished. drops: by reason, see `DropReason`. in_doubt: QoS 2 messages that a
+    broker had received before it lost its session; see ARCHITECTURE.md. pin_failures: connections refused as no key was
+    pinned. expiring_certificates: those of the last handshake that end within 30 days. weaknesses: what the broker does
+    that makes QoS 2 less than exactly once, and how often; see `glec_fast.outbox.weaknesses.Weakness`.
+    """
+
+    is_connected: bool
+    messages_sent: int
+    messages_failed: int
+    queue_size: int
+    reconnect_count: int
+    in_doubt: int = 0
+    drops: Mapping[str, int] = field(default_factory=dict)
+    pin_failures: int = 0
+    expiring_certificates: tuple[CertificateExpiry, ...] = ()
+    weaknesses: Mapping[str, int] = field(default_factory=dict)
+
+
+class _FleetClient(SecureClient):
+    """A Client that waits as the specification says, and ticks for its manager's timers also while it waits."""
+
+    def __init__(
+        self,
+        config: MQTTConfig,
+        store: Store,
+        tick: Callable[[], float],
+        on_dropped: Callable[[list[Dropped]], None],
+    ) -> None:
+        broker = config.broker
+        self._on_dropped = on_dropped
+        super().__init__(
+            CallbackAPIVersion.VERSION2,
+            client_id=config.client_id,
+            clean_session=None if config.protocol_version == _MQTT_5 else config.clean_session,
+            protocol=MQTTProtocolVersion(config.protocol_version),
+            transport=broker.transport,
+            reconnect_on_failure=config.auto_reconnect,
+            store=store,
+            wait_for_disk=config.wait_for_disk,
+            resend_in_doubt=config.resend_in_doubt,
+            max_unreleased=config.max_unreleased,
+        )
+        self.max_inflight_messages = config.max_in_flight
+        self.host, self.port = broker.host, broker.port
+        # Now, so that what another broker leaves in doubt is known at once.
+        self._identify()
+        self.backoff = Backoff(
+            config.retry_initial_delay_ms / 1000, config.retry_max_delay_ms / 1000, config.retry_max_attempts
+        )
+        self.connect_error: OSError | None = None
+        self.pin_failures = 0
+        self._tick = tick
+        self.connect_timeout = config.connection_timeout_s
+        self.suppress_exceptions = True
+        if broker.transport == "websockets":
+            self.ws_set_options(broker.path)
+        if broker.tls:
+            self.use_tls(config.tls_config or TLSConfig(), broker.host)
+        if config.username is not None:
+            self.username_pw_set(config.username, config.password)
+
+    def _thread_main(self) -> None:
+        """The network thread: nothing that fails in it may end it while the manager lives."""
+        while not self._thread_terminate:
+            try:
+                self.loop_forever(retry_first_connection=self._reconnect_on_failure)
+                break
+            except OSError as error:
+                # The first attempt failed, and none is to follow.
+                logger.error("no connection is made again: %s", error)
+                break
+            except Exception:
+                logger.exception("the network thread failed")
+                self._sock_close()
+                if not self._reconnect_on_failure:
+                    break
+                self._reconnect_wait()
+                self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
+        # A connection that was being made while `close` was called.
+        self._sock_close()
+        self._thread = None
+
+    def reconnect(self) -> MQTTErrorCode:
+        """As paho's."""
+        is_first = self._state == paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
+        self.connect_error = None
+        try:
+            return super().reconnect()
+        except OSError as error:
+            self.connect_error = error
+            self.pin_failures += isinstance(error, PinningError)
+            if is_first and not self._interrupt.is_set():
+                # Its loop for the first connection would end here, and its other one begin with a second wait.
+                self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
+            raise
+
+    def _tell_dropped(self, dropped: list[Dropped]) -> None:
+        self._on_dropped(dropped)
+
+    def loop_misc(self) -> MQTTErrorCode:
+        """As paho's, and the manager's timers."""
+        self._tick()
+        return super().loop_misc()
+
+    def wait(self, delay_s: float) -> bool:
+        """Wait out a pause between two attempts; True where it was ended early."""
+        return self._interrupt.wait(delay_s)
+
+    def _reconnect_wait(self) -> None:
+        if isinstance(self.connect_error, PinningError):
+            # No fault of the network, which might pass in a moment.
+            remaining_s = self.backoff.maximum_s
+        else:
+            remaining_s = self.backoff.next_delay_s()
+        while remaining_s > 0:
+            slice_s = min(remaining_s, max(self._tick(), 0.01))
+            if self.wait(slice_s):
+                return
+            remaining_s -= slice_s
+
+
+def _session_of(config: MQTTConfig) -> dict[str, Any]:
+    """What MQTT 5 has to be told for a session that ends with the connection (3.1.2.4, 3.1.2.11.2)."""
+    if config.protocol_version != _MQTT_5 or not config.clean_session:
+        return {}
+    properties = Properties(PacketTypes.CONNECT)
+    properties.SessionExpiryInterval = 0
+    return {"clean_start": True, "properties": properties}
+
+
+class MQTTManager(process.OfOneProcess):
+    """Publishes from a vehicle gateway to the fleet platform, over any loss of link, process or power.
+
+    Every accepted QoS 1 and 2 message is on disk until the broker has taken it over. Thread-safe; every method may be
+    called from a callback. Opens the queue file at once. Raises ConfigError and the errors of `glec_fast.durable.store.Store`.
+
+    clocks: the machine's where None.
+    """
+
+    def __init__(self, config: MQTTConfig, *, clocks: Clocks | None = None) -> None:
+        self.config = config
+        self._clocks = clocks or Clocks()
+        self._queue_directory = Path(config.queue_path).absolute().parent
+        self._started_s = time.monotonic()
+        self._callback = ConnectionCallback()
+        self._on_drop: Callable[[Dropped], None] | None = None
+        self._drops: Counter[str] = Counter()
+        self._expiry_told: set[CertificateExpiry] = set()
+        self._reconnect_count = 0
+        self._attempts = 0
+        self._was_connected = self._connected_once = False
+        self._can_frames = 0
+        self._battery_voltage: float | None = None
+        self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
+        self._lock = Lock()
+        self._closed = False
+        if config.broker.tls:
+            # For its errors, before the queue is opened.
+            TLSContextSource(config.tls_config or TLSConfig()).get()
+        self._store = Store(
+            config.queue_path,
+            max_queue_size=config.queue_max_size,
+            ttl_ms=int(config.queue_ttl_hours * _HOUR_MS),
+            max_retry=config.queue_max_retry,
+            qos0_commit_delay_s=config.qos0_commit_delay_s,
+            clocks=clocks,
+        )
+        try:
+            self._client = _FleetClient(config, self._store, self._tick, self._on_dropped)
+        except BaseException:
+            self._store.close()
+            raise
+        self._outbox = self._client._durable("the manager")
+        self._client.on_connect = self._on_connect
+        self._client.on_disconnect = self._on_disconnect
+        self._client.on_pre_connect = self._on_pre_connect
+        self._client.on_connect_fail = self._on_connect_fail
+        process.watch_forks(self)
+
+    def _in_child(self, pid: int) -> None:
+        process.forbid(self, pid, {"disconnect": None, "is_connected": False})
+
+    # ---- connection
+
+    @property
+    def device_id(self) -> str:
+        """The device's name in topics and payloads: the client id."""
+        return self.config.client_id
+
+    def set_connection_callback(self, callback: ConnectionCallback) -> None:
+        """Tell `callback` of connections made and lost. An exception in it is logged and changes nothing."""
+        self._callback = callback
+
+    def set_drop_callback(self, callback: Callable[[Dropped], None] | None) -> None:
+        """Tell `callback` of each message that is dropped. Called from the store's thread; keep it short."""
+        self._on_drop = callback
+
+    def connect(self) -> None:
+        """Begin to connect; returns at once. Goes on for ever where `auto_reconnect` is set. Idempotent.
+
+        Raises QueueClosedError after `disconnect`.
+        """
+        broker = self.config.broker
+        with self._lock:
+            if self._closed:
+                raise QueueClosedError("the manager has disconnected: make another one to go on")
+            if self._client._thread is not None:
+                return
+            # Told when the link has broken, with the figures of the moment of connecting: MQTT fixes a will in CONNECT.
+            offline = encode_message(self._status("OFFLINE"), self.device_id, self._store.unix_ms())
+            self._client.will_set(self._topic(Status.SUFFIX), offline, qos=Status.QOS)
+            self._client.connect_async(broker.host, broker.port, self.config.keepalive_s, **_session_of(self.config))
+            self._client.loop_start()
+
+    def is_connected(self) -> bool:
+        """True from the broker's acceptance until the connection is lost."""
+        return self._client.is_connected() and self._client.socket() is not None
+
+    def disconnect(self) -> None:
+        """Leave the broker, write what is pending and let go of the queue file. Idempotent.
+
+        What was not sent stays in the file. Raises QueueStorageError where something could not be written.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._client.close()
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until every accepted message is finished; False after the time-out, with nothing lost."""
+        return self._store.wait_empty(timeout_s)
+
+    # ---- publishing
+
+    def publish(self, topic: str, payload: object, qos: int = 1, *, retain: bool = False) -> PublishHandle:
+        """Accept a message and return its handle. Never waits for the network.
+
+        payload: str, bytes, a dict (sent as JSON) or a typed message. qos: 0, 1 or 2; 2 returns once it is on disk.
+        retain: the broker keeps it for subscribers that come later (MQTT 3.1.1, 3.3.1.3).
+        Raises MessageError where MQTT cannot carry it, QueueStorageError while the disk fails, QueueClosedError.
+        """
+        check_publish(topic, qos)
+        if isinstance(payload, (Telemetry, Inference, Alert, Status)):
+            data: str | bytes = encode_message(payload, self.device_id, self._store.unix_ms())
+        else:
+            data = as_payload(payload)
+        return self._outbox.publish(topic, data, qos, RETAINED if retain else None)
+
+    def publish_telemetry(self, telemetry: Telemetry) -> PublishHandle:
+        """Publish to glec/dtg/{device_id}/telemetry with QoS 0. Raises as `publish`."""
+        check_kind(telemetry, Telemetry, "publish_telemetry")
+        return self._publish_typed(telemetry)
+
+    def publish_inference(self, inference: Inference) -> PublishHandle:
+        """Publish to glec/dtg/{device_id}/inference with QoS 1. Raises as `publish`."""
+        check_kind(inference, Inference, "publish_inference")
+        return self._publish_typed(inference)
+
+    def publish_alert(self, alert: Alert) -> PublishHandle:
+        """Publish to glec/dtg/{device_id}/alerts with QoS 2. Raises as `publish`."""
+        check_kind(alert, Alert, "publish_alert")
+        return self._publish_typed(alert)
+
+    def publish_status(self, status: Status | None = None) -> PublishHandle:
+        """Publish to glec/dtg/{device_id}/status with QoS 1; without an argument, the gateway's own figures."""
+        if status is None:
+            status = self._status("ONLINE")
+        check_kind(status, Status, "publish_status")
+        return self._publish_typed(status)
+
+    def _publish_typed(self, message: TypedMessage) -> PublishHandle:
+        payload = encode_message(message, self.device_id, self._store.unix_ms())
+        return self._outbox.publish(self._topic(message.SUFFIX), payload, message.QOS)
+
+    def _topic(self, suffix: str) -> str:
+        return f"glec/dtg/{self.device_id}/{suffix}"
+
+    def handle_for(self, message_id: int) -> PublishHandle | None:
+        """The handle of a message published before, also by an earlier process of this queue file.
+
+        message_id: that of the handle that `publish` returned. None where the message is not in the queue any more: the
+        broker has it, or it was dropped, which the drop callback was told. Raises MessageError where no message has it.
+        """
+        return self._outbox.handle_for(message_id)
+
+    # ---- figures
+
+    def is_queue_damaged(self) -> bool:
+        """True while the queue file is damaged, or has lost its name, and that cannot be mended in use.
+
+        A restart may. Raises QueueReplacedError where only that helps, as another file has the name.
+        """
+        return self._store.is_damaged
+
+    def in_doubt(self) -> list[InDoubt]:
+        """The ledger of QoS 2 messages whose fate MQTT cannot tell; see `OfflineQueueManager.in_doubt`."""
+        return self._store.in_doubt()
+
+    def get_metrics(self) -> Metrics:
+        """A snapshot of the counters."""
+        with self._lock:
+            drops = dict(self._drops)
+            reconnect_count = self._reconnect_count
+        if self._store.rows_lost:
+            # Some of them were told of: where somebody waited for them.
+            told = drops.get(DropReason.DAMAGED_FILE.value, 0)
+            drops[DropReason.DAMAGED_FILE.value] = max(told, self._store.rows_lost)
+        return Metrics(
+            is_connected=self.is_connected(),
+            messages_sent=self._outbox.sent_count,
+            messages_failed=sum(drops.values()) + self._outbox.refused_count,
+            queue_size=self._outbox.stored_count,
+            reconnect_count=reconnect_count,
+            in_doubt=self._outbox.in_doubt_count,
+            drops=drops,
+            pin_failures=self._client.pin_failures,
+            expiring_certificates=self._client.expiring(self._clocks.wall_ms() / 1000),
+            weaknesses=self._outbox.weaknesses.counts(),
+        )
+
+    def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:
+        """What only the caller knows, for the status heartbeat: CAN frames so far, battery in volts."""
+        with self._lock:
+            if can_messages_received is not None:
+                self._can_frames = can_messages_received
+            if battery_voltage is not None:
+                self._battery_voltage = battery_voltage
+
+    def enable_debug_logging(self, enabled: bool = True) -> None:
+        """Log every packet to the logger "glec_fast" at DEBUG; False ends it."""
+        logger.setLevel(logging.DEBUG if enabled else logging.NOTSET)
+        if enabled:
+            self._client.enable_logger(logger)
+        else:
+            self._client.disable_logger()
+
+    def _status(self, status: str) -> Status:
+        return Status(
+            status=status,
+            uptime_seconds=int(time.monotonic() - self._started_s),
+            battery_voltage=self._battery_voltage,
+            memory_usage_mb=memory_usage_mb(),
+            storage_available_mb=available_storage_mb(self._queue_directory),
+            can_messages_received=self._can_frames,
+            mqtt_messages_sent=self._outbox.sent_count,
+            offline_queue_size=self._outbox.stored_count,
+        )
+
+    def _tick(self) -> float:
+        """Do what is due; returns the seconds until something is."""
+        now_s = time.monotonic()
+        if now_s >= self._next_status_s:
+            self._next_status_s = now_s + self.config.status_interval_s
+            self._log_expiring()
+            try:
+                self.publish_status()
+            except (GlecError, OSError) as error:
+                logger.error("the status heartbeat was not accepted: %s", error)
+        return self._next_status_s - now_s
+
+    # ---- called by the client and the store
+
+    def _on_pre_connect(self, _client: paho.Client, _userdata: Any) -> None:
+        self._attempts += 1
+        if self._attempts > 1:
+            self._tell("on_reconnecting")
+
+    def _on_connect(
+        self,
+        _client: paho.Client,
+        _userdata: Any,
+        _flags: paho.ConnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            refused = refusal(reason, self.config.broker_url)
+            logger.error("%s", refused)
+            self._tell("on_connect_failed", refused)
+            return
+        self._client.backoff.reset()
+        with self._lock:
+            self._reconnect_count += self._connected_once
+        self._connected_once = self._was_connected = True
+        self._tell("on_connected")
+        self._log_expiring()
+
+    def _on_connect_fail(self, _client: paho.Client, _userdata: Any) -> None:
+        if self._closed:
+            # An attempt that `disconnect` has cut short.
+            return
+        error = self._client.connect_error
+        level = logging.ERROR if isinstance(error, PinningError) else logging.WARNING
+        logger.log(level, "no connection to %s: %s", self.config.broker_url, error)
+        if error is not None:
+            self._tell("on_connect_failed", error)
+
+    def _log_expiring(self) -> None:
+        for each in self._client.expiring(self._clocks.wall_ms() / 1000):
+            if each not in self._expiry_told:
+                self._expiry_told.add(each)
+                end = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(each.expires_at_s))
+                logger.warning("the %s's certificate %s expires on %s: renew it", each.owner, each.subject, end)
+
+    def _on_disconnect(
+        self,
+        _client: paho.Client,
+        _userdata: Any,
+        _flags: paho.DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if not self._was_connected:
+            return
+        self._was_connected = False
+        cause: ConnectionLostError | None = None
+        if reason.is_failure:
+            cause = ConnectionLostError(f"the connection to {self.config.broker_url} was lost: {reason}")
+        self._tell("on_connection_lost", cause)
+
+    def _tell(self, event: str, *arguments: object) -> None:
+        try:
+            getattr(self._callback, event)(*arguments)
+        except Exception:
+            logger.exception("the connection callback's %s failed", event)
+
+    def _on_dropped(self, dropped: list[Dropped]) -> None:
+        with self._lock:
+            for each in dropped:
+                self._drops[each.reason.value] += 1
+        logger.warning("%d messages dropped, the first: %s", len(dropped), dropped[0])
+        callback = self._on_drop
+        if callback is None:
+            return
+        for each in dropped:
+            try:
+                callback(each)
+            except Exception:  # noqa: PERF203 - each message is told of, whatever became of the others
+                logger.exception("the drop callback failed")
+
+    def __enter__(self) -> MQTTManager:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.disconnect()

@@ -1,0 +1,712 @@
+"""paho's Client with its hot paths replaced: PUBLISH, the acknowledgements, bulk reads and bulk writes.
+
+paho keeps connect, TLS, a WebSocket's upgrade, proxies, keep alive, SUBSCRIBE, properties and the callbacks; see
+`glec_fast.mqtt._paho` for what of it is used here. Bytes and states are the session's, what waits is the outbox's; this
+module moves bytes.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+
+from glec_fast.mqtt import _paho
+
+from glec_fast.runtime import process
+from glec_fast.transport._link import Link
+from glec_fast.runtime._lock import Event
+from glec_fast.outbox._outbox import MemoryOutbox, publish
+from glec_fast.transport.dial import Attempt, dial, end_sending
+from glec_fast.mqtt.durable_client import Durable
+from glec_fast.outbox.stored import DurableOutbox
+from glec_fast.errors import GlecError, UnsupportedError
+from glec_fast.mqtt.inbound_message import properties_from
+from glec_fast.transport.poller import Poller
+from glec_fast.mqtt.receive import _State
+from glec_fast.runtime.thread import Thread
+from glec_fast.transport.websocket import WebSocket
+
+if TYPE_CHECKING:
+    from paho.mqtt.properties import Properties
+    from paho.mqtt.reasoncodes import ReasonCode
+
+_paho.check()
+
+_SEND_BYTES = 256 * 1024
+_RECEIVE_BYTES = 64 * 1024
+# A broker needs the time of a round trip to close a connection.
+_HEAR_OUT_S = 1.0
+# With a full window: long enough for the broker to answer a batch, short enough that it never runs out of work.
+_GATHER_S = 0.002
+_GATHER_MIN_S = 0.0001
+# Keep alive and the like need no better; a busy loop has thousands of turns a second.
+_MISC_INTERVAL_S = 0.05
+# DISCONNECT waits so long for what goes before it, and the thread after `loop_stop` for what is unacknowledged.
+_FAREWELL_TIMEOUT_S = 5.0
+# With a farewell that waits for the disk or the broker: how late its deadline may be seen.
+_FAREWELL_LOOK_S = 0.1
+_CONNECT = 0x10
+_DISCONNECT = 0xE0
+_PACKET_IDS = 65_535
+_PUBREL = 0x60
+_MQTT_5 = MQTTProtocolVersion.MQTTv5
+_SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
+_PahoClient = paho.Client
+
+
+class Client(Durable):
+    """A drop-in for `paho.mqtt.client.Client`: the same arguments, methods, callbacks and results.
+
+    `Client(..., store="queue.db")` keeps every accepted message on disk until the broker has it; see `Durable`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._interrupt = Event()
+        self._attempt = Attempt()
+        self._pollers: list[Poller] = []
+        # The thread that was last in a loop of the program's own.
+        self._looped_by = 0
+        # Until then the thread of a client with a store goes on after `loop_stop`.
+        self._stops_by_s: float | None = None
+        self._misc_done_s = float("-inf")
+        durable = self._open_durable_outbox()
+        self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake) if durable is None else durable)
+        process.watch_forks(self)
+        if durable is not None:
+            process.watch_exit(self)
+
+    def _use_outbox(self, outbox: MemoryOutbox | DurableOutbox) -> None:
+        self._outbox = outbox
+        self._link = Link(outbox, self._inbound)
+        outbox.is_traced = self._is_logging
+        counted = outbox if isinstance(outbox, MemoryOutbox) else _Unacknowledged(self, outbox)
+        self._out_messages = _paho.Unfinished(counted)  # type: ignore[assignment]
+        self._out_packet = _paho.Unfinished(_SendableBytes(self, outbox))  # type: ignore[assignment]
+        self._note_on_publish()
+
+    # ---- publishing
+
+    publish = publish
+
+    def _after_publish(self, is_worth_writing: bool) -> MQTTErrorCode:
+        """For `publish`, where something is to be sent."""
+        if is_worth_writing and self._thread is not None:
+            self._write_for_thread()
+        return self._after_queueing()
+
+    def drop_out_messages(self) -> list[paho.MQTTMessage]:
+        """As paho's: forget all unacknowledged QoS 1 and 2 messages, and return them."""
+        outbox = self._outbox
+        if not isinstance(outbox, MemoryOutbox):
+            raise UnsupportedError("the messages are on disk: close(), and open the file as OfflineQueueManager")
+        messages = []
+        for dropped in outbox.clear():
+            message = paho.MQTTMessage(dropped.mid, dropped.topic.encode())
+            message.payload, message.qos, message.retain = dropped.payload, dropped.qos, dropped.retain
+            message.info, message.state = dropped.handle, MessageState.MQTT_MS_PUBLISH
+            messages.append(message)
+        return messages
+
+    @property
+    def max_inflight_messages(self) -> int:
+        """Most QoS 1 and 2 messages on their way at once; 0 means as many as there are packet ids."""
+        return self._max_inflight_messages
+
+    @max_inflight_messages.setter
+    def max_inflight_messages(self, value: int) -> None:
+        _PahoClient.max_inflight_messages.fset(self, value)  # type: ignore[attr-defined]
+        self._outbox.session.set_window(min(value, _PACKET_IDS))
+
+    @property
+    def max_queued_messages(self) -> int:
+        """Most unacknowledged messages in memory, 0 means no limit; with a store, most in the queue, and fixed."""
+        outbox = self._outbox
+        return self._max_queued_messages if isinstance(outbox, MemoryOutbox) else outbox.store.max_queue_size
+
+    @max_queued_messages.setter
+    def max_queued_messages(self, value: int) -> None:
+        outbox = self._outbox
+        if not isinstance(outbox, MemoryOutbox):
+            raise UnsupportedError("the store bounds its queue: give store=Store(path, max_queue_size=...)")
+        _PahoClient.max_queued_messages.fset(self, value)  # type: ignore[attr-defined]
+        outbox.max_queued = value
+
+    # ---- leaving
+
+    def disconnect(self, reasoncode: ReasonCode | None = None, properties: Properties | None = None) -> MQTTErrorCode:
+        """As paho's: DISCONNECT goes behind what was published before.
+
+        It waits, 5 s at most, for the broker to accept a connection that is being made, and with a store for the disk
+        and until the window is full; for no acknowledgement. What is left is sent on the next connection, with a store
+        also by the next process. It returns at once where a thread or the program's own loop sends it.
+        """
+
+        def leave() -> MQTTErrorCode:
+            return _PahoClient.disconnect(self, reasoncode, properties)
+
+        outbox = self._outbox
+        if self._sock is None or not outbox.has_to_send():
+            return leave()
+        self._farewell = leave, time.monotonic() + _FAREWELL_TIMEOUT_S
+        if isinstance(outbox, DurableOutbox):
+            outbox.store.request_commit()
+        self._wake()
+        if self._thread is None and self._on_socket_register_write is None and self._in_callback_mutex.acquire(False):
+            self._loop_until_left()
+        return _SUCCESS
+
+    def _loop_until_left(self) -> None:
+        """Nobody else would, unless another thread of the program has the loop."""
+        looped_by = self._looped_by
+        if looped_by != threading.get_ident() and any(each.ident == looped_by for each in threading.enumerate()):
+            return
+        while self._farewell is not None and self._sock is not None:
+            self.loop()
+
+    def _leave_when_due(self) -> None:
+        """Send DISCONNECT once what goes before it has been encoded."""
+        farewell = self._farewell
+        if farewell is None:
+            return
+        leave, deadline_s = farewell
+        self._outbox.pull()
+        if not self._outbox.has_to_send() or time.monotonic() >= deadline_s:
+            self._farewell = None
+            leave()
+
+    def _leave_now(self) -> None:
+        farewell, self._farewell = self._farewell, None
+        if farewell is not None:
+            farewell[0]()
+
+    def _end_farewell(self) -> None:
+        """The connection has ended, and is not to be made again."""
+        if self._farewell is not None:
+            self._farewell = None
+            self._state = _State.MQTT_CS_DISCONNECTING
+
+    def reconnect(self) -> MQTTErrorCode:
+        """As paho's; where it raises, it leaves no connection."""
+        # Of the connection that ends with this.
+        self._farewell = None
+        try:
+            return super().reconnect()
+        except BaseException:
+            # CONNECT would follow, and does not: the server would wait for it, and we for the server.
+            self._sock_close()
+            raise
+
+    def is_connected(self) -> bool:
+        """As paho's: False from `disconnect` on."""
+        return self._farewell is None and super().is_connected()
+
+    # ---- the loop
+
+    def _wake(self) -> None:
+        """Have the network thread look for something to send."""
+        writer = self._sockpairW
+        if writer is None:
+            return
+        try:
+            self._link.wake(writer)
+        except OSError as error:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the loop ended while it was woken: %s", error)
+
+    def _open_wake_pair(self) -> None:
+        """Not paho's, which goes over TCP: dearer to make and to write to, and any process may connect to it first."""
+        # First, as it may fail: a loop cannot go on with a pair that is closed.
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        writer.setblocking(False)
+        for end in (self._sockpairR, self._sockpairW):
+            if end is not None:
+                end.close()
+        # Who woke the loop by the old pair was heard by nobody.
+        self._outbox.is_woken = False
+        self._sockpairR, self._sockpairW = reader, writer
+
+    def loop(self, timeout: float = 1.0) -> MQTTErrorCode:
+        """As paho's."""
+        self._looped_by = threading.get_ident()
+        if self._sockpairR is None or self._sockpairW is None:
+            self._open_wake_pair()
+        return self._loop(timeout)
+
+    def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
+        """As paho's."""
+        self._looped_by = threading.get_ident()
+        return super().loop_forever(timeout, retry_first_connection)
+
+    def loop_start(self) -> MQTTErrorCode:
+        """As paho's."""
+        if self._thread is not None:
+            return MQTTErrorCode.MQTT_ERR_INVAL
+        self._open_wake_pair()
+        self._thread_terminate = False
+        self._stops_by_s = None
+        name = f"paho-mqtt-client-{self._client_id.decode()}"
+        self._thread = Thread(target=self._thread_main, name=name, daemon=True)
+        self._thread.start()
+        return _SUCCESS
+
+    def loop_stop(self) -> MQTTErrorCode:
+        """As paho's, which fails where the thread ends by itself just then.
+
+        The thread ends once what was published has been acknowledged, or with the connection; with a store, which has
+        what is left, after 5 s at most.
+        """
+        thread = self._thread
+        if thread is None:
+            return MQTTErrorCode.MQTT_ERR_INVAL
+        if isinstance(self._outbox, DurableOutbox):
+            # DISCONNECT, where it waits, goes first.
+            leaving_s = 0.0 if self._farewell is None else _HEAR_OUT_S
+            self._stops_by_s = time.monotonic() + _FAREWELL_TIMEOUT_S + leaving_s
+        self._thread_terminate = True
+        self._wake()
+        if threading.current_thread() is not thread:
+            thread.join()
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _is_stop_due(self) -> bool:
+        return self._stops_by_s is not None and time.monotonic() >= self._stops_by_s
+
+    def _thread_main(self) -> None:
+        """The network thread. An exception of a callback is told as paho's thread tells it, and does not end it."""
+        try:
+            while not self._run_loop():
+                pass
+        finally:
+            try:
+                if not self._thread_terminate:
+                    self._close_for_good()
+            finally:
+                self._thread = None
+                # Where a callback of this thread has called `close`, nobody else would.
+                self._interrupt.clear()
+
+    def _run_loop(self) -> bool:
+        """True where the thread is to end."""
+        try:
+            self.loop_forever(retry_first_connection=True)
+        except Exception:
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
+            return self._thread_terminate or not self._can_go_on()
+        return True
+
+    def _can_go_on(self) -> bool:
+        self._pass_over()
+        if self._state in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
+            return self._sock is not None
+        return self._sock is not None or self._reconnect_on_failure
+
+    def _close_for_good(self) -> None:
+        """The thread ends and nobody asked it to: nobody must go on waiting for its connection."""
+        if self._state not in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
+            self._state = _State.MQTT_CS_CONNECTION_LOST
+        self._sock_close()
+
+    def _after_queueing(self, *, wake: bool = True) -> MQTTErrorCode:
+        """See to it that what was queued leaves: by the thread, by the program's own loop, or at once."""
+        thread = self._thread
+        if thread is not None:
+            # The thread itself looks for something to send at every turn.
+            if wake and not self._outbox.is_woken and threading.get_ident() != thread.ident:
+                self._wake()
+        else:
+            if wake:
+                self._wake()
+                # The next message is written at once too, whether `loop` was called meanwhile or not.
+                self._outbox.is_woken = False
+            if self._on_socket_register_write is None and self._in_callback_mutex.acquire(False):
+                return self.loop_write()
+        if not self._registered_write:
+            self._ask_for_room()
+        return _SUCCESS
+
+    def _loop(self, timeout: float = 1.0) -> MQTTErrorCode:
+        if timeout < 0.0:
+            raise ValueError("Invalid timeout.")
+        sock = self._sock
+        if sock is None:
+            return self._no_connection()
+        if self._link.is_torn:
+            return self._end_torn()
+        if self._farewell is not None:
+            self._leave_when_due()
+            if self._sock is None:
+                return self._no_connection()
+            timeout = min(timeout, _FAREWELL_LOOK_S)
+        self._let_acks_gather()
+        # More is there as a rule, and the read tells it as well as a wait.
+        is_stream = self._acks_stream and not self._outbox.is_woken
+        events = (True, False) if is_stream else self._wait_for_events(sock, 0.0 if self._is_behind() else timeout)
+        if events is None:
+            self._end_farewell()
+            if self._state not in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
+                self._state = _State.MQTT_CS_CONNECTION_LOST
+            return MQTTErrorCode.MQTT_ERR_CONN_LOST
+        readable, writable = events
+        if readable or self._is_behind():
+            rc = self.loop_read()
+            if rc or self._sock is None:
+                return rc
+        if writable or self._outbox.session.sendable_bytes:
+            rc = self.loop_write()
+            if rc or self._sock is None:
+                return rc
+        now_s = time.monotonic()
+        if self._thread is not None and now_s - self._misc_done_s < _MISC_INTERVAL_S:
+            return _SUCCESS
+        self._misc_done_s = now_s
+        return self.loop_misc()
+
+    def _let_acks_gather(self) -> None:
+        """Under load, take acknowledgements by the hundred: a turn of the loop costs as much as the acks of many."""
+        session = self._outbox.session
+        if self._acks_stream and not session.sendable_bytes:
+            pause_s = _GATHER_S * min(session.in_flight / session.window, 1.0)
+            if pause_s > _GATHER_MIN_S:
+                time.sleep(pause_s)
+
+    def _no_connection(self) -> MQTTErrorCode:
+        self._easy_log(
+            LogLevel.MQTT_LOG_ERR,
+            "Client is not connected. Socket: %r). Last known Connection State: %s",
+            self._sock,
+            self._state.name,
+        )
+        return MQTTErrorCode.MQTT_ERR_NO_CONN
+
+    def _wait_for_events(self, sock: Any, timeout: float) -> tuple[bool, bool] | None:
+        """(readable, writable), or None where the socket is gone."""
+        wake = self._sockpairR
+        pending = self._is_layered and self._has_pending(sock)
+        try:
+            # A program's own loop may have several threads wait.
+            poller = self._pollers.pop()
+        except IndexError:
+            poller = Poller()
+        try:
+            flags, woken = poller.wait(
+                sock.fileno(),
+                -1 if wake is None else wake.fileno(),
+                for_room=self.want_write(),
+                timeout_ms=0 if pending else timeout * 1000,
+            )
+            self._pollers.append(poller)
+        except (TypeError, ValueError, OSError):
+            return None
+        if flags & select.POLLNVAL:
+            return None
+        if woken and wake is not None:
+            # Before the pull: whoever wakes from here on is either seen by it or writes again.
+            woken = self._link.hear(wake)
+            self._link.do(self._outbox.pull)
+        return pending or bool(flags & ~select.POLLOUT), woken or bool(flags & select.POLLOUT)
+
+    # ---- bytes out
+
+    def _packet_queue(
+        self, command: int, packet: bytes | bytearray, mid: int, qos: int, info: Any = None
+    ) -> MQTTErrorCode:
+        kind = command & 0xF0
+        taken = self._outbox.put_packet(packet, first=kind == _CONNECT, last=kind == _DISCONNECT)
+        if not taken and self._sock is not None:
+            return MQTTErrorCode.MQTT_ERR_NO_CONN
+        return self._after_queueing()
+
+    def _mid_generate(self) -> int:
+        mid = self._outbox.reserve_packet_id()
+        if mid == 0:
+            raise GlecError("all 65,535 packet ids are in use: wait until some messages are acknowledged (MQTT 2.2.1)")
+        return mid
+
+    def _send_last_words(self, packet: bytes) -> None:
+        """As much of it as the socket takes now; the connection is closed next."""
+        self._outbox.put_packet(packet, last=True)
+        try:
+            while self._write_some()[0]:
+                pass
+        except OSError as error:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the server did not hear why: %s", error)
+
+    def _log_sent(self) -> None:
+        """paho's texts for what the outbox has encoded since."""
+        outbox = self._outbox
+        for message, command in outbox.take_trace():
+            if command & 0xF0 == _PUBREL:
+                self._easy_log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", message.mid)
+                continue
+            text = "Sending PUBLISH (d%d, q%d, r%d, m%d), '%s'"
+            values = [command >> 3 & 1, message.qos, message.retain, message.mid, message.topic.encode()]
+            if self._protocol == _MQTT_5:
+                text += ", properties=%s"
+                packed = message.properties
+                values.append(None if packed is None else properties_from(PacketTypes.PUBLISH, packed))
+            if message.payload:
+                text += ", ... (%d bytes)"
+                values.append(len(message.payload))
+            else:
+                text += " (NULL payload)"
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, text, *values)
+
+    def want_write(self) -> bool:
+        """As paho's."""
+        return bool(self._outbox.session.sendable_bytes)
+
+    def loop_write(self) -> MQTTErrorCode:
+        """As paho's."""
+        if self._sock is None:
+            return MQTTErrorCode.MQTT_ERR_NO_CONN
+        try:
+            rc = self._packet_write()
+            # MQTT_ERR_AGAIN is below it.
+            return self._loop_rc_handle(rc) if rc > _SUCCESS else _SUCCESS
+        finally:
+            if self._outbox.session.sendable_bytes:
+                self._ask_for_room()
+            elif self._on_socket_unregister_write is None:
+                self._registered_write = False
+            else:
+                self._call_socket_unregister_write()
+
+    def _ask_for_room(self) -> None:
+        """Have the program's own loop call `loop_write`."""
+        if self._on_socket_register_write is None and self._sock is not None:
+            self._registered_write = True
+        else:
+            self._call_socket_register_write()
+
+    def _packet_write(self) -> MQTTErrorCode:
+        outbox = self._outbox
+        while True:
+            try:
+                sent, is_last = self._write_some()
+            except BlockingIOError:
+                return MQTTErrorCode.MQTT_ERR_AGAIN
+            except OSError as error:
+                self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
+                return MQTTErrorCode.MQTT_ERR_CONN_LOST
+            if outbox.is_to_settle:
+                self._settle_sent()
+            if sent:
+                self._last_msg_out = paho.time_func()
+            if is_last:
+                self._on_disconnect_sent()
+                return _SUCCESS
+            if not sent:
+                return _SUCCESS
+            self._link.do(outbox.pull)
+            if outbox.has_trace:
+                self._log_sent()
+            if not outbox.session.sendable_bytes:
+                return _SUCCESS
+
+    def loop_misc(self) -> MQTTErrorCode:
+        """As paho's; and what an exception kept from being told, or asked for, is made up for."""
+        if self._sock is not None:
+            if self._outbox.is_to_settle:
+                self._settle_sent()
+            if self._outbox.session.sendable_bytes and not self._registered_write:
+                self._ask_for_room()
+        return super().loop_misc()
+
+    def _settle_sent(self) -> None:
+        outbox = self._outbox
+        outbox.settle_into(self._finished)
+        self._link.do(outbox.after_settle)
+        # It has left all the same, also where a callback raises; those behind it are told of in the loop's next turn.
+        self._tell_published(again=False)
+
+    def _write_some(self) -> tuple[int, bool]:
+        """(bytes that the socket took, whether DISCONNECT was among them)."""
+        return self._link.write(self, _SEND_BYTES)
+
+    def _write_for_thread(self) -> None:
+        """Under load the network thread waits long for the GIL. What follows from the writing stays its business."""
+        if self._ssl or not self._is_tcp:
+            return
+        try:
+            with self._link.lock.attempt() as is_free:
+                if is_free and not self._outbox.session.has_last:
+                    self._write_some()
+        except BlockingIOError:
+            # The network thread goes on once the socket has room.
+            return
+        except OSError as error:
+            self._easy_log(LogLevel.MQTT_LOG_DEBUG, "the network thread is to end the connection: %s", error)
+
+    def _on_disconnect_sent(self) -> None:
+        try:
+            self._hear_out()
+            self._do_on_disconnect(packet_from_broker=False, v1_rc=MQTTErrorCode.MQTT_ERR_SUCCESS)
+        finally:
+            self._sock_close()
+            if self._state == _State.MQTT_CS_DISCONNECTING:
+                self._state = _State.MQTT_CS_DISCONNECTED
+
+    def _hear_out(self) -> None:
+        """Let the broker, which closes the connection at DISCONNECT (MQTT 3.14.4), do so first.
+
+        Where we closed it with anything of the broker's unread, or still coming, our kernel would reset it, and the
+        broker lose what it has not read yet. A store takes the last acknowledgements, and need not send those messages
+        again. A program's own loop has other duties, and is not held up.
+        """
+        sock = self._sock
+        if sock is None:
+            return
+        end_sending(sock)
+        wait_s = 0.0 if self._on_socket_register_write is not None else _HEAR_OUT_S
+        deadline_s = time.monotonic() + wait_s
+        poller = Poller()
+        takes_acks = isinstance(self._outbox, DurableOutbox)
+        while self._sock is sock:
+            if takes_acks:
+                self._take_last_acks()
+            remaining_s = max(deadline_s - time.monotonic(), 0.0)
+            try:
+                flags, _ = poller.wait(sock.fileno(), -1, for_room=False, timeout_ms=remaining_s * 1000)
+                if not flags and not self._has_pending(sock):
+                    break
+                if takes_acks:
+                    size = self._link.read(sock, _RECEIVE_BYTES, paho.time_func())
+                else:
+                    size = len(self._sock_recv(_RECEIVE_BYTES))
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                continue
+            except (OSError, ValueError):
+                # However it ended.
+                break
+            if not size:
+                break
+        self._tell_published()
+
+    # ---- connections
+
+    def _create_socket(self) -> Any:
+        """As paho's; `close` cuts it short."""
+        self._attempt = attempt = Attempt()
+        if self._interrupt.is_set():
+            # Set before it looked for an attempt to end.
+            attempt.end()
+        try:
+            sock = super()._create_socket()
+        except BaseException:
+            # paho leaves it to the garbage collector.
+            attempt.fail()
+            raise
+        attempt.succeed()
+        return WebSocket(sock._socket) if isinstance(sock, paho._WebsocketWrapper) else sock
+
+    def _create_socket_connection(self) -> socket.socket:
+        sock = self._dial()
+        self._attempt.follow(sock)
+        # We send whole batches; Nagle's algorithm would hold the last piece of each until the broker's kernel answers.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def _dial(self) -> socket.socket:
+        if self._get_proxy():
+            return super()._create_socket_connection()
+        source = (self._bind_address, self._bind_port)
+        return dial(self._host, self._port, self._connect_timeout, source, self._attempt, for_each=True)
+
+    def _handshake_timeout_s(self) -> float:
+        """paho's: as long again as TCP had."""
+        return float(self._connect_timeout)
+
+    def _ssl_wrap_socket(self, tcp_sock: Any) -> Any:
+        context = self._ssl_context
+        if context is None or not (context.check_hostname or self._tls_insecure):
+            return super()._ssl_wrap_socket(tcp_sock)
+        sock = context.wrap_socket(tcp_sock, server_hostname=self._host, do_handshake_on_connect=False)
+        self._attempt.follow(sock)
+        sock.settimeout(self._handshake_timeout_s())
+        sock.do_handshake()
+        return sock
+
+    def _sock_close(self) -> None:
+        # Not paho's, which fails in its own way where an exception cuts in.
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            self._sock = None
+            self._call_socket_unregister_write(sock)
+            self._call_socket_close(sock)
+        finally:
+            sock.close()
+            self._drop_received()
+            self._end_farewell()
+
+    def _messages_reconnect_reset(self) -> None:
+        self._drop_received()
+        self._link.begin()
+        self._identify()
+        self._expect()
+        self._outbox.session.protocol_version = int(self._protocol)
+        self._outbox.session.offered_may_leave = self._is_layered = self._ssl or self._transport == "websockets"
+        self._messages_reconnect_reset_in()
+
+    def _expect(self) -> None:
+        """Tell the parser what CONNECT allows the server."""
+        inbound = self._inbound
+        inbound.protocol_version = int(self._protocol)
+        properties = self._connect_properties if self._protocol == _MQTT_5 else None
+        inbound.max_packet_bytes = getattr(properties, "MaximumPacketSize", 0)
+        inbound.topic_alias_maximum = getattr(properties, "TopicAliasMaximum", 0)
+
+    def _next_reconnect_delay_s(self) -> float:
+        with self._reconnect_delay_mutex:
+            if self._reconnect_delay is None:
+                self._reconnect_delay = self._reconnect_min_delay
+            else:
+                self._reconnect_delay = min(self._reconnect_delay * 2, self._reconnect_max_delay)
+            return self._reconnect_delay
+
+    def _reconnect_wait(self) -> None:
+        deadline_s = paho.time_func() + self._next_reconnect_delay_s()
+        while not self._thread_terminate and self._state not in (
+            _State.MQTT_CS_DISCONNECTING,
+            _State.MQTT_CS_DISCONNECTED,
+        ):
+            remaining_s = deadline_s - paho.time_func()
+            if remaining_s <= 0 or self._interrupt.wait(min(remaining_s, 1.0)):
+                return
+
+
+class _SendableBytes:
+    """paho's thread stays until they have left. What waits at the gate is on disk, and may wait for ever."""
+
+    def __init__(self, client: Client, outbox: MemoryOutbox | DurableOutbox) -> None:
+        self._client = client
+        self._session = outbox.session
+
+    def __len__(self) -> int:
+        if self._client._is_stop_due():
+            return 0
+        return int(self._session.sendable_bytes) or int(self._client._farewell is not None)
+
+
+class _Unacknowledged:
+    """paho's thread stays until there are none. A store's messages outlive it, and may be many: it stays a while."""
+
+    def __init__(self, client: Client, outbox: DurableOutbox) -> None:
+        self._client = client
+        self._outbox = outbox
+
+    def __len__(self) -> int:
+        if self._client._stops_by_s is None or self._client._is_stop_due():
+            return 0
+        return int(self._outbox.session.in_flight) or int(self._outbox.has_to_send())

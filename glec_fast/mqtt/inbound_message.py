@@ -1,0 +1,97 @@
+"""What `on_message` gets: paho's MQTTMessage, with the costly parts made when they are first asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paho.mqtt import client as paho
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from glec_fast.protocol._inbound import unpack_properties
+
+# paho's slots, under the properties of the same name here.
+_info: Any = vars(paho.MQTTMessage)["info"]
+_properties: Any = vars(paho.MQTTMessage)["properties"]
+
+
+class InboundMessage(paho.MQTTMessage):
+    """A message that arrived; built by `glec_fast.protocol._inbound`, which sets paho's slots and `_packed`."""
+
+    __slots__ = ("_packed",)
+
+    _packed: bytes | None
+
+    @property
+    def info(self) -> paho.MQTTMessageInfo:
+        """As paho's, which has one in every message."""
+        try:
+            info: paho.MQTTMessageInfo = _info.__get__(self)
+        except AttributeError:
+            info = paho.MQTTMessageInfo(self.mid)
+            _info.__set__(self, info)
+        return info
+
+    @info.setter
+    def info(self, value: paho.MQTTMessageInfo) -> None:
+        _info.__set__(self, value)
+
+    @property
+    def properties(self) -> Properties | None:
+        """The packet's properties (MQTT 5, 3.3.2.3), None before MQTT 5."""
+        packed = self._packed
+        if packed is not None:
+            self.properties = properties_from(PacketTypes.PUBLISH, packed)
+        try:
+            properties: Properties | None = _properties.__get__(self)
+        except AttributeError:
+            return None
+        return properties
+
+    @properties.setter
+    def properties(self, value: Properties | None) -> None:
+        self._packed = None
+        _properties.__set__(self, value)
+
+
+def _copy_of(template: Any) -> Any:
+    copied = object.__new__(type(template))
+    copied.__dict__.update(template.__dict__)
+    return copied
+
+
+class _OtherReason(ReasonCode):
+    """A code that MQTT 5 does not have for this packet, for which paho has no name therefore."""
+
+    def __init__(self, packet_type: int, code: int) -> None:
+        super().__init__(packet_type)
+        self.value = code
+
+    def getName(self) -> str:  # noqa: N802 - paho's
+        """The name that it has in another packet, or its number."""
+        return next(iter(self.names.get(self.value, ())), f"Reason code 0x{self.value:02X}")
+
+
+# paho fills tables of some 60 entries for each object that it makes.
+_EMPTY = {kind: Properties(kind) for kind in range(1, 16)}
+_SUCCESS = {kind: ReasonCode(kind) for kind in (PacketTypes.PUBACK, PacketTypes.PUBREC, PacketTypes.PUBCOMP)}
+
+
+def properties_from(packet_type: int, packed: bytes) -> Properties:
+    """Properties out of a packet that was checked. `packed`: with their length in front; empty for none."""
+    properties: Properties = _copy_of(_EMPTY[packet_type])
+    if len(packed) > 1:
+        properties.__dict__.update(unpack_properties(packed))
+    return properties
+
+
+def reason_from(packet_type: int, code: int) -> ReasonCode:
+    """The reason code of a PUBACK, PUBREC or PUBCOMP."""
+    if code == 0:
+        success: ReasonCode = _copy_of(_SUCCESS[packet_type])
+        return success
+    try:
+        return ReasonCode(packet_type, identifier=code)
+    except (KeyError, ValueError):
+        return _OtherReason(packet_type, code)

@@ -1,0 +1,423 @@
+"""Messages that wait in the store, and leave it once the broker has taken them over."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from glec_fast.outbox._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
+from glec_fast.durable.transaction import Row
+from glec_fast.durable.outcomes import Dropped, DropReason
+from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
+from glec_fast.durable.extras import Extras
+from glec_fast.outbox.handle import PublishHandle
+from glec_fast.durable.inflight_log import UnreadableImageError
+from glec_fast.outbox.server_limits import ServerLimits
+from glec_fast.durable.store import Store
+from glec_fast.outbox.unanswered import Unanswered
+from glec_fast.outbox.weaknesses import Weakness, Weaknesses
+
+# The broker begins on these while the next are read.
+_PULL_ROWS_MAX = 250
+# What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt.
+_REFUSED_PAUSE_S = 30.0
+_PINGREQ = b"\xc0\x00"
+
+logger = logging.getLogger("glec_fast")
+
+
+class DurableOutbox(RowOutbox):
+    """Messages in the store. Given to it as its outbox; see `glec_fast.durable.transaction.Outbox` for who calls what."""
+
+    def __init__(
+        self,
+        store: Store,
+        window: int,
+        on_work: Callable[[], None],
+        on_dropped: Callable[[list[Dropped]], None],
+        *,
+        wait_for_disk: bool = True,
+        resend_in_doubt: bool = False,
+        max_unreleased: int = 0,
+    ) -> None:
+        super().__init__(store, window, on_work, max_unreleased=max_unreleased, resend_in_doubt=resend_in_doubt)
+        # (client id, broker) of the connection that is or comes next.
+        self._identity = ("", "")
+        self._wait_for_disk = wait_for_disk
+        self._tell_dropped = on_dropped
+        self.refused_count = 0
+        # When what was refused is sent again.
+        self._again_at_s = 0.0
+        self._direct_id = 0
+        # Of this connection's server.
+        self.limits: ServerLimits | None = None
+        self.weaknesses = Weaknesses()
+        # Whether this connection asks the broker to keep the session.
+        self.asks_to_keep = True
+        self._unanswered = Unanswered()
+        # What a connection that begins with PINGREQ alone will go on with.
+        self._receive_maximum = 65_535
+        try:
+            ranges = self._load_image()
+        except UnreadableImageError as error:
+            logger.error("what of QoS 2 is in flight cannot be read (%s): all of it is sent again", error)
+            self.in_doubt_count += store.void_session()
+            ranges = []
+        for first, last in ranges:
+            self._finish(list(range(first, last + 1)))
+        store.rewind(self.session.parked_ids(), self._finished.ids)
+        store.attach(self)
+
+    def _load_image(self) -> list[tuple[int, int]]:
+        image = self.store.load_session()
+        try:
+            return self.session.load_image(image)
+        except ValueError as error:
+            raise UnreadableImageError(str(error)) from error
+
+    def identify(self, client_id: str, broker: str) -> None:
+        """Say whose session comes next, before each connection: another client id or broker has none of this one.
+
+        On disk when this returns, also for the next process, which must not take the old packet ids for its own; of no
+        broker, until that has a session which is. Raises QueueStorageError, QueueClosedError; then there must be no
+        connection.
+        """
+        self.store.refuse_if_closed()
+        known = self.store.identity
+        self.is_downgrade_recorded = self.is_downgrade_recorded and broker == self._identity[1]
+        self._identity = (client_id, broker)
+        self.weaknesses.begin(broker)
+        self.is_session_foreign = known != self._identity
+        if known in (self._identity, (client_id, "")):
+            return
+        if any(known):
+            self._void_session()
+            with self.lock:
+                parked, finished = self.session.parked_ids(), self._finished.ids.copy()
+            self.store.rewind(parked, finished)
+        self.store.speak_for(client_id, "")
+
+    def tell_all(self, wanted: bool) -> None:
+        """Whether `settle` makes a handle for each message that nobody holds one of."""
+        with self.lock:
+            self._tells_all = self.session.keeps_all_reasons = wanted
+
+    @property
+    def stored_count(self) -> int:
+        """Messages in the store that are not finished."""
+        # It learns of what is finished once that is worth a transaction.
+        return max(self.store.size - len(self._finished), 0)
+
+    def __len__(self) -> int:
+        return self.stored_count + len(self._direct)
+
+    def publish(self, topic: str, payload: str | bytes, qos: int, extras: Extras | None = None) -> PublishHandle:
+        """Take a message. QoS 2 waits for the disk, unless told not to. Raises QueueStorageError, QueueClosedError."""
+        # At the end of the process nobody would know whether it left.
+        if qos == 0 and self.is_open and not self._has_waiting_rows() and not self.store.is_ending:
+            handle = self._publish_direct(topic, payload, extras)
+            if handle is not None:
+                return handle
+        handle = PublishHandle(0, self._published, qos, self.store.wait_durable)
+        if not self.is_open:
+            self.is_awaited = self.is_linked
+        register = Registration(handle, self._handles)
+        self.store.append(topic, payload, qos, urgent=self.is_open, extras=extras, register=register)
+        if qos == 2 and self._wait_for_disk:
+            self._wait_until_durable(handle)
+        return handle
+
+    def _has_waiting_rows(self) -> bool:
+        # In the order in which a row goes its way, so that none is missed between two of them.
+        return self.store.has_backlog or self.store.is_handing_out or self._rows_gone != len(self._rows)
+
+    def has_to_send(self) -> bool:
+        """True where something accepted is yet to leave on this connection, and can before long.
+
+        That is what waits for the disk, and what the window has room for; before the broker has accepted the
+        connection, what was published since it was begun.
+        """
+        if not self.is_open:
+            return self.is_awaited
+        session = self.session
+        if self.store.is_failing:
+            return False
+        if session.unsent_bytes > session.sendable_bytes:
+            return True
+        return self._rows_gone == len(self._rows) and session.room() > 0 and self._has_waiting_rows()
+
+    def _publish_direct(self, topic: str, payload: str | bytes, extras: Extras | None) -> PublishHandle | None:
+        limits = self.limits
+        columns = () if extras is None else (extras.retain, extras.packed())
+        if limits is not None and not limits.allow((0, topic, payload, 0, 0, 0, *columns)):
+            # The queue refuses it, and tells of it.
+            return None
+        with self.lock:
+            if not self.is_open or self.session.unsent_bytes > UNSENT_BYTES_MAX:
+                return None
+            self._direct_id -= 1
+            handle = PublishHandle(self._direct_id, self._published, 0)
+            self._direct[self._direct_id] = (topic, payload, extras, handle)
+            self.session.admit(self._direct_id, topic, payload, 0, *columns)
+        self._on_work()
+        return handle
+
+    def wait_direct(self, deadline_s: float) -> bool:
+        """Wait until the socket has what went past the queue; False at the deadline, of `time.monotonic`."""
+        with self._published:
+            return bool(self._published.wait_for(lambda: not self._direct, max(deadline_s - time.monotonic(), 0.0)))
+
+    def _wait_until_durable(self, handle: PublishHandle) -> None:
+        try:
+            self.store.wait_durable(handle.message_id)
+        except QueueStorageError:
+            if self.store.withdraw(handle.message_id):
+                raise
+
+    @property
+    def is_due(self) -> bool:
+        """True where `pull` has refused messages to send again."""
+        return bool(self._again) and time.monotonic() >= self._again_at_s
+
+    def _end_orphans(self) -> None:
+        """All rows were read: what is still parked may have lost its row, to damage or another use of the file."""
+        self._may_have_orphans = False
+        with self.lock:
+            parked = self.session.parked_ids()
+        gone = self.store.missing(parked) if parked else []
+        with self.lock:
+            # Another thread may have ended the connection.
+            for message_id in gone if self.is_open else ():
+                self.session.release_parked(message_id)
+                self._unanswered.suspects.append(message_id)
+
+    def _read_again(self) -> None:
+        with self.lock:
+            ids, self._again = self._again, []
+        rows, unknown = self.store.read_again(ids)
+        with self.lock:
+            # Others may have come meanwhile.
+            self._again += unknown
+        rows = self._allowed(rows)
+        with self.lock:
+            self._rows, self._rows_gone = rows + self._rows[self._rows_gone :], 0
+
+    def _read_rows(self) -> bool:
+        """True where there were rows to read."""
+        if not self._more_to_read:
+            return False
+        # Cleared before the read: a commit meanwhile sets it again.
+        self._more_to_read = False
+        rows, is_last = self.store.read(_PULL_ROWS_MAX)
+        if not is_last:
+            self._more_to_read = True
+        rows = self._allowed(rows)
+        with self.lock:
+            self._rows, self._rows_gone = rows, 0
+        self.store.on_rows_taken()
+        return True
+
+    def _allowed(self, rows: list[Row]) -> list[Row]:
+        """What this server takes; it counts as refused where it would end the connection over a message instead."""
+        limits = self.limits
+        if limits is None:
+            return rows
+        with self.lock:
+            # Their exchange has begun.
+            parked = frozenset(self.session.parked_ids())
+            over = {row[0] for row in rows if row[0] not in parked and not limits.allow(row)}
+            self._refused += over
+        if over:
+            logger.warning("%d messages are more than this server takes (%s)", len(over), limits)
+            self.after_settle()
+        return [row for row in rows if row[0] not in over]
+
+    def _pass_on_refused(self) -> None:
+        with self.lock:
+            refused, self._refused = self._refused, []
+        self.refused_count += len(refused)
+        # First, as `read_again` must know them.
+        self.store.refuse(refused)
+        with self.lock:
+            if not self._again:
+                self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
+            self._again += refused
+
+    def park(self) -> None:
+        """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
+        was_read = self.is_left and self.session.unsent_bytes == 0
+        parked, finished, stranded = self._end_connection()
+        self.store.rewind(parked, finished)
+        self._requeue(stranded, self._append_stranded)
+        self._note_end(was_read=was_read)
+
+    def _note_end(self, *, was_read: bool) -> None:
+        """was_read: all that was for the broker had left, and the broker ended the connection in order."""
+        with self.lock:
+            oldest = self._unanswered.suspects[:1]
+            if self.has_progress:
+                self._unanswered.on_finished()
+            tries = 0 if self.has_progress else self._unanswered.end(was_read=was_read)
+        if tries:
+            logger.warning("the broker ended the connection over the PUBREL of message %d, try %d", oldest[0], tries)
+
+    def close(self) -> None:
+        """Write what is pending and let go of the file; who waits for a message hears that it stays there.
+
+        Raises QueueStorageError where something could not be written.
+        """
+        self.park()
+        try:
+            self.store.close()
+        finally:
+            with self.lock:
+                published, self.untold = self.untold, []
+                left = list(self._handles.values())
+            for handle in published:
+                handle._set_as_published()
+            for handle in left:
+                handle._set_as_left()
+
+    def _append_stranded(self, topic: str, payload: str | bytes, extras: Extras | None, handle: PublishHandle) -> None:
+        handle._wait_durable = self.store.wait_durable
+        register = Registration(handle, self._handles)
+        try:
+            self.store.append(topic, payload, 0, urgent=False, extras=extras, register=register)
+        except (QueueStorageError, QueueClosedError):
+            handle._set_as_dropped(DropReason.LINK_LOST)
+            self._tell_dropped([Dropped(handle.message_id, topic, 0, DropReason.LINK_LOST)])
+
+    def resume(self, session_present: bool, receive_maximum: int) -> None:
+        """The broker accepted the connection: read from the first row again, resends first as they are the oldest.
+
+        What is left to the broker, see `_void_session`, is handed out by `settle`.
+        """
+        if not session_present:
+            if self.asks_to_keep and not self.is_session_foreign:
+                self.weaknesses.note(Weakness.SESSION_FORGOTTEN)
+            self._void_session()
+        self.weaknesses.tell()
+        if self.is_session_foreign:
+            # On disk with the first QoS 2 message, before it leaves.
+            self.store.speak_next_for(*self._identity)
+            self.is_session_foreign = False
+        # What was refused as the last connection ended is counted, and read with all others.
+        self.after_settle()
+        with self.lock:
+            self.is_left = self.has_progress = False
+            self._receive_maximum = receive_maximum
+            must_wait = self._unanswered.begin(self.session.released_ids(), time.monotonic())
+        if must_wait:
+            self.put_packet(_PINGREQ)
+        else:
+            self._open()
+
+    def _open(self) -> None:
+        """Begin to send on a connection that was accepted."""
+        with self._pulling:
+            self.is_narrow = self._unanswered.is_careful
+            parked, finished = self._begin_connection(1 if self.is_narrow else self._receive_maximum)
+            self._again.clear()
+            self.store.rewind(parked, finished)
+            self.is_open = True
+            # QoS 0 messages may still wait in memory for company; now they can go.
+            self.store.request_commit()
+            self._pull()
+
+    def note_session(self, asked_s: int, granted_s: int) -> None:
+        """For how long the broker was asked to keep the session after this connection, and will; before `resume`."""
+        self.asks_to_keep = asked_s > 0
+        if granted_s < asked_s:
+            self.weaknesses.note(Weakness.SESSION_SHORTENED, detail=f" (it keeps it for {granted_s} s)")
+            self.weaknesses.tell()
+
+    def _widen(self) -> None:
+        """Something was acknowledged: no PUBREL stands in the way."""
+        with self.lock:
+            self.is_narrow = False
+            self._unanswered.on_finished()
+            self.session.resume(True, self._receive_maximum)
+
+    def look_for_answers(self) -> None:
+        """Now and then, on a connection that lasts: ask about PUBRELs that were sent again, see `Unanswered`."""
+        unanswered = self._unanswered
+        if not (self.is_open and unanswered.are_overdue(time.monotonic())):
+            return
+        with self.lock:
+            waiting = frozenset(self.session.unanswered_ids())
+            unanswered.asked = [message_id for message_id in unanswered.suspects if message_id in waiting]
+        if unanswered.asked:
+            self.put_packet(_PINGREQ)
+
+    def on_pingresp(self) -> None:
+        """See `Outbox.on_pingresp`: messages may be given up for it, and left to the broker."""
+        with self.lock:
+            asked = self._unanswered.on_pingresp()
+        if not asked:
+            return
+        if count := self.give_up(asked):
+            self.weaknesses.note(Weakness.PUBREL_UNANSWERED, count)
+            self.weaknesses.tell()
+        self.after_settle()
+        if self.is_open:
+            self.pull()
+        else:
+            self._open()
+
+    def _note_remarks(self, downgraded_count: int) -> None:
+        """So many more messages of QoS 2 ended with PUBACK."""
+        if downgraded_count:
+            self.weaknesses.note(Weakness.QOS_2_AS_QOS_1, downgraded_count)
+        self.weaknesses.tell()
+
+    def handle_for(self, message_id: int) -> PublishHandle | None:
+        """The handle of a message accepted before, by whichever process; None where it is not in the queue any more.
+
+        Raises MessageError where no message has this id.
+        """
+        with self.lock:
+            handle = self._handles.get(message_id)
+            if handle is not None:
+                return handle
+            # Before it is looked for: what finishes meanwhile is told to the handle.
+            # Of what QoS does not matter: nothing that asks for it is called for a message of the queue.
+            handle = PublishHandle(message_id, self._published, 1, self.store.wait_durable)
+            self._handles[message_id] = handle
+        held = self.store.holds(message_id)
+        if held or handle.is_published():
+            return handle
+        self._handles.pop(message_id, None)
+        if held is None:
+            raise MessageError(f"no message has the id {message_id}: it must be the message_id of a handle")
+        return None
+
+    # ---- called by the store's thread
+
+    def on_committed(self, version: int, new_rows: int) -> None:
+        """See `glec_fast.durable.transaction.Outbox`."""
+        with self.lock:
+            sendable = self.session.sendable_bytes
+            self.session.on_committed(version)
+            opened = self.session.sendable_bytes > sendable
+        if new_rows:
+            self._more_to_read = True
+        if new_rows or opened:
+            self._on_work()
+
+    def on_salvaged(self) -> None:
+        """See `glec_fast.durable.transaction.Outbox`: nobody must wait for what is lost. What is in flight goes on."""
+        with self.lock:
+            waiting = {mid: handle for mid, handle in self._handles.items() if not self.session.holds(mid)}
+        lost = self.store.lost(list(waiting))
+        if lost:
+            self.on_dropped([Dropped(mid, "", waiting[mid].qos, DropReason.DAMAGED_FILE) for mid in lost])
+
+    def on_dropped(self, dropped: list[Dropped]) -> None:
+        """See `glec_fast.durable.transaction.Outbox`."""
+        # As with on_publish: the callback first, then those who wait.
+        self._tell_dropped(dropped)
+        for each in dropped:
+            handle = self._handles.pop(each.message_id, None)
+            if handle is not None:
+                handle._set_as_dropped(each.reason)

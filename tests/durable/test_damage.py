@@ -1,0 +1,147 @@
+"""Each kind of damage to a queue file, and each way in which others declare its tables: what can be read is kept."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from glec_fast.fleet.offline_queue import OfflineQueueManager
+from glec_fast.durable.store import Store
+from support.queue_files import SPECIFIED_SCHEMA, plain
+from support.queue_fuzz import DECLARED, OBJECTS, PAGE_BYTES, check, database
+
+COUNT = 40
+FAR_MS = 10**13
+INSERT = "INSERT INTO mqtt_offline_queue (topic, payload, qos, timestamp, ttl) VALUES (?, ?, ?, ?, ?)"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+@pytest.fixture
+def filled(path: Path) -> Path:
+    with OfflineQueueManager(path) as queue:
+        queue.enqueue_many([("t", f"payload {number} " + "x" * 200, 1) for number in range(COUNT)])
+    return path
+
+
+def read_numbers(path: Path) -> list[int]:
+    with closing(Store(path)) as store:
+        rows, is_last = store.read(10 * COUNT)
+        assert is_last
+    return sorted(int(row[2].split()[1]) for row in rows)
+
+
+@pytest.mark.parametrize("statement", OBJECTS)
+def test_objects_of_others(filled: Path, statement: str) -> None:
+    database(filled, statement)
+    check(filled, Counter())
+    with closing(Store(filled)) as store:
+        kept = [row[2] for row in store.read(10 * COUNT)[0] if row[2].startswith("payload")]
+    assert len(kept) == COUNT
+
+
+@pytest.mark.parametrize("with_null", [False, True])
+@pytest.mark.parametrize(("old", "new"), DECLARED)
+def test_a_table_that_is_declared_in_another_way(path: Path, old: str, new: str, with_null: bool) -> None:
+    """The rows are those of the specification, as far as the table takes them."""
+    schema = SPECIFIED_SCHEMA.replace(old, new)
+    if with_null:
+        schema = schema.replace(" NOT NULL", "")
+    with plain(path) as connection:
+        connection.executescript(schema)
+        columns, values = "topic, payload, qos, timestamp, ttl", "?, ?, ?, ?, ?"
+        if "more TEXT" in new:
+            columns, values = columns + ", more", values + ", ''"
+        if "retry_count INTEGER NOT NULL" in schema:
+            columns, values = columns + ", retry_count", values + ", 0"
+        if "id TEXT" in new or new == "id INTEGER":
+            columns, values = columns + ", id", values + ", (SELECT count(*) + 1 FROM mqtt_offline_queue)"
+        qos = 0 if "CHECK" in new else 1
+        connection.executemany(
+            f"INSERT INTO mqtt_offline_queue ({columns}) VALUES ({values})",
+            [(f"t/{number}", f"payload {number} x", qos, 5 + number, FAR_MS) for number in range(COUNT)],
+        )
+    assert read_numbers(path) == list(range(COUNT))
+    check(path, Counter())
+
+
+@pytest.mark.parametrize("seq", ["9223372036854775807", "9223372036854775806", "'abc'", "NULL", "-5", "1.5", "x'FF'"])
+@pytest.mark.parametrize("table", ["mqtt_offline_queue", "glec_in_doubt", "glec_set_aside"])
+def test_a_sequence_that_is_none(filled: Path, seq: str, table: str) -> None:
+    database(filled, f"DELETE FROM sqlite_sequence WHERE name = '{table}'")
+    database(filled, f"INSERT INTO sqlite_sequence VALUES ('{table}', {seq})")
+    for is_marked in (False, True):
+        if is_marked:
+            filled.with_name("queue.db-damaged").touch()
+        with OfflineQueueManager(filled) as queue:
+            first = queue.enqueue("t", "payload 0 x", 2)
+            assert COUNT < first < queue.enqueue("t", "payload 0 x", 2) < 2**62
+    check(filled, Counter())
+
+
+def test_ids_at_the_ends_of_the_range(filled: Path) -> None:
+    with plain(filled) as connection:
+        connection.executemany(
+            INSERT.replace("(topic", "(id, topic").replace("(?", "(?, ?"),
+            [(number, "t", f"payload {COUNT} x", 2, 5, FAR_MS) for number in (2**63 - 1, 2**62, -(2**63), 0, -1)],
+        )
+    with closing(Store(filled)) as store:
+        ids = [row[0] for row in store.read(10 * COUNT)[0]]
+        assert len(ids) == COUNT + 5
+        assert all(0 < number < 2**62 for number in ids)
+    check(filled, Counter())
+
+
+def test_every_byte_of_the_header(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "glec_fast")
+    whole = filled.read_bytes()
+    # Of the version: one that is newer, by all that can be known, is refused.
+    for at in (*range(60), *range(64, 100)):
+        for file in filled.parent.iterdir():
+            file.unlink()
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at * 5 % 8
+        filled.write_bytes(damaged)
+        assert read_numbers(filled) == list(range(COUNT)), f"byte {at}"
+
+
+def test_cut_at_every_page(filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "glec_fast")
+    whole = filled.read_bytes()
+    for at in [*range(0, len(whole), PAGE_BYTES), 1, 15, 16, 17, 99, 100, 511, 512, PAGE_BYTES - 1, PAGE_BYTES + 1]:
+        for file in filled.parent.iterdir():
+            file.unlink()
+        filled.write_bytes(whole[:at])
+        check(filled, Counter())
+
+
+def test_an_empty_file_whose_log_has_all(path: Path, tmp_path: Path) -> None:
+    """As a file system leaves it that has lost the one and kept the other."""
+    folder = tmp_path / "left"
+    folder.mkdir()
+    with OfflineQueueManager(path) as queue:
+        queue.enqueue_many([("t", f"payload {number} x", 1) for number in range(COUNT)])
+        (folder / "queue.db").touch()
+        (folder / "queue.db-wal").write_bytes(path.with_name("queue.db-wal").read_bytes())
+    assert set(read_numbers(folder / "queue.db")) == set(range(COUNT))
+
+
+def test_a_cell_that_claims_a_gigabyte(filled: Path) -> None:
+    """The size of a payload in the header of its record: 2 * 10**9 + 13 as a varint."""
+    data = bytearray(filled.read_bytes())
+    at = data.index(b"payload 20 ")
+    # Topic t, before the payload: the record's header ends with the types of qos, timestamp, ttl and retry_count.
+    head = data.rindex(b"\x09\x00\x0f\x83", 0, at) if b"\x09\x00\x0f\x83" in data[:at] else at - 12
+    data[head + 3 : head + 5] = b"\xff\xff"
+    filled.write_bytes(data)
+    check(filled, Counter())
+    with closing(apsw.Connection(str(filled))) as connection:
+        assert connection.execute("PRAGMA integrity_check(1)").get == "ok"

@@ -1,0 +1,482 @@
+"""The queue file: what is refused and left alone, what is adopted, and what is carried over from a damaged one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import stat
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import apsw
+import pytest
+
+from glec_fast.durable import salvage
+from glec_fast.errors import GlecError, QueueFormatError, QueueLockedError, QueueStorageError
+from glec_fast.fleet.offline_queue import OfflineQueueManager
+from glec_fast.durable.database import SCHEMA_VERSION
+from glec_fast.durable.file import QueueFile
+from glec_fast.durable.store import Store
+from support.queue_files import INSERT, SPECIFIED_SCHEMA, plain, run_child
+from support.store import wait_for
+
+FAR_MS = 10**13
+ROOM_ROW = ("t", "payload 1 x", 1, 5)
+PAGE_BYTES = 4096
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+def fill(path: Path, count: int) -> None:
+    with OfflineQueueManager(path, max_queue_size=1_000_000) as queue:
+        queue.enqueue_many([(f"topic/{n % 7}", f"payload {n} " + "x" * 200, n % 3) for n in range(count)])
+
+
+def payload_numbers(path: Path) -> list[int]:
+    with OfflineQueueManager(path, max_queue_size=1_000_000) as queue:
+        return [int(str(message.payload).split()[1]) for message in queue.dequeue_all()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What is in the files of a folder, but for SQLite's and our own locks; an empty log says nothing."""
+    found = {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.endswith(("-lock", "-shm"))}
+    return {name: data for name, data in found.items() if data or not name.endswith("-wal")}
+
+
+class TestRefused:
+    def test_a_text_file(self, path: Path) -> None:
+        path.write_text("speed,rpm\n60,1800\n")
+        before = contents(path.parent)
+        with pytest.raises(QueueFormatError, match="not a queue file"):
+            OfflineQueueManager(path)
+        assert contents(path.parent) == before
+
+    def test_a_file_of_noise(self, path: Path) -> None:
+        path.write_bytes(random.Random(1).randbytes(8 * PAGE_BYTES))
+        before = contents(path.parent)
+        with pytest.raises(QueueFormatError, match="not a queue file"):
+            OfflineQueueManager(path)
+        assert contents(path.parent) == before
+
+    def test_a_dump_of_a_queue(self, path: Path) -> None:
+        path.write_text(SPECIFIED_SCHEMA)
+        with pytest.raises(QueueFormatError, match="not a queue file"):
+            OfflineQueueManager(path)
+        assert path.read_text() == SPECIFIED_SCHEMA
+
+    def test_another_programs_database(self, path: Path) -> None:
+        with plain(path) as database:
+            database.executescript("CREATE TABLE contacts (name TEXT); PRAGMA user_version = 7;")
+        before = contents(path.parent)
+        with pytest.raises(QueueFormatError, match="another program"):
+            OfflineQueueManager(path)
+        assert contents(path.parent) == before
+
+    def test_a_table_of_the_same_name_with_other_columns(self, path: Path) -> None:
+        with plain(path) as database:
+            database.execute("CREATE TABLE mqtt_offline_queue (id INTEGER PRIMARY KEY, message TEXT)")
+        before = contents(path.parent)
+        with pytest.raises(QueueFormatError, match=r"lacks.*payload"):
+            OfflineQueueManager(path)
+        assert contents(path.parent) == before
+
+    def test_a_newer_version(self, path: Path) -> None:
+        fill(path, 3)
+        with plain(path) as database:
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        before = contents(path.parent)
+        with pytest.raises(QueueFormatError, match="newer version"):
+            OfflineQueueManager(path)
+        assert contents(path.parent) == before
+
+    def test_a_newer_version_keeps_its_write_ahead_log(self, path: Path) -> None:
+        writer = f"""
+            import os, sqlite3
+            database = sqlite3.connect({str(path)!r}, isolation_level=None)
+            database.executescript("PRAGMA journal_mode = wal; PRAGMA user_version = {SCHEMA_VERSION + 1};")
+            database.executescript({SPECIFIED_SCHEMA!r} + "CREATE TABLE glec_session (id INTEGER)")
+            os._exit(0)
+        """
+        assert run_child(writer).returncode == 0
+        before = contents(path.parent)
+        assert before["queue.db-wal"]
+        with pytest.raises(QueueFormatError, match="newer version"):
+            OfflineQueueManager(path)
+        assert contents(path.parent) == before
+
+    def test_a_folder(self, path: Path) -> None:
+        path.mkdir()
+        with pytest.raises(QueueStorageError):
+            OfflineQueueManager(path)
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(QueueStorageError, match="nowhere"):
+            OfflineQueueManager(tmp_path / "nowhere" / "queue.db")
+
+    def test_an_unwritable_folder(self) -> None:
+        # Not under tmp_path, which only its owner can enter: root, who may write everywhere, becomes another user.
+        opener = """
+            import os
+            from glec_fast.errors import QueueStorageError
+            from glec_fast.fleet.offline_queue import OfflineQueueManager
+            if os.getuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            try:
+                OfflineQueueManager("queue.db")
+            except QueueStorageError as error:
+                print(error.retryable, error)
+        """
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            folder.chmod(0o555)
+            child = run_child(opener, cwd=folder)
+            found = list(folder.iterdir())
+            folder.chmod(0o755)
+        assert child.stdout.startswith("True the queue file")
+        assert "cannot be written" in child.stdout
+        assert found == []
+
+    def test_refusal_leaves_no_descriptor_open(self, path: Path) -> None:
+        path.mkdir()
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(5):
+            with pytest.raises(QueueStorageError):
+                OfflineQueueManager(path)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_file_and_companions_are_for_their_owner_only(path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        with OfflineQueueManager(path) as queue:
+            queue.enqueue("t", "x", 1)
+            modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    finally:
+        os.umask(mask)
+    assert modes == dict.fromkeys(("queue.db", "queue.db-lock", "queue.db-shm", "queue.db-wal"), 0o600)
+
+
+class TestAdopted:
+    def test_a_file_of_the_specified_schema(self, path: Path) -> None:
+        with plain(path) as database:
+            database.executescript(SPECIFIED_SCHEMA)
+            database.executemany(INSERT, [("t", f"payload {n} x", 1, 1000 - n, FAR_MS) for n in range(3)])
+            database.execute("UPDATE mqtt_offline_queue SET retry_count = NULL WHERE id = 2")
+        with OfflineQueueManager(path) as queue:
+            assert [(m.id, m.payload, m.timestamp_ms, m.retry_count) for m in queue.dequeue_all()] == [
+                (3, "payload 2 x", 998, 0),
+                (2, "payload 1 x", 999, 0),
+                (1, "payload 0 x", 1000, 0),
+            ]
+            assert queue.increment_retry_count(2)
+            assert queue.enqueue("t", "ours", 2) == 4
+        with plain(path) as database:
+            query = "SELECT id, payload, qos, retry_count FROM mqtt_offline_queue ORDER BY id"
+            rows = database.execute(query).fetchall()
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert rows == [(1, "payload 0 x", 1, 0), (2, "payload 1 x", 1, 1), (3, "payload 2 x", 1, 0), (4, "ours", 2, 0)]
+
+    def test_a_file_of_androids_room(self, path: Path) -> None:
+        with plain(path) as database:
+            database.executescript(
+                "CREATE TABLE IF NOT EXISTS `mqtt_offline_queue` (`id` INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,"
+                " `topic` TEXT NOT NULL, `payload` TEXT NOT NULL, `qos` INTEGER NOT NULL, `timestamp` INTEGER NOT NULL,"
+                " `ttl` INTEGER NOT NULL, `retry_count` INTEGER NOT NULL);"
+                "CREATE INDEX IF NOT EXISTS `idx_timestamp` ON `mqtt_offline_queue` (`timestamp`);"
+                "CREATE INDEX IF NOT EXISTS `idx_ttl` ON `mqtt_offline_queue` (`ttl`);"
+                "CREATE TABLE android_metadata (locale TEXT); CREATE TABLE room_master_table (id INTEGER PRIMARY KEY,"
+                " identity_hash TEXT); PRAGMA user_version = 3;"
+            )
+            database.execute(INSERT.replace("ttl)", "ttl, retry_count)").replace("?)", "?, 0)"), (*ROOM_ROW, FAR_MS))
+        with closing(Store(path)) as store:
+            assert store.salvage is None
+            store.wait_durable(store.append("t", "payload 2 x", 2), 10)
+        assert payload_numbers(path) == [1, 2]
+        with plain(path) as database:
+            assert database.execute("PRAGMA user_version").fetchone() == (3,)
+
+    def test_an_empty_file(self, path: Path) -> None:
+        path.touch()
+        fill(path, 2)
+        assert payload_numbers(path) == [0, 1]
+
+    def test_a_table_without_indexes(self, path: Path) -> None:
+        with plain(path) as database:
+            database.execute(SPECIFIED_SCHEMA.split(";")[0])
+            database.execute(INSERT, ("t", "payload 9 x", 1, -5, FAR_MS))
+        assert payload_numbers(path) == [9]
+
+
+class TestDamaged:
+    """Each damage: the file is kept under a new name, and what can be read goes on."""
+
+    COUNT = 2000
+
+    @pytest.fixture
+    def filled(self, path: Path) -> Path:
+        fill(path, self.COUNT)
+        assert not path.with_name("queue.db-wal").exists()
+        return path
+
+    def damage(self, path: Path, offset: int, data: bytes) -> bytes:
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+        return path.read_bytes()
+
+    def reopened(self, path: Path, damaged: bytes, caplog: pytest.LogCaptureFixture) -> tuple[list[int], int]:
+        """(payload numbers that were carried over, rows that were counted as lost)."""
+        with caplog.at_level(logging.ERROR, "glec_fast"), closing(Store(path, max_queue_size=10**6)) as store:
+            assert store.salvage is not None
+            kept_as, carried, lost = store.salvage
+            assert store.size == carried
+        assert kept_as == path.with_name("queue.db.damaged-1")
+        assert kept_as.read_bytes() == damaged
+        assert f"{carried} messages carried over, at least {lost} lost" in caplog.text
+        assert {file.name for file in path.parent.iterdir()} <= {
+            "queue.db",
+            "queue.db-lock",
+            "queue.db.damaged-1",
+            "queue.db.damaged-1-wal",
+            "queue.db.damaged-1-shm",
+        }
+        numbers = payload_numbers(path)
+        assert len(numbers) == carried
+        assert numbers == sorted(numbers)
+        return numbers, lost
+
+    @pytest.mark.parametrize("zeroed_bytes", [16, 100, PAGE_BYTES])
+    def test_header_zeroed(self, filled: Path, caplog: pytest.LogCaptureFixture, zeroed_bytes: int) -> None:
+        damaged = self.damage(filled, 0, bytes(zeroed_bytes))
+        assert self.reopened(filled, damaged, caplog) == (list(range(self.COUNT)), 0)
+
+    def test_first_page_overwritten_behind_the_magic(self, filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+        damaged = self.damage(filled, 16, b"\xa5" * (PAGE_BYTES - 16))
+        assert self.reopened(filled, damaged, caplog) == (list(range(self.COUNT)), 0)
+
+    def test_first_page_overwritten_with_anything(self, filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+        damaged = self.damage(filled, 0, b"\xa5" * PAGE_BYTES)
+        assert self.reopened(filled, damaged, caplog) == (list(range(self.COUNT)), 0)
+
+    @pytest.mark.parametrize("page_sets", [(60,), (40, 80), (30, 31, 90, 140)])
+    def test_pages_overwritten(
+        self, filled: Path, caplog: pytest.LogCaptureFixture, page_sets: tuple[int, ...]
+    ) -> None:
+        for page in page_sets:
+            damaged = self.damage(filled, page * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
+        numbers, lost = self.reopened(filled, damaged, caplog)
+        # A page holds some 15 rows, or the index entries of many more.
+        assert len(numbers) >= self.COUNT - 20 * len(page_sets)
+        assert len(numbers) + lost == self.COUNT
+
+    def test_every_page_in_turn(self, path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        fill(path, 60)
+        whole = path.read_bytes()
+        for page in range(len(whole) // PAGE_BYTES):
+            for file in path.parent.iterdir():
+                file.unlink()
+            path.write_bytes(whole)
+            self.damage(path, page * PAGE_BYTES, b"\xff" * PAGE_BYTES)
+            with closing(Store(path)) as store:
+                salvage = store.salvage
+                # A free page, or one of the session's, costs no message.
+                assert store.size == 60 or salvage is not None
+                assert store.append("t", "payload 60 x", 1) > 60
+
+    def test_an_index_alone(self, filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+        with plain(filled) as database:
+            (root,) = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'idx_ttl'").fetchone()
+        damaged = self.damage(filled, (root - 1) * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
+        assert self.reopened(filled, damaged, caplog) == (list(range(self.COUNT)), 0)
+
+    def test_truncated(self, filled: Path, caplog: pytest.LogCaptureFixture) -> None:
+        os.truncate(filled, filled.stat().st_size // 2 // PAGE_BYTES * PAGE_BYTES)
+        numbers, lost = self.reopened(filled, filled.read_bytes(), caplog)
+        assert numbers[:500] == list(range(500))
+        assert lost > 0
+
+    def test_ids_go_on_behind_what_was_lost(self, filled: Path) -> None:
+        os.truncate(filled, filled.stat().st_size // 2 // PAGE_BYTES * PAGE_BYTES)
+        with OfflineQueueManager(filled) as queue:
+            assert queue.enqueue("t", "x", 1) > self.COUNT
+
+    def test_ids_go_on_where_the_sequence_is_gone_too(self, filled: Path) -> None:
+        with plain(filled) as database:
+            (root,) = database.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_sequence'").fetchone()
+            (last,) = database.execute("SELECT seq FROM sqlite_sequence").fetchone()
+            database.execute("DELETE FROM mqtt_offline_queue WHERE id > 100")
+        self.damage(filled, (root - 1) * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
+        with OfflineQueueManager(filled) as queue:
+            assert queue.enqueue("t", "x", 1) > last
+
+    def test_the_session_is_carried_over(self, filled: Path) -> None:
+        with plain(filled) as database:
+            database.execute("INSERT INTO glec_session VALUES (1, 'client', 'host:1883', x'01')")
+        self.damage(filled, 60 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
+        with closing(Store(filled)) as store:
+            assert store.run(lambda table: table.load_session()) == ("client", "host:1883", b"\x01")
+
+    def test_all_that_is_made_of_it_is_for_its_owner_only(self, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also what is there for a moment: looked at before each removal, and at the end."""
+        modes: dict[str, set[int]] = {}
+
+        def look() -> None:
+            for file in filled.parent.iterdir():
+                modes.setdefault(file.name, set()).add(stat.S_IMODE(file.stat().st_mode))
+
+        def watched_remove(removed: Path) -> None:
+            look()
+            remove(removed)
+
+        remove = salvage.remove
+        monkeypatch.setattr("glec_fast.durable.salvage.remove", watched_remove)
+        self.damage(filled, 0, bytes(100))
+        log = filled.with_name("queue.db-wal")
+        log.touch(0o600)
+        log.write_bytes(b"torn")
+        mask = os.umask(0)
+        try:
+            with closing(Store(filled)) as store:
+                assert store.salvage is not None
+                store._file.failed(apsw.CorruptError("a page"))
+                look()
+        finally:
+            os.umask(mask)
+        made = {"queue.db", "queue.db-copy", "queue.db-copy-wal", "queue.db-damaged", "queue.db.damaged-1"}
+        assert made <= set(modes)
+        assert all(each == {0o600} for each in modes.values()), modes
+
+    def test_a_second_damage_gets_a_second_name(self, filled: Path) -> None:
+        for number in (1, 2):
+            self.damage(filled, 20 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
+            payload_numbers(filled)
+            assert filled.with_name(f"queue.db.damaged-{number}").exists()
+
+    def test_damage_met_in_use_is_mended_in_use(self, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("glec_fast.durable.database._CHECKED_AT_OPEN_BYTES", 0)
+        self.damage(filled, 60 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
+        with closing(Store(filled)) as store:
+            assert store.salvage is None
+            while not store.read(500)[1]:
+                pass
+            assert wait_for(lambda: store.salvage is not None)
+            message_id = store.append("t", "later", 1)
+            assert store.wait_durable(message_id, 20)
+            kept_as, carried, lost = store.salvage
+            assert carried + lost == self.COUNT
+            assert store.size == carried + 1
+            assert store.rows_lost == store.drops["damaged_file"] == lost
+        assert kept_as.exists()
+        with closing(Store(filled)) as store:
+            assert store.salvage is None
+            assert store.size == carried + 1
+
+    def test_a_full_disk_meanwhile_leaves_the_damaged_file(
+        self, filled: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        damaged = self.damage(filled, 60 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
+
+        def refuse(_connection: apsw.Connection) -> None:
+            raise apsw.FullError("database or disk is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("glec_fast.durable.salvage.create_schema", refuse)
+            with pytest.raises(QueueStorageError, match="no space left"):
+                OfflineQueueManager(filled)
+        assert filled.read_bytes() == damaged
+        assert not filled.with_name("queue.db-new").exists()
+        numbers, lost = self.reopened(filled, damaged, caplog)
+        assert len(numbers) + lost == self.COUNT
+
+    @pytest.mark.parametrize("killed_at", ["_set_companions_aside", "finish_carry_over"])
+    def test_a_crash_while_carrying_over_loses_nothing(
+        self, filled: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+    ) -> None:
+        self.damage(filled, 60 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
+        killer = f"""
+            import os, signal
+            from glec_fast.durable import file as queue_file, salvage
+            wanted = salvage.{killed_at}
+            def killed(path, *rest):
+                if not path.exists():
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return wanted(path, *rest)
+            salvage.{killed_at} = killed
+            queue_file.QueueFile({str(filled)!r})
+        """
+        child = run_child(killer)
+        assert child.returncode == -signal.SIGKILL
+        assert not filled.exists()
+        numbers = payload_numbers(filled)
+        assert self.COUNT - 20 <= len(numbers) <= self.COUNT
+        assert not filled.with_name("queue.db-new").exists()
+
+
+def test_the_log_of_a_killed_process_is_recovered(path: Path) -> None:
+    writer = f"""
+        import os, signal
+        from glec_fast.fleet.offline_queue import OfflineQueueManager
+        queue = OfflineQueueManager({str(path)!r})
+        for n in range(20):
+            queue.enqueue("t", f"payload {{n}} x", n % 3)
+        queue.delete(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    child = run_child(writer)
+    assert child.returncode == -signal.SIGKILL
+    assert path.with_name("queue.db-wal").stat().st_size > 0
+    assert payload_numbers(path) == list(range(1, 20))
+
+
+def test_a_torn_end_of_the_log_costs_only_what_was_not_committed(path: Path) -> None:
+    writer = f"""
+        import os, signal
+        from glec_fast.fleet.offline_queue import OfflineQueueManager
+        queue = OfflineQueueManager({str(path)!r})
+        for n in range(5):
+            queue.enqueue("t", f"payload {{n}} x", 1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert run_child(writer).returncode == -signal.SIGKILL
+    log = path.with_name("queue.db-wal")
+    with log.open("ab") as file:
+        file.write(b"\xa5" * 1000)
+    assert payload_numbers(path) == [0, 1, 2, 3, 4]
+
+
+def test_closing_is_idempotent_and_lets_go(path: Path) -> None:
+    file = QueueFile(path)
+    file.close()
+    file.close()
+    again = QueueFile(path)
+    assert again.salvage is None
+    again.close()
+
+
+def test_every_refusal_is_of_one_family() -> None:
+    assert issubclass(QueueFormatError, GlecError)
+    assert issubclass(QueueLockedError, GlecError)
+    assert issubclass(QueueStorageError, (GlecError, OSError))
+    assert not QueueFormatError("x").retryable
+
+
+def test_the_name_of_a_new_file_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    QueueFile(tmp_path / "queue.db").close()
+    assert synced == [str(tmp_path)]
+    QueueFile(tmp_path / "queue.db").close()
+    assert synced == [str(tmp_path)], "the name of a file that was there is on disk already"

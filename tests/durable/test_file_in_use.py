@@ -1,0 +1,378 @@
+"""The queue file while it is in use: another program writes to it, it loses its name, it is damaged, it is large."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+import apsw
+import pytest
+
+from glec_fast.durable import committer
+from glec_fast.errors import QueueReplacedError, QueueStorageError
+from glec_fast.durable.inflight_log import log_of
+from glec_fast.fleet.offline_queue import OfflineQueueManager
+from glec_fast.durable.database import LOG_BYTES_MAX
+from glec_fast.durable.store import Store
+from support.clock import Clock
+from support.power_run import finish
+from support.scripted_broker import ScriptedBroker
+from support.scripted_gateway import ScriptedGateway
+from support.store import WAIT_S, RecordingOutbox, append, ids_on_disk, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PAGE_BYTES = 4096
+FAR = 10**15
+INSERT = "INSERT INTO mqtt_offline_queue (topic, payload, qos, timestamp, ttl) VALUES ('t', '{}', 2, {}, {})"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "queue.db"
+
+
+@pytest.fixture
+def gateway(path: Path) -> Iterator[ScriptedGateway]:
+    path.parent.mkdir()
+    gateway = ScriptedGateway(path, window=10)
+    yield gateway
+    with suppress(QueueStorageError):
+        gateway.close()
+
+
+def foreign(path: Path, *statements: str) -> None:
+    """Another program, with another SQLite: in this process it would let go of the locks of ours."""
+    program = (
+        "import sqlite3, sys\nk = sqlite3.connect(sys.argv[1], timeout=10)\n"
+        "for statement in sys.argv[2:]: k.execute(statement)\nk.commit()"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path), *statements], check=True, timeout=WAIT_S)
+
+
+def flush(gateway: ScriptedGateway, broker: ScriptedBroker) -> Counter[str]:
+    """Over the connection that there is."""
+    deadline_s = time.monotonic() + WAIT_S
+    gateway.store.request_commit()
+    while gateway.store.size or gateway.session.in_flight:
+        assert time.monotonic() < deadline_s, f"{gateway.store.size} messages are stuck, {broker.counts()} came"
+        gateway.commit()
+        broker.feed(gateway.send())
+        gateway.receive(broker.handle(broker.waiting_packets()))
+    return Counter(broker.counts())
+
+
+class TestAnotherProgram:
+    """Its rows are sent as ours are, and ours lose nothing by it."""
+
+    @pytest.mark.parametrize("timestamp", [1, "CAST(strftime('%s','now') AS INTEGER) * 1000", 2**62, 5.5, "'text'"])
+    @pytest.mark.parametrize("ttl", [FAR, FAR + 0.5, "'never'"])
+    def test_a_row_of_it_and_ours_are_sent(
+        self, gateway: ScriptedGateway, path: Path, timestamp: object, ttl: object
+    ) -> None:
+        broker = ScriptedBroker()
+        gateway.connect()
+        gateway.publish("2-first", 2)
+        flush(gateway, broker)
+        foreign(path, INSERT.format("2-foreign", timestamp, ttl))
+        handles = [gateway.publish(f"2-{number}", 2) for number in range(5)]
+        assert flush(gateway, broker) == Counter(["2-first", "2-foreign", *(f"2-{number}" for number in range(5))])
+        assert all(handle.is_published() for handle in handles)
+        assert ids_on_disk(path) == []
+
+    @pytest.mark.parametrize("values", ["'a/#', 1", "'', 1", "x'ff00', 1", "'t', 7", "'t', 'text'"])
+    def test_a_row_that_no_message_can_be_made_of_is_dropped(
+        self, gateway: ScriptedGateway, path: Path, values: str
+    ) -> None:
+        broker = ScriptedBroker()
+        gateway.connect()
+        gateway.publish("2-first", 2)
+        columns = "(payload, timestamp, ttl, topic, qos)"
+        foreign(path, f"INSERT INTO mqtt_offline_queue {columns} VALUES ('theirs', 1, {FAR}, {values})")
+        gateway.publish("2-last", 2)
+        assert flush(gateway, broker) == Counter(["2-first", "2-last"])
+        assert gateway.store.drops == {"damaged_file": 1}
+        assert len(gateway.dropped) == 1
+        assert ids_on_disk(path) == []
+
+    def test_many_between_each_two_of_ours(self, gateway: ScriptedGateway, path: Path) -> None:
+        broker = ScriptedBroker()
+        gateway.connect()
+        expected = []
+        for turn in range(4):
+            expected += [f"2-{turn}-{number}" for number in range(30)]
+            foreign(path, *(INSERT.format(f"2-foreign-{turn}-{number}", number, FAR) for number in range(20)))
+            expected += [f"2-foreign-{turn}-{number}" for number in range(20)]
+            for number in range(30):
+                gateway.publish(f"2-{turn}-{number}", 2)
+        assert flush(gateway, broker) == Counter(expected)
+
+    def test_an_id_that_waits_in_memory(self, path: Path) -> None:
+        path.parent.mkdir()
+        with closing(Store(path)) as store:
+            outbox = RecordingOutbox(store)
+            append(store, 2)
+            ids = [store.append("t", "ours", 0, urgent=False) for _ in range(3)]
+            foreign(
+                path,
+                "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl)"
+                f" VALUES ({ids[1]}, 't', 'theirs', 1, 1, {FAR})",
+            )
+            # Not yet: its id is that of a message of ours.
+            assert outbox.read_all() == []
+            assert store.wait_durable(ids[-1], WAIT_S)
+            assert wait_for(lambda: (store.request_commit(), len(outbox.read_all()), len(outbox.sent))[2] == 6)
+            assert Counter(row[2] for row in outbox.sent)["theirs"] == 1
+            assert [row[2] for row in outbox.sent if row[0] in ids] == ["ours"] * 3
+            assert store.size == 6
+
+    def test_rows_that_it_deletes_and_changes(self, gateway: ScriptedGateway, path: Path) -> None:
+        broker = ScriptedBroker()
+        for number in range(40):
+            gateway.publish(f"2-{number}", 2)
+        gateway.connect()
+        broker.feed(gateway.send())
+        foreign(
+            path,
+            "DELETE FROM mqtt_offline_queue WHERE id IN (1, 2, 39)",
+            "UPDATE mqtt_offline_queue SET qos = 1 WHERE id = 3",
+        )
+        gateway.publish("2-last", 2)
+        assert set(flush(gateway, broker).values()) == {1}
+        assert gateway.store.wait_empty(WAIT_S)
+
+    def test_the_queue_s_size_holds_for_it_too(self, path: Path) -> None:
+        path.parent.mkdir()
+        with closing(Store(path, max_queue_size=10)) as store:
+            append(store, 5)
+            foreign(path, *(INSERT.format("x", 1, FAR) for _ in range(20)))
+            append(store, 1)
+            append(store, 1)
+            assert store.size == len(ids_on_disk(path)) == 10
+
+
+def delete_all(path: Path) -> None:
+    for each in path.parent.glob("queue.db*"):
+        # What a missing lock means is told of elsewhere.
+        if not each.name.endswith("-lock"):
+            each.unlink()
+
+
+LOSSES: dict[str, Callable[[Path], object]] = {
+    "deleted": lambda path: path.unlink(),
+    "deleted with its companions": delete_all,
+    "moved away": lambda path: path.rename(path.with_name("away")),
+    "its folder deleted": lambda path: shutil.rmtree(path.parent),
+    "its log deleted": lambda path: path.with_name("queue.db-wal").unlink(),
+    "its log emptied": lambda path: os.truncate(path.with_name("queue.db-wal"), 0),
+    "its images deleted": lambda path: log_of(path).unlink(),
+}
+
+
+class TestName:
+    """What the open file holds is under its name again."""
+
+    @pytest.mark.parametrize("loss", LOSSES)
+    def test_it_is_put_back(self, gateway: ScriptedGateway, path: Path, loss: str) -> None:
+        broker = ScriptedBroker()
+        for number in range(20):
+            gateway.publish(f"2-{number}", 2)
+        gateway.connect()
+        broker.feed(gateway.send())
+        gateway.receive(broker.handle(3))
+        LOSSES[loss](path)
+        for number in range(20, 25):
+            gateway.publish(f"2-{number}", 2)
+        assert len(ids_on_disk(path)) >= 22
+        assert gateway.store.size == len(ids_on_disk(path))
+        gateway.receive(broker.handle(2))
+        gateway.commit()
+        copy = path.parent.parent / "copy"
+        copy.mkdir()
+        for each in path.parent.iterdir():
+            shutil.copy(each, copy / each.name)
+        gateway.cut()
+        broker.cut(arrives=True)
+        with ScriptedGateway(copy / path.name) as later:
+            assert later.store.salvage is None
+            finish(later, broker)
+        assert broker.counts() == {f"2-{number}": 1 for number in range(25)}
+
+    @pytest.mark.parametrize("is_queue", [True, False])
+    def test_another_file_has_it(self, path: Path, is_queue: bool) -> None:
+        path.parent.mkdir()
+        other = path.with_name("other")
+        with OfflineQueueManager(other) as queue:
+            queue.enqueue("t", "other", 1)
+        if not is_queue:
+            other.write_bytes(b"text")
+        data = other.read_bytes()
+        queue = OfflineQueueManager(path)
+        accepted = [queue.enqueue("t", "x", 2) for _ in range(20)]
+        other.rename(path)
+        with pytest.raises(QueueReplacedError, match="start anew") as caught:
+            queue.enqueue("t", "x", 2)
+        assert not caught.value.retryable
+        with pytest.raises(QueueReplacedError):
+            queue.enqueue("t", "x", 2)
+        with pytest.raises(QueueReplacedError):
+            assert queue._store.is_damaged
+        with suppress(QueueStorageError):
+            queue.release()
+        assert path.read_bytes() == data
+        with OfflineQueueManager(path.with_name("queue.db.replaced-1")) as kept:
+            assert {message.id for message in kept.dequeue_all()} >= set(accepted)
+
+
+def damage(path: Path, first: int, last: int, data: bytes = b"\xff" * 8) -> None:
+    with path.open("r+b") as file:
+        for page in range(first, last):
+            file.seek(page * PAGE_BYTES)
+            file.write(data)
+
+
+class TestDamage:
+    """It salvages what it can, and goes on, in the same process."""
+
+    @pytest.fixture
+    def full(self, path: Path) -> Path:
+        path.parent.mkdir()
+        with OfflineQueueManager(path) as queue:
+            queue.enqueue_many([("t", f"2-{number} " + "x" * 300, 2) for number in range(3000)])
+        return path
+
+    @pytest.mark.parametrize("data", [b"\xff" * 8, bytes(PAGE_BYTES)], ids=["bytes", "zeros"])
+    @pytest.mark.parametrize("pages", [(0, 1), (1, 4), (40, 60), (2, 330)])
+    def test_pages(self, full: Path, pages: tuple[int, int], data: bytes) -> None:
+        broker = ScriptedBroker()
+        with ScriptedGateway(full, window=20) as gateway:
+            gateway.connect()
+            broker.feed(gateway.send())
+            damage(full, *pages, data)
+            handles = [gateway.publish(f"2-later-{number}", 2) for number in range(20)]
+            for _ in range(3):
+                gateway.receive(broker.handle(broker.waiting_packets()))
+                broker.feed(gateway.send())
+            counts = flush(gateway, broker)
+            assert set(counts.values()) == {1}
+            assert all(handle.is_published() for handle in handles)
+            assert gateway.store.wait_empty(WAIT_S)
+
+    def test_who_waits_for_what_is_lost_hears_of_it(self, path: Path) -> None:
+        path.parent.mkdir()
+        with ScriptedGateway(path, window=20) as gateway:
+            handles = [gateway.publish(f"2-{number} " + "x" * 1000, 2) for number in range(400)]
+            gateway.store._writer.connection.wal_checkpoint()
+            damage(path, 30, 90)
+            gateway.store.refuse([150])
+            gateway.connect()
+            broker = ScriptedBroker()
+            flush(gateway, broker)
+            lost = {each.message_id for each in gateway.dropped}
+            assert lost
+            for handle in handles:
+                if handle.message_id in lost:
+                    with pytest.raises(RuntimeError, match="damaged_file"):
+                        handle.is_published()
+                else:
+                    assert handle.is_published()
+
+    def test_again_and_again(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(committer, "_STORAGE_RETRY_S", 0.01)
+        monkeypatch.setattr(committer, "_SALVAGE_PAUSE_S", 0.05)
+        path.parent.mkdir()
+        accepted = []
+        with OfflineQueueManager(path) as queue:
+            for turn in range(4):
+                accepted += queue.enqueue_many([("t", "x" * 500, 1)] * 3000)
+                queue._store.run(lambda table: table.count())
+                damage(path, 40, 80)
+                deadline_s = time.monotonic() + WAIT_S
+                while True:
+                    assert time.monotonic() < deadline_s
+                    with suppress(QueueStorageError):
+                        accepted.append(queue.enqueue("t", f"turn {turn}", 2))
+                        queue.dequeue_all()
+                        break
+            assert {f"turn {turn}" for turn in range(3, 4)} <= {message.payload for message in queue.dequeue_all()}
+            assert len(set(accepted)) == len(accepted)
+        assert len(list(path.parent.glob("queue.db.damaged-*"))) >= 2
+
+    def test_what_cannot_be_mended_says_so_until_it_can(self, full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(committer, "_STORAGE_RETRY_S", 0.01)
+        with OfflineQueueManager(full) as queue:
+            with monkeypatch.context() as patched:
+
+                def refuse(*_: object) -> None:
+                    raise OSError("no")
+
+                patched.setattr("glec_fast.durable.file.carry_over", refuse)
+                damage(full, 1, 330)
+                with pytest.raises(QueueStorageError) as caught:
+                    queue.dequeue_all()
+                assert caught.value.retryable
+                assert wait_for(lambda: queue._store.is_damaged)
+            assert wait_for(lambda: not queue._store.is_damaged)
+            assert queue.enqueue("t", "x", 2)
+
+    def test_pages_of_the_log(self, path: Path) -> None:
+        path.parent.mkdir()
+        with OfflineQueueManager(path) as queue:
+            queue.enqueue_many([("t", "x" * 500, 1)] * 500)
+            with path.with_name("queue.db-wal").open("r+b") as log:
+                for frame in range(3, 20):
+                    log.seek(32 + frame * (24 + PAGE_BYTES) + 24)
+                    log.write(b"\xff" * 200)
+            for _ in range(3):
+                with suppress(QueueStorageError):
+                    queue.dequeue_all()
+            assert queue.enqueue("t", "later", 2)
+            assert "later" in {message.payload for message in queue.dequeue_all()}
+
+
+class TestSize:
+    """What deleted rows have left on the disk is given back."""
+
+    def test_the_log_is_short_again_after_somebody_has_read_for_long(self, path: Path) -> None:
+        path.parent.mkdir()
+        log = path.with_name("queue.db-wal")
+        with OfflineQueueManager(path, max_queue_size=1000) as queue:
+            queue.enqueue("t", "x", 1)
+            with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as reader:
+                reader.execute("BEGIN")
+                assert reader.execute("SELECT count(*) FROM mqtt_offline_queue").get == 1
+                for _ in range(60):
+                    queue.enqueue_many([("t", "x" * 1000, 1)] * 100)
+                assert log.stat().st_size > 4 * LOG_BYTES_MAX
+            for _ in range(3):
+                queue.enqueue_many([("t", "x" * 1000, 1)] * 100)
+            assert log.stat().st_size <= LOG_BYTES_MAX
+
+    def test_the_file_is_small_again_after_a_flush(self, path: Path) -> None:
+        path.parent.mkdir()
+        monotonic = Clock(0.0)
+        with closing(Store(path, max_queue_size=10**6, monotonic=monotonic)) as store:
+            outbox = RecordingOutbox(store)
+            ids = store.append_many([("t", "x" * 1000, 1)] * 6000)
+            assert store.wait_durable(ids[-1], WAIT_S)
+            assert outbox.read_all(1000) == ids
+            outbox.finish(ids, drained=True)
+            assert store.wait_empty(WAIT_S)
+            kept = append(store, 100)
+            assert path.stat().st_size > 4 << 20
+            monotonic.now_s += 11
+            store.request_commit()
+            assert wait_for(lambda: path.stat().st_size < 1 << 20)
+            assert path.with_name("queue.db-wal").stat().st_size <= LOG_BYTES_MAX
+            assert ids_on_disk(path) == kept
+            assert store._commit_took_s < 1
+            assert append(store, 1) == [kept[-1] + 1]
+            assert outbox.read_all() == [*kept, kept[-1] + 1]

@@ -1,0 +1,353 @@
+"""Rows of other writers: each is sent, mended or set aside with its reason, whatever the size of the file."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glec_fast.durable.outcomes import Dropped
+from glec_fast.fleet.offline_queue import OfflineQueueManager
+from glec_fast.durable.store import Store
+from support.clock import Clock
+from support.queue_files import SPECIFIED_SCHEMA, plain
+from support.scripted_broker import ScriptedBroker
+from support.scripted_gateway import ScriptedGateway
+from support.store import RecordingOutbox
+
+FAR_MS = 10**13
+NOW_MS = 1_795_000_000_000
+# As a program without the specification at hand declares it.
+LOOSE_SCHEMA = SPECIFIED_SCHEMA.replace(" NOT NULL", "")
+GOOD = ("t", "x", 1, NOW_MS, FAR_MS)
+INSERT = "INSERT INTO mqtt_offline_queue (topic, payload, qos, timestamp, ttl) VALUES (?, ?, ?, ?, ?)"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+@pytest.fixture(params=["looked at when it is opened", "too large for that"])
+def _size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param != "looked at when it is opened":
+        monkeypatch.setattr("glec_fast.durable.database._CHECKED_AT_OPEN_BYTES", 0)
+
+
+def write(path: Path, *rows: tuple[Any, ...], schema: str = LOOSE_SCHEMA, encoding: str = "UTF-8") -> None:
+    with plain(path) as database:
+        database.execute(f"PRAGMA encoding = '{encoding}'")
+        database.executescript(schema)
+        database.executemany(INSERT, rows)
+
+
+def sent_of(path: Path) -> list[tuple[Any, ...]]:
+    """What a client reads to send; it is then finished, and nothing is left."""
+    with closing(Store(path)) as store:
+        outbox = RecordingOutbox(store)
+        ids = outbox.read_all(3)
+        outbox.finish(ids, drained=True)
+        assert store.wait_empty(20)
+        return [row[1:] for row in outbox.sent]
+
+
+SENT_AS = {
+    "payload NULL": (("t", None, 1, NOW_MS, FAR_MS), ("t", "", 1, NOW_MS, FAR_MS)),
+    "payload a number": (("t", 5, 1, NOW_MS, FAR_MS), ("t", "5", 1, NOW_MS, FAR_MS)),
+    "payload a REAL": (("t", 2.5, 1, NOW_MS, FAR_MS), ("t", "2.5", 1, NOW_MS, FAR_MS)),
+    "payload a BLOB": (("t", b"\xff\x00", 1, NOW_MS, FAR_MS), ("t", b"\xff\x00", 1, NOW_MS, FAR_MS)),
+    "topic a BLOB": ((b"t", "x", 1, NOW_MS, FAR_MS), GOOD),
+    "topic a number": ((7, "x", 1, NOW_MS, FAR_MS), ("7", "x", 1, NOW_MS, FAR_MS)),
+    "qos a REAL": (("t", "x", 1.0, NOW_MS, FAR_MS), GOOD),
+    "qos digits": (("t", "x", b"1", NOW_MS, FAR_MS), GOOD),
+    "timestamp a REAL": (("t", "x", 1, NOW_MS + 0.4, FAR_MS), GOOD),
+    "timestamp digits": (("t", "x", 1, str(NOW_MS), FAR_MS), GOOD),
+    "timestamp digits in a BLOB": (("t", "x", 1, str(NOW_MS).encode(), FAR_MS), None),
+    "timestamp ISO": (("t", "x", 1, "2026-11-18T06:26:40", FAR_MS), (*GOOD[:3], 1794983200000, FAR_MS)),
+    "timestamp ISO with a zone": (("t", "x", 1, "2026-11-18 08:26:40.500+02:00", FAR_MS), None),
+    "timestamp a word": (("t", "x", 1, "soon", FAR_MS), ("t", "x", 1, 0, FAR_MS)),
+    "timestamp negative": (("t", "x", 1, -5, FAR_MS), ("t", "x", 1, -5, FAR_MS)),
+    "timestamp NULL": (("t", "x", 1, None, FAR_MS), ("t", "x", 1, 0, FAR_MS)),
+    "timestamp the highest": (("t", "x", 1, 2**63 - 1, FAR_MS), ("t", "x", 1, 0, FAR_MS)),
+    "timestamp the lowest": (("t", "x", 1, -(2**63), FAR_MS), ("t", "x", 1, -(2**53), FAR_MS)),
+    "timestamp infinite": (("t", "x", 1, 1e999, FAR_MS), ("t", "x", 1, 0, FAR_MS)),
+    "timestamp minus infinite": (("t", "x", 1, -1e999, FAR_MS), ("t", "x", 1, -(2**53), FAR_MS)),
+    "timestamp a broken text": (("t", "x", 1, b"\xff", FAR_MS), None),
+    "ttl a REAL": (("t", "x", 1, NOW_MS, FAR_MS + 0.6), (*GOOD[:4], FAR_MS + 1)),
+    "ttl NULL": (("t", "x", 1, NOW_MS, None), (*GOOD[:4], 2**53)),
+    "ttl the highest": (("t", "x", 1, NOW_MS, 2**63 - 1), (*GOOD[:4], 2**63 - 1)),
+    "ttl infinite": (("t", "x", 1, NOW_MS, 1e999), (*GOOD[:4], 2**53)),
+    "ttl ISO": (("t", "x", 1, NOW_MS, "2286-11-20 17:46:40"), (*GOOD[:4], 9999999999000 + 1000)),
+    "ttl a word": (("t", "x", 1, NOW_MS, "tomorrow"), (*GOOD[:4], 2**53)),
+    "ttl a BLOB": (("t", "x", 1, NOW_MS, b"\xff"), (*GOOD[:4], 2**53)),
+}
+
+
+@pytest.mark.usefixtures("_size")
+@pytest.mark.parametrize("odd", SENT_AS)
+def test_what_can_be_made_a_message_of_is_sent(path: Path, odd: str) -> None:
+    row, expected = SENT_AS[odd]
+    write(path, row)
+    (sent,) = sent_of(path)
+    if expected is not None:
+        assert sent == expected
+        assert [type(value) for value in sent] == [type(value) for value in expected]
+
+
+SET_ASIDE = {
+    "topic is NULL": (None, "x", 1, NOW_MS, FAR_MS),
+    "topic is empty": ("", "x", 1, NOW_MS, FAR_MS),
+    "has a wildcard": ("a/+", "x", 1, NOW_MS, FAR_MS),
+    "topic 'a/#' has a wildcard": ("a/#", "x", 2, NOW_MS, FAR_MS),
+    "NUL character": ("t\0t", "x", 1, NOW_MS, FAR_MS),
+    "MQTT carries at most 65535": ("t" * 65536, "x", 1, NOW_MS, FAR_MS),
+    "topic is not UTF-8": (b"\xff", "x", 1, NOW_MS, FAR_MS),
+    "qos is no number": ("t", "x", None, NOW_MS, FAR_MS),
+    "qos is 7": ("t", "x", 7, NOW_MS, FAR_MS),
+    "qos is -1": ("t", "x", -1, NOW_MS, FAR_MS),
+    "qos is 1.5": ("t", "x", 1.5, NOW_MS, FAR_MS),
+}
+
+
+def set_aside(path: Path) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(
+            "SELECT reason, message_id, topic, payload, qos, timestamp, ttl, retry_count FROM glec_set_aside"
+        ).fetchall()
+
+
+@pytest.mark.usefixtures("_size")
+@pytest.mark.parametrize("reason", SET_ASIDE)
+def test_what_no_message_can_be_made_of_is_set_aside_and_holds_up_no_other(
+    path: Path, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    row = SET_ASIDE[reason]
+    write(path, GOOD, row, GOOD)
+    with closing(Store(path)) as store:
+        outbox = RecordingOutbox(store)
+        ids = outbox.read_all(1)
+        assert ids == [1, 3]
+        outbox.finish(ids, drained=True)
+        assert store.wait_empty(20)
+        outbox.wait(lambda heard: heard.dropped)
+        ((message_id, _, qos, why),) = outbox.dropped
+        assert (message_id, why.value) == (2, "unsendable")
+        assert type(qos) is int
+        assert store.drops == {"unsendable": 1}
+    ((found, *kept),) = set_aside(path)
+    assert reason in found
+    assert kept == [2, *row, 0]
+    assert reason in caplog.text
+    assert sent_of(path) == []
+
+
+@pytest.mark.usefixtures("_size")
+def test_text_that_is_not_utf8_is_sent_as_bytes_and_set_aside_as_a_topic(path: Path) -> None:
+    write(path, ("t", "fine", 1, 3, FAR_MS), schema=SPECIFIED_SCHEMA)
+    with plain(path) as database:
+        for values in ("'t', CAST(x'ff' AS TEXT), 1, 1", "CAST(x'ff' AS TEXT), 'x', 1, 2"):
+            database.execute(
+                f"INSERT INTO mqtt_offline_queue (topic, payload, qos, timestamp, ttl) VALUES ({values}, {FAR_MS})"
+            )
+    with closing(Store(path)) as store:
+        rows, is_last = store.read(10)
+        assert is_last
+        assert [row[:3] for row in rows] == [(2, "t", b"\xff"), (1, "t", "fine")]
+        store.run(lambda table: None)
+        assert store.drops == {"unsendable": 1}
+
+
+def test_broken_text_in_any_column(path: Path) -> None:
+    write(path, GOOD)
+    for column in ("topic", "payload", "qos", "timestamp", "ttl", "retry_count"):
+        with plain(path) as database:
+            database.execute(INSERT, GOOD)
+            database.execute(
+                f"UPDATE mqtt_offline_queue SET {column} = CAST(x'ff' AS TEXT)"
+                " WHERE id = (SELECT max(id) FROM mqtt_offline_queue)"
+            )
+    with OfflineQueueManager(path) as queue:
+        assert len(queue.dequeue_all()) == 5
+        queue.stats()
+        assert queue.cleanup_expired() == queue.cleanup_max_retries() == 0
+    assert len(sent_of(path)) == 5
+
+
+def test_dequeue_all_sets_aside_too(path: Path) -> None:
+    dropped: list[Dropped] = []
+    write(path, *SET_ASIDE.values(), GOOD, ("t", 5, 1.0, NOW_MS + 0.5, FAR_MS))
+    with OfflineQueueManager(path, on_drop=dropped.append) as queue:
+        assert [message[1:4] for message in queue.dequeue_all()] == [("t", "x", 1), ("t", "5", 1)]
+        assert {type(value) for message in queue.dequeue_all() for value in message[3:]} == {int}
+        queue.enqueue("t", "x", 1)
+        assert len(dropped) == len(SET_ASIDE)
+    assert len(set_aside(path)) == len(SET_ASIDE)
+
+
+def test_what_is_set_aside_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glec_fast.durable.dropping._SET_ASIDE_ROWS_MAX", 10)
+    monkeypatch.setattr("glec_fast.durable.dropping._SET_ASIDE_BYTES_MAX", 1000)
+    write(path, *[("+", "x" * size, 1, number, FAR_MS) for number, size in enumerate([1] * 20 + [400] * 3)])
+    sent_of(path)
+    assert [row[1] for row in set_aside(path)] == [22, 23]
+
+
+@pytest.mark.usefixtures("_size")
+def test_order_is_by_time_as_far_as_there_is_one(path: Path) -> None:
+    write(
+        path,
+        ("t", "5", 1, NOW_MS + 1.5, FAR_MS),
+        ("t", "6", 1, 2**63 - 1, FAR_MS),
+        ("t", "4", 1, NOW_MS + 1, FAR_MS),
+        ("t", "3", 1, NOW_MS + 0.5, FAR_MS),
+        ("t", "2", 1, "2026-11-01", FAR_MS),
+        ("t", "1", 1, -7.5, FAR_MS),
+        ("t", "0", 1, -(2**62), FAR_MS),
+        ("t", "7", 1, "soon", FAR_MS),
+    )
+    assert [row[1] for row in sent_of(path)] == [str(number) for number in range(8)]
+
+
+@pytest.mark.usefixtures("_size")
+@pytest.mark.parametrize("timestamp", [2**63 - 1, 2**62, 9.2e18, 1e999, "soon", NOW_MS + 0.5, b"x", None])
+def test_our_own_rows_can_be_stored_and_read_behind_any(path: Path, timestamp: Any) -> None:
+    clock = Clock()
+    write(path, ("t", "theirs", 1, timestamp, FAR_MS))
+    with closing(Store(path, clocks=clock.clocks)) as store:
+        outbox = RecordingOutbox(store)
+        first = outbox.read_all()
+        store.append("t", "ours", 2)
+        last = store.append("t", "ours", 2)
+        clock.now_s += 3600
+        assert store.wait_durable(last, 20)
+        assert [*first, *outbox.read_all()] == [1, 2, 3]
+        assert {type(row[4]) for row in outbox.sent} == {int}
+
+
+def test_a_row_that_failed_as_often_as_it_may_is_dropped_and_told(path: Path) -> None:
+    write(path, GOOD, GOOD, GOOD)
+    with plain(path) as database:
+        database.execute("UPDATE mqtt_offline_queue SET retry_count = 3 WHERE id = 2")
+        database.execute("UPDATE mqtt_offline_queue SET retry_count = 'x' WHERE id = 3")
+    with closing(Store(path, max_retry=3)) as store:
+        outbox = RecordingOutbox(store)
+        assert outbox.read_all() == [1, 3]
+        outbox.wait(lambda heard: heard.dropped)
+        assert [(each.message_id, each.reason.value) for each in outbox.dropped] == [(2, "given_up")]
+        assert store.drops == {"given_up": 1}
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16le", "UTF-16be"])
+def test_a_utf16_database(path: Path, encoding: str) -> None:
+    write(path, ("t/\u00e9", "\u20ac 5", 1, NOW_MS, FAR_MS), ("a/+", "x", 1, NOW_MS, FAR_MS), encoding=encoding)
+    with closing(Store(path, max_queue_size=3)) as store:
+        assert store.salvage is None
+        outbox = RecordingOutbox(store)
+        outbox.read_all()
+        assert [row[1:3] for row in outbox.sent] == [("t/\u00e9", "\u20ac 5")]
+        outbox.wait(lambda heard: heard.dropped)
+        assert [each.topic for each in outbox.dropped] == ["a/+"]
+        outbox.finish([1], drained=True)
+        for _ in range(4):
+            store.append("\u00fc", b"\xff\x00", 1)
+        store.wait_durable(store.append("\u00fc", "x", 1), 20)
+        assert {each.topic for each in outbox.dropped[1:]} == {"\u00fc"}
+    with closing(Store(path)) as store:
+        assert [row[1:3] for row in store.read(9)[0]][-2:] == [("\u00fc", b"\xff\x00"), ("\u00fc", "x")]
+
+
+EXTRAS = [
+    ("'x'", "NULL", "x''"), ("1", "'x'", "x''"), ("1", "-1", "x''"), ("2", "NULL", "x''"), ("1", "NULL", "'text'"),
+    ("1", "NULL", "x'FF'"), ("1", "NULL", "x'0300'"), ("1", "NULL", "x'0109'"), ("1", "NULL", "x'030001FF'"),
+    ("1", "4294967296", "x''"), ("CAST(x'FF' AS TEXT)", "NULL", "x''"), ("1", "NULL", "x'230001'"),
+    ("1", "NULL", "x'01000100'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", EXTRAS)
+def test_extras_that_are_none_set_the_message_aside(path: Path, columns: tuple[str, ...]) -> None:
+    write(path, GOOD, GOOD)
+    with closing(Store(path)):
+        pass
+    with plain(path) as database:
+        database.execute(f"INSERT INTO glec_extras VALUES (1, {', '.join(columns)})")
+    assert len(sent_of(path)) == 1
+    ((reason, message_id, *_),) = set_aside(path)
+    assert message_id == 1
+    assert "properties" in reason
+
+
+def test_the_clean_up_survives_odd_rows(path: Path) -> None:
+    write(path, GOOD)
+    with closing(Store(path, max_queue_size=3)) as store, plain(path) as database:
+        database.executemany(
+            INSERT.replace("(topic", "(id, topic").replace("(?", "(?, ?"),
+            [
+                (11, None, "x", None, "soon", 5),
+                (12, "t", "x", 1, None, 5),
+                (13, b"\xff", "x", 1, NOW_MS + 0.5, 5),
+                (14, "t", "x", 1, 2**63 - 1, None),
+            ],
+        )
+        database.commit()
+        assert store.drop_expired() == 3
+        assert store.drop_given_up() == 0
+        store.run(lambda table: table.span_ms())
+        for _ in range(4):
+            store.append("t", "x", 1)
+        store.run(lambda _table: None)
+        assert store.drops["expired"] == 3
+
+
+CLOCKS = [
+    ("'x'", "9223372036854775807", "0", "0", "1"), ("'x'", "'y'", "0", "0", "1"), ("'x'", "0", "0", "1e300", "1"),
+    ("x'FF'", "0", "0", "0", "1"), ("CAST(x'FF' AS TEXT)", "0", "0", "0", "1"), ("'x'", "5", "0", "0", "1"),
+    ("'x'", "0", "0", "0", "-1"), ("'x'", "0", "1.5", "0", "1"), ("'x'", "0", "0", "0", "9223372036854775807"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", CLOCKS)
+def test_a_clock_that_is_none_is_left_out(path: Path, columns: tuple[str, ...]) -> None:
+    with OfflineQueueManager(path) as queue:
+        queue.enqueue("t", "x", 1)
+    with plain(path) as database:
+        database.execute(f"REPLACE INTO glec_clock VALUES (1, {', '.join(columns)})")
+    before_ms = time.time_ns() // 1_000_000
+    with OfflineQueueManager(path) as queue:
+        queue.enqueue("t", "x", 1)
+        assert abs(queue.dequeue_all()[-1].timestamp_ms - before_ms) < 60_000
+
+
+@pytest.mark.parametrize("version", [2, 5, 2**31 - 1, -1])
+def test_a_version_that_others_count_is_left_to_them(
+    path: Path, version: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(
+        path, GOOD, schema=SPECIFIED_SCHEMA + f"PRAGMA user_version = {version}; CREATE TABLE room_master_table (id);"
+    )
+    for _ in range(2):
+        with caplog.at_level(logging.WARNING), OfflineQueueManager(path) as queue:
+            assert queue.get_queue_size() == 1
+        with plain(path) as database:
+            assert database.execute("PRAGMA user_version").fetchone() == (version,)
+    assert caplog.text == ""
+
+
+def test_the_whole_way_of_odd_rows(path: Path) -> None:
+    sendable = [row for odd, (row, _) in SENT_AS.items() if odd != "payload a BLOB"]
+    write(path, *sendable, *SET_ASIDE.values())
+    broker = ScriptedBroker()
+    with ScriptedGateway(path) as gateway:
+        gateway.connect()
+        while gateway.store.size:
+            gateway.commit()
+            broker.feed(gateway.send())
+            gateway.receive(broker.handle(broker.waiting_packets()))
+        assert {each.reason.value for each in gateway.dropped} == {"unsendable"}
+        assert gateway.store.drops == {"unsendable": len(SET_ASIDE)}
+        assert sum(broker.counts().values()) == len(sendable)

@@ -1,0 +1,230 @@
+"""The settings: each malformed one is refused by name, contradictions are, and no text shows the password."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glec_fast import MQTTConfig
+from glec_fast.fleet.config import Broker, check_queue_settings, parse_broker_url
+from glec_fast.errors import ConfigError, GlecError
+from glec_fast.tls.config import TLSConfig
+
+SECRET = "s3cr3t-pa55"
+
+
+def config(**settings: Any) -> MQTTConfig:
+    return MQTTConfig(**{"broker_url": "tcp://host", "client_id": "DTG-SN-12345", **settings})
+
+
+def test_defaults_are_the_specifications() -> None:
+    made = config()
+    assert made.queue_max_size == 10_000
+    assert made.queue_ttl_hours == 24
+    assert made.queue_max_retry == 3
+    assert made.connection_timeout_s == 30
+    assert made.keepalive_s == 60
+    assert made.clean_session is False
+    assert made.auto_reconnect is True
+    assert (made.retry_max_attempts, made.retry_initial_delay_ms, made.retry_max_delay_ms) == (5, 2000, 60_000)
+    assert made.status_interval_s == 300
+
+
+@pytest.mark.parametrize(
+    ("url", "broker"),
+    [
+        ("tcp://host", Broker("host", 1883, False, "tcp", "/mqtt")),
+        ("mqtt://host:1", Broker("host", 1, False, "tcp", "/mqtt")),
+        ("ssl://mqtt.fleet.glec.co.kr:8883", Broker("mqtt.fleet.glec.co.kr", 8883, True, "tcp", "/mqtt")),
+        ("mqtts://host", Broker("host", 8883, True, "tcp", "/mqtt")),
+        ("SSL://Host/", Broker("host", 8883, True, "tcp", "/")),
+        ("ws://host", Broker("host", 80, False, "websockets", "/mqtt")),
+        ("ws://host:8080/", Broker("host", 8080, False, "websockets", "/")),
+        ("wss://host/a/b", Broker("host", 443, True, "websockets", "/a/b")),
+        ("tcp://127.0.0.1:65535", Broker("127.0.0.1", 65535, False, "tcp", "/mqtt")),
+        ("ssl://[2001:db8::1]:8883", Broker("2001:db8::1", 8883, True, "tcp", "/mqtt")),
+    ],
+)
+def test_urls(url: str, broker: Broker) -> None:
+    assert parse_broker_url(url) == broker
+    assert config(broker_url=url).broker == broker
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        None,
+        b"tcp://host",
+        "",
+        "host",
+        "host:1883",
+        "http://host",
+        "://host",
+        "tcp:host",
+        "tcp://",
+        "tcp://:1883",
+        "tcp://host:0",
+        "tcp://host:65536",
+        "tcp://host:-1",
+        "tcp://host:port",
+        "tcp://[::1",
+        "tcp://host/path",
+        "tcp://host?x=1",
+        "tcp://host#x",
+        "ws://host/a?x=1",
+        "tcp://ho st",
+        "tcp://host\n",
+        "tcp://ho\tst",
+        " tcp://host",
+    ],
+)
+def test_malformed_urls(url: object) -> None:
+    with pytest.raises(ConfigError, match="broker_url"):
+        config(broker_url=url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"ssl://user:{SECRET}@host",
+        f"http://user:{SECRET}@host",
+        f"ssl://user:{SECRET}@host:99999",
+        f"ssl://{SECRET}@host/path",
+        f"ssl://user:#{SECRET}@host",
+        f"ssl://user:/{SECRET}@host:x",
+        f"user:{SECRET}@host",
+        f"ssl://user:{SECRET}@[host",
+        f"ssl://user:{SECRET} @host",
+    ],
+)
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigError, match="credentials") as caught:
+        config(broker_url=url)
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+MALFORMED: dict[str, list[object]] = {
+    "client_id": ["", None, "a/b", "a+", "#", "a\0", "a\n", 5, "x" * 65_536],
+    "username": [5, b"user", "\ud800", "x" * 65_536],
+    "password": [5, b"secret", "\ud800"],
+    "tls_config": ["ca.crt", {}],
+    "queue_path": ["", None, 5],
+    "connection_timeout_s": [0, -1, math.nan, math.inf, "30", True, None],
+    "protocol_version": [3, 6, 4.0, "5", True, None],
+    "keepalive_s": [-1, 65_536, 1.5, "60", True, None],
+    "clean_session": [1, "yes", None],
+    "auto_reconnect": [0, "no", None],
+    "wait_for_disk": [1, None],
+    "resend_in_doubt": [1, None],
+    "retry_max_attempts": [-1, 33, 1.0, None],
+    "retry_initial_delay_ms": [0, -1, 1.5, None],
+    "retry_max_delay_ms": [0, -1, 1.5, None],
+    "max_in_flight": [0, 65_535, 1.0, None],
+    "max_unreleased": [0, 65_535, 1.0, None],
+    "status_interval_s": [-1, math.nan, math.inf, "300", True],
+    "qos0_commit_delay_s": [-1, math.nan, 3601, None],
+}
+QUEUE_MALFORMED: dict[str, list[object]] = {
+    "queue_max_size": [0, -1, 1.5, True, 100_000_001, None],
+    "queue_ttl_hours": [0, -1, math.nan, math.inf, "24", True],
+    "queue_max_retry": [0, -1, 1.5, True, None],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, values in MALFORMED.items() for value in values],
+    ids=lambda value: repr(value)[:30],
+)
+def test_each_malformed_setting_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=name) as caught:
+        config(**{"username": "user", name: value})
+    assert isinstance(caught.value, (GlecError, ValueError))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in QUEUE_MALFORMED.items() for value in values]
+)
+def test_each_malformed_setting_of_the_queue_is_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match="queue"):
+        config(**{name: value})
+
+
+def test_every_setting_is_tested() -> None:
+    names = {field.name for field in dataclasses.fields(MQTTConfig)}
+    assert names == {"broker_url", *MALFORMED, *QUEUE_MALFORMED}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"keepalive_s": 0},
+        {"keepalive_s": 65_535},
+        {"status_interval_s": 0},
+        {"qos0_commit_delay_s": 0},
+        {"connection_timeout_s": 0.5},
+        {"queue_ttl_hours": 0.001},
+        {"queue_max_size": 1},
+        {"retry_max_attempts": 0},
+        {"queue_path": Path("queue.db")},
+        {"username": "user"},
+        {"username": "user", "password": ""},
+        {"client_id": "x" * 100},
+        {"broker_url": "ssl://host", "tls_config": TLSConfig("ca.crt")},
+    ],
+)
+def test_limits_are_accepted(settings: dict[str, Any]) -> None:
+    made = config(**settings)
+    assert {name: getattr(made, name) for name in settings} == settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"password": SECRET}, "username is not"),
+        ({"tls_config": TLSConfig("ca.crt")}, "not encrypted"),
+        ({"tls_config": TLSConfig("ca.crt"), "broker_url": "ws://host"}, "not encrypted"),
+    ],
+)
+def test_contradictions(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        config(**settings)
+    assert SECRET not in str(caught.value)
+
+
+def test_no_text_shows_the_password() -> None:
+    made = config(username="user", password=SECRET)
+    assert "user" in repr(made)
+    assert SECRET not in repr(made)
+    assert SECRET not in str(made)
+    assert SECRET not in f"{made}"
+    for bad in (SECRET.encode(), [SECRET]):
+        with pytest.raises(ConfigError) as caught:
+            config(username="user", password=bad)
+        assert SECRET not in str(caught.value)
+
+
+def test_no_text_shows_the_keys_password() -> None:
+    made = config(broker_url="ssl://host", tls_config=TLSConfig("ca.crt", "client.crt", "client.key", SECRET))
+    assert SECRET not in repr(made)
+
+
+def test_settings_are_immutable() -> None:
+    made = config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.client_id = "other"  # type: ignore[misc]
+    assert dataclasses.replace(made, keepalive_s=5).keepalive_s == 5
+    with pytest.raises(ConfigError):
+        dataclasses.replace(made, keepalive_s=-5)
+
+
+def test_queue_settings() -> None:
+    assert check_queue_settings(1, 0.5, 1) is None
+    for bad in ((0, 24, 3), (10, 0, 3), (10, 24, 0)):
+        with pytest.raises(ConfigError):
+            check_queue_settings(*bad)
