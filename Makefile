@@ -48,6 +48,7 @@ build: $(BUILT)
 lint: $(LINTERS)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint cext
 
 # The wheel from the sdist alone, installed where the source tree cannot be seen.
@@ -73,7 +74,7 @@ define sanitized
 	rm -rf $(1) build/lib.* build/temp.*
 	GLEC_SANITIZE=$(2) $(BIN)/pip install --quiet --no-deps --target $(1) .
 	rm -rf build/lib.* build/temp.*
-	nm -D $(1)/glec_fast/_session*.so | grep -q $(3)
+	nm -D $(1)/glec_fast/protocol/_session*.so | grep -q $(3)
 endef
 
 # No access to memory is unaligned: ARM would fault or be slow where x86 does not care. pytest, not python -m pytest, which
@@ -83,7 +84,7 @@ UBSAN := $(abspath build/ubsan)
 ubsan: $(BUILT)
 	$(call sanitized,$(UBSAN),alignment,__ubsan)
 	cd / && PYTHONPATH=$(UBSAN) $(abspath $(BIN))/python -P -c "import glec_fast; assert '$(UBSAN)' in glec_fast.__file__"
-	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q tests/store $(addprefix tests/test_,payload.py session*.py inbound*.py queue*.py extras*.py) $(TEST_ARGS)
+	PYTHONPATH=$(UBSAN) $(BIN)/pytest -q tests/protocol tests/durable/store $(addprefix tests/,durable/test_clock.py durable/test_file.py durable/test_extras.py fleet/test_payload.py fleet/test_offline_queue.py) $(TEST_ARGS)
 
 # The tests with the other version of paho-mqtt that is allowed, in front of the one installed.
 PAHO21 := $(abspath build/paho21)
@@ -98,7 +99,7 @@ FUZZ := $(abspath build/fuzz)
 fuzz: $(BUILT)
 	$(call sanitized,$(FUZZ),address$(COMMA)undefined,__asan)
 	FUZZ_STREAMS=$(FUZZ_STREAMS) FUZZ_SEED=$(SEED) ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" \
-		PYTHONPATH=$(FUZZ) PYTHONMALLOC=malloc $(BIN)/pytest -q -p no:cacheprovider $(addprefix tests/test_,fuzz.py inbound.py inbound_tables.py session.py) $(TEST_ARGS)
+		PYTHONPATH=$(FUZZ) PYTHONMALLOC=malloc $(BIN)/pytest -q -p no:cacheprovider $(addprefix tests/protocol/test_,fuzz.py inbound.py inbound_tables.py session.py) $(TEST_ARGS)
 
 # LIVES random lives of a gateway's clocks, from SEED on: nothing expires early, and nothing late where a clock was right.
 fuzz-clocks: LIVES = 10000
@@ -117,14 +118,14 @@ bench: $(BUILT)
 	$(BIN)/python benches/bench_flush.py $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info glec_fast/*.so
+	rm -rf $(VENV) build dist *.egg-info glec_fast/*/*.so
 
 $(BIN)/python:
 	.ci/system-packages $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
 # Editable: changed Python needs no new build, changed Cython does.
-$(BUILT): pyproject.toml setup.py $(wildcard cext/*) | $(BIN)/python
+$(BUILT): pyproject.toml setup.py $(wildcard cext/*/*) | $(BIN)/python
 	.ci/system-packages $(PYTHON)
 	$(BIN)/pip install --quiet --editable '.[cli,test]'
 	touch $@

@@ -13,16 +13,30 @@ C_FLAGS = ["-O2", "-Wall", "-Wextra", "-UNDEBUG" if DEBUG else "-DNDEBUG"]
 if SANITIZE:
     C_FLAGS += [*SANITIZE, "-fno-sanitize-recover=all"]
 
-EXTENSIONS = ("_inbound", "_link", "_lock", "_outbox", "_payload", "_session", "_store")
+# cext/PACKAGE/NAME.pyx becomes glec_fast.PACKAGE.NAME.
+EXTENSIONS = (
+    "durable/_table",
+    "fleet/_payload",
+    "outbox/_outbox",
+    "protocol/_inbound",
+    "protocol/_session",
+    "runtime/_lock",
+    "transport/_link",
+)
 
 setup(
     ext_modules=cythonize(
         [
-            Extension(f"glec_fast.{name}", [f"cext/{name}.pyx"], extra_compile_args=C_FLAGS, extra_link_args=SANITIZE)
-            for name in EXTENSIONS
+            Extension(
+                "glec_fast." + path.replace("/", "."),
+                [f"cext/{path}.pyx"],
+                extra_compile_args=C_FLAGS,
+                extra_link_args=SANITIZE,
+            )
+            for path in EXTENSIONS
         ],
         build_dir="build/cython",
-        include_path=[".", "cext"],
+        include_path=[".", "cext/fleet", "cext/outbox", "cext/protocol"],
         annotate=DEBUG,
         show_all_warnings=DEBUG,
         compiler_directives={

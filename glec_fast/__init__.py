@@ -1,7 +1,6 @@
 """Offline-first MQTT for vehicle gateways: the fleet API, and a fast, durable stand-in for paho's client."""
 
-from glec_fast.mqtt.client import Client
-from glec_fast.fleet.config import MQTTConfig
+from glec_fast.durable.in_doubt import Decision, InDoubt
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.errors import (
     BrokerRefusalError,
@@ -24,15 +23,16 @@ from glec_fast.errors import (
     TLSFileError,
     UnsupportedError,
 )
-from glec_fast.outbox.handle import PublishHandle
-from glec_fast.durable.in_doubt import Decision, InDoubt
+from glec_fast.fleet.config import MQTTConfig
 from glec_fast.fleet.manager import ConnectionCallback, Metrics, MQTTManager
 from glec_fast.fleet.messages import Alert, GpsFix, Inference, Status, Telemetry
-from glec_fast.tls.pinning import CertificatePinner
 from glec_fast.fleet.offline_queue import OfflineQueueManager, QueuedMessage, QueueStats
+from glec_fast.mqtt.client import Client
 from glec_fast.mqtt.secure import CertificateExpiry
-from glec_fast.tls.config import TLSConfig, build_ssl_context
+from glec_fast.outbox.handle import PublishHandle
 from glec_fast.outbox.weaknesses import Weakness
+from glec_fast.tls.config import TLSConfig, build_ssl_context
+from glec_fast.tls.pinning import CertificatePinner
 
 __version__ = "0.1.0"
 

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from enum import Enum
-
-from glec_fast.fleet._payload import Alert, Inference, Status, Telemetry, as_number, encode_json
-from glec_fast.errors import ConfigError, MessageError, PayloadTypeError
+from glec_fast.errors import ConfigError, MessageError
 
 TOPIC_MAX_BYTES = 65_535
 # A packet's remaining length (MQTT 3.1.1, 2.2.3) must also hold the longest topic, its length and a packet id.
@@ -34,50 +29,6 @@ def check_publish(topic: str, qos: int) -> None:
             raise MessageError(f"topic of {size_bytes} bytes; MQTT carries at most {TOPIC_MAX_BYTES}")
     if type(qos) is not int or not 0 <= qos <= 2:
         raise MessageError(f"qos is {qos!r}; it must be 0, 1 or 2")
-
-
-def as_payload(payload: object) -> str | bytes:
-    """The payload as it is stored and sent: text and bytes as they are, a mapping as JSON, None as nothing.
-
-    A number, also of numpy or decimal, becomes its digits; an Enum's member its name.
-    Raises PayloadTypeError, MessageError.
-    """
-    data: str | bytes
-    if isinstance(payload, Enum) and isinstance(payload.name, str):
-        payload = payload.name
-    if isinstance(payload, str):
-        data = payload if type(payload) is str else str.__str__(payload)
-    elif isinstance(payload, (bytes, bytearray, memoryview)):
-        data = bytes(payload)
-    elif isinstance(payload, Mapping):
-        data = encode_json(payload if isinstance(payload, dict) else dict(payload))
-    elif payload is None:
-        data = b""
-    elif isinstance(payload, (Telemetry, Inference, Alert, Status)):
-        raise PayloadTypeError(f"payload is {type(payload).__name__}; its encode(device_id, timestamp_ms) makes bytes")
-    else:
-        data = _number_text(payload)
-    check_size(data)
-    return data
-
-
-def _number_text(payload: object) -> str:
-    number = as_number(
-        payload, "the payload", "give a str, bytes, a dict, an int or float, or to a manager one of the typed messages"
-    )
-    try:
-        return json.dumps(number)
-    except ValueError as error:
-        raise MessageError(f"the payload is a number that JSON cannot carry ({error}): send it as a str") from error
-
-
-def check_kind(message: object, kind: type, call: str) -> None:
-    """Refuse what is not the typed message that `call` sends. Raises PayloadTypeError."""
-    if not isinstance(message, kind):
-        raise PayloadTypeError(
-            f"{call} was given {type(message).__name__}; build a glec_fast.{kind.__name__}, "
-            "or give publish() a topic and what you have"
-        )
 
 
 def check_size(payload: str | bytes | bytearray) -> None:

@@ -13,6 +13,7 @@ import pytest
 from glec_fast.testbed.broker import Broker
 from glec_fast.testbed.counter import Counter
 from glec_fast.testbed.link import Link
+from support.peer import Peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,6 +108,13 @@ def swallowed() -> Iterator[int]:
             sock.setblocking(False)
             sock.connect_ex(listener.getsockname())
         yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    server = Peer()
+    yield server
+    server.close()
 
 
 @pytest.fixture

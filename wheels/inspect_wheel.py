@@ -47,7 +47,7 @@ def inspect_wheel(path: Path) -> str:
         if sources := [name for name in names if name.endswith(SOURCE_SUFFIXES)]:
             raise WheelError(f"{path.name} holds sources: {', '.join(sources)}")
         libraries = [name for name in names if ".so" in Path(name).name]
-        expected = sorted(f"glec_fast/{source.stem}" for source in CEXT.glob("*.pyx"))
+        expected = sorted(f"glec_fast/{source.relative_to(CEXT).with_suffix('')}" for source in CEXT.rglob("*.pyx"))
         if sorted(name.split(".")[0] for name in libraries) != expected:
             raise WheelError(f"{path.name} holds {libraries}; expected {', '.join(expected)} alone")
         for name in libraries:

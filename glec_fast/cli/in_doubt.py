@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import apsw
 
 from glec_fast.durable._table import QueueTable
-from glec_fast.errors import QueueFormatError
-from glec_fast.durable.in_doubt import Decision, InDoubt
 from glec_fast.durable.database import connect, storage_error
+from glec_fast.durable.in_doubt import Decision, InDoubt
+from glec_fast.errors import QueueFormatError
 
 if TYPE_CHECKING:
     import argparse

@@ -10,7 +10,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from glec_fast.cli import in_doubt as in_doubt_command, service
+from glec_fast.cli import in_doubt as in_doubt_command
+from glec_fast.cli import service
 from glec_fast.cli.demo import command as demo_command
 from glec_fast.cli.doctor import command as doctor_command
 from glec_fast.cli.doctor import pin

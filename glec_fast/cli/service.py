@@ -26,12 +26,13 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glec_fast.fleet.config import MQTTConfig
 from glec_fast.errors import ConfigError, GlecError, MessageError
+from glec_fast.fleet.config import MQTTConfig
 from glec_fast.fleet.manager import MQTTManager
+from glec_fast.fleet.payload import as_payload
 from glec_fast.fleet.properties import load_properties, read_secret
 from glec_fast.tls.config import TLSConfig, warn_if_world_readable
-from glec_fast.validation import TOPIC_MAX_BYTES, as_payload
+from glec_fast.validation import TOPIC_MAX_BYTES
 
 if TYPE_CHECKING:
     import argparse

@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 
 import apsw
 
-from glec_fast.durable.transaction import Commit, Move, Outbox
 from glec_fast.durable.in_doubt import Decision
+from glec_fast.durable.transaction import Commit, Move, Outbox
 
 _T = TypeVar("_T")
 

@@ -17,8 +17,6 @@ from typing import TypeVar
 
 import apsw
 
-from glec_fast.runtime import process
-from glec_fast.runtime._lock import Condition, Hold, Lock
 from glec_fast.durable._table import (
     Finished,
     QueueTable,
@@ -29,16 +27,18 @@ from glec_fast.durable._table import (
     ranges_of,
     take_image,
 )
-from glec_fast.durable.transaction import Commit, Job, Move, Outbox, Row
-from glec_fast.durable.dropping import Dropping
-from glec_fast.durable.outcomes import Dropped, DropReason
-from glec_fast.errors import QueueClosedError, QueueReplacedError, QueueStorageError
-from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.clock import Anchor, Clocks, QueueClock
+from glec_fast.durable.dropping import Dropping
 from glec_fast.durable.file import QueueFile, discard, is_damage
+from glec_fast.durable.in_doubt import Decision
+from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.reader import Reader
-from glec_fast.runtime.thread import Thread
+from glec_fast.durable.transaction import Commit, Job, Move, Outbox, Row
 from glec_fast.durable.writer import DROP_ROWS_MAX, Writer
+from glec_fast.errors import QueueClosedError, QueueReplacedError, QueueStorageError
+from glec_fast.runtime import process
+from glec_fast.runtime._lock import Condition, Hold, Lock
+from glec_fast.runtime.thread import Thread
 
 T = TypeVar("T")
 

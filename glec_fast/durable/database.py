@@ -20,8 +20,8 @@ from pathlib import Path
 
 import apsw
 
-from glec_fast.errors import QueueFormatError, QueueStorageError
 from glec_fast.durable.foreign_rows import ID_MAX, TIME_MAX_MS
+from glec_fast.errors import QueueFormatError, QueueStorageError
 
 SCHEMA_VERSION = 1
 

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
 
-from glec_fast.runtime._lock import Lock
 from glec_fast.durable._table import QueueTable
-from glec_fast.durable.transaction import Head, Row
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.reader import Reader
+from glec_fast.durable.transaction import Head, Row
+from glec_fast.runtime._lock import Lock
 
 # What is set aside is there to be looked at, and must not fill the disk.
 _SET_ASIDE_ROWS_MAX = 1000

@@ -10,7 +10,6 @@ from pathlib import Path
 import apsw
 
 from glec_fast.durable._table import QueueTable
-from glec_fast.errors import QueueFormatError, QueueReplacedError, QueueStorageError
 from glec_fast.durable.database import (
     LOG_RESERVE_BYTES,
     check,
@@ -35,6 +34,7 @@ from glec_fast.durable.salvage import (
     new_of,
     remove,
 )
+from glec_fast.errors import QueueFormatError, QueueReplacedError, QueueStorageError
 
 __all__ = ["QueueFile", "Salvage", "discard", "holding", "is_damage", "look_into"]
 

@@ -19,8 +19,8 @@ import struct
 import weakref
 from pathlib import Path
 
-from glec_fast.runtime._lock import Lock
 from glec_fast.errors import QueueLockedError, QueueStorageError
+from glec_fast.runtime._lock import Lock
 
 # struct flock: type, whence, start, length, pid. SQLite locks bytes from 2**30 on.
 _FIRST_BYTE = struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)

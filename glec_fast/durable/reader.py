@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import apsw
 
-from glec_fast.runtime._lock import Lock
 from glec_fast.durable._table import QueueTable, known
-from glec_fast.durable.transaction import Head, Row
 from glec_fast.durable.file import QueueFile, discard
+from glec_fast.durable.transaction import Head, Row
+from glec_fast.runtime._lock import Lock
 
 # Before every timestamp, also of another writer.
 _BEFORE_FIRST = (-(1 << 63), 0)

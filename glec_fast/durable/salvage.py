@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from glec_fast.durable.foreign_rows import ID_MAX, TIME_MAX_MS, are_extras, as_number, as_time_ms
 from glec_fast.durable.database import COLUMNS, IDS_LEFT_OUT, connect, create_schema
+from glec_fast.durable.foreign_rows import ID_MAX, TIME_MAX_MS, are_extras, as_number, as_time_ms
 from glec_fast.durable.lock import create_file, sync_folder
 
 # Text as bytes, which need not be any: an error would end the reading.

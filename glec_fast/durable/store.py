@@ -16,7 +16,6 @@ from contextlib import suppress
 import apsw
 
 from glec_fast.durable._table import QueueTable, accept, is_any_expired
-from glec_fast.durable.transaction import Job, Outbox, Row
 from glec_fast.durable.committer import (
     DEFAULT_MAX_QUEUE_SIZE,
     DEFAULT_MAX_RETRY,
@@ -25,14 +24,15 @@ from glec_fast.durable.committer import (
     DONE_COMMIT_ROWS,
     Committer,
 )
-from glec_fast.durable.outcomes import DropReason
-from glec_fast.errors import ConfigError, QueueStorageError
 from glec_fast.durable.extras import ROW_COLUMNS, Extras, as_sent
+from glec_fast.durable.file import Salvage, is_damage
 from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
 from glec_fast.durable.inflight_log import log_of
-from glec_fast.runtime.process import EXIT_TIMEOUT_S
-from glec_fast.durable.file import Salvage, is_damage
+from glec_fast.durable.outcomes import DropReason
+from glec_fast.durable.transaction import Job, Outbox, Row
 from glec_fast.durable.writer import DROP_ROWS_MAX
+from glec_fast.errors import ConfigError, QueueStorageError
+from glec_fast.runtime.process import EXIT_TIMEOUT_S
 
 __all__ = ["DEFAULT_MAX_QUEUE_SIZE", "DEFAULT_MAX_RETRY", "Store"]
 

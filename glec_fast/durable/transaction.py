@@ -8,11 +8,11 @@ from typing import Any, Protocol, TypeAlias
 
 import apsw
 
-from glec_fast.runtime._lock import Event
 from glec_fast.durable._table import QueueTable
-from glec_fast.durable.outcomes import Dropped
-from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.clock import Anchor, Step
+from glec_fast.durable.in_doubt import Decision
+from glec_fast.durable.outcomes import Dropped
+from glec_fast.runtime._lock import Event
 
 # id, topic, payload, QoS, timestamp, time of expiry; behind them, if it has any, what `glec_fast.durable.extras` says.
 Row: TypeAlias = "tuple[Any, ...]"

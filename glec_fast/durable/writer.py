@@ -10,14 +10,14 @@ from pathlib import Path
 import apsw
 
 from glec_fast.durable._table import QueueTable
-from glec_fast.durable.transaction import Commit, Move
-from glec_fast.durable.dropping import Dropping
-from glec_fast.durable.outcomes import Dropped
-from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX
-from glec_fast.durable.inflight_log import SavedImage
 from glec_fast.durable.clock import QueueClock
 from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX
+from glec_fast.durable.dropping import Dropping
+from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX
+from glec_fast.durable.inflight_log import SavedImage
+from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.reader import Reader
+from glec_fast.durable.transaction import Commit, Move
 
 # Beyond what came with a transaction, so many rows are dropped in one: each is told of, and so held in memory.
 DROP_ROWS_MAX = 1000

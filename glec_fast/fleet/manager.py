@@ -17,24 +17,25 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from glec_fast.runtime import process
-from glec_fast.runtime._lock import Lock
-from glec_fast.fleet._payload import encode_message
+from glec_fast.durable.clock import Clocks
+from glec_fast.durable.extras import RETAINED
+from glec_fast.durable.in_doubt import InDoubt
+from glec_fast.durable.outcomes import Dropped, DropReason
+from glec_fast.durable.store import Store
 from glec_fast.engine.backoff import Backoff
+from glec_fast.engine.refusal import refusal
+from glec_fast.errors import ConnectionLostError, GlecError, PinningError, QueueClosedError
+from glec_fast.fleet._payload import encode_message
 from glec_fast.fleet.config import MQTTConfig
 from glec_fast.fleet.device import available_storage_mb, memory_usage_mb
-from glec_fast.durable.outcomes import Dropped, DropReason
-from glec_fast.errors import ConnectionLostError, GlecError, PinningError, QueueClosedError
-from glec_fast.durable.extras import RETAINED
-from glec_fast.outbox.handle import PublishHandle
-from glec_fast.durable.in_doubt import InDoubt
 from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
-from glec_fast.durable.clock import Clocks
-from glec_fast.engine.refusal import refusal
+from glec_fast.fleet.payload import as_payload, check_kind
 from glec_fast.mqtt.secure import CertificateExpiry, SecureClient
-from glec_fast.durable.store import Store
+from glec_fast.outbox.handle import PublishHandle
+from glec_fast.runtime import process
+from glec_fast.runtime._lock import Lock
 from glec_fast.tls.config import TLSConfig, TLSContextSource
-from glec_fast.validation import as_payload, check_kind, check_publish
+from glec_fast.validation import check_publish
 
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
@@ -199,7 +200,8 @@ class MQTTManager(process.OfOneProcess):
     """Publishes from a vehicle gateway to the fleet platform, over any loss of link, process or power.
 
     Every accepted QoS 1 and 2 message is on disk until the broker has taken it over. Thread-safe; every method may be
-    called from a callback. Opens the queue file at once. Raises ConfigError and the errors of `glec_fast.durable.store.Store`.
+    called from a callback. Opens the queue file at once. Raises ConfigError and the errors of
+    `glec_fast.durable.store.Store`.
 
     clocks: the machine's where None.
     """

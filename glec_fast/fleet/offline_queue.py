@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import NamedTuple
 
-from glec_fast.runtime import process
-from glec_fast.protocol._session import Session
 from glec_fast.durable._table import QueueTable
-from glec_fast.durable.transaction import Row
-from glec_fast.fleet.config import check_queue_settings
-from glec_fast.durable.outcomes import Dropped
-from glec_fast.errors import QueueStorageError
-from glec_fast.durable.in_doubt import InDoubt
 from glec_fast.durable.clock import Clocks
+from glec_fast.durable.in_doubt import InDoubt
+from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.store import DEFAULT_MAX_QUEUE_SIZE, DEFAULT_MAX_RETRY, Store
-from glec_fast.validation import as_payload, check_id, check_publish, check_ttl
+from glec_fast.durable.transaction import Row
+from glec_fast.errors import QueueStorageError
+from glec_fast.fleet.config import check_queue_settings
+from glec_fast.fleet.payload import as_payload
+from glec_fast.protocol._session import Session
+from glec_fast.runtime import process
+from glec_fast.validation import check_id, check_publish, check_ttl
 
 _HOUR_MS = 60 * 60 * 1000
 

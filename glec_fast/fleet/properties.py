@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from glec_fast.errors import ConfigError
 from glec_fast.fleet.java_properties import Entry, EscapeError, entries, unescape, unescaped, with_pairs_joined
-from glec_fast.tls.key_format import looks_like_a_key
 from glec_fast.tls.config import TLSConfig, warn_if_world_readable
+from glec_fast.tls.key_format import looks_like_a_key
 from glec_fast.validation import is_utf8
 
 _PLACEHOLDER = re.compile(r"\$?\{([A-Z][A-Z0-9_]*)\}")

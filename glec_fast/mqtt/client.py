@@ -19,20 +19,19 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 
-from glec_fast.mqtt import _paho
-
-from glec_fast.runtime import process
-from glec_fast.transport._link import Link
-from glec_fast.runtime._lock import Event
-from glec_fast.outbox._outbox import MemoryOutbox, publish
-from glec_fast.transport.dial import Attempt, dial, end_sending
-from glec_fast.mqtt.durable_client import Durable
-from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.errors import GlecError, UnsupportedError
+from glec_fast.mqtt import _paho
+from glec_fast.mqtt.durable_client import Durable
 from glec_fast.mqtt.inbound_message import properties_from
-from glec_fast.transport.poller import Poller
 from glec_fast.mqtt.receive import _State
+from glec_fast.outbox._outbox import MemoryOutbox, publish
+from glec_fast.outbox.stored import DurableOutbox
+from glec_fast.runtime import process
+from glec_fast.runtime._lock import Event
 from glec_fast.runtime.thread import Thread
+from glec_fast.transport._link import Link
+from glec_fast.transport.dial import Attempt, dial, end_sending
+from glec_fast.transport.poller import Poller
 from glec_fast.transport.websocket import WebSocket
 
 if TYPE_CHECKING:

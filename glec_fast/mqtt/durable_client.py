@@ -20,17 +20,17 @@ from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from glec_fast.durable.extras import extras_of
+from glec_fast.durable.outcomes import Dropped
+from glec_fast.durable.store import Store
+from glec_fast.errors import ConfigError, UnsupportedError
+from glec_fast.mqtt.receive import Receiver
+from glec_fast.outbox._outbox import MemoryOutbox
+from glec_fast.outbox.server_limits import limits_of
+from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.runtime import process
 from glec_fast.runtime._lock import Event
-from glec_fast.outbox._outbox import MemoryOutbox
 from glec_fast.transport.dial import Attempt, break_link
-from glec_fast.durable.outcomes import Dropped
-from glec_fast.outbox.stored import DurableOutbox
-from glec_fast.errors import ConfigError, UnsupportedError
-from glec_fast.durable.extras import extras_of
-from glec_fast.mqtt.receive import Receiver
-from glec_fast.outbox.server_limits import limits_of
-from glec_fast.durable.store import Store
 from glec_fast.validation import check_publish, check_size
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """The half of Client that takes what arrives: bulk reads, strict packets, messages and acknowledgements to callbacks.
 
-Every packet goes through `glec_fast.protocol._inbound`, whatever the loop. What it hands out is kept here until its callback has
-returned: where a callback raises, and the program goes on, the next turn of the loop begins with the same packet, as
-paho's does.
+Every packet goes through `glec_fast.protocol._inbound`, whatever the loop. What it hands out is kept here until its
+callback has returned: where a callback raises, and the program goes on, the next turn of the loop begins with the same
+packet, as paho's does.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import MalformedPacket, Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from glec_fast.mqtt import _paho
-from glec_fast.protocol._inbound import ACKS, NEED_DATA, Inbound
-from glec_fast.transport._link import Link
-from glec_fast.runtime._lock import CallbackMark, Lock
-from glec_fast.outbox._outbox import MemoryOutbox, take_up, tell, tell_waiters
 from glec_fast.errors import GlecError, ProtocolError
+from glec_fast.mqtt import _paho
 from glec_fast.mqtt.inbound_message import InboundMessage, properties_from, reason_from
+from glec_fast.outbox._outbox import MemoryOutbox, take_up, tell, tell_waiters
+from glec_fast.protocol._inbound import ACKS, NEED_DATA, Inbound
+from glec_fast.runtime._lock import CallbackMark, Lock
+from glec_fast.transport._link import Link
 
 if TYPE_CHECKING:
-    from glec_fast.outbox.stored import DurableOutbox
     from glec_fast.outbox.handle import PublishHandle
+    from glec_fast.outbox.stored import DurableOutbox
 
 _State = paho._ConnectionState
 # An enum's members are looked up at some cost.

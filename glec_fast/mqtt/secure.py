@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from paho.mqtt.enums import MQTTErrorCode
 
-from glec_fast.tls.certificate import parse_certificate
-from glec_fast.mqtt.client import Client
-from glec_fast.transport.dial import dial
 from glec_fast.errors import CertificateError
+from glec_fast.mqtt.client import Client
+from glec_fast.tls.certificate import parse_certificate
+from glec_fast.tls.config import TLSConfig, TLSContext, TLSContextSource
 from glec_fast.tls.handshake import RequestWatch, as_tls_error, await_verdict, verified_chain
 from glec_fast.tls.pinning import CertificatePinner
-from glec_fast.tls.config import TLSConfig, TLSContext, TLSContextSource
+from glec_fast.transport.dial import dial
 
 EXPIRY_NOTICE_S = 30 * 24 * 3600
 

@@ -6,15 +6,15 @@ from weakref import WeakValueDictionary
 from paho.mqtt.client import PayloadType
 from paho.mqtt.properties import Properties
 
-from glec_fast.runtime._lock import Condition, Lock
-from glec_fast.protocol._session import Session
 from glec_fast.durable._table import Finished
-from glec_fast.durable.transaction import Row
 from glec_fast.durable.extras import Extras
-from glec_fast.outbox.handle import PublishHandle
 from glec_fast.durable.in_doubt import Decision
-from glec_fast.mqtt.inbound_message import InboundMessage
 from glec_fast.durable.store import Store
+from glec_fast.durable.transaction import Row
+from glec_fast.mqtt.inbound_message import InboundMessage
+from glec_fast.outbox.handle import PublishHandle
+from glec_fast.protocol._session import Session
+from glec_fast.runtime._lock import Condition, Lock
 
 class Message:
     """A QoS 1 or 2 message in memory, as `publish` took it, until the server has taken it over."""

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from paho.mqtt.client import MQTTMessageInfo, error_string
 from paho.mqtt.enums import MQTTErrorCode
 
-from glec_fast.runtime._lock import Condition
 from glec_fast.durable.outcomes import DropReason
 from glec_fast.errors import PublishError, QueueClosedError
+from glec_fast.runtime._lock import Condition
 
 
 class PublishHandle(MQTTMessageInfo):

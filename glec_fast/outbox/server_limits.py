@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from glec_fast.durable.transaction import Row
 from glec_fast.durable.extras import ROW_COLUMNS
+from glec_fast.durable.transaction import Row
 
 _QOS_MAX = 2
 _PACKET_MAX_BYTES = 268_435_460

@@ -6,15 +6,15 @@ import logging
 import time
 from collections.abc import Callable
 
-from glec_fast.outbox._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
-from glec_fast.durable.transaction import Row
-from glec_fast.durable.outcomes import Dropped, DropReason
-from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
 from glec_fast.durable.extras import Extras
-from glec_fast.outbox.handle import PublishHandle
 from glec_fast.durable.inflight_log import UnreadableImageError
-from glec_fast.outbox.server_limits import ServerLimits
+from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.store import Store
+from glec_fast.durable.transaction import Row
+from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
+from glec_fast.outbox._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
+from glec_fast.outbox.handle import PublishHandle
+from glec_fast.outbox.server_limits import ServerLimits
 from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.outbox.weaknesses import Weakness, Weaknesses
 
@@ -28,7 +28,7 @@ logger = logging.getLogger("glec_fast")
 
 
 class DurableOutbox(RowOutbox):
-    """Messages in the store. Given to it as its outbox; see `glec_fast.durable.transaction.Outbox` for who calls what."""
+    """Messages in the store. Given to it as its outbox; `glec_fast.durable.transaction.Outbox` says who calls what."""
 
     def __init__(
         self,

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, Protocol, TypeVar
 from weakref import ref
 
-from glec_fast.runtime._lock import Condition
 from glec_fast.errors import ForkedError, UnsupportedError
+from glec_fast.runtime._lock import Condition
 
 # For all stores of the process together: long enough for a disk that is busy, short enough for a service manager.
 EXIT_TIMEOUT_S = 5.0

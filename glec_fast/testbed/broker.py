@@ -10,7 +10,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from glec_fast.cli.demo import DemoError
+from glec_fast.testbed import ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ def find_mosquitto() -> str:
     for name in ("mosquitto", "/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"):
         if path := shutil.which(name):
             return path
-    raise DemoError(
+    raise ToolError(
         "mosquitto is not installed. Run: sudo apt-get install mosquitto (or use a broker of yours: --broker URL)"
     )
 
@@ -58,7 +58,7 @@ class Broker:
         settings: Sequence[str] = (),
     ) -> None:
         if not plain and certificate is None:
-            raise DemoError("a broker needs a listener: plain=True, a certificate, or both")
+            raise ToolError("a broker needs a listener: plain=True, a certificate, or both")
         self._program = find_mosquitto()
         self._directory = directory
         self._plain = plain
@@ -96,7 +96,7 @@ class Broker:
     @property
     def pid(self) -> int:
         if self._process is None:
-            raise DemoError("the broker is not running: call start()")
+            raise ToolError("the broker is not running: call start()")
         return self._process.pid
 
     def log_text(self) -> str:
@@ -113,7 +113,7 @@ class Broker:
     def start(self) -> None:
         """Start, on new free ports the first time and on the same ones afterwards; ready when this returns."""
         if self.is_running:
-            raise DemoError("the broker is running already")
+            raise ToolError("the broker is running already")
         fresh = self._port is None and self._tls_port is None
         deadline = time.monotonic() + START_TIMEOUT_S
         for _ in range(PORT_ATTEMPTS):
@@ -126,7 +126,7 @@ class Broker:
                 break
             if not fresh:
                 time.sleep(0.1)
-        raise DemoError(f"mosquitto did not start: {failure}")
+        raise ToolError(f"mosquitto did not start: {failure}")
 
     def stop(self) -> None:
         """End it in order; it saves its state on the way. Does nothing if it is not running."""
@@ -216,7 +216,7 @@ class Broker:
 
     def _save(self) -> None:
         if not self._persistence:
-            raise DemoError("this broker saves nothing: make it with persistence=True")
+            raise ToolError("this broker saves nothing: make it with persistence=True")
         before = _identity(self._saved_path)
         self._signal(signal.SIGUSR1)
         _wait_until(lambda: _identity(self._saved_path) != before, "mosquitto did not save its state")
@@ -247,12 +247,12 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
-    raise DemoError(f"no free port found on {HOST} between {PORTS.start} and {PORTS.stop}")
+    raise ToolError(f"no free port found on {HOST} between {PORTS.start} and {PORTS.stop}")
 
 
 def _opened(port: int | None, kind: str) -> int:
     if port is None:
-        raise DemoError(f"this broker has no {kind} listener, or was not started")
+        raise ToolError(f"this broker has no {kind} listener, or was not started")
     return port
 
 
@@ -269,5 +269,5 @@ def _wait_until(condition: Callable[[], bool], failure: str) -> None:
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while not condition():
         if time.monotonic() > deadline:
-            raise DemoError(f"{failure} within {STOP_TIMEOUT_S:.0f} s")
+            raise ToolError(f"{failure} within {STOP_TIMEOUT_S:.0f} s")
         time.sleep(_POLL_S)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
-from glec_fast.cli.demo import DemoError
+from glec_fast.testbed import ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -77,13 +77,13 @@ class Counter:
         try:
             self._client.connect(host, port)
         except OSError as error:
-            raise DemoError(f"cannot connect to the broker at {host}:{port}: {error}") from error
+            raise ToolError(f"cannot connect to the broker at {host}:{port}: {error}") from error
         self._client.loop_start()
         with self._changed:
             answered = self._changed.wait_for(lambda: self._subscribed or self._refused, CONNECT_TIMEOUT_S)
         if not answered or self._refused:
             self._leave()
-            raise DemoError(f"the broker at {host}:{port} {self._refused or 'did not answer the subscription'}")
+            raise ToolError(f"the broker at {host}:{port} {self._refused or 'did not answer the subscription'}")
 
     def wait_for(self, condition: Callable[[Tally[tuple[Hashable, int]]], bool], timeout_s: float) -> bool:
         """Wait until `condition(tally)`, looked at with each message; False when it did not come."""

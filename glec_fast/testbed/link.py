@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from glec_fast.cli.demo import DemoError
+from glec_fast.testbed import ToolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ class Link:
         try:
             found = socket.getaddrinfo(*target, type=socket.SOCK_STREAM)[0]
         except OSError as error:
-            raise DemoError(f"cannot find the host {target[0]}: {error.strerror}") from error
+            raise ToolError(f"cannot find the host {target[0]}: {error.strerror}") from error
         self._family: socket.AddressFamily = found[0]
         self._target = found[4]
         # Bound and never listening: it keeps the port ours while the link is down, so that clients are refused.
@@ -142,7 +142,7 @@ class Link:
     def cut_after(self, count_bytes: int, direction: Direction = "up") -> None:
         """Pass exactly `count_bytes` more that way, then end the connections and refuse new ones until `restore`."""
         if count_bytes < 1:
-            raise DemoError(f"cut_after needs at least 1 byte, not {count_bytes}: use cut() to cut now")
+            raise ToolError(f"cut_after needs at least 1 byte, not {count_bytes}: use cut() to cut now")
         with self._changed:
             self._cut_at[direction] = self._bytes[direction] + count_bytes
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
 
 from glec_fast.errors import ConfigError
+from glec_fast.tls.files import Material, load_authorities, load_client, load_revocation_lists, read_files
 from glec_fast.tls.key_format import looks_like_a_key
 from glec_fast.tls.pinning import check_pins
-from glec_fast.tls.files import Material, load_authorities, load_client, load_revocation_lists, read_files
 
 # A path is read again at each connection; bytes and what an open file holds are kept as they were.
 Source: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | IO[str]

@@ -6,8 +6,8 @@ import re
 import shlex
 from typing import NamedTuple
 
-from glec_fast.tls.certificate import DerReader
 from glec_fast.errors import CertificateError
+from glec_fast.tls.certificate import DerReader
 from glec_fast.tls.pem import Block, PemError, blocks
 
 CERTIFICATE, KEY, ENCRYPTED_KEY, PKCS12, CRL = (

@@ -5,9 +5,19 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from glec_fast.tls.certificate import DerReader
 from glec_fast.errors import CertificateError
-from glec_fast.tls.file_format import CERTIFICATE, CRL, ENCRYPTED_KEY, KEY, PKCS12, key_label, of_block, of_der, recognised
+from glec_fast.tls.certificate import DerReader
+from glec_fast.tls.file_format import (
+    CERTIFICATE,
+    CRL,
+    ENCRYPTED_KEY,
+    KEY,
+    PKCS12,
+    key_label,
+    of_block,
+    of_der,
+    recognised,
+)
 from glec_fast.tls.pem import Block, PemError, block_of, blocks
 
 # A line of a PEM file, or a piece of it.

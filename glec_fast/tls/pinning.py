@@ -10,8 +10,8 @@ import binascii
 import hashlib
 from collections.abc import Iterable
 
-from glec_fast.tls.certificate import parse_certificate
 from glec_fast.errors import CertificateError, ConfigError, PinningError
+from glec_fast.tls.certificate import parse_certificate
 
 _PREFIX = "sha256/"
 _ENCODED_CHARS = 44

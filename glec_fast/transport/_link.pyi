@@ -3,11 +3,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from glec_fast.protocol._inbound import Inbound
-from glec_fast.runtime._lock import Lock
+from glec_fast.mqtt.inbound_message import InboundMessage
 from glec_fast.outbox._outbox import Outbox
 from glec_fast.outbox.handle import PublishHandle
-from glec_fast.mqtt.inbound_message import InboundMessage
+from glec_fast.protocol._inbound import Inbound
+from glec_fast.runtime._lock import Lock
 
 T = TypeVar("T")
 

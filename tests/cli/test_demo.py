@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from glec_fast.cli.main import main
 from glec_fast.cli.demo.drive import Drive, Kind
 from glec_fast.cli.demo.report import PlainReport, verdict_line, write_table
 from glec_fast.cli.demo.run import DemoRunError, DemoSettings, run_demo
 from glec_fast.cli.demo.verdict import Ledger, Measures, identify
+from glec_fast.cli.main import main
+from support.places import REPOSITORY, SHARED_DATA
 
-REPOSITORY = Path(__file__).parents[1]
-RECORDING = REPOSITORY.parent / "shared" / "data" / "drive6_1hz.csv.gz"
+RECORDING = SHARED_DATA / "drive6_1hz.csv.gz"
 KEYS = {
     "published", "received", "lost", "duplicates", "unconfirmed", "flush_rate_msg_s", "kills", "queue_peak",
     "disk_bytes", "memory_bytes", "broker",

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from glec_fast.cli.main import main
 from glec_fast.cli.demo import DemoError
 from glec_fast.cli.demo.drive import Drive, Kind, messages_of
 from glec_fast.cli.demo.recording import OPTIONAL, REQUIRED, Sample, read_samples
+from glec_fast.cli.main import main
+from support.places import REPOSITORY, SHARED_DATA
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+DATA = SHARED_DATA
 HEADER = "t_s,engine_rpm,vehicle_speed_kmh,throttle_position_pct,fuel_level_pct"
 
 
@@ -315,7 +316,7 @@ def test_the_help_and_the_documentation_say_every_column(capsys):
     with pytest.raises(SystemExit):
         main(["demo", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    documented = (Path(__file__).parents[1] / "docs" / "recorded-drives.md").read_text()
+    documented = (REPOSITORY / "docs" / "recorded-drives.md").read_text()
     for column in (*REQUIRED, *OPTIONAL):
         for name in (column.name, *chain(*column.aliases)):
             assert re.search(rf"(?<![\w.]){re.escape(name)}(?![\w.])", said), name

@@ -10,8 +10,8 @@ from pathlib import Path
 import apsw
 import pytest
 
-from glec_fast.fleet.offline_queue import OfflineQueueManager
 from glec_fast.durable.store import Store
+from glec_fast.fleet.offline_queue import OfflineQueueManager
 from support.queue_files import SPECIFIED_SCHEMA, plain
 from support.queue_fuzz import DECLARED, OBJECTS, PAGE_BYTES, check, database
 

@@ -15,9 +15,9 @@ from typing import TypeVar
 
 import pytest
 
+from glec_fast.durable.store import Store
 from glec_fast.errors import QueueStorageError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
-from glec_fast.durable.store import Store
 from support.gateway import eventually
 from support.scripted_broker import ScriptedBroker
 from support.scripted_gateway import ScriptedGateway

@@ -11,7 +11,6 @@ import pytest
 from paho.mqtt import client as paho
 
 from glec_fast import MQTTManager
-
 from glec_fast.durable import committer
 from glec_fast.errors import QueueStorageError
 from support.faulty_disk import FaultyDisk

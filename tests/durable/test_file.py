@@ -15,11 +15,11 @@ import apsw
 import pytest
 
 from glec_fast.durable import salvage
-from glec_fast.errors import GlecError, QueueFormatError, QueueLockedError, QueueStorageError
-from glec_fast.fleet.offline_queue import OfflineQueueManager
 from glec_fast.durable.database import SCHEMA_VERSION
 from glec_fast.durable.file import QueueFile
 from glec_fast.durable.store import Store
+from glec_fast.errors import GlecError, QueueFormatError, QueueLockedError, QueueStorageError
+from glec_fast.fleet.offline_queue import OfflineQueueManager
 from support.queue_files import INSERT, SPECIFIED_SCHEMA, plain, run_child
 from support.store import wait_for
 

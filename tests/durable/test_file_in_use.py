@@ -15,11 +15,11 @@ import apsw
 import pytest
 
 from glec_fast.durable import committer
-from glec_fast.errors import QueueReplacedError, QueueStorageError
-from glec_fast.durable.inflight_log import log_of
-from glec_fast.fleet.offline_queue import OfflineQueueManager
 from glec_fast.durable.database import LOG_BYTES_MAX
+from glec_fast.durable.inflight_log import log_of
 from glec_fast.durable.store import Store
+from glec_fast.errors import QueueReplacedError, QueueStorageError
+from glec_fast.fleet.offline_queue import OfflineQueueManager
 from support.clock import Clock
 from support.power_run import finish
 from support.scripted_broker import ScriptedBroker

@@ -15,9 +15,9 @@ from pathlib import Path
 import apsw
 import pytest
 
+from glec_fast.durable.file import QueueFile, discard
 from glec_fast.errors import QueueError, QueueLockedError, QueueStorageError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
-from glec_fast.durable.file import QueueFile, discard
 from support.queue_files import WAIT_S, child_environment
 from support.store import wait_for
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from glec_fast.durable.outcomes import Dropped
-from glec_fast.fleet.offline_queue import OfflineQueueManager
 from glec_fast.durable.store import Store
+from glec_fast.fleet.offline_queue import OfflineQueueManager
 from support.clock import Clock
 from support.queue_files import SPECIFIED_SCHEMA, plain
 from support.scripted_broker import ScriptedBroker

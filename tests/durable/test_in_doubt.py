@@ -13,8 +13,8 @@ import pytest
 
 from glec_fast import Decision, OfflineQueueManager
 from glec_fast.cli.main import main
-from glec_fast.errors import MessageError, PublishError
 from glec_fast.durable.store import Store
+from glec_fast.errors import MessageError, PublishError
 from support.gateway import BOTH_VERSIONS
 from support.scripted_broker import ScriptedBroker
 from support.scripted_gateway import ScriptedGateway

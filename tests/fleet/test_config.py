@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from glec_fast import MQTTConfig
-from glec_fast.fleet.config import Broker, check_queue_settings, parse_broker_url
 from glec_fast.errors import ConfigError, GlecError
+from glec_fast.fleet.config import Broker, check_queue_settings, parse_broker_url
 from glec_fast.tls.config import TLSConfig
 
 SECRET = "s3cr3t-pa55"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from glec_fast.fleet.java_properties import EscapeError, entries, unescape
+from support.places import TESTS
 
 # [[the file's bytes in hexadecimal, its entries or null where Java refuses it], ...]
-TABLE = json.loads((Path(__file__).parent / "data" / "java_properties.json").read_text())
+TABLE = json.loads((TESTS / "data" / "java_properties.json").read_text())
 
 
 def read(content: bytes) -> dict[str, str] | None:

@@ -18,8 +18,8 @@ from glec_fast import (
     QueueClosedError,
     QueueLockedError,
 )
-from glec_fast.engine.backoff import Backoff
 from glec_fast.cli.doctor.login import examine_login
+from glec_fast.engine.backoff import Backoff
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
 from support.subscriber import Subscriber
 

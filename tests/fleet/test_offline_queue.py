@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glec_fast import OfflineQueueManager
-from glec_fast.protocol._session import Session
-from glec_fast.fleet.config import ConfigError
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.errors import MessageError, PayloadTypeError, QueueClosedError
+from glec_fast.fleet.config import ConfigError
+from glec_fast.protocol._session import Session
 from support.clock import Clock
 
 DAY_MS = 24 * 60 * 60 * 1000

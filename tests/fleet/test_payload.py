@@ -25,10 +25,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from glec_fast.errors import MessageError, PayloadTypeError
 from glec_fast.fleet import _payload, messages
 from glec_fast.fleet._payload import Alert, GpsFix, Inference, Status, Telemetry, encode_json, encode_message
-from glec_fast.errors import MessageError, PayloadTypeError
-from glec_fast.validation import as_payload
+from glec_fast.fleet.payload import as_payload
 from support.payload_reference import REFERENCES, as_read_back, drive_rows, identical, number
 
 DEVICE = "DTG-SN-12345"

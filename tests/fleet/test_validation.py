@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from glec_fast import Telemetry, validation
 from glec_fast.errors import ConfigError, GlecError, MessageError, PayloadTypeError
-from glec_fast.validation import as_payload, check_id, check_publish, check_topic_level, check_ttl, is_utf8
+from glec_fast.fleet.payload import as_payload
+from glec_fast.validation import check_id, check_publish, check_topic_level, check_ttl, is_utf8
 
 
 def short(value: object) -> str:

@@ -15,12 +15,8 @@ from glec_fast import Client
 from glec_fast.mqtt import client as client_module
 from glec_fast.outbox.handle import PublishHandle
 from support.gateway import TIMEOUT_S
+from support.peer import CONNACK, MANY, PUBACK_OF_1, Peer, connected
 from support.wire_reference import parse
-from test_publish_call import CONNACK, MANY, PUBACK_OF_1, Peer, connected, peer
-
-# A fixture that is used by its name.
-__all__ = ["peer"]
-
 
 CONNECT = 1
 

@@ -6,7 +6,6 @@ import re
 import socket
 import threading
 import tracemalloc
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,8 +30,9 @@ from support.differential import (
     inbound,
     outcome,
 )
+from support.places import REPOSITORY, TESTS
 
-TABLE = Path(__file__).parent.parent / "docs" / "differences.md"
+TABLE = REPOSITORY / "docs" / "differences.md"
 BOTH = pytest.mark.parametrize("module", [paho, glec_fast.mqtt], ids=["paho", "glec"])
 
 
@@ -577,7 +577,7 @@ def test_a_message_is_as_it_was_when_it_was_published(module: Any) -> None:
 def test_every_row_of_the_table_has_its_test() -> None:
     rows = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 5
-    files = Path(__file__).parent.glob("test_*.py")
+    files = TESTS.rglob("test_*.py")
     tests = {name for path in files for name in re.findall(r"^ *def (test_\w+)", path.read_text("utf-8"), re.MULTILINE)}
     for row in rows:
         named = re.findall(r"`(test_\w+)`", row)

@@ -45,11 +45,11 @@ def internals_of(tree: ast.AST) -> Iterator[str]:
 
 
 def used_internals() -> set[str]:
-    trees = [ast.parse((PACKAGE / f"{name}.py").read_text()) for name in CLIENTS]
-    manager = ast.parse((PACKAGE / "manager.py").read_text())
+    trees = [ast.parse((PACKAGE / "mqtt" / f"{name}.py").read_text()) for name in CLIENTS]
+    manager = ast.parse((PACKAGE / "fleet" / "manager.py").read_text())
     trees += [node for node in ast.walk(manager) if isinstance(node, ast.ClassDef) and node.name == "_FleetClient"]
     used = {name for tree in trees for name in internals_of(tree)}
-    publish = (CEXT / "_outbox.pyx").read_text()
+    publish = (CEXT / "outbox" / "_outbox.pyx").read_text()
     used |= {name for name in re.findall(r"client\.(_\w+)", publish) if name in ITS_OWN}
     used |= set(re.findall(r"from paho.mqtt.client import (_\w+)", publish))
     return used

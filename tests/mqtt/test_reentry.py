@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+
+from support.places import TESTS
 
 # A signal's handler runs between two steps of Python, whichever they are. So does a trace function, at each of them.
 HANDLER = """
@@ -16,7 +17,7 @@ from pathlib import Path
 import glec_fast
 from paho.mqtt.enums import CallbackAPIVersion
 from support.wire_reference import PUBLISH
-from test_publish_call import Peer
+from support.peer import Peer
 
 faulthandler.dump_traceback_later(20, exit=True)
 qos, with_acks = json.loads(sys.argv[1])
@@ -71,7 +72,7 @@ def test_publishing_between_any_two_steps(qos: int, with_acks: bool) -> None:
         text=True,
         timeout=120,
         check=False,
-        cwd=Path(__file__).parent,
+        cwd=TESTS,
     )
     assert ran.returncode == 0, ran.stderr
     handled, sent, is_published = json.loads(ran.stdout)

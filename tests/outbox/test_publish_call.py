@@ -7,7 +7,6 @@ import socket
 import threading
 import tracemalloc
 import weakref
-from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,80 +14,15 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 
 from glec_fast import Client
 from support.gateway import TIMEOUT_S
-from support.wire_reference import PUBLISH, parse
+from support.peer import MANY, PUBACK_OF_1, Peer, connected
+from support.wire_reference import PUBLISH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from glec_fast.testbed.broker import Broker
-    from support.wire_reference import Packet
 
 CONNECT = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00"
-CONNACK, PUBACK_OF_1 = b"\x20\x02\x00\x00", b"\x40\x02\x00\x01"
 # The caller writes once this much waits for the socket.
 WORTH_WRITING_BYTES = 65_536
-MANY = 100_000
-
-
-class Peer:
-    """A server that only keeps what it is sent."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.settimeout(TIMEOUT_S)
-        self.port = self._listener.getsockname()[1]
-        self.received = bytearray()
-        self.changed = threading.Condition()
-        self.accepted = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        self.sock, _ = self._listener.accept()
-        with self.sock:
-            self.sock.recv(4096)
-            self.sock.sendall(CONNACK)
-            self.accepted.set()
-            # A client that closes with CONNACK unread resets the connection.
-            with suppress(ConnectionResetError):
-                while data := self.sock.recv(65_536):
-                    with self.changed:
-                        self.received += data
-                        self.changed.notify_all()
-
-    def has_received(self, size: int) -> bool:
-        with self.changed:
-            return self.changed.wait_for(lambda: len(self.received) >= size, TIMEOUT_S)
-
-    def packets(self) -> list[Packet]:
-        with self.changed:
-            return parse(bytes(self.received))[0]
-
-    def close(self) -> None:
-        self._listener.close()
-        self._thread.join()
-
-
-@pytest.fixture
-def peer() -> Iterator[Peer]:
-    server = Peer()
-    yield server
-    server.close()
-
-
-@contextmanager
-def connected(port: int, **options: Any) -> Iterator[Client]:
-    client = Client(CallbackAPIVersion.VERSION2, **options)
-    is_connected = threading.Event()
-    client.on_connect = lambda *_: is_connected.set()
-    client.connect("127.0.0.1", port)
-    client.loop_start()
-    try:
-        assert is_connected.wait(TIMEOUT_S)
-        yield client
-    finally:
-        client.disconnect()
-        client.loop_stop()
 
 
 def test_a_burst_is_written_by_its_caller_where_the_network_thread_is_busy(peer: Peer) -> None:

@@ -10,8 +10,8 @@ import apsw
 import pytest
 
 from glec_fast import Dropped, DropReason, MQTTManager, PublishError
-from glec_fast.protocol._session import Session
 from glec_fast.outbox.server_limits import ServerLimits
+from glec_fast.protocol._session import Session
 from support.gateway import TIMEOUT_S, eventually, quick_config
 from support.scripted_gateway import ScriptedGateway
 from support.subscriber import Subscriber

@@ -10,8 +10,8 @@ import pytest
 import glec_fast.outbox.unanswered
 from glec_fast import Decision, DropReason, MQTTManager
 from glec_fast.cli.main import main
-from glec_fast.testbed.link import Link
 from glec_fast.outbox.unanswered import TRIES
+from glec_fast.testbed.link import Link
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
 from support.odd_broker import CLOSE, OddBroker
 from support.scripted_broker import ScriptedBroker

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from glec_fast.protocol._session import Session
 from glec_fast.errors import ProtocolError
+from glec_fast.protocol._session import Session
 from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, ack, parse
 
 if TYPE_CHECKING:

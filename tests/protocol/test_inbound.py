@@ -10,9 +10,9 @@ from paho.mqtt import client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from glec_fast.protocol._inbound import ACKS, MESSAGES, NEED_DATA, PACKET, Inbound
 from glec_fast.errors import ProtocolError
 from glec_fast.mqtt.inbound_message import InboundMessage
+from glec_fast.protocol._inbound import ACKS, MESSAGES, NEED_DATA, PACKET, Inbound
 from support.wire_reference import remaining_length
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 import glec_fast.mqtt
-from glec_fast.protocol._inbound import NEED_DATA, Inbound
 from glec_fast.errors import ProtocolError
 from glec_fast.mqtt.inbound_message import InboundMessage
+from glec_fast.protocol._inbound import NEED_DATA, Inbound
 from support.differential import API2
+from support.fuzz import SEED, STREAMS, damaged, packet
 from support.wire_reference import remaining_length
-from test_fuzz import SEED, STREAMS, damaged, packet
 
 # Packet type -> (first byte, what stands before the reason code or the properties, whether it has a reason code there).
 PACKETS = {

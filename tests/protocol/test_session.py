@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from glec_fast.protocol._session import Session
 from glec_fast.errors import ProtocolError
+from glec_fast.protocol._session import Session
 from support.answers import Answers
 from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, ack, parse, publish
 

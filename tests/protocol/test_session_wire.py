@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from glec_fast.protocol._session import Session
 from glec_fast.errors import MessageError, ProtocolError
+from glec_fast.protocol._session import Session
 from support.wire_reference import PUBACK, PUBCOMP, PUBREC, PUBREL, ack, parse, publish, remaining_length
 
 ALL_BYTES = 1 << 30

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from glec_fast.protocol._inbound import ACKS, NEED_DATA, Inbound
 from glec_fast.mqtt.inbound_message import InboundMessage
+from glec_fast.protocol._inbound import ACKS, NEED_DATA, Inbound
 
 if TYPE_CHECKING:
     from glec_fast.protocol._session import Session

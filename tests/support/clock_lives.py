@@ -13,8 +13,8 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from glec_fast.durable.extras import Extras
 from glec_fast.durable.clock import Clocks
+from glec_fast.durable.extras import Extras
 from glec_fast.durable.store import Store
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ import gzip
 import math
 from collections.abc import Mapping
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
-DRIVES_FOLDER = Path(__file__).parents[2].parent / "shared" / "data"
+from support.places import SHARED_DATA
+
+DRIVES_FOLDER = SHARED_DATA
 
 
 def drive_rows(name: str) -> list[dict[str, float]]:

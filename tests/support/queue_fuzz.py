@@ -11,9 +11,9 @@ from pathlib import Path
 
 import apsw
 
-from glec_fast.errors import GlecError, QueueFormatError
-from glec_fast.durable.extras import Extras
 from glec_fast.durable.database import SCHEMA
+from glec_fast.durable.extras import Extras
+from glec_fast.errors import GlecError, QueueFormatError
 from support.queue_files import SPECIFIED_SCHEMA
 from support.scripted_broker import ScriptedBroker
 from support.scripted_gateway import ScriptedGateway

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.durable.extras import RETAINED
 from glec_fast.durable.inflight_log import from_row, latest
 from glec_fast.durable.store import Store
+from glec_fast.outbox.stored import DurableOutbox
 from support.answers import Answers
 from support.clock import Clock
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from glec_fast.protocol._session import Session
 from glec_fast.errors import ProtocolError
+from glec_fast.protocol._session import Session
 from support.wire_reference import PUBACK, PUBCOMP, PUBREC, PUBREL, ack, publish
 
 SENT, RELEASED = 1, 2

@@ -13,11 +13,11 @@ from typing import Any
 import apsw
 
 from glec_fast.durable._table import QueueTable, merged, ranges_of
-from glec_fast.durable.transaction import Row
-from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.inflight_log import from_row, latest
+from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.store import Store
+from glec_fast.durable.transaction import Row
 
 WAIT_S = 20
 

@@ -7,7 +7,7 @@ import ssl
 
 import pytest
 
-from glec_fast.cli.demo import DemoError
+from glec_fast.testbed import ToolError
 from glec_fast.testbed import broker as broker_module
 from glec_fast.testbed.broker import Broker, free_port
 from glec_fast.testbed.counter import Counter
@@ -72,30 +72,30 @@ def test_a_port_that_is_taken_meanwhile_is_given_up_for_another(tmp_path, monkey
 
 
 def test_what_mosquitto_refuses_is_said(tmp_path):
-    with pytest.raises(DemoError, match=r"mosquitto did not start: .*no_such_setting"):
+    with pytest.raises(ToolError, match=r"mosquitto did not start: .*no_such_setting"):
         Broker(tmp_path, settings=["no_such_setting true"]).start()
 
 
 def test_without_mosquitto_the_error_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(broker_module.shutil, "which", lambda name: None)
-    with pytest.raises(DemoError, match="sudo apt-get install mosquitto"):
+    with pytest.raises(ToolError, match="sudo apt-get install mosquitto"):
         Broker(tmp_path)
 
 
 def test_misuse_is_refused(tmp_path, broker):
-    with pytest.raises(DemoError, match="needs a listener"):
+    with pytest.raises(ToolError, match="needs a listener"):
         Broker(tmp_path, plain=False)
-    with pytest.raises(DemoError, match="no TLS listener"):
+    with pytest.raises(ToolError, match="no TLS listener"):
         _ = broker.tls_port
-    with pytest.raises(DemoError, match="running already"):
+    with pytest.raises(ToolError, match="running already"):
         broker.start()
-    with pytest.raises(DemoError, match="saves nothing"):
+    with pytest.raises(ToolError, match="saves nothing"):
         broker.kill(save_first=True)
 
 
 def test_the_counter_says_why_it_cannot_count(broker, start_broker, tmp_path):
-    with pytest.raises(DemoError, match="cannot connect"):
+    with pytest.raises(ToolError, match="cannot connect"):
         Counter("127.0.0.1", free_port(), "#", client_id="c").start()
     closed = start_broker(settings=["allow_anonymous false"])
-    with pytest.raises(DemoError, match="refused the connection: Not authorized"):
+    with pytest.raises(ToolError, match="refused the connection: Not authorized"):
         Counter(closed.host, closed.port, "#", client_id="c").start()

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from glec_fast.cli.demo import DemoError
+from glec_fast.testbed import ToolError
 from glec_fast.testbed.link import Link
 from support.faulty_link import FaultyLink
 
@@ -209,9 +209,9 @@ def test_a_target_that_refuses_makes_a_reset(echo):
 
 
 def test_an_unknown_host_and_a_bad_count_are_clear_errors(relay):
-    with pytest.raises(DemoError, match=r"cannot find the host no\.such\.host\.invalid"):
+    with pytest.raises(ToolError, match=r"cannot find the host no\.such\.host\.invalid"):
         Link(("no.such.host.invalid", 1883))
-    with pytest.raises(DemoError, match="at least 1 byte"):
+    with pytest.raises(ToolError, match="at least 1 byte"):
         relay.cut_after(0)
 
 

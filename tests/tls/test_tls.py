@@ -15,11 +15,11 @@ import pytest
 from cryptography.x509 import DNSName
 
 from glec_fast import ConnectionCallback, MQTTManager, PinningError, TLSConfig, TLSError, TLSFileError
-from glec_fast.errors import GlecError
-from glec_fast.tls.handshake import RequestWatch, await_verdict, explain, verified_chain
 from glec_fast.durable.clock import Clocks
+from glec_fast.errors import GlecError
 from glec_fast.mqtt.secure import SecureClient
 from glec_fast.tls.config import build_ssl_context
+from glec_fast.tls.handshake import RequestWatch, await_verdict, explain, verified_chain
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
 from support.tls_cases import (
     CASES,

@@ -11,7 +11,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-BENCHES = Path(__file__).parent.parent / "benches"
+from support.places import REPOSITORY
+
+BENCHES = REPOSITORY / "benches"
 MESSAGES = 200
 ALWAYS_THERE = {"raw socket", "glec-fast", "paho-mqtt"}
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-BENCHES = Path(__file__).parent.parent / "benches"
+from support.places import REPOSITORY
+
+BENCHES = REPOSITORY / "benches"
 MESSAGES = 200
 FIGURES = {
     "messages",

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parent.parent
+from support.places import REPOSITORY
 
 
 def test_tests_of_every_wheel_start_no_broker() -> None:

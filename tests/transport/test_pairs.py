@@ -10,9 +10,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from glec_fast import Client
 from support.gateway import TIMEOUT_S
+from support.peer import Peer
 from support.tapped_socket import TappedSocket
 from support.wire_reference import PUBLISH
-from test_publish_call import Peer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

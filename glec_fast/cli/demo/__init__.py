@@ -1,4 +1,4 @@
-"""The demo, and the tools it shares with the tests: broker, link, certificates, counter, drive."""
+"""The demo: a drive over TLS with a cut link and a killed process, counted by an independent subscriber."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from glec_fast.errors import GlecError
 
 
 class DemoError(GlecError):
-    """The demo or one of its tools cannot do what was asked. The text says what to do."""
+    """The demo cannot do what was asked. The text says what to do."""

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glec_fast.cli.demo import DemoError
-from glec_fast.testbed.broker import Broker
-from glec_fast.testbed.counter import Counter, Login
-from glec_fast.testbed.link import Link
 from glec_fast.cli.demo.process import ENDED, VehicleProcess, VehicleReport, file_set_bytes
 from glec_fast.cli.demo.report import Progress, Report
 from glec_fast.cli.demo.target import Target, parse_target
 from glec_fast.cli.demo.vehicle import PASSWORD_VARIABLE, VehicleSettings
 from glec_fast.cli.demo.verdict import Ledger, Measures, Result, identify
+from glec_fast.testbed.broker import Broker
+from glec_fast.testbed.counter import Counter, Login
+from glec_fast.testbed.link import Link
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,9 +11,9 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from glec_fast.durable._table import clock_error_us
 from glec_fast.cli.doctor.finding import Finding
 from glec_fast.cli.doctor.peer import utc
+from glec_fast.durable._table import clock_error_us
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -17,8 +17,8 @@ from glec_fast.tls.files import Material
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from glec_fast.fleet.config import MQTTConfig
     from glec_fast.cli.doctor.peer import Shown
+    from glec_fast.fleet.config import MQTTConfig
 
 
 def examine(config: MQTTConfig, *, as_device: bool = False, ntp_server: str | None = None) -> Iterator[Finding]:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import apsw
 
 from glec_fast.cli.doctor.finding import Finding
-from glec_fast.errors import QueueFormatError, QueueLockedError, TLSFileError
 from glec_fast.durable.file import holding, look_into
+from glec_fast.errors import QueueFormatError, QueueLockedError, TLSFileError
 from glec_fast.tls.config import TLSConfig, TLSContext, TLSContextSource
 from glec_fast.tls.files import Material
 

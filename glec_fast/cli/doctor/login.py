@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from glec_fast.cli.doctor.finding import Finding
-from glec_fast.mqtt.durable_client import with_session_expiry
-from glec_fast.tls.handshake import explain
 from glec_fast.engine.refusal import refusal
+from glec_fast.mqtt.durable_client import with_session_expiry
 from glec_fast.mqtt.secure import SecureClient
 from glec_fast.tls.config import TLSConfig
+from glec_fast.tls.handshake import explain
 
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode

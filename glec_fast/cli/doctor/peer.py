@@ -8,12 +8,12 @@ import warnings
 from contextlib import suppress
 from typing import NamedTuple
 
-from glec_fast.tls.certificate import Certificate, parse_certificate
-from glec_fast.transport.dial import dial
 from glec_fast.errors import CertificateError
+from glec_fast.tls.certificate import Certificate, parse_certificate
+from glec_fast.tls.config import TLSConfig, build_ssl_context
 from glec_fast.tls.handshake import shown_chain
 from glec_fast.tls.pinning import certificate_pin
-from glec_fast.tls.config import TLSConfig, build_ssl_context
+from glec_fast.transport.dial import dial
 
 
 class Shown(NamedTuple):

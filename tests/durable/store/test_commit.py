@@ -13,12 +13,12 @@ from typing import Any
 import apsw
 import pytest
 
-from glec_fast.runtime._lock import Hold
 from glec_fast.durable._table import ranges_of
 from glec_fast.durable.committer import DONE_COMMIT_DELAY_S
-from glec_fast.errors import QueueStorageError
 from glec_fast.durable.in_doubt import Decision, InDoubt
 from glec_fast.durable.store import Store
+from glec_fast.errors import QueueStorageError
+from glec_fast.runtime._lock import Hold
 from support.clock import Clock
 from support.store import WAIT_S, Disk, RecordingOutbox, append, held_writer, ids_on_disk, image_on_disk, wait_for
 

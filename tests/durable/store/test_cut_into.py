@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from glec_fast.durable.outcomes import DropReason
 from glec_fast.durable.in_doubt import Decision
+from glec_fast.durable.outcomes import DropReason
 from glec_fast.durable.store import Store
 from support.store import WAIT_S, RecordingOutbox, append, ids_on_disk, wait_for
 

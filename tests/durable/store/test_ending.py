@@ -12,8 +12,8 @@ import apsw
 import pytest
 
 from glec_fast.durable.outcomes import Dropped
-from glec_fast.errors import QueueClosedError, QueueStorageError
 from glec_fast.durable.store import Store
+from glec_fast.errors import QueueClosedError, QueueStorageError
 from support.clock import Clock
 from support.store import WAIT_S, Disk, RecordingOutbox, append, held_writer, ids_on_disk, wait_for
 

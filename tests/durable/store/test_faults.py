@@ -12,10 +12,10 @@ import apsw
 import pytest
 
 from glec_fast.durable._table import QueueTable
-from glec_fast.durable.transaction import Row
 from glec_fast.durable.outcomes import Dropped
-from glec_fast.errors import QueueClosedError, QueueStorageError
 from glec_fast.durable.store import Store
+from glec_fast.durable.transaction import Row
+from glec_fast.errors import QueueClosedError, QueueStorageError
 from support.clock import Clock
 from support.store import WAIT_S, Disk, RecordingOutbox, append, held_writer, ids_on_disk, raising, wait_for
 

@@ -16,10 +16,10 @@ import apsw
 import pytest
 
 from glec_fast.durable import inflight_log
-from glec_fast.errors import QueueStorageError
 from glec_fast.durable.inflight_log import UnreadableImageError, from_row, log_of
-from glec_fast.fleet.offline_queue import OfflineQueueManager
 from glec_fast.durable.store import Store
+from glec_fast.errors import QueueStorageError
+from glec_fast.fleet.offline_queue import OfflineQueueManager
 from support.store import RecordingOutbox, image_on_disk, raising
 
 LOG_BYTES = 32 * 1024

@@ -1,0 +1,12 @@
+"""A broker, a link that cuts, certificates and a counting subscriber, for tests, benches and the demo.
+
+Knows nothing of this client: it counts what arrives by paho's.
+"""
+
+from __future__ import annotations
+
+from glec_fast.errors import GlecError
+
+
+class ToolError(GlecError):
+    """A tool of the testbed cannot do what was asked. The text says what to do."""
