@@ -154,7 +154,7 @@ class Client(Durable):
             return _PahoClient.disconnect(self, reasoncode, properties)
 
         outbox = self._outbox
-        if self._sock is None or not outbox.has_to_send():
+        if not self._connects_again and (self._sock is None or not outbox.has_to_send()):
             return leave()
         self._farewell = leave, time.monotonic() + _FAREWELL_TIMEOUT_S
         if isinstance(outbox, DurableOutbox):
@@ -190,14 +190,15 @@ class Client(Durable):
 
     def _end_farewell(self) -> None:
         """The connection has ended, and is not to be made again."""
-        if self._farewell is not None:
+        if self._farewell is not None and not self._connects_again:
             self._farewell = None
             self._state = _State.MQTT_CS_DISCONNECTING
 
     def reconnect(self) -> MQTTErrorCode:
         """As paho's; where it raises, it leaves no connection."""
-        # Of the connection that ends with this.
-        self._farewell = None
+        if not self._connects_again:
+            # Of the connection that ends with this.
+            self._farewell = None
         try:
             return super().reconnect()
         except BaseException:

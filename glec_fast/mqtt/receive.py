@@ -84,6 +84,8 @@ class Receiver(paho.Client):
     _outbox: MemoryOutbox | DurableOutbox
     # DISCONNECT, which waits for what was published before it, and until when at most.
     _farewell: tuple[Callable[[], MQTTErrorCode], float] | None = None
+    # One connection makes room for the next, which the program takes for the same.
+    _connects_again = False
     # Of the outbox and the parser below.
     _link: Link
 
@@ -544,15 +546,17 @@ class Receiver(paho.Client):
         if not self._must_connect_again(session_present):
             return None
         self._send_last_words(_DISCONNECT)
-        is_awaited, farewell = self._outbox.is_awaited, self._farewell
+        is_awaited = self._outbox.is_awaited
+        # To the program it is the same connection.
+        self._connects_again = True
         try:
-            rc = self.reconnect()
+            return self.reconnect()
         except (OSError, GlecError) as error:
             self._easy_log(LogLevel.MQTT_LOG_ERR, "connecting again failed: %s", error)
             return MQTTErrorCode.MQTT_ERR_CONN_LOST
-        # To the program it is the same connection.
-        self._outbox.is_awaited, self._farewell = is_awaited, farewell
-        return rc
+        finally:
+            self._outbox.is_awaited = self._outbox.is_awaited or is_awaited
+            self._connects_again = False
 
     def _handle_connack(self) -> MQTTErrorCode:
         body = bytes(self._in_packet["packet"])
