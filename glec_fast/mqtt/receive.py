@@ -546,7 +546,6 @@ class Receiver(paho.Client):
         if not self._must_connect_again(session_present):
             return None
         self._send_last_words(_DISCONNECT)
-        is_awaited = self._outbox.is_awaited
         # To the program it is the same connection.
         self._connects_again = True
         try:
@@ -555,8 +554,9 @@ class Receiver(paho.Client):
             self._easy_log(LogLevel.MQTT_LOG_ERR, "connecting again failed: %s", error)
             return MQTTErrorCode.MQTT_ERR_CONN_LOST
         finally:
-            self._outbox.is_awaited = self._outbox.is_awaited or is_awaited
             self._connects_again = False
+            # Also what was published in between.
+            self._outbox.is_awaited = True
 
     def _handle_connack(self) -> MQTTErrorCode:
         body = bytes(self._in_packet["packet"])
