@@ -136,6 +136,11 @@ cdef class Lock:
         """True while a thread holds it."""
         return self.depth > 0
 
+    @property
+    def is_mine(self) -> bool:
+        """True where the calling thread has it: a signal's handler, or a finaliser, has cut into what it guards."""
+        return self.owner == PyThread_get_thread_ident()
+
     def __enter__(self):
         """Does nothing: see `__exit__`."""
 

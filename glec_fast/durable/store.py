@@ -104,10 +104,11 @@ class Store(Committer):
         `register` is told the id before any other thread can know of the message.
         Raises QueueStorageError while the disk fails, QueueClosedError after `close`; then nothing was accepted.
         """
+        # A drop callback may publish too: its thread is the one that makes room.
+        may_wait = not self.is_needed
         with self._lock:
             self._refuse_if_unusable()
-            # A drop callback may publish too: its thread is the one that makes room.
-            while len(self._pending) >= _PENDING_ROWS_MAX and not self._is_own_thread():
+            while len(self._pending) >= _PENDING_ROWS_MAX and may_wait:
                 self._request(0.0)
                 self._progress.wait()
                 self._refuse_if_unusable()
@@ -175,13 +176,22 @@ class Store(Committer):
             # `close` has given up what could not be written.
             return found or (self._ended and min(wanted, default=0) > self._committed_id)
 
+    @property
+    def is_needed(self) -> bool:
+        """True where nothing is written before the calling thread goes on.
+
+        It is the store's own, or a signal's handler or a finaliser has cut into a section under one of its locks.
+        """
+        locks = (self._commit_lock, self._reader.lock, self._lock)
+        return self._is_own_thread() or any(lock.is_mine for lock in locks)
+
     def wait_durable(self, message_id: int, timeout_s: float | None = None) -> bool:
         """Wait until the message is on disk; False after the time-out.
 
         Raises QueueStorageError while the disk fails, QueueClosedError where the queue was closed without it.
         """
-        if self._is_own_thread():
-            # A drop callback published: only this thread could write it, so waiting for it would be for ever.
+        if self.is_needed:
+            # A drop callback published, for one: to wait for it would be for ever.
             return False
         with self._lock:
             if message_id > self._committed_id:

@@ -124,7 +124,8 @@ class DurableOutbox(RowOutbox):
             self.is_awaited = self.is_linked
         register = Registration(handle, self._handles)
         self.store.append(topic, payload, qos, urgent=self.is_open, extras=extras, register=register)
-        if qos == 2 and self._wait_for_disk:
+        # The store asks for the image under our lock, which a signal's handler or a finaliser may have cut into.
+        if qos == 2 and self._wait_for_disk and not self.lock.is_mine:
             self._wait_until_durable(handle)
         return handle
 

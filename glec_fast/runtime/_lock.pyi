@@ -31,6 +31,9 @@ class Lock:
         """
     def release(self) -> None:
         """As threading.Lock's."""
+    @property
+    def is_mine(self) -> bool:
+        """True where the calling thread has it: a signal's handler, or a finaliser, has cut into what it guards."""
     def locked(self) -> bool:
         """True while a thread holds it."""
     def __enter__(self) -> None: ...
