@@ -67,9 +67,10 @@ class Metrics:
 
     messages_sent: taken over by the broker (QoS 0: handed to the network). messages_failed: dropped, or refused by the
     broker. queue_size: messages not yet finished. drops: by reason, see `DropReason`. in_doubt: QoS 2 messages that a
-    broker had received before it lost its session; see docs/internals/exactly-once.md. pin_failures: connections refused as no key was
-    pinned. expiring_certificates: those of the last handshake that end within 30 days. weaknesses: what the broker does
-    that makes QoS 2 less than exactly once, and how often; see `glec_fast.outbox.weaknesses.Weakness`.
+    broker had received before it lost its session; see docs/internals/exactly-once.md. pin_failures: connections
+    refused as no key was pinned. expiring_certificates: those of the last handshake that end within 30 days.
+    weaknesses: what the broker does that makes QoS 2 less than exactly once, and how often; see
+    `glec_fast.outbox.weaknesses.Weakness`.
     """
 
     is_connected: bool
