@@ -445,6 +445,9 @@ cdef class MemoryOutbox(Outbox):
     def greet(self, bint session_present, int receive_maximum):
         """See `Outbox.greet`. What is published from now on goes before what is sent again."""
         with self.lock:
+            if self.is_greeting:
+                # An exception came before `resume`, and CONNACK is handled once more: what was published since has left.
+                return
             for mid in self.session.resume(session_present, receive_maximum):
                 # Not where the program has dropped it meanwhile.
                 message = self.messages.pop(mid, None)

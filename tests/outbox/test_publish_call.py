@@ -148,3 +148,20 @@ def test_what_left_as_the_connection_ended_is_told_to_whoever_settles_next(qos: 
         assert outbox.settle() == [handle]
         assert outbox.settle() == []
     assert not outbox.is_to_settle
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_connection_that_is_greeted_again_sends_nothing_twice(peer: Peer, qos: int) -> None:
+    """An exception behind the greeting has CONNACK handled once more."""
+    client = Client(CallbackAPIVersion.VERSION2)
+    client.connect("127.0.0.1", peer.port)
+    assert peer.accepted.wait(TIMEOUT_S)
+    for number in range(3):
+        client._outbox.greet(session_present=False, receive_maximum=65_535)
+        client.publish("t", b"%d" % number, qos)
+    while not client.is_connected() or client.want_write():
+        client.loop(0.1)
+    client.disconnect()
+    peer.close()
+    published = [packet.body[-1:] for packet in peer.packets() if packet.kind == PUBLISH]
+    assert published == [b"0", b"1", b"2"]
