@@ -99,7 +99,7 @@ class TestAnotherProgram:
         foreign(path, f"INSERT INTO mqtt_offline_queue {columns} VALUES ('theirs', 1, {FAR}, {values})")
         gateway.publish("2-last", 2)
         assert flush(gateway, broker) == Counter(["2-first", "2-last"])
-        assert gateway.store.drops == {"damaged_file": 1}
+        assert gateway.store.drops == {"unsendable": 1}
         assert len(gateway.dropped) == 1
         assert ids_on_disk(path) == []
 
