@@ -13,9 +13,9 @@ from paho.mqtt import client as paho
 from glec_fast import MQTTManager
 from glec_fast.durable import committer
 from glec_fast.errors import QueueStorageError
+from glec_fast.testbed.subscriber import Subscriber
 from support.faulty_disk import FaultyDisk
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,9 +19,9 @@ import glec_fast
 import glec_fast.mqtt as mqtt
 from glec_fast import Dropped, DropReason, GlecError, QueueClosedError, UnsupportedError
 from glec_fast.durable.store import Store
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, eventually
 from support.scripted_gateway import ScriptedGateway
-from support.subscriber import Subscriber
 from support.tapped_socket import TappedSocket
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import pytest
 from glec_fast import Dropped, DropReason, MQTTManager, PublishError
 from glec_fast.outbox.server_limits import ServerLimits
 from glec_fast.protocol._session import Session
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, eventually, quick_config
 from support.scripted_gateway import ScriptedGateway
-from support.subscriber import Subscriber
 from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, ack, parse
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from paho.mqtt import client as paho
 
 from glec_fast import MQTTManager, TLSConfig
 from glec_fast.errors import ConnectionLostError
+from glec_fast.testbed.subscriber import Subscriber
 from support.faulty_link import FaultyLink
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,9 +11,9 @@ import pytest
 
 from glec_fast import MQTTManager
 from glec_fast.testbed.link import Link
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, quick_config
 from support.scripted_gateway import BROKER_NAME, CLIENT_ID, ScriptedGateway
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from pathlib import Path

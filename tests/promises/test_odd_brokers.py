@@ -12,11 +12,11 @@ from glec_fast import Decision, DropReason, MQTTManager
 from glec_fast.cli.main import main
 from glec_fast.outbox.unanswered import TRIES
 from glec_fast.testbed.link import Link
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
 from support.odd_broker import CLOSE, OddBroker
 from support.scripted_broker import ScriptedBroker
 from support.scripted_gateway import ScriptedGateway
-from support.subscriber import Subscriber
 from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, ack, parse
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import random
 import time
 from typing import TYPE_CHECKING
 
+from glec_fast.testbed.subscriber import Subscriber
 from support.child import Child
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from pathlib import Path
