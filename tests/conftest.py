@@ -13,6 +13,7 @@ import pytest
 from glec_fast.testbed.broker import Broker
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Subscriber
+from support.lock_order import Watch
 from support.peer import Peer
 
 if TYPE_CHECKING:
@@ -28,6 +29,21 @@ class StartBroker(Protocol):
 
 class StartSubscriber(Protocol):
     def __call__(self, broker: Broker, topic_filter: str = "#", **options: Any) -> Subscriber: ...
+
+
+@pytest.fixture(scope="session")
+def lock_watch() -> Iterator[Watch]:
+    watch = Watch()
+    watch.start()
+    yield watch
+    watch.stop()
+
+
+@pytest.fixture(autouse=True)
+def _lock_order(lock_watch: Watch) -> Iterator[None]:
+    """No thread takes two locks the other way round than support/lock_order.py has them."""
+    yield
+    assert not (violations := lock_watch.take_violations()), violations
 
 
 @pytest.fixture
