@@ -9,7 +9,7 @@ from pathlib import Path
 import glec_fast
 from support.interrupts import campaign
 
-POINTS = int(os.environ.get("INTERRUPT_POINTS", "60"))
+POINTS = int(os.environ.get("INTERRUPT_POINTS", "40"))
 SEED = int(os.environ.get("SEED", "1"))
 # Which run beside a vehicle, not in it.
 TOOLS = {"cli", "testbed"}
