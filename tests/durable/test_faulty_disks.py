@@ -77,7 +77,7 @@ def scene(link: Link, broker: Broker, tmp_path: Path, monkeypatch: pytest.Monkey
         yield Scene(disk, link, manager, subscriber)
 
 
-def test_while_the_disk_hangs_the_keep_alive_goes_on_and_qos_0_and_1_do_not_wait(
+def test_while_the_disk_hangs_keep_alive_and_qos_0_and_1_go_on(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [1000.0]

@@ -141,7 +141,7 @@ class Time:
 
 
 @OVER_BOTH
-def test_a_half_open_link_is_given_up_when_the_keep_alive_has_had_no_answer(
+def test_a_half_open_link_is_given_up_without_an_answer_to_pings(
     make_scene: Callable[..., Scene], tls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     time = Time(monkeypatch)

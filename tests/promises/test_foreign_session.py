@@ -107,7 +107,7 @@ def identity_on_disk(path: Path) -> tuple[str, str]:
     return found
 
 
-def test_whose_session_it_is_stands_on_disk_before_the_first_message_leaves(
+def test_whose_session_it_is_is_on_disk_before_the_first_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "queue.db"

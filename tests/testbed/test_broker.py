@@ -51,7 +51,7 @@ def test_a_saved_broker_keeps_a_retained_message_over_a_kill(persistent_broker, 
     assert subscriber.wait_for_count(1, TIMEOUT_S)
 
 
-def test_the_tls_listener_shows_a_certificate_that_the_authority_vouches_for(tls_broker, authority):
+def test_the_tls_listener_shows_a_certificate_of_the_authority(tls_broker, authority):
     context = ssl.create_default_context(cafile=str(authority.certificate_path))
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     for name in ("localhost", "127.0.0.1"):

@@ -186,7 +186,7 @@ def test_a_cost_that_would_empty_the_file_is_refused(cost_command: list[str]) ->
     assert "--acknowledged" in done.stderr
 
 
-def test_the_simulated_restart_connects_every_gateway_and_jitter_spreads_them(tmp_path: Path) -> None:
+def test_the_simulated_restart_connects_all_and_jitter_spreads_them(tmp_path: Path) -> None:
     pytest.importorskip("numpy")
     plot = tmp_path / "restart.svg"
     command = [sys.executable, str(BENCHES / "simulate_restart.py"), "--gateways", "100", "3000", "--rate", "500"]
