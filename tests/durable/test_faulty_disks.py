@@ -77,9 +77,7 @@ def scene(link: Link, broker: Broker, tmp_path: Path, monkeypatch: pytest.Monkey
         yield Scene(disk, link, manager, subscriber)
 
 
-def test_while_the_disk_hangs_keep_alive_and_qos_0_and_1_go_on(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_the_disk_hangs_keep_alive_and_qos_0_and_1_go_on(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [1000.0]
     monkeypatch.setattr(paho, "time_func", lambda: now_s[0])
     # After a slow commit the network thread leaves the next to the store's.

@@ -19,36 +19,49 @@ from glec_fast.runtime import _lock
 
 
 class Guard(NamedTuple):
-    """What a lock guards, and which may be taken under it."""
+    """What a lock guards, who takes it, and which may be taken under it."""
 
     guards: str
+    threads: str
     then: tuple[str, ...] = ()
 
 
-# By the name that each was made with. `Condition.lock` is that of a handle that somebody waits for, or of a job.
+# By the name that each was made with. The network thread is whoever runs a client's loop.
 LOCKS: dict[str, Guard] = {
-    "MQTTManager._lock": Guard("whether it is connected or closed, and its counters", ("Store._lock",)),
-    "Link.lock": Guard("the socket's bytes and the parser: one thread at either", ("Outbox.lock", "WebSocket._lock")),
-    "Outbox._pulling": Guard("one thread reads rows and encodes them", ("Reader.lock",)),
+    "MQTTManager._lock": Guard("whether it is connected or closed, and its counters", "all", ("Store._lock",)),
+    "Link.lock": Guard(
+        "the socket's bytes and the parser: one thread at either",
+        "the network thread, and who publishes",
+        ("Outbox.lock", "WebSocket._lock"),
+    ),
+    "Outbox._pulling": Guard("reading rows and encoding them, one thread at a time", "network", ("Reader.lock",)),
     "Store._commit_lock": Guard(
-        "the writer's connection, through a transaction: the store's thread, or who writes an image, or forks",
+        "the writer's connection, through a transaction",
+        "the store's, who forks, and the network thread for an image, where it waits for 5 ms at most",
         ("Reader.lock", "QueueLock"),
     ),
-    "Reader.lock": Guard("the reader's connection and position; which rows may be dropped", ("Store._lock",)),
-    "Store._lock": Guard("what waits for a transaction, the counters, the state", ("Outbox.lock", "Condition.lock")),
-    "Outbox.lock": Guard("the session, and what is finished"),
-    "QueueLock": Guard("which files this process holds"),
-    "Condition.lock": Guard("one flag and who waits for it"),
-    "WebSocket._lock": Guard("frames that are on their way out"),
-    "Attempt._lock": Guard("the socket of a connection that is being made"),
-    "Weaknesses._lock": Guard("what the broker was seen to lack"),
-    # paho's, in the places that are left of them.
-    "_callback_mutex": Guard("which callback is set"),
-    "_in_message_mutex": Guard("what paho has received and not finished; empty here"),
-    "_mid_generate_mutex": Guard("paho's last packet id"),
-    "_msgtime_mutex": Guard("when something was last sent and received"),
-    "_out_message_mutex": Guard("what paho has to send; empty here"),
-    "_reconnect_delay_mutex": Guard("the pause before the next attempt"),
+    "Reader.lock": Guard(
+        "the reader's connection and position, and which rows may be dropped",
+        "the network thread and the store's, and who forks",
+        ("Store._lock",),
+    ),
+    "Store._lock": Guard(
+        "what waits for a transaction, the counters, the state", "all", ("Outbox.lock", "Condition.lock")
+    ),
+    "Outbox.lock": Guard("the session, and what is finished", "all"),
+    "QueueLock": Guard("which files this process holds", "who opens a file, and the store's as it lets go"),
+    # Of a handle, an event, a job.
+    "Condition.lock": Guard("one flag and who waits for it", "all"),
+    "WebSocket._lock": Guard("frames on their way out", "the network thread, and who publishes"),
+    "Attempt._lock": Guard("the socket of a connection that is being made", "network, and who closes"),
+    "Weaknesses._lock": Guard("what the broker was seen to lack", "network, and who asks for figures"),
+    # paho's own, in whose places are ours.
+    "_callback_mutex": Guard("which callbacks are set", "all"),
+    "_in_message_mutex": Guard("what paho has received and not finished", "network"),
+    "_mid_generate_mutex": Guard("paho's last packet id", "all"),
+    "_msgtime_mutex": Guard("when something was last sent and received", "all"),
+    "_out_message_mutex": Guard("what paho itself has to send", "all"),
+    "_reconnect_delay_mutex": Guard("the pause before the next attempt", "all"),
 }
 
 
