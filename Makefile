@@ -13,6 +13,8 @@ FILES ?= 2000
 LIVES ?= 10
 POINTS ?= 5000
 SEED ?= 1
+# One process a core; whoever is out of work takes from another's.
+PARALLEL ?= -n auto --dist worksteal
 
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
@@ -26,7 +28,7 @@ demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
 
 test: $(BUILT)
-	$(BIN)/python -m pytest $(TEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(TEST_ARGS)
 
 # The brokers beside mosquitto, which the tests leave out where they are not installed. Needs root.
 brokers:
@@ -35,7 +37,7 @@ brokers:
 # Exactly once, at length: KILLS processes killed, the power cut at every point of LIVES lives of each kind, the link cut
 # after every byte of a TLS connection, and the protocol searched deeper. About an hour on a small machine.
 torture: $(BUILT)
-	KILLS=$(KILLS) SEED=$(SEED) POWER_CUT_LIVES=$(LIVES) MODEL_CHECK_DEPTH=2 LINK_STEP=1 $(BIN)/python -m pytest -q \
+	KILLS=$(KILLS) SEED=$(SEED) POWER_CUT_LIVES=$(LIVES) POWER_CUT_ACTIONS=200 MODEL_CHECK_DEPTH=2 LINK_STEP=1 $(BIN)/python -m pytest -q \
 		tests/promises/test_torture_kills.py tests/durable/test_power_cut.py tests/promises/test_model_check.py tests/promises/test_faulty_links.py $(TEST_ARGS)
 
 # POINTS calls into the client, each cut into by an exception: at a line, between two byte codes, in bursts of signals,
@@ -92,7 +94,7 @@ paho21: $(BUILT)
 	rm -rf $(PAHO21)
 	$(BIN)/pip install --quiet --no-deps --target $(PAHO21) 'paho-mqtt==2.1.*'
 	PYTHONPATH=$(PAHO21) $(BIN)/python -P -c "import paho.mqtt; assert '$(PAHO21)' in paho.mqtt.__file__"
-	PYTHONPATH=$(PAHO21) $(BIN)/python -m pytest $(TEST_ARGS)
+	PYTHONPATH=$(PAHO21) $(BIN)/python -m pytest $(PARALLEL) $(TEST_ARGS)
 
 # FUZZ_STREAMS damaged streams of each protocol version into the parsers, under AddressSanitizer and UBSan.
 FUZZ := $(abspath build/fuzz)

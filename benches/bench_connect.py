@@ -15,7 +15,6 @@ CONNACK back until the client's has acknowledged the session tickets. Modes: `se
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
 import logging
 import socket
@@ -193,13 +192,10 @@ def measure(mode: str, broker: str, rounds: int) -> dict[str, Any]:
         server = authority.issue_server()
         client = authority.issue_client() if mode == "mutual" else None
         lines = [f"cafile {authority.certificate_path}"] if client else []
-        lines += [f"certfile {server.certificate_path}", f"keyfile {server.key_path}"]
         lines += ["require_certificate true"] if client else []
-        # Started as root, mosquitto would become a user who may not read the key.
-        lines += [f"user {getpass.getuser()}"]
         pin = certificate_pin(ssl.PEM_cert_to_DER_cert(server.certificate_path.read_text()))
-        with mosquitto(nodelay=BROKERS[broker], extra="".join(f"{line}\n" for line in lines)) as running:
-            scene = Scene(running.port, authority.certificate_path, pin, client)
+        with mosquitto(nodelay=BROKERS[broker], extra="\n".join(lines), certificate=server, plain=False) as running:
+            scene = Scene(running.tls_port, authority.certificate_path, pin, client)
             timings: dict[str, list[Timing]] = {name: [] for name in CONTENDERS}
             for name in CONTENDERS:
                 # What is loaded at a first connect is no part of the next ones.

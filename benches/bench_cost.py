@@ -16,16 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import selectors
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +39,8 @@ from harness import (
 )
 from workload import PAYLOAD_BYTES, make_rows
 
+from glec_fast.testbed.link import Link
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -55,7 +53,6 @@ BAR_START_S = 1.0
 # Two runs of one program differ by so much: pages that the allocator had not given back.
 BAR_MEMORY_BYTES = 1 << 20
 ROWS_AT_ONCE = 50_000
-RELAY_BYTES = 65_536
 
 
 class Way(NamedTuple):
@@ -193,46 +190,20 @@ def measure_one_by_one(args: argparse.Namespace, directory: Path) -> float:
 # ---- start
 
 
-class Relay:
-    """Carries one client to the broker and back, and notes when CONNACK and the first PUBLISH pass."""
+class TimedLink(Link):
+    """Notes when CONNACK and the first PUBLISH pass, before they are handed on."""
 
     def __init__(self, broker: Broker) -> None:
-        self._target = ("127.0.0.1", broker.port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
         self.connack_s = self.publish_s = 0.0
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
+        super().__init__((broker.host, broker.port))
 
-    def close(self) -> None:
-        self._listener.close()
-        self._thread.join()
-
-    def _run(self) -> None:
-        client, _ = self._listener.accept()
-        with client, socket.create_connection(self._target) as server, suppress(ConnectionError):
-            self._carry(client, server)
-
-    def _carry(self, client: socket.socket, server: socket.socket) -> None:
-        """Until either end closes."""
-        with selectors.DefaultSelector() as selector:
-            for end, other in ((client, server), (server, client)):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                selector.register(end, selectors.EVENT_READ, (end, other))
-            while True:
-                for key, _ in selector.select():
-                    end, other = key.data
-                    data = end.recv(RELAY_BYTES)
-                    if not data:
-                        return
-                    self._note(data, is_up=end is client)
-                    other.sendall(data)
-
-    def _note(self, data: bytes, *, is_up: bool) -> None:
+    def _read(self, flow: Any) -> None:
+        super()._read(flow)
         now_s = time.perf_counter()
-        if not is_up and not self.connack_s:
+        is_publish = bool(flow.pending) and flow.pending[0] & 0xF0 == PUBLISH_TYPE
+        if flow.direction == "down" and not self.connack_s:
             self.connack_s = now_s
-        elif is_up and self.connack_s and not self.publish_s and data[0] & 0xF0 == PUBLISH_TYPE:
+        elif flow.direction == "up" and is_publish and self.connack_s and not self.publish_s:
             self.publish_s = now_s
 
 
@@ -260,11 +231,11 @@ def measure_start(args: argparse.Namespace, rows: int, directory: Path) -> dict[
     for _ in range(args.rounds):
         leave_page_cache(queue_path)
         # What was acknowledged is gone from the file, a few of many.
-        with mosquitto(nodelay=True, extra=BROKERS["raised"].lines) as broker, closing(Relay(broker)) as relay:
+        with mosquitto(nodelay=True, extra=BROKERS["raised"].lines) as broker, TimedLink(broker) as link:
             figures = run_child(
-                "start", port=relay.port, rows=rows, acknowledged=args.acknowledged, queue_path=str(queue_path)
+                "start", port=link.port, rows=rows, acknowledged=args.acknowledged, queue_path=str(queue_path)
             )
-        started.append(relay.publish_s - relay.connack_s)
+        started.append(link.publish_s - link.connack_s)
         opened.append(figures["open_s"])
         private.append(figures["private_bytes"])
     size_bytes = queue_path.stat().st_size

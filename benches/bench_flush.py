@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from baseline_manager import BaselineQueue
 from harness import (
+    ALL_TOPICS,
     BenchError,
     Broker,
-    Counter,
     Figures,
     TLSFiles,
     count_rows,
+    counted,
     machine,
     make_certificates,
     median_of_ratios,
@@ -40,6 +41,8 @@ from harness import (
     run_contender,
 )
 from workload import PAYLOAD_BYTES, make_rows
+
+from glec_fast.testbed.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -136,10 +139,9 @@ def flush_once(contender: Contender, port: int, setting: Setting, qos: int, dire
 
 def prove(contender: Contender, setting: Setting, qos: int, directory: str | None) -> None:
     """One untimed flush of which an independent subscriber must see each message once."""
-    with broker_of(setting, LONG_QUEUE) as (broker, port):
-        counter = Counter(broker)
+    with broker_of(setting, LONG_QUEUE) as (broker, port), Subscriber(broker, ALL_TOPICS) as subscriber:
         flush_once(contender, port, setting, qos, directory)
-        received, distinct = counter.finish()
+        received, distinct = counted(subscriber)
     if not received == distinct == contender.messages:
         raise BenchError(f"{contender.name}: {received} received, {distinct} distinct, of {contender.messages} queued")
 

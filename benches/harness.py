@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
-import shutil
-import socket
 import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from paho.mqtt.client import CallbackAPIVersion, Client, MQTTMessage
-
-from glec_fast.testbed.certificates import CertificateAuthority
+from glec_fast.testbed import ToolError
+from glec_fast.testbed.broker import Broker
+from glec_fast.testbed.certificates import Certificate, CertificateAuthority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from glec_fast.testbed.subscriber import Subscriber
+
 BENCHES = Path(__file__).parent
-START_ATTEMPTS = 5
-STOP_TIMEOUT_S = 10.0
 COUNT_TIMEOUT_S = 60.0
 CONTENDER_TIMEOUT_S = 900.0
-END_TOPIC = "bench/end"
+# What everything is published under. It takes broker time to subscribe to: not in timed runs.
+ALL_TOPICS = "glec/#"
+# Of mosquitto as it comes.
+DEFAULT_QUEUED_MESSAGES = 1000
 
 
 class BenchError(RuntimeError):
     """The run has no valid figure: a broker or contender failed, or messages are missing."""
 
 
-class Broker(NamedTuple):
-    port: int
-    process: subprocess.Popen[bytes]
-
-
 class TLSFiles(NamedTuple):
-    """The broker's certificate and key, and the authority's that a client trusts."""
+    """What the broker shows, and the authority that a client trusts."""
 
     ca: Path
-    certificate: Path
-    key: Path
+    server: Certificate
 
 
 class Figures(NamedTuple):
@@ -60,107 +53,38 @@ class Figures(NamedTuple):
 
 
 @contextmanager
-def mosquitto(*, nodelay: bool, extra: str = "") -> Iterator[Broker]:
-    """A mosquitto of its own on a free loopback port: its defaults, but for TCP_NODELAY and `extra` lines."""
-    executable = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
-    if executable is None:
-        raise BenchError("mosquitto is not installed: apt-get install mosquitto")
-    with tempfile.TemporaryDirectory() as directory:
-        broker = start_mosquitto(executable, Path(directory) / "mosquitto.conf", nodelay=nodelay, extra=extra)
-        try:
+def mosquitto(
+    *, nodelay: bool, extra: str = "", certificate: Certificate | None = None, plain: bool = True
+) -> Iterator[Broker]:
+    """A mosquitto of its own: its defaults, but for TCP_NODELAY and `extra` lines. It logs nothing of connections."""
+    settings = [f"max_queued_messages {DEFAULT_QUEUED_MESSAGES}", "connection_messages false", *extra.splitlines()]
+    options: dict[str, Any] = {"plain": plain, "certificate": certificate, "nodelay": nodelay, "settings": settings}
+    try:
+        with tempfile.TemporaryDirectory() as directory, Broker(Path(directory), **options) as broker:
             yield broker
-        finally:
-            stop(broker.process)
+    except ToolError as error:
+        raise BenchError(str(error)) from error
 
 
 def make_certificates(directory: Path) -> TLSFiles:
     authority = CertificateAuthority(directory)
-    server = authority.issue_server()
-    return TLSFiles(authority.certificate_path, server.certificate_path, server.key_path)
+    return TLSFiles(authority.certificate_path, authority.issue_server())
 
 
 @contextmanager
 def mosquitto_for_peers(tls: TLSFiles | None, *, nodelay: bool, extra: str = "") -> Iterator[tuple[Broker, int]]:
     """As `mosquitto`, with the port for peers: with `tls` it is another, as who feeds or counts is to be spared TLS."""
-    if tls is None:
-        with mosquitto(nodelay=nodelay, extra=extra) as broker:
-            yield broker, broker.port
-        return
-    port = free_port()
-    # Started as root, it would become a user who may not read the key.
-    lines = f"user {getpass.getuser()}\nlistener {port} 127.0.0.1\n"
-    lines += f"certfile {tls.certificate}\nkeyfile {tls.key}\n"
-    with mosquitto(nodelay=nodelay, extra=extra + lines) as broker:
-        yield broker, port
+    with mosquitto(nodelay=nodelay, extra=extra, certificate=None if tls is None else tls.server) as broker:
+        yield broker, broker.port if tls is None else broker.tls_port
 
 
-def start_mosquitto(executable: str, config: Path, *, nodelay: bool, extra: str) -> Broker:
-    for _ in range(START_ATTEMPTS):
-        port = free_port()
-        config.write_text(
-            f"listener {port} 127.0.0.1\nallow_anonymous true\nset_tcp_nodelay {str(nodelay).lower()}\n"
-            f"{extra}"
-            # Nobody reads the pipe once the broker runs, so nothing may be logged for each connection.
-            "log_dest stderr\nlog_type information\nconnection_messages false\n"
-        )
-        process = subprocess.Popen([executable, "-c", config], stderr=subprocess.PIPE)
-        # The whole end of the line: started by root, it says first as which user it is running.
-        if process.stderr is not None and any(line.endswith(b" running\n") for line in process.stderr):
-            return Broker(port, process)
-        stop(process)
-    raise BenchError(f"mosquitto ended at once, {START_ATTEMPTS} times")
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.stderr is not None:
-        process.stderr.close()
-
-
-def free_port() -> int:
-    """A port that was free just now; another process may take it before the broker does."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Counter:
-    """An independent subscriber that counts what the broker hands on. It takes broker time: not for timed runs."""
-
-    def __init__(self, broker: Broker) -> None:
-        self.payloads: dict[bytes, int] = {}
-        self._subscribed = threading.Event()
-        self._ended = threading.Event()
-        self._client = Client(CallbackAPIVersion.VERSION2, client_id="counter")
-        self._client.on_connect = lambda *_: self._client.subscribe([("glec/#", 1), (END_TOPIC, 1)])
-        self._client.on_subscribe = lambda *_: self._subscribed.set()
-        self._client.on_message = self._on_message
-        self._client.connect("127.0.0.1", broker.port)
-        self._client.loop_start()
-        if not self._subscribed.wait(COUNT_TIMEOUT_S):
-            raise BenchError("the counting subscriber was not let in")
-
-    def finish(self) -> tuple[int, int]:
-        """Messages received and how many of them are distinct, once the publisher has all its acks."""
-        # What was acknowledged before stands before this message in the broker's queue for the subscriber.
-        self._client.publish(END_TOPIC, b"", 1)
-        ended = self._ended.wait(COUNT_TIMEOUT_S)
-        self._client.disconnect()
-        self._client.loop_stop()
-        if not ended:
-            raise BenchError("the counting subscriber did not see the end")
-        return sum(self.payloads.values()), len(self.payloads)
-
-    def _on_message(self, _client: Client, _userdata: Any, message: MQTTMessage) -> None:
-        if message.topic == END_TOPIC:
-            self._ended.set()
-        else:
-            self.payloads[message.payload] = self.payloads.get(message.payload, 0) + 1
+def counted(subscriber: Subscriber) -> tuple[int, int]:
+    """Messages received and how many of them are distinct, once the publisher has all its acks."""
+    # What was acknowledged before stands before its mark in the broker's queue for the subscriber.
+    if not subscriber.wait_for_end(COUNT_TIMEOUT_S):
+        raise BenchError("the counting subscriber did not see the end")
+    payloads = subscriber.payloads()
+    return len(payloads), len(set(payloads))
 
 
 def count_rows(queue_path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Fixtures for every test: brokers, links and counters of one's own, on free ports, ended when the test is."""
+"""Fixtures for every test: brokers, links and subscribers of one's own, on free ports, ended when the test is."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 from glec_fast.testbed.broker import Broker
-from glec_fast.testbed.counter import Counter
 from glec_fast.testbed.link import Link
+from glec_fast.testbed.subscriber import Subscriber
+from support.lock_order import Watch
 from support.peer import Peer
 
 if TYPE_CHECKING:
@@ -26,8 +27,23 @@ class StartBroker(Protocol):
     def __call__(self, **options: Any) -> Broker: ...
 
 
-class StartCounter(Protocol):
-    def __call__(self, broker: Broker, topic_filter: str = "#", **options: Any) -> Counter: ...
+class StartSubscriber(Protocol):
+    def __call__(self, broker: Broker, topic_filter: str = "#", **options: Any) -> Subscriber: ...
+
+
+@pytest.fixture(scope="session")
+def lock_watch() -> Iterator[Watch]:
+    watch = Watch()
+    watch.start()
+    yield watch
+    watch.stop()
+
+
+@pytest.fixture(autouse=True)
+def _lock_order(lock_watch: Watch) -> Iterator[None]:
+    """No thread takes two locks the other way round than support/lock_order.py has them."""
+    yield
+    assert not (violations := lock_watch.take_violations()), violations
 
 
 @pytest.fixture
@@ -86,14 +102,14 @@ def tls_link(tls_broker: Broker) -> Iterator[Link]:
 
 
 @pytest.fixture
-def start_counter() -> Iterator[StartCounter]:
-    """Count what arrives at a broker, straight, not through a link."""
+def start_subscriber() -> Iterator[StartSubscriber]:
+    """Keep and count what arrives at a broker, straight, not through a link."""
     numbers = count()
     with ExitStack() as stack:
 
-        def start(broker: Broker, topic_filter: str = "#", **options: Any) -> Counter:
-            options.setdefault("client_id", f"counter-{next(numbers)}")
-            return stack.enter_context(Counter(broker.host, broker.port, topic_filter, **options))
+        def start(broker: Broker, topic_filter: str = "#", **options: Any) -> Subscriber:
+            options.setdefault("client_id", f"subscriber-{next(numbers)}")
+            return stack.enter_context(Subscriber(broker, topic_filter, **options))
 
         yield start
 

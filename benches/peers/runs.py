@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import raw_socket
-from harness import BenchError, Broker, Counter, TLSFiles, mosquitto_for_peers
+from harness import ALL_TOPICS, BenchError, Broker, TLSFiles, counted, mosquitto_for_peers
 from peers.peer import HOST, PACE_MSG_S, READY
 from workload import make_payload
+
+from glec_fast.testbed.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -83,10 +85,9 @@ def run(command: Sequence[str], action: str, qos: int, setting: Setting) -> dict
 
 def prove(command: Sequence[str], qos: int, setting: Setting) -> dict[str, str]:
     """Publish once beside an independent subscriber. Empty where it got each message once, else what is wrong."""
-    with broker_of(setting, "publish") as (broker, port):
-        counter = Counter(broker)
+    with broker_of(setting, "publish") as (broker, port), Subscriber(broker, ALL_TOPICS) as subscriber:
         figures = run_at(port, command, "publish", qos, setting)
-        received, distinct = counter.finish()
+        received, distinct = counted(subscriber)
     lost, doubled = setting.messages - distinct, received - distinct
     if not lost and not doubled:
         return {}

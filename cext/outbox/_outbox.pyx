@@ -110,7 +110,7 @@ cdef class Outbox:
 
     def __init__(self, int window, on_work, *, bint durable, int max_unreleased=0):
         self.session = Session(window, durable, max_unreleased)
-        self.lock = Lock()
+        self.lock = Lock("Outbox.lock")
         self.worth_writing_bytes = WORTH_WRITING_BYTES
         self.trace = []
         self.control_ids = set()

@@ -85,7 +85,7 @@ cdef class RowOutbox(Outbox):
         self._finished = Finished()
         self._handles = WeakValueDictionary()
         self._direct = {}
-        self._pulling = Lock()
+        self._pulling = Lock("Outbox._pulling")
 
     def pull(self):
         """Encode the next rows as far as the window has room, and read more of them from the store."""

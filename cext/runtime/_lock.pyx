@@ -60,13 +60,44 @@ cdef bint _wait(PyThread_type_lock mutex, double timeout_s) except -1:
     return False
 
 
+# Where the order of locks is noted, None for nowhere; and which each thread has, first to last.
+cdef object _orders = None
+cdef dict _held = {}
+
+
+def watch(orders):
+    """See the stub."""
+    global _orders
+    _held.clear()
+    _orders = orders
+
+
+cdef int _note_taken(Lock lock, bint may_wait) except -1:
+    cdef list held = _held.setdefault(lock.owner, [])
+    cdef Lock each
+    for each in held:
+        if may_wait and (each.name, lock.name) not in _orders:
+            _orders.add((each.name, lock.name))
+    held.append(lock)
+    return 0
+
+
+cdef int _note_given(Lock lock) except -1:
+    cdef list held = _held.get(lock.owner, [])
+    if lock in held:
+        held.remove(lock)
+    return 0
+
+
 cdef class Lock:
     """A mutex, for a with statement: `with lock:` waits for it, `with lock.attempt(timeout_s) as is_held:` may not.
 
     Re-entrant: a signal's handler or a finaliser may need it between two steps of a thread that holds it.
+    `name` is for who watches.
     """
 
-    def __cinit__(self):
+    def __cinit__(self, str name=""):
+        self.name = name
         self.mutex = PyThread_allocate_lock()
         if self.mutex is NULL:
             raise MemoryError
@@ -86,6 +117,8 @@ cdef class Lock:
                 PyThread_acquire_lock(self.mutex, WAIT_LOCK)
         self.owner = caller
         self.depth = 1
+        if _orders is not None:
+            _note_taken(self, True)
         return 0
 
     cdef bint take_within(self, double timeout_s) except -1:
@@ -98,11 +131,15 @@ cdef class Lock:
             return False
         self.owner = caller
         self.depth = 1
+        if _orders is not None:
+            _note_taken(self, timeout_s < 0)
         return True
 
     cdef int give(self) except -1:
         self.depth -= 1
         if self.depth == 0:
+            if _orders is not None:
+                _note_given(self)
             self.owner = 0
             PyThread_release_lock(self.mutex)
         return 0
@@ -210,7 +247,7 @@ cdef class Condition:
     """
 
     def __init__(self, Lock lock=None):
-        self.lock = Lock() if lock is None else lock
+        self.lock = Lock("Condition.lock") if lock is None else lock
         self.waiters = []
 
     def forbid(self, refuse):

@@ -48,7 +48,7 @@ cdef class Link:
     def __init__(self, outbox, inbound):
         self.outbox = outbox
         self.inbound = inbound
-        self.lock = Lock()
+        self.lock = Lock("Link.lock")
 
     def begin(self):
         """A new connection."""

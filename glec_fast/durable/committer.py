@@ -105,7 +105,7 @@ class Committer(process.OfOneProcess):
         self._cleanup_interval_s = cleanup_interval_s
         self._on_dropped = on_dropped
         self._monotonic = monotonic
-        self._lock = Lock()
+        self._lock = Lock("Store._lock")
         self._file = QueueFile(path)
         try:
             self._reader = Reader(self._file)
@@ -128,7 +128,7 @@ class Committer(process.OfOneProcess):
             raise
 
         # Held through a transaction, whichever thread makes it. Taken before all other locks.
-        self._commit_lock = Lock()
+        self._commit_lock = Lock("Store._commit_lock")
         # The last transaction's, of whichever thread.
         self._commit_took_s = 0.0
         self._work = Condition(self._lock)
@@ -404,7 +404,7 @@ class Committer(process.OfOneProcess):
             keep_for_ever(self)
         self._writer.image.let_go_in_child()
         # A thread that does not exist here may hold the other.
-        self._lock = Lock()
+        self._lock = Lock("Store._lock")
         process.forbid(self, pid, {"close": None})
 
     # ---- the thread

@@ -30,7 +30,7 @@ logger = logging.getLogger("glec_fast")
 
 # (device, inode) of what this process holds, and whose locks those are.
 _held: set[tuple[int, int]] = set()
-_guard = Lock()
+_guard = Lock("QueueLock")
 _locks: weakref.WeakSet[QueueLock] = weakref.WeakSet()
 
 
@@ -153,7 +153,7 @@ class QueueLock:
 def _after_fork_in_child() -> None:
     """The locks are the parent's: they must end with it, however long a child lives."""
     global _guard
-    _guard = Lock()
+    _guard = Lock("QueueLock")
     for lock in _locks:
         lock._forget()
     _locks.clear()

@@ -21,7 +21,7 @@ class Reader:
     def __init__(self, file: QueueFile) -> None:
         self.use(file.reader())
         # Never the same row for both: to be handed on, and to be dropped.
-        self.lock = Lock()
+        self.lock = Lock("Reader.lock")
         self.position: tuple[float, int] = _BEFORE_FIRST
         # Nothing was read since the file was opened.
         self.is_new = True

@@ -222,7 +222,7 @@ class MQTTManager(process.OfOneProcess):
         self._can_frames = 0
         self._battery_voltage: float | None = None
         self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
-        self._lock = Lock()
+        self._lock = Lock("MQTTManager._lock")
         self._closed = False
         if config.broker.tls:
             # For its errors, before the queue is opened.

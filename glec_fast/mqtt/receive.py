@@ -96,7 +96,7 @@ class Receiver(paho.Client):
         # paho's is a lock, held while a callback runs.
         self._in_callback_mutex = CallbackMark()  # type: ignore[assignment]
         for name in _PAHO_LOCKS:
-            setattr(self, name, Lock())
+            setattr(self, name, Lock(name))
         self._inbound = Inbound(InboundMessage, MessageState.MQTT_MS_INVALID, MessageState.MQTT_MS_WAIT_FOR_PUBREL)
         self._acks_stream = False
         # TLS or WebSocket: bytes may wait that no poll of the socket tells of.

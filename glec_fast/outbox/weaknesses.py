@@ -45,7 +45,7 @@ class Weaknesses:
 
     def __init__(self) -> None:
         # A signal's handler may ask for the figures while its thread notes something.
-        self._lock = Lock()
+        self._lock = Lock("Weaknesses._lock")
         self._totals: Counter[str] = Counter()
         self._broker = ""
         self._of_broker: Counter[Weakness] = Counter()

@@ -4,6 +4,7 @@ cdef class Lock:
     # The thread that holds it, 0 for none, and how often it does.
     cdef unsigned long owner
     cdef int depth
+    cdef readonly str name
 
     cdef int take(self) except -1
     cdef bint take_within(self, double timeout_s) except -1

@@ -1,6 +1,18 @@
 from collections.abc import Callable
 from types import TracebackType
-from typing import NoReturn
+from typing import Final, NoReturn, Protocol
+
+class Orders(Protocol):
+    """A set, or what passes for one."""
+
+    def __contains__(self, order: object, /) -> bool: ...
+    def add(self, order: tuple[str, str], /) -> object: ...
+
+def watch(orders: Orders | None) -> None:
+    """For tests: note which lock a thread waited for, or might have, while it had which: (the name of this, of that).
+
+    `orders` is asked for each, and gets what it has not; it may not raise. None ends it. Call it while no lock is held.
+    """
 
 class Hold:
     """Gives a lock back once: at the end of a with statement, or where nothing refers to this any more."""
@@ -16,8 +28,12 @@ class Hold:
 class Lock:
     """A mutex, for a with statement, that no exception leaves held, whenever it comes. Re-entrant.
 
-    A wait for it ends where a signal's handler raises.
+    A wait for it ends where a signal's handler raises. name: its owner's and its own, which `watch` shows.
     """
+
+    name: Final[str]
+
+    def __init__(self, name: str = "") -> None: ...
 
     def attempt(self, timeout_s: float = 0.0) -> Hold:
         """For a with statement, whose value says whether the lock came free within `timeout_s`, below 0 for any time.

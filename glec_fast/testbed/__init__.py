@@ -1,6 +1,6 @@
-"""A broker, a link that cuts, certificates and a counting subscriber, for tests, benches and the demo.
+"""A broker, a link that cuts, certificates and an independent subscriber, for tests, benches and the demo.
 
-Knows nothing of this client: it counts what arrives by paho's.
+Knows nothing of this client: it keeps what arrives by paho's.
 """
 
 from __future__ import annotations

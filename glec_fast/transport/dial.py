@@ -18,7 +18,7 @@ class Attempt:
     """The socket of a connection while it is made, so that another thread may end it. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        self._lock = Lock("Attempt._lock")
         self._sock: Any = None
         self._has_ended = self._is_over = False
 

@@ -31,7 +31,7 @@ class WebSocket:
         self._is_over = False
         # How the peer breaks the protocol, once it does.
         self._broken = ""
-        self._lock = Lock()
+        self._lock = Lock("WebSocket._lock")
         # Frames, of which a part may have gone, and how many bytes of MQTT the last of them holds.
         self._unsent = bytearray()
         self._offered_bytes = 0

@@ -54,7 +54,7 @@ def test_every_message_has_an_identity_of_its_own():
     assert len({(message.kind, message.timestamp_ms) for message in messages}) == len(messages)
 
 
-def test_the_made_up_drive_is_repeatable_and_has_position_and_harsh_braking():
+def test_the_made_up_drive_repeats_with_position_and_harsh_braking():
     drive = Drive(seed=7, duration_s=1200)
     first, again = list(drive.messages(0)), list(drive.messages(0))
     assert first == again

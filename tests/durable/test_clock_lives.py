@@ -21,7 +21,7 @@ def live(seed: int) -> Outcome:
         return Life(Path(folder), seed).live()
 
 
-def test_nothing_expires_early_and_nothing_is_late_where_the_clock_was_right() -> None:
+def test_nothing_expires_early_nor_late_where_the_clock_was_right() -> None:
     total = Outcome()
     for seed in range(SEED, SEED + LIVES):
         total.add(live(seed))

@@ -165,7 +165,7 @@ def test_an_error_at_any_call_of_the_opening_leaves_the_queue_as_it_was(disk: Fa
     assert broker.counts() == {"2-0": 1}
 
 
-def test_an_error_at_any_call_of_the_closing_loses_nothing_and_lets_go_of_the_file(disk: FaultyDisk) -> None:
+def test_an_error_while_closing_loses_nothing_and_frees_the_file(disk: FaultyDisk) -> None:
     number = 1
     while True:
         gateway = open_gateway(disk)

@@ -148,7 +148,7 @@ class TestRealDisk:
             assert [message.id for message in queue.dequeue_all()] == [first]
             assert queue.enqueue("t", "x", 1) == last, "an id that no disk has seen"
 
-    def test_what_is_queued_is_flushed_and_its_rows_deleted_without_a_free_byte(self, small_disk: Path) -> None:
+    def test_a_flush_and_its_deletions_need_no_free_byte(self, small_disk: Path) -> None:
         path = small_disk / "queue.db"
         with OfflineQueueManager(path) as queue:
             queue.enqueue_many([("t", f"2-{number} " + "x" * 300, 2) for number in range(500)])

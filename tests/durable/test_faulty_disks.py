@@ -13,9 +13,9 @@ from paho.mqtt import client as paho
 from glec_fast import MQTTManager
 from glec_fast.durable import committer
 from glec_fast.errors import QueueStorageError
+from glec_fast.testbed.subscriber import Subscriber
 from support.faulty_disk import FaultyDisk
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,9 +77,7 @@ def scene(link: Link, broker: Broker, tmp_path: Path, monkeypatch: pytest.Monkey
         yield Scene(disk, link, manager, subscriber)
 
 
-def test_while_the_disk_hangs_the_keep_alive_goes_on_and_qos_0_and_1_do_not_wait(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_the_disk_hangs_keep_alive_and_qos_0_and_1_go_on(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [1000.0]
     monkeypatch.setattr(paho, "time_func", lambda: now_s[0])
     # After a slow commit the network thread leaves the next to the store's.

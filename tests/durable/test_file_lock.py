@@ -134,7 +134,7 @@ def test_the_lock_is_of_the_file_that_a_salvage_put_in_place(path: Path) -> None
         refused(path)
 
 
-def test_a_version_that_locks_the_companion_alone_is_kept_out_and_keeps_others_out(path: Path) -> None:
+def test_a_version_that_locks_the_companion_alone_shares_no_file(path: Path) -> None:
     companion = path.with_name("queue.db-lock")
     with held_by_another_process(path), companion.open("r+b") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -101,7 +101,7 @@ def killed(gateway: ScriptedGateway, where: Path) -> Path:
     return where / QUEUE
 
 
-def test_a_process_killed_before_its_first_connection_does_not_hand_on_the_ids_of_another_name(tmp_path: Path) -> None:
+def test_killed_unconnected_it_hands_on_no_ids_of_another_name(tmp_path: Path) -> None:
     with ScriptedGateway(tmp_path / QUEUE, window=2) as gateway:
         lose_session_in_the_middle(gateway, ScriptedBroker())
     with ScriptedGateway(tmp_path / QUEUE, window=2, client_id="DTG-OTHER") as gateway:
@@ -128,7 +128,7 @@ def flipped(path: Path, byte: int) -> None:
 
 
 @pytest.mark.parametrize("byte", [0, 5, 16, 17, 20, 26, 27, 28, 35, -4])
-def test_an_image_that_cannot_be_read_voids_the_session_and_sends_all_again(tmp_path: Path, byte: int) -> None:
+def test_an_unreadable_image_voids_the_session_and_sends_all_again(tmp_path: Path, byte: int) -> None:
     """What is in flight, and what of it is finished, is unknown: nothing is lost, and what may come twice is told."""
     with ScriptedGateway(tmp_path / QUEUE, window=2) as gateway:
         lose_session_in_the_middle(gateway, ScriptedBroker())

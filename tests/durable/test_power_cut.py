@@ -21,6 +21,7 @@ from support.power_run import Life, Moment, Settings, beginning, check_resumed, 
 
 # More lives, longer ones and more chances each; see the Makefile's `torture`.
 LIVES = int(os.environ.get("POWER_CUT_LIVES", "1"))
+ACTIONS = int(os.environ.get("POWER_CUT_ACTIONS", "140"))
 # So that the log is folded into the file within a short life.
 CHECKPOINT_PAGES = 30
 SOME_KEPT_A_MOMENT = 1
@@ -105,7 +106,7 @@ class Check:
 @pytest.mark.parametrize("life", range(LIVES))
 def test_nothing_promised_is_lost_and_nothing_comes_twice(folder: Path, kind: str, life: int) -> None:
     given = KINDS[kind]
-    settings = Settings(**{**vars(given), "seed": given.seed + 1000 * life})
+    settings = Settings(**{**vars(given), "seed": given.seed + 1000 * life, "actions": ACTIONS})
     log = recorded(folder, settings)
     kinds = {type(event) for event in log}
     assert kinds >= {Write, Sync, Truncate, Note}
@@ -125,7 +126,7 @@ def test_the_power_is_cut_again_while_the_first_cut_is_recovered_from(folder: Pa
     check = Check(folder, settings)
     firsts = 0
     for files, moment in every_cut(log, settings, Medium(), beginning(settings)):
-        if moment.accepted and chance.random() < 0.04:
+        if moment.accepted and chance.random() < 0.02:
             firsts += 1
             recovery, start = recorded_recovery(files, folder / f"recovery-{firsts}", moment, settings)
             for files_again, moment_again in every_cut(recovery, settings, Medium(files), start):

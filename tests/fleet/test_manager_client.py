@@ -14,8 +14,8 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from glec_fast import Client
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, eventually
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

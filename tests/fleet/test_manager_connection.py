@@ -20,8 +20,8 @@ from glec_fast import (
 )
 from glec_fast.cli.doctor.login import examine_login
 from glec_fast.engine.backoff import Backoff
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,9 +12,9 @@ import pytest
 
 from glec_fast import MQTTManager
 from glec_fast.testbed.link import Link
+from glec_fast.testbed.subscriber import Subscriber
 from support.child import Child
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, quick_config
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -143,8 +143,8 @@ def test_the_broker_killed_and_started_again_in_the_middle_of_a_flush(
     dice = random.Random(qos)
     payloads = {b"%d-%d" % (qos, number) for number in range(1500)}
     subscriber = Subscriber(broker, "t")
-    with subscriber:
-        pass
+    subscriber.start()
+    subscriber.leave()
     with Link((broker.host, broker.port)) as link:
         config = quick_config(
             f"tcp://127.0.0.1:{link.port}", tmp_path, wait_for_disk=False, protocol_version=protocol_version

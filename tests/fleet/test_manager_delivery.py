@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from glec_fast import Alert, GpsFix, Inference, MQTTManager, Status, Telemetry, TLSConfig
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
-from support.subscriber import Subscriber
 from support.tapped_socket import TappedSocket
 from support.wire_reference import PUBLISH, parse
 

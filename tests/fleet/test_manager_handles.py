@@ -9,8 +9,8 @@ import pytest
 
 from glec_fast import MessageError, MQTTManager, PayloadTypeError, QueueClosedError, Telemetry
 from glec_fast.durable.clock import Clocks
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, Recorder, quick_config
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

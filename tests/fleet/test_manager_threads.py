@@ -10,10 +10,10 @@ import pytest
 
 from glec_fast import Dropped, DropReason, MQTTManager, PublishError
 from glec_fast.durable.store import Store
+from glec_fast.testbed.subscriber import Subscriber
 from support.clock import Clock
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
 from support.scripted_gateway import ScriptedGateway
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,7 +70,7 @@ def test_eight_threads_publish_while_the_link_drops(broker: Broker, tmp_path: Pa
         assert manager.get_metrics().queue_size > 0
         broker.start()
         subscriber.leave()
-        subscriber.come_back()
+        subscriber.start()
         assert manager.flush(TIMEOUT_S)
 
 

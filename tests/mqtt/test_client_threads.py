@@ -19,7 +19,7 @@ from paho.mqtt import client as paho
 
 import glec_fast.mqtt
 from glec_fast.testbed.link import Link
-from support.subscriber import Subscriber
+from glec_fast.testbed.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from glec_fast.testbed.broker import Broker

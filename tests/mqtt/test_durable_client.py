@@ -19,9 +19,9 @@ import glec_fast
 import glec_fast.mqtt as mqtt
 from glec_fast import Dropped, DropReason, GlecError, QueueClosedError, UnsupportedError
 from glec_fast.durable.store import Store
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, eventually
 from support.scripted_gateway import ScriptedGateway
-from support.subscriber import Subscriber
 from support.tapped_socket import TappedSocket
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def test_closing_in_a_callback_ends_all(broker: Broker, tmp_path: Path, make_cli
     Store(tmp_path / "queue.db").close()
 
 
-def test_closing_in_a_drop_callback_while_the_network_thread_waits_for_the_disk(
+def test_closing_in_a_drop_callback_during_a_wait_for_the_disk(
     broker: Broker, tmp_path: Path, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("glec_fast.mqtt.durable_client._LEAVE_TIMEOUT_S", 0.1)
@@ -460,7 +460,7 @@ class TestMeansNothingHere:
         with pytest.raises(glec_fast.QueueLockedError):
             make_client()
 
-    def test_a_second_client_that_is_refused_has_the_first_one_send_nothing_again(self, tmp_path: Path) -> None:
+    def test_a_refused_second_client_has_the_first_send_nothing_again(self, tmp_path: Path) -> None:
         with ScriptedGateway(tmp_path / "queue.db") as gateway:
             gateway.publish("first", 2)
             gateway.connect(session_present=False)

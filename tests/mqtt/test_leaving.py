@@ -15,9 +15,9 @@ import pytest
 
 import glec_fast.mqtt as mqtt
 from glec_fast import MQTTManager
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, eventually, quick_config
 from support.program import kept
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,14 +46,8 @@ def subscriber(broker: Broker) -> Iterator[Subscriber]:
 
 def arrived(subscriber: Subscriber) -> list[bytes]:
     """What has come once a mark behind it is back."""
-    marker = paho.Client(V2, "marker")
-    marker.connect(*subscriber._address)
-    marker.loop_start()
-    marker.publish("mark", "mark", 2).wait_for_publish(TIMEOUT_S)
-    marker.disconnect()
-    marker.loop_stop()
-    assert subscriber.wait_for(lambda arrivals: any(each.topic == "mark" for each in arrivals), TIMEOUT_S)
-    return [each.payload for each in subscriber.arrivals if each.topic == "t"]
+    assert subscriber.wait_for_end(TIMEOUT_S)
+    return subscriber.payloads("t")
 
 
 def publish(client: Any, count: int, qos: int) -> list[bytes]:

@@ -12,9 +12,10 @@ import pytest
 from glec_fast import Dropped, DropReason, MQTTManager, PublishError
 from glec_fast.outbox.server_limits import ServerLimits
 from glec_fast.protocol._session import Session
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, eventually, quick_config
+from support.lock_order import held_elsewhere
 from support.scripted_gateway import ScriptedGateway
-from support.subscriber import Subscriber
 from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, ack, parse
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def test_what_a_new_connection_sends_again_is_not_given_up_meanwhile(tmp_path: P
         gateway.commit()
         answer = refusal(gateway.send())
         # A slow disk: the refusal is not counted yet.
-        with gateway.store._commit_lock:
+        with held_elsewhere(gateway.store._commit_lock):
             gateway.receive(answer)
             gateway.cut()
             gateway.connect()

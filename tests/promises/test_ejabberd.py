@@ -9,10 +9,10 @@ import pytest
 
 from glec_fast import MQTTManager
 from glec_fast.testbed.link import Link
+from glec_fast.testbed.subscriber import Login, Subscriber
 from support.child import Child
 from support.ejabberd import PASSWORD, USERNAME, Ejabberd, libraries
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, quick_config
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +41,7 @@ def device() -> str:
 
 @pytest.fixture
 def subscriber(ejabberd: Ejabberd, device: str) -> Iterator[Subscriber]:
-    with Subscriber(ejabberd, device, f"{device}-subscriber", (USERNAME, PASSWORD)) as counting:
+    with Subscriber(ejabberd, device, client_id=f"{device}-subscriber", login=Login(USERNAME, PASSWORD)) as counting:
         yield counting
 
 

@@ -14,9 +14,9 @@ from paho.mqtt import client as paho
 
 from glec_fast import MQTTManager, TLSConfig
 from glec_fast.errors import ConnectionLostError
+from glec_fast.testbed.subscriber import Subscriber
 from support.faulty_link import FaultyLink
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -141,7 +141,7 @@ class Time:
 
 
 @OVER_BOTH
-def test_a_half_open_link_is_given_up_when_the_keep_alive_has_had_no_answer(
+def test_a_half_open_link_is_given_up_without_an_answer_to_pings(
     make_scene: Callable[..., Scene], tls: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     time = Time(monkeypatch)

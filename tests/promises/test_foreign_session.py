@@ -11,9 +11,9 @@ import pytest
 
 from glec_fast import MQTTManager
 from glec_fast.testbed.link import Link
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, quick_config
 from support.scripted_gateway import BROKER_NAME, CLIENT_ID, ScriptedGateway
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,7 +107,7 @@ def identity_on_disk(path: Path) -> tuple[str, str]:
     return found
 
 
-def test_whose_session_it_is_stands_on_disk_before_the_first_message_leaves(
+def test_whose_session_it_is_is_on_disk_before_the_first_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "queue.db"

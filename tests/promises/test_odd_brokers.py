@@ -12,11 +12,11 @@ from glec_fast import Decision, DropReason, MQTTManager
 from glec_fast.cli.main import main
 from glec_fast.outbox.unanswered import TRIES
 from glec_fast.testbed.link import Link
+from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
 from support.odd_broker import CLOSE, OddBroker
 from support.scripted_broker import ScriptedBroker
 from support.scripted_gateway import ScriptedGateway
-from support.subscriber import Subscriber
 from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, ack, parse
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ def test_a_pubrel_that_has_not_left_is_not_asked_about(tmp_path: Path) -> None:
         gateway.receive(ack(PUBCOMP, 1) + PINGRESP)
 
 
-def test_behind_a_pubrel_that_a_connection_ended_over_one_exchange_is_tried_at_a_time(tmp_path: Path) -> None:
+def test_behind_a_pubrel_that_ended_a_connection_exchanges_go_singly(tmp_path: Path) -> None:
     with ScriptedGateway(tmp_path / "queue.db") as gateway:
         for _ in range(3):
             gateway.publish("x", 2)

@@ -11,16 +11,16 @@ import random
 import time
 from typing import TYPE_CHECKING
 
+from glec_fast.testbed.subscriber import Subscriber
 from support.child import Child
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from glec_fast.testbed.broker import Broker
 
-KILLS = int(os.environ.get("KILLS", "24"))
+KILLS = int(os.environ.get("KILLS", "16"))
 SEED = int(os.environ.get("SEED", "1"))
 # A life in units of what a start takes: from before Python has its first module to well into a flush.
 LIFE_MAX_STARTS = 3

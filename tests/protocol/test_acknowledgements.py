@@ -223,7 +223,7 @@ def test_an_early_answer_to_a_first_copy_and_the_one_to_the_second(durable: bool
 
 
 @DURABLE
-def test_each_repeated_pubrec_is_answered_and_each_pubcomp_to_that_is_welcome(durable: bool) -> None:
+def test_each_repeated_pubrec_is_answered_and_its_pubcomp_welcome(durable: bool) -> None:
     session = Session(10, durable)
     session.protocol_version = 5
     sent(session)
@@ -264,7 +264,7 @@ def test_a_message_given_up_in_flight_may_yet_be_acknowledged() -> None:
     assert take(session) == ([], [], [])
 
 
-def test_pubcomp_for_an_exchange_of_an_older_use_does_not_end_a_new_one_before_it_is_sent() -> None:
+def test_pubcomp_of_an_older_exchange_does_not_end_an_unsent_one() -> None:
     session = Session(10, True)
     session.on_acks(ack(PUBREC, ID))
     session.admit(MESSAGE, "t", "x", 2)

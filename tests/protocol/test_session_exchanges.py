@@ -227,7 +227,7 @@ def test_session_lost_before_anything_was_received_sends_anew(durable: bool) -> 
     assert [(kind, dup) for kind, _, dup in kinds(send_all(session))] == [(PUBLISH, False)] * 2
 
 
-def test_pubrec_for_a_message_that_waits_to_be_resent_is_not_answered_before_it() -> None:
+def test_pubrec_for_a_message_to_be_resent_is_answered_behind_it() -> None:
     """PUBREL now would end the exchange at the broker, which would then take the resend for a new message."""
     session = Session(10, True)
     for message_id in (1, 2):
@@ -391,7 +391,7 @@ def test_the_first_last_packet_is_the_last() -> None:
     assert session.peek(ALL_BYTES) == b"\xc0\x00", "a new connection has no last packet yet"
 
 
-def test_a_control_packet_passes_the_gate_between_packets_and_moves_what_is_behind() -> None:
+def test_a_control_packet_passes_the_gate_and_moves_what_is_behind() -> None:
     session = Session(10, True)
     session.admit(1, "t", "a" * 30, 1)
     session.on_sent(len(session.peek(7)))

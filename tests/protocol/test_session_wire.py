@@ -119,7 +119,7 @@ def test_an_ack_that_does_not_fit_the_state_is_not_taken_for_one(state: str) -> 
     assert session.take_done() == [1]
 
 
-def test_late_pubcomp_for_an_unknown_id_does_not_end_the_message_that_has_it_now() -> None:
+def test_late_pubcomp_for_an_unknown_id_ends_no_other_message() -> None:
     session = session_of()
     session.on_acks(ack(PUBREC, 1))
     session.admit(1, "t", "x", 1)

@@ -23,7 +23,7 @@ from support.program import Program, kept, run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import StartCounter
+    from conftest import StartSubscriber
     from glec_fast.testbed.broker import Broker
     from glec_fast.testbed.link import Link
 
@@ -178,9 +178,9 @@ def test_a_store_does_not_wait_for_the_disk_of_another(tmp_path: Path) -> None:
 
 
 def test_a_program_that_has_said_disconnect_leaves_in_order(
-    broker: Broker, start_counter: StartCounter, tmp_path: Path
+    broker: Broker, start_subscriber: StartSubscriber, tmp_path: Path
 ) -> None:
-    counter = start_counter(broker)
+    subscriber = start_subscriber(broker)
     text = f"""
         import sys, time
         import glec_fast.mqtt as mqtt
@@ -194,8 +194,8 @@ def test_a_program_that_has_said_disconnect_leaves_in_order(
     for number in range(5):
         assert run(text, tmp_path / f"{number}.db").returncode == 0
         assert kept(tmp_path / f"{number}.db") == []
-    assert counter.wait_for_end(TIMEOUT_S)
-    assert dict(counter.tally) == {(("t", b"x"), 1): 5}
+    assert subscriber.wait_for_end(TIMEOUT_S)
+    assert dict(subscriber.tally) == {(("t", b"x"), 1): 5}
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
@@ -238,9 +238,9 @@ def test_a_worker_of_multiprocessing(kind: str, method: str, tmp_path: Path) -> 
 
 @QOS
 def test_online_it_is_at_the_broker_or_on_disk(
-    qos: int, broker: Broker, start_counter: StartCounter, tmp_path: Path
+    qos: int, broker: Broker, start_subscriber: StartSubscriber, tmp_path: Path
 ) -> None:
-    counter = start_counter(broker)
+    subscriber = start_subscriber(broker)
     text = f"""
         import sys, time
         import glec_fast.mqtt as mqtt
@@ -258,8 +258,8 @@ def test_online_it_is_at_the_broker_or_on_disk(
             client.connect(broker.host, broker.port)
             client.loop_start()
             assert client.flush(TIMEOUT_S)
-    assert counter.wait_for_end(TIMEOUT_S)
-    assert {identity for identity, _ in counter.tally} == {("t", f"device-{number}".encode()) for number in range(5)}
+    assert subscriber.wait_for_end(TIMEOUT_S)
+    assert {identity for identity, _ in subscriber.tally} == {("t", f"device-{number}".encode()) for number in range(5)}
 
 
 def test_what_the_broker_has_is_not_sent_again(broker: Broker, tmp_path: Path) -> None:
@@ -283,10 +283,10 @@ def test_what_the_broker_has_is_not_sent_again(broker: Broker, tmp_path: Path) -
 
 
 def test_the_will_is_published_unless_it_was_closed(
-    broker: Broker, start_counter: StartCounter, tmp_path: Path
+    broker: Broker, start_subscriber: StartSubscriber, tmp_path: Path
 ) -> None:
     """As with paho, whose thread just ends with the process."""
-    counter = start_counter(broker)
+    subscriber = start_subscriber(broker)
     text = f"""
         import sys
         import glec_fast.mqtt as mqtt
@@ -299,14 +299,14 @@ def test_the_will_is_published_unless_it_was_closed(
     """
     for payload in ("closed", "left"):
         assert run(text, tmp_path / "queue.db", payload).returncode == 0
-    assert counter.wait_for(lambda tally: (("will", b"left"), 0) in tally, TIMEOUT_S)
-    assert (("will", b"closed"), 0) not in counter.tally
+    assert subscriber.wait_for(lambda arrivals: ("will", b"left", 0) in arrivals, TIMEOUT_S)
+    assert (("will", b"closed"), 0) not in subscriber.tally
 
 
 def test_qos_0_that_the_link_does_not_take_goes_to_the_disk(
-    link: Link, broker: Broker, start_counter: StartCounter, tmp_path: Path
+    link: Link, broker: Broker, start_subscriber: StartSubscriber, tmp_path: Path
 ) -> None:
-    counter = start_counter(broker, identity=lambda _topic, payload: int(payload[:3]))
+    subscriber = start_subscriber(broker, identity=lambda _topic, payload: int(payload[:3]))
     host, port = link.address
     text = f"""
         import sys, time
@@ -336,8 +336,8 @@ def test_qos_0_that_the_link_does_not_take_goes_to_the_disk(
     assert left == list(range(left[0], left[0] + len(left)))
     # What the system's buffers had comes now.
     link.restore()
-    assert counter.wait_for(lambda tally: len(tally) >= left[0], TIMEOUT_S)
-    assert {number for number, _ in counter.tally} >= set(range(left[0]))
+    assert subscriber.wait_for(lambda _: len(subscriber.tally) >= left[0], TIMEOUT_S)
+    assert {number for number, _ in subscriber.tally} >= set(range(left[0]))
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -29,7 +29,7 @@ from support.program import Program, kept, run
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conftest import StartCounter
+    from conftest import StartSubscriber
     from glec_fast.testbed.broker import Broker
 
 V2 = paho.CallbackAPIVersion.VERSION2
@@ -184,10 +184,10 @@ def test_who_waits_for_a_message_of_the_parent(broker: Broker, tmp_path: Path) -
 
 
 def test_nothing_is_sent_on_the_parents_connection(
-    broker: Broker, tls_broker: Broker, authority: Any, start_counter: StartCounter, tmp_path: Path
+    broker: Broker, tls_broker: Broker, authority: Any, start_subscriber: StartSubscriber, tmp_path: Path
 ) -> None:
     """Not by a call, the garbage collector or the end of the child; over TLS one byte would break it."""
-    counter = start_counter(tls_broker)
+    subscriber = start_subscriber(tls_broker)
     script = f"""
         import gc, os, sys, time, warnings
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -213,8 +213,8 @@ def test_nothing_is_sent_on_the_parents_connection(
     """
     ended = run(script, tmp_path / "queue.db")
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert counter.wait_for_total(10, TIMEOUT_S)
-    assert set(counter.tally.values()) == {1}
+    assert subscriber.wait_for_count(10, TIMEOUT_S)
+    assert set(subscriber.tally.values()) == {1}
     assert kept(tmp_path / "queue.db") == []
 
 
@@ -459,9 +459,9 @@ def test_a_forked_child_holds_no_descriptor(broker: Broker, tmp_path: Path) -> N
         in_child(work)
 
 
-def test_a_client_that_never_connected_is_the_childs_own(broker: Broker, start_counter: StartCounter) -> None:
+def test_a_client_that_never_connected_is_the_childs_own(broker: Broker, start_subscriber: StartSubscriber) -> None:
     """In memory, it is a copy of which nothing is shared: as with paho, a server may make it before it forks."""
-    counter = start_counter(broker)
+    subscriber = start_subscriber(broker)
     client = mqtt.Client(V2, "made before")
 
     def work() -> None:
@@ -473,12 +473,12 @@ def test_a_client_that_never_connected_is_the_childs_own(broker: Broker, start_c
         client.loop_stop()
 
     in_child(work)
-    assert counter.wait_for_total(1, TIMEOUT_S)
+    assert subscriber.wait_for_count(1, TIMEOUT_S)
     client.connect(broker.host, broker.port)
     client.loop_start()
     client.publish("t", "parent", 1).wait_for_publish(TIMEOUT_S)
     client.close()
-    assert counter.wait_for_total(2, TIMEOUT_S)
+    assert subscriber.wait_for_all({b"child", b"parent"}, TIMEOUT_S)
 
 
 def test_methods_of_a_programs_own_class_are_left_alone(broker: Broker) -> None:
@@ -527,9 +527,9 @@ def test_a_child_that_ends_runs_no_ending_of_the_parents(tmp_path: Path) -> None
     assert kept(tmp_path / "queue.db.child") == ["child"]
 
 
-def test_a_server_that_forks_its_workers(broker: Broker, start_counter: StartCounter, tmp_path: Path) -> None:
+def test_a_server_that_forks_its_workers(broker: Broker, start_subscriber: StartSubscriber, tmp_path: Path) -> None:
     """As gunicorn does with --preload: docs/processes.md has the same."""
-    counter = start_counter(broker)
+    subscriber = start_subscriber(broker)
     text = f"""
         import os, sys, warnings
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -556,8 +556,8 @@ def test_a_server_that_forks_its_workers(broker: Broker, start_counter: StartCou
     """
     ended = run(text, tmp_path)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert counter.wait_for_end(TIMEOUT_S)
-    payloads = sorted(identity[1] for identity, _ in counter.tally)
+    assert subscriber.wait_for_end(TIMEOUT_S)
+    payloads = sorted(identity[1] for identity, _ in subscriber.tally)
     assert payloads == [b"master", *(f"worker {number}".encode() for number in range(4))]
 
 
@@ -587,8 +587,8 @@ def test_a_socket_that_is_being_connected_is_let_go(swallowed: int) -> None:
 
 
 @pytest.mark.parametrize("module", [paho, mqtt], ids=["paho", "glec"])
-def test_a_forked_child_is_told(module: Any, broker: Broker, start_counter: StartCounter) -> None:
-    counter = start_counter(broker)
+def test_a_forked_child_is_told(module: Any, broker: Broker, start_subscriber: StartSubscriber) -> None:
+    subscriber = start_subscriber(broker)
     client = module.Client(V2, "parent")
     client.connect(broker.host, broker.port)
     client.loop_start()
@@ -601,7 +601,7 @@ def test_a_forked_child_is_told(module: Any, broker: Broker, start_counter: Star
             refused(client.publish, "t", "x", 1)
 
     in_child(work)
-    assert counter.wait_for_end(TIMEOUT_S)
-    assert not counter.tally
+    assert subscriber.wait_for_end(TIMEOUT_S)
+    assert not subscriber.tally
     client.disconnect()
     client.loop_stop()

@@ -32,6 +32,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 import glec_fast
 from glec_fast.testbed.certificates import CertificateAuthority
+from support.lock_order import Watch
 from support.recording_broker import RecordingBroker, payload_of
 from support.transports import WebSocket
 
@@ -395,6 +396,8 @@ def run_point(
     """Where it was interrupted, empty where the call ended before, and what was wrong afterwards."""
     directory = Path(tempfile.mkdtemp())
     faulthandler.dump_traceback_later(HANG_S + 2 * GO_ON_S, exit=True)
+    watch = Watch()
+    watch.start()
     point = Point(act, qos, stored=stored, goes_on=goes_on, big=big, transport=transport, directory=directory)
     try:
         point.prepare()
@@ -433,6 +436,8 @@ def run_point(
         if time.monotonic() - started_s > HANG_S:
             point.problems.append("hang: close took too long")
         point.judge()
+        if violations := watch.take_violations():
+            point.problems.append(f"lock order: {violations}")
     except Exception as error:
         point.problems.append(f"raised: {type(error).__name__} {error}")
     finally:

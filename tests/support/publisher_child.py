@@ -10,9 +10,11 @@ import json
 import sys
 
 from glec_fast import MQTTConfig, MQTTManager, TLSConfig
+from support.lock_order import FatalWatch
 
 
 def main() -> None:
+    FatalWatch().start()
     settings = json.loads(sys.argv[1])
     ca_cert = settings.get("ca_cert")
     manager = MQTTManager(

@@ -10,20 +10,20 @@ import pytest
 from glec_fast.testbed import ToolError
 from glec_fast.testbed import broker as broker_module
 from glec_fast.testbed.broker import Broker, free_port
-from glec_fast.testbed.counter import Counter
+from glec_fast.testbed.subscriber import Subscriber
 
 TIMEOUT_S = 10.0
 
 
-def test_what_is_published_is_counted_by_identity_and_qos(broker, start_counter):
-    counter = start_counter(broker, "a/#")
-    with Counter(broker.host, broker.port, "none", client_id="publisher") as publisher:
+def test_what_is_published_is_counted_by_identity_and_qos(broker, start_subscriber):
+    subscriber = start_subscriber(broker, "a/#")
+    with Subscriber(broker, "none", client_id="publisher") as publisher:
         for qos in (0, 1, 2):
             publisher._client.publish("a/b", f"payload {qos}", qos=qos)
         publisher._client.publish("a/b", "payload 2", qos=2)
-        assert counter.wait_for(lambda tally: tally.total() == 4, TIMEOUT_S)
-    assert counter.wait_for_end(TIMEOUT_S)
-    assert counter.tally == {
+        assert subscriber.wait_for(lambda arrivals: len(arrivals) == 4, TIMEOUT_S)
+    assert subscriber.wait_for_end(TIMEOUT_S)
+    assert subscriber.tally == {
         (("a/b", b"payload 0"), 0): 1,
         (("a/b", b"payload 1"), 1): 1,
         (("a/b", b"payload 2"), 2): 2,
@@ -42,16 +42,16 @@ def test_a_broker_comes_back_on_its_port_after_stop_and_kill(broker):
     assert broker.version().startswith("mosquitto ")
 
 
-def test_a_saved_broker_keeps_a_retained_message_over_a_kill(persistent_broker, start_counter):
-    with Counter(persistent_broker.host, persistent_broker.port, "none", client_id="publisher") as publisher:
+def test_a_saved_broker_keeps_a_retained_message_over_a_kill(persistent_broker, start_subscriber):
+    with Subscriber(persistent_broker, "none", client_id="publisher") as publisher:
         publisher._client.publish("kept", "value", qos=1, retain=True).wait_for_publish(TIMEOUT_S)
         persistent_broker.kill(save_first=True)
     persistent_broker.start()
-    counter = start_counter(persistent_broker, "kept")
-    assert counter.wait_for_total(1, TIMEOUT_S)
+    subscriber = start_subscriber(persistent_broker, "kept")
+    assert subscriber.wait_for_count(1, TIMEOUT_S)
 
 
-def test_the_tls_listener_shows_a_certificate_that_the_authority_vouches_for(tls_broker, authority):
+def test_the_tls_listener_shows_a_certificate_of_the_authority(tls_broker, authority):
     context = ssl.create_default_context(cafile=str(authority.certificate_path))
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     for name in ("localhost", "127.0.0.1"):
@@ -93,9 +93,22 @@ def test_misuse_is_refused(tmp_path, broker):
         broker.kill(save_first=True)
 
 
-def test_the_counter_says_why_it_cannot_count(broker, start_broker, tmp_path):
+def test_the_subscriber_says_why_it_cannot_subscribe(broker, start_broker):
+    broker.stop()
     with pytest.raises(ToolError, match="cannot connect"):
-        Counter("127.0.0.1", free_port(), "#", client_id="c").start()
+        Subscriber(broker).start()
     closed = start_broker(settings=["allow_anonymous false"])
     with pytest.raises(ToolError, match="refused the connection: Not authorized"):
-        Counter(closed.host, closed.port, "#", client_id="c").start()
+        Subscriber(closed).start()
+
+
+def test_the_subscriber_misses_nothing_while_it_is_away(broker):
+    with Subscriber(broker, "t") as subscriber, Subscriber(broker, "none", client_id="publisher") as publisher:
+        publisher._client.publish("t", "before", qos=2)
+        assert subscriber.wait_for_count(1)
+        subscriber.leave()
+        publisher._client.publish("t", "meanwhile", qos=1).wait_for_publish(TIMEOUT_S)
+        subscriber.start()
+        assert subscriber.wait_for_end(TIMEOUT_S)
+        assert subscriber.wait_for_end(TIMEOUT_S)
+        assert subscriber.payloads() == [b"before", b"meanwhile"]

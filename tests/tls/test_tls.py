@@ -382,7 +382,7 @@ def test_rotated_files_work_without_a_restart(cases: Cases, tmp_path: Path) -> N
             assert recorder.wait_for_connections(2)
 
 
-def test_a_certificate_that_is_revoked_while_it_runs_is_refused_from_then_on(cases: Cases, tmp_path: Path) -> None:
+def test_a_certificate_revoked_while_it_runs_is_refused_from_then_on(cases: Cases, tmp_path: Path) -> None:
     server = cases.authority.issue_server()
     crl = write_crl(cases.authority, tmp_path / "fleet.crl")
     with (

@@ -43,7 +43,7 @@ def client(peer: Peer) -> Iterator[Client]:
     client.disconnect()
 
 
-def test_an_acknowledgement_may_come_before_the_note_of_what_it_acknowledges(peer: Peer, client: Client) -> None:
+def test_an_acknowledgement_may_come_before_its_message_is_noted(peer: Peer, client: Client) -> None:
     """Another thread reads it while the one that has sent the message has not told the session."""
 
     def acknowledge(_sent: bytes) -> None:

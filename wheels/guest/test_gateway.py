@@ -25,9 +25,9 @@ from glec_fast import MQTTManager, TLSConfig
 from glec_fast.durable import _table
 from glec_fast.fleet import _payload
 from glec_fast.protocol import _session
+from glec_fast.testbed.subscriber import Subscriber
 from support import publisher_child
 from support.gateway import quick_config
-from support.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,8 +18,8 @@ from glec_fast.cli.demo.target import Target, parse_target
 from glec_fast.cli.demo.vehicle import PASSWORD_VARIABLE, VehicleSettings
 from glec_fast.cli.demo.verdict import Ledger, Measures, Result, identify
 from glec_fast.testbed.broker import Broker
-from glec_fast.testbed.counter import Counter, Login
 from glec_fast.testbed.link import Link
+from glec_fast.testbed.subscriber import Login, Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,9 +73,9 @@ def run_demo(settings: DemoSettings, report: Report) -> Result:
         raise DemoError(f"the drive is too short: it makes {total} messages, the demo needs {SHORTEST_DRIVE_MESSAGES}")
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="glec-fast-demo-")))
-        target, counter_target, broker_name = _find_broker(settings, directory, stack)
+        target, subscriber_target, broker_name = _find_broker(settings, directory, stack)
         device_id = f"DTG-DEMO-{secrets.token_hex(4)}"
-        counter = stack.enter_context(_counter(counter_target, device_id, settings))
+        subscriber = stack.enter_context(_subscriber(subscriber_target, device_id, settings))
         link = stack.enter_context(Link(target.address))
         duration_s = max(ledger.duration_ms / 1000, 1.0)
         vehicle = VehicleSettings(
@@ -94,10 +94,10 @@ def run_demo(settings: DemoSettings, report: Report) -> Result:
             resolve=target.host if target.ca_cert else None,
         )
         report.phase(f"{broker_name}; the vehicle reaches it through a link on port {link.port}")
-        scenario = Scenario(settings, vehicle, ledger, link, counter, report, duration_s)
+        scenario = Scenario(settings, vehicle, ledger, link, subscriber, report, duration_s)
         stack.callback(scenario.close)
         scenario.play()
-        return ledger.judge(counter.tally, scenario.measures, broker_name)
+        return ledger.judge(subscriber.tally, scenario.measures, broker_name)
 
 
 def _find_broker(settings: DemoSettings, directory: Path, stack: ExitStack) -> tuple[Target, Target, str]:
@@ -118,11 +118,10 @@ def _find_broker(settings: DemoSettings, directory: Path, stack: ExitStack) -> t
     )
 
 
-def _counter(target: Target, device_id: str, settings: DemoSettings) -> Counter:
+def _subscriber(target: Target, device_id: str, settings: DemoSettings) -> Subscriber:
     login = Login(settings.username, os.environ.get(PASSWORD_VARIABLE), target.ca_cert)
-    return Counter(
-        target.host,
-        target.port,
+    return Subscriber(
+        target,
         f"glec/dtg/{device_id}/#",
         client_id=f"{device_id}-counter",
         identity=identify,
@@ -139,7 +138,7 @@ class Scenario:
         vehicle: VehicleSettings,
         ledger: Ledger,
         link: Link,
-        counter: Counter,
+        subscriber: Subscriber,
         report: Report,
         duration_s: float,
     ) -> None:
@@ -148,7 +147,7 @@ class Scenario:
         self._vehicle = vehicle
         self._ledger = ledger
         self._link = link
-        self._counter = counter
+        self._subscriber = subscriber
         self._report = report
         self._total = len(ledger.qos_of)
         self._drive_s = duration_s
@@ -206,7 +205,7 @@ class Scenario:
         """Wait until the broker has read all that was sent to it, and the subscriber all that the broker had."""
         if not self._link.wait_for(lambda link: link.open_connections == 0, COUNT_TIMEOUT_S):
             raise DemoRunError(f"the broker did not end the connection within {COUNT_TIMEOUT_S:.0f} s")
-        if not self._counter.wait_for_end(COUNT_TIMEOUT_S):
+        if not self._subscriber.wait_for_end(COUNT_TIMEOUT_S):
             raise DemoRunError(f"the broker did not deliver everything within {COUNT_TIMEOUT_S:.0f} s")
         self._show_progress()
 
@@ -255,7 +254,7 @@ class Scenario:
             Progress(
                 published=len(self._ledger.begun),
                 total=self._total,
-                received=len(self._counter.tally),
+                received=len(self._subscriber.tally),
                 queue_size=self._queue_size,
                 link="cut" if self._link.is_down else "up",
             )
