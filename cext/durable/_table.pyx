@@ -185,24 +185,24 @@ def make_row(int64_t message_id, topic, payload, int qos, int64_t timestamp_ms, 
     return row if extras is None else (*row, *extras)
 
 
-def accept(store, topic, payload, int qos, int64_t now_ms, int64_t ttl_ms, extras, register) -> int:
+def accept(intake, topic, payload, int qos, int64_t now_ms, int64_t ttl_ms, extras, register) -> int:
     """Give a message its id and put its row behind those that are pending, in one step; the caller holds the lock.
 
     Whatever cuts into it finds either nothing of the message or all. register: told the id, or None.
     """
-    cdef int64_t message_id = store._next_id
+    cdef int64_t message_id = intake.next_id
     cdef int64_t timestamp_ms
     while True:
         # Also behind rows of another writer, and of a boot whose clock was ahead.
-        timestamp_ms = max(now_ms, <int64_t>store._last_timestamp_ms)
+        timestamp_ms = max(now_ms, <int64_t>intake.last_timestamp_ms)
         row = make_row(message_id, topic, payload, qos, timestamp_ms, ttl_ms, extras)
-        if store._next_id == message_id:
+        if intake.next_id == message_id:
             break
         # A finaliser has published: a new tuple may collect garbage.
-        message_id = store._next_id
-    store._pending.append(row)
-    store._last_timestamp_ms = timestamp_ms
-    store._next_id = message_id + 1
+        message_id = intake.next_id
+    intake.pending.append(row)
+    intake.last_timestamp_ms = timestamp_ms
+    intake.next_id = message_id + 1
     if register is not None:
         register(message_id)
     return message_id

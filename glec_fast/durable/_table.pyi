@@ -38,7 +38,7 @@ def make_row(
     """
 
 def accept(
-    store: Any,
+    intake: Any,
     topic: str,
     payload: str | bytes,
     qos: int,
