@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import apsw
@@ -30,33 +31,29 @@ _NEVER = float("inf")
 logger = logging.getLogger("glec_fast")
 
 
+@dataclass(eq=False, repr=False)
 class Caretaker:
     """Belongs to the thread that holds the writer's lock; but `failed`, which any may call."""
 
-    def __init__(
-        self,
-        file: QueueFile,
-        reader: Reader,
-        writer: Writer,
-        intake: Intake,
-        dropping: Dropping,
-        status: Status,
-        schedule: Schedule,
-    ) -> None:
-        self._file = file
-        self._reader = reader
-        self._writer = writer
-        self._intake = intake
-        self._dropping = dropping
-        self._status = status
-        self._schedule = schedule
-        # Where what the open file held is, if another has its name.
-        self._kept_at: Path | None = None
-        self._salvage_due_s = float("-inf")
+    _file: QueueFile
+    _reader: Reader
+    _writer: Writer
+    _intake: Intake
+    _dropping: Dropping
+    _status: Status
+    _schedule: Schedule
+    # Where what the open file held is, if another has its name.
+    _kept_at: Path | None = None
+    _salvage_due_s: float = float("-inf")
+    _salvage_pause_s: float = 0.0
+    # By all files that were found damaged.
+    rows_lost: int = 0
+    tidy_due_s: float = _NEVER
+
+    def __post_init__(self) -> None:
         self._salvage_pause_s = _SALVAGE_PAUSE_S
-        # By all files that were found damaged.
-        self.rows_lost = 0 if file.salvage is None else file.salvage.rows_lost
-        self.tidy_due_s = _NEVER
+        if self._file.salvage is not None:
+            self.rows_lost = self._file.salvage.rows_lost
 
     def failed(self, error: Exception) -> QueueStorageError:
         """The error of this family for `error`, see `QueueFile.failed`."""

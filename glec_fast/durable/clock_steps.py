@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 
 import apsw
 
@@ -16,16 +17,16 @@ from glec_fast.durable.writer import Writer
 logger = logging.getLogger("glec_fast")
 
 
+@dataclass(eq=False, repr=False)
 class ClockSteps:
     """Readers and callers see all old times or all new ones. Belongs to whoever holds the writer's lock."""
 
-    def __init__(self, status: Status, intake: Intake, reader: Reader, writer: Writer) -> None:
-        self._lock = status.lock
-        self._intake = intake
-        self._reader = reader
-        self._writer = writer
-        # One whose end is not noted.
-        self._moving: Move | None = None
+    _status: Status
+    _intake: Intake
+    _reader: Reader
+    _writer: Writer
+    # One whose end is not noted.
+    _moving: Move | None = None
 
     def follow(self) -> None:
         """Before a transaction: mend all times, in one of their own, where the wall clock has stepped."""
@@ -34,7 +35,7 @@ class ClockSteps:
         if step is None:
             return
         with self._reader.lock:
-            with self._lock:
+            with self._status.lock:
                 pending = self._intake.pending
                 coming_ms = pending[0][4] if pending else clock.now_ms()
             move = self._moving = Move(step)
@@ -54,7 +55,7 @@ class ClockSteps:
         """Where this was cut into, a second call does the same. The caller holds the reader's lock."""
         intake, anchor, by_ms = self._intake, move.anchor, move.step.by_ms
         assert anchor is not None
-        with self._lock:
+        with self._status.lock:
             intake.clock.on_saved(anchor)
             position = self._reader.position_after(by_ms, move.first_id)
             pending = [(*row[:4], row[4] + by_ms, row[5] + by_ms, *row[6:]) for row in intake.pending]

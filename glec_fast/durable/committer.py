@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import apsw
@@ -38,50 +39,36 @@ _TORN_PAUSE_S = 0.01
 logger = logging.getLogger("glec_fast")
 
 
+@dataclass(eq=False, repr=False)
 class Committer:
     """Its state belongs to its thread, which takes the writer's lock and behind it `status.lock`; any thread may `run`
     and `close`. It runs from `start` on.
 
-    on_dropped: told of drops while no outbox is attached. on_end: called once nothing more is written.
+    _on_dropped: told of drops while no outbox is attached. _on_end: called once nothing more is written.
     """
 
-    def __init__(
-        self,
-        status: Status,
-        schedule: Schedule,
-        intake: Intake,
-        jobs: Jobs,
-        outgoing: Outgoing,
-        dropping: Dropping,
-        writer: Writer,
-        caretaker: Caretaker,
-        clock_steps: ClockSteps,
-        max_queue_size: int,
-        on_dropped: Callable[[list[Dropped]], None] | None,
-        on_end: Callable[[], None],
-    ) -> None:
-        self._status = status
-        self._lock = status.lock
-        self._schedule = schedule
-        self._intake = intake
-        self._jobs = jobs
-        self._outgoing = outgoing
-        self._dropping = dropping
-        self._writer = writer
-        self._caretaker = caretaker
-        self._clock_steps = clock_steps
-        self._max_queue_size = max_queue_size
-        self._on_dropped = on_dropped
-        self._on_end = on_end
-        # Transactions that are not over: what became of them is not noted, or not told, yet. More than one where a
-        # drop callback waits for its own.
-        self._unfinished: list[Commit] = []
-        self._torn_count = 0
-        self._reported = ""
-        self.thread = Thread(target=keep_calling, args=(self._run, self._goes_on), name="glec-fast-store", daemon=True)
+    _status: Status
+    _schedule: Schedule
+    _intake: Intake
+    _jobs: Jobs
+    _outgoing: Outgoing
+    _dropping: Dropping
+    _writer: Writer
+    _caretaker: Caretaker
+    _clock_steps: ClockSteps
+    _max_queue_size: int
+    _on_dropped: Callable[[list[Dropped]], None] | None
+    _on_end: Callable[[], None]
+    # Transactions that are not over: what became of them is not noted, or not told, yet. More than one where a drop
+    # callback waits for its own.
+    _unfinished: list[Commit] = field(default_factory=list)
+    _torn_count: int = 0
+    _reported: str = ""
 
     def start(self) -> None:
         """Start the thread."""
+        goes_on = self._goes_on
+        self.thread = Thread(target=keep_calling, args=(self._run, goes_on), name="glec-fast-store", daemon=True)
         self._status.thread = self.thread
         self.thread.start()
 
@@ -90,7 +77,7 @@ class Committer:
     def run(self, statement: Callable[[QueueTable], T]) -> T:
         """See `Store.run`."""
         job = Job(statement)
-        with self._lock:
+        with self._status.lock:
             self._status.refuse_if_closed()
             self._jobs.add(job)
         if self._status.is_own_thread():
@@ -103,13 +90,13 @@ class Committer:
 
     def close(self) -> None:
         """See `Store.close`."""
-        with self._lock:
+        with self._status.lock:
             self._status.is_closing = True
             self._schedule.request()
         if self._status.is_own_thread():
             return
         self.thread.join()
-        with self._lock:
+        with self._status.lock:
             count, self._intake.pending = len(self._intake.pending), []
         if count:
             raise QueueStorageError(
@@ -123,7 +110,7 @@ class Committer:
         self._pick_up()
         closing = self._status.has_ended
         while not closing:
-            with self._lock:
+            with self._status.lock:
                 self._schedule.wait(self._caretaker.tidy_due_s)
                 closing = self._status.is_closing
             # One failure is enough to give up what is left: nobody would wait for the disk to mend.
@@ -161,11 +148,11 @@ class Committer:
             self._unfinished.pop()
         if self._torn_count:
             # Nobody knows whether what was asked for was heard.
-            with self._lock:
+            with self._status.lock:
                 self._schedule.request()
 
     def _has_work(self) -> bool:
-        with self._lock:
+        with self._status.lock:
             return bool(self._intake.pending or self._jobs.waiting or self._dropping.marked)
 
     def _commit_once(self) -> bool:
@@ -205,15 +192,14 @@ class Committer:
 
     def _take_work(self, commit: Commit) -> None:
         intake, schedule = self._intake, self._schedule
-        with self._lock:
+        with self._status.lock:
             is_closing = self._status.is_closing
             intake.take(commit)
             if commit.rows:
                 schedule.on_rows_taken()
-            is_cleanup_due = schedule.is_cleanup_due
             self._jobs.take(commit)
+            is_cleanup_due = schedule.take_cleanup()
             if is_cleanup_due:
-                schedule.on_cleanup()
                 commit.jobs.append(Job(self._clean_up))
             if commit.rows or commit.row_count:
                 commit.anchor = intake.clock.anchor(fresh=is_cleanup_due or is_closing)
@@ -228,7 +214,7 @@ class Committer:
     def _on_success(self, commit: Commit) -> None:
         """Note what is on disk now. Where this was cut into, a second call does the same."""
         self._writer.on_committed(commit)
-        with self._lock:
+        with self._status.lock:
             self._outgoing.on_committed(commit)
             self._dropping.on_deleted(commit.dropped)
             self._intake.on_committed(commit)
@@ -242,7 +228,7 @@ class Committer:
 
     def _give_back(self) -> None:
         """What a transaction that came to nothing had taken waits again."""
-        with self._lock:
+        with self._status.lock:
             self._intake.give_back()
             self._jobs.give_back()
             self._schedule.request()
@@ -268,7 +254,7 @@ class Committer:
             # Once, not at each attempt: the log may be on the same disk.
             self._reported = str(failure)
             logger.error("%s", failure, exc_info=None if isinstance(error, (apsw.Error, QueueStorageError)) else error)
-        with self._lock:
+        with self._status.lock:
             self._intake.on_failure(failure)
             self._jobs.on_failure(failure)
             self._outgoing.on_failure(error)
@@ -286,7 +272,7 @@ class Committer:
             if error is not None:
                 # Also a SystemExit: without this thread nothing would reach the disk any more.
                 logger.error("a callback of the queue failed", exc_info=error)
-        with self._lock:
+        with self._status.lock:
             self._intake.on_told()
         if outbox is not None and commit.is_salvaged:
             error = raised_by(outbox.on_salvaged)
@@ -303,7 +289,7 @@ class Committer:
 
     def _end(self) -> None:
         self._on_end()
-        with self._lock:
+        with self._status.lock:
             self._status.is_closing = self._status.has_ended = True
             self._jobs.refuse()
             self._intake.progress.notify_all()

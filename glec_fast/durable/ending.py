@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from glec_fast.durable._table import keep_for_ever
@@ -24,22 +25,23 @@ _EXIT_RETRY_S = 0.1
 logger = logging.getLogger("glec_fast")
 
 
+@dataclass(eq=False, repr=False)
 class Ending:
     """Called by `process`, in the thread that ends it or forks. Its attributes are the forking thread's."""
 
-    def __init__(
-        self, store: Store, status: Status, intake: Intake, jobs: Jobs, file: QueueFile, reader: Reader, writer: Writer
-    ) -> None:
-        self._store = store
-        self._status = status
-        self._intake = intake
-        self._jobs = jobs
-        self._file = file
-        self._reader = reader
-        self._writer = writer
-        # The locks that keep every thread out of SQLite are held by a thread that forks.
-        self._is_still = False
-        self._holds: list[Hold] = []
+    _store: Store
+    _status: Status
+    _intake: Intake
+    _jobs: Jobs
+    _file: QueueFile
+    _reader: Reader
+    _writer: Writer
+    # The locks that keep every thread out of SQLite are held by a thread that forks.
+    _is_still: bool = False
+    _holds: list[Hold] = field(default_factory=list)
+
+    def watch(self) -> None:
+        """From now on, until `leave`."""
         process.watch_exit(self)
         process.watch_forks_beforehand(self)
 
@@ -104,4 +106,7 @@ class Ending:
         self._writer.image.let_go_in_child()
         # A thread that does not exist here may hold the other.
         self._store._lock = Lock()
+        # Somebody may have a method of the store at hand, which asks a part.
+        for part in [each for each in vars(self._store).values() if hasattr(each, "__dict__")]:
+            process.forbid(part, pid, {})
         process.forbid(self._store, pid, {"close": None})

@@ -97,14 +97,13 @@ class Schedule:
         """A transaction has taken what was pending."""
         self._rows_due_s = self.monotonic() + _ROWS_COMMIT_SPACING_S
 
-    @property
-    def is_cleanup_due(self) -> bool:
-        """True where it is time to look for rows that are over."""
-        return self.monotonic() >= self.cleanup_due_s
-
-    def on_cleanup(self) -> None:
-        """That has begun."""
-        self.cleanup_due_s = self.monotonic() + self._cleanup_interval_s
+    def take_cleanup(self) -> bool:
+        """True where it is time to look for rows that are over, which is then done."""
+        now_s = self.monotonic()
+        is_due = now_s >= self.cleanup_due_s
+        if is_due:
+            self.cleanup_due_s = now_s + self._cleanup_interval_s
+        return is_due
 
     def wait(self, tidy_due_s: float) -> None:
         """Wait for what was asked for, a clean-up, or `tidy_due_s`; what was asked for is then the caller's."""

@@ -100,21 +100,12 @@ class Store(OfOneProcess):
         self._outgoing = outgoing = Outgoing(status, schedule, reader, writer)
         self._caretaker = caretaker = Caretaker(file, reader, writer, intake, dropping, status, schedule)
         self._supply = Supply(status, schedule, intake, jobs, outgoing, dropping, file, reader, writer, max_queue_size)
-        self._committer = Committer(
-            status,
-            schedule,
-            intake,
-            jobs,
-            outgoing,
-            dropping,
-            writer,
-            caretaker,
-            ClockSteps(status, intake, reader, writer),
-            max_queue_size,
-            on_dropped,
-            Ending(self, status, intake, jobs, file, reader, writer).leave,
-        )
+        steps = ClockSteps(status, intake, reader, writer)
+        ending = Ending(self, status, intake, jobs, file, reader, writer)
+        parts = status, schedule, intake, jobs, outgoing, dropping, writer, caretaker, steps
+        self._committer = Committer(*parts, max_queue_size, on_dropped, ending.leave)
         self._committer.start()
+        ending.watch()
 
     # ---- callers
 

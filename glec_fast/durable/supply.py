@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import apsw
 
@@ -24,43 +25,29 @@ from glec_fast.durable.writer import Writer
 logger = logging.getLogger("glec_fast")
 
 
+@dataclass(eq=False, repr=False)
 class Supply:
     """See `Store` for the methods of the same names. They take the reader's lock, behind it `status.lock`.
 
-    writer: asked whether any row has extras.
-    given_up_max: so many rows may be given up before the first is read.
+    _given_up_max: so many rows may be given up before the first is read.
     """
 
-    def __init__(
-        self,
-        status: Status,
-        schedule: Schedule,
-        intake: Intake,
-        jobs: Jobs,
-        outgoing: Outgoing,
-        dropping: Dropping,
-        file: QueueFile,
-        reader: Reader,
-        writer: Writer,
-        given_up_max: int,
-    ) -> None:
-        self._status = status
-        self._lock = status.lock
-        self._schedule = schedule
-        self._intake = intake
-        self._jobs = jobs
-        self._outgoing = outgoing
-        self._dropping = dropping
-        self._reader = reader
-        self._file = file
-        self._writer = writer
-        self._given_up_max = given_up_max
-        # Whose refusal is not yet counted, and the job that does.
-        self._refused: dict[int, Job] = {}
-        self._is_failure_told = False
+    _status: Status
+    _schedule: Schedule
+    _intake: Intake
+    _jobs: Jobs
+    _outgoing: Outgoing
+    _dropping: Dropping
+    _file: QueueFile
+    _reader: Reader
+    _writer: Writer
+    _given_up_max: int
+    # Whose refusal is not yet counted, and the job that does.
+    _refused: dict[int, Job] = field(default_factory=dict)
+    _is_failure_told: bool = False
 
     def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
-        with self._reader.lock, self._lock:
+        with self._reader.lock, self._status.lock:
             self._reader.rewind(frozenset(protected), frozenset(self._outgoing.finished.ids).union(finished))
             self._refused.clear()
 
@@ -69,9 +56,9 @@ class Supply:
         with reader.lock:
             try:
                 if reader.is_new and self._dropping.choose_given_up(reader.table, self._given_up_max):
-                    with self._lock:
+                    with self._status.lock:
                         self._schedule.request()
-                with self._lock:
+                with self._status.lock:
                     committed_id = intake.committed_id
                     unsendable = self._unsendable()
                 rows, is_last = reader.advance(limit, committed_id, self._writer.table, lambda: intake.committed_id)
@@ -80,14 +67,14 @@ class Supply:
                 return [], True
             self._is_failure_told = False
             if reader.met_unknown:
-                with self._lock:
+                with self._status.lock:
                     if not intake.writing:
                         self._schedule.request()
             return self._as_sendable(rows, unsendable), is_last
 
     def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
         with self._reader.lock:
-            with self._lock:
+            with self._status.lock:
                 uncounted = [message_id for message_id in ids if message_id in self._refused]
                 unsendable = self._unsendable().union(uncounted)
             try:
@@ -126,7 +113,7 @@ class Supply:
 
     def set_aside(self, rows: list[tuple[int, str, int, str]]) -> None:
         if rows:
-            with self._lock:
+            with self._status.lock:
                 self._dropping.set_aside(rows)
                 self._schedule.request(DONE_COMMIT_DELAY_S)
 
@@ -138,7 +125,7 @@ class Supply:
         if not self._is_failure_told:
             self._is_failure_told = True
             logger.error("%s", failure)
-        with self._lock:
+        with self._status.lock:
             self._reader.has_failed = True
             if is_damage(error) and self._status.damage is None:
                 self._status.damage = error
@@ -146,22 +133,22 @@ class Supply:
             self._schedule.request_retry()
 
     def drop(self, row: Row, reason: DropReason) -> None:
-        with self._lock:
+        with self._status.lock:
             self._dropping.mark_row(row, reason)
             self._schedule.request(DONE_COMMIT_DELAY_S)
 
     def refuse(self, ids: list[int]) -> None:
         def count(table: QueueTable) -> None:
             table.increment_retry_count(ids)
-            with self._lock:
+            with self._status.lock:
                 # The others were read again since, and are in flight.
                 idle = {message_id for message_id in ids if self._refused.get(message_id) is job}
             self._dropping.mark_given_up(table, idle)
-            with self._lock:
+            with self._status.lock:
                 for message_id in idle:
                     self._refused.pop(message_id, None)
 
         job = Job(count, lasting=True)
-        with self._lock:
+        with self._status.lock:
             self._refused.update(dict.fromkeys(ids, job))
             self._jobs.add(job)
