@@ -31,7 +31,7 @@ def make_row(
     expires_at_ms: int,
     extras: tuple[bool, int | None, bytes] | None = None,
 ) -> _Row:
-    """The row of one message; `timestamp_ms` is the time of insertion, `expires_at_ms` that of expiry, Unix milliseconds.
+    """The row of one message; stamped with `timestamp_ms`, the time of its insertion. Both times are Unix milliseconds.
 
     Text is kept as TEXT; bytes too where they are UTF-8 without NUL, else as a BLOB.
     Raises OverflowError, TypeError for what fits no column.

@@ -7,8 +7,8 @@ import time
 
 import apsw
 
-from glec_fast.durable._table import Finished, QueueTable, ranges_of, take_image
-from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX, Decision
+from glec_fast.durable._table import Finished, ranges_of, take_image
+from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.schedule import Schedule
 from glec_fast.durable.status import Status
@@ -30,7 +30,7 @@ logger = logging.getLogger("glec_fast")
 
 class Outgoing:
     """The outbox and its image. Whoever reads or changes an attribute, or calls a method, holds `status.lock`; but
-    `commit_image`, which takes the writer's lock and that one, and `forget`, which is a statement for the writer.
+    `commit_image` and `save_image` take it themselves, behind the writer's, which the first takes and the second wants.
     """
 
     def __init__(self, status: Status, schedule: Schedule, reader: Reader, writer: Writer) -> None:
@@ -51,11 +51,6 @@ class Outgoing:
         """Raises ConfigError where the store has an outbox."""
         if self.outbox is not None:
             raise ConfigError("this store has a client already: give each client a queue file of its own")
-
-    def forget(self, table: QueueTable, time_ms: int) -> int:
-        """Within a transaction, see `Store.void_session`."""
-        self._writer.image.forget(table)
-        return table.add_all_in_doubt(time_ms, Decision.SENT_AGAIN, LEDGER_ROWS_MAX)
 
     # ---- the image alone
 

@@ -3,7 +3,7 @@
 Two connections: a writer, used by the store's own thread alone, which commits in groups; and a reader, used by the
 network thread alone, which pulls rows in order. Callers append to a list in memory and are told the message id at once.
 
-    append ──► pending ──► [writer: one transaction] ──► disk ──► read ──► (session) ──► outbox.collect ──► deleted
+    append ──► pending ──► [writer: one transaction] ──► disk ──► read ──► (session) ──► finished ──► deleted
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from glec_fast.durable.dropping import DROP_ROWS_MAX, Dropping
 from glec_fast.durable.ending import Ending
 from glec_fast.durable.extras import Extras
 from glec_fast.durable.file import QueueFile, Salvage
-from glec_fast.durable.in_doubt import Decision, InDoubt
+from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
 from glec_fast.durable.inflight_log import log_of
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Jobs
@@ -297,7 +297,12 @@ class Store(OfOneProcess):
 
         Returns how many messages of QoS 2 may therefore arrive twice; they are in the ledger. Raises QueueStorageError.
         """
-        count = self.run(lambda table: self._outgoing.forget(table, self.unix_ms()))
+
+        def forget(table: QueueTable) -> int:
+            self._writer.image.forget(table)
+            return table.add_all_in_doubt(self.unix_ms(), Decision.SENT_AGAIN, LEDGER_ROWS_MAX)
+
+        count = self.run(forget)
         self.speak_next_for("", "")
         return count
 

@@ -40,6 +40,7 @@ TRACED = (
     "schedule.py",
     "status.py",
     "store.py",
+    "supply.py",
     "writer.py",
 )
 
