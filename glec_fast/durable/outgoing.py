@@ -76,9 +76,9 @@ class Outgoing:
         saved = self._writer.image
         with self._lock:
             outbox, status = self.outbox, self._status
-            if outbox is None or status.is_failing or status.is_closing or self._in_doubt:
+            if outbox is None or status.is_closing or self._in_doubt or self.identity != saved.identity:
                 return None
-            if status.damage is not None or self.identity != saved.identity:
+            if (status.failure or status.unusable or status.damage) is not None:
                 return None
             version, image = take_image(outbox, self.finished.ranges, self._in_doubt)
             if self._in_doubt:
