@@ -1,4 +1,4 @@
-"""The statements on the queue table, a batch at a time. One object, one connection, one thread at a time; no commit.
+"""The statements on the queue table, a batch at a time. What each function does, for its callers, is in the stub.
 
 Rows go out as (id, topic, payload, qos, timestamp, ttl), first in, first out: by (timestamp, id). A payload that is not
 text is kept as a BLOB; TEXT otherwise, as the specification's table says. A message with extras has those three columns
@@ -165,11 +165,6 @@ cdef object stored_payload(object payload):
 
 
 def clock_error_us():
-    """How far the wall clock may be off, as the kernel has it from whoever keeps it right, in microseconds.
-
-    It grows by 500 ppm until they tell it again, to 16,000,000, which is also what is left once somebody else sets the
-    clock. Raises OSError where a sandbox forbids to ask. Any thread may call it.
-    """
     cdef timex kept
     # Modes of 0: change nothing.
     memset(&kept, 0, sizeof(kept))
@@ -178,38 +173,32 @@ def clock_error_us():
     return kept.maxerror
 
 
-def make_row(int64_t message_id, topic, payload, int qos, int64_t timestamp_ms, int64_t ttl_ms,
+def make_row(int64_t message_id, topic, payload, int qos, int64_t timestamp_ms, int64_t expires_at_ms,
              extras=None) -> tuple:
-    """The row of one message; `ttl_ms` is the time of expiry, extras (retain, expiry interval, packed properties)."""
-    row = (message_id, topic, stored_payload(payload), qos, timestamp_ms, ttl_ms)
+    row = (message_id, topic, stored_payload(payload), qos, timestamp_ms, expires_at_ms)
     return row if extras is None else (*row, *extras)
 
 
-def accept(store, topic, payload, int qos, int64_t now_ms, int64_t ttl_ms, extras, register) -> int:
-    """Give a message its id and put its row behind those that are pending, in one step; the caller holds the lock.
-
-    Whatever cuts into it finds either nothing of the message or all. register: told the id, or None.
-    """
-    cdef int64_t message_id = store._next_id
+def accept(intake, topic, payload, int qos, int64_t now_ms, int64_t expires_at_ms, extras, register) -> int:
+    cdef int64_t message_id = intake.next_id
     cdef int64_t timestamp_ms
     while True:
         # Also behind rows of another writer, and of a boot whose clock was ahead.
-        timestamp_ms = max(now_ms, <int64_t>store._last_timestamp_ms)
-        row = make_row(message_id, topic, payload, qos, timestamp_ms, ttl_ms, extras)
-        if store._next_id == message_id:
+        timestamp_ms = max(now_ms, <int64_t>intake.last_timestamp_ms)
+        row = make_row(message_id, topic, payload, qos, timestamp_ms, expires_at_ms, extras)
+        if intake.next_id == message_id:
             break
         # A finaliser has published: a new tuple may collect garbage.
-        message_id = store._next_id
-    store._pending.append(row)
-    store._last_timestamp_ms = timestamp_ms
-    store._next_id = message_id + 1
+        message_id = intake.next_id
+    intake.pending.append(row)
+    intake.last_timestamp_ms = timestamp_ms
+    intake.next_id = message_id + 1
     if register is not None:
         register(message_id)
     return message_id
 
 
 def ranges_of(list ids) -> list:
-    """Inclusive (first, last) ranges that cover just `ids`; sorts the list in place."""
     cdef list ranges = []
     cdef int64_t first, last, current
     if not ids:
@@ -226,7 +215,6 @@ def ranges_of(list ids) -> list:
 
 
 def merged(list ranges) -> list:
-    """The fewest (first, last) ranges that cover what `ranges` cover; sorts the list in place."""
     cdef list fewest = []
     cdef int64_t first, last, next_first, next_last
     if len(ranges) < 2:
@@ -244,7 +232,6 @@ def merged(list ranges) -> list:
 
 
 def is_any_expired(list rows, now_ms) -> bool:
-    """True where the time of any of these rows is over."""
     cdef tuple row
     for row in rows:
         if row[EXPIRY_COLUMN] < now_ms:
@@ -305,7 +292,6 @@ cdef bint _fits_a_packet(str payload) except -1:
 
 
 def known(list rows, int64_t through_id) -> int:
-    """How many rows come before the first that has an id above `through_id`."""
     cdef Py_ssize_t index
     for index in range(len(rows)):
         if <int64_t>(<tuple>rows[index])[0] > through_id:
@@ -318,7 +304,6 @@ def known(list rows, int64_t through_id) -> int:
 
 
 def keep_calling(function, goes_on):
-    """Call `function` until it returns. `goes_on` is told of each exception; where it says no, that is raised."""
     cdef object error = None
     cdef bint is_over = False
     while not is_over:
@@ -337,7 +322,6 @@ def keep_calling(function, goes_on):
 
 
 def raised_by(function, *arguments):
-    """What `function` raises, of whatever kind; None where it returns."""
     try:
         function(*arguments)
     except BaseException as error:
@@ -345,26 +329,19 @@ def raised_by(function, *arguments):
 
 
 def hand_over(function, list items):
-    """What `function` raises for a copy of `items`, None where it returns; `items` is empty then."""
     error = raised_by(function, items.copy())
     items.clear()
     return error
 
 
 def take_image(outbox, list kept, list in_doubt) -> tuple:
-    """(version, image) of an outbox, and what is in doubt behind the others in `in_doubt`."""
     version, image, entries = outbox.image(kept)
     in_doubt += entries
     return version, image
 
 
 cdef class Finished:
-    """The rows that are finished and not yet deleted: by id, and as the ranges that an image names them by.
-
-    Ids in the order in which they finished, and always at hand the inclusive ranges that they make. A stream finishes
-    in order: thousands of ids are one range, and the next few make it longer. Not thread-safe.
-    """
-
+    # A stream finishes in order: thousands of ids are one range, and the next few make it longer.
     cdef readonly list ids, ranges
 
     def __init__(self):
@@ -375,7 +352,6 @@ cdef class Finished:
         return len(self.ids)
 
     def add(self, list ids not None):
-        """Behind those that are there."""
         cdef int64_t first, last, current
         cdef Py_ssize_t followed = 0
         cdef Py_ssize_t last_index = len(self.ranges) - 1
@@ -392,34 +368,25 @@ cdef class Finished:
             self.ranges = merged(self.ranges + ranges_of(ids[followed:]))
 
     def take_from(self, outbox):
-        """What an outbox has finished, behind those that are there."""
         self.add(outbox.take_finished())
 
     def remove_first(self, Py_ssize_t count):
-        """Remove the `count` that came first."""
         cdef list ids = self.ids[count:]
         self.ranges = ranges_of(ids.copy())
         self.ids = ids
 
     def remove_taken(self, list taken):
-        """Remove those that came first, as many as `taken` has, and empty that: a second call removes nothing."""
         self.remove_first(len(taken))
         taken.clear()
 
 
 cdef class QueueTable:
-    """Statements on the connection of a `QueueFile`. The caller owns the connection and the transaction."""
-
     cdef object connection, execute, executemany
     cdef str encoding
-    # Rows deleted since the caller set it to 0.
     cdef public int64_t deleted
-    # (timestamp, id) of the last row that the last `read_after` met, and how many those were.
     cdef readonly tuple position
     cdef readonly Py_ssize_t met
-    # (id, topic, qos, reason) of the rows that the last reading met and no message can be made of.
     cdef readonly list unsendable
-    # False only where no message on disk has extras.
     cdef readonly bint may_have_extras
 
     def __init__(self, connection):
@@ -432,26 +399,21 @@ cdef class QueueTable:
         self.encoding = connection.pragma("encoding")
 
     def commit(self, transaction):
-        """COMMIT, and have `transaction` know it."""
         self.execute("COMMIT")
         transaction.is_committed = True
 
     def data_version(self) -> int:
-        """Another number than before where another connection has written to the file since. Within a transaction."""
         return self.execute("PRAGMA data_version").get
 
     def strangers(self, int64_t through_id) -> list:
-        """The ids above `through_id`, in the order of their rows."""
         return [message_id for (message_id,) in self.execute(STRANGERS, (through_id,))]
 
-    def adopt(self, list ids, int64_t timestamp_ms, int64_t ttl_ms):
-        """Give rows other ids, (from, to) each, and a timestamp; a time of expiry too where it is no number."""
-        self.executemany(ADOPT, [(*pair, timestamp_ms, ttl_ms) for pair in ids])
+    def adopt(self, list ids, int64_t timestamp_ms, int64_t expires_at_ms):
+        self.executemany(ADOPT, [(*pair, timestamp_ms, expires_at_ms) for pair in ids])
         self.executemany(ADOPT_EXTRAS, ids)
         self.execute(SET_LAST_ID, (max(pair[1] for pair in ids),))
 
     def insert(self, list rows):
-        """Add rows made by `make_row`."""
         cdef list extras = [row for row in rows if len(<tuple>row) > ROW_COLUMNS]
         if extras:
             self.may_have_extras = True
@@ -463,11 +425,9 @@ cdef class QueueTable:
             self.executemany(INSERT, rows)
 
     def delete(self, list ids) -> int:
-        """Delete by id; returns how many rows there were. Sorts the list in place."""
         return self._delete_ranges(ranges_of(ids))
 
     def delete_finished(self, list ids) -> int:
-        """`delete` that looks first whether all there is goes."""
         cdef list ranges = ranges_of(ids)
         if 0 < len(ranges) <= CLEARED_RANGES_MAX and not self._is_any_beside(ranges):
             if self.may_have_extras:
@@ -496,16 +456,13 @@ cdef class QueueTable:
         return deleted
 
     def look_for_extras(self):
-        """Find out whether any message on disk has extras. Between transactions, as a rollback brings them back."""
         self.may_have_extras = self.execute(IS_ANY_EXTRA).get
 
     def delete_orphaned_extras(self):
-        """Delete the extras of messages that another program has deleted."""
         if self.may_have_extras:
             self.execute(DELETE_ORPHANS)
 
     def read_after(self, timestamp_ms, int64_t message_id, int limit, bint with_extras=False) -> list:
-        """The next rows behind a position, at most `limit`, as one snapshot; see `position` and `unsendable`."""
         cdef list rows
         cdef tuple last
         bindings = (timestamp_ms, message_id, limit)
@@ -521,7 +478,6 @@ cdef class QueueTable:
         return rows if _are_sound(rows) else self._mended(rows)
 
     def read_rows(self, list ids, bint with_extras=False) -> list:
-        """The rows of these ids, as far as there are any, in the order of `ids`; see `unsendable`."""
         cdef list rows = []
         cdef str statement = READ_ROW_WITH_EXTRAS if with_extras else READ_ROW
         self.unsendable = []
@@ -572,20 +528,16 @@ cdef class QueueTable:
         return "" if topic is None else (<bytes>topic).decode(self.encoding, "replace")
 
     def set_aside(self, list reasons, int rows_max, int64_t bytes_max):
-        """Copy rows, by (id, reason), to where they wait for somebody to look at them; the oldest there make room."""
         self.executemany(SET_ASIDE, reasons)
         self.execute(TRIM_SET_ASIDE, (rows_max, bytes_max))
 
     def heads_after(self, timestamp_ms, int64_t message_id):
-        """An iterator over the heads (id, topic, qos, timestamp) behind a position, in order."""
         return chain(self._heads(HEADS_BESIDE, (timestamp_ms, message_id)), self._heads(HEADS_AFTER, (timestamp_ms,)))
 
     def heads_expired(self, int64_t now_ms):
-        """An iterator over the heads whose time of expiry has passed."""
         return self._heads(HEADS_EXPIRED, (now_ms,))
 
     def heads_given_up(self, int64_t max_retry):
-        """An iterator over the heads that failed as often as they may."""
         return self._heads(HEADS_GIVEN_UP, (max_retry,))
 
     def _heads(self, str statement, tuple bindings):
@@ -593,7 +545,6 @@ cdef class QueueTable:
             yield message_id, self._text(topic), qos, timestamp_ms
 
     def increment_retry_count(self, list ids) -> int:
-        """Count one more failed attempt for each id; returns how many rows there were."""
         cdef int64_t changed = 0
         for pair in ranges_of(ids):
             self.execute("UPDATE mqtt_offline_queue SET retry_count = coalesce(retry_count, 0) + 1"
@@ -602,7 +553,6 @@ cdef class QueueTable:
         return changed
 
     def read_all(self) -> list:
-        """Every row with its retry count, in order; see `unsendable`."""
         cdef list rows
         self.unsendable = []
         try:
@@ -612,51 +562,41 @@ cdef class QueueTable:
         return rows if _are_sound(rows) else self._mended(rows)
 
     def count(self) -> int:
-        """Rows in the table."""
         return self.execute("SELECT count(*) FROM mqtt_offline_queue").get
 
     def last_id(self) -> int:
-        """The highest id that was ever given, 0 in a new file."""
         return self.execute(
             "SELECT max(coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'), 0),"
             " coalesce((SELECT max(id) FROM mqtt_offline_queue), 0))").get
 
     def last_timestamp_ms(self) -> int:
-        """The highest timestamp in the table that is one, 0 where it is empty."""
         latest = self.execute(
             "SELECT max(timestamp) FROM mqtt_offline_queue WHERE timestamp BETWEEN -?1 AND ?1", (TIME_MAX_MS,)).get
         return 0 if latest is None else ceil(latest)
 
     def span_ms(self):
-        """(oldest, newest) timestamp, None each where the table is empty."""
         times = self.execute(
             "SELECT min(timestamp), max(timestamp) FROM mqtt_offline_queue WHERE timestamp BETWEEN -?1 AND ?1",
             (TIME_MAX_MS,)).get
         return tuple([None if each is None else round(each) for each in times])
 
     def add_in_doubt(self, int64_t time_ms, list entries, int limit):
-        """Record (message id, decision) of messages whose rows are still there, and keep the newest `limit`."""
         self.executemany(ADD_IN_DOUBT, [(time_ms, decision, message_id) for message_id, decision in entries])
         self.execute(TRIM_IN_DOUBT, (limit,))
 
     def add_all_in_doubt(self, int64_t time_ms, decision, int limit) -> int:
-        """Record that any message of QoS 2 may be in doubt, of the first `limit`; returns how many those are."""
         self.execute(ADD_ALL_IN_DOUBT, (time_ms, decision, limit))
         cdef int64_t count = self.connection.changes()
         self.execute(TRIM_IN_DOUBT, (limit,))
         return count
 
     def read_in_doubt(self) -> list:
-        """Every (number, time, message id, topic, decision) recorded, oldest first."""
         return [(*entry[:3], self._text(entry[3]), entry[4]) for entry in self.execute(READ_IN_DOUBT)]
 
     def move_times(self, int64_t by_ms, int64_t first_id, int64_t coming_ms) -> int:
-        """Add `by_ms` to the times of every message from `first_id` on; returns from which id on that was.
-
-        Where older messages would then seem younger, also than those to come, which are stamped from `coming_ms` on,
-        their clock was as wrong, and their times are moved too. Times at the ends of the range, which another writer
-        may use for "never", stay.
-        """
+        # Where older messages would then seem younger, also than those to come, which are stamped from `coming_ms` on,
+        # their clock was as wrong, and their times are moved too. Times at the ends of the range, which another writer
+        # may use for "never", stay.
         cdef int64_t first = first_id
         older_ms = self.execute(
             "SELECT max(timestamp) FROM mqtt_offline_queue WHERE id < ?1 AND timestamp BETWEEN -?2 AND ?2",
@@ -670,27 +610,21 @@ cdef class QueueTable:
         return first
 
     def load_clock(self):
-        """The clock's row, without its id, or None where there is none that a clock can go on from."""
         return self.execute(LOAD_CLOCK, (TIME_MAX_MS, ID_MAX)).fetchone()
 
     def has_clock(self) -> bool:
-        """True where there is a row, whatever it says."""
         return bool(self.execute("SELECT EXISTS (SELECT 1 FROM glec_clock)").get)
 
     def save_clock(self, anchor):
-        """Replace the clock's row."""
         self.execute("INSERT OR REPLACE INTO glec_clock VALUES (1, ?, ?, ?, ?, ?)", anchor)
 
     def holds(self, int64_t message_id) -> bool:
-        """True where there is a row of this id."""
         return bool(self.execute("SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id = ?)", (message_id,)).get)
 
     def has(self, tuple row) -> bool:
-        """True where this very row is on disk."""
         return bool(self.execute(HAS_ROW, (row[0], row[1], row[2], row[4])).get)
 
     def load_session(self):
-        """(client id, broker, in-flight image) of the last process, or None. Raises ValueError where it is none."""
         row = self.execute(LOAD_SESSION).fetchone()
         if row is None:
             return None
@@ -700,14 +634,11 @@ cdef class QueueTable:
         return client_id.decode(self.encoding), broker.decode(self.encoding), image
 
     def save_session(self, str client_id, str broker, bytes image):
-        """Replace the session's row."""
         self.execute("INSERT OR REPLACE INTO glec_session VALUES (1, ?, ?, ?)", (client_id, broker, image))
 
     def save_image(self, bytes image):
-        """Replace the in-flight image of the session's row."""
         self.execute("UPDATE glec_session SET in_flight = ? WHERE id = 1", (image,))
 
 
 def keep_for_ever(thing):
-    """Have nobody end `thing`, nor what it refers to: neither the garbage collector nor the interpreter's end."""
     Py_INCREF(thing)

@@ -1,4 +1,4 @@
-"""Types of `cext/durable/_table.pyx`: the statements on the queue table."""
+"""What callers need of `cext/durable/_table.pyx`: the statements on the queue table."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -28,22 +28,22 @@ def make_row(
     payload: str | bytes,
     qos: int,
     timestamp_ms: int,
-    ttl_ms: int,
+    expires_at_ms: int,
     extras: tuple[bool, int | None, bytes] | None = None,
 ) -> _Row:
-    """The row of one message; `timestamp_ms` is the time of insertion and `ttl_ms` that of expiry, Unix milliseconds.
+    """The row of one message; stamped with `timestamp_ms`, the time of its insertion. Both times are Unix milliseconds.
 
     Text is kept as TEXT; bytes too where they are UTF-8 without NUL, else as a BLOB.
     Raises OverflowError, TypeError for what fits no column.
     """
 
 def accept(
-    store: Any,
+    intake: Any,
     topic: str,
     payload: str | bytes,
     qos: int,
     now_ms: int,
-    ttl_ms: int,
+    expires_at_ms: int,
     extras: Any,
     register: Callable[[int], None] | None,
 ) -> int:
@@ -128,7 +128,7 @@ class QueueTable:
     def strangers(self, through_id: int) -> list[int]:
         """The ids above `through_id`, in the order of their rows."""
 
-    def adopt(self, ids: list[tuple[int, int]], timestamp_ms: int, ttl_ms: int) -> None:
+    def adopt(self, ids: list[tuple[int, int]], timestamp_ms: int, expires_at_ms: int) -> None:
         """Give rows other ids, (from, to) each, and a timestamp; a time of expiry too where it is no number."""
 
     def insert(self, rows: list[_Row]) -> None:
@@ -180,7 +180,7 @@ class QueueTable:
         """The highest id that was ever given, 0 in a new file."""
 
     def last_timestamp_ms(self) -> int:
-        """The highest timestamp in the table, 0 where it is empty."""
+        """The highest timestamp in the table that is one, 0 where it is empty."""
 
     def span_ms(self) -> tuple[int | None, int | None]:
         """(oldest, newest) timestamp, None each where the table is empty."""

@@ -8,11 +8,14 @@ from collections.abc import Iterable
 from itertools import islice
 
 from glec_fast.durable._table import QueueTable
+from glec_fast.durable.clock import QueueClock
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.transaction import Head, Row
 from glec_fast.runtime._lock import Lock
 
+# Beyond what came with a transaction, so many rows are dropped in one: each is told of, and so held in memory.
+DROP_ROWS_MAX = 1000
 # What is set aside is there to be looked at, and must not fill the disk.
 _SET_ASIDE_ROWS_MAX = 1000
 _SET_ASIDE_BYTES_MAX = 8 << 20
@@ -26,9 +29,11 @@ class Dropping:
     lock: the store's, taken by `mark` and `delete_marked`. The `choose` methods want the reader's lock held.
     """
 
-    def __init__(self, lock: Lock, reader: Reader) -> None:
+    def __init__(self, lock: Lock, reader: Reader, clock: QueueClock, max_retry: int) -> None:
         self._lock = lock
         self._reader = reader
+        self._clock = clock
+        self._max_retry = max_retry
         self.marked: dict[int, Dropped] = {}
         # Of those of them that are kept for somebody to look at, why.
         self._reasons: dict[int, str] = {}
@@ -54,13 +59,23 @@ class Dropping:
                 self.marked[message_id] = Dropped(message_id, topic, qos, DropReason.UNSENDABLE)
                 self._reasons[message_id] = reason
 
-    def choose_expired(self, table: QueueTable, now_ms: int, limit: int) -> int:
-        """Mark what is older than it may be; returns how many, at most `limit`."""
-        return self._choose(table.heads_expired(now_ms), DropReason.EXPIRED, limit)
+    def choose_expired(self, table: QueueTable) -> int:
+        """Mark what is older than it may be; returns how many, at most DROP_ROWS_MAX."""
+        return self._choose(table.heads_expired(self._clock.now_ms()), DropReason.EXPIRED, DROP_ROWS_MAX)
 
-    def choose_given_up(self, table: QueueTable, max_retry: int, limit: int) -> int:
+    def choose_given_up(self, table: QueueTable, limit: int = DROP_ROWS_MAX) -> int:
         """Mark what was refused as often as it may be; returns how many, at most `limit`."""
-        return self._choose(table.heads_given_up(max_retry), DropReason.GIVEN_UP, limit)
+        return self._choose(table.heads_given_up(self._max_retry), DropReason.GIVEN_UP, limit)
+
+    def clean_up(self, table: QueueTable) -> bool:
+        """Mark both, and delete what belongs to no row; True where there may be more of them."""
+        table.delete_orphaned_extras()
+        return DROP_ROWS_MAX in (self.choose_expired(table), self.choose_given_up(table))
+
+    def mark_given_up(self, table: QueueTable, ids: Iterable[int]) -> None:
+        """Mark those of these, which are not in flight, that were refused as often as they may be."""
+        idle = frozenset(ids)
+        self.mark([head for head in table.heads_given_up(self._max_retry) if head[0] in idle], DropReason.GIVEN_UP)
 
     def choose_oldest(self, table: QueueTable, limit: int) -> int:
         """Mark what makes room for others; returns how many, at most `limit`."""

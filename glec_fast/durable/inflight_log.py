@@ -111,7 +111,7 @@ def _from_slot(slot: bytes) -> Numbered | None:
 
 
 class SavedImage:
-    """Belongs to whoever holds the store's commit lock. A transaction calls `begin` first, and `on_committed` last."""
+    """Belongs to whoever holds the writer's lock. A transaction calls `begin` first, and `on_committed` last."""
 
     def __init__(self, queue_path: Path) -> None:
         # (client id, broker) on disk; of nobody yet in a new file.

@@ -31,6 +31,8 @@ class Reader:
         self.is_handing_out = False
         # In flight before: read again, never dropped.
         self.protected: frozenset[int] = frozenset()
+        # What was read last may not be all that there is, as the disk failed.
+        self.has_failed = False
         # Finished, but still there.
         self.skipped: frozenset[int] = frozenset()
         # The last rows ended before one whose id the store does not know: of another program, or just committed.

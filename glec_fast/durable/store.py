@@ -3,47 +3,57 @@
 Two connections: a writer, used by the store's own thread alone, which commits in groups; and a reader, used by the
 network thread alone, which pulls rows in order. Callers append to a list in memory and are told the message id at once.
 
-    append ──► pending ──► [writer: one transaction] ──► disk ──► read ──► (session) ──► outbox.collect ──► deleted
+    append ──► pending ──► [writer: one transaction] ──► disk ──► read ──► (session) ──► finished ──► deleted
 """
 
 from __future__ import annotations
 
-import logging
+import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from typing import TypeVar
 
 import apsw
 
-from glec_fast.durable._table import QueueTable, accept, is_any_expired
-from glec_fast.durable.committer import (
-    DEFAULT_MAX_QUEUE_SIZE,
-    DEFAULT_MAX_RETRY,
-    DELETE_ROWS_MAX,
-    DONE_COMMIT_DELAY_S,
-    DONE_COMMIT_ROWS,
-    Committer,
-)
-from glec_fast.durable.extras import ROW_COLUMNS, Extras, as_sent
-from glec_fast.durable.file import Salvage, is_damage
+from glec_fast.durable._table import QueueTable
+from glec_fast.durable.caretaker import Caretaker
+from glec_fast.durable.clock import Clocks
+from glec_fast.durable.clock_steps import ClockSteps
+from glec_fast.durable.committer import Committer
+from glec_fast.durable.dropping import DROP_ROWS_MAX, Dropping
+from glec_fast.durable.ending import Ending
+from glec_fast.durable.extras import Extras
+from glec_fast.durable.file import QueueFile, Salvage
 from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
 from glec_fast.durable.inflight_log import log_of
-from glec_fast.durable.outcomes import DropReason
-from glec_fast.durable.transaction import Job, Outbox, Row
-from glec_fast.durable.writer import DROP_ROWS_MAX
-from glec_fast.errors import ConfigError, QueueStorageError
-from glec_fast.runtime.process import EXIT_TIMEOUT_S
+from glec_fast.durable.intake import Intake
+from glec_fast.durable.jobs import Jobs
+from glec_fast.durable.outcomes import Dropped, DropReason
+from glec_fast.durable.outgoing import Outgoing
+from glec_fast.durable.reader import Reader
+from glec_fast.durable.schedule import Schedule
+from glec_fast.durable.status import Status
+from glec_fast.durable.supply import Supply
+from glec_fast.durable.transaction import Outbox, Row
+from glec_fast.durable.writer import Writer
+from glec_fast.runtime.process import OfOneProcess
 
 __all__ = ["DEFAULT_MAX_QUEUE_SIZE", "DEFAULT_MAX_RETRY", "Store"]
 
-# So many rows may wait for a slow disk before `append` waits for it too.
-_PENDING_ROWS_MAX = 10_000
+T = TypeVar("T")
 
-logger = logging.getLogger("glec_fast")
+DEFAULT_MAX_QUEUE_SIZE = 10_000
+DEFAULT_TTL_MS = 24 * 60 * 60 * 1000
+DEFAULT_MAX_RETRY = 3
+DEFAULT_QOS0_COMMIT_DELAY_S = 5.0
+DEFAULT_CLEANUP_INTERVAL_S = 300.0
 
 
-class Store(Committer):
+class Store(OfOneProcess):
     """See the module's text. Thread-safe, but `read` and `rewind` belong to one thread.
+
+    It hands on what it is asked to its parts, each of which says who may touch its state.
 
     path: queue file, created 0600 where it is missing.
     max_queue_size: rows, above 0; the oldest go first. ttl_ms: age of expiry. max_retry: refusals before a row goes.
@@ -54,6 +64,50 @@ class Store(Committer):
     Raises QueueLockedError, QueueFormatError, QueueStorageError.
     """
 
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE,
+        ttl_ms: int = DEFAULT_TTL_MS,
+        max_retry: int = DEFAULT_MAX_RETRY,
+        qos0_commit_delay_s: float = DEFAULT_QOS0_COMMIT_DELAY_S,
+        cleanup_interval_s: float = DEFAULT_CLEANUP_INTERVAL_S,
+        on_dropped: Callable[[list[Dropped]], None] | None = None,
+        clocks: Clocks | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.max_queue_size = max_queue_size
+        self._file = file = QueueFile(path)
+        self._status = status = Status()
+        self._schedule = schedule = Schedule(status, monotonic, qos0_commit_delay_s, cleanup_interval_s)
+        try:
+            self._reader = reader = Reader(file)
+            table, is_salvaged = QueueTable(file.connection), file.salvage is not None
+            self._intake = intake = Intake(status, schedule, table, ttl_ms, clocks or Clocks(), is_salvaged=is_salvaged)
+            self._dropping = dropping = Dropping(status.lock, reader, intake.clock, max_retry)
+            self._writer = writer = Writer(file.path, file.connection, reader, dropping, max_queue_size, intake.adopt)
+            writer.table.look_for_extras()
+        except apsw.Error as error:
+            failure = file.failed(error)
+            file.close()
+            raise failure from error
+        except BaseException:
+            file.close()
+            raise
+        self._lock = status.lock
+        status.locks += [writer.lock, reader.lock]
+        self._jobs = jobs = Jobs(status, schedule)
+        self._outgoing = outgoing = Outgoing(status, schedule, reader, writer)
+        self._caretaker = caretaker = Caretaker(file, reader, writer, intake, dropping, status, schedule)
+        self._supply = Supply(status, schedule, intake, jobs, outgoing, dropping, file, reader, writer, max_queue_size)
+        steps = ClockSteps(status, intake, reader, writer)
+        ending = Ending(self, status, intake, jobs, file, reader, writer)
+        parts = status, schedule, intake, jobs, outgoing, dropping, writer, caretaker, steps
+        self._committer = Committer(*parts, max_queue_size, on_dropped, ending.leave)
+        self._committer.start()
+        ending.watch()
+
     # ---- callers
 
     @property
@@ -62,13 +116,17 @@ class Store(Committer):
         return self._file.salvage
 
     @property
+    def rows_lost(self) -> int:
+        """Rows that the damaged files have lost, also of the one that was opened."""
+        return self._caretaker.rows_lost
+
+    @property
     def size(self) -> int:
         """Messages not yet finished: on disk, or on their way there."""
+        intake = self._intake
         with self._lock:
-            return self._size()
-
-    def _size(self) -> int:
-        return max(self._row_count - len(self._deleting), 0) + len(self._pending) + len(self._writing)
+            on_disk = max(intake.row_count - len(self._outgoing.finished), 0)
+            return on_disk + len(intake.pending) + len(intake.writing)
 
     @property
     def drops(self) -> dict[str, int]:
@@ -79,12 +137,25 @@ class Store(Committer):
     @property
     def has_backlog(self) -> bool:
         """True where an accepted message may not have been read yet; what comes now must queue behind it."""
-        return self._next_id - 1 > self._reader.through_id
+        return self._intake.next_id - 1 > self._reader.through_id
 
     @property
     def is_failing(self) -> bool:
         """True while the disk refuses what was accepted."""
-        return self._failure is not None
+        return self._status.failure is not None
+
+    @property
+    def is_damaged(self) -> bool:
+        """True while the file is damaged, or has lost its name, and cannot be mended; or nothing more is written.
+
+        Raises QueueReplacedError where it never will be, as another file has its name.
+        """
+        return self._status.is_damaged
+
+    @property
+    def is_ending(self) -> bool:
+        """The process ends: what is accepted from here on is on disk when `append` returns."""
+        return self._status.is_ending
 
     def append(
         self,
@@ -104,144 +175,53 @@ class Store(Committer):
         `register` is told the id before any other thread can know of the message.
         Raises QueueStorageError while the disk fails, QueueClosedError after `close`; then nothing was accepted.
         """
-        # A drop callback may publish too: its thread is the one that makes room.
-        may_wait = not self.is_needed
-        with self._lock:
-            self._refuse_if_unusable()
-            while len(self._pending) >= _PENDING_ROWS_MAX and may_wait:
-                self._request(0.0)
-                self._progress.wait()
-                self._refuse_if_unusable()
-            message_id = self._add(topic, payload, qos, ttl_ms, extras, register)
-            if urgent:
-                self._request(0.0)
-            else:
-                self._request_company(qos)
-            is_ending = self.is_ending
-        if is_ending:
-            self._write_through(message_id)
-        return message_id
-
-    def _write_through(self, message_id: int) -> None:
-        """The process ends: nobody would write it later."""
-        try:
-            if not self.wait_durable(message_id, EXIT_TIMEOUT_S):
-                logger.error("message %d may be lost, as the program ends: the disk is slow", message_id)
-        except QueueStorageError:
-            if self.withdraw(message_id):
-                raise
+        return self._intake.append(topic, payload, qos, urgent, ttl_ms, extras, register)
 
     def append_many(self, messages: Iterable[tuple[str, str | bytes, int]], ttl_ms: int | None = None) -> list[int]:
         """`append` all of (topic, payload, qos), in one transaction; one that cannot be a row refuses all."""
-        messages = list(messages)
-        with self._lock:
-            self._refuse_if_unusable()
-            accepted = len(self._pending)
-            try:
-                ids = [self._add(topic, payload, qos, ttl_ms) for topic, payload, qos in messages]
-            except BaseException:
-                del self._pending[accepted:]
-                raise
-            self._request(0.0)
-            return ids
-
-    def _add(
-        self,
-        topic: str,
-        payload: str | bytes,
-        qos: int,
-        ttl_ms: int | None,
-        extras: Extras | None = None,
-        register: Callable[[int], None] | None = None,
-    ) -> int:
-        now_ms = self._clock.now_ms()
-        lasts_ms = self.ttl_ms if ttl_ms is None else ttl_ms
-        if extras is not None and extras.expiry_interval_s is not None:
-            lasts_ms = min(lasts_ms, extras.expiry_interval_s * 1000)
-        return accept(self, topic, payload, qos, now_ms, now_ms + lasts_ms, extras, register)
+        return self._intake.append_many(messages, ttl_ms)
 
     def withdraw(self, *message_ids: int) -> bool:
         """Take back messages that were accepted together and that no disk has; False where it is too late.
 
         Where they are being written it waits for the outcome, so that the answer holds.
         """
-        wanted = frozenset(message_ids)
-        with self._lock:
-            while any(row[0] in wanted for row in self._writing) and not self._is_own_thread():
-                self._progress.wait()
-            kept = [row for row in self._pending if row[0] not in wanted]
-            found = len(kept) < len(self._pending)
-            self._pending = kept
-            self._progress.notify_all()
-            # `close` has given up what could not be written.
-            return found or (self._ended and min(wanted, default=0) > self._committed_id)
-
-    @property
-    def is_needed(self) -> bool:
-        """True where nothing is written before the calling thread goes on.
-
-        It is the store's own, or a signal's handler or a finaliser has cut into a section under one of its locks.
-        """
-        locks = (self._commit_lock, self._reader.lock, self._lock)
-        return self._is_own_thread() or any(lock.is_mine for lock in locks)
+        return self._intake.withdraw(*message_ids)
 
     def wait_durable(self, message_id: int, timeout_s: float | None = None) -> bool:
         """Wait until the message is on disk; False after the time-out.
 
         Raises QueueStorageError while the disk fails, QueueClosedError where the queue was closed without it.
         """
-        if self.is_needed:
-            # A drop callback published, for one: to wait for it would be for ever.
-            return False
-        with self._lock:
-            if message_id > self._committed_id:
-                self._request(0.0)
-            self._progress.wait_for(
-                lambda: self._committed_id >= message_id or self._is_failing() or self._ended, timeout_s
-            )
-            if self._committed_id >= message_id:
-                return True
-            self._refuse_if_failing()
-            if self._ended:
-                self.refuse_if_closed()
-            return False
+        return self._intake.wait_durable(message_id, timeout_s)
 
     def wait_empty(self, timeout_s: float | None = None) -> bool:
         """Wait until every message is finished and its row deleted; False after the time-out."""
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        return self._intake.wait_empty(timeout_s)
+
+    def run(self, statement: Callable[[QueueTable], T]) -> T:
+        """Run `statement` on the writer's table inside a transaction and return its result, once that is on disk."""
+        return self._committer.run(statement)
+
+    def request_commit(self) -> None:
+        """Have the writer commit now."""
         with self._lock:
-            # Now what is finished already, and then what the network finishes last, without the usual delay.
-            self._eager += 1
-            self._request(0.0)
-            try:
-                while self._row_count or self._pending or self._writing or self._telling:
-                    remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
-                    is_too_late = remaining_s is not None and remaining_s <= 0
-                    if is_too_late or self._ended or self._is_own_thread():
-                        return False
-                    self._progress.wait(remaining_s)
-                return True
-            finally:
-                self._eager -= 1
+            self._schedule.request()
 
-    def on_finished(self, waiting: int, *, named: int, drained: bool) -> int:
-        """`waiting` finished messages are ready for the writer to collect; it does so when that is worth its cost.
+    def refuse_if_closed(self) -> None:
+        """Raises QueueClosedError after `close`."""
+        self._status.refuse_if_closed()
 
-        named: so many of them are in the image on disk, so that no crash sends them again.
-        drained: nothing else is in flight, so that no more will come by themselves.
-        Returns from how many waiting on it is worth to be told again, drained or not.
+    def close(self) -> None:
+        """Commit what is pending, end the thread and let go of the file. Idempotent.
+
+        From a drop callback it returns at once, and the store's thread does so when the callback has returned.
+        Raises QueueStorageError where messages could not be written; it says how many are lost with it.
         """
-        with self._lock:
-            put_off_at = min(self._put_off_at, waiting)
-            if waiting - put_off_at >= DONE_COMMIT_ROWS:
-                put_off_at = waiting
-                self._delete_due_s = None
-            self._put_off_at = put_off_at
-            self._request_delete()
-            is_worth_it = waiting - named >= DONE_COMMIT_ROWS or waiting >= DELETE_ROWS_MAX
-            if is_worth_it or (drained and self._eager > 0):
-                self._request(0.0)
-        return min(put_off_at, named) + DONE_COMMIT_ROWS
+        self._committer.close()
+
+    def _is_own_thread(self) -> bool:
+        return self._status.is_own_thread()
 
     def disk_bytes(self) -> int:
         """Bytes that the file and its logs take."""
@@ -254,7 +234,40 @@ class Store(Committer):
 
     def unix_ms(self) -> int:
         """Unix time in milliseconds, as well as it is known."""
-        return self._clock.unix_ms()
+        return self._intake.clock.unix_ms()
+
+    def holds(self, message_id: int) -> bool | None:
+        """True where this message is still to be sent, False where that is over, None where no id is this."""
+        intake = self._intake
+        with self._lock:
+            if not 0 < message_id < intake.next_id:
+                return None
+            if any(row[0] == message_id for row in (*intake.pending, *intake.writing)):
+                return True
+            over = self._dropping.marked, self._outgoing.finished.ids, self._reader.skipped
+            if any(message_id in each for each in over):
+                return False
+        return self.run(lambda table: table.holds(message_id))
+
+    def in_doubt(self) -> list[InDoubt]:
+        """The ledger of messages whose fate MQTT cannot tell, oldest first; at most LEDGER_ROWS_MAX."""
+        rows = self.run(lambda table: table.read_in_doubt())
+        return [InDoubt(*row[:4], Decision(row[4])) for row in rows]
+
+    def drop_expired(self) -> int:
+        """Drop every row whose time is over and that is not in flight; returns how many."""
+        return self._drop_all(self._dropping.choose_expired)
+
+    def drop_given_up(self) -> int:
+        """Drop every row that was refused as often as it may be; returns how many."""
+        return self._drop_all(self._dropping.choose_given_up)
+
+    def _drop_all(self, choose: Callable[[QueueTable], int]) -> int:
+        total = count = self.run(choose)
+        while count == DROP_ROWS_MAX:
+            count = self.run(choose)
+            total += count
+        return total
 
     # ---- the sending side
 
@@ -265,10 +278,9 @@ class Store(Committer):
         UnreadableImageError, see `void_session`; QueueStorageError.
         """
         with self._lock:
-            self._refuse_second_outbox()
+            self._outgoing.refuse_second()
         image = self.run(self._writer.image.load)
-        with self._lock:
-            self._identity = self._writer.image.identity
+        self.speak_next_for(*self.identity)
         return image
 
     def attach(self, outbox: Outbox) -> None:
@@ -277,8 +289,8 @@ class Store(Committer):
         Its image is on disk when this returns.
         """
         with self._lock:
-            self._refuse_second_outbox()
-            self._outbox = outbox
+            self._outgoing.refuse_second()
+            self._outgoing.outbox = outbox
         self.run(lambda _table: self._writer.image.open_log())
 
     def void_session(self) -> int:
@@ -289,16 +301,11 @@ class Store(Committer):
 
         def forget(table: QueueTable) -> int:
             self._writer.image.forget(table)
-            return table.add_all_in_doubt(self._clock.unix_ms(), Decision.SENT_AGAIN, LEDGER_ROWS_MAX)
+            return table.add_all_in_doubt(self.unix_ms(), Decision.SENT_AGAIN, LEDGER_ROWS_MAX)
 
         count = self.run(forget)
-        with self._lock:
-            self._identity = ("", "")
+        self.speak_next_for("", "")
         return count
-
-    def _refuse_second_outbox(self) -> None:
-        if self._outbox is not None:
-            raise ConfigError("this store has a client already: give each client a queue file of its own")
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -313,33 +320,29 @@ class Store(Committer):
     def speak_next_for(self, client_id: str, broker: str) -> None:
         """The name of the images that are taken from now on; on disk with the first of them."""
         with self._lock:
-            self._identity = (client_id, broker)
+            self._outgoing.identity = (client_id, broker)
 
-    def holds(self, message_id: int) -> bool | None:
-        """True where this message is still to be sent, False where that is over, None where no id is this."""
+    def commit_image(self) -> int | None:
+        """Have the outbox's image on disk; returns its version, or None where the writer will say `on_committed`.
+
+        A disk that has proved quick is written at once, by the calling thread: two switches of threads would cost as
+        much as the commit. What is finished is named in the image, and deleted by a later transaction.
+        """
+        return self._outgoing.commit_image()
+
+    def on_finished(self, waiting: int, *, named: int, drained: bool) -> int:
+        """`waiting` finished messages are ready for the writer to collect; it does so when that is worth its cost.
+
+        named: so many of them are in the image on disk, so that no crash sends them again.
+        drained: nothing else is in flight, so that no more will come by themselves.
+        Returns from how many waiting on it is worth to be told again, drained or not.
+        """
         with self._lock:
-            if not 0 < message_id < self._next_id:
-                return None
-            if any(row[0] == message_id for row in (*self._pending, *self._writing)):
-                return True
-            if any(message_id in over for over in (self._dropping.marked, self._deleting.ids, self._reader.skipped)):
-                return False
-        return self.run(lambda table: table.holds(message_id))
-
-    def in_doubt(self) -> list[InDoubt]:
-        """The ledger of messages whose fate MQTT cannot tell, oldest first; at most LEDGER_ROWS_MAX."""
-        rows = self.run(lambda table: table.read_in_doubt())
-        return [InDoubt(*row[:4], Decision(row[4])) for row in rows]
+            return self._schedule.on_finished(waiting, named, drained)
 
     def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
         """Read from the first row again. `protected` ids are in flight and never dropped; `finished` are not read."""
-        with self._reader.lock, self._lock:
-            self._reader.rewind(frozenset(protected), frozenset(self._deleting.ids).union(finished))
-            self._refused.clear()
-
-    def protect(self, ids: Iterable[int]) -> None:
-        """Keep these rows from being dropped until the next `rewind`."""
-        self._reader.protected = frozenset(ids)
+        self._supply.rewind(protected, finished)
 
     def read(self, limit: int) -> tuple[list[Row], bool]:
         """The next rows that may be sent, at most `limit`, and whether they are the last for now.
@@ -347,27 +350,7 @@ class Store(Committer):
         From then on they are the caller's: the store drops none of them. No rows where the disk fails, which is logged;
         `Outbox.on_committed` then calls for another attempt.
         """
-        with self._reader.lock:
-            try:
-                if self._reader.is_new and self._dropping.choose_given_up(
-                    self._reader.table, self.max_retry, self.max_queue_size
-                ):
-                    self.request_commit()
-                with self._lock:
-                    committed_id = self._committed_id
-                    unsendable = self._unsendable()
-                rows, is_last = self._reader.advance(
-                    limit, committed_id, self._writer.table, lambda: self._committed_id
-                )
-            except apsw.Error as error:
-                self._on_read_failure(error)
-                return [], True
-            self._read_reported = False
-            if self._reader.met_unknown:
-                with self._lock:
-                    if not self._writing:
-                        self._request(0.0)
-            return self._as_sendable(rows, unsendable), is_last
+        return self._supply.read(limit)
 
     def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
         """Rows that were refused since the last `rewind`, as far as they may still be sent.
@@ -375,16 +358,7 @@ class Store(Committer):
         And those ids of which nobody can say, as their refusal is not yet counted or the disk fails, which is logged;
         ask again later.
         """
-        with self._reader.lock:
-            with self._lock:
-                uncounted = [message_id for message_id in ids if message_id in self._refused]
-                unsendable = self._unsendable().union(uncounted)
-            try:
-                rows = self._reader.table.read_rows(ids, self._writer.table.may_have_extras)
-            except apsw.Error as error:
-                self._on_read_failure(error)
-                return [], ids
-            return self._as_sendable(rows, unsendable), uncounted
+        return self._supply.read_again(ids)
 
     @property
     def is_handing_out(self) -> bool:
@@ -397,96 +371,22 @@ class Store(Committer):
 
     def missing(self, ids: list[int]) -> list[int]:
         """Those of these messages, all once on disk, that have no row any more; none where the disk fails."""
-        with self._reader.lock:
-            try:
-                return [message_id for message_id in ids if not self._reader.table.holds(message_id)]
-            except apsw.Error as error:
-                self._on_read_failure(error)
-                return []
+        return self._supply.missing(ids)
 
     def lost(self, ids: list[int]) -> list[int]:
         """Those of these messages, not finished, that a damaged file has lost."""
         with self._lock:
-            committed_id = self._committed_id
-        return self.missing([message_id for message_id in ids if message_id <= committed_id])
-
-    def _unsendable(self) -> frozenset[int]:
-        """As of before a read: the writer may delete them, and forget that, meanwhile. The caller holds both locks."""
-        return self._reader.skipped.union(self._dropping.marked)
-
-    def _as_sendable(self, rows: list[Row], unsendable: frozenset[int]) -> list[Row]:
-        self.set_aside([row for row in self._reader.table.unsendable if row[0] not in unsendable])
-        now_ms = self._clock.now_ms()
-        if unsendable or is_any_expired(rows, now_ms):
-            rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
-        if rows and len(rows[0]) > ROW_COLUMNS:
-            rows = [as_sent(row, now_ms) for row in rows]
-        return rows
-
-    def _is_sendable(self, row: Row, now_ms: int) -> bool:
-        if row[5] < now_ms and row[0] not in self._reader.protected:
-            self.drop(row, DropReason.EXPIRED)
-            return False
-        return True
+            committed_id = self._intake.committed_id
+        return self._supply.missing([message_id for message_id in ids if message_id <= committed_id])
 
     def set_aside(self, rows: list[tuple[int, str, int, str]]) -> None:
         """Take rows (id, topic, qos, reason) that nothing can be sent of out of the queue with the next transaction."""
-        if rows:
-            with self._lock:
-                self._dropping.set_aside(rows)
-                self._request(DONE_COMMIT_DELAY_S)
-
-    def _on_read_failure(self, error: apsw.Error) -> None:
-        if self._closing:
-            return
-        failure = self._file.failed(error)
-        if not self._read_reported:
-            self._read_reported = True
-            logger.error("%s", failure)
-        with self._lock:
-            self._read_failed = True
-            if is_damage(error) and self._damage is None:
-                self._damage = error
-                self._request(0.0)
-            self._request_retry()
+        self._supply.set_aside(rows)
 
     def drop(self, row: Row, reason: DropReason) -> None:
         """Delete a row unsent, with the next transaction."""
-        with self._lock:
-            self._dropping.mark_row(row, reason)
-            self._request(DONE_COMMIT_DELAY_S)
+        self._supply.drop(row, reason)
 
     def refuse(self, ids: list[int]) -> None:
         """The broker refused these messages: one more failed attempt each; see `read_again`."""
-
-        def count(table: QueueTable) -> None:
-            table.increment_retry_count(ids)
-            with self._lock:
-                # The others were read again since, and are in flight.
-                idle = {message_id for message_id in ids if self._refused.get(message_id) is job}
-            given_up = [head for head in table.heads_given_up(self.max_retry) if head[0] in idle]
-            self._dropping.mark(given_up, DropReason.GIVEN_UP)
-            with self._lock:
-                for message_id in idle:
-                    self._refused.pop(message_id, None)
-
-        job = Job(count, lasting=True)
-        with self._lock:
-            self._refused.update(dict.fromkeys(ids, job))
-            self._jobs.append(job)
-            self._request(0.0)
-
-    def drop_expired(self) -> int:
-        """Drop every row whose time is over and that is not in flight; returns how many."""
-        return self._drop_all(self._choose_expired)
-
-    def drop_given_up(self) -> int:
-        """Drop every row that was refused as often as it may be; returns how many."""
-        return self._drop_all(self._choose_given_up)
-
-    def _drop_all(self, choose: Callable[[QueueTable], int]) -> int:
-        total = count = self.run(choose)
-        while count == DROP_ROWS_MAX:
-            count = self.run(choose)
-            total += count
-        return total
+        self._supply.refuse(ids)

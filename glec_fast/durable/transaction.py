@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-import apsw
-
-from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import Anchor, Step
 from glec_fast.durable.in_doubt import Decision
+from glec_fast.durable.jobs import Job
 from glec_fast.durable.outcomes import Dropped
-from glec_fast.runtime._lock import Event
 
 # id, topic, payload, QoS, timestamp, time of expiry; behind them, if it has any, what `glec_fast.durable.extras` says.
 Row: TypeAlias = "tuple[Any, ...]"
@@ -45,32 +41,6 @@ class Outbox(Protocol):
 
     def on_salvaged(self) -> None:
         """The file was damaged in use; what of it could be read is what there is."""
-
-
-class Job:
-    """A statement for the writer thread, and where its result goes."""
-
-    def __init__(self, statement: Callable[[QueueTable], Any], *, lasting: bool = False) -> None:
-        self.statement = statement
-        # Nobody waits for it: where the disk fails it is tried again.
-        self.lasting = lasting
-        self.finished = Event()
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    def run(self, connection: apsw.Connection, table: QueueTable) -> None:
-        """Run the statement. What it raises is its caller's, and undone; what the disk refuses is the transaction's."""
-        deleted = table.deleted
-        # Of an attempt that was rolled back.
-        self.error = None
-        try:
-            with connection:
-                self.result = self.statement(table)
-        except apsw.Error:
-            raise
-        except Exception as error:
-            table.deleted = deleted
-            self.error = error
 
 
 @dataclass(eq=False)

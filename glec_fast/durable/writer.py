@@ -12,15 +12,14 @@ import apsw
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
 from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX
-from glec_fast.durable.dropping import Dropping
+from glec_fast.durable.dropping import DROP_ROWS_MAX, Dropping
 from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX
 from glec_fast.durable.inflight_log import SavedImage
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.transaction import Commit, Move
+from glec_fast.runtime._lock import Lock
 
-# Beyond what came with a transaction, so many rows are dropped in one: each is told of, and so held in memory.
-DROP_ROWS_MAX = 1000
 # Not one that SQLite gives.
 _NO_VERSION = -1
 # A file is written anew for so many unused pages, while it has no more than these others: as many as the log holds.
@@ -32,7 +31,10 @@ logger = logging.getLogger("glec_fast")
 
 
 class Writer:
-    """The write connection. Belongs to the thread that holds the store's commit lock."""
+    """The write connection. Belongs to the thread that holds `lock`, through a transaction or an image alone.
+
+    `lock` is taken before all other locks.
+    """
 
     def __init__(
         self,
@@ -43,8 +45,11 @@ class Writer:
         max_queue_size: int,
         adopt: Callable[[Commit, QueueTable], None],
     ) -> None:
+        self.lock = Lock("Store._commit_lock")
+        # The last transaction, of whichever thread.
+        self.took_s = 0.0
         self.image = SavedImage(path)
-        self._path, self._log = path, path.with_name(path.name + "-wal")
+        self.path, self._log = path, path.with_name(path.name + "-wal")
         self._reader = reader
         self._dropping = dropping
         self._max_queue_size = max_queue_size
@@ -134,7 +139,7 @@ class Writer:
         if free_pages >= _FREE_PAGES_MIN and self.connection.pragma("page_count") - free_pages <= _REWRITTEN_PAGES_MAX:
             self._at_once("VACUUM")
         file_bytes = self.connection.pragma("page_count") * page_bytes
-        if self._log.stat().st_size <= LOG_BYTES_MAX and self._path.stat().st_size <= file_bytes:
+        if self._log.stat().st_size <= LOG_BYTES_MAX and self.path.stat().st_size <= file_bytes:
             return False
         in_log, in_file = self.connection.wal_checkpoint()
         if in_log != in_file:

@@ -182,7 +182,7 @@ class TestOneBoot:
     @pytest.mark.parametrize("by_s", [-3600.0, 3600.0])
     def test_what_waits_in_memory_is_moved_with_the_rows_on_disk(self, gateway: Gateway, by_s: float) -> None:
         durable = gateway.accept()
-        with gateway.store._commit_lock:
+        with gateway.store._writer.lock:
             waiting = gateway.store.append("t", b"x", 1)
             gateway.clock.step(by_s)
         gateway.look_at_the_clock()
@@ -314,7 +314,7 @@ class TestBoot:
         """Between its acceptance and the first transaction."""
         (old,) = gateway.accept()
         gateway.boot(off_s=60)
-        with gateway.store._commit_lock:
+        with gateway.store._writer.lock:
             new = gateway.store.append("t", b"x", 1)
             gateway.clock.step(-600)
         gateway.look_at_the_clock()
@@ -494,7 +494,7 @@ class TestDisk:
     ) -> None:
         (first,) = unset.accept()
         writer = unset.store._writer.connection
-        with unset.store._commit_lock:
+        with unset.store._writer.lock:
             writer.execute(
                 "CREATE TEMP TRIGGER full BEFORE UPDATE OF timestamp ON mqtt_offline_queue"
                 " BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END"
@@ -504,7 +504,7 @@ class TestDisk:
         assert unset.unsent() == [first, second]
         assert expire(unset) == 0
         assert round(unset.age_s(first)) == TODAY_S
-        with unset.store._commit_lock:
+        with unset.store._writer.lock:
             writer.execute("DROP TRIGGER temp.full")
         unset.look_at_the_clock()
         assert unset.unsent() == [first, second]
@@ -515,7 +515,7 @@ class TestDisk:
         """Killed between the two, the rows would be moved again, or never."""
         unset.accept(3)
         seen: list[str] = []
-        with unset.store._commit_lock:
+        with unset.store._writer.lock:
             unset.store._writer.connection.trace_v2(
                 apsw.SQLITE_TRACE_STMT, lambda event: seen.append(event["sql"].split()[0])
             )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import apsw
 import pytest
 
-from glec_fast.durable import committer
+from glec_fast.durable import schedule
 from glec_fast.errors import QueueStorageError
 from support.faulty_disk import FaultyDisk, Sync
 from support.power_run import finish
@@ -48,7 +48,7 @@ class FailAt:
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(committer, "_STORAGE_RETRY_S", 0.01)
+    monkeypatch.setattr(schedule, "_STORAGE_RETRY_S", 0.01)
 
 
 @pytest.fixture

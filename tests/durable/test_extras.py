@@ -195,7 +195,7 @@ class TestGoneWithTheirRows:
         with closing(apsw.Connection(str(path))) as database:
             database.execute("DELETE FROM mqtt_offline_queue WHERE id = 1")
         store = make_store()
-        store.run(store._clean_up)
+        store.run(store._dropping.clean_up)
         assert kept(path) == [2]
 
     def test_salvaged_from_a_damaged_file(self, make_store: Callable[..., Store], path: Path) -> None:

@@ -107,7 +107,7 @@ def test_qos_0_that_goes_past_the_queue_has_them_too(broker: Broker, path: Path)
         (message,) = listener.wait_for(1)
         properties: Any = message.properties
         assert properties.ContentType == "direct"
-        assert client.store._next_id == 1
+        assert client.store._intake.next_id == 1
 
 
 def test_qos_0_within_the_limits_of_the_server_goes_past_the_queue(broker: Broker, path: Path) -> None:
@@ -117,9 +117,9 @@ def test_qos_0_within_the_limits_of_the_server_goes_past_the_queue(broker: Broke
         client._outbox.limits = ServerLimits(2, True, 100)
         client.publish("t", "x", 0)
         assert listener.wait_for(1)
-        assert client.store._next_id == 1
+        assert client.store._intake.next_id == 1
         client.publish("t", "x" * 100, 0)
-        assert client.store._next_id == 2
+        assert client.store._intake.next_id == 2
 
 
 def test_the_manager_retains(broker: Broker, tmp_path: Path) -> None:

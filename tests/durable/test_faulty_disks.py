@@ -11,7 +11,7 @@ import pytest
 from paho.mqtt import client as paho
 
 from glec_fast import MQTTManager
-from glec_fast.durable import committer
+from glec_fast.durable import schedule
 from glec_fast.errors import QueueStorageError
 from glec_fast.testbed.subscriber import Subscriber
 from support.faulty_disk import FaultyDisk
@@ -69,7 +69,7 @@ class Scene:
 
 @pytest.fixture
 def scene(link: Link, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    monkeypatch.setattr(committer, "_STORAGE_RETRY_S", 0.01)
+    monkeypatch.setattr(schedule, "_STORAGE_RETRY_S", 0.01)
     folder = tmp_path / "disk"
     folder.mkdir()
     config = quick_config(f"tcp://127.0.0.1:{link.port}", folder, keepalive_s=KEEPALIVE_S)

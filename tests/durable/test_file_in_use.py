@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import apsw
 import pytest
 
-from glec_fast.durable import committer
+from glec_fast.durable import caretaker, schedule
 from glec_fast.durable.database import LOG_BYTES_MAX
 from glec_fast.durable.inflight_log import log_of
 from glec_fast.durable.store import Store
@@ -286,8 +286,8 @@ class TestDamage:
                     assert handle.is_published()
 
     def test_again_and_again(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(committer, "_STORAGE_RETRY_S", 0.01)
-        monkeypatch.setattr(committer, "_SALVAGE_PAUSE_S", 0.05)
+        monkeypatch.setattr(schedule, "_STORAGE_RETRY_S", 0.01)
+        monkeypatch.setattr(caretaker, "_SALVAGE_PAUSE_S", 0.05)
         path.parent.mkdir()
         accepted = []
         with OfflineQueueManager(path) as queue:
@@ -307,7 +307,7 @@ class TestDamage:
         assert len(list(path.parent.glob("queue.db.damaged-*"))) >= 2
 
     def test_what_cannot_be_mended_says_so_until_it_can(self, full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(committer, "_STORAGE_RETRY_S", 0.01)
+        monkeypatch.setattr(schedule, "_STORAGE_RETRY_S", 0.01)
         with OfflineQueueManager(full) as queue:
             with monkeypatch.context() as patched:
 
@@ -373,6 +373,6 @@ class TestSize:
             assert wait_for(lambda: path.stat().st_size < 1 << 20)
             assert path.with_name("queue.db-wal").stat().st_size <= LOG_BYTES_MAX
             assert ids_on_disk(path) == kept
-            assert store._commit_took_s < 1
+            assert store._writer.took_s < 1
             assert append(store, 1) == [kept[-1] + 1]
             assert outbox.read_all() == [*kept, kept[-1] + 1]

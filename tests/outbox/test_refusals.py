@@ -100,7 +100,7 @@ def test_what_a_new_connection_sends_again_is_not_given_up_meanwhile(tmp_path: P
         gateway.commit()
         answer = refusal(gateway.send())
         # A slow disk: the refusal is not counted yet.
-        with held_elsewhere(gateway.store._commit_lock):
+        with held_elsewhere(gateway.store._writer.lock):
             gateway.receive(answer)
             gateway.cut()
             gateway.connect()

@@ -68,7 +68,7 @@ def test_the_store_is_told_of_what_is_finished_from_when_it_asked_to_be(
 def test_the_store_is_told_what_the_image_on_disk_names(
     gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glec_fast.durable.committer._QUICK_COMMIT_S", float("inf"))
+    monkeypatch.setattr("glec_fast.durable.outgoing._QUICK_COMMIT_S", float("inf"))
     go_online(gateway, 3, 2)
     asking = Asking(gateway, monkeypatch)
     gateway.receive(b"\x50\x02\x00\x01\x50\x02\x00\x02")

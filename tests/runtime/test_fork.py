@@ -366,7 +366,7 @@ def test_a_fork_during_a_commit_that_takes_long(tmp_path: Path) -> None:
         print("ready", flush=True)
         sys.stdin.readline()
         store.append("t", "x", 1)
-        while not store._commit_lock.locked(): pass
+        while not store._writer.lock.locked(): pass
         pid = os.fork()
         if pid == 0:
             try: store.append("t", "y", 1)

@@ -298,7 +298,7 @@ def use(path: Path, counts: Counter[str]) -> bool:
         store.run(lambda _table: None)
         store.in_doubt()
         on_disk = store.run(lambda table: table.count())
-        if store._read_failed:
+        if store._reader.has_failed:
             return False
         assert set(published) <= set(read), (published, read)
         assert len(read) == len(set(read)) == on_disk, (sorted(read), on_disk)

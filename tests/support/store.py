@@ -113,31 +113,25 @@ class RecordingOutbox:
 
 
 class Disk:
-    """The store's table, with a disk that can be held, or made to fail."""
+    """What the store's transactions are written to: they can be held once they have begun, or made to fail there."""
 
     def __init__(self, store: Store) -> None:
-        self._table: QueueTable = store._writer.table
         self.error: Exception | None = None
         self.entered = threading.Event()
         self.released = threading.Event()
         self.released.set()
-        store._writer.table = self  # type: ignore[assignment]
+        self._has_begun = False
+        with store._writer.lock:
+            store._writer.connection.set_exec_trace(self._before_statement)
 
-    @property
-    def deleted(self) -> int:
-        return self._table.deleted
-
-    @deleted.setter
-    def deleted(self, value: int) -> None:
-        self._table.deleted = value
-        # The first thing in every transaction.
-        self.entered.set()
-        assert self.released.wait(WAIT_S)
-        if self.error is not None:
-            raise self.error
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._table, name)
+    def _before_statement(self, _cursor: apsw.Cursor, statement: str, _bindings: object) -> bool:
+        is_first, self._has_begun = self._has_begun, statement.startswith("BEGIN")
+        if is_first:
+            self.entered.set()
+            assert self.released.wait(WAIT_S)
+            if self.error is not None:
+                raise self.error
+        return True
 
     def hold(self) -> None:
         self.entered.clear()

@@ -15,7 +15,7 @@ from support.store import RecordingOutbox
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glec_fast.durable.committer._STORAGE_RETRY_S", 0.05)
+    monkeypatch.setattr("glec_fast.durable.schedule._STORAGE_RETRY_S", 0.05)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import apsw
 import pytest
 
 from glec_fast.durable._table import ranges_of
-from glec_fast.durable.committer import DONE_COMMIT_DELAY_S
 from glec_fast.durable.in_doubt import Decision, InDoubt
+from glec_fast.durable.schedule import DONE_COMMIT_DELAY_S
 from glec_fast.durable.store import Store
 from glec_fast.errors import QueueStorageError
 from glec_fast.runtime._lock import Hold
@@ -130,7 +130,7 @@ class TestCommit:
     def test_more_than_memory_is_meant_for_does_not_wait_for_its_time(
         self, make_store: Callable[..., Store], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.store._PENDING_ROWS_MAX", 10)
+        monkeypatch.setattr("glec_fast.durable.intake._PENDING_ROWS_MAX", 10)
         store = make_store(monotonic=Clock(0), qos0_commit_delay_s=5)
         appending = pool.submit(lambda: [store.append("t", "x", 0, urgent=False) for _ in range(11)])
         assert wait_for(appending.done)
@@ -180,11 +180,11 @@ class TestCommit:
         outbox = RecordingOutbox(store)
         append(store, 2)
         outbox.read_all()
-        with store._commit_lock:
+        with store._writer.lock:
             outbox.in_flight = b"forgotten"
             outbox.in_doubt = [(2, Decision.SENT_AGAIN), (1, Decision.LEFT_TO_BROKER)]
             outbox.finish([1])
-            assert store._save_image() is None, "the image alone would lose them"
+            assert store._outgoing.save_image() is None, "the image alone would lose them"
         store.run(lambda _table: None)
         assert image_on_disk(path) == b"forgotten"
         assert store.in_doubt() == [
@@ -207,9 +207,9 @@ class TestCommit:
     def test_rows_that_finish_in_a_stream_are_named_first_and_deleted_later(
         self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.committer._QUICK_COMMIT_S", math.inf)
-        monkeypatch.setattr("glec_fast.durable.committer._SWIFT_COMMIT_S", math.inf)
-        monkeypatch.setattr("glec_fast.durable.committer._TURN_WAIT_S", WAIT_S)
+        monkeypatch.setattr("glec_fast.durable.outgoing._QUICK_COMMIT_S", math.inf)
+        monkeypatch.setattr("glec_fast.durable.outgoing._SWIFT_COMMIT_S", math.inf)
+        monkeypatch.setattr("glec_fast.durable.outgoing._TURN_WAIT_S", WAIT_S)
         monotonic = Clock(0.0)
         store = make_store(monotonic=monotonic)
         outbox = RecordingOutbox(store)
@@ -232,9 +232,9 @@ class TestCommit:
         append(store, 3000)
         outbox.read_all()
         assert outbox.finish(range(1, 1001), named=1000) == 2000
-        assert store._deadline_s == DONE_COMMIT_DELAY_S
+        assert store._schedule.deadline_s == DONE_COMMIT_DELAY_S
         assert outbox.finish(range(1001, 2001), named=1001) == 2001, "of these one less than is worth it"
-        assert store._deadline_s == DONE_COMMIT_DELAY_S
+        assert store._schedule.deadline_s == DONE_COMMIT_DELAY_S
         outbox.finish([2001], named=1001)
         outbox.wait(lambda heard: store.size == 999)
         assert ids_on_disk(path) == list(range(1, 3001)), "named, and not yet deleted"
@@ -242,14 +242,13 @@ class TestCommit:
     def test_what_is_named_is_deleted_once_it_is_so_much(
         self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.store.DELETE_ROWS_MAX", 50)
-        monkeypatch.setattr("glec_fast.durable.committer.DELETE_ROWS_MAX", 50)
+        monkeypatch.setattr("glec_fast.durable.schedule.DELETE_ROWS_MAX", 50)
         store = make_store(monotonic=Clock(0.0))
         outbox = RecordingOutbox(store)
         append(store, 60)
         outbox.read_all()
         outbox.finish(range(1, 50), named=49)
-        assert store._deadline_s == DONE_COMMIT_DELAY_S
+        assert store._schedule.deadline_s == DONE_COMMIT_DELAY_S
         outbox.finish([50], named=50)
         assert wait_for(lambda: ids_on_disk(path) == list(range(51, 61)))
 
@@ -290,11 +289,11 @@ class TestCommit:
     def test_the_image_waits_for_a_short_transaction(
         self, store: Store, outbox: RecordingOutbox, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.committer._TURN_WAIT_S", WAIT_S)
-        monkeypatch.setattr("glec_fast.durable.committer._QUICK_COMMIT_S", math.inf)
-        monkeypatch.setattr("glec_fast.durable.committer._SWIFT_COMMIT_S", math.inf)
+        monkeypatch.setattr("glec_fast.durable.outgoing._TURN_WAIT_S", WAIT_S)
+        monkeypatch.setattr("glec_fast.durable.outgoing._QUICK_COMMIT_S", math.inf)
+        monkeypatch.setattr("glec_fast.durable.outgoing._SWIFT_COMMIT_S", math.inf)
         outbox.version = 7
-        lock = store._commit_lock
+        lock = store._writer.lock
         asked = threading.Event()
 
         class Asked:
@@ -307,7 +306,7 @@ class TestCommit:
                 return lock.attempt(timeout_s)
 
         with lock:
-            monkeypatch.setattr(store, "_commit_lock", Asked())
+            monkeypatch.setattr(store._writer, "lock", Asked())
             version = pool.submit(store.commit_image)
             assert asked.wait(WAIT_S)
         assert version.result(WAIT_S) == 7
@@ -315,20 +314,20 @@ class TestCommit:
     def test_the_image_does_not_wait_where_transactions_are_long(
         self, store: Store, outbox: RecordingOutbox, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.committer._TURN_WAIT_S", WAIT_S)
-        monkeypatch.setattr("glec_fast.durable.committer._QUICK_COMMIT_S", math.inf)
+        monkeypatch.setattr("glec_fast.durable.outgoing._TURN_WAIT_S", WAIT_S)
+        monkeypatch.setattr("glec_fast.durable.outgoing._QUICK_COMMIT_S", math.inf)
         store.run(lambda _table: time.sleep(0.003))
-        with store._commit_lock:
+        with store._writer.lock:
             assert pool.submit(store.commit_image).result(WAIT_S / 2) is None
 
     def test_the_image_waits_once_for_a_transaction_that_does_not_end(
         self, store: Store, outbox: RecordingOutbox, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.committer._SWIFT_COMMIT_S", 0.04)
-        monkeypatch.setattr("glec_fast.durable.committer._TURN_WAIT_S", 0.05)
-        monkeypatch.setattr("glec_fast.durable.committer._QUICK_COMMIT_S", math.inf)
-        monkeypatch.setattr(store, "_commit_took_s", 0.0)
-        with store._commit_lock:
+        monkeypatch.setattr("glec_fast.durable.outgoing._SWIFT_COMMIT_S", 0.04)
+        monkeypatch.setattr("glec_fast.durable.outgoing._TURN_WAIT_S", 0.05)
+        monkeypatch.setattr("glec_fast.durable.outgoing._QUICK_COMMIT_S", math.inf)
+        monkeypatch.setattr(store._writer, "took_s", 0.0)
+        with store._writer.lock:
             started_s = time.monotonic()
             for _ in range(100):
                 assert store.commit_image() is None

@@ -27,7 +27,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType
 
-TRACED = ("committer.py", "writer.py", "inflight_log.py", "dropping.py", "store.py", "reader.py")
+TRACED = (
+    "caretaker.py",
+    "clock_steps.py",
+    "committer.py",
+    "dropping.py",
+    "inflight_log.py",
+    "intake.py",
+    "jobs.py",
+    "outgoing.py",
+    "reader.py",
+    "schedule.py",
+    "status.py",
+    "store.py",
+    "supply.py",
+    "writer.py",
+)
 
 
 class Cut(BaseException):
@@ -133,10 +148,10 @@ def test_from_another_thread_again_and_again(make_store: Callable[..., Store], p
     for number in range(300):
         accepted.append(store.append("t", str(number), 2))
         if number % 3 == 0:
-            assert store._thread.ident is not None
-            raise_in(ctypes.c_ulong(store._thread.ident), ctypes.py_object(Cut))
+            assert store._committer.thread.ident is not None
+            raise_in(ctypes.c_ulong(store._committer.thread.ident), ctypes.py_object(Cut))
     assert store.wait_durable(accepted[-1], WAIT_S)
-    assert store._thread.is_alive()
+    assert store._committer.thread.is_alive()
     assert ids_on_disk(path) == accepted
     assert outbox.read_all() == accepted
     outbox.finish(accepted, drained=True)
@@ -170,7 +185,7 @@ def test_in_the_thread_that_writes_an_image(make_store: Callable[..., Store], pa
         assert not thread.is_alive(), cutter.at
         was_cut = bool(caught)
         store.speak_for("client", "host:1883")
-        assert not store._commit_lock.locked(), cutter.at
+        assert not store._writer.lock.locked(), cutter.at
         message_id = store.append("t", "x", 2)
         assert store.wait_durable(message_id, WAIT_S), cutter.at
         number += 1

@@ -46,7 +46,7 @@ class TestDropsAreTold:
         append(store, 9)
         clock.now_s += 2
         waiting = pool.submit(store.wait_empty, WAIT_S)
-        assert wait_for(lambda: store._eager == 1 and store._deadline_s is None)
+        assert wait_for(lambda: store._schedule.eager == 1 and store._schedule.deadline_s is None)
         outbox.finish(outbox.read_all(), drained=True)
         assert waiting.result(WAIT_S)
         assert store.drops == {"expired": 1}
@@ -103,7 +103,7 @@ class TestOverflow:
         store = make_store(max_queue_size=5)
         outbox = RecordingOutbox(store)
         assert store.size == 20
-        store.protect([1, 2])
+        store.rewind([1, 2], [])
         append(store, 1)
         outbox.wait(lambda heard: heard.new_rows)
         assert [each.message_id for each in outbox.dropped] == list(range(3, 19))
@@ -119,7 +119,7 @@ class TestOverflow:
         clock.now_s += 2
         with held_writer(store, pool):
             cleaned = pool.submit(store.drop_expired)
-            assert wait_for(lambda: bool(store._jobs))
+            assert wait_for(lambda: bool(store._jobs.waiting))
             ids = [store.append("t", "x", 1) for _ in range(4)]
         assert cleaned.result(WAIT_S) == 4
         assert store.wait_durable(ids[-1], WAIT_S)

@@ -31,10 +31,10 @@ class TestWaitEmpty:
         append(store, 3)
         outbox.read_all()
         waiting = pool.submit(store.wait_empty, WAIT_S)
-        assert wait_for(lambda: store._eager == 1)
+        assert wait_for(lambda: store._schedule.eager == 1)
         outbox.finish([1, 2, 3], drained=True)
         assert waiting.result(WAIT_S) is True
-        assert store._eager == 0
+        assert store._schedule.eager == 0
 
     def test_one_that_gives_up_leaves_the_other_waiting(
         self, store: Store, outbox: RecordingOutbox, pool: ThreadPoolExecutor
@@ -42,9 +42,9 @@ class TestWaitEmpty:
         append(store, 1)
         outbox.read_all()
         waiting = [pool.submit(store.wait_empty, WAIT_S) for _ in range(2)]
-        assert wait_for(lambda: store._eager == 2)
+        assert wait_for(lambda: store._schedule.eager == 2)
         assert store.wait_empty(0.01) is False
-        assert store._eager == 2
+        assert store._schedule.eager == 2
         outbox.finish([1], drained=True)
         assert [future.result(WAIT_S) for future in waiting] == [True, True]
 
@@ -52,7 +52,7 @@ class TestWaitEmpty:
         store = make_store()
         append(store, 1)
         waiting = pool.submit(store.wait_empty)
-        assert wait_for(lambda: store._eager == 1)
+        assert wait_for(lambda: store._schedule.eager == 1)
         store.close()
         assert waiting.result(WAIT_S) is False
 
@@ -133,8 +133,8 @@ class TestClose:
     def test_jobs_that_wait_meanwhile_are_answered(self, store: Store, pool: ThreadPoolExecutor) -> None:
         with held_writer(store, pool):
             jobs = [pool.submit(store.run, lambda table: table.count()) for _ in range(3)]
-            assert wait_for(lambda: len(store._jobs) == 3)
+            assert wait_for(lambda: len(store._jobs.waiting) == 3)
             closed = pool.submit(store.close)
-            assert wait_for(lambda: store._closing)
+            assert wait_for(lambda: store._status.is_closing)
         assert closed.result(WAIT_S) is None
         assert [job.result(WAIT_S) for job in jobs] == [0, 0, 0]

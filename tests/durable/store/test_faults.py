@@ -59,11 +59,11 @@ class TestFaults:
         outbox.finish([1])
         monotonic.now_s += 1
         store.request_commit()
-        assert wait_for(lambda: bool(attempts) and not store._commit_lock.locked())
+        assert wait_for(lambda: bool(attempts) and not store._writer.lock.locked())
         for message_id in range(2, 50):
             outbox.finish([message_id])
-            assert store._deadline_s is not None
-            assert store._deadline_s > monotonic.now_s
+            assert store._schedule.deadline_s is not None
+            assert store._schedule.deadline_s > monotonic.now_s
         assert len(attempts) == 1
         monkeypatch.undo()
         monotonic.now_s += 1
@@ -92,7 +92,7 @@ class TestFaults:
 
         with held_writer(store, pool):
             failed = pool.submit(store.run, fail)
-            assert wait_for(lambda: bool(store._jobs))
+            assert wait_for(lambda: bool(store._jobs.waiting))
             other = store.append("t", "x", 1)
         with pytest.raises(LookupError, match="mine"):
             failed.result(WAIT_S)
@@ -136,7 +136,7 @@ class TestFaults:
         disk.hold()
         message_id = store.append("t", "x", 1)
         assert disk.entered.wait(WAIT_S)
-        monkeypatch.setattr(store, "_on_success", raising(MemoryError()))
+        monkeypatch.setattr(store._committer, "_on_success", raising(MemoryError()))
         waiting: list[Future[Any]] = [
             pool.submit(store.wait_durable, message_id),
             pool.submit(store.run, lambda table: None),
@@ -175,7 +175,7 @@ class TestFaults:
     def test_a_slow_disk_slows_the_caller_down(
         self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, pool: ThreadPoolExecutor
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.store._PENDING_ROWS_MAX", 5)
+        monkeypatch.setattr("glec_fast.durable.intake._PENDING_ROWS_MAX", 5)
         store = make_store()
         with held_writer(store, pool):
             for _ in range(5):
@@ -187,7 +187,7 @@ class TestFaults:
     def test_the_drop_callback_may_publish_into_a_full_store(
         self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.store._PENDING_ROWS_MAX", 1)
+        monkeypatch.setattr("glec_fast.durable.intake._PENDING_ROWS_MAX", 1)
         published = threading.Event()
         answers: list[object] = []
 

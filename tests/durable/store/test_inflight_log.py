@@ -28,7 +28,7 @@ SLOT_BYTES = 16 * 1024
 
 @pytest.fixture(autouse=True)
 def _any_disk_is_quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glec_fast.durable.committer._QUICK_COMMIT_S", math.inf)
+    monkeypatch.setattr("glec_fast.durable.outgoing._QUICK_COMMIT_S", math.inf)
 
 
 class Crashes:
@@ -330,7 +330,7 @@ def test_a_file_of_the_format_before_is_read(make_store: Callable[..., Store], p
 def test_an_image_whose_transaction_failed_is_written_when_it_comes_again(
     outbox: RecordingOutbox, store: Store, crashes: Crashes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glec_fast.durable.committer._STORAGE_RETRY_S", 3600)
+    monkeypatch.setattr("glec_fast.durable.schedule._STORAGE_RETRY_S", 3600)
     begun(outbox)
     outbox.in_flight = b"second"
     with pytest.raises(QueueStorageError):
@@ -359,7 +359,7 @@ def test_no_image_is_taken_behind_the_last_transaction(outbox: RecordingOutbox, 
     def transact_and_save(*arguments: Any) -> None:
         transact(*arguments)
         outbox.in_flight = b"too late"
-        assert store._save_image() is None
+        assert store._outgoing.save_image() is None
 
     store._writer.transact = transact_and_save  # type: ignore[method-assign]
     store.close()

@@ -1,0 +1,271 @@
+"""What was accepted: the ids and times of messages, and their way from memory to the disk."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from glec_fast.durable._table import QueueTable, accept
+from glec_fast.durable.clock import Anchor, Clocks, QueueClock
+from glec_fast.durable.extras import Extras
+from glec_fast.durable.schedule import Schedule
+from glec_fast.durable.status import Status
+from glec_fast.durable.transaction import Commit, Row
+from glec_fast.errors import QueueStorageError
+from glec_fast.runtime._lock import Condition
+from glec_fast.runtime.process import EXIT_TIMEOUT_S
+
+# So many rows may wait for a slow disk before `append` waits for it too.
+_PENDING_ROWS_MAX = 10_000
+# Above every id that is given.
+_ID_MAX = 1 << 62
+
+logger = logging.getLogger("glec_fast")
+
+
+class Intake:
+    """Accepted messages, each pending, being written, or on disk. What callers ask is thread-safe, see `Store`.
+
+    Its attributes, and what the transaction under way calls, belong to whoever holds `status.lock`.
+    table: of the writer, read once. is_salvaged: the file was damaged.
+    """
+
+    def __init__(
+        self, status: Status, schedule: Schedule, table: QueueTable, ttl_ms: int, clocks: Clocks, *, is_salvaged: bool
+    ) -> None:
+        self._status = status
+        self._lock = status.lock
+        self._schedule = schedule
+        self._ttl_ms = ttl_ms
+        self.progress = Condition(status.lock)
+        self.row_count = table.count()
+        self.next_id = table.last_id() + 1
+        self.last_timestamp_ms = table.last_timestamp_ms()
+        self.clock = QueueClock(clocks, self._last_anchor(table, is_salvaged), self.next_id)
+        self.pending: list[Row] = []
+        self.writing: list[Row] = []
+        self.committed_id = self.next_id - 1
+        # Rows of a transaction that was taken for failed, and that are on disk.
+        self._found: frozenset[int] = frozenset()
+        # There may be such, or rows of another program that have the same ids.
+        self.is_unsure = False
+        # After a failure with new rows the next transaction goes without: deletes, which make room, must not wait.
+        self._rows_last = False
+        # True while those who must hear of drops are told: until then nothing is finished.
+        self._telling = False
+
+    def _last_anchor(self, table: QueueTable, is_salvaged: bool) -> Anchor | None:
+        if not self.row_count:
+            # Nothing is left that any time must agree with.
+            return None
+        anchor = table.load_clock()
+        if anchor is not None:
+            return Anchor(*anchor)
+        return Anchor.lost(self.last_timestamp_ms) if is_salvaged or table.has_clock() else None
+
+    # ---- callers
+
+    def append(
+        self,
+        topic: str,
+        payload: str | bytes,
+        qos: int,
+        urgent: bool,
+        ttl_ms: int | None,
+        extras: Extras | None,
+        register: Callable[[int], None] | None,
+    ) -> int:
+        """See `Store`, as of the other methods for callers."""
+        # A drop callback may publish too: its thread is the one that makes room.
+        may_wait = not self._status.is_needed()
+        with self._lock:
+            self._refuse_if_unusable()
+            while len(self.pending) >= _PENDING_ROWS_MAX and may_wait:
+                self._schedule.request()
+                self.progress.wait()
+                self._refuse_if_unusable()
+            message_id = self._add(topic, payload, qos, ttl_ms, extras, register)
+            if urgent:
+                self._schedule.request()
+            else:
+                self._schedule.request_company(qos)
+            is_ending = self._status.is_ending
+        if is_ending:
+            self._write_through(message_id)
+        return message_id
+
+    def _refuse_if_unusable(self) -> None:
+        self._status.refuse_if_closed()
+        self._status.refuse_if_failing()
+
+    def _write_through(self, message_id: int) -> None:
+        """The process ends: nobody would write it later."""
+        try:
+            if not self.wait_durable(message_id, EXIT_TIMEOUT_S):
+                logger.error("message %d may be lost, as the program ends: the disk is slow", message_id)
+        except QueueStorageError:
+            if self.withdraw(message_id):
+                raise
+
+    def append_many(self, messages: Iterable[tuple[str, str | bytes, int]], ttl_ms: int | None) -> list[int]:
+        messages = list(messages)
+        with self._lock:
+            self._refuse_if_unusable()
+            accepted = len(self.pending)
+            try:
+                ids = [self._add(topic, payload, qos, ttl_ms) for topic, payload, qos in messages]
+            except BaseException:
+                del self.pending[accepted:]
+                raise
+            self._schedule.request()
+            return ids
+
+    def _add(
+        self,
+        topic: str,
+        payload: str | bytes,
+        qos: int,
+        ttl_ms: int | None,
+        extras: Extras | None = None,
+        register: Callable[[int], None] | None = None,
+    ) -> int:
+        now_ms = self.clock.now_ms()
+        lasts_ms = self._ttl_ms if ttl_ms is None else ttl_ms
+        if extras is not None and extras.expiry_interval_s is not None:
+            lasts_ms = min(lasts_ms, extras.expiry_interval_s * 1000)
+        return accept(self, topic, payload, qos, now_ms, now_ms + lasts_ms, extras, register)
+
+    def withdraw(self, *message_ids: int) -> bool:
+        wanted = frozenset(message_ids)
+        with self._lock:
+            while any(row[0] in wanted for row in self.writing) and not self._status.is_own_thread():
+                self.progress.wait()
+            kept = [row for row in self.pending if row[0] not in wanted]
+            found = len(kept) < len(self.pending)
+            self.pending = kept
+            self.progress.notify_all()
+            # `close` has given up what could not be written.
+            return found or (self._status.has_ended and min(wanted, default=0) > self.committed_id)
+
+    def wait_durable(self, message_id: int, timeout_s: float | None) -> bool:
+        status = self._status
+        if status.is_needed():
+            # A drop callback published: only this thread could write it, so waiting for it would be for ever.
+            return False
+        with self._lock:
+            if message_id > self.committed_id:
+                self._schedule.request()
+            self.progress.wait_for(
+                lambda: self.committed_id >= message_id or status.is_failing or status.has_ended, timeout_s
+            )
+            if self.committed_id >= message_id:
+                return True
+            status.refuse_if_failing()
+            if status.has_ended:
+                status.refuse_if_closed()
+            return False
+
+    def wait_empty(self, timeout_s: float | None) -> bool:
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._lock:
+            # Now what is finished already, and then what the network finishes last, without the usual delay.
+            self._schedule.eager += 1
+            self._schedule.request()
+            try:
+                while self.row_count or self.pending or self.writing or self._telling:
+                    remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
+                    is_too_late = remaining_s is not None and remaining_s <= 0
+                    if is_too_late or self._status.has_ended or self._status.is_own_thread():
+                        return False
+                    self.progress.wait(remaining_s)
+                return True
+            finally:
+                self._schedule.eager -= 1
+
+    # ---- the transaction under way; all but `adopt` and `leave_out_found`, which take it, want the lock held
+
+    def take(self, commit: Commit) -> None:
+        """What is pending goes with this transaction, unless the one before has failed with such."""
+        commit.row_count = self.row_count
+        commit.with_rows, self._rows_last = not self._rows_last, False
+        if commit.with_rows:
+            # In one step: a row is never in neither.
+            self.writing, self.pending = self.pending, []
+            commit.rows = self.writing
+
+    def leave_out_found(self, commit: Commit, table: QueueTable) -> None:
+        """A transaction that was taken for failed may be on disk all the same."""
+        found = frozenset(row[0] for row in commit.rows if table.has(row))
+        with self._lock:
+            self._found = found
+            self.writing = commit.rows = [row for row in commit.rows if row[0] not in found]
+
+    def adopt(self, commit: Commit, table: QueueTable) -> None:
+        """Within a transaction that finds the file written to by another program.
+
+        Its rows come behind those that are there. Their ids were ours to give, so that they get others.
+        """
+        row_count = table.count()
+        commit.read_again = commit.read_again or row_count != commit.row_count
+        commit.row_count = row_count
+        strangers = [each for each in table.strangers(self.committed_id) if each not in self._found]
+        if not strangers:
+            return
+        logger.warning("another program has put %d messages into the queue", len(strangers))
+        commit.read_again = True
+        with self._lock:
+            kept = [message_id for message_id in strangers if self.next_id <= message_id < _ID_MAX]
+            self.next_id = max(kept, default=self.next_id - 1) + 1
+            ids = [(message_id, message_id) for message_id in kept]
+            kept_ids = frozenset(kept)
+            for message_id in strangers:
+                if message_id not in kept_ids:
+                    ids.append((message_id, self.next_id))
+                    self.next_id += 1
+            timestamp_ms = self.last_timestamp_ms = max(self.clock.now_ms(), self.last_timestamp_ms)
+        table.adopt(ids, timestamp_ms, timestamp_ms + self._ttl_ms)
+
+    def on_other_file(self, commit: Commit, row_count: int, last_id: int) -> None:
+        """What is in the file that is open now says what is on disk."""
+        self.row_count = commit.row_count = row_count
+        self.next_id = max(self.next_id, last_id + 1)
+        commit.anchor = self.clock.anchor(fresh=True)
+        commit.read_again = True
+
+    def on_committed(self, commit: Commit) -> None:
+        """Note what is on disk now. Where this was cut into, a second call does the same."""
+        self.row_count = commit.row_count + len(commit.rows) - commit.deleted
+        self._telling = bool(commit.dropped)
+        if commit.anchor is not None:
+            self.clock.on_saved(commit.anchor)
+        if commit.rows:
+            self.committed_id = commit.rows[-1][0]
+        if commit.with_rows:
+            if not self.pending:
+                # Also those of another program, and what was found to be on disk already.
+                self.committed_id = self.next_id - 1
+            self._status.failure = None
+            self.is_unsure = False
+        else:
+            self._schedule.request()
+        if commit.rows or not self.row_count or commit.read_again:
+            self.progress.notify_all()
+        self.writing, self._found = [], frozenset()
+
+    def on_told(self) -> None:
+        """Whoever must hear of drops has."""
+        if self._telling:
+            self._telling = False
+            self.progress.notify_all()
+
+    def give_back(self) -> None:
+        """The transaction came to nothing: what it had taken waits again, in order."""
+        self.pending, self.writing = self.writing + self.pending, []
+
+    def on_failure(self, failure: QueueStorageError) -> None:
+        """The disk has refused it: kept in memory, in order, and tried again, as it was accepted."""
+        self._rows_last = bool(self.writing)
+        self.give_back()
+        self._status.failure = failure if self.pending else None
+        self.progress.notify_all()

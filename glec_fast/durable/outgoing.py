@@ -1,0 +1,139 @@
+"""What the sending side has in flight, and what of it is finished: how that reaches the disk."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import apsw
+
+from glec_fast.durable._table import Finished, ranges_of, take_image
+from glec_fast.durable.in_doubt import Decision
+from glec_fast.durable.reader import Reader
+from glec_fast.durable.schedule import Schedule
+from glec_fast.durable.status import Status
+from glec_fast.durable.transaction import Commit, Outbox
+from glec_fast.durable.writer import Writer
+from glec_fast.errors import ConfigError
+
+# What the log's reserve holds the pages of, on a full disk.
+_DELETE_ROWS_WITHOUT_ROOM = 250
+# A disk that takes longer must not hold up the thread that keeps the connection alive.
+_QUICK_COMMIT_S = 0.02
+# Most transactions of a disk that takes no longer end sooner than this; behind another, to leave the image to the
+# writer costs less than to stand still.
+_SWIFT_COMMIT_S = 0.002
+_TURN_WAIT_S = 0.005
+
+logger = logging.getLogger("glec_fast")
+
+
+class Outgoing:
+    """The outbox and its image. Whoever reads or changes an attribute, or calls a method, holds `status.lock`; but
+    `commit_image` and `save_image` take it themselves, behind the writer's, which the first takes and the second wants.
+    """
+
+    def __init__(self, status: Status, schedule: Schedule, reader: Reader, writer: Writer) -> None:
+        self._status = status
+        self._lock = status.lock
+        self._schedule = schedule
+        self._reader = reader
+        self._writer = writer
+        self.outbox: Outbox | None = None
+        self.identity = ("", "")
+        # Finished, and their rows not yet deleted.
+        self.finished = Finished()
+        # The image that carries these out is not on disk yet.
+        self._in_doubt: list[tuple[int, Decision]] = []
+        self._delete_rows_max: int | None = None
+
+    def refuse_second(self) -> None:
+        """Raises ConfigError where the store has an outbox."""
+        if self.outbox is not None:
+            raise ConfigError("this store has a client already: give each client a queue file of its own")
+
+    # ---- the image alone
+
+    def commit_image(self) -> int | None:
+        """See `Store.commit_image`."""
+        writer = self._writer
+        version = None
+        if writer.took_s < _QUICK_COMMIT_S:
+            wait_s = _TURN_WAIT_S if writer.took_s < _SWIFT_COMMIT_S else 0.0
+            with writer.lock.attempt(wait_s) as is_our_turn:
+                if is_our_turn:
+                    version = self.save_image()
+            if wait_s and not is_our_turn:
+                # Whose transaction it is says how long it took; until then nobody waits for it again.
+                writer.took_s = _TURN_WAIT_S
+        if version is None:
+            with self._lock:
+                self._schedule.request()
+        return version
+
+    def save_image(self) -> int | None:
+        """The image by itself; None where it needs a transaction. The caller holds the writer's lock."""
+        saved = self._writer.image
+        with self._lock:
+            outbox, status = self.outbox, self._status
+            if outbox is None or status.is_closing or self._in_doubt or self.identity != saved.identity:
+                return None
+            if (status.failure or status.unusable or status.damage) is not None:
+                return None
+            version, image = take_image(outbox, self.finished.ranges, self._in_doubt)
+            if self._in_doubt:
+                return None
+        started_s = time.monotonic()
+        try:
+            saved.save(self._writer.table, image)
+        except (apsw.Error, OSError) as error:
+            # The writer tries the same, and reports it where it fails as well.
+            logger.debug("the in-flight state was not written at once: %s", error)
+            return None
+        finally:
+            self._writer.took_s = time.monotonic() - started_s
+        return version
+
+    # ---- the transaction under way
+
+    def take(self, commit: Commit, *, makes_room: bool, marked: int) -> None:
+        """What is finished is named by this transaction, or deleted where that is worth it or `makes_room`.
+
+        marked: so many other rows it is to drop.
+        """
+        commit.read_again = self._reader.has_failed
+        outbox = commit.outbox = self.outbox
+        if outbox is not None:
+            self.finished.take_from(outbox)
+        # What is to be dropped goes with this transaction too.
+        is_last = len(self.finished) + marked >= commit.row_count
+        if makes_room or is_last or self._schedule.is_delete_due(len(self.finished)):
+            commit.deleting = self.finished.ids[: self._delete_rows_max]
+            if len(commit.deleting) == len(self.finished):
+                self._schedule.on_all_deleting()
+        if outbox is not None:
+            kept = self.finished.ranges
+            if commit.deleting:
+                kept = ranges_of(self.finished.ids[len(commit.deleting) :])
+            commit.version, commit.image = take_image(outbox, kept, self._in_doubt)
+            commit.in_doubt, commit.identity = self._in_doubt.copy(), self.identity
+
+    def on_committed(self, commit: Commit) -> None:
+        """Note what is on disk now. Where this was cut into, a second call does the same."""
+        if commit.deleting:
+            self._reader.skipped = self._reader.skipped.difference(commit.deleting)
+            self.finished.remove_taken(commit.deleting)
+        if self.finished:
+            self._schedule.request_delete()
+        if commit.rows:
+            self._delete_rows_max = None
+        self._in_doubt.clear()
+        if commit.read_again:
+            self._reader.has_failed = False
+
+    def on_failure(self, error: Exception) -> None:
+        """The disk has refused it."""
+        if isinstance(error, apsw.FullError):
+            self._delete_rows_max = _DELETE_ROWS_WITHOUT_ROOM
+        if self.finished:
+            self._schedule.put_off_delete()

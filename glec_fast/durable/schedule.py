@@ -1,0 +1,118 @@
+"""When the store's thread makes its next transaction."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from glec_fast.durable.status import Status
+from glec_fast.runtime._lock import Condition
+
+# A finished row may stay this long; a crash meanwhile sends QoS 1 again, which it allows, and saves half the commits.
+DONE_COMMIT_DELAY_S = 1.0
+# Without a link, QoS 1 and 2 that nobody waits for go to disk at once, but no more often than this: a transaction for
+# each message of a stream would write some 20 kB for each.
+_ROWS_COMMIT_SPACING_S = 0.05
+# So many finished rows are worth a transaction of their own, which names them; that a crash does not send them again.
+DONE_COMMIT_ROWS = 1000
+# So many are deleted, though more are in flight.
+DELETE_ROWS_MAX = 10_000
+_STORAGE_RETRY_S = 1.0
+_AT_ONCE = float("-inf")
+
+
+class Schedule:
+    """What asks for a transaction, and by when. Whoever calls a method, or changes an attribute, holds `status.lock`.
+
+    qos0_commit_delay_s, cleanup_interval_s: see `Store`. monotonic: the clock of all times here, in seconds.
+    """
+
+    def __init__(
+        self, status: Status, monotonic: Callable[[], float], qos0_commit_delay_s: float, cleanup_interval_s: float
+    ) -> None:
+        self.monotonic = monotonic
+        self._status = status
+        self._work = Condition(status.lock)
+        self._qos0_commit_delay_s = qos0_commit_delay_s
+        self._cleanup_interval_s = cleanup_interval_s
+        self.deadline_s: float | None = None
+        self.cleanup_due_s = monotonic() + cleanup_interval_s
+        # Before then rows that can wait are not committed.
+        self._rows_due_s = _AT_ONCE
+        # When finished rows are deleted, unless a stream of acknowledgements puts it off.
+        self._delete_due_s: float | None = None
+        # So many finished rows the outbox had when it was last put off.
+        self._put_off_at = 0
+        # So many wait for an empty queue: finished rows then go at once.
+        self.eager = 0
+
+    def request(self, delay_s: float = 0.0) -> None:
+        """Have a transaction made by then."""
+        deadline_s = self.monotonic() + delay_s if delay_s else _AT_ONCE
+        if self.deadline_s is None or deadline_s < self.deadline_s:
+            # First: an exception behind it must not leave a deadline that nobody was woken for.
+            self._work.notify_all()
+            self.deadline_s = deadline_s
+
+    def request_company(self, qos: int) -> None:
+        """New rows wait for others to share their transaction."""
+        self.request(max(self._rows_due_s - self.monotonic(), 0.0) if qos else self._qos0_commit_delay_s)
+
+    def request_delete(self) -> None:
+        """Finished rows wait for more of them, as a table that ends up empty costs next to nothing to clear."""
+        if self._delete_due_s is None:
+            self._delete_due_s = self.monotonic() + DONE_COMMIT_DELAY_S
+        self.request(max(self._delete_due_s - self.monotonic(), 0.0))
+
+    def request_retry(self) -> None:
+        """After a failure of the disk."""
+        self.request(_STORAGE_RETRY_S)
+
+    def on_finished(self, waiting: int, named: int, drained: bool) -> int:
+        """See `Store.on_finished`."""
+        put_off_at = min(self._put_off_at, waiting)
+        if waiting - put_off_at >= DONE_COMMIT_ROWS:
+            put_off_at = waiting
+            self._delete_due_s = None
+        self._put_off_at = put_off_at
+        self.request_delete()
+        is_worth_it = waiting - named >= DONE_COMMIT_ROWS or waiting >= DELETE_ROWS_MAX
+        if is_worth_it or (drained and self.eager > 0):
+            self.request()
+        return min(put_off_at, named) + DONE_COMMIT_ROWS
+
+    def is_delete_due(self, count: int) -> bool:
+        """True where so many finished rows have waited for long enough, or for enough of them."""
+        return count >= DELETE_ROWS_MAX or (self._delete_due_s is not None and self.monotonic() >= self._delete_due_s)
+
+    def on_all_deleting(self) -> None:
+        """What finishes from here on has a second of its own."""
+        self._delete_due_s = None
+
+    def put_off_delete(self) -> None:
+        """Not at once with each that finishes while the disk fails: they come by the hundred a second."""
+        self._delete_due_s = self.monotonic() + _STORAGE_RETRY_S
+
+    def on_rows_taken(self) -> None:
+        """A transaction has taken what was pending."""
+        self._rows_due_s = self.monotonic() + _ROWS_COMMIT_SPACING_S
+
+    def take_cleanup(self) -> bool:
+        """True where it is time to look for rows that are over, which is then done."""
+        now_s = self.monotonic()
+        is_due = now_s >= self.cleanup_due_s
+        if is_due:
+            self.cleanup_due_s = now_s + self._cleanup_interval_s
+        return is_due
+
+    def wait(self, tidy_due_s: float) -> None:
+        """Wait for what was asked for, a clean-up, or `tidy_due_s`; what was asked for is then the caller's."""
+        while not self._status.is_closing:
+            due_s = min(self.cleanup_due_s, tidy_due_s)
+            if self.deadline_s is not None:
+                due_s = min(due_s, self.deadline_s)
+            remaining_s = due_s - self.monotonic()
+            if remaining_s <= 0:
+                break
+            self._work.wait(min(remaining_s, threading.TIMEOUT_MAX))
+        self.deadline_s = None

@@ -1,0 +1,154 @@
+"""Rows of the queue, as the sending side takes them: read in order, read again, or dropped unsent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import apsw
+
+from glec_fast.durable._table import QueueTable, is_any_expired
+from glec_fast.durable.dropping import Dropping
+from glec_fast.durable.extras import ROW_COLUMNS, as_sent
+from glec_fast.durable.file import QueueFile, is_damage
+from glec_fast.durable.intake import Intake
+from glec_fast.durable.jobs import Job, Jobs
+from glec_fast.durable.outcomes import DropReason
+from glec_fast.durable.outgoing import Outgoing
+from glec_fast.durable.reader import Reader
+from glec_fast.durable.schedule import DONE_COMMIT_DELAY_S, Schedule
+from glec_fast.durable.status import Status
+from glec_fast.durable.transaction import Row
+from glec_fast.durable.writer import Writer
+
+logger = logging.getLogger("glec_fast")
+
+
+@dataclass(eq=False, repr=False)
+class Supply:
+    """See `Store` for the methods of the same names. They take the reader's lock, behind it `status.lock`.
+
+    _given_up_max: so many rows may be given up before the first is read.
+    """
+
+    _status: Status
+    _schedule: Schedule
+    _intake: Intake
+    _jobs: Jobs
+    _outgoing: Outgoing
+    _dropping: Dropping
+    _file: QueueFile
+    _reader: Reader
+    _writer: Writer
+    _given_up_max: int
+    # Whose refusal is not yet counted, and the job that does.
+    _refused: dict[int, Job] = field(default_factory=dict)
+    _is_failure_told: bool = False
+
+    def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
+        with self._reader.lock, self._status.lock:
+            self._reader.rewind(frozenset(protected), frozenset(self._outgoing.finished.ids).union(finished))
+            self._refused.clear()
+
+    def read(self, limit: int) -> tuple[list[Row], bool]:
+        reader, intake = self._reader, self._intake
+        with reader.lock:
+            try:
+                if reader.is_new and self._dropping.choose_given_up(reader.table, self._given_up_max):
+                    with self._status.lock:
+                        self._schedule.request()
+                with self._status.lock:
+                    committed_id = intake.committed_id
+                    unsendable = self._unsendable()
+                rows, is_last = reader.advance(limit, committed_id, self._writer.table, lambda: intake.committed_id)
+            except apsw.Error as error:
+                self.on_read_failure(error)
+                return [], True
+            self._is_failure_told = False
+            if reader.met_unknown:
+                with self._status.lock:
+                    if not intake.writing:
+                        self._schedule.request()
+            return self._as_sendable(rows, unsendable), is_last
+
+    def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
+        with self._reader.lock:
+            with self._status.lock:
+                uncounted = [message_id for message_id in ids if message_id in self._refused]
+                unsendable = self._unsendable().union(uncounted)
+            try:
+                rows = self._reader.table.read_rows(ids, self._writer.table.may_have_extras)
+            except apsw.Error as error:
+                self.on_read_failure(error)
+                return [], ids
+            return self._as_sendable(rows, unsendable), uncounted
+
+    def missing(self, ids: list[int]) -> list[int]:
+        with self._reader.lock:
+            try:
+                return [message_id for message_id in ids if not self._reader.table.holds(message_id)]
+            except apsw.Error as error:
+                self.on_read_failure(error)
+                return []
+
+    def _unsendable(self) -> frozenset[int]:
+        """As of before a read: the writer may delete them, and forget that, meanwhile. The caller holds both locks."""
+        return self._reader.skipped.union(self._dropping.marked)
+
+    def _as_sendable(self, rows: list[Row], unsendable: frozenset[int]) -> list[Row]:
+        self.set_aside([row for row in self._reader.table.unsendable if row[0] not in unsendable])
+        now_ms = self._intake.clock.now_ms()
+        if unsendable or is_any_expired(rows, now_ms):
+            rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
+        if rows and len(rows[0]) > ROW_COLUMNS:
+            rows = [as_sent(row, now_ms) for row in rows]
+        return rows
+
+    def _is_sendable(self, row: Row, now_ms: int) -> bool:
+        if row[5] < now_ms and row[0] not in self._reader.protected:
+            self.drop(row, DropReason.EXPIRED)
+            return False
+        return True
+
+    def set_aside(self, rows: list[tuple[int, str, int, str]]) -> None:
+        if rows:
+            with self._status.lock:
+                self._dropping.set_aside(rows)
+                self._schedule.request(DONE_COMMIT_DELAY_S)
+
+    def on_read_failure(self, error: apsw.Error) -> None:
+        """Log it once, and have it looked into; the reader's lock need not be held."""
+        if self._status.is_closing:
+            return
+        failure = self._file.failed(error)
+        if not self._is_failure_told:
+            self._is_failure_told = True
+            logger.error("%s", failure)
+        with self._status.lock:
+            self._reader.has_failed = True
+            if is_damage(error) and self._status.damage is None:
+                self._status.damage = error
+                self._schedule.request()
+            self._schedule.request_retry()
+
+    def drop(self, row: Row, reason: DropReason) -> None:
+        with self._status.lock:
+            self._dropping.mark_row(row, reason)
+            self._schedule.request(DONE_COMMIT_DELAY_S)
+
+    def refuse(self, ids: list[int]) -> None:
+        def count(table: QueueTable) -> None:
+            table.increment_retry_count(ids)
+            with self._status.lock:
+                # The others were read again since, and are in flight.
+                idle = {message_id for message_id in ids if self._refused.get(message_id) is job}
+            self._dropping.mark_given_up(table, idle)
+            with self._status.lock:
+                for message_id in idle:
+                    self._refused.pop(message_id, None)
+
+        job = Job(count, lasting=True)
+        with self._status.lock:
+            self._refused.update(dict.fromkeys(ids, job))
+            self._jobs.add(job)
