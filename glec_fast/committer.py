@@ -154,6 +154,8 @@ class Committer(process.OfOneProcess):
         self._is_unsure = False
         self._torn_count = 0
         self._damage: Exception | None = None
+        # The file has been made anew, or is about to be, and the reader and the writer are not both there yet.
+        self._is_moving_in = False
         # The damage could not be mended; or another file has the name.
         self._unusable: QueueStorageError | None = None
         # Where what the open file held is, if another has its name.
@@ -277,7 +279,7 @@ class Committer(process.OfOneProcess):
             outbox = self._outbox
             if outbox is None or self._failure is not None or self._closing or self._in_doubt:
                 return None
-            if self._damage is not None or self._unusable is not None:
+            if self._damage is not None or self._unusable is not None or self._is_moving_in:
                 return None
             if self._identity != saved.identity:
                 return None
@@ -559,13 +561,20 @@ class Committer(process.OfOneProcess):
         if isinstance(self._unusable, QueueReplacedError):
             raise self._unusable
         damage = self._damage
-        if damage is None and self._file.is_in_place():
+        is_in_place = damage is None and self._file.is_in_place()
+        if is_in_place and not self._is_moving_in:
             self._unusable = None
             return
         if damage is not None and not self._may_mend():
             raise damage
+        # Until both are there nothing may be written: what they have open has no name any more.
+        self._is_moving_in = True
+        before = self._reader.connection, self._writer.connection
         try:
-            before = self._file.put_back() if damage is None else self._file.salvage_in_use(damage)
+            if damage is not None:
+                self._file.salvage_in_use(damage)
+            elif not is_in_place:
+                self._file.put_back()
         except QueueReplacedError as error:
             # Nobody would read the open file again.
             self._kept_at = self._file.keep_beside()
@@ -576,12 +585,16 @@ class Committer(process.OfOneProcess):
             raise
         self._use_file(commit)
         self._leave_out_found(commit)
-        discard(before)
+        for connection in before:
+            # Where an exception has cut into it, the writer may have been there already.
+            if connection is not self._file.connection:
+                discard(connection)
         if damage is not None:
             self._file.on_mended()
             commit.is_salvaged = True
             self._on_salvaged()
         self._damage = self._unusable = None
+        self._is_moving_in = False
 
     def _keep_pending(self) -> None:
         """The queue's name is another file's: what waits in memory joins what the open one held."""
@@ -594,9 +607,7 @@ class Committer(process.OfOneProcess):
     def _use_file(self, commit: Commit) -> None:
         """Go on with the file that is open now: what is in it says what is on disk."""
         with self._reader.lock:
-            connection = self._file.reader()
-            self._reader.discard()
-            self._reader.use(connection)
+            self._reader.use(self._file.reader())
             self._writer.use(self._file.connection)
             self._writer.look_for_strangers()
             table = self._writer.table
@@ -654,7 +665,7 @@ class Committer(process.OfOneProcess):
     def _follow_wall_clock(self) -> None:
         """Mend all times where the wall clock has stepped; readers and callers see all old ones or all new ones."""
         step = self._clock.step()
-        if step is None:
+        if step is None or self._is_moving_in:
             return
         with self._reader.lock:
             with self._lock:

@@ -38,8 +38,8 @@ class Reader:
 
     def use(self, connection: apsw.Connection) -> None:
         """Go on with another connection, to a file with the same rows; `lock` is held."""
-        self._connection = connection
-        self.table = QueueTable(connection)
+        table = QueueTable(connection)
+        self.connection, self.table = connection, table
 
     def advance(
         self, limit: int, committed_id: int, written: QueueTable, known_id: Callable[[], int]
@@ -100,8 +100,8 @@ class Reader:
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self.connection.close()
 
     def discard(self) -> None:
         """Close a connection to a file that has lost its name, is damaged, or is another process's."""
-        discard(self._connection)
+        discard(self.connection)

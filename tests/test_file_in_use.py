@@ -9,17 +9,20 @@ import sys
 import time
 from collections import Counter
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
 
-from glec_fast import committer
+from glec_fast import committer, queue_file
 from glec_fast.errors import QueueReplacedError, QueueStorageError
 from glec_fast.inflight_log import log_of
 from glec_fast.queue import OfflineQueueManager
 from glec_fast.queue_database import LOG_BYTES_MAX
+from glec_fast.queue_file import QueueFile
+from glec_fast.reader import Reader
 from glec_fast.store import Store
+from glec_fast.writer import Writer
 from support.clock import Clock
 from support.power_run import finish
 from support.scripted_broker import ScriptedBroker
@@ -205,6 +208,47 @@ class TestName:
             assert later.store.salvage is None
             finish(later, broker)
         assert broker.counts() == {f"2-{number}": 1 for number in range(25)}
+
+    @pytest.mark.parametrize("error", [apsw.FullError("full"), apsw.CantOpenError("too many"), KeyboardInterrupt()])
+    @pytest.mark.parametrize(
+        ("owner", "step"),
+        [
+            (queue_file, "open_database"),
+            (QueueFile, "_note_place"),
+            (QueueFile, "reader"),
+            (Reader, "use"),
+            (Writer, "use"),
+            (committer, "discard"),
+        ],
+    )
+    @pytest.mark.parametrize("loss", ["deleted", "its log deleted"])
+    def test_the_next_try_goes_on_from_what_one_has_left(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, owner: Any, step: str, error: BaseException
+    ) -> None:
+        path.parent.mkdir()
+        with closing(Store(path)) as store:
+            append(store, 3)
+            errors, does = [error], getattr(owner, step)
+
+            def fails_once(*given: object, **named: object) -> object:
+                result = does(*given, **named)
+                if errors:
+                    raise errors.pop()
+                return result
+
+            monkeypatch.setattr(owner, step, fails_once)
+            LOSSES[loss](path)
+            message_id = store.append("t", "x", 1)
+            while True:
+                try:
+                    assert store.wait_durable(message_id, WAIT_S)
+                    break
+                except QueueStorageError as failure:
+                    assert failure.retryable
+            assert not errors
+            assert len(ids_on_disk(path)) == 4
+        assert len(ids_on_disk(path)) == 4
+        assert not list(path.parent.glob("*replaced*"))
 
     @pytest.mark.parametrize("is_queue", [True, False])
     def test_another_file_has_it(self, path: Path, is_queue: bool) -> None:
