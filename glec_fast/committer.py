@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,7 +34,8 @@ from glec_fast.commit import Commit, Job, Move, Outbox, Row
 from glec_fast.dropping import Dropping
 from glec_fast.drops import Dropped, DropReason
 from glec_fast.errors import QueueClosedError, QueueReplacedError, QueueStorageError
-from glec_fast.in_doubt import Decision
+from glec_fast.in_doubt import LEDGER_ROWS_MAX, Decision
+from glec_fast.inflight_log import SavedImage
 from glec_fast.queue_clock import Anchor, Clocks, QueueClock
 from glec_fast.queue_file import QueueFile, discard, is_damage
 from glec_fast.reader import Reader
@@ -577,7 +579,7 @@ class Committer(process.OfOneProcess):
                 self._file.put_back()
         except QueueReplacedError as error:
             # Nobody would read the open file again.
-            self._kept_at = self._file.keep_beside()
+            self._kept_at = self._file.keep_beside(partial(self._keep_in_flight, commit))
             self._unusable = QueueReplacedError(f"{error}; what was not sent is kept as {self._kept_at}")
             raise self._unusable from None
         except (apsw.Error, OSError) as error:
@@ -595,6 +597,16 @@ class Committer(process.OfOneProcess):
             self._on_salvaged()
         self._damage = self._unusable = None
         self._is_moving_in = False
+
+    def _keep_in_flight(self, commit: Commit, copy: apsw.Connection) -> None:
+        """For who opens the copy: what the log of images has, which is another name's, and what is finished."""
+        with copy:
+            table = QueueTable(copy)
+            if commit.in_doubt:
+                table.add_in_doubt(self._clock.unix_ms(), commit.in_doubt, LEDGER_ROWS_MAX)
+            table.delete(commit.deleting.copy())
+            if commit.image is not None:
+                SavedImage(Path(copy.filename)).write(table, commit.identity, commit.image)
 
     def _keep_pending(self) -> None:
         """The queue's name is another file's: what waits in memory joins what the open one held."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -182,16 +183,24 @@ class QueueFile:
         self.connection = open_database(self.path, is_known=True) if is_log_whole else self._open()
         self._note_place()
 
-    def keep_beside(self) -> Path:
-        """A copy of all that the open file holds, under a name that is free; returns that."""
+    def keep_beside(self, fill: Callable[[apsw.Connection], None]) -> Path:
+        """A copy of all that the open file holds, and of what `fill` adds, under a name that is free; returns that.
+
+        Where it raises, which is apsw.Error or OSError, there is none.
+        """
         number = 1
         while (path := self.path.with_name(f"{self.path.name}.replaced-{number}")).exists():
             number += 1
-        self._copy_to(path)
+        try:
+            self._copy_to(path, fill)
+        except BaseException:
+            # It is tried again, and must not fill the disk.
+            remove(path)
+            raise
         sync_folder(path.parent)
         return path
 
-    def _copy_to(self, path: Path) -> None:
+    def _copy_to(self, path: Path, fill: Callable[[apsw.Connection], None] | None = None) -> None:
         remove(path)
         create_file(path)
         copied = connect(path, apsw.SQLITE_OPEN_READWRITE)
@@ -199,6 +208,8 @@ class QueueFile:
             copied.pragma("synchronous", "full")
             with copied.backup("main", self.connection, "main") as backup:
                 backup.step()
+            if fill is not None:
+                fill(copied)
         finally:
             copied.close(True)
 

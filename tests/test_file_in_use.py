@@ -239,16 +239,68 @@ class TestName:
             monkeypatch.setattr(owner, step, fails_once)
             LOSSES[loss](path)
             message_id = store.append("t", "x", 1)
-            while True:
-                try:
-                    assert store.wait_durable(message_id, WAIT_S)
-                    break
-                except QueueStorageError as failure:
-                    assert failure.retryable
+
+            def is_durable() -> bool:
+                # Which raises QueueReplacedError where it never will be.
+                assert store.is_damaged in {True, False}
+                with suppress(QueueStorageError):
+                    return store.wait_durable(message_id, WAIT_S)
+                return False
+
+            assert wait_for(is_durable)
             assert not errors
             assert len(ids_on_disk(path)) == 4
         assert len(ids_on_disk(path)) == 4
         assert not list(path.parent.glob("*replaced*"))
+
+    @pytest.mark.parametrize("acknowledgements", [3, 11, 17, 25, 33, 45])
+    def test_nothing_arrives_twice_from_what_is_kept(
+        self, gateway: ScriptedGateway, path: Path, acknowledgements: int
+    ) -> None:
+        broker = ScriptedBroker()
+        for number in range(20):
+            gateway.publish(f"2-{number}", 2)
+        gateway.connect()
+        for _ in range(acknowledgements):
+            broker.feed(gateway.send())
+            gateway.receive(broker.handle(1))
+        path.rename(path.with_name("away"))
+        path.touch()
+        for number in (20, 21):
+            gateway.store.append("t", f"2-{number}", 2)
+        with pytest.raises(QueueReplacedError):
+            gateway.store.wait_durable(22, WAIT_S)
+        with suppress(QueueStorageError):
+            gateway.close()
+        broker.cut(arrives=True)
+        with ScriptedGateway(path.with_name("queue.db.replaced-1")) as later:
+            finish(later, broker)
+        assert broker.counts() == {f"2-{number}": 1 for number in range(22)}
+
+    def test_a_disk_that_has_no_room_for_the_copy_is_not_filled_with_them(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path.parent.mkdir()
+        store = Store(path)
+        append(store, 3)
+        tries: list[Path] = []
+
+        def has_no_room(_file: object, copy: Path, *_: object) -> None:
+            copy.touch()
+            tries.append(copy)
+            raise apsw.FullError("database or disk is full")
+
+        monkeypatch.setattr(QueueFile, "_copy_to", has_no_room)
+        path.unlink()
+        path.touch()
+        store.append("t", "x", 1)
+        assert wait_for(lambda: len(tries) > 1)
+        monkeypatch.undo()
+        with pytest.raises(QueueReplacedError):
+            wait_for(lambda: store.is_damaged is None)
+        store.close()
+        assert [each.name for each in path.parent.glob("*.replaced-*")] == ["queue.db.replaced-1"]
+        assert len(ids_on_disk(path.with_name("queue.db.replaced-1"))) == 4
 
     @pytest.mark.parametrize("is_queue", [True, False])
     def test_another_file_has_it(self, path: Path, is_queue: bool) -> None:
