@@ -362,6 +362,9 @@ class Committer(process.OfOneProcess):
             through_id = self._next_id - 1
         while True:
             is_written = self._try_now(deadline_s)
+            with self._commit_lock.attempt(max(deadline_s - time.monotonic(), 0.0)) as is_our_turn:
+                if is_our_turn:
+                    self._keep_pending()
             with self._lock:
                 # Other threads may go on publishing.
                 left = [row for row in (*self._writing, *self._pending) if row[0] <= through_id]
