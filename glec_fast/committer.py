@@ -154,6 +154,8 @@ class Committer(process.OfOneProcess):
         self._found: frozenset[int] = frozenset()
         # There may be such, or rows of another program that have the same ids.
         self._is_unsure = False
+        # By another program, since rows were last read from the first on: there may be some before the position, too.
+        self.is_written_to = False
         self._torn_count = 0
         self._damage: Exception | None = None
         # The file has been made anew, or is about to be, and the reader and the writer are not both there yet.
@@ -657,6 +659,7 @@ class Committer(process.OfOneProcess):
 
         Its rows come behind those that are there. Their ids were ours to give, so that they get others.
         """
+        self.is_written_to = True
         row_count = table.count()
         commit.read_again = commit.read_again or row_count != commit.row_count
         commit.row_count = row_count

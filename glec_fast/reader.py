@@ -39,7 +39,12 @@ class Reader:
     def use(self, connection: apsw.Connection) -> None:
         """Go on with another connection, to a file with the same rows; `lock` is held."""
         table = QueueTable(connection)
-        self.connection, self.table = connection, table
+        self._connection, self.table = connection, table
+
+    @property
+    def connection(self) -> apsw.Connection:
+        """The one that it reads by."""
+        return self._connection
 
     def advance(
         self, limit: int, committed_id: int, written: QueueTable, known_id: Callable[[], int]
@@ -100,8 +105,8 @@ class Reader:
 
     def close(self) -> None:
         """Close the connection."""
-        self.connection.close()
+        self._connection.close()
 
     def discard(self) -> None:
         """Close a connection to a file that has lost its name, is damaged, or is another process's."""
-        discard(self.connection)
+        discard(self._connection)

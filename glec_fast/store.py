@@ -324,6 +324,7 @@ class Store(Committer):
     def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
         """Read from the first row again. `protected` ids are in flight and never dropped; `finished` are not read."""
         with self._reader.lock, self._lock:
+            self.is_written_to = False
             self._reader.rewind(frozenset(protected), frozenset(self._deleting.ids).union(finished))
             self._refused.clear()
 

@@ -106,6 +106,25 @@ class TestAnotherProgram:
         assert len(gateway.dropped) == 1
         assert ids_on_disk(path) == []
 
+    @pytest.mark.parametrize("message_id", [1, 2, 9])
+    def test_a_row_put_back_where_all_was_read(self, gateway: ScriptedGateway, path: Path, message_id: int) -> None:
+        """As of what was set aside, under the id and the times that it had."""
+        broker = ScriptedBroker()
+        gateway.connect()
+        for number in range(9):
+            gateway.publish(f"2-{number}", 2)
+        expected = flush(gateway, broker)
+        assert ids_on_disk(path) == []
+        foreign(
+            path,
+            "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl)"
+            f" VALUES ({message_id}, 't', '2-again', 2, 1, {FAR})",
+        )
+        gateway.publish("2-9", 2)
+        gateway.publish("0", 0)
+        assert flush(gateway, broker) == expected + Counter(["2-again", "2-9", "0"])
+        assert ids_on_disk(path) == []
+
     def test_many_between_each_two_of_ours(self, gateway: ScriptedGateway, path: Path) -> None:
         broker = ScriptedBroker()
         gateway.connect()
