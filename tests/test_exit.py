@@ -406,8 +406,8 @@ def test_what_waits_where_another_file_has_the_name_is_kept_beside_it(tmp_path: 
         import os, sys
         from glec_fast.store import Store
         store = Store(sys.argv[1])
-        os.unlink(sys.argv[1])
-        open(sys.argv[1], "w").close()
+        open(sys.argv[1] + "-other", "w").close()
+        os.rename(sys.argv[1] + "-other", sys.argv[1])
         for number in range(20):
             store.append("t", f"{number}", 1, urgent=False)
     """

@@ -283,8 +283,10 @@ class TestName:
         for _ in range(acknowledgements):
             broker.feed(gateway.send())
             gateway.receive(broker.handle(1))
-        path.rename(path.with_name("away"))
-        path.touch()
+        other = path.with_name("other")
+        other.touch()
+        # In one step, so that nobody puts it back between two.
+        other.rename(path)
         for number in (20, 21):
             gateway.store.append("t", f"2-{number}", 2)
         with pytest.raises(QueueReplacedError):
@@ -310,8 +312,9 @@ class TestName:
             raise apsw.FullError("database or disk is full")
 
         monkeypatch.setattr(QueueFile, "_copy_to", has_no_room)
-        path.unlink()
-        path.touch()
+        other = path.with_name("other")
+        other.touch()
+        other.rename(path)
         store.append("t", "x", 1)
         assert wait_for(lambda: len(tries) > 1)
         monkeypatch.undo()
