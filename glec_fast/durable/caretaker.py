@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import apsw
@@ -12,6 +13,8 @@ import apsw
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.dropping import Dropping
 from glec_fast.durable.file import QueueFile, discard, is_damage
+from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX
+from glec_fast.durable.inflight_log import SavedImage
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.outcomes import DropReason
 from glec_fast.durable.reader import Reader
@@ -70,16 +73,22 @@ class Caretaker:
         if isinstance(status.unusable, QueueReplacedError):
             raise status.unusable
         damage = status.damage
-        if damage is None and self._file.is_in_place():
+        is_in_place = damage is None and self._file.is_in_place()
+        if is_in_place and not status.is_moving_in:
             status.unusable = None
             return
         if damage is not None and not self.may_mend:
             raise damage
+        status.is_moving_in = True
+        before = self._reader.connection, self._writer.connection
         try:
-            before = self._file.put_back() if damage is None else self._file.salvage_in_use(damage)
+            if damage is not None:
+                self._file.salvage_in_use(damage)
+            elif not is_in_place:
+                self._file.put_back()
         except QueueReplacedError as error:
             # Nobody would read the open file again.
-            self._kept_at = self._file.keep_beside()
+            self._kept_at = self._file.keep_beside(partial(self._keep_in_flight, commit))
             status.unusable = QueueReplacedError(f"{error}; what was not sent is kept as {self._kept_at}")
             raise status.unusable from None
         except (apsw.Error, OSError) as error:
@@ -87,19 +96,31 @@ class Caretaker:
             raise
         self._use_file(commit)
         self._intake.leave_out_found(commit, self._writer.table)
-        discard(before)
+        for connection in before:
+            # Where an exception has cut into it, the writer may have been there already.
+            if connection is not self._file.connection:
+                discard(connection)
         if damage is not None:
             self._file.on_mended()
             commit.is_salvaged = True
             self._on_salvaged()
         status.damage = status.unusable = None
+        status.is_moving_in = False
+
+    def _keep_in_flight(self, commit: Commit, copy: apsw.Connection) -> None:
+        """For who opens the copy: what the log of images has, which is another name's, and what is finished."""
+        with copy:
+            table = QueueTable(copy)
+            if commit.in_doubt:
+                table.add_in_doubt(self._intake.clock.unix_ms(), commit.in_doubt, LEDGER_ROWS_MAX)
+            table.delete(commit.deleting.copy())
+            if commit.image is not None:
+                SavedImage(Path(copy.filename)).write(table, commit.identity, commit.image)
 
     def _use_file(self, commit: Commit) -> None:
         """Go on with the file that is open now."""
         with self._reader.lock:
-            connection = self._file.reader()
-            self._reader.discard()
-            self._reader.use(connection)
+            self._reader.use(self._file.reader())
             self._writer.use(self._file.connection)
             self._writer.look_for_strangers()
             table = self._writer.table
@@ -152,13 +173,16 @@ class Caretaker:
             self._reader.close()
         with self._writer.lock:
             try:
-                self._keep_pending()
+                self.keep_pending()
                 self._writer.close()
             finally:
                 self._file.close()
 
-    def _keep_pending(self) -> None:
-        """The queue's name is another file's: what waits in memory joins what the open one held."""
+    def keep_pending(self) -> None:
+        """The queue's name is another file's: what waits in memory joins what the open one held.
+
+        The caller holds the writer's lock.
+        """
         if self._kept_at is None:
             return
         with closing(apsw.Connection(str(self._kept_at))) as copy, self._status.lock:

@@ -32,7 +32,7 @@ class ClockSteps:
         """Before a transaction: mend all times, in one of their own, where the wall clock has stepped."""
         clock = self._intake.clock
         step = clock.step()
-        if step is None:
+        if step is None or self._status.is_moving_in:
             return
         with self._reader.lock:
             with self._status.lock:

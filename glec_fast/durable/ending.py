@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from glec_fast.durable._table import keep_for_ever
+from glec_fast.durable.caretaker import Caretaker
 from glec_fast.durable.file import QueueFile, discard
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Job, Jobs
@@ -36,6 +37,7 @@ class Ending:
     _file: QueueFile
     _reader: Reader
     _writer: Writer
+    _caretaker: Caretaker
     # The locks that keep every thread out of SQLite are held by a thread that forks.
     _is_still: bool = False
     _holds: list[Hold] = field(default_factory=list)
@@ -60,6 +62,9 @@ class Ending:
             through_id = intake.next_id - 1
         while True:
             is_written = self._try_now(deadline_s)
+            with self._writer.lock.attempt(max(deadline_s - time.monotonic(), 0.0)) as is_our_turn:
+                if is_our_turn:
+                    self._caretaker.keep_pending()
             with status.lock:
                 # Other threads may go on publishing.
                 left = [row for row in (*intake.writing, *intake.pending) if row[0] <= through_id]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -137,30 +138,29 @@ class QueueFile:
             return False
         return _identity(log) == self._log_place and log.st_size < self._log_bytes_min
 
-    def salvage_in_use(self, damage: Exception) -> apsw.Connection:
+    def salvage_in_use(self, damage: Exception) -> None:
         """Carry over what can be read of a file that was found damaged in use: `connection` is then another.
 
-        The lock is never let go of. Returns the connection before, which the caller gives to `discard`, as those of
-        `reader`. Raises apsw.Error, OSError; then `connection` is as it was, and the call may be repeated.
+        The lock is never let go of. The caller gives the connection before to `discard`, as those of `reader`.
+        Raises apsw.Error, OSError; the call may be repeated, also where an exception has cut into it.
         """
-        before = self.connection
         finish_carry_over(self.path, self._lock.follow)
         self._carry_over(damage)
         self.connection = open_database(self.path)
         self._note_place()
-        return before
 
     def on_mended(self) -> None:
         """Whoever met the damage again meanwhile met it in the file that was."""
         mark_of(self.path).unlink(missing_ok=True)
 
-    def put_back(self) -> apsw.Connection:
+    def put_back(self) -> None:
         """Have all that the open file holds under its name again, which nobody has now; as `salvage_in_use`.
 
         Raises QueueReplacedError where another file has the name.
         """
         with suppress(FileNotFoundError):
-            if _identity(_look_at(self._name)) != self._place:
+            # What an attempt that failed has put there is locked.
+            if _identity(_look_at(self._name)) not in (self._place, self._lock.inode):
                 raise QueueReplacedError(f"another file has the name of the open queue file {self.path}: start anew")
         is_log_whole = not self._is_log_cut()
         logger.error("queue file %s or its log has lost its name; what is open is put back", self.path)
@@ -171,29 +171,36 @@ class QueueFile:
         except apsw.Error as error:
             if not is_damage(error):
                 raise
-            return self.salvage_in_use(error)
+            self.salvage_in_use(error)
+            return
         for suffix in COMPANIONS:
             # All that they hold is in the copy.
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
         self._lock.follow(new)
         new.rename(self.path)
         sync_folder(self.path.parent)
-        before = self.connection
         # What is in a whole one was open until now: no reason to look for damage, nor for rows of another program.
         self.connection = open_database(self.path, is_known=True) if is_log_whole else self._open()
         self._note_place()
-        return before
 
-    def keep_beside(self) -> Path:
-        """A copy of all that the open file holds, under a name that is free; returns that."""
+    def keep_beside(self, fill: Callable[[apsw.Connection], None]) -> Path:
+        """A copy of all that the open file holds, and of what `fill` adds, under a name that is free; returns that.
+
+        Where it raises, which is apsw.Error or OSError, there is none.
+        """
         number = 1
         while (path := self.path.with_name(f"{self.path.name}.replaced-{number}")).exists():
             number += 1
-        self._copy_to(path)
+        try:
+            self._copy_to(path, fill)
+        except BaseException:
+            # It is tried again, and must not fill the disk.
+            remove(path)
+            raise
         sync_folder(path.parent)
         return path
 
-    def _copy_to(self, path: Path) -> None:
+    def _copy_to(self, path: Path, fill: Callable[[apsw.Connection], None] | None = None) -> None:
         remove(path)
         create_file(path)
         copied = connect(path, apsw.SQLITE_OPEN_READWRITE)
@@ -201,6 +208,8 @@ class QueueFile:
             copied.pragma("synchronous", "full")
             with copied.backup("main", self.connection, "main") as backup:
                 backup.step()
+            if fill is not None:
+                fill(copied)
         finally:
             copied.close(True)
 

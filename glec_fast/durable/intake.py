@@ -206,6 +206,7 @@ class Intake:
 
         Its rows come behind those that are there. Their ids were ours to give, so that they get others.
         """
+        self._status.is_written_to = True
         row_count = table.count()
         commit.read_again = commit.read_again or row_count != commit.row_count
         commit.row_count = row_count

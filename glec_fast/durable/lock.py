@@ -45,12 +45,13 @@ class QueueLock:
     def __init__(self, path: Path, *, create: bool = True) -> None:
         self._path = path
         self._descriptor = self._companion = _NOT_HELD
-        self._inode = (0, 0)
+        # (device, inode) of what it holds.
+        self.inode = (0, 0)
         self._companion = self._hold_companion(create)
         try:
             if create:
                 create_file(path)
-            self._descriptor, self._inode = self._hold(path)
+            self._descriptor, self.inode = self._hold(path)
         except BaseException:
             self.release()
             raise
@@ -67,7 +68,7 @@ class QueueLock:
                 os.close(self._companion)
             self._companion = self._hold_companion(create=True)
         self._let_go()
-        self._descriptor, self._inode = descriptor, inode
+        self._descriptor, self.inode = descriptor, inode
 
     def release(self) -> None:
         """Let others have the file. SQLite must have closed it. Idempotent."""
@@ -81,7 +82,7 @@ class QueueLock:
             if self._descriptor >= 0:
                 os.close(self._descriptor)
                 self._descriptor = _NOT_HELD
-                _held.discard(self._inode)
+                _held.discard(self.inode)
 
     @staticmethod
     def _companion_of(path: Path) -> Path:

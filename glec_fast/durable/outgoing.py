@@ -78,7 +78,7 @@ class Outgoing:
             outbox, status = self.outbox, self._status
             if outbox is None or status.is_closing or self._in_doubt or self.identity != saved.identity:
                 return None
-            if (status.failure or status.unusable or status.damage) is not None:
+            if status.is_moving_in or (status.failure or status.unusable or status.damage) is not None:
                 return None
             version, image = take_image(outbox, self.finished.ranges, self._in_doubt)
             if self._in_doubt:

@@ -40,8 +40,13 @@ class Reader:
 
     def use(self, connection: apsw.Connection) -> None:
         """Go on with another connection, to a file with the same rows; `lock` is held."""
-        self._connection = connection
-        self.table = QueueTable(connection)
+        table = QueueTable(connection)
+        self._connection, self.table = connection, table
+
+    @property
+    def connection(self) -> apsw.Connection:
+        """The one that it reads by."""
+        return self._connection
 
     def advance(
         self, limit: int, committed_id: int, written: QueueTable, known_id: Callable[[], int]

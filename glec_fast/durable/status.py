@@ -28,6 +28,12 @@ class Status:
         self.failure: QueueStorageError | None = None
         # By whoever met it, under `lock`, until it is mended: the file is damaged.
         self.damage: Exception | None = None
+        # By the caretaker: the file has been made anew, or is about to be, and the reader and the writer are not both
+        # there yet. Until then nothing may be written: what they have open has no name any more.
+        self.is_moving_in = False
+        # By the intake: another program has written to the file since rows were last read from the first on, so that
+        # there may be some before the position, too.
+        self.is_written_to = False
         # By the caretaker: the damage could not be mended; or another file has the name.
         self.unusable: QueueStorageError | None = None
 

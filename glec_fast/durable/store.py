@@ -102,7 +102,7 @@ class Store(OfOneProcess):
         self._caretaker = caretaker = Caretaker(file, reader, writer, intake, dropping, status, schedule)
         self._supply = Supply(status, schedule, intake, jobs, outgoing, dropping, file, reader, writer, max_queue_size)
         steps = ClockSteps(status, intake, reader, writer)
-        ending = Ending(self, status, intake, jobs, file, reader, writer)
+        ending = Ending(self, status, intake, jobs, file, reader, writer, caretaker)
         parts = status, schedule, intake, jobs, outgoing, dropping, writer, caretaker, steps
         self._committer = Committer(*parts, max_queue_size, on_dropped, ending.leave)
         self._committer.start()
@@ -133,6 +133,11 @@ class Store(OfOneProcess):
         """Messages dropped since the file was opened, by `DropReason`."""
         with self._lock:
             return dict(self._dropping.counts)
+
+    @property
+    def is_written_to(self) -> bool:
+        """True where another program has written to the file since `rewind`: there may be rows before the position."""
+        return self._status.is_written_to
 
     @property
     def has_backlog(self) -> bool:

@@ -48,6 +48,7 @@ class Supply:
 
     def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
         with self._reader.lock, self._status.lock:
+            self._status.is_written_to = False
             self._reader.rewind(frozenset(protected), frozenset(self._outgoing.finished.ids).union(finished))
             self._refused.clear()
 

@@ -178,7 +178,7 @@ class Client(Durable):
         if farewell is None:
             return
         leave, deadline_s = farewell
-        self._outbox.pull()
+        self._link.do(self._outbox.pull)
         if not self._outbox.has_to_send() or time.monotonic() >= deadline_s:
             self._farewell = None
             leave()

@@ -218,7 +218,7 @@ class Durable(process.OfOneProcess, Receiver):
 
     def _pull_for_own_loop(self, outbox: DurableOutbox) -> None:
         """Nobody else would: the program's own loop knows of sockets only."""
-        outbox.pull()
+        self._link.do(outbox.pull)
         if outbox.session.sendable_bytes:
             self._call_socket_register_write()
 
@@ -240,7 +240,7 @@ class Durable(process.OfOneProcess, Receiver):
             if self._thread is None:
                 self._pull_for_own_loop(outbox)
             elif outbox.is_due:
-                outbox.pull()
+                self._link.do(outbox.pull)
             outbox.look_for_answers()
             self._leave_when_due()
         return super().loop_misc()

@@ -493,7 +493,7 @@ class Receiver(paho.Client):
         if kind in (_SUBACK_TYPE, _UNSUBACK_TYPE):
             self._outbox.release_packet_id(body[0] << 8 | body[1])
         elif kind == _PINGRESP_TYPE:
-            self._outbox.on_pingresp()
+            self._link.do(self._outbox.on_pingresp)
             self._outbox.settle_into(self._finished)
         elif kind == _DISCONNECT_TYPE:
             self._outbox.is_left = True

@@ -206,7 +206,7 @@ class DurableOutbox(RowOutbox):
 
     def _read_rows(self) -> bool:
         """True where there were rows to read."""
-        if not self._more_to_read:
+        if not self._more_to_read and not self._begins_anew():
             return False
         # Cleared before the read: a commit meanwhile sets it again.
         self._more_to_read = False
@@ -217,6 +217,18 @@ class DurableOutbox(RowOutbox):
         with self.lock:
             self._rows, self._rows_gone = rows, 0
         self.store.on_rows_taken()
+        return True
+
+    def _begins_anew(self) -> bool:
+        """True where another program has put rows anywhere in the file, and nothing of ours is on its way."""
+        if not self.store.is_written_to:
+            return False
+        session = self.session
+        with self.lock:
+            if session.in_flight or session.unsent_bytes or session.has_finished or self._again or self._refused:
+                return False
+            parked, finished = session.parked_ids(), self._finished.ids.copy()
+        self.store.rewind(parked, finished)
         return True
 
     def _allowed(self, rows: list[Row]) -> list[Row]:

@@ -9,15 +9,19 @@ import sys
 import time
 from collections import Counter
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
 
 from glec_fast.durable import caretaker, schedule
+from glec_fast.durable import file as queue_file
 from glec_fast.durable.database import LOG_BYTES_MAX
+from glec_fast.durable.file import QueueFile
 from glec_fast.durable.inflight_log import log_of
+from glec_fast.durable.reader import Reader
 from glec_fast.durable.store import Store
+from glec_fast.durable.writer import Writer
 from glec_fast.errors import QueueReplacedError, QueueStorageError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
 from support.clock import Clock
@@ -101,6 +105,25 @@ class TestAnotherProgram:
         assert flush(gateway, broker) == Counter(["2-first", "2-last"])
         assert gateway.store.drops == {"unsendable": 1}
         assert len(gateway.dropped) == 1
+        assert ids_on_disk(path) == []
+
+    @pytest.mark.parametrize("message_id", [1, 2, 9])
+    def test_a_row_put_back_where_all_was_read(self, gateway: ScriptedGateway, path: Path, message_id: int) -> None:
+        """As of what was set aside, under the id and the times that it had."""
+        broker = ScriptedBroker()
+        gateway.connect()
+        for number in range(9):
+            gateway.publish(f"2-{number}", 2)
+        expected = flush(gateway, broker)
+        assert ids_on_disk(path) == []
+        foreign(
+            path,
+            "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl)"
+            f" VALUES ({message_id}, 't', '2-again', 2, 1, {FAR})",
+        )
+        gateway.publish("2-9", 2)
+        gateway.publish("0", 0)
+        assert flush(gateway, broker) == expected + Counter(["2-again", "2-9", "0"])
         assert ids_on_disk(path) == []
 
     def test_many_between_each_two_of_ours(self, gateway: ScriptedGateway, path: Path) -> None:
@@ -205,6 +228,102 @@ class TestName:
             assert later.store.salvage is None
             finish(later, broker)
         assert broker.counts() == {f"2-{number}": 1 for number in range(25)}
+
+    @pytest.mark.parametrize("error", [apsw.FullError("full"), apsw.CantOpenError("too many"), KeyboardInterrupt()])
+    @pytest.mark.parametrize(
+        ("owner", "step"),
+        [
+            (queue_file, "open_database"),
+            (QueueFile, "_note_place"),
+            (QueueFile, "reader"),
+            (Reader, "use"),
+            (Writer, "use"),
+            (caretaker, "discard"),
+        ],
+    )
+    @pytest.mark.parametrize("loss", ["deleted", "its log deleted"])
+    def test_the_next_try_goes_on_from_what_one_has_left(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, owner: Any, step: str, error: BaseException
+    ) -> None:
+        path.parent.mkdir()
+        with closing(Store(path)) as store:
+            append(store, 3)
+            errors, does = [error], getattr(owner, step)
+
+            def fails_once(*given: object, **named: object) -> object:
+                result = does(*given, **named)
+                if errors:
+                    raise errors.pop()
+                return result
+
+            monkeypatch.setattr(owner, step, fails_once)
+            LOSSES[loss](path)
+            message_id = store.append("t", "x", 1)
+
+            def is_durable() -> bool:
+                # Which raises QueueReplacedError where it never will be.
+                assert store.is_damaged in {True, False}
+                with suppress(QueueStorageError):
+                    return store.wait_durable(message_id, WAIT_S)
+                return False
+
+            assert wait_for(is_durable)
+            assert not errors
+            assert len(ids_on_disk(path)) == 4
+        assert len(ids_on_disk(path)) == 4
+        assert not list(path.parent.glob("*replaced*"))
+
+    @pytest.mark.parametrize("acknowledgements", [3, 11, 17, 25, 33, 45])
+    def test_nothing_arrives_twice_from_what_is_kept(
+        self, gateway: ScriptedGateway, path: Path, acknowledgements: int
+    ) -> None:
+        broker = ScriptedBroker()
+        for number in range(20):
+            gateway.publish(f"2-{number}", 2)
+        gateway.connect()
+        for _ in range(acknowledgements):
+            broker.feed(gateway.send())
+            gateway.receive(broker.handle(1))
+        other = path.with_name("other")
+        other.touch()
+        # In one step, so that nobody puts it back between two.
+        other.rename(path)
+        for number in (20, 21):
+            gateway.store.append("t", f"2-{number}", 2)
+        with pytest.raises(QueueReplacedError):
+            gateway.store.wait_durable(22, WAIT_S)
+        with suppress(QueueStorageError):
+            gateway.close()
+        broker.cut(arrives=True)
+        with ScriptedGateway(path.with_name("queue.db.replaced-1")) as later:
+            finish(later, broker)
+        assert broker.counts() == {f"2-{number}": 1 for number in range(22)}
+
+    def test_a_disk_that_has_no_room_for_the_copy_is_not_filled_with_them(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path.parent.mkdir()
+        store = Store(path)
+        append(store, 3)
+        tries: list[Path] = []
+
+        def has_no_room(_file: object, copy: Path, *_: object) -> None:
+            copy.touch()
+            tries.append(copy)
+            raise apsw.FullError("database or disk is full")
+
+        monkeypatch.setattr(QueueFile, "_copy_to", has_no_room)
+        other = path.with_name("other")
+        other.touch()
+        other.rename(path)
+        store.append("t", "x", 1)
+        assert wait_for(lambda: len(tries) > 1)
+        monkeypatch.undo()
+        with pytest.raises(QueueReplacedError):
+            wait_for(lambda: store.is_damaged is None)
+        store.close()
+        assert [each.name for each in path.parent.glob("*.replaced-*")] == ["queue.db.replaced-1"]
+        assert len(ids_on_disk(path.with_name("queue.db.replaced-1"))) == 4
 
     @pytest.mark.parametrize("is_queue", [True, False])
     def test_another_file_has_it(self, path: Path, is_queue: bool) -> None:

@@ -268,6 +268,37 @@ def test_a_program_s_own_loop_sends_what_is_on_disk(broker: Broker, make_client:
     assert all(handle.is_published() for handle in handles)
 
 
+@pytest.mark.parametrize("step", ["publish", "loop_misc"])
+def test_what_a_program_s_own_loop_had_read_is_sent_where_ctrl_c_cuts_in(
+    step: str, broker: Broker, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make_client()
+    client.connect(broker.host, broker.port)
+    assert eventually(lambda: client.loop(0.01) or client.is_connected())
+    store = client.store
+    reads = store.read
+
+    def is_cut(limit: int) -> object:
+        rows = reads(limit)[0]
+        if rows:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+        return rows, True
+
+    monkeypatch.setattr(store, "read", is_cut)
+    message_id = store.append("t", "x", 1)
+    assert store.wait_durable(message_id, TIMEOUT_S)
+    with pytest.raises(KeyboardInterrupt):
+        client.publish("t", "y", 1) if step == "publish" else client.loop_misc()
+
+    def is_sent() -> bool:
+        if client.loop(0.01):
+            client.reconnect()
+        return store.size == 0
+
+    assert eventually(is_sent)
+
+
 def test_loop_forever_while_another_thread_publishes_and_subscribes(broker: Broker, make_client: MakeClient) -> None:
     client = make_client()
     client.connect(broker.host, broker.port)

@@ -400,6 +400,21 @@ def test_a_full_disk_is_told_of(tmp_path: Path) -> None:
     assert re.search(r"\d+ messages for \S*queue\.db are lost, as the program ended", ended.stderr)
 
 
+def test_what_waits_where_another_file_has_the_name_is_kept_beside_it(tmp_path: Path) -> None:
+    queue = tmp_path / "queue.db"
+    source = """
+        import os, sys
+        from glec_fast.durable.store import Store
+        store = Store(sys.argv[1])
+        open(sys.argv[1] + "-other", "w").close()
+        os.rename(sys.argv[1] + "-other", sys.argv[1])
+        for number in range(20):
+            store.append("t", f"{number}", 1, urgent=False)
+    """
+    assert "start anew" in run(source, queue).stderr
+    assert kept(tmp_path / "queue.db.replaced-1") == [f"{number}" for number in range(20)]
+
+
 def test_a_signal_without_a_handler_leaves_what_is_on_disk(tmp_path: Path) -> None:
     """No normal end: what a kill leaves."""
     end = "publish('last', 2); publish('lost', 0); os.kill(os.getpid(), signal.SIGKILL)"

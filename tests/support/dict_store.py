@@ -49,6 +49,7 @@ class DictStore:
     def __init__(self, disk: DictDisk) -> None:
         self.disk = disk
         self.wants_commit = False
+        self.is_written_to = False
         self.pending: Collected | None = None
         self._outbox: Outbox | None = None
         self._position = 0
