@@ -26,9 +26,9 @@ from mqtt_wire cimport REMAINING_LENGTH_MAX
 from operator import index
 from weakref import KeyedRef, WeakValueDictionary
 
-from paho.mqtt.client import _encode_payload
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 
+from glec_fast._paho import encode_payload
 from glec_fast.protocol._session import Session
 from glec_fast.durable._table import Finished, merged
 from glec_fast.outbox.handle import PublishHandle
@@ -614,7 +614,7 @@ def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
     qos = _checked_qos(qos)
     if type(payload) is not bytes:
         # A bytearray may change after this.
-        payload = bytes(_encode_payload(payload))
+        payload = bytes(encode_payload(payload))
     size += <Py_ssize_t>len(payload)
     found = client._outbox
     if type(found) is not MemoryOutbox:

@@ -17,6 +17,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from glec_fast._paho import ConnectionState
 from glec_fast.durable.clock import Clocks
 from glec_fast.durable.extras import RETAINED
 from glec_fast.durable.in_doubt import InDoubt
@@ -143,14 +144,14 @@ class _FleetClient(SecureClient):
                 if not self._reconnect_on_failure:
                     break
                 self._reconnect_wait()
-                self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
+                self._state = ConnectionState.MQTT_CS_CONNECT_ASYNC
         # A connection that was being made while `close` was called.
         self._sock_close()
         self._thread = None
 
     def reconnect(self) -> MQTTErrorCode:
         """As paho's."""
-        is_first = self._state == paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
+        is_first = self._state == ConnectionState.MQTT_CS_CONNECT_ASYNC
         self.connect_error = None
         try:
             return super().reconnect()
@@ -159,7 +160,7 @@ class _FleetClient(SecureClient):
             self.pin_failures += isinstance(error, PinningError)
             if is_first and not self._interrupt.is_set():
                 # Its loop for the first connection would end here, and its other one begin with a second wait.
-                self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
+                self._state = ConnectionState.MQTT_CS_CONNECT_ASYNC
             raise
 
     def _tell_dropped(self, dropped: list[Dropped]) -> None:

@@ -1,7 +1,7 @@
 """paho's Client with its hot paths replaced: PUBLISH, the acknowledgements, bulk reads and bulk writes.
 
 paho keeps connect, TLS, a WebSocket's upgrade, proxies, keep alive, SUBSCRIBE, properties and the callbacks; see
-`glec_fast.mqtt._paho` for what of it is used here. Bytes and states are the session's, what waits is the outbox's; this
+`glec_fast._paho` for what of it is used here. Bytes and states are the session's, what waits is the outbox's; this
 module moves bytes.
 """
 
@@ -19,11 +19,12 @@ from paho.mqtt import client as paho
 from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 
+from glec_fast import _paho
+from glec_fast._paho import ConnectionState as _State
+from glec_fast._paho import MQTTMessage, PahoClient
 from glec_fast.errors import GlecError, UnsupportedError
-from glec_fast.mqtt import _paho
 from glec_fast.mqtt.durable_client import Durable
 from glec_fast.mqtt.inbound_message import properties_from
-from glec_fast.mqtt.receive import _State
 from glec_fast.outbox._outbox import MemoryOutbox, publish
 from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.runtime import process
@@ -37,8 +38,6 @@ from glec_fast.transport.websocket import WebSocket
 if TYPE_CHECKING:
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
-
-_paho.check()
 
 _SEND_BYTES = 256 * 1024
 _RECEIVE_BYTES = 64 * 1024
@@ -59,7 +58,6 @@ _PACKET_IDS = 65_535
 _PUBREL = 0x60
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
-_PahoClient = paho.Client
 
 
 class Client(Durable):
@@ -103,14 +101,14 @@ class Client(Durable):
             self._write_for_thread()
         return self._after_queueing()
 
-    def drop_out_messages(self) -> list[paho.MQTTMessage]:
+    def drop_out_messages(self) -> list[MQTTMessage]:
         """As paho's: forget all unacknowledged QoS 1 and 2 messages, and return them."""
         outbox = self._outbox
         if not isinstance(outbox, MemoryOutbox):
             raise UnsupportedError("the messages are on disk: close(), and open the file as OfflineQueueManager")
         messages = []
         for dropped in outbox.clear():
-            message = paho.MQTTMessage(dropped.mid, dropped.topic.encode())
+            message = MQTTMessage(dropped.mid, dropped.topic.encode())
             message.payload, message.qos, message.retain = dropped.payload, dropped.qos, dropped.retain
             message.info, message.state = dropped.handle, MessageState.MQTT_MS_PUBLISH
             messages.append(message)
@@ -123,7 +121,7 @@ class Client(Durable):
 
     @max_inflight_messages.setter
     def max_inflight_messages(self, value: int) -> None:
-        _PahoClient.max_inflight_messages.fset(self, value)  # type: ignore[attr-defined]
+        PahoClient.max_inflight_messages.fset(self, value)  # type: ignore[attr-defined]
         self._outbox.session.set_window(min(value, _PACKET_IDS))
 
     @property
@@ -137,7 +135,7 @@ class Client(Durable):
         outbox = self._outbox
         if not isinstance(outbox, MemoryOutbox):
             raise UnsupportedError("the store bounds its queue: give store=Store(path, max_queue_size=...)")
-        _PahoClient.max_queued_messages.fset(self, value)  # type: ignore[attr-defined]
+        PahoClient.max_queued_messages.fset(self, value)  # type: ignore[attr-defined]
         outbox.max_queued = value
 
     # ---- leaving
@@ -151,7 +149,7 @@ class Client(Durable):
         """
 
         def leave() -> MQTTErrorCode:
-            return _PahoClient.disconnect(self, reasoncode, properties)
+            return PahoClient.disconnect(self, reasoncode, properties)
 
         outbox = self._outbox
         if self._sock is None or not outbox.has_to_send():
@@ -606,7 +604,8 @@ class Client(Durable):
             attempt.fail()
             raise
         attempt.succeed()
-        return WebSocket(sock._socket) if isinstance(sock, paho._WebsocketWrapper) else sock
+        upgraded = _paho.socket_of_upgraded(sock)
+        return sock if upgraded is None else WebSocket(upgraded)
 
     def _create_socket_connection(self) -> socket.socket:
         sock = self._dial()

@@ -15,11 +15,12 @@ from copy import copy
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from paho.mqtt import client as paho
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY
 from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from glec_fast._paho import ConnectionState, PahoClient
 from glec_fast.durable.extras import extras_of
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.store import Store
@@ -39,13 +40,13 @@ if TYPE_CHECKING:
 Self = TypeVar("Self", bound="Durable")
 
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
-_FIRST_ONLY = paho.MQTT_CLEAN_START_FIRST_ONLY
+_FIRST_ONLY = MQTT_CLEAN_START_FIRST_ONLY
 # MQTT 5, 3.1.2.11.2: the session does not end.
 _FOR_EVER = 0xFFFFFFFF
 DEFAULT_MAX_UNRELEASED = 20
 # Long enough for a slow link to take what is left to send, short enough for a service manager that waits for our end.
 _LEAVE_TIMEOUT_S = 5.0
-_SIGNATURE = inspect.signature(paho.Client.__init__)
+_SIGNATURE = inspect.signature(PahoClient.__init__)
 
 logger = logging.getLogger("glec_fast")
 
@@ -252,7 +253,7 @@ class Durable(process.OfOneProcess, Receiver):
 
     @on_publish.setter
     def on_publish(self, func: Any) -> None:
-        paho.Client.on_publish.fset(self, func)  # type: ignore[attr-defined]
+        PahoClient.on_publish.fset(self, func)  # type: ignore[attr-defined]
         self._note_on_publish()
 
     def _note_on_publish(self) -> None:
@@ -322,7 +323,7 @@ class Durable(process.OfOneProcess, Receiver):
         """
         outbox = self._durable("the end of the process")
         thread = self._thread
-        is_leaving = self._farewell is not None or self._state == paho._ConnectionState.MQTT_CS_DISCONNECTING
+        is_leaving = self._farewell is not None or self._state == ConnectionState.MQTT_CS_DISCONNECTING
         if thread is not None and is_leaving:
             thread.join(max(deadline_s - time.monotonic(), 0.0))
         if not outbox.wait_direct(deadline_s):

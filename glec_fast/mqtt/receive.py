@@ -21,8 +21,10 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import MalformedPacket, Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from glec_fast import _paho
+from glec_fast._paho import ConnectionState as _State
+from glec_fast._paho import MQTTMessage, PahoClient
 from glec_fast.errors import GlecError, ProtocolError
-from glec_fast.mqtt import _paho
 from glec_fast.mqtt.inbound_message import InboundMessage, properties_from, reason_from
 from glec_fast.outbox._outbox import MemoryOutbox, take_up, tell, tell_waiters
 from glec_fast.protocol._inbound import ACKS, NEED_DATA, Inbound
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from glec_fast.outbox.handle import PublishHandle
     from glec_fast.outbox.stored import DurableOutbox
 
-_State = paho._ConnectionState
 # An enum's members are looked up at some cost.
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 _AGAIN = MQTTErrorCode.MQTT_ERR_AGAIN
@@ -78,7 +79,7 @@ class _At(enum.Enum):
     PUBLISHED = 3
 
 
-class Receiver(paho.Client):
+class Receiver(PahoClient):
     """paho's client with its reading half replaced. `Client` adds the writing half."""
 
     _outbox: MemoryOutbox | DurableOutbox
@@ -140,7 +141,7 @@ class Receiver(paho.Client):
         self._note_logging()
 
     def _note_logging(self) -> None:
-        is_method = type(self).on_log is not paho.Client.on_log
+        is_method = type(self).on_log is not PahoClient.on_log
         self._is_logging = is_method or self._on_log is not None or self._logger is not None
         if "_outbox" in self.__dict__:
             self._outbox.is_traced = self._is_logging
@@ -432,7 +433,7 @@ class Receiver(paho.Client):
             name = "PUBREC" if message.qos == _EXACTLY_ONCE else "PUBACK"
             self._easy_log(LogLevel.MQTT_LOG_DEBUG, f"Sending {name} (Mid: %d)", message.mid)
 
-    def _handle_on_message(self, message: paho.MQTTMessage, received: dict[int, Any] | None = None) -> None:
+    def _handle_on_message(self, message: MQTTMessage, received: dict[int, Any] | None = None) -> None:
         """As paho's, in a callback already, and without its matching where no filter has a callback.
 
         received: where the message is taken from by its first callback.
@@ -455,7 +456,7 @@ class Receiver(paho.Client):
                 if not self.suppress_exceptions:
                     raise
 
-    def _call_filtered(self, callback: Any, message: paho.MQTTMessage, received: dict[int, Any]) -> None:
+    def _call_filtered(self, callback: Any, message: MQTTMessage, received: dict[int, Any]) -> None:
         try:
             take_up(received, message.mid, callback, self, self._userdata, message)
         except Exception as error:
