@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -37,6 +37,9 @@ from glec_fast.runtime import process
 from glec_fast.runtime._lock import Lock
 from glec_fast.tls.config import TLSConfig, TLSContextSource
 from glec_fast.validation import check_publish
+
+if TYPE_CHECKING:
+    from glec_fast.outbox.stored import DurableOutbox
 
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
@@ -240,7 +243,7 @@ class MQTTManager(process.OfOneProcess):
         except BaseException:
             self._store.close()
             raise
-        self._outbox = self._client._durable("the manager")
+        self._outbox = cast("DurableOutbox", self._client._outbox)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_pre_connect = self._on_pre_connect

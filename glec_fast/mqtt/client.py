@@ -22,11 +22,10 @@ from paho.mqtt.packettypes import PacketTypes
 from glec_fast import _paho
 from glec_fast._paho import ConnectionState as _State
 from glec_fast._paho import MQTTMessage, PahoClient
-from glec_fast.errors import GlecError, UnsupportedError
+from glec_fast.errors import GlecError
 from glec_fast.mqtt.durable_client import Durable
 from glec_fast.mqtt.inbound_message import properties_from
-from glec_fast.outbox._outbox import MemoryOutbox, publish
-from glec_fast.outbox.stored import DurableOutbox
+from glec_fast.outbox._outbox import MemoryOutbox, Outbox, publish
 from glec_fast.runtime import process
 from glec_fast.runtime._lock import Event
 from glec_fast.runtime.thread import Thread
@@ -82,12 +81,11 @@ class Client(Durable):
         if durable is not None:
             process.watch_exit(self)
 
-    def _use_outbox(self, outbox: MemoryOutbox | DurableOutbox) -> None:
+    def _use_outbox(self, outbox: Outbox) -> None:
         self._outbox = outbox
         self._link = Link(outbox, self._inbound)
         outbox.is_traced = self._is_logging
-        counted = outbox if isinstance(outbox, MemoryOutbox) else _Unacknowledged(self, outbox)
-        self._out_messages = _paho.Unfinished(counted)  # type: ignore[assignment]
+        self._out_messages = _paho.Unfinished(_Unacknowledged(self, outbox))  # type: ignore[assignment]
         self._out_packet = _paho.Unfinished(_SendableBytes(self, outbox))  # type: ignore[assignment]
         self._note_on_publish()
 
@@ -103,11 +101,8 @@ class Client(Durable):
 
     def drop_out_messages(self) -> list[MQTTMessage]:
         """As paho's: forget all unacknowledged QoS 1 and 2 messages, and return them."""
-        outbox = self._outbox
-        if not isinstance(outbox, MemoryOutbox):
-            raise UnsupportedError("the messages are on disk: close(), and open the file as OfflineQueueManager")
         messages = []
-        for dropped in outbox.clear():
+        for dropped in self._outbox.clear():
             message = MQTTMessage(dropped.mid, dropped.topic.encode())
             message.payload, message.qos, message.retain = dropped.payload, dropped.qos, dropped.retain
             message.info, message.state = dropped.handle, MessageState.MQTT_MS_PUBLISH
@@ -127,16 +122,12 @@ class Client(Durable):
     @property
     def max_queued_messages(self) -> int:
         """Most unacknowledged messages in memory, 0 means no limit; with a store, most in the queue, and fixed."""
-        outbox = self._outbox
-        return self._max_queued_messages if isinstance(outbox, MemoryOutbox) else outbox.store.max_queue_size
+        return self._outbox.max_queued
 
     @max_queued_messages.setter
     def max_queued_messages(self, value: int) -> None:
-        outbox = self._outbox
-        if not isinstance(outbox, MemoryOutbox):
-            raise UnsupportedError("the store bounds its queue: give store=Store(path, max_queue_size=...)")
         PahoClient.max_queued_messages.fset(self, value)  # type: ignore[attr-defined]
-        outbox.max_queued = value
+        self._outbox.set_max_queued(value)
 
     # ---- leaving
 
@@ -155,8 +146,7 @@ class Client(Durable):
         if self._sock is None or not outbox.has_to_send():
             return leave()
         self._farewell = leave, time.monotonic() + _FAREWELL_TIMEOUT_S
-        if isinstance(outbox, DurableOutbox):
-            outbox.store.request_commit()
+        outbox.hasten()
         self._wake()
         if self._thread is None and self._on_socket_register_write is None and self._in_callback_mutex.acquire(False):
             self._loop_until_left()
@@ -265,7 +255,7 @@ class Client(Durable):
         thread = self._thread
         if thread is None:
             return MQTTErrorCode.MQTT_ERR_INVAL
-        if isinstance(self._outbox, DurableOutbox):
+        if self._outbox.is_stored:
             # DISCONNECT, where it waits, goes first.
             leaving_s = 0.0 if self._farewell is None else _HEAR_OUT_S
             self._stops_by_s = time.monotonic() + _FAREWELL_TIMEOUT_S + leaving_s
@@ -567,7 +557,7 @@ class Client(Durable):
         wait_s = 0.0 if self._on_socket_register_write is not None else _HEAR_OUT_S
         deadline_s = time.monotonic() + wait_s
         poller = Poller()
-        takes_acks = isinstance(self._outbox, DurableOutbox)
+        takes_acks = self._outbox.is_stored
         while self._sock is sock:
             if takes_acks:
                 self._take_last_acks()
@@ -687,7 +677,7 @@ class Client(Durable):
 class _SendableBytes:
     """paho's thread stays until they have left. What waits at the gate is on disk, and may wait for ever."""
 
-    def __init__(self, client: Client, outbox: MemoryOutbox | DurableOutbox) -> None:
+    def __init__(self, client: Client, outbox: Outbox) -> None:
         self._client = client
         self._session = outbox.session
 
@@ -700,11 +690,9 @@ class _SendableBytes:
 class _Unacknowledged:
     """paho's thread stays until there are none. A store's messages outlive it, and may be many: it stays a while."""
 
-    def __init__(self, client: Client, outbox: DurableOutbox) -> None:
+    def __init__(self, client: Client, outbox: Outbox) -> None:
         self._client = client
         self._outbox = outbox
 
     def __len__(self) -> int:
-        if self._client._stops_by_s is None or self._client._is_stop_due():
-            return 0
-        return int(self._outbox.session.in_flight) or int(self._outbox.has_to_send())
+        return self._outbox.unfinished(self._client._stops_by_s)

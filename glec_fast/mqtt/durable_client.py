@@ -24,10 +24,9 @@ from glec_fast._paho import ConnectionState, PahoClient
 from glec_fast.durable.extras import extras_of
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.store import Store
-from glec_fast.errors import ConfigError, UnsupportedError
+from glec_fast.errors import ConfigError
 from glec_fast.mqtt.receive import Receiver
-from glec_fast.outbox._outbox import MemoryOutbox
-from glec_fast.outbox.server_limits import limits_of
+from glec_fast.outbox._outbox import Outbox
 from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.runtime import process
 from glec_fast.runtime._lock import Event
@@ -127,16 +126,10 @@ class Durable(process.OfOneProcess, Receiver):
                 store.close()
             raise
 
-    def _durable(self, what: str) -> DurableOutbox:
-        outbox = self._outbox
-        if not isinstance(outbox, DurableOutbox):
-            raise UnsupportedError(f"{what} is for a client with a store: give it one with store=")
-        return outbox
-
     @property
     def store(self) -> Store:
         """The queue: its size, drops, ledger and settings. Raises UnsupportedError where there is none."""
-        return self._durable("store").store
+        return self._outbox.store
 
     def handle_for(self, message_id: int) -> PublishHandle | None:
         """The handle of a message published before, also by an earlier process of this queue file.
@@ -144,7 +137,7 @@ class Durable(process.OfOneProcess, Receiver):
         message_id: the `mid` of the handle that `publish` returned. None where the message is not in the queue any
         more. Raises MessageError where no message has it, UnsupportedError without a store.
         """
-        return self._durable("handle_for").handle_for(message_id)
+        return self._outbox.handle_for(message_id)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every accepted message is finished; False after the time-out, with nothing lost.
@@ -170,23 +163,18 @@ class Durable(process.OfOneProcess, Receiver):
         That is `clean_start` False where it is MQTT_CLEAN_START_FIRST_ONLY, and a SessionExpiryInterval of 0xFFFFFFFF
         where `properties` has none.
         """
-        if isinstance(self._outbox, DurableOutbox) and self._protocol == _MQTT_5:
+        if self._outbox.is_stored and self._protocol == _MQTT_5:
             clean_start = False if clean_start == _FIRST_ONLY else clean_start
             properties = with_session_expiry(properties)
         super().connect_async(host, port, keepalive, bind_address, bind_port, clean_start, properties)
 
     def _identify(self) -> None:
         """Before each connection. Raises QueueStorageError, QueueClosedError: then there must be none."""
-        if isinstance(self._outbox, DurableOutbox):
-            self._outbox.identify(self._client_id.decode("utf-8", "backslashreplace"), f"{self._host}:{self._port}")
+        self._outbox.identify(self._client_id.decode("utf-8", "backslashreplace"), f"{self._host}:{self._port}")
 
     def _on_accepted(self, connack: bytes) -> None:
         super()._on_accepted(connack)
-        if isinstance(self._outbox, DurableOutbox):
-            properties = self._connack_properties(connack)
-            self._outbox.limits = limits_of(properties)
-            asked_s = self._asked_expiry_s()
-            self._outbox.note_session(asked_s, properties.get("SessionExpiryInterval", asked_s))
+        self._outbox.meet(self._connack_properties(connack), self._asked_expiry_s())
 
     def _asked_expiry_s(self) -> int:
         """For how long the broker was asked to keep the session once the connection ends, in seconds; 0 not at all."""
@@ -198,8 +186,7 @@ class Durable(process.OfOneProcess, Receiver):
 
     def reinitialise(self, client_id: str = "", clean_session: bool = True, userdata: Any = None) -> None:
         """As paho's, in memory. Raises UnsupportedError with a store, whose messages would be left without a client."""
-        if isinstance(self._outbox, DurableOutbox):
-            raise UnsupportedError("a client with a store cannot be made anew: close() it, and make another one")
+        self._outbox.refuse_renewal()
         super().reinitialise(client_id, clean_session, userdata)
 
     # ---- publishing
@@ -217,7 +204,7 @@ class Durable(process.OfOneProcess, Receiver):
             self._pull_for_own_loop(outbox)
         return handle
 
-    def _pull_for_own_loop(self, outbox: DurableOutbox) -> None:
+    def _pull_for_own_loop(self, outbox: Outbox) -> None:
         """Nobody else would: the program's own loop knows of sockets only."""
         outbox.pull()
         if outbox.session.sendable_bytes:
@@ -226,7 +213,7 @@ class Durable(process.OfOneProcess, Receiver):
     def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
         """As paho's; with a store, it learns at once of what has reached the disk."""
         outbox = self._outbox
-        if isinstance(outbox, DurableOutbox):
+        if outbox.is_stored:
             if self._sockpairR is None:
                 self._open_wake_pair()
             # Who woke the loop before this one, if any, was heard by nobody.
@@ -237,7 +224,7 @@ class Durable(process.OfOneProcess, Receiver):
     def loop_misc(self) -> MQTTErrorCode:
         """As paho's; with a store, what is on disk by now is made ready to be sent."""
         outbox = self._outbox
-        if isinstance(outbox, DurableOutbox) and self._sock is not None:
+        if self._sock is not None:
             if self._thread is None:
                 self._pull_for_own_loop(outbox)
             elif outbox.is_due:
@@ -258,9 +245,7 @@ class Durable(process.OfOneProcess, Receiver):
 
     def _note_on_publish(self) -> None:
         """Messages whose handle nobody holds cost something only where they are asked for."""
-        outbox = self._outbox
-        if isinstance(outbox, DurableOutbox):
-            outbox.tell_all(bool(self.on_publish))
+        self._outbox.tell_all(bool(self.on_publish))
 
     def _tell_dropped(self, dropped: list[Dropped]) -> None:
         on_drop = self.on_drop
@@ -283,13 +268,10 @@ class Durable(process.OfOneProcess, Receiver):
         `disconnect` alone leaves the queue open: messages are accepted, and `connect` goes on with them.
         Raises QueueStorageError where something could not be written.
         """
-        thread = self._thread
-        outbox = self._outbox if isinstance(self._outbox, DurableOutbox) else None
+        thread, outbox = self._thread, self._outbox
         self._interrupt.set()
         self._attempt.end()
-        if outbox is not None:
-            # What waits for the broker to accept the connection is in the file.
-            outbox.is_awaited = False
+        outbox.begin_close()
         self.disconnect()
         self._thread_terminate = True
         if thread in (None, threading.current_thread()):
@@ -305,14 +287,14 @@ class Durable(process.OfOneProcess, Receiver):
                 if sock is not None:
                     break_link(sock)
                 # From a drop callback it may wait for us: for the disk, which the store's thread cannot write to.
-                if outbox is None or not outbox.store._is_own_thread():
+                if not outbox.is_own_thread():
                     thread.join()
         if thread is not None and not thread.is_alive():
             # Nobody is to be woken; the next loop makes another pair.
             self._reset_sockets(sockpair_only=True)
-        if outbox is not None:
+        if outbox.is_stored:
             process.leave(self)
-            outbox.close()
+        outbox.close()
         if self._thread is None:
             self._interrupt.clear()
 
@@ -321,12 +303,11 @@ class Durable(process.OfOneProcess, Receiver):
 
         But for a program that has said `disconnect`: it leaves in order.
         """
-        outbox = self._durable("the end of the process")
         thread = self._thread
         is_leaving = self._farewell is not None or self._state == ConnectionState.MQTT_CS_DISCONNECTING
         if thread is not None and is_leaving:
             thread.join(max(deadline_s - time.monotonic(), 0.0))
-        if not outbox.wait_direct(deadline_s):
+        if not self._outbox.wait_direct(deadline_s):
             # A link that does not move: what went past the queue goes to the disk.
             self._sock_close()
 
@@ -338,7 +319,7 @@ class Durable(process.OfOneProcess, Receiver):
         is_own = self._sock is None and self._thread is None
         self._sock = self._sockpairR = self._sockpairW = self._thread = None
         outbox = self._outbox
-        if isinstance(outbox, MemoryOutbox) and is_own:
+        if is_own and not outbox.is_stored:
             # Made and not yet connected: a copy of the child's own, as with paho.
             outbox.is_woken = False
             process.watch_forks(self)
@@ -348,10 +329,8 @@ class Durable(process.OfOneProcess, Receiver):
         for each in shared:
             process.close_copy(each)
 
-    def _forbid_in_child(self, outbox: MemoryOutbox | DurableOutbox, pid: int) -> None:
-        process.forbid_waiting(outbox._published, pid)
-        if isinstance(outbox, DurableOutbox):
-            process.forbid(outbox, pid, {})
+    def _forbid_in_child(self, outbox: Outbox, pid: int) -> None:
+        outbox.forbid(pid)
         # `publish` takes from it what it needs, also where a program kept the method from before the fork.
         self._outbox = process.Elsewhere(pid)  # type: ignore[assignment]
         process.forbid(self, pid, {"close": None, "is_connected": False, "_reset_sockets": None})

@@ -26,14 +26,13 @@ from glec_fast._paho import ConnectionState as _State
 from glec_fast._paho import MQTTMessage, PahoClient
 from glec_fast.errors import GlecError, ProtocolError
 from glec_fast.mqtt.inbound_message import InboundMessage, properties_from, reason_from
-from glec_fast.outbox._outbox import MemoryOutbox, take_up, tell, tell_waiters
+from glec_fast.outbox._outbox import Outbox, take_up, tell, tell_waiters
 from glec_fast.protocol._inbound import ACKS, NEED_DATA, Inbound
 from glec_fast.runtime._lock import CallbackMark, Lock
 from glec_fast.transport._link import Link
 
 if TYPE_CHECKING:
     from glec_fast.outbox.handle import PublishHandle
-    from glec_fast.outbox.stored import DurableOutbox
 
 # An enum's members are looked up at some cost.
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
@@ -82,7 +81,7 @@ class _At(enum.Enum):
 class Receiver(PahoClient):
     """paho's client with its reading half replaced. `Client` adds the writing half."""
 
-    _outbox: MemoryOutbox | DurableOutbox
+    _outbox: Outbox
     # DISCONNECT, which waits for what was published before it, and until when at most.
     _farewell: tuple[Callable[[], MQTTErrorCode], float] | None = None
     # Of the outbox and the parser below.
