@@ -68,7 +68,6 @@ ATTRIBUTES = (
     "_logger",
     "_manual_ack",
     "_max_inflight_messages",
-    "_max_queued_messages",
     "_mid_generate_mutex",
     "_msgtime_mutex",
     "_on_log",

@@ -283,7 +283,7 @@ cdef class Outbox:
     def identify(self, client_id, broker):
         """Say whose session comes next, before each connection."""
 
-    def meet(self, dict connack, int asked_s):
+    def meet(self, connack, asked_s):
         """The server accepted the connection, and said this of itself; it was asked to keep the session so long."""
 
     def tell_all(self, bint wanted):

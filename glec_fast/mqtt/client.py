@@ -10,7 +10,6 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -22,15 +21,16 @@ from paho.mqtt.packettypes import PacketTypes
 from glec_fast import _paho
 from glec_fast._paho import ConnectionState as _State
 from glec_fast._paho import MQTTMessage, PahoClient
+from glec_fast.engine.connector import Connector
+from glec_fast.engine.policy import Policy
 from glec_fast.errors import GlecError
 from glec_fast.mqtt.durable_client import Durable
 from glec_fast.mqtt.inbound_message import properties_from
 from glec_fast.outbox._outbox import MemoryOutbox, Outbox, publish
 from glec_fast.runtime import process
-from glec_fast.runtime._lock import Event
 from glec_fast.runtime.thread import Thread
 from glec_fast.transport._link import Link
-from glec_fast.transport.dial import Attempt, dial, end_sending
+from glec_fast.transport.dial import end_sending
 from glec_fast.transport.poller import Poller
 from glec_fast.transport.websocket import WebSocket
 
@@ -63,12 +63,15 @@ class Client(Durable):
     """A drop-in for `paho.mqtt.client.Client`: the same arguments, methods, callbacks and results.
 
     `Client(..., store="queue.db")` keeps every accepted message on disk until the broker has it; see `Durable`.
+    connector, policy: how connections are made, and what follows a failure, where that is not paho's way.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, connector: Connector | None = None, policy: Policy | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self._interrupt = Event()
-        self._attempt = Attempt()
+        self._connector = connector or Connector()
+        self._policy = policy or Policy()
         self._pollers: list[Poller] = []
         # The thread that was last in a loop of the program's own.
         self._looped_by = 0
@@ -186,8 +189,22 @@ class Client(Durable):
         """As paho's; where it raises, it leaves no connection."""
         # Of the connection that ends with this.
         self._farewell = None
+        policy, is_first = self._policy, self._state == _State.MQTT_CS_CONNECT_ASYNC
+        policy.begin_attempt()
         try:
+            context = self._connector.context()
+            if context is not None:
+                self._ssl_context = context
             return super().reconnect()
+        except OSError as error:
+            self._sock_close()
+            failure = self._connector.explain(error)
+            if policy.fail_attempt(failure) and is_first and not self._connector.interrupt.is_set():
+                # paho's loop for the first connection would end here, and its other one begin with a second wait.
+                self._state = _State.MQTT_CS_CONNECT_ASYNC
+            if failure is error:
+                raise
+            raise failure from error
         except BaseException:
             # CONNECT would follow, and does not: the server would wait for it, and we for the server.
             self._sock_close()
@@ -269,7 +286,7 @@ class Client(Durable):
         return self._stops_by_s is not None and time.monotonic() >= self._stops_by_s
 
     def _thread_main(self) -> None:
-        """The network thread. An exception of a callback is told as paho's thread tells it, and does not end it."""
+        """The network thread. Where its loop raises, the policy says whether it begins again."""
         try:
             while not self._run_loop():
                 pass
@@ -277,25 +294,39 @@ class Client(Durable):
             try:
                 if not self._thread_terminate:
                     self._close_for_good()
+                elif self._connector.interrupt.is_set():
+                    # A connection that was being made while `close` was called.
+                    self._sock_close()
             finally:
                 self._thread = None
                 # Where a callback of this thread has called `close`, nobody else would.
-                self._interrupt.clear()
+                self._connector.interrupt.clear()
 
     def _run_loop(self) -> bool:
         """True where the thread is to end."""
         try:
-            self.loop_forever(retry_first_connection=True)
-        except Exception:
-            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
-            return self._thread_terminate or not self._can_go_on()
+            self.loop_forever(retry_first_connection=self._policy.retries_first)
+        except Exception as error:
+            return not self._policy.goes_on(self, error)
         return True
 
-    def _can_go_on(self) -> bool:
+    def _goes_on_behind(self) -> bool:
+        """Pass over what failed; False where there is neither a connection nor another to be made."""
+        if self._thread_terminate:
+            return False
         self._pass_over()
         if self._state in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
             return self._sock is not None
         return self._sock is not None or self._reconnect_on_failure
+
+    def _begins_anew(self) -> bool:
+        """End the connection, wait, and have the next be made as the first; False where none is to be made."""
+        self._sock_close()
+        if not self._reconnect_on_failure:
+            return False
+        self._reconnect_wait()
+        self._state = _State.MQTT_CS_CONNECT_ASYNC
+        return not self._thread_terminate
 
     def _close_for_good(self) -> None:
         """The thread ends and nobody asked it to: nobody must go on waiting for its connection."""
@@ -502,6 +533,7 @@ class Client(Durable):
 
     def loop_misc(self) -> MQTTErrorCode:
         """As paho's; and what an exception kept from being told, or asked for, is made up for."""
+        self._policy.tick()
         if self._sock is not None:
             if self._outbox.is_to_settle:
                 self._settle_sent()
@@ -583,10 +615,7 @@ class Client(Durable):
 
     def _create_socket(self) -> Any:
         """As paho's; `close` cuts it short."""
-        self._attempt = attempt = Attempt()
-        if self._interrupt.is_set():
-            # Set before it looked for an attempt to end.
-            attempt.end()
+        attempt = self._connector.begin(self._connect_timeout)
         try:
             sock = super()._create_socket()
         except BaseException:
@@ -598,31 +627,21 @@ class Client(Durable):
         return sock if upgraded is None else WebSocket(upgraded)
 
     def _create_socket_connection(self) -> socket.socket:
-        sock = self._dial()
-        self._attempt.follow(sock)
+        if self._get_proxy():
+            sock: socket.socket = super()._create_socket_connection()
+        else:
+            source = (self._bind_address, self._bind_port)
+            sock = self._connector.dial(self._host, self._port, source)
+        self._connector.attempt.follow(sock)
         # We send whole batches; Nagle's algorithm would hold the last piece of each until the broker's kernel answers.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
-
-    def _dial(self) -> socket.socket:
-        if self._get_proxy():
-            return super()._create_socket_connection()
-        source = (self._bind_address, self._bind_port)
-        return dial(self._host, self._port, self._connect_timeout, source, self._attempt, for_each=True)
-
-    def _handshake_timeout_s(self) -> float:
-        """paho's: as long again as TCP had."""
-        return float(self._connect_timeout)
 
     def _ssl_wrap_socket(self, tcp_sock: Any) -> Any:
         context = self._ssl_context
         if context is None or not (context.check_hostname or self._tls_insecure):
             return super()._ssl_wrap_socket(tcp_sock)
-        sock = context.wrap_socket(tcp_sock, server_hostname=self._host, do_handshake_on_connect=False)
-        self._attempt.follow(sock)
-        sock.settimeout(self._handshake_timeout_s())
-        sock.do_handshake()
-        return sock
+        return self._connector.shake_hands(tcp_sock, context, self._host)
 
     def _sock_close(self) -> None:
         # Not paho's, which fails in its own way where an exception cuts in.
@@ -664,14 +683,16 @@ class Client(Durable):
             return self._reconnect_delay
 
     def _reconnect_wait(self) -> None:
-        deadline_s = paho.time_func() + self._next_reconnect_delay_s()
-        while not self._thread_terminate and self._state not in (
-            _State.MQTT_CS_DISCONNECTING,
-            _State.MQTT_CS_DISCONNECTED,
-        ):
-            remaining_s = deadline_s - paho.time_func()
-            if remaining_s <= 0 or self._interrupt.wait(min(remaining_s, 1.0)):
+        policy = self._policy
+        delay_s = policy.next_delay_s()
+        remaining_s = self._next_reconnect_delay_s() if delay_s is None else delay_s
+        while remaining_s > 0 and not self._thread_terminate:
+            if self._state in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
                 return
+            slice_s = min(remaining_s, max(policy.tick(), 0.01))
+            if policy.wait(self._connector.interrupt, slice_s):
+                return
+            remaining_s -= slice_s
 
 
 class _SendableBytes:

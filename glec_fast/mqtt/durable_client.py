@@ -24,13 +24,14 @@ from glec_fast._paho import ConnectionState, PahoClient
 from glec_fast.durable.extras import extras_of
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.store import Store
+from glec_fast.engine.connector import Connector
+from glec_fast.engine.policy import Policy
 from glec_fast.errors import ConfigError
 from glec_fast.mqtt.receive import Receiver
 from glec_fast.outbox._outbox import Outbox
 from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.runtime import process
-from glec_fast.runtime._lock import Event
-from glec_fast.transport.dial import Attempt, break_link
+from glec_fast.transport.dial import break_link
 from glec_fast.validation import check_publish, check_size
 
 if TYPE_CHECKING:
@@ -65,9 +66,8 @@ class Durable(process.OfOneProcess, Receiver):
     _sock: Any = None
     _sockpairR: Any = None
     _sockpairW: Any = None
-    # Ends the pause between two attempts to connect.
-    _interrupt: Event
-    _attempt: Attempt
+    _connector: Connector
+    _policy: Policy
 
     def __init__(
         self,
@@ -248,6 +248,8 @@ class Durable(process.OfOneProcess, Receiver):
         self._outbox.tell_all(bool(self.on_publish))
 
     def _tell_dropped(self, dropped: list[Dropped]) -> None:
+        if self._policy.on_dropped is not None:
+            self._policy.on_dropped(dropped)
         on_drop = self.on_drop
         if on_drop is None:
             return
@@ -269,8 +271,7 @@ class Durable(process.OfOneProcess, Receiver):
         Raises QueueStorageError where something could not be written.
         """
         thread, outbox = self._thread, self._outbox
-        self._interrupt.set()
-        self._attempt.end()
+        self._connector.end()
         outbox.begin_close()
         self.disconnect()
         self._thread_terminate = True
@@ -282,7 +283,7 @@ class Durable(process.OfOneProcess, Receiver):
         elif thread is not None:
             thread.join(_LEAVE_TIMEOUT_S)
             # Nothing ends a look-up but the system. The thread comes to nobody then, and ends.
-            if thread.is_alive() and not self._attempt.is_without_socket:
+            if thread.is_alive() and not self._connector.attempt.is_without_socket:
                 sock = self._sock
                 if sock is not None:
                     break_link(sock)
@@ -296,7 +297,7 @@ class Durable(process.OfOneProcess, Receiver):
             process.leave(self)
         outbox.close()
         if self._thread is None:
-            self._interrupt.clear()
+            self._connector.interrupt.clear()
 
     def _begin_exit(self, deadline_s: float) -> None:
         """The connection is left as it is, so that the will is published, as with paho's thread, which just ends.
@@ -325,7 +326,7 @@ class Durable(process.OfOneProcess, Receiver):
             process.watch_forks(self)
         else:
             self._forbid_in_child(outbox, pid)
-        self._attempt.let_go_in_child()
+        self._connector.attempt.let_go_in_child()
         for each in shared:
             process.close_copy(each)
 

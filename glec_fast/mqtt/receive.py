@@ -8,7 +8,6 @@ packet, as paho's does.
 from __future__ import annotations
 
 import enum
-import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from glec_fast.outbox._outbox import Outbox, take_up, tell, tell_waiters
 from glec_fast.protocol._inbound import ACKS, NEED_DATA, Inbound
 from glec_fast.runtime._lock import CallbackMark, Lock
 from glec_fast.transport._link import Link
+from glec_fast.transport.dial import acknowledge_at_once
 
 if TYPE_CHECKING:
     from glec_fast.outbox.handle import PublishHandle
@@ -242,7 +242,7 @@ class Receiver(PahoClient):
 
     @property
     def _is_tcp(self) -> bool:
-        return self._transport == "tcp" and hasattr(socket, "TCP_QUICKACK")
+        return self._transport == "tcp"
 
     def _hasten_acks(self, sock: Any, received_bytes: int) -> None:
         """A broker with Nagle's algorithm holds acks back until our kernel acknowledges the last, 40 ms later."""
@@ -251,12 +251,12 @@ class Receiver(PahoClient):
         is_waiting = session.in_flight and not session.sendable_bytes
         # What is sent next acknowledges as well.
         if is_waiting and self._sock is sock and self._is_tcp:
-            _acknowledge_at_once(sock)
+            acknowledge_at_once(sock)
 
     def _hasten_connack(self, sock: Any) -> None:
         """TLS session tickets have come: with Nagle's algorithm CONNACK follows once our kernel acknowledges them."""
         if self._ssl and self._is_tcp and self._state != _State.MQTT_CS_CONNECTED:
-            _acknowledge_at_once(sock)
+            acknowledge_at_once(sock)
 
     @staticmethod
     def _has_pending(sock: Any) -> bool:
@@ -594,14 +594,6 @@ class Receiver(PahoClient):
     def _receive_maximum(self, connack: bytes) -> int:
         """MQTT 5, 3.2.2.3.3; the highest value where the server names none."""
         return int(self._connack_properties(connack).get("ReceiveMaximum", _RECEIVE_MAXIMUM))
-
-
-def _acknowledge_at_once(sock: Any) -> None:
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-    except OSError:
-        # A program's own socket that is not TCP's, or one that another thread has closed: the next read tells.
-        return
 
 
 def _reason_and_properties(
