@@ -16,7 +16,7 @@ from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongAndOverflow
 from cpython.object cimport PyObject, PyObject_SetAttr
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from cython cimport freelist, no_gc
+from cython cimport annotation_typing, freelist, no_gc
 from libc.stddef cimport size_t
 from libc.string cimport memchr
 
@@ -26,7 +26,9 @@ from mqtt_wire cimport REMAINING_LENGTH_MAX
 from operator import index
 from weakref import KeyedRef, WeakValueDictionary
 
+from paho.mqtt.client import PayloadType
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
 
 from glec_fast._paho import encode_payload
 from glec_fast.errors import UnsupportedError
@@ -724,22 +726,53 @@ cdef int _check_size(client, Py_ssize_t size, Py_ssize_t payload_size, qos, prop
     return 0
 
 
-def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
-    """As paho's; the handle is a `PublishHandle`. From any thread and any callback."""
+# Its annotations are for those who ask for them: what is given is checked as paho checks it.
+@annotation_typing(False)
+def publish(
+    self,
+    topic: str,
+    payload: PayloadType = None,
+    qos: int = 0,
+    retain: bool = False,
+    properties: Properties | None = None,
+) -> PublishHandle:
+    """Accept a message for the broker, and return its handle at once. From any thread and any callback.
+
+    topic: where it is published, at most 65,535 bytes of UTF-8, without wildcards. Not empty, but in MQTT 5 with an
+    alias.
+    payload: bytes, bytearray, str (sent as UTF-8), int and float (sent as text), or None for none; at most 268,435,455
+    bytes with the topic. It may be changed afterwards.
+    qos: 0 at most once, 1 at least once, 2 exactly once.
+    retain: the broker keeps it for subscribers that come later.
+    properties: those of PUBLISH, MQTT 5 only.
+
+    The handle is a `PublishHandle`, and paho's MQTTMessageInfo: `mid` is what `on_publish` is called with,
+    `is_published` and `wait_for_publish` tell when the broker has the message. `rc` is MQTT_ERR_SUCCESS;
+    MQTT_ERR_NO_CONN while there is no connection, where QoS 1 and 2 wait for one; MQTT_ERR_QUEUE_SIZE where the message
+    was not taken, as `max_queued_messages` wait already. (rc, mid) can be unpacked from it.
+
+    With a store, the message is kept until the broker has it, also over the end of the process. QoS 2 returns once it
+    is on disk, see `wait_for_disk`; `wait_durable` of the handle waits for it with any QoS.
+
+        client.publish("vehicles/7/position", b"37.56,126.97", qos=1).wait_for_publish(5.0)
+
+    Raises ValueError for a wrong topic or QoS, or too large a payload, TypeError for a payload of another kind; with a
+    store MessageError, QueueStorageError while the disk fails, and QueueClosedError after `close`.
+    """
     cdef Py_ssize_t size
     if type(topic) is not str:
         # What is not text has no length or no such method, which are paho's errors for it.
-        if client._protocol != MQTT_5 and (topic is None or len(topic) == 0):
+        if self._protocol != MQTT_5 and (topic is None or len(topic) == 0):
             raise ValueError("Invalid topic.")
         topic = topic.encode("utf-8").decode()
-    size = _check_topic(client, topic)
+    size = _check_topic(self, topic)
     qos = _checked_qos(qos)
     if type(payload) is not bytes:
         # A bytearray may change after this.
         payload = bytes(encode_payload(payload))
     size += <Py_ssize_t>len(payload)
-    found = client._outbox
+    found = self._outbox
     if not isinstance(found, Outbox):
         # In a forked child, where it refuses.
         return found.publish
-    return (<Outbox>found)._take(client, topic, payload, qos, retain, properties, size)
+    return (<Outbox>found)._take(self, topic, payload, qos, retain, properties, size)

@@ -7,36 +7,48 @@ module moves bytes.
 
 from __future__ import annotations
 
+import logging
+import os
 import select
 import socket
 import ssl
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from copy import copy
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from glec_fast import _paho
 from glec_fast._paho import ConnectionState as _State
 from glec_fast._paho import MQTTMessage, PahoClient
+from glec_fast.durable.extras import extras_of
+from glec_fast.durable.outcomes import Dropped
+from glec_fast.durable.store import Store
 from glec_fast.engine.connector import Connector
 from glec_fast.engine.policy import Policy
-from glec_fast.errors import GlecError
-from glec_fast.mqtt.durable_client import Durable
+from glec_fast.errors import ConfigError, GlecError
 from glec_fast.mqtt.inbound_message import properties_from
+from glec_fast.mqtt.receive import Receiver
 from glec_fast.outbox._outbox import MemoryOutbox, Outbox, publish
+from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.runtime import process
 from glec_fast.runtime.thread import Thread
 from glec_fast.transport._link import Link
-from glec_fast.transport.dial import end_sending
+from glec_fast.transport.dial import break_link, end_sending
 from glec_fast.transport.poller import Poller
 from glec_fast.transport.websocket import WebSocket
+from glec_fast.validation import check_publish, check_size
 
 if TYPE_CHECKING:
-    from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
+
+    from glec_fast.outbox.handle import PublishHandle
 
 _SEND_BYTES = 256 * 1024
 _RECEIVE_BYTES = 64 * 1024
@@ -51,6 +63,12 @@ _MISC_INTERVAL_S = 0.05
 _FAREWELL_TIMEOUT_S = 5.0
 # With a farewell that waits for the disk or the broker: how late its deadline may be seen.
 _FAREWELL_LOOK_S = 0.1
+# Long enough for a slow link to take what is left to send, short enough for a service manager that waits for our end.
+_LEAVE_TIMEOUT_S = 5.0
+_MAX_UNRELEASED = 20
+_FIRST_ONLY = paho.MQTT_CLEAN_START_FIRST_ONLY
+# MQTT 5, 3.1.2.11.2: the session does not end.
+_FOR_EVER = 0xFFFFFFFF
 _CONNECT = 0x10
 _DISCONNECT = 0xE0
 _PACKET_IDS = 65_535
@@ -58,18 +76,93 @@ _PUBREL = 0x60
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 
+Self = TypeVar("Self", bound="Client")
 
-class Client(Durable):
+logger = logging.getLogger("glec_fast")
+
+
+class Client(process.OfOneProcess, Receiver):
     """A drop-in for `paho.mqtt.client.Client`: the same arguments, methods, callbacks and results.
 
-    `Client(..., store="queue.db")` keeps every accepted message on disk until the broker has it; see `Durable`.
+    Thread-safe, and every method may be called from a callback. `close` ends it, or a with statement.
+
+        client = Client(CallbackAPIVersion.VERSION2, "gateway-7", store="queue.db")
+        client.on_connect = lambda client, userdata, flags, reason, properties: client.subscribe("commands/#")
+        client.connect("broker.example")
+        client.loop_start()
+        client.publish("positions", payload, qos=1)
+
+    The eight arguments of paho:
+
+    callback_api_version: what callbacks are called with; VERSION1 is deprecated, by paho too.
+    client_id: the name under which the broker keeps the session, at most 65,535 bytes of UTF-8. Empty: the broker gives
+    one (MQTT 3.1.1 and 5), or one is made (MQTT 3.1), with a clean session only.
+    clean_session: before MQTT 5, whether the broker forgets subscriptions and messages with the connection. None means
+    True, and False with a store. In MQTT 5 it must be None: see `clean_start` of `connect`.
+    userdata: handed to each callback.
+    protocol: MQTTv31, MQTTv311 or MQTTv5.
+    transport: "tcp", "websockets" or "unix"; with the last, the host of `connect` is the path of a socket.
+    reconnect_on_failure: whether `loop_forever` and the thread of `loop_start` connect again.
+    manual_ack: QoS 1 and 2 messages that arrive are acknowledged by `ack` alone.
+
+    What is ours:
+
+    store: path of a queue file, which is opened with `Store`'s defaults, or an open Store, which is the client's from
+    then on: every accepted message is on disk until the broker has it. None keeps messages in memory, as paho does.
+    wait_for_disk: with a store, `publish` of QoS 2 returns only once the message is on disk.
+    resend_in_doubt: with a store, send a QoS 2 message again that a broker had received before it lost its session.
+    max_unreleased: with a store, the broker's limit of QoS 2 messages without PUBREL, 2 to 65,534; fewer go ahead.
     connector, policy: how connections are made, and what follows a failure, where that is not paho's way.
+
+    Raises ValueError as paho does, ConfigError, and the errors of `Store`.
     """
 
+    # paho's destructor asks for these, also where __init__ has refused its arguments.
+    _sock: Any = None
+    _sockpairR: Any = None
+    _sockpairW: Any = None
+
     def __init__(
-        self, *args: Any, connector: Connector | None = None, policy: Policy | None = None, **kwargs: Any
+        self,
+        callback_api_version: CallbackAPIVersion = CallbackAPIVersion.VERSION1,
+        client_id: str | None = "",
+        clean_session: bool | None = None,
+        userdata: Any = None,
+        protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv311,
+        transport: Literal["tcp", "websockets", "unix"] = "tcp",
+        reconnect_on_failure: bool = True,
+        manual_ack: bool = False,
+        *,
+        store: str | os.PathLike[str] | Store | None = None,
+        wait_for_disk: bool = True,
+        resend_in_doubt: bool = False,
+        max_unreleased: int = _MAX_UNRELEASED,
+        connector: Connector | None = None,
+        policy: Policy | None = None,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        # (client, user data, Dropped) of each message that will not be sent; called by the store's thread.
+        self.on_drop: Callable[[Any, Any, Dropped], None] | None = None
+        if store is None:
+            if (wait_for_disk, resend_in_doubt, max_unreleased) != (True, False, _MAX_UNRELEASED):
+                raise ConfigError("wait_for_disk, resend_in_doubt and max_unreleased are for a client with a store")
+        else:
+            if not 2 <= max_unreleased <= 65_534:
+                raise ConfigError(f"max_unreleased is {max_unreleased}; it must be 2 to 65534 messages")
+            if not client_id:
+                text = "a client with a store needs a client_id: the broker keeps its session under that name"
+                raise ConfigError(text)
+            if protocol != _MQTT_5 and clean_session is None:
+                clean_session = False
+        super().__init__(
+            callback_api_version,
+            client_id,
+            clean_session,
+            userdata,
+            protocol,
+            transport,
+            reconnect_on_failure,
+            manual_ack,
+        )
         self._connector = connector or Connector()
         self._policy = policy or Policy()
         self._pollers: list[Poller] = []
@@ -78,11 +171,32 @@ class Client(Durable):
         # Until then the thread of a client with a store goes on after `loop_stop`.
         self._stops_by_s: float | None = None
         self._misc_done_s = float("-inf")
-        durable = self._open_durable_outbox()
-        self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake) if durable is None else durable)
-        process.watch_forks(self)
-        if durable is not None:
+        if store is None:
+            self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake))
+        else:
+            self._use_outbox(self._open_outbox(store, wait_for_disk, resend_in_doubt, max_unreleased))
             process.watch_exit(self)
+        process.watch_forks(self)
+
+    def _open_outbox(
+        self, given: str | os.PathLike[str] | Store, wait_for_disk: bool, resend_in_doubt: bool, max_unreleased: int
+    ) -> DurableOutbox:
+        """Its `on_work` may be called at once."""
+        store = given if isinstance(given, Store) else Store(given)
+        try:
+            return DurableOutbox(
+                store,
+                self._max_inflight_messages,
+                self._wake,
+                self._tell_dropped,
+                wait_for_disk=wait_for_disk,
+                resend_in_doubt=resend_in_doubt,
+                max_unreleased=max_unreleased,
+            )
+        except BaseException:
+            if store is not given:
+                store.close()
+            raise
 
     def _use_outbox(self, outbox: Outbox) -> None:
         self._outbox = outbox
@@ -91,6 +205,69 @@ class Client(Durable):
         self._out_messages = _paho.Unfinished(_Unacknowledged(self, outbox))  # type: ignore[assignment]
         self._out_packet = _paho.Unfinished(_SendableBytes(self, outbox))  # type: ignore[assignment]
         self._note_on_publish()
+
+    @property
+    def store(self) -> Store:
+        """The queue: its size, drops, ledger and settings. Raises UnsupportedError where there is none."""
+        return self._outbox.store
+
+    def handle_for(self, message_id: int) -> PublishHandle | None:
+        """The handle of a message published before, also by an earlier process of this queue file.
+
+        message_id: the `mid` of the handle that `publish` returned. None where the message is not in the queue any
+        more. Raises MessageError where no message has it, UnsupportedError without a store.
+        """
+        return self._outbox.handle_for(message_id)
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until every accepted message is finished; False after the time-out, with nothing lost.
+
+        Not from a callback. Raises UnsupportedError without a store.
+        """
+        return self.store.wait_empty(timeout_s)
+
+    # ---- who it is, and to whom it speaks
+
+    def connect_async(
+        self,
+        host: str,
+        port: int = 1883,
+        keepalive: int = 60,
+        bind_address: str = "",
+        bind_port: int = 0,
+        clean_start: Any = _FIRST_ONLY,
+        properties: Properties | None = None,
+    ) -> None:
+        """As paho's. With a store and MQTT 5 it asks for a session that does not end, unless told otherwise.
+
+        That is `clean_start` False where it is MQTT_CLEAN_START_FIRST_ONLY, and a SessionExpiryInterval of 0xFFFFFFFF
+        where `properties` has none.
+        """
+        if self._outbox.is_stored and self._protocol == _MQTT_5:
+            clean_start = False if clean_start == _FIRST_ONLY else clean_start
+            properties = with_session_expiry(properties)
+        super().connect_async(host, port, keepalive, bind_address, bind_port, clean_start, properties)
+
+    def _identify(self) -> None:
+        """Before each connection. Raises QueueStorageError, QueueClosedError: then there must be none."""
+        self._outbox.identify(self._client_id.decode("utf-8", "backslashreplace"), f"{self._host}:{self._port}")
+
+    def _on_accepted(self, connack: bytes) -> None:
+        super()._on_accepted(connack)
+        self._outbox.meet(self._connack_properties(connack), self._asked_expiry_s())
+
+    def _asked_expiry_s(self) -> int:
+        """For how long the broker was asked to keep the session once the connection ends, in seconds; 0 not at all."""
+        if self._protocol != _MQTT_5:
+            return 0 if self._clean_session else _FOR_EVER
+        if self._clean_start is True:
+            return 0
+        return int(getattr(self._connect_properties, "SessionExpiryInterval", 0))
+
+    def reinitialise(self, client_id: str = "", clean_session: bool = True, userdata: Any = None) -> None:
+        """As paho's, in memory. Raises UnsupportedError with a store, whose messages would be left without a client."""
+        self._outbox.refuse_renewal()
+        super().reinitialise(client_id, clean_session, userdata)
 
     # ---- publishing
 
@@ -101,6 +278,25 @@ class Client(Durable):
         if is_worth_writing and self._thread is not None:
             self._write_for_thread()
         return self._after_queueing()
+
+    def _publish_stored(
+        self, topic: str, payload: bytes | bytearray, qos: int, retain: bool, properties: Properties | None
+    ) -> PublishHandle:
+        """For `publish`, where the outbox is over a store: what can be sent whenever there is a connection."""
+        outbox = cast("DurableOutbox", self._outbox)
+        check_publish(topic, qos)
+        check_size(payload)
+        extras = extras_of(retain, properties if self._protocol == _MQTT_5 else None)
+        handle = outbox.publish(topic, bytes(payload), qos, extras)
+        if self._thread is None and self._sock is not None:
+            self._pull_for_own_loop(outbox)
+        return handle
+
+    def _pull_for_own_loop(self, outbox: Outbox) -> None:
+        """Nobody else would: the program's own loop knows of sockets only."""
+        outbox.pull()
+        if outbox.session.sendable_bytes:
+            self._call_socket_register_write()
 
     def drop_out_messages(self) -> list[MQTTMessage]:
         """As paho's: forget all unacknowledged QoS 1 and 2 messages, and return them."""
@@ -131,6 +327,33 @@ class Client(Durable):
     def max_queued_messages(self, value: int) -> None:
         PahoClient.max_queued_messages.fset(self, value)  # type: ignore[attr-defined]
         self._outbox.set_max_queued(value)
+
+    @property
+    def on_publish(self) -> Any:
+        """As paho's. With a store, also for messages of an earlier process; `mid` is the message id."""
+        return self._on_publish
+
+    @on_publish.setter
+    def on_publish(self, func: Any) -> None:
+        PahoClient.on_publish.fset(self, func)  # type: ignore[attr-defined]
+        self._note_on_publish()
+
+    def _note_on_publish(self) -> None:
+        """Messages whose handle nobody holds cost something only where they are asked for."""
+        self._outbox.tell_all(bool(self.on_publish))
+
+    def _tell_dropped(self, dropped: list[Dropped]) -> None:
+        if self._policy.on_dropped is not None:
+            self._policy.on_dropped(dropped)
+        on_drop = self.on_drop
+        if on_drop is None:
+            return
+        for each in dropped:
+            try:
+                on_drop(self, self._userdata, each)
+            except Exception as error:  # noqa: PERF203 - each message is told of, whatever became of the others
+                self._easy_log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_drop: %s", error)
+                logger.exception("on_drop failed")
 
     # ---- leaving
 
@@ -247,8 +470,15 @@ class Client(Durable):
         return self._loop(timeout)
 
     def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
-        """As paho's."""
+        """As paho's; with a store, it learns at once of what has reached the disk."""
         self._looped_by = threading.get_ident()
+        outbox = self._outbox
+        if outbox.is_stored:
+            if self._sockpairR is None:
+                self._open_wake_pair()
+            # Who woke the loop before this one, if any, was heard by nobody.
+            outbox.is_woken = False
+            self._wake()
         return super().loop_forever(timeout, retry_first_connection)
 
     def loop_start(self) -> MQTTErrorCode:
@@ -532,13 +762,24 @@ class Client(Durable):
                 return _SUCCESS
 
     def loop_misc(self) -> MQTTErrorCode:
-        """As paho's; and what an exception kept from being told, or asked for, is made up for."""
+        """As paho's; what an exception kept from being told, or asked for, is made up for.
+
+        With a store, what is on disk by now is made ready to be sent.
+        """
         self._policy.tick()
+        outbox = self._outbox
         if self._sock is not None:
-            if self._outbox.is_to_settle:
+            if outbox.is_to_settle:
                 self._settle_sent()
-            if self._outbox.session.sendable_bytes and not self._registered_write:
+            if outbox.session.sendable_bytes and not self._registered_write:
                 self._ask_for_room()
+        if self._sock is not None:
+            if self._thread is None:
+                self._pull_for_own_loop(outbox)
+            elif outbox.is_due:
+                outbox.pull()
+            outbox.look_for_answers()
+            self._leave_when_due()
         return super().loop_misc()
 
     def _settle_sent(self) -> None:
@@ -694,6 +935,90 @@ class Client(Durable):
                 return
             remaining_s -= slice_s
 
+    # ---- the end
+
+    def close(self) -> None:
+        """Leave the broker, end the thread of `loop_start`, write what is pending and let go of the queue file.
+
+        Idempotent. A connection that is being made is given up at once; a link that takes no DISCONNECT, and a name
+        that the system still looks up, after 5 s. What was not sent stays in the file.
+        `disconnect` alone leaves the queue open: messages are accepted, and `connect` goes on with them.
+        Raises QueueStorageError where something could not be written.
+        """
+        thread, outbox = self._thread, self._outbox
+        self._connector.end()
+        outbox.begin_close()
+        self.disconnect()
+        self._thread_terminate = True
+        if thread in (None, threading.current_thread()):
+            if self._sock is not None:
+                self._leave_now()
+                self.loop_write()
+                self._sock_close()
+        elif thread is not None:
+            thread.join(_LEAVE_TIMEOUT_S)
+            # Nothing ends a look-up but the system. The thread comes to nobody then, and ends.
+            if thread.is_alive() and not self._connector.attempt.is_without_socket:
+                sock = self._sock
+                if sock is not None:
+                    break_link(sock)
+                # From a drop callback it may wait for us: for the disk, which the store's thread cannot write to.
+                if not outbox.is_own_thread():
+                    thread.join()
+        if thread is not None and not thread.is_alive():
+            # Nobody is to be woken; the next loop makes another pair.
+            self._reset_sockets(sockpair_only=True)
+        if outbox.is_stored:
+            process.leave(self)
+        outbox.close()
+        if self._thread is None:
+            self._connector.interrupt.clear()
+
+    def _begin_exit(self, deadline_s: float) -> None:
+        """The connection is left as it is, so that the will is published, as with paho's thread, which just ends.
+
+        But for a program that has said `disconnect`: it leaves in order.
+        """
+        thread = self._thread
+        is_leaving = self._farewell is not None or self._state == _State.MQTT_CS_DISCONNECTING
+        if thread is not None and is_leaving:
+            thread.join(max(deadline_s - time.monotonic(), 0.0))
+        if not self._outbox.wait_direct(deadline_s):
+            # A link that does not move: what went past the queue goes to the disk.
+            self._sock_close()
+
+    def _on_exit(self, deadline_s: float) -> None:
+        """It is the store that waits for the disk."""
+
+    def _in_child(self, pid: int) -> None:
+        shared = self._sock, self._sockpairR, self._sockpairW
+        is_own = self._sock is None and self._thread is None
+        self._sock = self._sockpairR = self._sockpairW = self._thread = None
+        outbox = self._outbox
+        if is_own and not outbox.is_stored:
+            # Made and not yet connected: a copy of the child's own, as with paho.
+            outbox.is_woken = False
+            process.watch_forks(self)
+        else:
+            self._forbid_in_child(outbox, pid)
+        self._connector.attempt.let_go_in_child()
+        for each in shared:
+            process.close_copy(each)
+
+    def _forbid_in_child(self, outbox: Outbox, pid: int) -> None:
+        outbox.forbid(pid)
+        # `publish` takes from it what it needs, also where a program kept the method from before the fork.
+        self._outbox = process.Elsewhere(pid)  # type: ignore[assignment]
+        process.forbid(self, pid, {"close": None, "is_connected": False, "_reset_sockets": None})
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
 
 class _SendableBytes:
     """paho's thread stays until they have left. What waits at the gate is on disk, and may wait for ever."""
@@ -717,3 +1042,11 @@ class _Unacknowledged:
 
     def __len__(self) -> int:
         return self._outbox.unfinished(self._client._stops_by_s)
+
+
+def with_session_expiry(given: Properties | None) -> Properties:
+    """A copy of `given` that asks for a session without an end, where it says nothing of it."""
+    properties = Properties(PacketTypes.CONNECT) if given is None else copy(given)
+    if not hasattr(properties, "SessionExpiryInterval"):
+        properties.SessionExpiryInterval = _FOR_EVER
+    return properties

@@ -294,14 +294,11 @@ def set_as_published(handles: list[PublishHandle]) -> None:
     """The server has taken these messages over: let those go on who wait for any of them. All are one client's."""
 
 def publish(
-    client: Any,
+    self: Any,
     topic: str,
     payload: PayloadType = None,
     qos: int = 0,
     retain: bool = False,
     properties: Properties | None = None,
 ) -> PublishHandle:
-    """As paho's `Client.publish`; the handle is a `PublishHandle`. From any thread and any callback.
-
-    Raises as paho: ValueError for a wrong topic or QoS, or too large a payload; TypeError for a wrong payload.
-    """
+    """Accept a message for the broker, and return its handle at once: see `glec_fast.Client.publish`."""
