@@ -30,7 +30,6 @@ METHODS = (
     "_easy_log",
     "_get_proxy",
     "_handle_connack",
-    "_handle_on_message",
     "_loop",
     "_loop_rc_handle",
     "_messages_reconnect_reset",

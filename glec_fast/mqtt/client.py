@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
+from paho.mqtt.properties import MalformedPacket, Properties
 
 from glec_fast import _paho
 from glec_fast._paho import ConnectionState as _State
@@ -32,15 +32,16 @@ from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.store import Store
 from glec_fast.engine.connector import Connector
 from glec_fast.engine.policy import Policy
+from glec_fast.engine.takeover import Takeover
 from glec_fast.errors import ConfigError, GlecError
+from glec_fast.mqtt.dispatch import Dispatcher
 from glec_fast.mqtt.inbound_message import properties_from
-from glec_fast.mqtt.receive import Receiver
 from glec_fast.outbox._outbox import MemoryOutbox, Outbox, publish
 from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.runtime import process
+from glec_fast.runtime._lock import CallbackMark, Lock
 from glec_fast.runtime.thread import Thread
-from glec_fast.transport._link import Link
-from glec_fast.transport.dial import break_link, end_sending
+from glec_fast.transport.dial import acknowledge_at_once, break_link, end_sending
 from glec_fast.transport.poller import Poller
 from glec_fast.transport.websocket import WebSocket
 from glec_fast.validation import check_publish, check_size
@@ -69,19 +70,42 @@ _MAX_UNRELEASED = 20
 _FIRST_ONLY = paho.MQTT_CLEAN_START_FIRST_ONLY
 # MQTT 5, 3.1.2.11.2: the session does not end.
 _FOR_EVER = 0xFFFFFFFF
+# Reads in one turn, so that a peer that never stops cannot keep the loop from its other duties.
+_READS_A_TURN = 16
+# More of them where TLS has decrypted what no poll of the socket tells of: a record of WebSocket frames of two bytes.
+_PENDING_READS_A_TURN = 8192
+# Of TLS, however small they are.
+_RECORDS_A_READ = 1024
+# A read of so many bytes means that acknowledgements come in a stream.
+_STREAM_READ_BYTES = 64
+_RECEIVE_MAXIMUM = 65_535
+_PAYLOAD_FORMAT_INVALID = 0x99
+# An exception may leave paho's own held, and a signal's handler cannot take them again.
+_PAHO_LOCKS = (
+    "_callback_mutex",
+    "_in_message_mutex",
+    "_mid_generate_mutex",
+    "_msgtime_mutex",
+    "_out_message_mutex",
+    "_reconnect_delay_mutex",
+)
 _CONNECT = 0x10
 _DISCONNECT = 0xE0
+_DISCONNECT_PACKET = b"\xe0\x00"
 _PACKET_IDS = 65_535
 _PUBREL = 0x60
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
+# An enum's members are looked up at some cost.
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
+_AGAIN = MQTTErrorCode.MQTT_ERR_AGAIN
+_CONN_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
 
 Self = TypeVar("Self", bound="Client")
 
 logger = logging.getLogger("glec_fast")
 
 
-class Client(process.OfOneProcess, Receiver):
+class Client(process.OfOneProcess, PahoClient):
     """A drop-in for `paho.mqtt.client.Client`: the same arguments, methods, callbacks and results.
 
     Thread-safe, and every method may be called from a callback. `close` ends it, or a with statement.
@@ -142,6 +166,8 @@ class Client(process.OfOneProcess, Receiver):
     ) -> None:
         # (client, user data, Dropped) of each message that will not be sent; called by the store's thread.
         self.on_drop: Callable[[Any, Any, Dropped], None] | None = None
+        # Where on_log is a method of a subclass, or is set, or a logger.
+        self._is_logging = False
         if store is None:
             if (wait_for_disk, resend_in_doubt, max_unreleased) != (True, False, _MAX_UNRELEASED):
                 raise ConfigError("wait_for_disk, resend_in_doubt and max_unreleased are for a client with a store")
@@ -163,6 +189,16 @@ class Client(process.OfOneProcess, Receiver):
             reconnect_on_failure,
             manual_ack,
         )
+        # paho's is a lock, held while a callback runs.
+        self._in_callback_mutex = CallbackMark()  # type: ignore[assignment]
+        for name in _PAHO_LOCKS:
+            setattr(self, name, Lock())
+        self._acks_stream = False
+        # TLS or WebSocket: bytes may wait that no poll of the socket tells of.
+        self._is_layered = False
+        # DISCONNECT, which waits for what was published before it, and until when at most.
+        self._farewell: tuple[Callable[[], MQTTErrorCode], float] | None = None
+        self._takeover = Takeover()
         self._connector = connector or Connector()
         self._policy = policy or Policy()
         self._pollers: list[Poller] = []
@@ -200,7 +236,8 @@ class Client(process.OfOneProcess, Receiver):
 
     def _use_outbox(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._link = Link(outbox, self._inbound)
+        self._dispatcher = Dispatcher(self, outbox)
+        self._link = self._dispatcher.link
         outbox.is_traced = self._is_logging
         self._out_messages = _paho.Unfinished(_Unacknowledged(self, outbox))  # type: ignore[assignment]
         self._out_packet = _paho.Unfinished(_SendableBytes(self, outbox))  # type: ignore[assignment]
@@ -252,10 +289,6 @@ class Client(process.OfOneProcess, Receiver):
         """Before each connection. Raises QueueStorageError, QueueClosedError: then there must be none."""
         self._outbox.identify(self._client_id.decode("utf-8", "backslashreplace"), f"{self._host}:{self._port}")
 
-    def _on_accepted(self, connack: bytes) -> None:
-        super()._on_accepted(connack)
-        self._outbox.meet(self._connack_properties(connack), self._asked_expiry_s())
-
     def _asked_expiry_s(self) -> int:
         """For how long the broker was asked to keep the session once the connection ends, in seconds; 0 not at all."""
         if self._protocol != _MQTT_5:
@@ -268,6 +301,32 @@ class Client(process.OfOneProcess, Receiver):
         """As paho's, in memory. Raises UnsupportedError with a store, whose messages would be left without a client."""
         self._outbox.refuse_renewal()
         super().reinitialise(client_id, clean_session, userdata)
+
+    # paho reads and writes these two; what is logged decides how packets are taken.
+
+    @property
+    def _on_log(self) -> Any:
+        return self.__dict__.get("_on_log")
+
+    @_on_log.setter
+    def _on_log(self, value: Any) -> None:
+        self.__dict__["_on_log"] = value
+        self._note_logging()
+
+    @property
+    def _logger(self) -> Any:
+        return self.__dict__.get("_logger")
+
+    @_logger.setter
+    def _logger(self, value: Any) -> None:
+        self.__dict__["_logger"] = value
+        self._note_logging()
+
+    def _note_logging(self) -> None:
+        is_method = type(self).on_log is not PahoClient.on_log
+        self._is_logging = is_method or self._on_log is not None or self._logger is not None
+        if "_outbox" in self.__dict__:
+            self._outbox.is_traced = self._is_logging
 
     # ---- publishing
 
@@ -544,7 +603,7 @@ class Client(process.OfOneProcess, Receiver):
         """Pass over what failed; False where there is neither a connection nor another to be made."""
         if self._thread_terminate:
             return False
-        self._pass_over()
+        self._dispatcher.pass_over()
         if self._state in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
             return self._sock is not None
         return self._sock is not None or self._reconnect_on_failure
@@ -598,14 +657,18 @@ class Client(process.OfOneProcess, Receiver):
         self._let_acks_gather()
         # More is there as a rule, and the read tells it as well as a wait.
         is_stream = self._acks_stream and not self._outbox.is_woken
-        events = (True, False) if is_stream else self._wait_for_events(sock, 0.0 if self._is_behind() else timeout)
+        events = (
+            (True, False)
+            if is_stream
+            else self._wait_for_events(sock, 0.0 if self._dispatcher.is_behind() else timeout)
+        )
         if events is None:
             self._end_farewell()
             if self._state not in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
                 self._state = _State.MQTT_CS_CONNECTION_LOST
             return MQTTErrorCode.MQTT_ERR_CONN_LOST
         readable, writable = events
-        if readable or self._is_behind():
+        if readable or self._dispatcher.is_behind():
             rc = self.loop_read()
             if rc or self._sock is None:
                 return rc
@@ -662,6 +725,107 @@ class Client(process.OfOneProcess, Receiver):
             woken = self._link.hear(wake)
             self._link.do(self._outbox.pull)
         return pending or bool(flags & ~select.POLLOUT), woken or bool(flags & select.POLLOUT)
+
+    # ---- bytes in
+
+    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
+        """As paho's, in bulk: one read may bring many packets."""
+        if self._link.is_torn and self._sock is not None:
+            return self._end_torn()
+        if self._dispatcher.is_behind() and self._sock is not None:
+            rc = self._dispatcher.handle(self._sock)
+            if rc:
+                return self._loop_rc_handle(rc)
+        for number in range(_PENDING_READS_A_TURN):
+            sock = self._sock
+            if sock is None:
+                return MQTTErrorCode.MQTT_ERR_NO_CONN
+            received_bytes, ended, failure = self._feed(sock)
+            if received_bytes:
+                rc = self._dispatcher.handle(sock)
+                if rc:
+                    return self._loop_rc_handle(rc)
+                self._hasten_acks(sock, received_bytes)
+                if self._sock is not sock:
+                    break
+            if ended is _AGAIN:
+                if not received_bytes:
+                    self._acks_stream = False
+                    self._hasten_connack(sock)
+                break
+            if failure is not None:
+                self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", failure)
+            if ended:
+                return self._loop_rc_handle(ended)
+            may_be_more = received_bytes >= _RECEIVE_BYTES and number < _READS_A_TURN
+            if not may_be_more and not (self._is_layered and self._has_pending(sock)):
+                break
+        return _SUCCESS
+
+    def _feed(self, sock: Any) -> tuple[int, MQTTErrorCode, OSError | None]:
+        """Give the parser what one read brings: (its size, MQTT_ERR_AGAIN where nothing more is there, what failed).
+
+        Over TLS a read brings a record, and a broker makes one of each packet: then all that have come, as a turn of
+        the loop costs as much as reading tens of them.
+        """
+        received_bytes = 0
+        now_s = paho.time_func()
+        ended, failure = _SUCCESS, None
+        for _ in range(_RECORDS_A_READ if self._ssl else 1):
+            try:
+                size = self._link.read(sock, _RECEIVE_BYTES, now_s)
+            except ssl.SSLWantWriteError:
+                # A handshake within the connection.
+                self._call_socket_register_write()
+                ended = _AGAIN
+                break
+            except (BlockingIOError, ssl.SSLWantReadError):
+                ended = _AGAIN
+                break
+            except OSError as error:
+                ended, failure = _CONN_LOST, error
+                break
+            if not size:
+                self._outbox.is_left = True
+                ended = _CONN_LOST
+                break
+            received_bytes += size
+            if received_bytes >= _RECEIVE_BYTES or self._sock is not sock:
+                break
+        if received_bytes:
+            setattr(self, _paho.LAST_RECEIVED, now_s)
+        return received_bytes, ended, failure
+
+    def _is_leaving(self) -> bool:
+        """True once DISCONNECT was put; paho's state says so before, and also where an exception kept it from that."""
+        return bool(self._outbox.session.has_last)
+
+    def _end_torn(self) -> MQTTErrorCode:
+        """An exception has cut a write or a read short: what was in flight goes again on the next connection."""
+        self._easy_log(LogLevel.MQTT_LOG_ERR, "closing the connection: an exception cut into a write or a read")
+        return self._loop_rc_handle(_CONN_LOST)
+
+    @property
+    def _is_tcp(self) -> bool:
+        return self._transport == "tcp"
+
+    def _hasten_acks(self, sock: Any, received_bytes: int) -> None:
+        """A broker with Nagle's algorithm holds acks back until our kernel acknowledges the last, 40 ms later."""
+        self._acks_stream = received_bytes >= _STREAM_READ_BYTES
+        session = self._outbox.session
+        is_waiting = session.in_flight and not session.sendable_bytes
+        # What is sent next acknowledges as well.
+        if is_waiting and self._sock is sock and self._is_tcp:
+            acknowledge_at_once(sock)
+
+    def _hasten_connack(self, sock: Any) -> None:
+        """TLS session tickets have come: with Nagle's algorithm CONNACK follows once our kernel acknowledges them."""
+        if self._ssl and self._is_tcp and self._state != _State.MQTT_CS_CONNECTED:
+            acknowledge_at_once(sock)
+
+    @staticmethod
+    def _has_pending(sock: Any) -> bool:
+        return hasattr(sock, "pending") and sock.pending() > 0
 
     # ---- bytes out
 
@@ -780,14 +944,22 @@ class Client(process.OfOneProcess, Receiver):
                 outbox.pull()
             outbox.look_for_answers()
             self._leave_when_due()
+        sock = self._sock
+        if self._link.is_torn and sock is not None:
+            return self._end_torn()
+        if self._dispatcher.is_behind() and sock is not None:
+            # Whole packets that a callback's exception left behind: the socket has no more to say about them.
+            rc = self._dispatcher.handle(sock)
+            if rc:
+                return self._loop_rc_handle(rc)
         return super().loop_misc()
 
     def _settle_sent(self) -> None:
         outbox = self._outbox
-        outbox.settle_into(self._finished)
+        outbox.settle_into(self._dispatcher.finished)
         self._link.do(outbox.after_settle)
         # It has left all the same, also where a callback raises; those behind it are told of in the loop's next turn.
-        self._tell_published(again=False)
+        self._dispatcher.tell_published(again=False)
 
     def _write_some(self) -> tuple[int, bool]:
         """(bytes that the socket took, whether DISCONNECT was among them)."""
@@ -833,7 +1005,7 @@ class Client(process.OfOneProcess, Receiver):
         takes_acks = self._outbox.is_stored
         while self._sock is sock:
             if takes_acks:
-                self._take_last_acks()
+                self._dispatcher.take_last_acks()
             remaining_s = max(deadline_s - time.monotonic(), 0.0)
             try:
                 flags, _ = poller.wait(sock.fileno(), -1, for_room=False, timeout_ms=remaining_s * 1000)
@@ -850,9 +1022,99 @@ class Client(process.OfOneProcess, Receiver):
                 break
             if not size:
                 break
-        self._tell_published()
+        self._dispatcher.tell_published()
 
     # ---- connections
+
+    def _send_connect(self, keepalive: int) -> MQTTErrorCode:
+        if not self._takeover.discards:
+            return super()._send_connect(keepalive)
+        name = "_clean_start" if self._protocol == MQTTProtocolVersion.MQTTv5 else "_clean_session"
+        asked_for = getattr(self, name)
+        setattr(self, name, True)
+        try:
+            return super()._send_connect(keepalive)
+        finally:
+            setattr(self, name, asked_for)
+
+    def _connect_again_if_needed(self, session_present: bool) -> MQTTErrorCode | None:
+        """Leave in order, so that no will is published, and come back at once; None where this connection lasts."""
+        is_ours = not self._takeover.must_connect_again(
+            session_present=session_present,
+            is_foreign=self._outbox.is_session_foreign,
+            is_mqtt_5=self._protocol == _MQTT_5,
+        )
+        if is_ours:
+            return None
+        self._send_last_words(_DISCONNECT_PACKET)
+        is_awaited, farewell = self._outbox.is_awaited, self._farewell
+        try:
+            rc = self.reconnect()
+        except (OSError, GlecError) as error:
+            self._easy_log(LogLevel.MQTT_LOG_ERR, "connecting again failed: %s", error)
+            return MQTTErrorCode.MQTT_ERR_CONN_LOST
+        # To the program it is the same connection.
+        self._outbox.is_awaited, self._farewell = is_awaited, farewell
+        return rc
+
+    def _handle_connack(self) -> MQTTErrorCode:
+        body = bytes(self._in_packet["packet"])
+        if body[1] == _PAYLOAD_FORMAT_INVALID and self._protocol == MQTTProtocolVersion.MQTTv5:
+            raise MalformedPacket("CONNACK with reason code 0x99, for which paho has no name")
+        if body[1] != 0:
+            return super()._handle_connack()
+        rc = self._link.do(self._connect_again_if_needed, bool(body[0] & 1))
+        if rc is not None:
+            return rc
+        sock = self._sock
+        self._on_accepted(body)
+        accepted = bool(body[0] & 1), self._receive_maximum(body)
+        if not self._outbox.is_open:
+            self._outbox.greet(*accepted)
+        try:
+            return super()._handle_connack()
+        finally:
+            if self._sock is sock and not self._outbox.is_open:
+                # Also where on_connect raised: what waits must not wait for ever.
+                self._link.do(self._outbox.resume, *accepted)
+                self._outbox.settle_into(self._dispatcher.finished)
+
+    def _on_accepted(self, connack: bytes) -> None:
+        if not connack[0] & 1:
+            # The server has nothing of an earlier session (MQTT 3.2.2.2): a PUBREL can only be for a new message.
+            with self._in_message_mutex:
+                self._in_messages.clear()
+        properties = self._connack_properties(connack)
+        if "ServerKeepAlive" in properties:
+            # MQTT 5, 3.2.2.3.14; paho from 2.2 on.
+            self._keepalive = properties["ServerKeepAlive"]
+        self._outbox.meet(properties, self._asked_expiry_s())
+
+    def _connack_properties(self, connack: bytes) -> dict[str, Any]:
+        if self._protocol != MQTTProtocolVersion.MQTTv5:
+            return {}
+        return dict(vars(properties_from(PacketTypes.CONNACK, connack[2:])))
+
+    def _receive_maximum(self, connack: bytes) -> int:
+        """MQTT 5, 3.2.2.3.3; the highest value where the server names none."""
+        return int(self._connack_properties(connack).get("ReceiveMaximum", _RECEIVE_MAXIMUM))
+
+    def _loop_rc_handle(self, rc: MQTTErrorCode) -> MQTTErrorCode:
+        try:
+            return super()._loop_rc_handle(rc)
+        finally:
+            self._note_loss()
+
+    def _do_on_disconnect(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._do_on_disconnect(*args, **kwargs)
+        finally:
+            self._note_loss()
+
+    def _note_loss(self) -> None:
+        """paho goes on saying that it is connected: after a server's DISCONNECT, and after most errors."""
+        if self._sock is None and self._state == _State.MQTT_CS_CONNECTED:
+            self._state = _State.MQTT_CS_CONNECTION_LOST
 
     def _create_socket(self) -> Any:
         """As paho's; `close` cuts it short."""
@@ -895,11 +1157,11 @@ class Client(process.OfOneProcess, Receiver):
             self._call_socket_close(sock)
         finally:
             sock.close()
-            self._drop_received()
+            self._dispatcher.drop()
             self._end_farewell()
 
     def _messages_reconnect_reset(self) -> None:
-        self._drop_received()
+        self._dispatcher.drop()
         self._link.begin()
         self._identify()
         self._expect()
@@ -909,7 +1171,7 @@ class Client(process.OfOneProcess, Receiver):
 
     def _expect(self) -> None:
         """Tell the parser what CONNECT allows the server."""
-        inbound = self._inbound
+        inbound = self._dispatcher.inbound
         inbound.protocol_version = int(self._protocol)
         properties = self._connect_properties if self._protocol == _MQTT_5 else None
         inbound.max_packet_bytes = getattr(properties, "MaximumPacketSize", 0)
