@@ -2,6 +2,7 @@
 
 from glec_fast.durable.in_doubt import Decision, InDoubt
 from glec_fast.durable.outcomes import Dropped, DropReason
+from glec_fast.engine.connector import CertificateExpiry
 from glec_fast.errors import (
     BrokerRefusalError,
     CertificateError,
@@ -28,7 +29,6 @@ from glec_fast.fleet.manager import ConnectionCallback, Metrics, MQTTManager
 from glec_fast.fleet.messages import Alert, GpsFix, Inference, Status, Telemetry
 from glec_fast.fleet.offline_queue import OfflineQueueManager, QueuedMessage, QueueStats
 from glec_fast.mqtt.client import Client
-from glec_fast.mqtt.secure import CertificateExpiry
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.outbox.weaknesses import Weakness
 from glec_fast.tls.config import TLSConfig, build_ssl_context

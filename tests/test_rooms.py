@@ -19,6 +19,7 @@ LAYERS = (
     {"outbox", "transport"},
     {"durable", "protocol", "tls"},
     {"runtime"},
+    {"_paho"},
     {"validation"},
     {"errors"},
 )

@@ -16,7 +16,7 @@ from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongAndOverflow
 from cpython.object cimport PyObject, PyObject_SetAttr
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from cython cimport freelist, no_gc
+from cython cimport annotation_typing, freelist, no_gc
 from libc.stddef cimport size_t
 from libc.string cimport memchr
 
@@ -26,13 +26,17 @@ from mqtt_wire cimport REMAINING_LENGTH_MAX
 from operator import index
 from weakref import KeyedRef, WeakValueDictionary
 
-from paho.mqtt.client import _encode_payload
+from paho.mqtt.client import PayloadType
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.properties import Properties
 
+from glec_fast._paho import encode_payload
+from glec_fast.errors import UnsupportedError
 from glec_fast.protocol._session import Session
 from glec_fast.durable._table import Finished, merged
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.durable.in_doubt import Decision
+from glec_fast.runtime.process import forbid_waiting
 
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
@@ -89,6 +93,8 @@ cdef class Outbox:
     cdef public bint is_session_foreign
     # The network thread has been told of work, and has not looked yet. False where no such thread runs.
     cdef public bint is_woken
+    # Its messages outlive the process, and what is to be sent comes from a thread of its own too.
+    cdef readonly bint is_stored
     # With more than that encoded a caller writes it himself: the network thread may wait long for the GIL.
     cdef readonly size_t worth_writing_bytes
     cdef public Py_ssize_t sent_count
@@ -111,6 +117,7 @@ cdef class Outbox:
     def __init__(self, int window, on_work, *, bint durable, int max_unreleased=0):
         self.session = Session(window, durable, max_unreleased)
         self.lock = Lock("Outbox.lock")
+        self.is_stored = durable
         self.worth_writing_bytes = WORTH_WRITING_BYTES
         self.trace = []
         self.control_ids = set()
@@ -269,6 +276,77 @@ cdef class Outbox:
     def after_settle(self):
         """Pass on what `settle` found. Not under the lock."""
 
+    # ---- for whichever kind has it to do
+
+    cdef object _take(self, client, str topic, bytes payload, qos, retain, properties, Py_ssize_t size):
+        """See `publish`, which has checked these; `size` is that of topic and payload."""
+        raise NotImplementedError
+
+    def identify(self, client_id, broker):
+        """Say whose session comes next, before each connection."""
+
+    def meet(self, connack, asked_s):
+        """The server accepted the connection, and said this of itself; it was asked to keep the session so long."""
+
+    def tell_all(self, bint wanted):
+        """Whether `settle` makes a handle for each message that nobody holds one of."""
+
+    @property
+    def is_due(self) -> bool:
+        """True where `pull` has refused messages to send again."""
+        return False
+
+    def look_for_answers(self):
+        """Now and then, on a connection that lasts: ask for acknowledgements that are overdue."""
+
+    def hasten(self):
+        """What waits for the disk is wanted on the connection."""
+
+    def wait_direct(self, double deadline_s) -> bool:
+        """Wait until the socket has what is kept nowhere else; False at the deadline, of `time.monotonic`."""
+        return True
+
+    def begin_close(self):
+        """`close` is next: what would be lost by then is still to be waited for, and nothing else."""
+
+    def close(self):
+        """No message comes any more."""
+
+    def is_own_thread(self) -> bool:
+        """True where the caller is a thread of the outbox, which must not wait for itself."""
+        return False
+
+    def forbid(self, int pid):
+        """In a forked child of process `pid`: the messages are that one's."""
+        forbid_waiting(self._published, pid)
+
+    # ---- what only one of the two kinds can do
+
+    def clear(self):
+        """Forget every unacknowledged message and return them in order."""
+        _refuse_stored("its messages are on disk: close(), and open the file as OfflineQueueManager")
+
+    def refuse_renewal(self):
+        """Its client is made anew. Raises UnsupportedError where its messages would be left without one."""
+        _refuse_stored("it cannot be made anew: close() it, and make another one")
+
+    def set_max_queued(self, Py_ssize_t value):
+        """Most unacknowledged messages, 0 for no limit."""
+        _refuse_stored("the store bounds its queue: give store=Store(path, max_queue_size=...)")
+
+    @property
+    def store(self):
+        """Where the messages are."""
+        raise UnsupportedError("this client keeps its messages in memory: give it a store with store=")
+
+    def handle_for(self, message_id):
+        """The handle of a message accepted before."""
+        return self.store
+
+
+cdef int _refuse_stored(str why) except -1:
+    raise UnsupportedError(f"a client with a store cannot do this: {why}")
+
 
 cdef class MemoryOutbox(Outbox):
     """Messages in memory, as in paho: they have their packet id from `publish` on, and end with the process.
@@ -277,7 +355,7 @@ cdef class MemoryOutbox(Outbox):
     """
 
     # Most unacknowledged messages, 0 for no limit.
-    cdef public Py_ssize_t max_queued
+    cdef readonly Py_ssize_t max_queued
     # packet id -> Message, in the order of `publish`: what waits and what is in flight.
     cdef dict messages
     # What waits, from index `gone` on.
@@ -300,6 +378,56 @@ cdef class MemoryOutbox(Outbox):
 
     def __len__(self):
         return len(self.messages)
+
+    def unfinished(self, stops_by_s) -> int:
+        """So many messages keep the network thread after `loop_stop`: those that would be lost with it."""
+        return len(self.messages)
+
+    def set_max_queued(self, Py_ssize_t value):
+        """See `Outbox`."""
+        self.max_queued = value
+
+    def refuse_renewal(self):
+        """See `Outbox`: they end with their client."""
+
+    cdef object _take(self, client, str topic, bytes payload, qos, retain, properties, Py_ssize_t size):
+        """See `Outbox`."""
+        cdef size_t unsent_bytes = 0
+        cdef bint is_retained = retain
+        cdef bint is_linked
+        if properties is not None:
+            properties = bytes(properties.pack()) if client._protocol == MQTT_5 else None
+            size += <Py_ssize_t>len(properties or b"")
+        if size > REMAINING_LENGTH_MAX - FIELDS_MAX_BYTES:
+            _check_size(client, size, len(payload), qos, properties)
+        handle = _new_handle(self._published, qos)
+        is_linked = client._sock is not None
+        self.lock.take()
+        try:
+            is_linked = is_linked and self.is_linked
+            self.flush_acks()
+            if qos:
+                unsent_bytes = self._publish_acknowledged(handle, topic, payload, qos, is_retained, properties)
+            elif is_linked:
+                unsent_bytes = self._publish_unacknowledged(handle, topic, payload, is_retained, properties)
+            else:
+                _set_mid(handle, self.session.next_packet_id())
+            if not is_linked and handle.rc is SUCCESS:
+                handle.rc = NO_CONNECTION
+        except BaseException:
+            self._withdraw(handle)
+            raise
+        finally:
+            self.lock.give()
+        if self.has_trace:
+            client._log_sent()
+        # A thread that was woken looks for all that came until it looked.
+        if unsent_bytes > self.worth_writing_bytes or (
+                unsent_bytes and not (self.is_woken and client._thread is not None)):
+            rc = client._after_publish(unsent_bytes > self.worth_writing_bytes)
+            if rc is not SUCCESS:
+                handle.rc = rc
+        return handle
 
     cdef size_t _publish_unacknowledged(self, handle, topic, payload, bint retain, properties) except? 0:
         """QoS 0, right into the send buffer; the caller holds the lock. Returns the bytes that wait for the socket."""
@@ -601,58 +729,53 @@ cdef int _check_size(client, Py_ssize_t size, Py_ssize_t payload_size, qos, prop
     return 0
 
 
-def publish(client, topic, payload=None, qos=0, retain=False, properties=None):
-    """As paho's; the handle is a `PublishHandle`. From any thread and any callback."""
+# Its annotations are for those who ask for them: what is given is checked as paho checks it.
+@annotation_typing(False)
+def publish(
+    self,
+    topic: str,
+    payload: PayloadType = None,
+    qos: int = 0,
+    retain: bool = False,
+    properties: Properties | None = None,
+) -> PublishHandle:
+    """Accept a message for the broker, and return its handle at once. From any thread and any callback.
+
+    topic: where it is published, at most 65,535 bytes of UTF-8, without wildcards. Not empty, but in MQTT 5 with an
+    alias.
+    payload: bytes, bytearray, str (sent as UTF-8), int and float (sent as text), or None for none; at most 268,435,455
+    bytes with the topic. It may be changed afterwards.
+    qos: 0 at most once, 1 at least once, 2 exactly once.
+    retain: the broker keeps it for subscribers that come later.
+    properties: those of PUBLISH, MQTT 5 only.
+
+    The handle is a `PublishHandle`, and paho's MQTTMessageInfo: `mid` is what `on_publish` is called with,
+    `is_published` and `wait_for_publish` tell when the broker has the message. `rc` is MQTT_ERR_SUCCESS;
+    MQTT_ERR_NO_CONN while there is no connection, where QoS 1 and 2 wait for one; MQTT_ERR_QUEUE_SIZE where the message
+    was not taken, as `max_queued_messages` wait already. (rc, mid) can be unpacked from it.
+
+    With a store, the message is kept until the broker has it, also over the end of the process. QoS 2 returns once it
+    is on disk, see `wait_for_disk`; `wait_durable` of the handle waits for it with any QoS.
+
+        client.publish("vehicles/7/position", b"37.56,126.97", qos=1).wait_for_publish(5.0)
+
+    Raises ValueError for a wrong topic or QoS, or too large a payload, TypeError for a payload of another kind; with a
+    store MessageError, QueueStorageError while the disk fails, and QueueClosedError after `close`.
+    """
     cdef Py_ssize_t size
-    cdef size_t unsent_bytes = 0
-    cdef bint is_retained = retain
-    cdef bint is_linked
-    cdef MemoryOutbox outbox
     if type(topic) is not str:
         # What is not text has no length or no such method, which are paho's errors for it.
-        if client._protocol != MQTT_5 and (topic is None or len(topic) == 0):
+        if self._protocol != MQTT_5 and (topic is None or len(topic) == 0):
             raise ValueError("Invalid topic.")
         topic = topic.encode("utf-8").decode()
-    size = _check_topic(client, topic)
+    size = _check_topic(self, topic)
     qos = _checked_qos(qos)
     if type(payload) is not bytes:
         # A bytearray may change after this.
-        payload = bytes(_encode_payload(payload))
+        payload = bytes(encode_payload(payload))
     size += <Py_ssize_t>len(payload)
-    found = client._outbox
-    if type(found) is not MemoryOutbox:
-        return client._publish_stored(topic, payload, qos, retain, properties)
-    outbox = <MemoryOutbox>found
-    if properties is not None:
-        properties = bytes(properties.pack()) if client._protocol == MQTT_5 else None
-        size += <Py_ssize_t>len(properties or b"")
-    if size > REMAINING_LENGTH_MAX - FIELDS_MAX_BYTES:
-        _check_size(client, size, len(payload), qos, properties)
-    handle = _new_handle(outbox._published, qos)
-    is_linked = client._sock is not None
-    outbox.lock.take()
-    try:
-        is_linked = is_linked and outbox.is_linked
-        outbox.flush_acks()
-        if qos:
-            unsent_bytes = outbox._publish_acknowledged(handle, topic, payload, qos, is_retained, properties)
-        elif is_linked:
-            unsent_bytes = outbox._publish_unacknowledged(handle, topic, payload, is_retained, properties)
-        else:
-            _set_mid(handle, outbox.session.next_packet_id())
-        if not is_linked and handle.rc is SUCCESS:
-            handle.rc = NO_CONNECTION
-    except BaseException:
-        outbox._withdraw(handle)
-        raise
-    finally:
-        outbox.lock.give()
-    if outbox.has_trace:
-        client._log_sent()
-    # A thread that was woken looks for all that came until it looked.
-    if unsent_bytes > outbox.worth_writing_bytes or (
-            unsent_bytes and not (outbox.is_woken and client._thread is not None)):
-        rc = client._after_publish(unsent_bytes > outbox.worth_writing_bytes)
-        if rc is not SUCCESS:
-            handle.rc = rc
-    return handle
+    found = self._outbox
+    if not isinstance(found, Outbox):
+        # In a forked child, where it refuses.
+        return found.publish
+    return (<Outbox>found)._take(self, topic, payload, qos, retain, properties, size)

@@ -87,6 +87,10 @@ cdef class RowOutbox(Outbox):
         self._direct = {}
         self._pulling = Lock("Outbox._pulling")
 
+    cdef object _take(self, client, str topic, bytes payload, qos, retain, properties, Py_ssize_t size):
+        """See `Outbox`."""
+        return client._publish_stored(topic, payload, qos, retain, properties)
+
     def pull(self):
         """Encode the next rows as far as the window has room, and read more of them from the store."""
         # In a signal's handler or a finaliser that cut into a pull: whoever is pulling pulls on.

@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from glec_fast.errors import ConfigError
@@ -30,7 +30,7 @@ class Broker(NamedTuple):
     host: str
     port: int
     tls: bool
-    transport: str
+    transport: Literal["tcp", "websockets"]
     path: str
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -23,6 +23,8 @@ from glec_fast.durable.in_doubt import InDoubt
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.store import Store
 from glec_fast.engine.backoff import Backoff
+from glec_fast.engine.connector import CertificateExpiry, SecureConnector
+from glec_fast.engine.policy import Failed, Policy
 from glec_fast.engine.refusal import refusal
 from glec_fast.errors import ConnectionLostError, GlecError, PinningError, QueueClosedError
 from glec_fast.fleet._payload import encode_message
@@ -30,12 +32,15 @@ from glec_fast.fleet.config import MQTTConfig
 from glec_fast.fleet.device import available_storage_mb, memory_usage_mb
 from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
 from glec_fast.fleet.payload import as_payload, check_kind
-from glec_fast.mqtt.secure import CertificateExpiry, SecureClient
+from glec_fast.mqtt.client import Client
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.runtime import process
 from glec_fast.runtime._lock import Lock
-from glec_fast.tls.config import TLSConfig, TLSContextSource
+from glec_fast.tls.config import TLSConfig
 from glec_fast.validation import check_publish
+
+if TYPE_CHECKING:
+    from glec_fast.outbox.stored import DurableOutbox
 
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
@@ -85,107 +90,76 @@ class Metrics:
     weaknesses: Mapping[str, int] = field(default_factory=dict)
 
 
-class _FleetClient(SecureClient):
-    """A Client that waits as the specification says, and ticks for its manager's timers also while it waits."""
+class FleetPolicy(Policy):
+    """Waits as the specification says, ticks for its manager's timers also while it waits, and goes on for ever."""
 
     def __init__(
-        self,
-        config: MQTTConfig,
-        store: Store,
-        tick: Callable[[], float],
-        on_dropped: Callable[[list[Dropped]], None],
+        self, config: MQTTConfig, tick: Callable[[], float], on_dropped: Callable[[list[Dropped]], None]
     ) -> None:
-        broker = config.broker
-        self._on_dropped = on_dropped
-        super().__init__(
-            CallbackAPIVersion.VERSION2,
-            client_id=config.client_id,
-            clean_session=None if config.protocol_version == _MQTT_5 else config.clean_session,
-            protocol=MQTTProtocolVersion(config.protocol_version),
-            transport=broker.transport,
-            reconnect_on_failure=config.auto_reconnect,
-            store=store,
-            wait_for_disk=config.wait_for_disk,
-            resend_in_doubt=config.resend_in_doubt,
-            max_unreleased=config.max_unreleased,
-        )
-        self.max_inflight_messages = config.max_in_flight
-        self.host, self.port = broker.host, broker.port
-        # Now, so that what another broker leaves in doubt is known at once.
-        self._identify()
         self.backoff = Backoff(
             config.retry_initial_delay_ms / 1000, config.retry_max_delay_ms / 1000, config.retry_max_attempts
         )
-        self.connect_error: OSError | None = None
+        self.retries_first = config.auto_reconnect
         self.pin_failures = 0
+        self.on_dropped = on_dropped
         self._tick = tick
-        self.connect_timeout = config.connection_timeout_s
-        self.suppress_exceptions = True
-        if broker.transport == "websockets":
-            self.ws_set_options(broker.path)
-        if broker.tls:
-            self.use_tls(config.tls_config or TLSConfig(), broker.host)
-        if config.username is not None:
-            self.username_pw_set(config.username, config.password)
 
-    def _thread_main(self) -> None:
-        """The network thread: nothing that fails in it may end it while the manager lives."""
-        while not self._thread_terminate:
-            try:
-                self.loop_forever(retry_first_connection=self._reconnect_on_failure)
-                break
-            except OSError as error:
-                # The first attempt failed, and none is to follow.
-                logger.error("no connection is made again: %s", error)
-                break
-            except Exception:
-                logger.exception("the network thread failed")
-                self._sock_close()
-                if not self._reconnect_on_failure:
-                    break
-                self._reconnect_wait()
-                self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
-        # A connection that was being made while `close` was called.
-        self._sock_close()
-        self._thread = None
+    def tick(self) -> float:
+        """See `Policy`."""
+        return self._tick()
 
-    def reconnect(self) -> MQTTErrorCode:
-        """As paho's."""
-        is_first = self._state == paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
-        self.connect_error = None
-        try:
-            return super().reconnect()
-        except OSError as error:
-            self.connect_error = error
-            self.pin_failures += isinstance(error, PinningError)
-            if is_first and not self._interrupt.is_set():
-                # Its loop for the first connection would end here, and its other one begin with a second wait.
-                self._state = paho._ConnectionState.MQTT_CS_CONNECT_ASYNC
-            raise
-
-    def _tell_dropped(self, dropped: list[Dropped]) -> None:
-        self._on_dropped(dropped)
-
-    def loop_misc(self) -> MQTTErrorCode:
-        """As paho's, and the manager's timers."""
-        self._tick()
-        return super().loop_misc()
-
-    def wait(self, delay_s: float) -> bool:
-        """Wait out a pause between two attempts; True where it was ended early."""
-        return self._interrupt.wait(delay_s)
-
-    def _reconnect_wait(self) -> None:
+    def next_delay_s(self) -> float:
+        """See `Policy`."""
         if isinstance(self.connect_error, PinningError):
             # No fault of the network, which might pass in a moment.
-            remaining_s = self.backoff.maximum_s
-        else:
-            remaining_s = self.backoff.next_delay_s()
-        while remaining_s > 0:
-            slice_s = min(remaining_s, max(self._tick(), 0.01))
-            if self.wait(slice_s):
-                return
-            remaining_s -= slice_s
+            return self.backoff.maximum_s
+        return self.backoff.next_delay_s()
+
+    def fail_attempt(self, error: OSError) -> bool:
+        """See `Policy`."""
+        super().fail_attempt(error)
+        self.pin_failures += isinstance(error, PinningError)
+        return True
+
+    def goes_on(self, failed: Failed, error: Exception) -> bool:
+        """See `Policy`. Nothing that fails in the network thread may end it while the manager lives."""
+        if isinstance(error, OSError):
+            # The first attempt failed, and none is to follow.
+            logger.error("no connection is made again: %s", error)
+            return False
+        logger.exception("the network thread failed")
+        return failed._begins_anew()
+
+
+def _client_of(config: MQTTConfig, store: Store, policy: Policy, connector: SecureConnector) -> Client:
+    broker = config.broker
+    client = Client(
+        CallbackAPIVersion.VERSION2,
+        client_id=config.client_id,
+        clean_session=None if config.protocol_version == _MQTT_5 else config.clean_session,
+        protocol=MQTTProtocolVersion(config.protocol_version),
+        transport=broker.transport,
+        reconnect_on_failure=config.auto_reconnect,
+        store=store,
+        wait_for_disk=config.wait_for_disk,
+        resend_in_doubt=config.resend_in_doubt,
+        max_unreleased=config.max_unreleased,
+        connector=connector,
+        policy=policy,
+    )
+    client.max_inflight_messages = config.max_in_flight
+    client.host, client.port = broker.host, broker.port
+    # Now, so that what another broker leaves in doubt is known at once.
+    client._identify()
+    client.connect_timeout = config.connection_timeout_s
+    client.suppress_exceptions = True
+    if broker.transport == "websockets":
+        client.ws_set_options(broker.path)
+    if broker.tls:
+        client.tls_set_context(connector.context())
+    if config.username is not None:
+        client.username_pw_set(config.username, config.password)
+    return client
 
 
 def _session_of(config: MQTTConfig) -> dict[str, Any]:
@@ -224,9 +198,10 @@ class MQTTManager(process.OfOneProcess):
         self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
         self._lock = Lock("MQTTManager._lock")
         self._closed = False
-        if config.broker.tls:
-            # For its errors, before the queue is opened.
-            TLSContextSource(config.tls_config or TLSConfig()).get()
+        tls_config = (config.tls_config or TLSConfig()) if config.broker.tls else None
+        self._connector = SecureConnector(tls_config, config.broker.host)
+        # For its errors, before the queue is opened.
+        self._connector.context()
         self._store = Store(
             config.queue_path,
             max_queue_size=config.queue_max_size,
@@ -236,11 +211,12 @@ class MQTTManager(process.OfOneProcess):
             clocks=clocks,
         )
         try:
-            self._client = _FleetClient(config, self._store, self._tick, self._on_dropped)
+            self._policy = FleetPolicy(config, self._tick, self._on_dropped)
+            self._client = _client_of(config, self._store, self._policy, self._connector)
         except BaseException:
             self._store.close()
             raise
-        self._outbox = self._client._durable("the manager")
+        self._outbox = cast("DurableOutbox", self._client._outbox)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_pre_connect = self._on_pre_connect
@@ -384,8 +360,8 @@ class MQTTManager(process.OfOneProcess):
             reconnect_count=reconnect_count,
             in_doubt=self._outbox.in_doubt_count,
             drops=drops,
-            pin_failures=self._client.pin_failures,
-            expiring_certificates=self._client.expiring(self._clocks.wall_ms() / 1000),
+            pin_failures=self._policy.pin_failures,
+            expiring_certificates=self._connector.expiring(self._clocks.wall_ms() / 1000),
             weaknesses=self._outbox.weaknesses.counts(),
         )
 
@@ -449,7 +425,7 @@ class MQTTManager(process.OfOneProcess):
             logger.error("%s", refused)
             self._tell("on_connect_failed", refused)
             return
-        self._client.backoff.reset()
+        self._policy.backoff.reset()
         with self._lock:
             self._reconnect_count += self._connected_once
         self._connected_once = self._was_connected = True
@@ -460,14 +436,14 @@ class MQTTManager(process.OfOneProcess):
         if self._closed:
             # An attempt that `disconnect` has cut short.
             return
-        error = self._client.connect_error
+        error = self._policy.connect_error
         level = logging.ERROR if isinstance(error, PinningError) else logging.WARNING
         logger.log(level, "no connection to %s: %s", self.config.broker_url, error)
         if error is not None:
             self._tell("on_connect_failed", error)
 
     def _log_expiring(self) -> None:
-        for each in self._client.expiring(self._clocks.wall_ms() / 1000):
+        for each in self._connector.expiring(self._clocks.wall_ms() / 1000):
             if each not in self._expiry_told:
                 self._expiry_told.add(each)
                 end = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(each.expires_at_s))

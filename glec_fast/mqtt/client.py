@@ -1,44 +1,55 @@
 """paho's Client with its hot paths replaced: PUBLISH, the acknowledgements, bulk reads and bulk writes.
 
 paho keeps connect, TLS, a WebSocket's upgrade, proxies, keep alive, SUBSCRIBE, properties and the callbacks; see
-`glec_fast.mqtt._paho` for what of it is used here. Bytes and states are the session's, what waits is the outbox's; this
+`glec_fast._paho` for what of it is used here. Bytes and states are the session's, what waits is the outbox's; this
 module moves bytes.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import select
 import socket
 import ssl
-import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from copy import copy
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import MalformedPacket, Properties
 
-from glec_fast.errors import GlecError, UnsupportedError
-from glec_fast.mqtt import _paho
-from glec_fast.mqtt.durable_client import Durable
+from glec_fast import _paho
+from glec_fast._paho import ConnectionState as _State
+from glec_fast._paho import MQTTMessage, PahoClient
+from glec_fast.durable.extras import extras_of
+from glec_fast.durable.outcomes import Dropped
+from glec_fast.durable.store import Store
+from glec_fast.engine.connector import Connector
+from glec_fast.engine.policy import Policy
+from glec_fast.engine.takeover import Takeover
+from glec_fast.errors import ConfigError, GlecError
+from glec_fast.mqtt.dispatch import Dispatcher
 from glec_fast.mqtt.inbound_message import properties_from
-from glec_fast.mqtt.receive import _State
-from glec_fast.outbox._outbox import MemoryOutbox, publish
+from glec_fast.outbox._outbox import MemoryOutbox, Outbox, publish
 from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.runtime import process
-from glec_fast.runtime._lock import Event
+from glec_fast.runtime._lock import CallbackMark, Lock
 from glec_fast.runtime.thread import Thread
-from glec_fast.transport._link import Link
-from glec_fast.transport.dial import Attempt, dial, end_sending
+from glec_fast.transport.dial import acknowledge_at_once, break_link, end_sending
 from glec_fast.transport.poller import Poller
 from glec_fast.transport.websocket import WebSocket
+from glec_fast.validation import check_publish, check_size
 
 if TYPE_CHECKING:
-    from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
 
-_paho.check()
+    from glec_fast.outbox.handle import PublishHandle
 
 _SEND_BYTES = 256 * 1024
 _RECEIVE_BYTES = 64 * 1024
@@ -53,45 +64,271 @@ _MISC_INTERVAL_S = 0.05
 _FAREWELL_TIMEOUT_S = 5.0
 # With a farewell that waits for the disk or the broker: how late its deadline may be seen.
 _FAREWELL_LOOK_S = 0.1
+# Long enough for a slow link to take what is left to send, short enough for a service manager that waits for our end.
+_LEAVE_TIMEOUT_S = 5.0
+_MAX_UNRELEASED = 20
+_FIRST_ONLY = paho.MQTT_CLEAN_START_FIRST_ONLY
+# MQTT 5, 3.1.2.11.2: the session does not end.
+_FOR_EVER = 0xFFFFFFFF
+# Reads in one turn, so that a peer that never stops cannot keep the loop from its other duties.
+_READS_A_TURN = 16
+# More of them where TLS has decrypted what no poll of the socket tells of: a record of WebSocket frames of two bytes.
+_PENDING_READS_A_TURN = 8192
+# Of TLS, however small they are.
+_RECORDS_A_READ = 1024
+# A read of so many bytes means that acknowledgements come in a stream.
+_STREAM_READ_BYTES = 64
+_RECEIVE_MAXIMUM = 65_535
+_PAYLOAD_FORMAT_INVALID = 0x99
+# An exception may leave paho's own held, and a signal's handler cannot take them again.
+_PAHO_LOCKS = (
+    "_callback_mutex",
+    "_in_message_mutex",
+    "_mid_generate_mutex",
+    "_msgtime_mutex",
+    "_out_message_mutex",
+    "_reconnect_delay_mutex",
+)
 _CONNECT = 0x10
 _DISCONNECT = 0xE0
+_DISCONNECT_PACKET = b"\xe0\x00"
 _PACKET_IDS = 65_535
 _PUBREL = 0x60
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
+# An enum's members are looked up at some cost.
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
-_PahoClient = paho.Client
+_AGAIN = MQTTErrorCode.MQTT_ERR_AGAIN
+_CONN_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
+
+Self = TypeVar("Self", bound="Client")
+
+logger = logging.getLogger("glec_fast")
 
 
-class Client(Durable):
+class Client(process.OfOneProcess, PahoClient):
     """A drop-in for `paho.mqtt.client.Client`: the same arguments, methods, callbacks and results.
 
-    `Client(..., store="queue.db")` keeps every accepted message on disk until the broker has it; see `Durable`.
+    Thread-safe, and every method may be called from a callback. `close` ends it, or a with statement.
+
+        client = Client(CallbackAPIVersion.VERSION2, "gateway-7", store="queue.db")
+        client.on_connect = lambda client, userdata, flags, reason, properties: client.subscribe("commands/#")
+        client.connect("broker.example")
+        client.loop_start()
+        client.publish("positions", payload, qos=1)
+
+    The eight arguments of paho:
+
+    callback_api_version: what callbacks are called with; VERSION1 is deprecated, by paho too.
+    client_id: the name under which the broker keeps the session, at most 65,535 bytes of UTF-8. Empty: the broker gives
+    one (MQTT 3.1.1 and 5), or one is made (MQTT 3.1), with a clean session only.
+    clean_session: before MQTT 5, whether the broker forgets subscriptions and messages with the connection. None means
+    True, and False with a store. In MQTT 5 it must be None: see `clean_start` of `connect`.
+    userdata: handed to each callback.
+    protocol: MQTTv31, MQTTv311 or MQTTv5.
+    transport: "tcp", "websockets" or "unix"; with the last, the host of `connect` is the path of a socket.
+    reconnect_on_failure: whether `loop_forever` and the thread of `loop_start` connect again.
+    manual_ack: QoS 1 and 2 messages that arrive are acknowledged by `ack` alone.
+
+    What is ours:
+
+    store: path of a queue file, which is opened with `Store`'s defaults, or an open Store, which is the client's from
+    then on: every accepted message is on disk until the broker has it. None keeps messages in memory, as paho does.
+    wait_for_disk: with a store, `publish` of QoS 2 returns only once the message is on disk.
+    resend_in_doubt: with a store, send a QoS 2 message again that a broker had received before it lost its session.
+    max_unreleased: with a store, the broker's limit of QoS 2 messages without PUBREL, 2 to 65,534; fewer go ahead.
+    connector, policy: how connections are made, and what follows a failure, where that is not paho's way.
+
+    Raises ValueError as paho does, ConfigError, and the errors of `Store`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._interrupt = Event()
-        self._attempt = Attempt()
+    # paho's destructor asks for these, also where __init__ has refused its arguments.
+    _sock: Any = None
+    _sockpairR: Any = None
+    _sockpairW: Any = None
+
+    def __init__(
+        self,
+        callback_api_version: CallbackAPIVersion = CallbackAPIVersion.VERSION1,
+        client_id: str | None = "",
+        clean_session: bool | None = None,
+        userdata: Any = None,
+        protocol: MQTTProtocolVersion = MQTTProtocolVersion.MQTTv311,
+        transport: Literal["tcp", "websockets", "unix"] = "tcp",
+        reconnect_on_failure: bool = True,
+        manual_ack: bool = False,
+        *,
+        store: str | os.PathLike[str] | Store | None = None,
+        wait_for_disk: bool = True,
+        resend_in_doubt: bool = False,
+        max_unreleased: int = _MAX_UNRELEASED,
+        connector: Connector | None = None,
+        policy: Policy | None = None,
+    ) -> None:
+        # (client, user data, Dropped) of each message that will not be sent; called by the store's thread.
+        self.on_drop: Callable[[Any, Any, Dropped], None] | None = None
+        # Where on_log is a method of a subclass, or is set, or a logger.
+        self._is_logging = False
+        if store is None:
+            if (wait_for_disk, resend_in_doubt, max_unreleased) != (True, False, _MAX_UNRELEASED):
+                raise ConfigError("wait_for_disk, resend_in_doubt and max_unreleased are for a client with a store")
+        else:
+            if not 2 <= max_unreleased <= 65_534:
+                raise ConfigError(f"max_unreleased is {max_unreleased}; it must be 2 to 65534 messages")
+            if not client_id:
+                text = "a client with a store needs a client_id: the broker keeps its session under that name"
+                raise ConfigError(text)
+            if protocol != _MQTT_5 and clean_session is None:
+                clean_session = False
+        super().__init__(
+            callback_api_version,
+            client_id,
+            clean_session,
+            userdata,
+            protocol,
+            transport,
+            reconnect_on_failure,
+            manual_ack,
+        )
+        # paho's is a lock, held while a callback runs.
+        self._in_callback_mutex = CallbackMark()  # type: ignore[assignment]
+        for name in _PAHO_LOCKS:
+            setattr(self, name, Lock(name))
+        self._acks_stream = False
+        # TLS or WebSocket: bytes may wait that no poll of the socket tells of.
+        self._is_layered = False
+        # DISCONNECT, which waits for what was published before it, and until when at most.
+        self._farewell: tuple[Callable[[], MQTTErrorCode], float] | None = None
+        # One connection makes room for the next, which the program takes for the same.
+        self._connects_again = False
+        self._takeover = Takeover()
+        self._connector = connector or Connector()
+        self._policy = policy or Policy()
         self._pollers: list[Poller] = []
         # The thread that was last in a loop of the program's own.
         self._looped_by = 0
         # Until then the thread of a client with a store goes on after `loop_stop`.
         self._stops_by_s: float | None = None
         self._misc_done_s = float("-inf")
-        durable = self._open_durable_outbox()
-        self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake) if durable is None else durable)
-        process.watch_forks(self)
-        if durable is not None:
+        if store is None:
+            self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake))
+        else:
+            self._use_outbox(self._open_outbox(store, wait_for_disk, resend_in_doubt, max_unreleased))
             process.watch_exit(self)
+        process.watch_forks(self)
 
-    def _use_outbox(self, outbox: MemoryOutbox | DurableOutbox) -> None:
+    def _open_outbox(
+        self, given: str | os.PathLike[str] | Store, wait_for_disk: bool, resend_in_doubt: bool, max_unreleased: int
+    ) -> DurableOutbox:
+        """Its `on_work` may be called at once."""
+        store = given if isinstance(given, Store) else Store(given)
+        try:
+            return DurableOutbox(
+                store,
+                self._max_inflight_messages,
+                self._wake,
+                self._tell_dropped,
+                wait_for_disk=wait_for_disk,
+                resend_in_doubt=resend_in_doubt,
+                max_unreleased=max_unreleased,
+            )
+        except BaseException:
+            if store is not given:
+                store.close()
+            raise
+
+    def _use_outbox(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._link = Link(outbox, self._inbound)
+        self._dispatcher = Dispatcher(self, outbox)
+        self._link = self._dispatcher.link
         outbox.is_traced = self._is_logging
-        counted = outbox if isinstance(outbox, MemoryOutbox) else _Unacknowledged(self, outbox)
-        self._out_messages = _paho.Unfinished(counted)  # type: ignore[assignment]
+        self._out_messages = _paho.Unfinished(_Unacknowledged(self, outbox))  # type: ignore[assignment]
         self._out_packet = _paho.Unfinished(_SendableBytes(self, outbox))  # type: ignore[assignment]
         self._note_on_publish()
+
+    @property
+    def store(self) -> Store:
+        """The queue: its size, drops, ledger and settings. Raises UnsupportedError where there is none."""
+        return self._outbox.store
+
+    def handle_for(self, message_id: int) -> PublishHandle | None:
+        """The handle of a message published before, also by an earlier process of this queue file.
+
+        message_id: the `mid` of the handle that `publish` returned. None where the message is not in the queue any
+        more. Raises MessageError where no message has it, UnsupportedError without a store.
+        """
+        return self._outbox.handle_for(message_id)
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until every accepted message is finished; False after the time-out, with nothing lost.
+
+        Not from a callback. Raises UnsupportedError without a store.
+        """
+        return self.store.wait_empty(timeout_s)
+
+    # ---- who it is, and to whom it speaks
+
+    def connect_async(
+        self,
+        host: str,
+        port: int = 1883,
+        keepalive: int = 60,
+        bind_address: str = "",
+        bind_port: int = 0,
+        clean_start: Any = _FIRST_ONLY,
+        properties: Properties | None = None,
+    ) -> None:
+        """As paho's. With a store and MQTT 5 it asks for a session that does not end, unless told otherwise.
+
+        That is `clean_start` False where it is MQTT_CLEAN_START_FIRST_ONLY, and a SessionExpiryInterval of 0xFFFFFFFF
+        where `properties` has none.
+        """
+        if self._outbox.is_stored and self._protocol == _MQTT_5:
+            clean_start = False if clean_start == _FIRST_ONLY else clean_start
+            properties = with_session_expiry(properties)
+        super().connect_async(host, port, keepalive, bind_address, bind_port, clean_start, properties)
+
+    def _identify(self) -> None:
+        """Before each connection. Raises QueueStorageError, QueueClosedError: then there must be none."""
+        self._outbox.identify(self._client_id.decode("utf-8", "backslashreplace"), f"{self._host}:{self._port}")
+
+    def _asked_expiry_s(self) -> int:
+        """For how long the broker was asked to keep the session once the connection ends, in seconds; 0 not at all."""
+        if self._protocol != _MQTT_5:
+            return 0 if self._clean_session else _FOR_EVER
+        if self._clean_start is True:
+            return 0
+        return int(getattr(self._connect_properties, "SessionExpiryInterval", 0))
+
+    def reinitialise(self, client_id: str = "", clean_session: bool = True, userdata: Any = None) -> None:
+        """As paho's, in memory. Raises UnsupportedError with a store, whose messages would be left without a client."""
+        self._outbox.refuse_renewal()
+        super().reinitialise(client_id, clean_session, userdata)
+
+    # paho reads and writes these two; what is logged decides how packets are taken.
+
+    @property
+    def _on_log(self) -> Any:
+        return self.__dict__.get("_on_log")
+
+    @_on_log.setter
+    def _on_log(self, value: Any) -> None:
+        self.__dict__["_on_log"] = value
+        self._note_logging()
+
+    @property
+    def _logger(self) -> Any:
+        return self.__dict__.get("_logger")
+
+    @_logger.setter
+    def _logger(self, value: Any) -> None:
+        self.__dict__["_logger"] = value
+        self._note_logging()
+
+    def _note_logging(self) -> None:
+        is_method = type(self).on_log is not PahoClient.on_log
+        self._is_logging = is_method or self._on_log is not None or self._logger is not None
+        if "_outbox" in self.__dict__:
+            self._outbox.is_traced = self._is_logging
 
     # ---- publishing
 
@@ -103,14 +340,30 @@ class Client(Durable):
             self._write_for_thread()
         return self._after_queueing()
 
-    def drop_out_messages(self) -> list[paho.MQTTMessage]:
+    def _publish_stored(
+        self, topic: str, payload: bytes | bytearray, qos: int, retain: bool, properties: Properties | None
+    ) -> PublishHandle:
+        """For `publish`, where the outbox is over a store: what can be sent whenever there is a connection."""
+        outbox = cast("DurableOutbox", self._outbox)
+        check_publish(topic, qos)
+        check_size(payload)
+        extras = extras_of(retain, properties if self._protocol == _MQTT_5 else None)
+        handle = outbox.publish(topic, bytes(payload), qos, extras)
+        if self._thread is None and self._sock is not None:
+            self._pull_for_own_loop(outbox)
+        return handle
+
+    def _pull_for_own_loop(self, outbox: Outbox) -> None:
+        """Nobody else would: the program's own loop knows of sockets only."""
+        self._link.do(outbox.pull)
+        if outbox.session.sendable_bytes:
+            self._call_socket_register_write()
+
+    def drop_out_messages(self) -> list[MQTTMessage]:
         """As paho's: forget all unacknowledged QoS 1 and 2 messages, and return them."""
-        outbox = self._outbox
-        if not isinstance(outbox, MemoryOutbox):
-            raise UnsupportedError("the messages are on disk: close(), and open the file as OfflineQueueManager")
         messages = []
-        for dropped in outbox.clear():
-            message = paho.MQTTMessage(dropped.mid, dropped.topic.encode())
+        for dropped in self._outbox.clear():
+            message = MQTTMessage(dropped.mid, dropped.topic.encode())
             message.payload, message.qos, message.retain = dropped.payload, dropped.qos, dropped.retain
             message.info, message.state = dropped.handle, MessageState.MQTT_MS_PUBLISH
             messages.append(message)
@@ -123,22 +376,45 @@ class Client(Durable):
 
     @max_inflight_messages.setter
     def max_inflight_messages(self, value: int) -> None:
-        _PahoClient.max_inflight_messages.fset(self, value)  # type: ignore[attr-defined]
+        PahoClient.max_inflight_messages.fset(self, value)  # type: ignore[attr-defined]
         self._outbox.session.set_window(min(value, _PACKET_IDS))
 
     @property
     def max_queued_messages(self) -> int:
         """Most unacknowledged messages in memory, 0 means no limit; with a store, most in the queue, and fixed."""
-        outbox = self._outbox
-        return self._max_queued_messages if isinstance(outbox, MemoryOutbox) else outbox.store.max_queue_size
+        return self._outbox.max_queued
 
     @max_queued_messages.setter
     def max_queued_messages(self, value: int) -> None:
-        outbox = self._outbox
-        if not isinstance(outbox, MemoryOutbox):
-            raise UnsupportedError("the store bounds its queue: give store=Store(path, max_queue_size=...)")
-        _PahoClient.max_queued_messages.fset(self, value)  # type: ignore[attr-defined]
-        outbox.max_queued = value
+        PahoClient.max_queued_messages.fset(self, value)  # type: ignore[attr-defined]
+        self._outbox.set_max_queued(value)
+
+    @property
+    def on_publish(self) -> Any:
+        """As paho's. With a store, also for messages of an earlier process; `mid` is the message id."""
+        return self._on_publish
+
+    @on_publish.setter
+    def on_publish(self, func: Any) -> None:
+        PahoClient.on_publish.fset(self, func)  # type: ignore[attr-defined]
+        self._note_on_publish()
+
+    def _note_on_publish(self) -> None:
+        """Messages whose handle nobody holds cost something only where they are asked for."""
+        self._outbox.tell_all(bool(self.on_publish))
+
+    def _tell_dropped(self, dropped: list[Dropped]) -> None:
+        if self._policy.on_dropped is not None:
+            self._policy.on_dropped(dropped)
+        on_drop = self.on_drop
+        if on_drop is None:
+            return
+        for each in dropped:
+            try:
+                on_drop(self, self._userdata, each)
+            except Exception as error:  # noqa: PERF203 - each message is told of, whatever became of the others
+                self._easy_log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_drop: %s", error)
+                logger.exception("on_drop failed")
 
     # ---- leaving
 
@@ -151,14 +427,13 @@ class Client(Durable):
         """
 
         def leave() -> MQTTErrorCode:
-            return _PahoClient.disconnect(self, reasoncode, properties)
+            return PahoClient.disconnect(self, reasoncode, properties)
 
         outbox = self._outbox
         if not self._connects_again and (self._sock is None or not outbox.has_to_send()):
             return leave()
         self._farewell = leave, time.monotonic() + _FAREWELL_TIMEOUT_S
-        if isinstance(outbox, DurableOutbox):
-            outbox.store.request_commit()
+        outbox.hasten()
         self._wake()
         if self._thread is None and self._on_socket_register_write is None and self._in_callback_mutex.acquire(False):
             self._loop_until_left()
@@ -199,8 +474,22 @@ class Client(Durable):
         if not self._connects_again:
             # Of the connection that ends with this.
             self._farewell = None
+        policy, is_first = self._policy, self._state == _State.MQTT_CS_CONNECT_ASYNC
+        policy.begin_attempt()
         try:
+            context = self._connector.context()
+            if context is not None:
+                self._ssl_context = context
             return super().reconnect()
+        except OSError as error:
+            self._sock_close()
+            failure = self._connector.explain(error)
+            if policy.fail_attempt(failure) and is_first and not self._connector.interrupt.is_set():
+                # paho's loop for the first connection would end here, and its other one begin with a second wait.
+                self._state = _State.MQTT_CS_CONNECT_ASYNC
+            if failure is error:
+                raise
+            raise failure from error
         except BaseException:
             # CONNECT would follow, and does not: the server would wait for it, and we for the server.
             self._sock_close()
@@ -243,8 +532,15 @@ class Client(Durable):
         return self._loop(timeout)
 
     def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
-        """As paho's."""
+        """As paho's; with a store, it learns at once of what has reached the disk."""
         self._looped_by = threading.get_ident()
+        outbox = self._outbox
+        if outbox.is_stored:
+            if self._sockpairR is None:
+                self._open_wake_pair()
+            # Who woke the loop before this one, if any, was heard by nobody.
+            outbox.is_woken = False
+            self._wake()
         return super().loop_forever(timeout, retry_first_connection)
 
     def loop_start(self) -> MQTTErrorCode:
@@ -268,7 +564,7 @@ class Client(Durable):
         thread = self._thread
         if thread is None:
             return MQTTErrorCode.MQTT_ERR_INVAL
-        if isinstance(self._outbox, DurableOutbox):
+        if self._outbox.is_stored:
             # DISCONNECT, where it waits, goes first.
             leaving_s = 0.0 if self._farewell is None else _HEAR_OUT_S
             self._stops_by_s = time.monotonic() + _FAREWELL_TIMEOUT_S + leaving_s
@@ -282,7 +578,7 @@ class Client(Durable):
         return self._stops_by_s is not None and time.monotonic() >= self._stops_by_s
 
     def _thread_main(self) -> None:
-        """The network thread. An exception of a callback is told as paho's thread tells it, and does not end it."""
+        """The network thread. Where its loop raises, the policy says whether it begins again."""
         try:
             while not self._run_loop():
                 pass
@@ -290,25 +586,39 @@ class Client(Durable):
             try:
                 if not self._thread_terminate:
                     self._close_for_good()
+                elif self._connector.interrupt.is_set():
+                    # A connection that was being made while `close` was called.
+                    self._sock_close()
             finally:
                 self._thread = None
                 # Where a callback of this thread has called `close`, nobody else would.
-                self._interrupt.clear()
+                self._connector.interrupt.clear()
 
     def _run_loop(self) -> bool:
         """True where the thread is to end."""
         try:
-            self.loop_forever(retry_first_connection=True)
-        except Exception:
-            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
-            return self._thread_terminate or not self._can_go_on()
+            self.loop_forever(retry_first_connection=self._policy.retries_first)
+        except Exception as error:
+            return not self._policy.goes_on(self, error)
         return True
 
-    def _can_go_on(self) -> bool:
-        self._pass_over()
+    def _goes_on_behind(self) -> bool:
+        """Pass over what failed; False where there is neither a connection nor another to be made."""
+        if self._thread_terminate:
+            return False
+        self._dispatcher.pass_over()
         if self._state in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
             return self._sock is not None
         return self._sock is not None or self._reconnect_on_failure
+
+    def _begins_anew(self) -> bool:
+        """End the connection, wait, and have the next be made as the first; False where none is to be made."""
+        self._sock_close()
+        if not self._reconnect_on_failure:
+            return False
+        self._reconnect_wait()
+        self._state = _State.MQTT_CS_CONNECT_ASYNC
+        return not self._thread_terminate
 
     def _close_for_good(self) -> None:
         """The thread ends and nobody asked it to: nobody must go on waiting for its connection."""
@@ -350,14 +660,18 @@ class Client(Durable):
         self._let_acks_gather()
         # More is there as a rule, and the read tells it as well as a wait.
         is_stream = self._acks_stream and not self._outbox.is_woken
-        events = (True, False) if is_stream else self._wait_for_events(sock, 0.0 if self._is_behind() else timeout)
+        events = (
+            (True, False)
+            if is_stream
+            else self._wait_for_events(sock, 0.0 if self._dispatcher.is_behind() else timeout)
+        )
         if events is None:
             self._end_farewell()
             if self._state not in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
                 self._state = _State.MQTT_CS_CONNECTION_LOST
             return MQTTErrorCode.MQTT_ERR_CONN_LOST
         readable, writable = events
-        if readable or self._is_behind():
+        if readable or self._dispatcher.is_behind():
             rc = self.loop_read()
             if rc or self._sock is None:
                 return rc
@@ -414,6 +728,107 @@ class Client(Durable):
             woken = self._link.hear(wake)
             self._link.do(self._outbox.pull)
         return pending or bool(flags & ~select.POLLOUT), woken or bool(flags & select.POLLOUT)
+
+    # ---- bytes in
+
+    def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
+        """As paho's, in bulk: one read may bring many packets."""
+        if self._link.is_torn and self._sock is not None:
+            return self._end_torn()
+        if self._dispatcher.is_behind() and self._sock is not None:
+            rc = self._dispatcher.handle(self._sock)
+            if rc:
+                return self._loop_rc_handle(rc)
+        for number in range(_PENDING_READS_A_TURN):
+            sock = self._sock
+            if sock is None:
+                return MQTTErrorCode.MQTT_ERR_NO_CONN
+            received_bytes, ended, failure = self._feed(sock)
+            if received_bytes:
+                rc = self._dispatcher.handle(sock)
+                if rc:
+                    return self._loop_rc_handle(rc)
+                self._hasten_acks(sock, received_bytes)
+                if self._sock is not sock:
+                    break
+            if ended is _AGAIN:
+                if not received_bytes:
+                    self._acks_stream = False
+                    self._hasten_connack(sock)
+                break
+            if failure is not None:
+                self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", failure)
+            if ended:
+                return self._loop_rc_handle(ended)
+            may_be_more = received_bytes >= _RECEIVE_BYTES and number < _READS_A_TURN
+            if not may_be_more and not (self._is_layered and self._has_pending(sock)):
+                break
+        return _SUCCESS
+
+    def _feed(self, sock: Any) -> tuple[int, MQTTErrorCode, OSError | None]:
+        """Give the parser what one read brings: (its size, MQTT_ERR_AGAIN where nothing more is there, what failed).
+
+        Over TLS a read brings a record, and a broker makes one of each packet: then all that have come, as a turn of
+        the loop costs as much as reading tens of them.
+        """
+        received_bytes = 0
+        now_s = paho.time_func()
+        ended, failure = _SUCCESS, None
+        for _ in range(_RECORDS_A_READ if self._ssl else 1):
+            try:
+                size = self._link.read(sock, _RECEIVE_BYTES, now_s)
+            except ssl.SSLWantWriteError:
+                # A handshake within the connection.
+                self._call_socket_register_write()
+                ended = _AGAIN
+                break
+            except (BlockingIOError, ssl.SSLWantReadError):
+                ended = _AGAIN
+                break
+            except OSError as error:
+                ended, failure = _CONN_LOST, error
+                break
+            if not size:
+                self._outbox.is_left = True
+                ended = _CONN_LOST
+                break
+            received_bytes += size
+            if received_bytes >= _RECEIVE_BYTES or self._sock is not sock:
+                break
+        if received_bytes:
+            setattr(self, _paho.LAST_RECEIVED, now_s)
+        return received_bytes, ended, failure
+
+    def _is_leaving(self) -> bool:
+        """True once DISCONNECT was put; paho's state says so before, and also where an exception kept it from that."""
+        return bool(self._outbox.session.has_last)
+
+    def _end_torn(self) -> MQTTErrorCode:
+        """An exception has cut a write or a read short: what was in flight goes again on the next connection."""
+        self._easy_log(LogLevel.MQTT_LOG_ERR, "closing the connection: an exception cut into a write or a read")
+        return self._loop_rc_handle(_CONN_LOST)
+
+    @property
+    def _is_tcp(self) -> bool:
+        return self._transport == "tcp"
+
+    def _hasten_acks(self, sock: Any, received_bytes: int) -> None:
+        """A broker with Nagle's algorithm holds acks back until our kernel acknowledges the last, 40 ms later."""
+        self._acks_stream = received_bytes >= _STREAM_READ_BYTES
+        session = self._outbox.session
+        is_waiting = session.in_flight and not session.sendable_bytes
+        # What is sent next acknowledges as well.
+        if is_waiting and self._sock is sock and self._is_tcp:
+            acknowledge_at_once(sock)
+
+    def _hasten_connack(self, sock: Any) -> None:
+        """TLS session tickets have come: with Nagle's algorithm CONNACK follows once our kernel acknowledges them."""
+        if self._ssl and self._is_tcp and self._state != _State.MQTT_CS_CONNECTED:
+            acknowledge_at_once(sock)
+
+    @staticmethod
+    def _has_pending(sock: Any) -> bool:
+        return hasattr(sock, "pending") and sock.pending() > 0
 
     # ---- bytes out
 
@@ -514,20 +929,40 @@ class Client(Durable):
                 return _SUCCESS
 
     def loop_misc(self) -> MQTTErrorCode:
-        """As paho's; and what an exception kept from being told, or asked for, is made up for."""
+        """As paho's; what an exception kept from being told, or asked for, is made up for.
+
+        With a store, what is on disk by now is made ready to be sent.
+        """
+        self._policy.tick()
+        outbox = self._outbox
         if self._sock is not None:
-            if self._outbox.is_to_settle:
+            if outbox.is_to_settle:
                 self._settle_sent()
-            if self._outbox.session.sendable_bytes and not self._registered_write:
+            if outbox.session.sendable_bytes and not self._registered_write:
                 self._ask_for_room()
+        if self._sock is not None:
+            if self._thread is None:
+                self._pull_for_own_loop(outbox)
+            elif outbox.is_due:
+                self._link.do(outbox.pull)
+            outbox.look_for_answers()
+            self._leave_when_due()
+        sock = self._sock
+        if self._link.is_torn and sock is not None:
+            return self._end_torn()
+        if self._dispatcher.is_behind() and sock is not None:
+            # Whole packets that a callback's exception left behind: the socket has no more to say about them.
+            rc = self._dispatcher.handle(sock)
+            if rc:
+                return self._loop_rc_handle(rc)
         return super().loop_misc()
 
     def _settle_sent(self) -> None:
         outbox = self._outbox
-        outbox.settle_into(self._finished)
+        outbox.settle_into(self._dispatcher.finished)
         self._link.do(outbox.after_settle)
         # It has left all the same, also where a callback raises; those behind it are told of in the loop's next turn.
-        self._tell_published(again=False)
+        self._dispatcher.tell_published(again=False)
 
     def _write_some(self) -> tuple[int, bool]:
         """(bytes that the socket took, whether DISCONNECT was among them)."""
@@ -570,10 +1005,10 @@ class Client(Durable):
         wait_s = 0.0 if self._on_socket_register_write is not None else _HEAR_OUT_S
         deadline_s = time.monotonic() + wait_s
         poller = Poller()
-        takes_acks = isinstance(self._outbox, DurableOutbox)
+        takes_acks = self._outbox.is_stored
         while self._sock is sock:
             if takes_acks:
-                self._take_last_acks()
+                self._dispatcher.take_last_acks()
             remaining_s = max(deadline_s - time.monotonic(), 0.0)
             try:
                 flags, _ = poller.wait(sock.fileno(), -1, for_room=False, timeout_ms=remaining_s * 1000)
@@ -590,16 +1025,105 @@ class Client(Durable):
                 break
             if not size:
                 break
-        self._tell_published()
+        self._dispatcher.tell_published()
 
     # ---- connections
 
+    def _send_connect(self, keepalive: int) -> MQTTErrorCode:
+        if not self._takeover.discards:
+            return super()._send_connect(keepalive)
+        name = "_clean_start" if self._protocol == MQTTProtocolVersion.MQTTv5 else "_clean_session"
+        asked_for = getattr(self, name)
+        setattr(self, name, True)
+        try:
+            return super()._send_connect(keepalive)
+        finally:
+            setattr(self, name, asked_for)
+
+    def _connect_again_if_needed(self, session_present: bool) -> MQTTErrorCode | None:
+        """Leave in order, so that no will is published, and come back at once; None where this connection lasts."""
+        is_ours = not self._takeover.must_connect_again(
+            session_present=session_present,
+            is_foreign=self._outbox.is_session_foreign,
+            is_mqtt_5=self._protocol == _MQTT_5,
+        )
+        if is_ours:
+            return None
+        self._send_last_words(_DISCONNECT_PACKET)
+        # To the program it is the same connection.
+        self._connects_again = True
+        try:
+            return self.reconnect()
+        except (OSError, GlecError) as error:
+            self._easy_log(LogLevel.MQTT_LOG_ERR, "connecting again failed: %s", error)
+            return MQTTErrorCode.MQTT_ERR_CONN_LOST
+        finally:
+            self._connects_again = False
+            # Also what was published in between.
+            self._outbox.is_awaited = True
+
+    def _handle_connack(self) -> MQTTErrorCode:
+        body = bytes(self._in_packet["packet"])
+        if body[1] == _PAYLOAD_FORMAT_INVALID and self._protocol == MQTTProtocolVersion.MQTTv5:
+            raise MalformedPacket("CONNACK with reason code 0x99, for which paho has no name")
+        if body[1] != 0:
+            return super()._handle_connack()
+        rc = self._link.do(self._connect_again_if_needed, bool(body[0] & 1))
+        if rc is not None:
+            return rc
+        sock = self._sock
+        self._on_accepted(body)
+        accepted = bool(body[0] & 1), self._receive_maximum(body)
+        if not self._outbox.is_open:
+            self._outbox.greet(*accepted)
+        try:
+            return super()._handle_connack()
+        finally:
+            if self._sock is sock and not self._outbox.is_open:
+                # Also where on_connect raised: what waits must not wait for ever.
+                self._link.do(self._outbox.resume, *accepted)
+                self._outbox.settle_into(self._dispatcher.finished)
+
+    def _on_accepted(self, connack: bytes) -> None:
+        if not connack[0] & 1:
+            # The server has nothing of an earlier session (MQTT 3.2.2.2): a PUBREL can only be for a new message.
+            with self._in_message_mutex:
+                self._in_messages.clear()
+        properties = self._connack_properties(connack)
+        if "ServerKeepAlive" in properties:
+            # MQTT 5, 3.2.2.3.14; paho from 2.2 on.
+            self._keepalive = properties["ServerKeepAlive"]
+        self._outbox.meet(properties, self._asked_expiry_s())
+
+    def _connack_properties(self, connack: bytes) -> dict[str, Any]:
+        if self._protocol != MQTTProtocolVersion.MQTTv5:
+            return {}
+        return dict(vars(properties_from(PacketTypes.CONNACK, connack[2:])))
+
+    def _receive_maximum(self, connack: bytes) -> int:
+        """MQTT 5, 3.2.2.3.3; the highest value where the server names none."""
+        return int(self._connack_properties(connack).get("ReceiveMaximum", _RECEIVE_MAXIMUM))
+
+    def _loop_rc_handle(self, rc: MQTTErrorCode) -> MQTTErrorCode:
+        try:
+            return super()._loop_rc_handle(rc)
+        finally:
+            self._note_loss()
+
+    def _do_on_disconnect(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._do_on_disconnect(*args, **kwargs)
+        finally:
+            self._note_loss()
+
+    def _note_loss(self) -> None:
+        """paho goes on saying that it is connected: after a server's DISCONNECT, and after most errors."""
+        if self._sock is None and self._state == _State.MQTT_CS_CONNECTED:
+            self._state = _State.MQTT_CS_CONNECTION_LOST
+
     def _create_socket(self) -> Any:
         """As paho's; `close` cuts it short."""
-        self._attempt = attempt = Attempt()
-        if self._interrupt.is_set():
-            # Set before it looked for an attempt to end.
-            attempt.end()
+        attempt = self._connector.begin(self._connect_timeout)
         try:
             sock = super()._create_socket()
         except BaseException:
@@ -607,34 +1131,25 @@ class Client(Durable):
             attempt.fail()
             raise
         attempt.succeed()
-        return WebSocket(sock._socket) if isinstance(sock, paho._WebsocketWrapper) else sock
+        upgraded = _paho.socket_of_upgraded(sock)
+        return sock if upgraded is None else WebSocket(upgraded)
 
     def _create_socket_connection(self) -> socket.socket:
-        sock = self._dial()
-        self._attempt.follow(sock)
+        if self._get_proxy():
+            sock: socket.socket = super()._create_socket_connection()
+        else:
+            source = (self._bind_address, self._bind_port)
+            sock = self._connector.dial(self._host, self._port, source)
+        self._connector.attempt.follow(sock)
         # We send whole batches; Nagle's algorithm would hold the last piece of each until the broker's kernel answers.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
-
-    def _dial(self) -> socket.socket:
-        if self._get_proxy():
-            return super()._create_socket_connection()
-        source = (self._bind_address, self._bind_port)
-        return dial(self._host, self._port, self._connect_timeout, source, self._attempt, for_each=True)
-
-    def _handshake_timeout_s(self) -> float:
-        """paho's: as long again as TCP had."""
-        return float(self._connect_timeout)
 
     def _ssl_wrap_socket(self, tcp_sock: Any) -> Any:
         context = self._ssl_context
         if context is None or not (context.check_hostname or self._tls_insecure):
             return super()._ssl_wrap_socket(tcp_sock)
-        sock = context.wrap_socket(tcp_sock, server_hostname=self._host, do_handshake_on_connect=False)
-        self._attempt.follow(sock)
-        sock.settimeout(self._handshake_timeout_s())
-        sock.do_handshake()
-        return sock
+        return self._connector.shake_hands(tcp_sock, context, self._host)
 
     def _sock_close(self) -> None:
         # Not paho's, which fails in its own way where an exception cuts in.
@@ -647,11 +1162,11 @@ class Client(Durable):
             self._call_socket_close(sock)
         finally:
             sock.close()
-            self._drop_received()
+            self._dispatcher.drop()
             self._end_farewell()
 
     def _messages_reconnect_reset(self) -> None:
-        self._drop_received()
+        self._dispatcher.drop()
         self._link.begin()
         self._identify()
         self._expect()
@@ -661,7 +1176,7 @@ class Client(Durable):
 
     def _expect(self) -> None:
         """Tell the parser what CONNECT allows the server."""
-        inbound = self._inbound
+        inbound = self._dispatcher.inbound
         inbound.protocol_version = int(self._protocol)
         properties = self._connect_properties if self._protocol == _MQTT_5 else None
         inbound.max_packet_bytes = getattr(properties, "MaximumPacketSize", 0)
@@ -676,20 +1191,106 @@ class Client(Durable):
             return self._reconnect_delay
 
     def _reconnect_wait(self) -> None:
-        deadline_s = paho.time_func() + self._next_reconnect_delay_s()
-        while not self._thread_terminate and self._state not in (
-            _State.MQTT_CS_DISCONNECTING,
-            _State.MQTT_CS_DISCONNECTED,
-        ):
-            remaining_s = deadline_s - paho.time_func()
-            if remaining_s <= 0 or self._interrupt.wait(min(remaining_s, 1.0)):
+        policy = self._policy
+        delay_s = policy.next_delay_s()
+        remaining_s = self._next_reconnect_delay_s() if delay_s is None else delay_s
+        while remaining_s > 0 and not self._thread_terminate:
+            if self._state in (_State.MQTT_CS_DISCONNECTING, _State.MQTT_CS_DISCONNECTED):
                 return
+            slice_s = min(remaining_s, max(policy.tick(), 0.01))
+            if policy.wait(self._connector.interrupt, slice_s):
+                return
+            remaining_s -= slice_s
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Leave the broker, end the thread of `loop_start`, write what is pending and let go of the queue file.
+
+        Idempotent. A connection that is being made is given up at once; a link that takes no DISCONNECT, and a name
+        that the system still looks up, after 5 s. What was not sent stays in the file.
+        `disconnect` alone leaves the queue open: messages are accepted, and `connect` goes on with them.
+        Raises QueueStorageError where something could not be written.
+        """
+        thread, outbox = self._thread, self._outbox
+        self._connector.end()
+        outbox.begin_close()
+        self.disconnect()
+        self._thread_terminate = True
+        if thread in (None, threading.current_thread()):
+            if self._sock is not None:
+                self._leave_now()
+                self.loop_write()
+                self._sock_close()
+        elif thread is not None:
+            thread.join(_LEAVE_TIMEOUT_S)
+            # Nothing ends a look-up but the system. The thread comes to nobody then, and ends.
+            if thread.is_alive() and not self._connector.attempt.is_without_socket:
+                sock = self._sock
+                if sock is not None:
+                    break_link(sock)
+                # From a drop callback it may wait for us: for the disk, which the store's thread cannot write to.
+                if not outbox.is_own_thread():
+                    thread.join()
+        if thread is not None and not thread.is_alive():
+            # Nobody is to be woken; the next loop makes another pair.
+            self._reset_sockets(sockpair_only=True)
+        if outbox.is_stored:
+            process.leave(self)
+        outbox.close()
+        if self._thread is None:
+            self._connector.interrupt.clear()
+
+    def _begin_exit(self, deadline_s: float) -> None:
+        """The connection is left as it is, so that the will is published, as with paho's thread, which just ends.
+
+        But for a program that has said `disconnect`: it leaves in order.
+        """
+        thread = self._thread
+        is_leaving = self._farewell is not None or self._state == _State.MQTT_CS_DISCONNECTING
+        if thread is not None and is_leaving:
+            thread.join(max(deadline_s - time.monotonic(), 0.0))
+        if not self._outbox.wait_direct(deadline_s):
+            # A link that does not move: what went past the queue goes to the disk.
+            self._sock_close()
+
+    def _on_exit(self, deadline_s: float) -> None:
+        """It is the store that waits for the disk."""
+
+    def _in_child(self, pid: int) -> None:
+        shared = self._sock, self._sockpairR, self._sockpairW
+        is_own = self._sock is None and self._thread is None
+        self._sock = self._sockpairR = self._sockpairW = self._thread = None
+        outbox = self._outbox
+        if is_own and not outbox.is_stored:
+            # Made and not yet connected: a copy of the child's own, as with paho.
+            outbox.is_woken = False
+            process.watch_forks(self)
+        else:
+            self._forbid_in_child(outbox, pid)
+        self._connector.attempt.let_go_in_child()
+        for each in shared:
+            process.close_copy(each)
+
+    def _forbid_in_child(self, outbox: Outbox, pid: int) -> None:
+        outbox.forbid(pid)
+        # `publish` takes from it what it needs, also where a program kept the method from before the fork.
+        self._outbox = process.Elsewhere(pid)  # type: ignore[assignment]
+        process.forbid(self, pid, {"close": None, "is_connected": False, "_reset_sockets": None})
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class _SendableBytes:
     """paho's thread stays until they have left. What waits at the gate is on disk, and may wait for ever."""
 
-    def __init__(self, client: Client, outbox: MemoryOutbox | DurableOutbox) -> None:
+    def __init__(self, client: Client, outbox: Outbox) -> None:
         self._client = client
         self._session = outbox.session
 
@@ -702,11 +1303,17 @@ class _SendableBytes:
 class _Unacknowledged:
     """paho's thread stays until there are none. A store's messages outlive it, and may be many: it stays a while."""
 
-    def __init__(self, client: Client, outbox: DurableOutbox) -> None:
+    def __init__(self, client: Client, outbox: Outbox) -> None:
         self._client = client
         self._outbox = outbox
 
     def __len__(self) -> int:
-        if self._client._stops_by_s is None or self._client._is_stop_due():
-            return 0
-        return int(self._outbox.session.in_flight) or int(self._outbox.has_to_send())
+        return self._outbox.unfinished(self._client._stops_by_s)
+
+
+def with_session_expiry(given: Properties | None) -> Properties:
+    """A copy of `given` that asks for a session without an end, where it says nothing of it."""
+    properties = Properties(PacketTypes.CONNECT) if given is None else copy(given)
+    if not hasattr(properties, "SessionExpiryInterval"):
+        properties.SessionExpiryInterval = _FOR_EVER
+    return properties

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from paho.mqtt import client as paho
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from glec_fast._paho import MQTTMessage, MQTTMessageInfo, message_info, message_properties
 from glec_fast.protocol._inbound import unpack_properties
 
-# paho's slots, under the properties of the same name here.
-_info: Any = vars(paho.MQTTMessage)["info"]
-_properties: Any = vars(paho.MQTTMessage)["properties"]
 
-
-class InboundMessage(paho.MQTTMessage):
+class InboundMessage(MQTTMessage):
     """A message that arrived; built by `glec_fast.protocol._inbound`, which sets paho's slots and `_packed`."""
 
     __slots__ = ("_packed",)
@@ -24,18 +20,18 @@ class InboundMessage(paho.MQTTMessage):
     _packed: bytes | None
 
     @property
-    def info(self) -> paho.MQTTMessageInfo:
+    def info(self) -> MQTTMessageInfo:
         """As paho's, which has one in every message."""
         try:
-            info: paho.MQTTMessageInfo = _info.__get__(self)
+            info: MQTTMessageInfo = message_info.__get__(self)
         except AttributeError:
-            info = paho.MQTTMessageInfo(self.mid)
-            _info.__set__(self, info)
+            info = MQTTMessageInfo(self.mid)
+            message_info.__set__(self, info)
         return info
 
     @info.setter
-    def info(self, value: paho.MQTTMessageInfo) -> None:
-        _info.__set__(self, value)
+    def info(self, value: MQTTMessageInfo) -> None:
+        message_info.__set__(self, value)
 
     @property
     def properties(self) -> Properties | None:
@@ -44,7 +40,7 @@ class InboundMessage(paho.MQTTMessage):
         if packed is not None:
             self.properties = properties_from(PacketTypes.PUBLISH, packed)
         try:
-            properties: Properties | None = _properties.__get__(self)
+            properties: Properties | None = message_properties.__get__(self)
         except AttributeError:
             return None
         return properties
@@ -52,7 +48,7 @@ class InboundMessage(paho.MQTTMessage):
     @properties.setter
     def properties(self, value: Properties | None) -> None:
         self._packed = None
-        _properties.__set__(self, value)
+        message_properties.__set__(self, value)
 
 
 def _copy_of(template: Any) -> Any:

@@ -135,21 +135,62 @@ class Outbox:
         """The handles of what is finished, in that order; the caller holds the lock."""
     def after_settle(self) -> None:
         """Pass on what `settle` found. Not under the lock."""
+    @property
+    def is_stored(self) -> bool:
+        """Its messages outlive the process, and what is to be sent comes from a thread of its own too."""
+    @property
+    def max_queued(self) -> int:
+        """Most unacknowledged messages, 0 for no limit; with a store, most in the queue."""
+    def __len__(self) -> int: ...
+    def unfinished(self, stops_by_s: float | None) -> int:
+        """So many messages keep the network thread after `loop_stop`, until `stops_by_s` of `time.monotonic`."""
+    def has_to_send(self) -> bool:
+        """True where something was published that is yet to leave on this connection, and can before long."""
+    def pull(self) -> None:
+        """Make ready to be sent what the window has room for."""
+    def park(self) -> object:
+        """The connection is gone."""
+    def resume(self, session_present: bool, receive_maximum: int) -> None:
+        """The broker accepted the connection: send again what was not acknowledged, then what waits."""
+    def identify(self, client_id: str, broker: str) -> None:
+        """Say whose session comes next, before each connection."""
+    def meet(self, connack: dict[str, Any], asked_s: int) -> None:
+        """The server accepted the connection, and said this of itself; it was asked to keep the session so long."""
+    def tell_all(self, wanted: bool) -> None:
+        """Whether `settle` makes a handle for each message that nobody holds one of."""
+    @property
+    def is_due(self) -> bool:
+        """True where `pull` has refused messages to send again."""
+    def look_for_answers(self) -> None:
+        """Now and then, on a connection that lasts: ask for acknowledgements that are overdue."""
+    def hasten(self) -> None:
+        """What waits for the disk is wanted on the connection."""
+    def wait_direct(self, deadline_s: float) -> bool:
+        """Wait until the socket has what is kept nowhere else; False at the deadline, of `time.monotonic`."""
+    def begin_close(self) -> None:
+        """`close` is next: what would be lost by then is still to be waited for, and nothing else."""
+    def close(self) -> None:
+        """No message comes any more."""
+    def is_own_thread(self) -> bool:
+        """True where the caller is a thread of the outbox, which must not wait for itself."""
+    def forbid(self, pid: int) -> None:
+        """In a forked child of process `pid`: the messages are that one's."""
+    def clear(self) -> list[Message]:
+        """Forget every unacknowledged message and return them in order. Raises UnsupportedError with a store."""
+    def refuse_renewal(self) -> None:
+        """Its client is made anew. Raises UnsupportedError with a store: its messages would be left without one."""
+    def set_max_queued(self, value: int) -> None:
+        """Most unacknowledged messages, 0 for no limit. Raises UnsupportedError with a store, which bounds them."""
+    @property
+    def store(self) -> Store:
+        """Where the messages are. Raises UnsupportedError in memory."""
+    def handle_for(self, message_id: int) -> PublishHandle | None:
+        """The handle of a message accepted before. Raises UnsupportedError in memory."""
 
 class MemoryOutbox(Outbox):
     """Messages in memory, as in paho: they have their packet id from `publish` on, and end with the process."""
 
-    max_queued: int
-    """Most unacknowledged messages, 0 for no limit."""
-
     def __init__(self, window: int, on_work: Callable[[], None]) -> None: ...
-    def __len__(self) -> int: ...
-    def has_to_send(self) -> bool:
-        """True where something was published that is yet to leave on this connection, and can before long."""
-    def pull(self) -> None:
-        """Admit what the window has room for."""
-    def settle(self) -> list[PublishHandle]:
-        """The handles of what is finished, in that order; the caller holds the lock."""
     def park(self) -> list[PublishHandle]:
         """The connection is gone. Returns the handles of QoS 0 messages that went with it."""
     def greet(self, session_present: bool, receive_maximum: int) -> None:
@@ -159,8 +200,6 @@ class MemoryOutbox(Outbox):
 
         QoS 2 messages that the broker had received before it lost its session are its own: `settle` hands them out.
         """
-    def clear(self) -> list[Message]:
-        """Forget every unacknowledged message and return them in order."""
 
 UNSENT_BYTES_MAX: int
 """Encoded and not yet taken by the socket; more would only be memory."""
@@ -255,14 +294,11 @@ def set_as_published(handles: list[PublishHandle]) -> None:
     """The server has taken these messages over: let those go on who wait for any of them. All are one client's."""
 
 def publish(
-    client: Any,
+    self: Any,
     topic: str,
     payload: PayloadType = None,
     qos: int = 0,
     retain: bool = False,
     properties: Properties | None = None,
 ) -> PublishHandle:
-    """As paho's `Client.publish`; the handle is a `PublishHandle`. From any thread and any callback.
-
-    Raises as paho: ValueError for a wrong topic or QoS, or too large a payload; TypeError for a wrong payload.
-    """
+    """Accept a message for the broker, and return its handle at once: see `glec_fast.Client.publish`."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from paho.mqtt.client import MQTTMessageInfo, error_string
 from paho.mqtt.enums import MQTTErrorCode
 
+from glec_fast._paho import MQTTMessageInfo, error_string
 from glec_fast.durable.outcomes import DropReason
 from glec_fast.errors import PublishError, QueueClosedError
 from glec_fast.runtime._lock import Condition

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from glec_fast.durable.extras import Extras
 from glec_fast.durable.inflight_log import UnreadableImageError
@@ -14,9 +15,10 @@ from glec_fast.durable.transaction import Row
 from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
 from glec_fast.outbox._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
 from glec_fast.outbox.handle import PublishHandle
-from glec_fast.outbox.server_limits import ServerLimits
+from glec_fast.outbox.server_limits import ServerLimits, limits_of
 from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.outbox.weaknesses import Weakness, Weaknesses
+from glec_fast.runtime import process
 
 # The broker begins on these while the next are read.
 _PULL_ROWS_MAX = 250
@@ -176,6 +178,30 @@ class DurableOutbox(RowOutbox):
             if self.store.withdraw(handle.message_id):
                 raise
 
+    def unfinished(self, stops_by_s: float | None) -> int:
+        """See `MemoryOutbox.unfinished`: the file keeps them, so that the thread stays until `stops_by_s` at most."""
+        if stops_by_s is None or time.monotonic() >= stops_by_s:
+            return 0
+        return int(self.session.in_flight) or int(self.has_to_send())
+
+    @property
+    def max_queued(self) -> int:
+        """Most messages in the queue."""
+        return self.store.max_queue_size
+
+    def hasten(self) -> None:
+        """See `Outbox.hasten`."""
+        self.store.request_commit()
+
+    def is_own_thread(self) -> bool:
+        """See `Outbox.is_own_thread`: the store's thread, in which drop callbacks run."""
+        return self.store._is_own_thread()
+
+    def forbid(self, pid: int) -> None:
+        """See `Outbox.forbid`."""
+        super().forbid(pid)
+        process.forbid(self, pid, {})
+
     @property
     def is_due(self) -> bool:
         """True where `pull` has refused messages to send again."""
@@ -275,6 +301,10 @@ class DurableOutbox(RowOutbox):
         if tries:
             logger.warning("the broker ended the connection over the PUBREL of message %d, try %d", oldest[0], tries)
 
+    def begin_close(self) -> None:
+        """See `Outbox.begin_close`: what waits for the broker to accept the connection is in the file."""
+        self.is_awaited = False
+
     def close(self) -> None:
         """Write what is pending and let go of the file; who waits for a message hears that it stays there.
 
@@ -337,6 +367,11 @@ class DurableOutbox(RowOutbox):
             # QoS 0 messages may still wait in memory for company; now they can go.
             self.store.request_commit()
             self._pull()
+
+    def meet(self, connack: dict[str, Any], asked_s: int) -> None:
+        """See `Outbox.meet`; before `resume`."""
+        self.limits = limits_of(connack)
+        self.note_session(asked_s, connack.get("SessionExpiryInterval", asked_s))
 
     def note_session(self, asked_s: int, granted_s: int) -> None:
         """For how long the broker was asked to keep the session after this connection, and will; before `resume`."""

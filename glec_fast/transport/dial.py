@@ -75,6 +75,17 @@ def break_link(sock: Any) -> None:
         logger.debug("the link had ended already: %s", error)
 
 
+def acknowledge_at_once(sock: Any) -> None:
+    """A peer with Nagle's algorithm holds the next piece back until our kernel acknowledges the last, 40 ms later."""
+    if not hasattr(socket, "TCP_QUICKACK"):
+        return
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+    except OSError:
+        # A program's own socket that is not TCP's, or one that another thread has closed: the next read tells.
+        return
+
+
 def end_sending(sock: Any) -> None:
     """Let the peer see the end of what was sent; what it sends can still be read."""
     try:

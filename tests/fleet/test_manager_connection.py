@@ -20,6 +20,7 @@ from glec_fast import (
 )
 from glec_fast.cli.doctor.login import examine_login
 from glec_fast.engine.backoff import Backoff
+from glec_fast.runtime._lock import Event
 from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
 
@@ -68,7 +69,7 @@ def test_the_manager_waits_once_between_two_attempts(monkeypatch: pytest.MonkeyP
     story: list[Any] = []
     enough = threading.Event()
 
-    def wait(_client: object, delay_s: float) -> bool:
+    def wait(_policy: object, _interrupt: object, delay_s: float) -> bool:
         story.append(delay_s)
         if len(story) >= 14:
             enough.set()
@@ -79,7 +80,7 @@ def test_the_manager_waits_once_between_two_attempts(monkeypatch: pytest.MonkeyP
         def on_reconnecting(self) -> None:
             story.append("attempt")
 
-    monkeypatch.setattr("glec_fast.fleet.manager._FleetClient.wait", wait)
+    monkeypatch.setattr("glec_fast.fleet.manager.FleetPolicy.wait", wait)
     config = quick_config(CLOSED_URL, tmp_path, retry_initial_delay_ms=2000, retry_max_delay_ms=60_000)
     with MQTTManager(config) as manager:
         manager.set_connection_callback(Attempts())
@@ -95,13 +96,13 @@ def test_a_connection_begins_the_waits_anew(
     waits: list[float] = []
     recorder = Recorder()
 
-    def wait(client: Any, delay_s: float) -> bool:
+    def wait(_policy: object, interrupt: Event, delay_s: float) -> bool:
         waits.append(delay_s)
         if len(waits) == 3:
             link.restore()
-        return bool(client._interrupt.wait(0.01))
+        return bool(interrupt.wait(0.01))
 
-    monkeypatch.setattr("glec_fast.fleet.manager._FleetClient.wait", wait)
+    monkeypatch.setattr("glec_fast.fleet.manager.FleetPolicy.wait", wait)
     config = quick_config(
         f"tcp://127.0.0.1:{link.port}", tmp_path, retry_initial_delay_ms=2000, retry_max_delay_ms=60_000
     )
@@ -396,7 +397,7 @@ def test_disconnect_comes_between_the_check_of_connect_and_its_thread(
     finally:
         thread = manager._client._thread
         manager._client._thread_terminate = True
-        manager._client._interrupt.set()
+        manager._connector.interrupt.set()
     assert thread is None, "it would try for ever, with a queue that is closed"
 
 

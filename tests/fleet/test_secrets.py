@@ -188,7 +188,7 @@ def publish_and_flush(gateway: Run, port: int) -> None:
         context = build_ssl_context(config.tls_config)
         pinner = CertificatePinner("localhost", [NOT_A_PIN_OF_ANYONE])
         gateway.note(config, config.tls_config, manager, manager._client, manager.get_metrics(), handles[0], context)
-        gateway.note(pinner, listener, manager._outbox, manager._store, manager._client._contexts)
+        gateway.note(pinner, listener, manager._outbox, manager._store, manager._connector._contexts)
         with suppress(QueueLockedError):
             try:
                 MQTTManager(config)

@@ -200,7 +200,7 @@ def looping(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Client, socket.so
     client._sock, client._keepalive, client._thread = ours, 0, threading.current_thread()
     with ours, theirs:
         theirs.send(CONNACK)
-        client._inbound.begin()
+        client._dispatcher.inbound.begin()
         client._loop()
         assert client.is_connected()
         yield client, theirs

@@ -244,7 +244,7 @@ def test_without_anything_to_send_it_does_not_wait(silent: int, tmp_path: Path) 
 @pytest.mark.parametrize("end", ["disconnect", "close", "loop_stop"])
 def test_a_link_that_does_not_move(end: str, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glec_fast.mqtt.client._FAREWELL_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("glec_fast.mqtt.durable_client._LEAVE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("glec_fast.mqtt.client._LEAVE_TIMEOUT_S", 0.5)
     client = make("store", tmp_path)
     client.connect(*link.address)
     client.loop_start()

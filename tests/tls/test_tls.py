@@ -16,8 +16,8 @@ from cryptography.x509 import DNSName
 
 from glec_fast import ConnectionCallback, MQTTManager, PinningError, TLSConfig, TLSError, TLSFileError
 from glec_fast.durable.clock import Clocks
+from glec_fast.engine.connector import SecureConnector
 from glec_fast.errors import GlecError
-from glec_fast.mqtt.secure import SecureClient
 from glec_fast.tls.config import build_ssl_context
 from glec_fast.tls.handshake import RequestWatch, await_verdict, explain, verified_chain
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
@@ -174,7 +174,7 @@ def test_only_a_peer_that_asked_for_a_certificate_is_waited_for(
         waits.append(handshake_s)
         await_verdict(sock, handshake_s)
 
-    monkeypatch.setattr("glec_fast.mqtt.secure.await_verdict", wait)
+    monkeypatch.setattr("glec_fast.engine.connector.await_verdict", wait)
     ca = cases.authority.certificate_path
     ours = cases.authority.issue_client()
     mutual = TLSConfig.create_mutual_tls(ca, ours.certificate_path, ours.key_path)
@@ -251,11 +251,11 @@ def test_session_tickets_are_acknowledged_before_connack(
 def test_tcp_and_tls_share_one_time_out(cases: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TCP takes most of it; a handshake that stalls then gets what is left."""
 
-    def slow_dial(client: SecureClient) -> socket.socket:
-        client._connect_deadline_s -= 2999.9
-        return socket.create_connection((client.host, client.port), TIMEOUT_S)
+    def slow_dial(connector: SecureConnector, host: str, port: int, *_: object) -> socket.socket:
+        connector._deadline_s -= 2999.9
+        return socket.create_connection((host, port), TIMEOUT_S)
 
-    monkeypatch.setattr(SecureClient, "_dial", slow_dial)
+    monkeypatch.setattr(SecureConnector, "dial", slow_dial)
 
     def stall(sock: socket.socket) -> None:
         with sock:
@@ -304,11 +304,11 @@ def test_a_wrong_pin_is_told_counted_and_tried_again_at_the_slow_rate(
 ) -> None:
     waits: list[float] = []
 
-    def wait(_client: object, delay_s: float) -> bool:
+    def wait(_policy: object, _interrupt: object, delay_s: float) -> bool:
         waits.append(delay_s)
         return False
 
-    monkeypatch.setattr("glec_fast.fleet.manager._FleetClient.wait", wait)
+    monkeypatch.setattr("glec_fast.fleet.manager.FleetPolicy.wait", wait)
     server = cases.authority.issue_server("good")
     pins = {"certificate_pins": [pin_of(server)]}
     with cases.peer(name="bad") as peer:
@@ -338,11 +338,11 @@ def test_a_fault_of_the_network_keeps_its_own_rate(
 ) -> None:
     waits: list[float] = []
 
-    def wait(_client: object, delay_s: float) -> bool:
+    def wait(_policy: object, _interrupt: object, delay_s: float) -> bool:
         waits.append(delay_s)
         return False
 
-    monkeypatch.setattr("glec_fast.fleet.manager._FleetClient.wait", wait)
+    monkeypatch.setattr("glec_fast.fleet.manager.FleetPolicy.wait", wait)
     with cases.unknown_ca().peer as peer:
         config = config_for(peer.port, tmp_path, cases.trust(), retry_initial_delay_ms=2000, retry_max_delay_ms=77_000)
         with MQTTManager(config) as manager:

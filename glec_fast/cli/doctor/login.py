@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from glec_fast.cli.doctor.finding import Finding
+from glec_fast.engine.connector import SecureConnector
 from glec_fast.engine.refusal import refusal
-from glec_fast.mqtt.durable_client import with_session_expiry
-from glec_fast.mqtt.secure import SecureClient
+from glec_fast.mqtt.client import Client, with_session_expiry
 from glec_fast.tls.config import TLSConfig
 from glec_fast.tls.handshake import explain
 
@@ -36,13 +36,16 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
     session: dict[str, Any] = {}
     if config.protocol_version == _MQTT_5:
         session = {"clean_start": is_clean, "properties": None if is_clean else with_session_expiry(None)}
-    client = SecureClient(
+    tls_config = (config.tls_config or TLSConfig()) if broker.tls else None
+    connector = SecureConnector(tls_config, broker.host)
+    client = Client(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
         clean_session=None if session else is_clean,
         protocol=MQTTProtocolVersion(config.protocol_version),
         transport=broker.transport,
         reconnect_on_failure=False,
+        connector=connector,
     )
     client.connect_timeout = config.connection_timeout_s
     if broker.transport == "websockets":
@@ -58,7 +61,7 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
     started_s = time.monotonic()
     try:
         if broker.tls:
-            client.use_tls(config.tls_config or TLSConfig(), broker.host)
+            client.tls_set_context(connector.context())
         client.connect(broker.host, broker.port, **session)
         ended = _await_answer(client, answers, started_s + config.connection_timeout_s)
     except OSError as error:
@@ -80,7 +83,7 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
     return Finding("login", "ok", f"accepted as {who} in {took_ms:.1f} ms")
 
 
-def _await_answer(client: SecureClient, answers: list[ReasonCode], deadline_s: float) -> bool:
+def _await_answer(client: Client, answers: list[ReasonCode], deadline_s: float) -> bool:
     """Until CONNACK, the end of the connection (True where it is that), or the deadline."""
     while not answers and (remaining_s := deadline_s - time.monotonic()) > 0:
         if client.loop(min(remaining_s, 1.0)) != MQTTErrorCode.MQTT_ERR_SUCCESS:

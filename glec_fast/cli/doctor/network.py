@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from glec_fast.cli.doctor.finding import Finding
 from glec_fast.cli.doctor.peer import Peer, Shown, look_at, look_without_scruples, shown, suite_of, utc
+from glec_fast.engine.connector import EXPIRY_NOTICE_S
 from glec_fast.errors import CertificateError, PinningError
-from glec_fast.mqtt.secure import EXPIRY_NOTICE_S
 from glec_fast.tls.config import TLSConfig
 from glec_fast.tls.handshake import Failure, RequestWatch, await_verdict, explain, verified_chain
 from glec_fast.tls.pinning import CertificatePinner

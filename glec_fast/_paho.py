@@ -1,16 +1,24 @@
-"""The contract with paho-mqtt: every internal name that `glec_fast.mqtt.client` overrides or uses, checked at import.
+"""The only seam to paho-mqtt's private names: all that are overridden or used, read at import, and checked.
 
-paho may change what is not public. Then this module refuses, rather than let a message go the wrong way.
+paho may change what is not public. Then this module refuses, rather than let a message go the wrong way. It reads
+paho's class itself, whatever a program or another library has put in that one's place, or around its methods, by then;
+only its clock, `time_func`, is looked up when it is read, as paho does. It is below all packages, as `publish` and what
+it returns need it too.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
-from typing import Any, Protocol
+from types import CodeType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import paho.mqtt
 from paho.mqtt import client as paho_client
+from paho.mqtt.client import MQTTMessage, MQTTMessageInfo, error_string
 from paho.mqtt.matcher import MQTTMatcher
+
+__all__ = ["MQTTMessage", "MQTTMessageInfo", "PahoClient", "error_string"]
 
 METHODS = (
     "_call_socket_close",
@@ -22,7 +30,6 @@ METHODS = (
     "_easy_log",
     "_get_proxy",
     "_handle_connack",
-    "_handle_on_message",
     "_loop",
     "_loop_rc_handle",
     "_messages_reconnect_reset",
@@ -60,7 +67,6 @@ ATTRIBUTES = (
     "_logger",
     "_manual_ack",
     "_max_inflight_messages",
-    "_max_queued_messages",
     "_mid_generate_mutex",
     "_msgtime_mutex",
     "_on_log",
@@ -95,8 +101,15 @@ FUNCTIONS = (
     "_ConnectionState",
     "_WebsocketWrapper",
     "_encode_payload",
-    "error_string",
-    "time_func",
+)
+# Of MQTTMessage: what the parser sets, and what is made when it is asked for.
+MESSAGE = ("_topic", "info", "properties")
+# Of MQTTMessageInfo.
+INFO = (
+    "_condition",
+    "_iterpos",
+    "_published",
+    "_set_as_published",
 )
 # When bytes last came: 2.2 renamed it.
 _LAST_RECEIVED = ("_last_bytes_received", "_last_msg_in")
@@ -126,11 +139,38 @@ class Unfinished:
         """Does nothing: the outbox ends what a connection ends."""
 
 
-def _initialised_names() -> set[str]:
-    return set(paho_client.Client.__init__.__code__.co_names)
+def _its_own_client() -> Any:
+    """paho's class, also where `paho.mqtt.client.Client` is another by now."""
+    own = [
+        each
+        for each in object.__subclasses__()
+        if (each.__module__, each.__qualname__) == (paho_client.__name__, "Client")
+        and not vars(each).keys().isdisjoint(METHODS)
+    ]
+    named = paho_client.Client
+    return named if named in own or not own else own[-1]
 
 
-LAST_RECEIVED = next((name for name in _LAST_RECEIVED if name in _initialised_names()), _LAST_RECEIVED[0])
+def _names_in(kind: Any) -> set[str]:
+    """What its methods name; those around which a program has put its own are seen as far as that lets them be seen."""
+    names: set[str] = set()
+    for member in vars(kind).values():
+        for function in (member.fget, member.fset) if isinstance(member, property) else (member,):
+            code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+            names.update(code.co_names if isinstance(code, CodeType) else ())
+    return names
+
+
+def _used_names() -> set[str]:
+    return _names_in(PahoClient)
+
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import Client as PahoClient
+else:
+    PahoClient = _its_own_client()
+
+LAST_RECEIVED = next((name for name in _LAST_RECEIVED if name in _used_names()), _LAST_RECEIVED[0])
 
 
 def _root_of(matcher: MQTTMatcher) -> Any:
@@ -156,25 +196,26 @@ def whole_packet(command: int, body: bytes) -> Any:
     }
 
 
-def _websocket_names() -> tuple[str, ...]:
-    wrapper = getattr(paho_client, "_WebsocketWrapper", None)
-    return () if wrapper is None else wrapper.__init__.__code__.co_names
-
-
 def missing_internals() -> list[str]:
     """Names of the contract that the installed paho-mqtt does not have."""
-    initialised = _initialised_names()
+    used = _used_names()
     return [
-        *(name for name in METHODS if not callable(getattr(paho_client.Client, name, None))),
-        *(name for name in ATTRIBUTES if name not in initialised),
+        *(name for name in METHODS if not callable(getattr(PahoClient, name, None))),
+        *(name for name in ATTRIBUTES if name not in used),
         *(name for name in FUNCTIONS if not hasattr(paho_client, name)),
-        *(name for name in _LAST_RECEIVED[:1] if initialised.isdisjoint(_LAST_RECEIVED)),
+        *(name for name in MESSAGE if name not in vars(MQTTMessage)),
+        *(name for name in INFO if name not in vars(MQTTMessageInfo)),
+        *(name for name in _LAST_RECEIVED[:1] if used.isdisjoint(_LAST_RECEIVED)),
         *(name for name in ("MQTTMatcher._root._children",) if not hasattr(_root_of(MQTTMatcher()), "_children")),
-        *(name for name in ("_WebsocketWrapper._socket",) if "_socket" not in _websocket_names()),
+        *(
+            name
+            for name in ("_WebsocketWrapper._socket",)
+            if "_socket" not in _names_in(getattr(paho_client, "_WebsocketWrapper", object))
+        ),
     ]
 
 
-def check() -> None:
+def _check() -> None:
     """Raises ImportError where paho's internals are not those that this version was written for."""
     missing = missing_internals()
     if missing:
@@ -182,3 +223,18 @@ def check() -> None:
             f"paho-mqtt {paho.mqtt.__version__} lacks {', '.join(missing)}, which glec_fast builds on: "
             "install a version from 2.1 on and below 2.3"
         )
+
+
+_check()
+
+ConnectionState = paho_client._ConnectionState
+encode_payload = paho_client._encode_payload
+_WebsocketWrapper = paho_client._WebsocketWrapper
+# paho's slots, under the properties of the same name of our own messages.
+message_info: Any = vars(MQTTMessage)["info"]
+message_properties: Any = vars(MQTTMessage)["properties"]
+
+
+def socket_of_upgraded(sock: Any) -> Any:
+    """The socket below paho's WebSocket, once that has made its upgrade; None where it is none."""
+    return sock._socket if isinstance(sock, _WebsocketWrapper) else None

@@ -1,0 +1,158 @@
+"""How a connection is made: paho's way, or that of the fleet, which refuses a peer before anything of MQTT is sent."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import time
+from typing import Any, NamedTuple
+
+from glec_fast.errors import CertificateError
+from glec_fast.runtime._lock import Event
+from glec_fast.tls.certificate import parse_certificate
+from glec_fast.tls.config import TLSConfig, TLSContext, TLSContextSource
+from glec_fast.tls.handshake import RequestWatch, as_tls_error, await_verdict, verified_chain
+from glec_fast.tls.pinning import CertificatePinner
+from glec_fast.transport.dial import Attempt, acknowledge_at_once, dial
+
+EXPIRY_NOTICE_S = 30 * 24 * 3600
+
+logger = logging.getLogger("glec_fast")
+
+
+class Connector:
+    """paho's way: each address of the host has all of the time, and TLS as long again.
+
+    One connection is made at a time, by whoever runs the loop; `end` is for any thread.
+    """
+
+    def __init__(self) -> None:
+        # Ends the pause between two attempts as well.
+        self.interrupt = Event()
+        self.attempt = Attempt()
+        self._timeout_s = 0.0
+
+    def begin(self, timeout_s: float) -> Attempt:
+        """A connection is to be made now."""
+        self._timeout_s = timeout_s
+        self.attempt = attempt = Attempt()
+        if self.interrupt.is_set():
+            # Set before it looked for an attempt to end.
+            attempt.end()
+        return attempt
+
+    def end(self) -> None:
+        """Give up the connection that is being made, and each that is begun before `interrupt` is cleared."""
+        self.interrupt.set()
+        self.attempt.end()
+
+    def context(self) -> ssl.SSLContext | None:
+        """For the next connection; None where the client has its own, or TLS is not used. Raises TLSFileError."""
+        return None
+
+    def dial(self, host: str, port: int, source: tuple[str, int]) -> socket.socket:
+        """Connect over TCP, from `source`. Raises OSError."""
+        return dial(host, port, self._timeout_s, source, self.attempt, for_each=True)
+
+    def shake_hands(self, tcp_sock: socket.socket, context: ssl.SSLContext, host: str) -> Any:
+        """Begin TLS on it. Raises OSError."""
+        sock = context.wrap_socket(tcp_sock, server_hostname=host, do_handshake_on_connect=False)
+        self.attempt.follow(sock)
+        sock.settimeout(self._handshake_timeout_s())
+        sock.do_handshake()
+        return sock
+
+    def _handshake_timeout_s(self) -> float:
+        return self._timeout_s
+
+    def explain(self, error: OSError) -> OSError:
+        """What is raised where an attempt failed with `error`."""
+        return error
+
+
+class CertificateExpiry(NamedTuple):
+    """When a certificate ends. owner: "broker" (its whole chain) or "client" (ours). expires_at_s: Unix seconds."""
+
+    owner: str
+    subject: str
+    expires_at_s: float
+
+
+class SecureConnector(Connector):
+    """The fleet's and the doctor's way: one time-out for all, and TLS with the rules of a TLSConfig, None for no TLS.
+
+    Its files are read anew at each connection. Raises TLSFileError.
+    """
+
+    def __init__(self, tls_config: TLSConfig | None, host: str) -> None:
+        super().__init__()
+        self._host = host
+        self._pinner: CertificatePinner | None = None
+        self._contexts: TLSContextSource | None = None
+        self._tls: TLSContext | None = None
+        self._deadline_s = 0.0
+        # Replaced as a whole, never changed: read by other threads.
+        self.certificates: tuple[CertificateExpiry, ...] = ()
+        if tls_config is not None:
+            if tls_config.certificate_pins:
+                self._pinner = CertificatePinner(host, tls_config.certificate_pins)
+            self._contexts = TLSContextSource(tls_config)
+
+    def begin(self, timeout_s: float) -> Attempt:
+        """See `Connector`."""
+        self._deadline_s = time.monotonic() + timeout_s
+        return super().begin(timeout_s)
+
+    def context(self) -> ssl.SSLContext | None:
+        """See `Connector`."""
+        if self._contexts is None:
+            return None
+        self._tls = self._contexts.get()
+        return self._tls.ssl_context
+
+    def dial(self, host: str, port: int, source: tuple[str, int]) -> socket.socket:
+        """See `Connector`."""
+        return dial(host, port, self._timeout_s, source, self.attempt)
+
+    def _handshake_timeout_s(self) -> float:
+        # 0 would mean a socket that does not block.
+        return max(self._deadline_s - time.monotonic(), 0.001)
+
+    def shake_hands(self, tcp_sock: socket.socket, context: ssl.SSLContext, host: str) -> Any:
+        """See `Connector`. Raises PinningError too."""
+        started_s = time.monotonic()
+        with RequestWatch(context) as watch:
+            sock = super().shake_hands(tcp_sock, context, host)
+            watch.end(sock)
+        chain = verified_chain(sock)
+        if self._pinner is not None:
+            self._pinner.check(host, chain)
+        sock.settimeout(0)
+        if watch.is_verdict_due(sock):
+            await_verdict(sock, time.monotonic() - started_s)
+            acknowledge_at_once(sock)
+        self.certificates = self._expiries(chain)
+        return sock
+
+    def explain(self, error: OSError) -> OSError:
+        """See `Connector`: TLSError, PinningError and TLSFileError too."""
+        return as_tls_error(error, self._host)
+
+    def _expiries(self, chain: list[bytes]) -> tuple[CertificateExpiry, ...]:
+        owned = [("broker", der) for der in chain]
+        if self._tls is not None and self._tls.client_certificate is not None:
+            owned.append(("client", self._tls.client_certificate))
+        expiries = []
+        for owner, der in owned:
+            try:
+                certificate = parse_certificate(der)
+            except CertificateError as error:
+                logger.warning("the end of a certificate of the %s is not known: %s", owner, error)
+                continue
+            expiries.append(CertificateExpiry(owner, certificate.subject, certificate.not_after_s))
+        return tuple(expiries)
+
+    def expiring(self, now_s: float) -> tuple[CertificateExpiry, ...]:
+        """Certificates of the last handshake that end within 30 days of `now_s` (Unix seconds)."""
+        return tuple(each for each in self.certificates if each.expires_at_s - now_s <= EXPIRY_NOTICE_S)

@@ -1,0 +1,22 @@
+"""Whose session the server keeps under our client id, and how one that is not ours is discarded."""
+
+from __future__ import annotations
+
+
+class Takeover:
+    """Of one client, for whoever has its loop: what each accepted connection is for."""
+
+    def __init__(self) -> None:
+        # The next CONNECT has the server forget the session that it keeps.
+        self.discards = False
+        self._has_discarded = False
+
+    def must_connect_again(self, *, session_present: bool, is_foreign: bool, is_mqtt_5: bool) -> bool:
+        """True where this connection only shows, or only serves to discard, a session that is not ours."""
+        if self.discards:
+            self.discards, self._has_discarded = False, True
+            # Before MQTT 5 a clean session lasts no longer than its connection (MQTT 3.1.1, 3.1.2.4).
+            return not is_mqtt_5
+        has_discarded, self._has_discarded = self._has_discarded, False
+        self.discards = session_present and is_foreign and not has_discarded
+        return self.discards
