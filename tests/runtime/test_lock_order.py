@@ -90,3 +90,15 @@ def test_threads_have_nothing_in_common(lock_watch: Watch) -> None:
     with lock:
         pass
     assert not lock_watch.take_violations()
+
+
+def test_a_finaliser_may_cut_in_anywhere(lock_watch: Watch) -> None:
+    class Finalised:
+        def __del__(self) -> None:
+            with Lock("Link.lock"):
+                pass
+
+    with Lock("Outbox.lock"):
+        found = Finalised()
+        del found
+    assert not lock_watch.take_violations()
