@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,9 @@ class TestKept:
 
             def read_after(self, *arguments: Any) -> Any:
                 monkeypatch.setattr(store._reader, "table", reading)
-                append(store, RETAINED)
+                # Not in this thread, which must not wait for the disk: it has the reader's lock.
+                with ThreadPoolExecutor(1) as other:
+                    other.submit(append, store, RETAINED).result()
                 return reading.read_after(*arguments)
 
         append(store, None)
