@@ -24,7 +24,15 @@ from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
 from libc.string cimport memchr, memset
 
 from glec_fast.errors import MessageError
-from glec_fast.durable.foreign_rows import ID_MAX, TIME_MAX_MS, are_extras, as_message, as_number, as_time_ms
+from glec_fast.durable.foreign_rows import (
+    ID_MAX,
+    STAMP_MAX_MS,
+    TIME_MAX_MS,
+    are_extras,
+    as_message,
+    as_number,
+    as_time_ms,
+)
 from glec_fast.durable.in_doubt import Decision
 from glec_fast.validation import PAYLOAD_MAX_BYTES
 
@@ -571,7 +579,7 @@ cdef class QueueTable:
 
     def last_timestamp_ms(self) -> int:
         latest = self.execute(
-            "SELECT max(timestamp) FROM mqtt_offline_queue WHERE timestamp BETWEEN -?1 AND ?1", (TIME_MAX_MS,)).get
+            "SELECT max(timestamp) FROM mqtt_offline_queue WHERE timestamp BETWEEN -?1 AND ?1", (STAMP_MAX_MS,)).get
         return 0 if latest is None else ceil(latest)
 
     def span_ms(self):

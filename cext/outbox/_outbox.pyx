@@ -574,7 +574,7 @@ cdef class MemoryOutbox(Outbox):
         """See `Outbox.greet`. What is published from now on goes before what is sent again."""
         with self.lock:
             if self.is_greeting:
-                # An exception came before `resume`, and CONNACK is handled once more: what was published since has left.
+                # An exception came before `resume`, and CONNACK is handled again: what was published since has left.
                 return
             for mid in self.session.resume(session_present, receive_maximum):
                 # Not where the program has dropped it meanwhile.

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import apsw
 
-from glec_fast.durable.foreign_rows import ID_MAX, TIME_MAX_MS
+from glec_fast.durable.foreign_rows import ID_MAX, STAMP_MAX_MS, TIME_MAX_MS
 from glec_fast.errors import QueueFormatError, QueueStorageError
 
 SCHEMA_VERSION = 1
@@ -75,7 +75,7 @@ IDS_LEFT_OUT = 1_000_000
 # Numbers compare below all text, and text below all BLOBs, so that one index search finds whatever is no time.
 _IDS_WHERE = "SELECT id FROM mqtt_offline_queue WHERE "
 _ODD_TIMESTAMPS = " UNION ALL ".join(
-    _IDS_WHERE + odd for odd in ("timestamp IS NULL", f"timestamp < -{TIME_MAX_MS}", f"timestamp > {TIME_MAX_MS}")
+    _IDS_WHERE + odd for odd in ("timestamp IS NULL", f"timestamp < -{STAMP_MAX_MS}", f"timestamp > {STAMP_MAX_MS}")
 )
 _ODD_TTLS = f"{_IDS_WHERE}ttl IS NULL UNION ALL {_IDS_WHERE}ttl >= ''"
 _AS_UNIX_MS = "CAST(round((julianday({0}) - 2440587.5) * 86400000) AS INTEGER)"
@@ -305,12 +305,12 @@ def _mend_ids(connection: apsw.Connection) -> None:
 def _mend_times(connection: apsw.Connection) -> None:
     """A date and time as text is taken for UTC. What says nothing is as old as the youngest row, and never expires."""
     youngest_ms = connection.execute(
-        "SELECT coalesce(max(timestamp), 0) FROM mqtt_offline_queue WHERE timestamp BETWEEN -?1 AND ?1", (TIME_MAX_MS,)
+        "SELECT coalesce(max(timestamp), 0) FROM mqtt_offline_queue WHERE timestamp BETWEEN -?1 AND ?1", (STAMP_MAX_MS,)
     ).get
     as_told = f"coalesce({_DIGITS_AS_MS.format('timestamp')}, {_AS_UNIX_MS.format('timestamp')}, ?)"
     connection.execute(
         "UPDATE mqtt_offline_queue SET timestamp = CASE WHEN typeof(timestamp) = 'text'"  # noqa: S608
-        f" THEN {as_told} WHEN timestamp < 0 THEN -{TIME_MAX_MS} ELSE ? END WHERE id IN ({_ODD_TIMESTAMPS})",
+        f" THEN {as_told} WHEN timestamp < 0 THEN -{STAMP_MAX_MS} ELSE ? END WHERE id IN ({_ODD_TIMESTAMPS})",
         (ceil(youngest_ms), ceil(youngest_ms)),
     )
     as_told = f"coalesce({_DIGITS_AS_MS.format('ttl')}, {_AS_UNIX_MS.format('ttl')}, {TIME_MAX_MS})"

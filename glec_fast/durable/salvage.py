@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import apsw
 
 from glec_fast.durable.database import COLUMNS, IDS_LEFT_OUT, connect, create_schema
-from glec_fast.durable.foreign_rows import ID_MAX, TIME_MAX_MS, are_extras, as_number, as_time_ms
+from glec_fast.durable.foreign_rows import ID_MAX, STAMP_MAX_MS, TIME_MAX_MS, are_extras, as_number, as_time_ms
 from glec_fast.durable.lock import create_file, sync_folder
 
 # Text as bytes, which need not be any: an error would end the reading.
@@ -202,13 +202,13 @@ class _Remains:
             if not 0 < number <= ID_MAX:
                 # Behind all others.
                 self._last_id += 1
-            timestamp_ms = as_time_ms(timestamp, TIME_MAX_MS)
+            timestamp_ms = as_time_ms(timestamp, STAMP_MAX_MS)
             yield (
                 number if 0 < number <= ID_MAX else self._last_id,
                 self._stored(topic, "text"),
                 self._stored(payload, kind),
                 _NO_QOS if qos is None else qos,
-                max(timestamp_ms, -TIME_MAX_MS) if timestamp_ms < TIME_MAX_MS else round(youngest),
+                max(timestamp_ms, -STAMP_MAX_MS) if timestamp_ms < STAMP_MAX_MS else round(youngest),
                 as_time_ms(ttl, TIME_MAX_MS),
                 as_number(retry_count) or 0,
             )
@@ -394,4 +394,4 @@ def _number(connection: apsw.Connection, query: str) -> int | None:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and -TIME_MAX_MS <= value <= TIME_MAX_MS
+    return isinstance(value, (int, float)) and -STAMP_MAX_MS <= value <= STAMP_MAX_MS

@@ -74,9 +74,9 @@ SENT_AS = {
     "timestamp negative": (("t", "x", 1, -5, FAR_MS), ("t", "x", 1, -5, FAR_MS)),
     "timestamp NULL": (("t", "x", 1, None, FAR_MS), ("t", "x", 1, 0, FAR_MS)),
     "timestamp the highest": (("t", "x", 1, 2**63 - 1, FAR_MS), ("t", "x", 1, 0, FAR_MS)),
-    "timestamp the lowest": (("t", "x", 1, -(2**63), FAR_MS), ("t", "x", 1, -(2**53), FAR_MS)),
+    "timestamp the lowest": (("t", "x", 1, -(2**63), FAR_MS), ("t", "x", 1, -(2**52), FAR_MS)),
     "timestamp infinite": (("t", "x", 1, 1e999, FAR_MS), ("t", "x", 1, 0, FAR_MS)),
-    "timestamp minus infinite": (("t", "x", 1, -1e999, FAR_MS), ("t", "x", 1, -(2**53), FAR_MS)),
+    "timestamp minus infinite": (("t", "x", 1, -1e999, FAR_MS), ("t", "x", 1, -(2**52), FAR_MS)),
     "timestamp a broken text": (("t", "x", 1, b"\xff", FAR_MS), None),
     "ttl a REAL": (("t", "x", 1, NOW_MS, FAR_MS + 0.6), (*GOOD[:4], FAR_MS + 1)),
     "ttl NULL": (("t", "x", 1, NOW_MS, None), (*GOOD[:4], 2**53)),
@@ -351,3 +351,14 @@ def test_the_whole_way_of_odd_rows(path: Path) -> None:
         assert {each.reason.value for each in gateway.dropped} == {"unsendable"}
         assert gateway.store.drops == {"unsendable": len(SET_ASIDE)}
         assert sum(broker.counts().values()) == len(sendable)
+
+
+def test_ours_are_read_behind_a_row_of_the_end_of_time_also_once_the_clock_steps(path: Path) -> None:
+    write(path, ("t", "foreign", 1, 2**53 - 1, 2**53 - 1))
+    clock = Clock()
+    with closing(Store(path, clocks=clock.clocks)) as store:
+        for payload in ("first", "second"):
+            store.wait_durable(store.append("t", payload, 1), 20)
+            clock.step(3600)
+        rows, is_last = store.read(10)
+        assert ([row[2] for row in rows], is_last) == (["foreign", "first", "second"], True)
