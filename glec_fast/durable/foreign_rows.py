@@ -9,7 +9,7 @@ from glec_fast.validation import check_publish, check_size
 
 # Every whole number up to here is exact as a REAL too. What is later is no time.
 TIME_MAX_MS = 1 << 53
-# Ours come behind the latest, and all are moved where the clock steps: what is taken for a timestamp leaves room for that.
+# Ours come behind the latest, and all are moved where the clock steps: a timestamp leaves room for that.
 STAMP_MAX_MS = 1 << 52
 # Above are no ids: what is given next must be storable, for longer than anybody counts.
 ID_MAX = (1 << 62) - 1

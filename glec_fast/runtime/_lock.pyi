@@ -34,7 +34,6 @@ class Lock:
     name: Final[str]
 
     def __init__(self, name: str = "") -> None: ...
-
     def attempt(self, timeout_s: float = 0.0) -> Hold:
         """For a with statement, whose value says whether the lock came free within `timeout_s`, below 0 for any time.
 

@@ -413,12 +413,14 @@ def run_point(
         elif how == "burst":
             source = Bursts(rnd)
             try:
-                source.start()
-                try:
+                with suppress(Interrupted):
+                    source.start()
                     point.interrupted_call()
-                finally:
-                    source.stop()
-            except Interrupted:
+            finally:
+                # Which may be interrupted as well, as often as is left.
+                while source.left:
+                    with suppress(Interrupted):
+                        source.stop()
                 source.stop()
         else:
             source = StepTrace(at, by_opcode=how == "opcode")
