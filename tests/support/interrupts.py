@@ -111,11 +111,18 @@ class Bursts:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _on_alarm(self, _number: int, frame: Any) -> None:
-        if self.left <= 0:
+        if self.left <= 0 or not _is_within(frame, "interrupted_call"):
+            # What comes before and after is the harness's own.
             return
         self.left -= 1
         self.where += f" {Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
         raise Interrupted
+
+
+def _is_within(frame: Any, name: str) -> bool:
+    while frame is not None and frame.f_code.co_name != name:
+        frame = frame.f_back
+    return frame is not None
 
 
 class AsyncExceptions:
@@ -413,14 +420,10 @@ def run_point(
         elif how == "burst":
             source = Bursts(rnd)
             try:
+                source.start()
                 with suppress(Interrupted):
-                    source.start()
                     point.interrupted_call()
             finally:
-                # Which may be interrupted as well, as often as is left.
-                while source.left:
-                    with suppress(Interrupted):
-                        source.stop()
                 source.stop()
         else:
             source = StepTrace(at, by_opcode=how == "opcode")
