@@ -156,7 +156,8 @@ cdef class RowOutbox(Outbox):
         if self._tells_all:
             # Which QoS is in its acknowledgement; QoS 0 has none.
             handles += [self._take_handle(message_id, 0) for message_id in done]
-        elif self._handles:
+        # Past the mapping's own length, which is Python, and may be cut short.
+        elif self._handles.data:
             for message_id in done:
                 handle = self._held_handle(message_id)
                 if handle is not None:
