@@ -375,10 +375,10 @@ def test_links_that_are_cut_behind_connack_give_up_nothing(tmp_path: Path) -> No
     """However often, where the broker answers all that it reads."""
     with OddBroker() as broker, Link(("127.0.0.1", broker.port)) as link:
         with MQTTManager(quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path)) as manager:
-            manager.connect()
-            # CONNACK and PUBREC come through.
+            # Before it connects, as what passes is counted from now on: CONNACK and PUBREC come through.
             link.restore_for(2 * CONNACK_BYTES, "down")
             handle = manager.publish("t", "=once", 2)
+            manager.connect()
             assert link.wait_for(lambda link: link.is_down, TIMEOUT_S)
             for passing in (4, 5, 6, 7):
                 link.restore_for(passing, "down")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ class Child:
             "qos": [1, 2], "first": 0, "count": 0, **settings,
         }  # fmt: skip
         self.accepted: set[bytes] = set()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
             [sys.executable, str(CHILD), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._errors,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
         assert self._process.stdout is not None
@@ -55,13 +58,19 @@ class Child:
     def leave(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        assert self._process.wait(TIMEOUT_S) == 0
+        assert self._process.wait(TIMEOUT_S) == 0, self._end()
         self.close()
 
     def _line(self) -> bytes:
         line = self._output.readline()
-        assert line.endswith(b"\n"), "the publishing process ended"
+        assert line.endswith(b"\n"), self._end()
         return line[:-1]
+
+    def _end(self) -> str:
+        """How it ended, for whom that fails."""
+        status = self._process.wait(TIMEOUT_S)
+        self._errors.seek(0)
+        return f"the publishing process ended with {status}: {self._errors.read().decode(errors='replace')}"
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -69,3 +78,4 @@ class Child:
         self._output.close()
         self._process.kill()
         self._process.wait()
+        self._errors.close()
