@@ -15,7 +15,14 @@ class GlecError(Exception):
 
 
 class ConfigError(GlecError, ValueError):
-    """A setting is malformed or contradicts another. Nothing was started."""
+    """A setting is malformed or contradicts another. Nothing was started.
+
+    `field` names the setting of MQTTConfig or TLSConfig that is to blame; None where it is no single one.
+    """
+
+    def __init__(self, *arguments: object, field: str | None = None) -> None:
+        super().__init__(*arguments)
+        self.field = field
 
 
 class UnsupportedError(GlecError, RuntimeError):

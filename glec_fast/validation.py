@@ -70,10 +70,14 @@ def check_id(message_id: int) -> None:
 
 
 def check_topic_level(name: str, value: str) -> None:
-    """Refuse a client or device id that would add levels or wildcards to a topic. Raises ConfigError."""
+    """Refuse a client or device id that would add levels or wildcards to a topic. Raises ConfigError.
+
+    The value is not repeated: in a damaged file it may be another's, such as a password.
+    """
     if not isinstance(value, str) or not value:
-        raise ConfigError(f"{name} is {value!r}; it must be a non-empty str")
+        raise ConfigError(f"{name} is {type(value).__name__} or empty; it must be a non-empty str", field=name)
     if any(sign in value for sign in "/+#\0") or not value.isprintable():
-        raise ConfigError(f"{name} {value!r} has /, +, # or a control character; it becomes one level of a topic")
+        raise ConfigError(f"{name} has /, +, # or a control character; it becomes one level of a topic", field=name)
     if len(value.encode()) > _LEVEL_MAX_BYTES:
-        raise ConfigError(f"{name} has {len(value.encode())} bytes; at most {_LEVEL_MAX_BYTES} leave room in a topic")
+        says = f"{name} has {len(value.encode())} bytes; at most {_LEVEL_MAX_BYTES} leave room in a topic"
+        raise ConfigError(says, field=name)

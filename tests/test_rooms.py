@@ -20,6 +20,7 @@ LAYERS = (
     {"durable", "protocol", "tls"},
     {"runtime"},
     {"_paho"},
+    {"settings"},
     {"validation"},
     {"errors"},
 )

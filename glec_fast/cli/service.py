@@ -7,10 +7,11 @@ is published. The answer to each is `{"id": N}` once QoS 1 or 2 is on disk (QoS 
 sender's SO_SNDBUF (208 KiB unless it sets that) is refused by the kernel (EMSGSIZE). Its content may go as a memfd, of
 which the descriptor (SCM_RIGHTS) is sent with any one byte.
 
-Environment: GLEC_BROKER_URL and GLEC_CLIENT_ID; GLEC_USERNAME and GLEC_QUEUE_MAX_SIZE where wanted. Or, in place of all
-but GLEC_CLIENT_ID: GLEC_CONFIG, the path of a broker_config.properties. From systemd: STATE_DIRECTORY (the queue),
-RUNTIME_DIRECTORY (the socket), CREDENTIALS_DIRECTORY (glec_ca.crt, glec_client.crt, glec_client.key, glec_password,
-glec_broker_config.properties, all optional), NOTIFY_SOCKET and WATCHDOG_USEC.
+Environment: GLEC_BROKER_URL and GLEC_CLIENT_ID, and every other setting where wanted (`glec-fast settings` lists them).
+Or, in place of all but GLEC_CLIENT_ID: GLEC_CONFIG, the path of a broker_config.properties. From systemd:
+STATE_DIRECTORY (the queue), RUNTIME_DIRECTORY (the socket), CREDENTIALS_DIRECTORY (glec_ca.crt, glec_client.crt,
+glec_client.key, glec_password, glec_broker_config.properties and others, all optional), NOTIFY_SOCKET and
+WATCHDOG_USEC.
 """
 
 from __future__ import annotations
@@ -24,14 +25,12 @@ import socket
 import time
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from glec_fast.cli.environment import config_from, directory_from
 from glec_fast.errors import ConfigError, GlecError, MessageError
-from glec_fast.fleet.config import MQTTConfig
 from glec_fast.fleet.manager import MQTTManager
 from glec_fast.fleet.payload import as_payload
-from glec_fast.fleet.properties import load_properties, read_secret
-from glec_fast.tls.config import TLSConfig, warn_if_world_readable
 from glec_fast.validation import TOPIC_MAX_BYTES
 
 if TYPE_CHECKING:
@@ -230,70 +229,3 @@ class Notifier:
         if now_s >= self._next_s:
             self._next_s = now_s + self.period_s / 2
             self.say(f"WATCHDOG=1\nSTATUS={status}")
-
-
-def config_from(environment: Mapping[str, str]) -> MQTTConfig:
-    """The settings that the environment holds, or the properties file that it names. Raises ConfigError."""
-    properties = _properties_file(environment)
-    if properties is not None:
-        return _from_properties(properties, environment)
-    missing = [name for name in ("GLEC_BROKER_URL", "GLEC_CLIENT_ID") if not environment.get(name)]
-    if missing:
-        raise ConfigError(f"{' and '.join(missing)} not set: put them into the service's environment file")
-    authority, certificate, key = (_credential(environment, name) for name in ("ca.crt", "client.crt", "client.key"))
-    if authority is None and certificate is not None:
-        raise ConfigError("there is a client.crt but no ca.crt: put the broker's authority beside it")
-    password = _credential(environment, "password")
-    if password is not None:
-        warn_if_world_readable("the password in", password)
-    size = environment.get("GLEC_QUEUE_MAX_SIZE", "10000")
-    if not (size.isascii() and size.isdigit()):
-        raise ConfigError("GLEC_QUEUE_MAX_SIZE must be a whole number")
-    return MQTTConfig(
-        broker_url=environment["GLEC_BROKER_URL"],
-        client_id=environment["GLEC_CLIENT_ID"],
-        username=environment.get("GLEC_USERNAME") or None,
-        password=read_secret("the password", password) if password else None,
-        tls_config=TLSConfig(authority, certificate, key) if authority else None,
-        queue_path=_queue_path(environment),
-        queue_max_size=int(size),
-    )
-
-
-def _credential(environment: Mapping[str, str], name: str) -> Path | None:
-    """The file of that name which systemd hands over (LoadCredential=), if there is one."""
-    path = Path(environment.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / f"glec_{name}"
-    return path if path.exists() else None
-
-
-def _properties_file(environment: Mapping[str, str]) -> Path | None:
-    named = environment.get("GLEC_CONFIG")
-    path = Path(named) if named else _credential(environment, "broker_config.properties")
-    others = [name for name in ("GLEC_BROKER_URL", "GLEC_USERNAME", "GLEC_QUEUE_MAX_SIZE") if environment.get(name)]
-    if path is not None and others:
-        raise ConfigError(f"{' and '.join(others)} set beside {path}: keep the settings in one of the two places")
-    return path
-
-
-def _from_properties(path: Path, environment: Mapping[str, str]) -> MQTTConfig:
-    password = _credential(environment, "password")
-    if password is not None:
-        environment = {"SECURE_PASSWORD_FILE": str(password), **environment}
-
-    def make(**settings: Any) -> MQTTConfig:
-        if "queue_path" not in settings:
-            settings["queue_path"] = _queue_path(environment)
-        return MQTTConfig(**settings)
-
-    return load_properties(path, make, device_id=environment.get("GLEC_CLIENT_ID") or None, environment=environment)
-
-
-def _queue_path(environment: Mapping[str, str]) -> Path:
-    return directory_from(environment, "STATE_DIRECTORY") / "queue.db"
-
-
-def directory_from(environment: Mapping[str, str], name: str) -> Path:
-    """A directory that systemd made for the service. Raises ConfigError."""
-    if not environment.get(name):
-        raise ConfigError(f"{name} is not set: systemd sets it; elsewhere, name a directory that you may write to")
-    return Path(environment[name])

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from glec_fast.errors import ConfigError
+from glec_fast.fleet.config import MQTTConfig
 from glec_fast.fleet.java_properties import Entry, EscapeError, entries, unescape, unescaped, with_pairs_joined
+from glec_fast.settings import FLAG, Setting, settings_of, trimmed
 from glec_fast.tls.config import TLSConfig, warn_if_world_readable
 from glec_fast.tls.key_format import looks_like_a_key
 from glec_fast.validation import is_utf8
@@ -36,81 +38,15 @@ _KEY_MAX_CHARS = 64
 logger = logging.getLogger("glec_fast")
 
 
-class _Setting(NamedTuple):
-    """Where a key's value goes: a field of MQTTConfig, or with `of_tls` of TLSConfig."""
-
-    field: str
-    convert: Callable[[str], object]
-    of_tls: bool = False
-    is_secret: bool = False
-    is_path: bool = False
-
-
-def _trimmed(text: str) -> str:
-    return text.rstrip(" \t\f")
-
-
-def _boolean(text: str) -> bool:
-    text = _trimmed(text)
-    if text not in ("true", "false"):
-        raise ValueError("it must be true or false")
-    return text == "true"
-
-
-def _whole(text: str) -> int:
-    text = _trimmed(text)
-    if not re.fullmatch(r"-?[0-9]{1,18}", text):
-        raise ValueError("it must be a whole number")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    text = _trimmed(text)
-    if not re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,9})?", text):
-        raise ValueError("it must be a number")
-    return float(text) if "." in text else int(text)
-
-
-def _list(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-_URL = "mqtt.broker.url"
 _TLS_ENABLED = "mqtt.tls.enabled"
-SETTINGS: Mapping[str, _Setting] = {
-    _URL: _Setting("broker_url", _trimmed),
-    "mqtt.broker.username": _Setting("username", str),
-    "mqtt.broker.password": _Setting("password", str, is_secret=True),
-    "mqtt.connection.timeout": _Setting("connection_timeout_s", _number),
-    "mqtt.connection.keepalive": _Setting("keepalive_s", _whole),
-    "mqtt.protocol.version": _Setting("protocol_version", _whole),
-    "mqtt.connection.clean_session": _Setting("clean_session", _boolean),
-    "mqtt.connection.auto_reconnect": _Setting("auto_reconnect", _boolean),
-    "mqtt.retry.max_attempts": _Setting("retry_max_attempts", _whole),
-    "mqtt.retry.initial_delay_ms": _Setting("retry_initial_delay_ms", _whole),
-    "mqtt.retry.max_delay_ms": _Setting("retry_max_delay_ms", _whole),
-    "mqtt.queue.max_size": _Setting("queue_max_size", _whole),
-    "mqtt.queue.ttl_hours": _Setting("queue_ttl_hours", _number),
-    "mqtt.queue.max_retry": _Setting("queue_max_retry", _whole),
-    "mqtt.queue.path": _Setting("queue_path", _trimmed, is_path=True),
-    _TLS_ENABLED: _Setting("enabled", _boolean, of_tls=True),
-    "mqtt.tls.ca_cert": _Setting("ca_cert", _trimmed, of_tls=True, is_path=True),
-    "mqtt.tls.client_cert": _Setting("client_cert", _trimmed, of_tls=True, is_path=True),
-    "mqtt.tls.client_key": _Setting("client_key", _trimmed, of_tls=True, is_path=True),
-    "mqtt.tls.key_password": _Setting("key_password", str, of_tls=True, is_secret=True),
-    "mqtt.tls.verify_hostname": _Setting("verify_hostname", _boolean, of_tls=True),
-    "mqtt.tls.crl": _Setting("crl_file", _trimmed, of_tls=True, is_path=True),
-    "mqtt.tls.partial_chain": _Setting("partial_chain", _boolean, of_tls=True),
-    "mqtt.tls.version": _Setting("tls_version", _trimmed, of_tls=True),
-    "mqtt.tls.certificate_pins": _Setting("certificate_pins", _list, of_tls=True),
-}
-
-# What the errors call these fields.
-_SPOKEN = {
-    "queue_max_size": "queue size",
-    "queue_ttl_hours": "queue TTL",
-    "queue_max_retry": "queue retry limit",
-    "certificate_pins": "certificate pin",
+_BY_NAME = settings_of(MQTTConfig) | settings_of(TLSConfig, of_tls=True)
+_URL = _BY_NAME["broker_url"].key
+_CLIENT_ID = _BY_NAME["client_id"].key
+_PINS = _BY_NAME["certificate_pins"].key
+# By their keys. One is no field: the URL's scheme says the same, and the two must agree.
+SETTINGS: Mapping[str, Setting] = {
+    **{each.key: each for each in _BY_NAME.values()},
+    _TLS_ENABLED: Setting(_TLS_ENABLED, FLAG, "", name="enabled", of_tls=True),
 }
 _Made = TypeVar("_Made")
 
@@ -136,6 +72,7 @@ def load_properties(
 ) -> _Made:
     """What `make` (MQTTConfig) makes of a properties file. Raises ConfigError, with the line where one is to blame.
 
+    The client id is what {DEVICE_ID} stands for, unless the file sets it.
     {DEVICE_ID} is filled by `device_id`, {SECURE_PASSWORD} by `password`; these and any other placeholder of a password
     by the environment variable of that name, the file that NAME_FILE names, or the file NAME in $CREDENTIALS_DIRECTORY
     (systemd's LoadCredential=), in this order. ${NAME} is the same as {NAME}. Other braces have a backslash before
@@ -157,11 +94,13 @@ class _File:
         self._lines = self._parse(self._content())
 
     def arguments(self) -> dict[str, Any]:
-        settings: dict[str, Any] = {"client_id": self._filled(_DEVICE_ID, "device_id is not given")}
+        settings: dict[str, Any] = {}
         tls: dict[str, Any] = {}
+        if _CLIENT_ID not in self._lines:
+            settings["client_id"] = self._filled(_DEVICE_ID, "device_id is not given")
         for line in self._lines.values():
             setting = SETTINGS[line.key]
-            (tls if setting.of_tls else settings)[setting.field] = self._value(line, setting)
+            (tls if setting.of_tls else settings)[setting.name] = self._value(line, setting)
         if _URL not in self._lines:
             raise ConfigError(f"{self._path}: {_URL} is missing; name the broker, such as ssl://host:8883")
         if self._given["SECURE_PASSWORD"] is not None:
@@ -209,36 +148,37 @@ class _File:
         if entry.is_cut:
             raise self._error(entry.line, f"{key} ends in a backslash and the file with it; complete the value")
 
-    def _error(self, line: int, message: str) -> ConfigError:
-        return ConfigError(f"{self._path}, line {line}: {message}")
+    def _error(self, line: int, message: str, field: str | None = None) -> ConfigError:
+        return ConfigError(f"{self._path}, line {line}: {message}", field=field)
 
     # ---- values
 
-    def _value(self, line: _Line, setting: _Setting) -> object:
+    def _value(self, line: _Line, setting: Setting) -> object:
         text = self._fill(line, setting)
-        is_shown_text = setting.is_path or (setting.convert is str and not setting.is_secret)
+        kind = setting.kind
+        is_shown_text = kind.is_path or (kind.is_verbatim and not kind.is_secret)
         if _SWALLOWED.search(text) or (is_shown_text and _ASSIGNMENT.search(line.raw)):
             says = "has another setting in its value; end the line before that, or put a backslash before each ="
             raise self._error(line.number, f"{line.key} {says}")
-        if not text and not setting.is_secret:
+        if not text and not kind.is_secret:
             raise self._error(line.number, f"{line.key} has no value; set one or remove the line")
         try:
-            value = setting.convert(text)
+            value = kind.parse(text)
         except ValueError as error:
             raise self._error(line.number, f"{line.key} is malformed: {error}") from error
-        if setting.is_path:
+        if kind.is_path:
             # It is named in errors, so that it must not be anything else.
             if looks_like_a_key(text):
                 raise self._error(line.number, f"{line.key} is no path; give the path of a file")
             return str(self._path.parent / str(value))
         return value
 
-    def _fill(self, line: _Line, setting: _Setting) -> str:
+    def _fill(self, line: _Line, setting: Setting) -> str:
         """Unescape what the file says, and put in what its placeholders stand for, which is taken as it is."""
         raw = line.raw
-        if setting.convert is str and raw != _trimmed(raw):
+        if setting.kind.is_verbatim and raw != trimmed(raw):
             logger.warning("%s, line %d: %s ends in a space, which is part of it", self._path, line.number, line.key)
-        if _FOREIGN_PLACEHOLDER.fullmatch(_trimmed(raw)):
+        if _FOREIGN_PLACEHOLDER.fullmatch(trimmed(raw)):
             raise self._error(line.number, f"{line.key} has a placeholder of another tool; write it as ${{NAME}}")
         parts: list[str] = []
         position = 0
@@ -259,7 +199,7 @@ class _File:
             else:
                 parts.append(raw[position])
                 position += 1
-        if setting.is_secret and is_literal:
+        if setting.kind.is_secret and is_literal:
             warn_if_world_readable(f"{line.key} in", self._path)
         text = with_pairs_joined("".join(parts))
         if not is_utf8(text):
@@ -276,8 +216,8 @@ class _File:
         says = "has a placeholder that is not filled, or a brace; write {NAME} in capital letters, or \\{ for the brace"
         return self._error(line.number, f"{line.key} {says}")
 
-    def _placeholder(self, line: _Line, setting: _Setting, name: str) -> str:
-        if name != _DEVICE_ID and not setting.is_secret:
+    def _placeholder(self, line: _Line, setting: Setting, name: str) -> str:
+        if name != _DEVICE_ID and not setting.kind.is_secret:
             says = f"this placeholder is for passwords; {line.key} may hold {{{_DEVICE_ID}}} only"
             raise self._error(line.number, says)
         return self._filled(name, f"line {line.number}: a placeholder of {line.key} is not filled")
@@ -319,11 +259,11 @@ class _File:
         if enabled != encrypted:
             number = self._lines[_TLS_ENABLED].number
             scheme = "not encrypted" if enabled else "encrypted"
-            says = f"{_TLS_ENABLED} is {str(enabled).lower()}, and mqtt.broker.url is {scheme}; change one of them"
+            says = f"{_TLS_ENABLED} is {str(enabled).lower()}, and {_URL} is {scheme}; change one of them"
             raise self._error(number, says)
         if not enabled:
             if tls.get("certificate_pins"):
-                number = self._lines["mqtt.tls.certificate_pins"].number
+                number = self._lines[_PINS].number
                 raise self._error(number, "pins without TLS protect nothing; use ssl:// or remove them")
             return None
         try:
@@ -332,13 +272,12 @@ class _File:
             raise self.located(error) from error
 
     def located(self, error: ConfigError) -> ConfigError:
-        """The same error with the file, and the line of the setting that its text begins with."""
-        text = str(error)
-        for line in self._lines.values():
-            field = SETTINGS[line.key].field
-            if text.startswith(_SPOKEN.get(field, field)):
-                return self._error(line.number, f"{line.key}: {text}")
-        return ConfigError(f"{self._path}: {text}")
+        """The same error with the file, and the line of the setting that is to blame."""
+        described = _BY_NAME.get(error.field or "")
+        line = None if described is None else self._lines.get(described.key)
+        if line is None:
+            return ConfigError(f"{self._path}: {error}", field=error.field)
+        return self._error(line.number, f"{line.key}: {error}", field=error.field)
 
 
 def read_secret(name: str, path: Path) -> str:
@@ -362,4 +301,4 @@ def _nearest(key: str) -> str:
     nearest = get_close_matches(key.lower(), SETTINGS, 1) if len(key) <= _KEY_MAX_CHARS else []
     if nearest:
         return f"did you mean {nearest[0]}?"
-    return "it must be KEY=VALUE, such as mqtt.broker.url=ssl://host:8883, with a key that is in README.md"
+    return "it must be KEY=VALUE, such as mqtt.broker.url=ssl://host:8883, with a key that `glec-fast settings` lists"

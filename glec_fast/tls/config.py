@@ -7,11 +7,12 @@ import os
 import ssl
 import stat
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
 
 from glec_fast.errors import ConfigError
+from glec_fast.settings import FILE, FLAG, PINS, check_settings, one_of, optional_text, setting
 from glec_fast.tls.files import Material, load_authorities, load_client, load_revocation_lists, read_files
 from glec_fast.tls.key_format import looks_like_a_key
 from glec_fast.tls.pinning import check_pins
@@ -33,44 +34,94 @@ logger = logging.getLogger("glec_fast")
 class TLSConfig:
     """How to reach a broker over TLS. Make one with `create_server_auth` or `create_mutual_tls`. Immutable.
 
-    ca_cert, client_cert, client_key, crl_file: a path, bytes or an open file, in PEM or DER. Paths are read when a
-    connection is made, each time. ca_cert may be a folder of such files; None trusts the system's authorities.
-    client_cert may hold the intermediates, and the key as well where client_key is the same file; that may be PKCS#12.
-    key_password: of an encrypted client_key, or of the PKCS#12 file.
-    crl_file: revocation lists; there must be one, in force, of each authority above the broker's certificate.
-    partial_chain: True lets an intermediate in ca_cert be trusted without its root. Of revocation lists, that of the
-    authority that signed the broker's certificate is then the only one looked at.
-    tls_version: lowest accepted, TLSv1.2 or TLSv1.3. certificate_pins: "sha256/…", see `CertificatePinner`.
-    verify_hostname: False accepts any host's certificate of a trusted authority; logged as a warning.
-    Raises ConfigError.
+    A file is a path, bytes or an open file, in PEM or DER. Paths are read when a connection is made, each time.
+    docs/settings.md has all settings with their ranges and names elsewhere. Raises ConfigError.
     """
 
-    ca_cert: Source | None = None
-    client_cert: Source | None = None
-    client_key: Source | None = None
-    key_password: str | None = None
-    tls_version: str = "TLSv1.2"
-    certificate_pins: tuple[str, ...] = ()
-    verify_hostname: bool = True
-    crl_file: Source | None = None
-    partial_chain: bool = False
+    ca_cert: Source | None = field(
+        default=None,
+        metadata=setting(
+            "mqtt.tls.ca_cert",
+            FILE,
+            "Authorities to trust, or a folder of such files. Without it, the system's.",
+            credential="ca.crt",
+        ),
+    )
+    client_cert: Source | None = field(
+        default=None,
+        metadata=setting(
+            "mqtt.tls.client_cert",
+            FILE,
+            "Our certificate and its intermediates. It may hold the key as well, where client_key is the same file; "
+            "that may be PKCS#12.",
+            credential="client.crt",
+        ),
+    )
+    client_key: Source | None = field(
+        default=None,
+        metadata=setting("mqtt.tls.client_key", FILE, "The private key of client_cert.", credential="client.key"),
+    )
+    key_password: str | None = field(
+        default=None,
+        metadata=setting(
+            "mqtt.tls.key_password",
+            optional_text(is_secret=True),
+            "What an encrypted client_key or the PKCS#12 file is opened with.",
+            credential="key_password",
+        ),
+    )
+    tls_version: str = field(
+        default="TLSv1.2",
+        metadata=setting("mqtt.tls.version", one_of(dict.fromkeys(_VERSIONS, "")), "The lowest version accepted."),
+    )
+    certificate_pins: tuple[str, ...] = field(
+        default=(),
+        metadata=setting(
+            "mqtt.tls.certificate_pins",
+            PINS,
+            "Keys, one of which must be in the broker's verified chain; `glec-fast pin` prints them.",
+        ),
+    )
+    verify_hostname: bool = field(
+        default=True,
+        metadata=setting(
+            "mqtt.tls.verify_hostname",
+            FLAG,
+            "Off, the certificate of any host is accepted that a trusted authority signed; a warning is logged.",
+        ),
+    )
+    crl_file: Source | None = field(
+        default=None,
+        metadata=setting(
+            "mqtt.tls.crl",
+            FILE,
+            "Revocation lists: there must be one, in force, of each authority above the broker's certificate.",
+            credential="crl.pem",
+        ),
+    )
+    partial_chain: bool = field(
+        default=False,
+        metadata=setting(
+            "mqtt.tls.partial_chain",
+            FLAG,
+            "On, an intermediate in ca_cert is trusted without its root. Of revocation lists, that of the authority "
+            "that signed the broker's certificate is then the only one looked at.",
+        ),
+    )
 
     def __post_init__(self) -> None:
         for name in Material._fields:
             object.__setattr__(self, name, _source(name, getattr(self, name)))
-        if self.tls_version not in _VERSIONS:
-            raise ConfigError("tls_version must be TLSv1.2 or TLSv1.3")
+        check_settings(self)
         if self.client_cert is not None and self.client_key is None:
-            raise ConfigError("client_cert is set but client_key is not; they belong together: give both or neither")
+            says = "client_cert is set but client_key is not; they belong together: give both or neither"
+            raise ConfigError(says, field="client_cert")
         if self.client_key is not None and self.client_cert is None:
-            raise ConfigError("client_key is set but client_cert is not; they belong together: give both or neither")
-        if self.key_password is not None and not isinstance(self.key_password, str):
-            raise ConfigError("key_password must be a str or None")
+            says = "client_key is set but client_cert is not; they belong together: give both or neither"
+            raise ConfigError(says, field="client_key")
         if self.key_password is not None and self.client_key is None:
-            raise ConfigError("key_password is set but client_key is not; give the key that it opens")
-        for name in ("verify_hostname", "partial_chain"):
-            if type(getattr(self, name)) is not bool:
-                raise ConfigError(f"{name} must be True or False")
+            says = "key_password is set but client_key is not; give the key that it opens"
+            raise ConfigError(says, field="key_password")
         object.__setattr__(self, "certificate_pins", check_pins(self.certificate_pins))
 
     @classmethod
@@ -219,9 +270,11 @@ def _source(name: str, value: object) -> str | bytes | None:
     if value is None or isinstance(value, (str, os.PathLike)):
         # The text is not repeated: it may be a key.
         if value is not None and looks_like_a_key(os.fspath(value)):
-            raise ConfigError(f"{name} is the text of a PEM file or no path; give its path, or the text as bytes")
+            raise ConfigError(
+                f"{name} is the text of a PEM file or no path; give its path, or the text as bytes", field=name
+            )
         if value is not None and not os.fspath(value):
-            raise ConfigError(f"{name} is empty; give a path, bytes or an open file")
+            raise ConfigError(f"{name} is empty; give a path, bytes or an open file", field=name)
         return value  # type: ignore[return-value]
     if hasattr(value, "read"):
         value = value.read()
@@ -230,7 +283,7 @@ def _source(name: str, value: object) -> str | bytes | None:
     if isinstance(value, (bytearray, memoryview)):
         value = bytes(value)
     if not isinstance(value, bytes) or not value:
-        raise ConfigError(f"{name} is {type(value).__name__} or empty; give a path, bytes or an open file")
+        raise ConfigError(f"{name} is {type(value).__name__} or empty; give a path, bytes or an open file", field=name)
     return value
 
 

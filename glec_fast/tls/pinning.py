@@ -16,6 +16,8 @@ from glec_fast.tls.certificate import parse_certificate
 _PREFIX = "sha256/"
 _ENCODED_CHARS = 44
 _DIGEST_BYTES = 32
+# Of TLSConfig.
+_FIELD = "certificate_pins"
 
 
 class CertificatePinner:
@@ -75,7 +77,7 @@ def check_pins(pins: Iterable[str], *, are_shown: bool = False) -> tuple[str, ..
     are_shown: whether an error may repeat one, which in settings may be a secret that came into the wrong place.
     """
     if isinstance(pins, (str, bytes)) or not isinstance(pins, Iterable):
-        raise ConfigError(f"certificate pins are {type(pins).__name__}; give a list of str")
+        raise ConfigError(f"certificate pins are {type(pins).__name__}; give a list of str", field=_FIELD)
     checked = tuple(pins)
     for number, pin in enumerate(checked, 1):
         _digest(pin, repr(pin) if are_shown else f"number {number}")
@@ -85,14 +87,15 @@ def check_pins(pins: Iterable[str], *, are_shown: bool = False) -> tuple[str, ..
 def _digest(pin: str, name: str = "") -> bytes:
     # Compared as bytes: two texts may stand for one digest, as the last character has two spare bits.
     if not isinstance(pin, str) or not pin.startswith(_PREFIX):
-        raise ConfigError(f"certificate pin {name} must begin with {_PREFIX}")
+        raise ConfigError(f"certificate pin {name} must begin with {_PREFIX}", field=_FIELD)
     encoded = pin.removeprefix(_PREFIX)
     try:
         digest = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         digest = b""
     if len(encoded) != _ENCODED_CHARS or len(digest) != _DIGEST_BYTES:
-        raise ConfigError(f"certificate pin {name} must have {_ENCODED_CHARS} characters of base64 after {_PREFIX}")
+        says = f"certificate pin {name} must have {_ENCODED_CHARS} characters of base64 after {_PREFIX}"
+        raise ConfigError(says, field=_FIELD)
     return digest
 
 

@@ -19,7 +19,8 @@ import apsw
 import pytest
 
 from glec_fast import MQTTManager, OfflineQueueManager
-from glec_fast.cli.service import MAX_PACKET_BYTES, MAX_PAYLOAD_BYTES, Notifier, Service, config_from, request_of
+from glec_fast.cli.environment import config_from
+from glec_fast.cli.service import MAX_PACKET_BYTES, MAX_PAYLOAD_BYTES, Notifier, Service, request_of
 from glec_fast.errors import ConfigError, MessageError
 from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, eventually, quick_config

@@ -11,10 +11,10 @@ import pytest
 from glec_fast import ConfigError, MQTTConfig
 from glec_fast.fleet.properties import SETTINGS
 from glec_fast.tls.config import TLSConfig
+from support.setting_values import BACKUP, COMPANIONS, PIN, SETTING_VALUES
 
 SECRET = "s3cr3t-pa55"
-PIN = "sha256/" + "A" * 43 + "="
-BACKUP = "sha256/" + "B" * 43 + "="
+KEYS = {each.name: key for key, each in SETTINGS.items()}
 # The specification's file, to the letter.
 SPECIFIED = """\
 # MQTT Broker
@@ -93,56 +93,26 @@ def test_the_specifications_file(tmp_path: Path) -> None:
     assert SECRET not in repr(made)
 
 
-# key: (text, field, value); none of the values is the default.
-EVERY_KEY: dict[str, tuple[str, str, object]] = {
-    "mqtt.broker.url": ("ssl://other:1", "broker_url", "ssl://other:1"),
-    "mqtt.broker.username": ("someone", "username", "someone"),
-    "mqtt.broker.password": ("pa=ss", "password", "pa=ss"),
-    "mqtt.connection.timeout": ("1.5", "connection_timeout_s", 1.5),
-    "mqtt.connection.keepalive": ("61", "keepalive_s", 61),
-    "mqtt.protocol.version": ("5", "protocol_version", 5),
-    "mqtt.connection.clean_session": ("true", "clean_session", True),
-    "mqtt.connection.auto_reconnect": ("false", "auto_reconnect", False),
-    "mqtt.retry.max_attempts": ("6", "retry_max_attempts", 6),
-    "mqtt.retry.initial_delay_ms": ("2001", "retry_initial_delay_ms", 2001),
-    "mqtt.retry.max_delay_ms": ("60001", "retry_max_delay_ms", 60_001),
-    "mqtt.queue.max_size": ("9999", "queue_max_size", 9999),
-    "mqtt.queue.ttl_hours": ("0.5", "queue_ttl_hours", 0.5),
-    "mqtt.queue.max_retry": ("4", "queue_max_retry", 4),
-    "mqtt.queue.path": ("/var/lib/q.db", "queue_path", "/var/lib/q.db"),
-    "mqtt.tls.enabled": ("true", "", None),
-    "mqtt.tls.ca_cert": ("/ca.crt", "ca_cert", "/ca.crt"),
-    "mqtt.tls.client_cert": ("/client.crt", "client_cert", "/client.crt"),
-    "mqtt.tls.client_key": ("/client.key", "client_key", "/client.key"),
-    "mqtt.tls.key_password": ("k", "key_password", "k"),
-    "mqtt.tls.verify_hostname": ("false", "verify_hostname", False),
-    "mqtt.tls.crl": ("/fleet.crl", "crl_file", "/fleet.crl"),
-    "mqtt.tls.partial_chain": ("true", "partial_chain", True),
-    "mqtt.tls.version": ("TLSv1.3", "tls_version", "TLSv1.3"),
-    "mqtt.tls.certificate_pins": (f"{PIN}, {BACKUP}", "certificate_pins", (PIN, BACKUP)),
-}
-
-
-def test_every_key_is_tested() -> None:
-    assert set(EVERY_KEY) == set(SETTINGS)
+def test_the_specifications_keys_are_settings() -> None:
     assert {line.split("=")[0] for line in SPECIFIED.splitlines() if "=" in line} <= set(SETTINGS)
 
 
-@pytest.mark.parametrize("key", EVERY_KEY)
-def test_every_key_is_typed(key: str, tmp_path: Path) -> None:
-    text, field, value = EVERY_KEY[key]
-    lines = {"mqtt.broker.url": "ssl://host", "mqtt.broker.username": "user", key: text}
-    if field in ("client_cert", "key_password"):
-        lines["mqtt.tls.client_key"] = "x.key"
-    if field in ("client_key", "key_password"):
-        lines["mqtt.tls.client_cert"] = "x.crt"
-    made = load(tmp_path, "".join(f"{name}={value}\n" for name, value in lines.items()))
-    if not field:
-        assert made.tls_config == TLSConfig()
-        return
-    found = getattr(made, field) if SETTINGS[key].of_tls is False else getattr(made.tls_config, field)
-    assert found == value
-    assert type(found) is type(value)
+@pytest.mark.parametrize("name", SETTING_VALUES)
+def test_every_key_is_typed(name: str, tmp_path: Path) -> None:
+    named = {each: SETTING_VALUES[each][0] for each in ("broker_url", name, *COMPANIONS.get(name, ()))}
+    made = load(tmp_path, "".join(f"{KEYS[each]}={text}\n" for each, text in named.items()))
+    found = getattr(made.tls_config if SETTINGS[KEYS[name]].of_tls else made, name)
+    assert found == SETTING_VALUES[name][1]
+    assert type(found) is type(SETTING_VALUES[name][1])
+
+
+def test_tls_may_be_enabled_once_more(tmp_path: Path) -> None:
+    assert with_line(tmp_path, "mqtt.tls.enabled=true").tls_config == TLSConfig()
+
+
+def test_the_client_id_may_be_made_of_the_device_id(tmp_path: Path) -> None:
+    assert with_line(tmp_path, "mqtt.client.id=DTG-{DEVICE_ID}").client_id == "DTG-12345"
+    assert load(tmp_path, "mqtt.broker.url=tcp://h\nmqtt.client.id=own\n", device_id=None).client_id == "own"
 
 
 @pytest.mark.parametrize(

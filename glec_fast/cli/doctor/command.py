@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _config(path: str | None, device_id: str | None, environment: Mapping[str, str]) -> MQTTConfig:
-    from glec_fast.cli.service import config_from
+    from glec_fast.cli.environment import config_from
     from glec_fast.fleet.config import MQTTConfig
 
     if path is None:

@@ -1,0 +1,186 @@
+"""What a setting is. Each is described once, in the field of MQTTConfig or TLSConfig that holds it.
+
+From that description come what is refused, how the properties file and the service's environment are read, and the
+reference page docs/settings.md. To add a setting is to add a field:
+
+    keepalive_s: int = field(
+        default=60, metadata=setting("mqtt.connection.keepalive", whole(0, 65_535, "s"), "Keep alive; 0 turns it off.")
+    )
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
+from typing import Any, NamedTuple
+
+from glec_fast.errors import ConfigError
+from glec_fast.validation import is_utf8
+
+ENVIRONMENT_PREFIX = "GLEC_"
+_TEXT_MAX_BYTES = 65_535
+_METADATA_KEY = "glec_fast.setting"
+
+
+def _unchecked(_name: str, _value: object) -> None:
+    pass
+
+
+class Kind(NamedTuple):
+    """The values of a setting.
+
+    values: in words. parse: from text; raises ValueError, which does not repeat the text. check: raises ConfigError.
+    is_secret: never shown. is_path: names a file. is_verbatim: white space at the end of the text is part of it.
+    """
+
+    values: str
+    parse: Callable[[str], object]
+    check: Callable[[str, Any], object] = _unchecked
+    is_secret: bool = False
+    is_path: bool = False
+    is_verbatim: bool = False
+
+
+class Setting(NamedTuple):
+    """One setting.
+
+    key: in the properties file. meaning: one sentence or two. credential: the file of /etc/glec-fast/credentials that
+    sets it for the service. name, of_tls and default are those of the field; default is MISSING where there is none.
+    """
+
+    key: str
+    kind: Kind
+    meaning: str
+    credential: str = ""
+    name: str = ""
+    of_tls: bool = False
+    default: object = MISSING
+
+    @property
+    def variable(self) -> str:
+        """The name in the service's environment."""
+        prefix = f"{ENVIRONMENT_PREFIX}TLS_" if self.of_tls else ENVIRONMENT_PREFIX
+        return prefix + self.name.removeprefix("tls_").upper()
+
+
+def setting(key: str, kind: Kind, meaning: str, *, credential: str = "") -> dict[str, Setting]:
+    """The metadata of a field that is a setting; see `Setting`."""
+    return {_METADATA_KEY: Setting(key, kind, meaning, credential)}
+
+
+def settings_of(settings_class: type, *, of_tls: bool = False) -> dict[str, Setting]:
+    """The settings of a class, by the names of its fields."""
+    return {
+        each.name: each.metadata[_METADATA_KEY]._replace(name=each.name, of_tls=of_tls, default=each.default)
+        for each in fields(settings_class)
+        if _METADATA_KEY in each.metadata
+    }
+
+
+def check_settings(settings: Any) -> None:
+    """Refuse values that are none of their setting. Raises ConfigError."""
+    for each in fields(settings):
+        described: Setting | None = each.metadata.get(_METADATA_KEY)
+        if described is not None:
+            described.kind.check(each.name, getattr(settings, each.name))
+
+
+# ---- the kinds
+
+
+def trimmed(text: str) -> str:
+    """The text without the white space at its end, which nobody sees in a file."""
+    return text.rstrip(" \t\f")
+
+
+def whole(lowest: int, highest: int, unit: str = "") -> Kind:
+    """A whole number, both ends included."""
+
+    def check(name: str, value: object) -> None:
+        if type(value) is not int or not lowest <= value <= highest:
+            raise ConfigError(f"{name} must be a whole number from {lowest} to {highest}", field=name)
+
+    return Kind(_range_in_words("whole number", lowest, highest, unit), _whole, check)
+
+
+def number(lowest: float, highest: float, unit: str = "") -> Kind:
+    """A number, both ends included."""
+
+    def check(name: str, value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not lowest <= value <= highest:
+            raise ConfigError(f"{name} must be a number from {lowest} to {highest}", field=name)
+
+    return Kind(_range_in_words("number", lowest, highest, unit), _number, check)
+
+
+def one_of(choices: Mapping[Any, str]) -> Kind:
+    """One of a few values, each with what it stands for, or an empty text. They are all whole numbers, or all texts."""
+    in_words = " or ".join(f"{value} ({meaning})" if meaning else str(value) for value, meaning in choices.items())
+    first = next(iter(choices))
+
+    def check(name: str, value: object) -> None:
+        if type(value) is not type(first) or value not in choices:
+            raise ConfigError(f"{name} must be {in_words}", field=name)
+
+    return Kind(in_words, _whole if isinstance(first, int) else trimmed, check)
+
+
+def optional_text(*, is_secret: bool = False) -> Kind:
+    """A text of UTF-8 as MQTT carries it, or None."""
+
+    def check(name: str, value: object) -> None:
+        # Without the value: one of them is the password.
+        if value is None:
+            return
+        if not isinstance(value, str) or not is_utf8(value) or len(value.encode()) > _TEXT_MAX_BYTES:
+            raise ConfigError(f"{name} must be a str of at most {_TEXT_MAX_BYTES} bytes of UTF-8, or None", field=name)
+
+    return Kind("text", str, check, is_secret=is_secret, is_verbatim=True)
+
+
+def _check_flag(name: str, value: object) -> None:
+    if type(value) is not bool:
+        raise ConfigError(f"{name} must be True or False", field=name)
+
+
+def _check_path(name: str, value: object) -> None:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ConfigError(f"{name} must be the path of a file", field=name)
+
+
+def _flag(text: str) -> bool:
+    text = trimmed(text)
+    if text not in ("true", "false"):
+        raise ValueError("it must be true or false")
+    return text == "true"
+
+
+def _whole(text: str) -> int:
+    text = trimmed(text)
+    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+        raise ValueError("it must be a whole number")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    text = trimmed(text)
+    if not re.fullmatch(r"-?[0-9]{1,18}(\.[0-9]{1,9})?", text):
+        raise ValueError("it must be a number")
+    return float(text) if "." in text else int(text)
+
+
+def _list(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _range_in_words(what: str, lowest: float, highest: float, unit: str) -> str:
+    return f"{what}, {lowest:,} to {highest:,}" + (f" {unit}" if unit else "")
+
+
+FLAG = Kind("true or false", _flag, _check_flag)
+PATH = Kind("path of a file", trimmed, _check_path, is_path=True)
+# Python takes their content as well; whoever holds them checks that.
+FILE = Kind("path of a file", trimmed, is_path=True)
+PINS = Kind('"sha256/" and 44 characters of base64 each; several with commas between them', _list)
