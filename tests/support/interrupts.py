@@ -1,8 +1,8 @@
 """An exception between any two steps of a call into the client: what it leaves on the wire, in memory and on disk.
 
-`make interrupts POINTS=5000`. A signal's handler may raise wherever Python looks for signals;
-a trace function can, at each call, line and return of a program. Each point is a client of its own that is interrupted
-once, and then goes on or is closed.
+`make interrupts POINTS=5000`, which says how far it is every 250 points. A signal's handler may raise wherever Python
+looks for signals; a trace function can, at each call, line and return of a program. Each point is a client of its own
+that is interrupted once, and then goes on or is closed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import faulthandler
 import json
+import os
 import random
 import select
 import shutil
@@ -22,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -66,6 +68,7 @@ STEPS = {
 }
 OPCODES_A_STEP = 4
 CHUNK = 50
+PROGRESS_POINTS = 250
 TRANSPORTS = ("tcp", "tcp", "tcp", "python", "tls", "websockets")
 
 
@@ -497,20 +500,62 @@ def run_all(points: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict
                 yield points.pop(0), {"where": "?", "problems": [f"hang: {errors.read()[-1500:]}"]}
 
 
-def campaign(count: int, seed: int, acts: Sequence[str] = ACTS, hows: Sequence[str] = HOWS) -> Counter[str]:
-    """Interrupt `count` calls, of all kinds; say what was wrong. Returns how many points, and problems of each kind."""
-    rnd = random.Random(seed)
-    counts: Counter[str] = Counter()
-    while counts["points"] < count:
-        chunk = [random_point(rnd, acts, hows) for _ in range(min(count - counts["points"], CHUNK))]
-        for point, found in run_all(chunk):
-            # The call may have ended before.
-            counts["points"] += bool(found["where"])
+class Campaign:
+    """`count` interrupted calls of all kinds, spread over `children` processes at a time, which share no state.
+
+    It writes down what was wrong as that is found, and every `PROGRESS_POINTS` how many points and problems there are.
+    """
+
+    def __init__(self, count: int, seed: int, acts: Sequence[str], hows: Sequence[str]) -> None:
+        # Points, and problems of each kind.
+        self.counts: Counter[str] = Counter()
+        self._count = count
+        self._acts, self._hows = acts, hows
+        self._rnd = random.Random(seed)
+        self._lock = threading.Lock()
+        # Handed out, and not known to be points yet: their calls may end before they are interrupted.
+        self._open = 0
+
+    def run(self, children: int) -> None:
+        with ThreadPoolExecutor(children) as pool:
+            for each in [pool.submit(self._run_chunks) for _ in range(children)]:
+                each.result()
+
+    def _run_chunks(self) -> None:
+        while chunk := self._take_chunk():
+            for point, found in run_all(chunk):
+                self._note(point, found)
+
+    def _take_chunk(self) -> list[dict[str, Any]]:
+        with self._lock:
+            size = min(self._count - self.counts["points"] - self._open, CHUNK)
+            self._open += max(size, 0)
+            return [random_point(self._rnd, self._acts, self._hows) for _ in range(size)]
+
+    def _note(self, point: dict[str, Any], found: dict[str, Any]) -> None:
+        with self._lock:
+            self._open -= 1
             for problem in found["problems"]:
-                counts[problem.split(":")[0]] += 1
-                sys.stdout.write(f"{json.dumps(point)} {found['where']} -> {problem}\n")
-                sys.stdout.flush()
-    return counts
+                self.counts[problem.split(":")[0]] += 1
+                _say(f"{json.dumps(point)} {found['where']} -> {problem}")
+            if found["where"]:
+                self.counts["points"] += 1
+                if self.counts["points"] % PROGRESS_POINTS == 0:
+                    _say(f"of {self._count}: {json.dumps(self.counts)}")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def campaign(
+    count: int, seed: int, acts: Sequence[str] = ACTS, hows: Sequence[str] = HOWS, *, children: int = 1
+) -> Counter[str]:
+    """Interrupt `count` calls. Returns how many points there were, and problems of each kind."""
+    made = Campaign(count, seed, acts, hows)
+    made.run(children)
+    return made.counts
 
 
 def main() -> None:
@@ -519,16 +564,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--acts", nargs="*", default=ACTS)
     parser.add_argument("--hows", nargs="*", default=HOWS)
+    parser.add_argument("--children", type=int, default=len(os.sched_getaffinity(0)), help="processes at a time")
     parser.add_argument("--point", type=json.loads, help="run this one alone")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child or given.point:
         for point in [given.point] if given.point else json.load(sys.stdin):
-            sys.stdout.write(json.dumps(run_point(**point)) + "\n")
-            sys.stdout.flush()
+            _say(json.dumps(run_point(**point)))
         return
-    counts = campaign(given.points, given.seed, given.acts, given.hows)
-    sys.stdout.write(json.dumps(counts) + "\n")
+    counts = campaign(given.points, given.seed, given.acts, given.hows, children=given.children)
+    _say(json.dumps(counts))
     sys.exit(len(counts) > 1)
 
 
