@@ -1,4 +1,8 @@
-"""A TCP relay on loopback that can be cut, as a vehicle's radio link is. One thread, no buffering beyond one read."""
+"""A TCP relay on loopback that fails as a vehicle's radio link does. One thread, no buffering beyond one read.
+
+What it can do: end connections (`drop`, `cut`, `cut_after`), refuse them (`refuse`), hold bytes back (`stall`), be a
+tunnel, in which everything vanishes and nothing is closed (`swallow`), and be narrow (`slow`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import selectors
 import socket
 import struct
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +24,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 READ_BYTES = 256 * 1024
+# A slow link hands on what has come due so often.
+_PACE_S = 0.01
 # SO_LINGER on, zero seconds: close() sends a reset instead of an orderly end.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -34,6 +41,8 @@ class _Flow:
     sink: socket.socket
     pending: memoryview = field(default_factory=lambda: memoryview(b""))
     ended: bool = False
+    # Bytes of it have vanished: nothing of it arrives any more, nor does its end.
+    is_dead: bool = False
 
 
 @dataclass(eq=False)
@@ -49,9 +58,11 @@ class Link:
     """Relays `address` to `target`. "up" is from the client to the server, "down" the way back.
 
     Every method may be called from any thread and has taken effect when it returns.
+    buffer_bytes: what its kernel keeps of each direction, 0 for the system's default, which is more than a slow link
+    of a real radio has.
     """
 
-    def __init__(self, target: tuple[str, int]) -> None:
+    def __init__(self, target: tuple[str, int], *, buffer_bytes: int = 0) -> None:
         try:
             found = socket.getaddrinfo(*target, type=socket.SOCK_STREAM)[0]
         except OSError as error:
@@ -72,6 +83,12 @@ class Link:
         self._leaving: set[socket.socket] = set()
         self._bytes: dict[Direction, int] = {"up": 0, "down": 0}
         self._cut_at: dict[Direction, int] = {}
+        self._buffer_bytes = buffer_bytes
+        self._swallowed: frozenset[Direction] = frozenset()
+        # Bytes a second, and what may pass by now.
+        self._rates: dict[Direction, float] = {}
+        self._due_bytes: dict[Direction, float] = {}
+        self._paced_s = time.monotonic()
         self._stalled = False
         self._closing = False
         self._accepted = 0
@@ -128,13 +145,42 @@ class Link:
             self._stalled = True
             self._watch_all()
 
+    def swallow(self, direction: Direction | None = None) -> None:
+        """Take what comes, that way or both, and hand none of it on; close nothing, and tell of no end: a tunnel.
+
+        Ends with `restore`, but for connections of which something has vanished: they are half-open for good, as no
+        network makes up for what it has acknowledged.
+        """
+        with self._changed:
+            self._swallowed = frozenset((direction,) if direction else ("up", "down"))
+            for connection in self._connections:
+                self._swallow_from(connection)
+            self._watch_all()
+
+    def slow(self, bytes_per_s: float, direction: Direction = "up") -> None:
+        """Pass so many bytes a second that way, over all connections, and no more. Ends with `restore`."""
+        if bytes_per_s <= 0:
+            raise ToolError(f"slow needs a rate above 0 bytes a second, not {bytes_per_s}: use stall() for none")
+        with self._changed:
+            self._rates[direction] = bytes_per_s
+            self._due_bytes[direction] = 0.0
+            self._paced_s = time.monotonic()
+            self._watch_all()
+        # It may be waiting without a limit.
+        os.write(self._wake_writer, b"s")
+
     def restore(self) -> None:
-        """Undo `cut`, `refuse` and `stall`, and cancel `cut_after`."""
+        """Undo `cut`, `refuse`, `stall`, `swallow` and `slow`, and cancel `cut_after`."""
         with self._changed:
             self._stalled = False
+            self._swallowed = frozenset()
+            self._rates.clear()
             self._cut_at.clear()
             if self._listener is None:
                 self._listener = _bind(self.port)
+                if self._buffer_bytes:
+                    # What it accepts inherits it.
+                    self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
                 self._listener.listen()
                 self._watch(self._listener, selectors.EVENT_READ)
             self._watch_all()
@@ -184,10 +230,12 @@ class Link:
 
     def _run(self) -> None:
         while True:
-            ready = self._selector.select()
+            ready = self._selector.select(_PACE_S if self._rates else None)
             with self._changed:
                 if self._closing:
                     return
+                if self._rates:
+                    self._let_due_pass()
                 for key, events in ready:
                     self._on_ready(key.fileobj, events, key.data)
                 self._changed.notify_all()
@@ -196,6 +244,8 @@ class Link:
         if connection is None:
             if ready is self._listener:
                 self._accept()
+            elif ready is self._wake_reader:
+                os.read(self._wake_reader, READ_BYTES)
             elif ready in self._leaving:
                 self._see_off(ready)
         elif connection in self._connections:
@@ -217,8 +267,13 @@ class Link:
         for end in (client, server):
             end.setblocking(False)
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._buffer_bytes:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer_bytes)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._buffer_bytes)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._buffer_bytes)
         up, down = _Flow("up", client, server), _Flow("down", server, client)
         connection = _Connection(client, server, up, down)
+        self._swallow_from(connection)
         self._connections.add(connection)
         self._accepted += 1
         if server.connect_ex(self._target) in (0, errno.EINPROGRESS):
@@ -249,13 +304,25 @@ class Link:
         size_bytes = READ_BYTES
         if flow.direction in self._cut_at:
             size_bytes = min(size_bytes, self._cut_at[flow.direction] - self._bytes[flow.direction])
+        if flow.direction in self._rates and not flow.is_dead:
+            size_bytes = min(size_bytes, int(self._due_bytes[flow.direction]))
         if not size_bytes:
             return
         try:
             data = flow.source.recv(size_bytes)
         except BlockingIOError:
             return
+        except OSError:
+            if not flow.is_dead:
+                raise
+            # The other end does not hear of it.
+            data = b""
         self._bytes[flow.direction] += len(data)
+        if flow.is_dead:
+            flow.ended = not data
+            return
+        if flow.direction in self._rates:
+            self._due_bytes[flow.direction] -= len(data)
         flow.pending = memoryview(data)
         if not data:
             flow.ended = True
@@ -266,6 +333,23 @@ class Link:
         if flow.pending:
             with contextlib.suppress(BlockingIOError):  # The sink is full: the selector says when it is not.
                 flow.pending = flow.pending[flow.sink.send(flow.pending) :]
+
+    def _swallow_from(self, connection: _Connection) -> None:
+        """From now on what goes the ways that are swallowed is lost to this connection."""
+        for flow in (connection.up, connection.down):
+            if flow.direction in self._swallowed and not flow.is_dead:
+                flow.is_dead = True
+                flow.pending = memoryview(b"")
+
+    def _let_due_pass(self) -> None:
+        now_s = time.monotonic()
+        for direction, rate in self._rates.items():
+            # What nobody had to send then cannot be made up for.
+            most_bytes = max(rate * 5 * _PACE_S, 1.0)
+            due_bytes = self._due_bytes[direction] + rate * (now_s - self._paced_s)
+            self._due_bytes[direction] = min(due_bytes, most_bytes)
+        self._paced_s = now_s
+        self._watch_all()
 
     def _cut_is_due(self) -> bool:
         """True once the last byte allowed has been read and handed on."""
@@ -289,10 +373,13 @@ class Link:
             for flow in (connection.up, connection.down):
                 if flow.pending:
                     events[flow.sink] |= selectors.EVENT_WRITE
-                elif not flow.ended:
+                elif not flow.ended and (flow.is_dead or self._due_bytes_of(flow.direction) >= 1):
                     events[flow.source] |= selectors.EVENT_READ
         for end, wanted in events.items():
             self._watch(end, wanted, connection)
+
+    def _due_bytes_of(self, direction: Direction) -> float:
+        return self._due_bytes[direction] if direction in self._rates else READ_BYTES
 
     def _watch(self, end: socket.socket, events: int, connection: _Connection | None = None) -> None:
         known = end in self._selector.get_map()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import socket
+import struct
 import threading
+import time
 from contextlib import ExitStack
 
 import pytest
@@ -199,6 +201,65 @@ def test_a_stalled_link_holds_bytes_back_and_closes_nothing(relay, dial):
     assert read_exactly(client, 1) == b"b"
 
 
+def test_a_tunnel_takes_all_tells_of_no_end_and_leaves_half_open_connections(relay, dial, echo):
+    client = dial()
+    client.sendall(b"a")
+    assert read_exactly(client, 1) == b"a"
+    relay.swallow()
+    client.sendall(b"lost")
+    assert relay.wait_for(lambda link: link.bytes_up == 5, TIMEOUT_S)
+    in_tunnel = dial()
+    in_tunnel.sendall(b"lost too")
+    assert relay.wait_for(lambda link: link.bytes_up == 13, TIMEOUT_S)
+    relay.restore()
+    client.sendall(b"and for good")
+    assert relay.wait_for(lambda link: link.bytes_up == 25, TIMEOUT_S)
+    client.close()
+    fresh = dial()
+    fresh.sendall(b"b")
+    assert read_exactly(fresh, 1) == b"b"
+    assert bytes(echo.received) == b"ab"
+    assert not echo.ended.is_set(), "the server does not hear that the first has gone"
+    assert relay.open_connections == 3
+
+
+def test_a_reset_vanishes_in_a_tunnel(relay, dial, echo):
+    client = dial()
+    client.sendall(b"a")
+    assert read_exactly(client, 1) == b"a"
+    relay.swallow()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+    relay.restore()
+    fresh = dial()
+    fresh.sendall(b"b")
+    assert read_exactly(fresh, 1) == b"b"
+    assert not echo.ended.is_set()
+
+
+def test_answers_alone_are_swallowed(relay, dial, echo):
+    client = dial()
+    relay.swallow("down")
+    client.sendall(b"abc")
+    assert relay.wait_for(lambda link: link.bytes_down == 3, TIMEOUT_S), "the server has had them, and has answered"
+    client.shutdown(socket.SHUT_WR)
+    assert echo.ended.wait(TIMEOUT_S)
+    assert bytes(echo.received) == b"abc"
+
+
+def test_a_slow_link_passes_so_many_bytes_a_second(echo):
+    with Link(echo.address, buffer_bytes=4096) as link, socket.create_connection(link.address, TIMEOUT_S) as client:
+        link.slow(50_000)
+        began_s = time.monotonic()
+        client.sendall(b"x" * 10_000)
+        assert read_exactly(client, 10_000) == b"x" * 10_000
+        # What is due is rounded up at either end.
+        assert time.monotonic() - began_s > 0.1
+        link.restore()
+        client.sendall(b"y" * 1000)
+        assert read_exactly(client, 1000) == b"y" * 1000
+
+
 def test_a_target_that_refuses_makes_a_reset(echo):
     with socket.create_server(("127.0.0.1", 0)) as gone:
         address = gone.getsockname()
@@ -213,6 +274,8 @@ def test_an_unknown_host_and_a_bad_count_are_clear_errors(relay):
         Link(("no.such.host.invalid", 1883))
     with pytest.raises(ToolError, match="at least 1 byte"):
         relay.cut_after(0)
+    with pytest.raises(ToolError, match="above 0"):
+        relay.slow(0)
 
 
 def test_close_may_be_called_twice_and_frees_the_port(echo):
