@@ -31,6 +31,7 @@ from glec_fast.cli.environment import config_from, directory_from
 from glec_fast.errors import ConfigError, GlecError, MessageError
 from glec_fast.fleet.manager import MQTTManager
 from glec_fast.fleet.payload import as_payload
+from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.validation import TOPIC_MAX_BYTES
 
 if TYPE_CHECKING:
@@ -51,8 +52,6 @@ MAX_CLIENTS = 256
 _ACCEPT_PAUSE_S = 1.0
 # Between two turns the watchdog hears that we live; a disk that hangs holds up each answer for DISK_TIMEOUT_S.
 _TURN_MAX_S = 5.0
-
-logger = logging.getLogger("glec_fast")
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -86,6 +85,7 @@ class Service:
     def __init__(self, manager: MQTTManager, path: Path) -> None:
         self._manager = manager
         self._path = path
+        self._log = SummingLog()
         self._selector = selectors.DefaultSelector()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -105,6 +105,7 @@ class Service:
         """Answer what has come, or wait for it for at most `timeout_s`. What is left after 5 s is for the next turn."""
         if not self._is_listening:
             self._listen_again()
+        self._log.tick()
         ends_s = time.monotonic() + _TURN_MAX_S
         for key, _ in self._selector.select(timeout_s if self._is_listening else min(timeout_s, _ACCEPT_PAUSE_S)):
             if key.fileobj is self._listener:
@@ -129,14 +130,16 @@ class Service:
                 return
             except OSError as error:
                 # Out of descriptors or memory, as a rule; those that are connected are served on.
-                logger.error("no further program can connect for now: %s", error)
+                text = f"no further program can connect for now: {error}"
+                self._log.note(logging.ERROR, "programs that could not connect", str(error), text=text)
                 self._listen_at_s = time.monotonic() + _ACCEPT_PAUSE_S
                 self._stop_listening()
                 return
             client.setblocking(False)
             self._selector.register(client, selectors.EVENT_READ)
             if len(self._selector.get_map()) > MAX_CLIENTS:
-                logger.warning("%d programs are connected, the most that are served at once", MAX_CLIENTS)
+                text = f"{MAX_CLIENTS} programs are connected, the most that are served at once"
+                self._log.note(logging.WARNING, "times that no more programs were let in", "the most", text=text)
                 self._stop_listening()
 
     def _stop_listening(self) -> None:

@@ -49,7 +49,9 @@ class ClockSteps:
                 logger.debug("the times of queued messages could not be moved yet: %s", error)
                 return
             self._note(move)
-        logger.warning("the wall clock stepped: the times of queued messages were moved by %.1f s", step.by_ms / 1000)
+        text = f"the wall clock stepped: the times of queued messages were moved by {step.by_ms / 1000:.1f} s"
+        direction = "forwards" if step.by_ms > 0 else "backwards"
+        self._status.log.note(logging.WARNING, "steps of the wall clock", direction, text=text)
 
     def _note(self, move: Move) -> None:
         """Where this was cut into, a second call does the same. The caller holds the reader's lock."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ T = TypeVar("T")
 # The thread goes on after what is raised in it, but not for ever where nothing comes of that.
 _TORN_MAX = 20
 _TORN_PAUSE_S = 0.01
+# What the log says of it.
+_DISK = "failures of the queue's disk, and their ends"
 
 logger = logging.getLogger("glec_fast")
 
@@ -63,7 +66,7 @@ class Committer:
     # callback waits for its own.
     _unfinished: list[Commit] = field(default_factory=list)
     _torn_count: int = 0
-    _reported: str = ""
+    _has_failed: bool = False
 
     def start(self) -> None:
         """Start the thread."""
@@ -117,6 +120,7 @@ class Committer:
             while self._commit_once() and closing and self._has_work():
                 pass
             if not closing:
+                self._status.log.tick()
                 self._caretaker.tidy_if_due()
         self._end()
 
@@ -222,9 +226,10 @@ class Committer:
                 self._caretaker.on_deleted()
             self._jobs.on_committed()
             commit.is_noted = True
-        if self._reported and commit.with_rows:
-            self._reported = ""
-            logger.warning("the queue file %s can be written again", self._writer.path)
+        if self._has_failed and commit.with_rows:
+            self._has_failed = False
+            text = f"the queue file {self._writer.path} can be written again"
+            self._status.log.note(logging.WARNING, _DISK, "it can be written again", text=text)
 
     def _give_back(self) -> None:
         """What a transaction that came to nothing had taken waits again."""
@@ -250,10 +255,9 @@ class Committer:
             # Once all of the log is in the file, its space is used again.
             with suppress(apsw.Error):
                 self._writer.connection.wal_checkpoint()
-        if str(failure) != self._reported:
-            # Once, not at each attempt: the log may be on the same disk.
-            self._reported = str(failure)
-            logger.error("%s", failure, exc_info=None if isinstance(error, (apsw.Error, QueueStorageError)) else error)
+        self._has_failed = True
+        cause = None if isinstance(error, (apsw.Error, QueueStorageError)) else error
+        self._status.log.note(logging.ERROR, _DISK, str(failure), text=str(failure), error=cause)
         with self._status.lock:
             self._intake.on_failure(failure)
             self._jobs.on_failure(failure)
@@ -266,28 +270,35 @@ class Committer:
             job.finished.set()
         outbox = commit.outbox
         if commit.dropped:
-            logger.info("%d messages dropped, the first: %s", len(commit.dropped), commit.dropped[0])
+            self._note_drops(commit.dropped)
             callback = self._on_dropped if outbox is None else outbox.on_dropped
             error = None if callback is None else hand_over(callback, commit.dropped)
             if error is not None:
                 # Also a SystemExit: without this thread nothing would reach the disk any more.
-                logger.error("a callback of the queue failed", exc_info=error)
+                self._status.log.note(logging.ERROR, "errors in callbacks of the queue", repr(error), error=error)
         with self._status.lock:
             self._intake.on_told()
         if outbox is not None and commit.is_salvaged:
             error = raised_by(outbox.on_salvaged)
             if error is not None:
-                logger.error("the outbox failed", exc_info=error)
+                self._status.log.note(logging.ERROR, "errors in the outbox", repr(error), error=error)
         if outbox is not None:
             arguments = commit.version, len(commit.rows) or int(commit.read_again)
             error = raised_by(outbox.on_committed, *arguments)
             if error is not None:
-                logger.error("the outbox failed", exc_info=error)
+                self._status.log.note(logging.ERROR, "errors in the outbox", repr(error), error=error)
                 if not isinstance(error, Exception):
                     # From outside, so that another attempt is not cut into.
                     raised_by(outbox.on_committed, *arguments)
 
+    def _note_drops(self, dropped: list[Dropped]) -> None:
+        for reason, count in Counter(each.reason.value for each in dropped).items():
+            first = next(each for each in dropped if each.reason.value == reason)
+            text = f"{count:,} messages dropped: {reason} (the first: message {first.message_id} of {first.topic!r})"
+            self._status.log.note(logging.WARNING, "messages dropped", reason, count=count, text=text)
+
     def _end(self) -> None:
+        self._status.log.close()
         self._on_end()
         with self._status.lock:
             self._status.is_closing = self._status.has_ended = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
@@ -19,8 +18,6 @@ DROP_ROWS_MAX = 1000
 # What is set aside is there to be looked at, and must not fill the disk.
 _SET_ASIDE_ROWS_MAX = 1000
 _SET_ASIDE_BYTES_MAX = 8 << 20
-
-logger = logging.getLogger("glec_fast")
 
 
 class Dropping:
@@ -48,16 +45,16 @@ class Dropping:
         """This one goes with the next transaction; the caller holds the store's lock."""
         self.marked[row[0]] = Dropped(row[0], row[1], row[3], reason)
 
-    def set_aside(self, rows: Iterable[tuple[int, str, int, str]]) -> None:
+    def set_aside(self, rows: Iterable[tuple[int, str, int, str]]) -> list[tuple[int, str, int, str]]:
         """No message can be made of these (id, topic, qos, reason): they go with the next transaction, and are kept.
 
-        The caller holds the store's lock.
+        Returns those that were not marked yet. The caller holds the store's lock.
         """
-        for message_id, topic, qos, reason in rows:
-            if message_id not in self.marked:
-                logger.error("message %d of topic %r is set aside: %s", message_id, topic, reason)
-                self.marked[message_id] = Dropped(message_id, topic, qos, DropReason.UNSENDABLE)
-                self._reasons[message_id] = reason
+        fresh = [row for row in rows if row[0] not in self.marked]
+        for message_id, topic, qos, reason in fresh:
+            self.marked[message_id] = Dropped(message_id, topic, qos, DropReason.UNSENDABLE)
+            self._reasons[message_id] = reason
+        return fresh
 
     def choose_expired(self, table: QueueTable) -> int:
         """Mark what is older than it may be; returns how many, at most DROP_ROWS_MAX."""

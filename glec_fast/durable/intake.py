@@ -21,8 +21,6 @@ _PENDING_ROWS_MAX = 10_000
 # Above every id that is given.
 _ID_MAX = 1 << 62
 
-logger = logging.getLogger("glec_fast")
-
 
 class Intake:
     """Accepted messages, each pending, being written, or on disk. What callers ask is thread-safe, see `Store`.
@@ -103,7 +101,8 @@ class Intake:
         """The process ends: nobody would write it later."""
         try:
             if not self.wait_durable(message_id, EXIT_TIMEOUT_S):
-                logger.error("message %d may be lost, as the program ends: the disk is slow", message_id)
+                text = f"message {message_id} may be lost, as the program ends: the disk is slow"
+                self._status.log.note(logging.ERROR, "messages that may be lost", "a slow disk at the end", text=text)
         except QueueStorageError:
             if self.withdraw(message_id):
                 raise
@@ -213,7 +212,8 @@ class Intake:
         strangers = [each for each in table.strangers(self.committed_id) if each not in self._found]
         if not strangers:
             return
-        logger.warning("another program has put %d messages into the queue", len(strangers))
+        kind = "messages put into the queue by another program"
+        self._status.log.note(logging.WARNING, kind, "they go the way of our own", count=len(strangers))
         commit.read_again = True
         with self._lock:
             kept = [message_id for message_id in strangers if self.next_id <= message_id < _ID_MAX]

@@ -6,15 +6,18 @@ import threading
 
 from glec_fast.errors import QueueClosedError, QueueReplacedError, QueueStorageError
 from glec_fast.runtime._lock import Lock
+from glec_fast.runtime.summing_log import SummingLog
 
 
 class Status:
     """Read by any thread, without a lock; each attribute says who sets it.
 
-    lock: the store's, over all that its parts have in memory. Behind the writer's and the reader's.
+    lock: the store's, over all that its parts have in memory. Behind the writer's and the reader's. log: what an
+    operator reads of the store.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, log: SummingLog | None = None) -> None:
+        self.log = log or SummingLog()
         self.lock = Lock("Store._lock")
         # What a transaction needs; by the store, once.
         self.locks = [self.lock]

@@ -38,6 +38,7 @@ from glec_fast.durable.supply import Supply
 from glec_fast.durable.transaction import Outbox, Row
 from glec_fast.durable.writer import Writer
 from glec_fast.runtime.process import OfOneProcess
+from glec_fast.runtime.summing_log import SummingLog
 
 __all__ = ["DEFAULT_MAX_QUEUE_SIZE", "DEFAULT_MAX_RETRY", "Store"]
 
@@ -60,7 +61,8 @@ class Store(OfOneProcess):
     qos0_commit_delay_s: how long a QoS 0 message may wait in memory for others to share its transaction.
     cleanup_interval_s: between two clean-ups of expired and given-up rows, above 0.
     on_dropped: told of drops, by the store's thread, while no outbox is attached.
-    clocks: the machine's where None. monotonic: seconds that waits are measured by.
+    clocks: the machine's where None. monotonic: seconds that waits are measured by. log: what an operator reads of it,
+    its own where None.
     Raises QueueLockedError, QueueFormatError, QueueStorageError.
     """
 
@@ -76,10 +78,12 @@ class Store(OfOneProcess):
         on_dropped: Callable[[list[Dropped]], None] | None = None,
         clocks: Clocks | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        log: SummingLog | None = None,
     ) -> None:
         self.max_queue_size = max_queue_size
+        self.log = log or SummingLog(monotonic)
         self._file = file = QueueFile(path)
-        self._status = status = Status()
+        self._status = status = Status(self.log)
         self._schedule = schedule = Schedule(status, monotonic, qos0_commit_delay_s, cleanup_interval_s)
         try:
             self._reader = reader = Reader(file)

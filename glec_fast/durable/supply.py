@@ -22,8 +22,6 @@ from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Row
 from glec_fast.durable.writer import Writer
 
-logger = logging.getLogger("glec_fast")
-
 
 @dataclass(eq=False, repr=False)
 class Supply:
@@ -44,7 +42,6 @@ class Supply:
     _given_up_max: int
     # Whose refusal is not yet counted, and the job that does.
     _refused: dict[int, Job] = field(default_factory=dict)
-    _is_failure_told: bool = False
 
     def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
         with self._reader.lock, self._status.lock:
@@ -66,7 +63,6 @@ class Supply:
             except apsw.Error as error:
                 self.on_read_failure(error)
                 return [], True
-            self._is_failure_told = False
             if reader.met_unknown:
                 with self._status.lock:
                     if not intake.writing:
@@ -115,17 +111,18 @@ class Supply:
     def set_aside(self, rows: list[tuple[int, str, int, str]]) -> None:
         if rows:
             with self._status.lock:
-                self._dropping.set_aside(rows)
+                fresh = self._dropping.set_aside(rows)
                 self._schedule.request(DONE_COMMIT_DELAY_S)
+            for message_id, topic, _qos, reason in fresh:
+                text = f"message {message_id} of topic {topic!r} is set aside: {reason}"
+                self._status.log.note(logging.ERROR, "messages set aside", reason, text=text)
 
     def on_read_failure(self, error: apsw.Error) -> None:
-        """Log it once, and have it looked into; the reader's lock need not be held."""
+        """Log it, and have it looked into; the reader's lock need not be held."""
         if self._status.is_closing:
             return
         failure = self._file.failed(error)
-        if not self._is_failure_told:
-            self._is_failure_told = True
-            logger.error("%s", failure)
+        self._status.log.note(logging.ERROR, "failed reads of the queue", str(failure), text=str(failure))
         with self._status.lock:
             self._reader.has_failed = True
             if is_damage(error) and self._status.damage is None:

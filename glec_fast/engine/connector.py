@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from glec_fast.errors import CertificateError
 from glec_fast.runtime._lock import Event
+from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.tls.certificate import parse_certificate
 from glec_fast.tls.config import TLSConfig, TLSContext, TLSContextSource
 from glec_fast.tls.handshake import RequestWatch, as_tls_error, await_verdict, verified_chain
@@ -17,8 +18,6 @@ from glec_fast.tls.pinning import CertificatePinner
 from glec_fast.transport.dial import Attempt, acknowledge_at_once, dial
 
 EXPIRY_NOTICE_S = 30 * 24 * 3600
-
-logger = logging.getLogger("glec_fast")
 
 
 class Connector:
@@ -82,11 +81,13 @@ class CertificateExpiry(NamedTuple):
 class SecureConnector(Connector):
     """The fleet's and the doctor's way: one time-out for all, and TLS with the rules of a TLSConfig, None for no TLS.
 
-    Its files are read anew at each connection. Raises TLSFileError.
+    Its files are read anew at each connection. log: what an operator reads of it, its own where None.
+    Raises TLSFileError.
     """
 
-    def __init__(self, tls_config: TLSConfig | None, host: str) -> None:
+    def __init__(self, tls_config: TLSConfig | None, host: str, log: SummingLog | None = None) -> None:
         super().__init__()
+        self._log = log or SummingLog()
         self._host = host
         self._pinner: CertificatePinner | None = None
         self._contexts: TLSContextSource | None = None
@@ -148,7 +149,8 @@ class SecureConnector(Connector):
             try:
                 certificate = parse_certificate(der)
             except CertificateError as error:
-                logger.warning("the end of a certificate of the %s is not known: %s", owner, error)
+                text = f"the end of a certificate of the {owner} is not known: {error}"
+                self._log.note(logging.WARNING, "certificates whose end is not known", str(error), text=text)
                 continue
             expiries.append(CertificateExpiry(owner, certificate.subject, certificate.not_after_s))
         return tuple(expiries)

@@ -36,6 +36,7 @@ from glec_fast.mqtt.client import Client
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.runtime import process
 from glec_fast.runtime._lock import Lock
+from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.tls.config import TLSConfig
 from glec_fast.validation import check_publish
 
@@ -94,7 +95,11 @@ class FleetPolicy(Policy):
     """Waits as the specification says, ticks for its manager's timers also while it waits, and goes on for ever."""
 
     def __init__(
-        self, config: MQTTConfig, tick: Callable[[], float], on_dropped: Callable[[list[Dropped]], None]
+        self,
+        config: MQTTConfig,
+        tick: Callable[[], float],
+        on_dropped: Callable[[list[Dropped]], None],
+        log: SummingLog,
     ) -> None:
         self.backoff = Backoff(
             config.retry_initial_delay_ms / 1000, config.retry_max_delay_ms / 1000, config.retry_max_attempts
@@ -103,9 +108,11 @@ class FleetPolicy(Policy):
         self.pin_failures = 0
         self.on_dropped = on_dropped
         self._tick = tick
+        self._log = log
 
     def tick(self) -> float:
         """See `Policy`."""
+        self._log.tick()
         return self._tick()
 
     def next_delay_s(self) -> float:
@@ -127,7 +134,7 @@ class FleetPolicy(Policy):
             # The first attempt failed, and none is to follow.
             logger.error("no connection is made again: %s", error)
             return False
-        logger.exception("the network thread failed")
+        self._log.note(logging.ERROR, "failures of the network thread", repr(error), error=error)
         return failed._begins_anew()
 
 
@@ -199,7 +206,8 @@ class MQTTManager(process.OfOneProcess):
         self._lock = Lock("MQTTManager._lock")
         self._closed = False
         tls_config = (config.tls_config or TLSConfig()) if config.broker.tls else None
-        self._connector = SecureConnector(tls_config, config.broker.host)
+        self._log = SummingLog()
+        self._connector = SecureConnector(tls_config, config.broker.host, self._log)
         # For its errors, before the queue is opened.
         self._connector.context()
         self._store = Store(
@@ -209,9 +217,10 @@ class MQTTManager(process.OfOneProcess):
             max_retry=config.queue_max_retry,
             qos0_commit_delay_s=config.qos0_commit_delay_s,
             clocks=clocks,
+            log=self._log,
         )
         try:
-            self._policy = FleetPolicy(config, self._tick, self._on_dropped)
+            self._policy = FleetPolicy(config, self._tick, self._on_dropped, self._log)
             self._client = _client_of(config, self._store, self._policy, self._connector)
         except BaseException:
             self._store.close()
@@ -402,7 +411,7 @@ class MQTTManager(process.OfOneProcess):
             try:
                 self.publish_status()
             except (GlecError, OSError) as error:
-                logger.error("the status heartbeat was not accepted: %s", error)
+                self._log.note(logging.ERROR, "status heartbeats not accepted", str(error))
         return self._next_status_s - now_s
 
     # ---- called by the client and the store
@@ -422,13 +431,14 @@ class MQTTManager(process.OfOneProcess):
     ) -> None:
         if reason.is_failure:
             refused = refusal(reason, self.config.broker_url)
-            logger.error("%s", refused)
+            self._note_failed_attempt(logging.ERROR, refused)
             self._tell("on_connect_failed", refused)
             return
         self._policy.backoff.reset()
         with self._lock:
             self._reconnect_count += self._connected_once
         self._connected_once = self._was_connected = True
+        self._note_link(logging.INFO, f"connected to {self.config.broker_url}")
         self._tell("on_connected")
         self._log_expiring()
 
@@ -437,9 +447,8 @@ class MQTTManager(process.OfOneProcess):
             # An attempt that `disconnect` has cut short.
             return
         error = self._policy.connect_error
-        level = logging.ERROR if isinstance(error, PinningError) else logging.WARNING
-        logger.log(level, "no connection to %s: %s", self.config.broker_url, error)
         if error is not None:
+            self._note_failed_attempt(logging.ERROR if isinstance(error, PinningError) else logging.WARNING, error)
             self._tell("on_connect_failed", error)
 
     def _log_expiring(self) -> None:
@@ -463,27 +472,37 @@ class MQTTManager(process.OfOneProcess):
         cause: ConnectionLostError | None = None
         if reason.is_failure:
             cause = ConnectionLostError(f"the connection to {self.config.broker_url} was lost: {reason}")
+            self._note_link(logging.WARNING, str(cause))
+        else:
+            self._note_link(logging.INFO, f"left {self.config.broker_url}")
         self._tell("on_connection_lost", cause)
+
+    def _note_link(self, level: int, change: str) -> None:
+        self._log.note(level, "changes of the connection", change, text=change)
+
+    def _note_failed_attempt(self, level: int, error: Exception) -> None:
+        text = f"no connection to {self.config.broker_url}: {error}"
+        self._log.note(level, "attempts to connect failed", str(error), text=text)
 
     def _tell(self, event: str, *arguments: object) -> None:
         try:
             getattr(self._callback, event)(*arguments)
-        except Exception:
-            logger.exception("the connection callback's %s failed", event)
+        except Exception as error:
+            text = f"the connection callback's {event} failed: {error!r}"
+            self._log.note(logging.ERROR, "errors in the connection callback", text, text=text, error=error)
 
     def _on_dropped(self, dropped: list[Dropped]) -> None:
         with self._lock:
             for each in dropped:
                 self._drops[each.reason.value] += 1
-        logger.warning("%d messages dropped, the first: %s", len(dropped), dropped[0])
         callback = self._on_drop
         if callback is None:
             return
         for each in dropped:
             try:
                 callback(each)
-            except Exception:  # noqa: PERF203 - each message is told of, whatever became of the others
-                logger.exception("the drop callback failed")
+            except Exception as error:  # noqa: PERF203 - each message is told of, whatever became of the others
+                self._log.note(logging.ERROR, "errors in the drop callback", repr(error), error=error)
 
     def __enter__(self) -> MQTTManager:
         return self

@@ -198,8 +198,8 @@ class OfflineQueueManager(process.OfOneProcess):
         try:
             if self._on_drop is not None:
                 self._on_drop(dropped)
-        except Exception:
-            logger.exception("the drop callback failed")
+        except Exception as error:
+            self._store.log.note(logging.ERROR, "errors in the drop callback", repr(error), error=error)
 
     def release(self) -> None:
         """Write what is pending and let go of the file. Idempotent."""

@@ -43,8 +43,9 @@ LOCKS: dict[str, Guard] = {
     "Reader.lock": Guard(
         "the reader's connection and position, and which rows may be dropped",
         "the network thread and the store's, and who forks",
-        ("Store._lock",),
+        ("Store._lock", "SummingLog._lock"),
     ),
+    "SummingLog._lock": Guard("what the log has not said yet", "all"),
     "Store._lock": Guard(
         "what waits for a transaction, the counters, the state", "all", ("Outbox.lock", "Condition.lock")
     ),

@@ -1,0 +1,178 @@
+"""A log that an operator can live with: what is new is said, what repeats is summed up. For every kind of event alike.
+
+A *kind* is what happens ("messages dropped"), a *cause* is why ("overflow"). A cause that is not the one that was said
+last is news, and said at once. What repeats is counted, and said in one line once that is worth it:
+
+    12 messages dropped: overflow (the first: message 7 of topic 'glec/dtg/D/telemetry')
+    1,204 messages dropped in the last 5 minutes: 1,200 overflow, 4 expired; the last: overflow
+
+Three rules bound the lines, whatever happens. A kind has a few lines of news between two sums, and one while it keeps
+being summed up. Its sums come every 5 minutes at first, and half as often each time for as long as it goes on, down to
+one an hour; where it has been quiet for 3 minutes, the next is not waited for. All kinds together have a few lines of
+news a minute. Nothing is lost: what is not said is counted, and written at DEBUG for those who look for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from glec_fast.runtime._lock import Lock
+
+SUM_AFTER_S = 300.0
+_SUM_AFTER_MAX_S = 3600.0
+_QUIET_S = 180.0
+# Of one kind, between two sums.
+_NEWS_MAX = 6
+# Of all kinds: so many at once, and then one in so many seconds.
+_BURST_MAX = 20
+_NEWS_INTERVAL_S = 15.0
+# Causes that a sum tells apart.
+_CAUSES_MAX = 6
+_OTHERS = "for other causes"
+
+logger = logging.getLogger("glec_fast")
+
+
+class _Kind:
+    """What is not said yet of one kind of event."""
+
+    __slots__ = ("began_s", "causes", "is_going_on", "last", "last_s", "level", "news", "said", "sum_after_s")
+
+    def __init__(self) -> None:
+        self.causes: dict[str, int] = {}
+        self.last = self.said = ""
+        self.level = logging.NOTSET
+        self.began_s = self.last_s = float("-inf")
+        self.sum_after_s = SUM_AFTER_S
+        self.is_going_on = False
+        self.news = 0
+
+    def begin(self, now_s: float, *, is_going_on: bool) -> None:
+        """The time for the next sum begins."""
+        self.began_s = now_s
+        self.is_going_on = is_going_on
+        self.news = 0
+        self.sum_after_s = min(self.sum_after_s * 2, _SUM_AFTER_MAX_S) if is_going_on else SUM_AFTER_S
+
+    def count(self, level: int, cause: str, count: int) -> None:
+        known = cause if cause in self.causes or len(self.causes) < _CAUSES_MAX else _OTHERS
+        self.causes[known] = self.causes.get(known, 0) + count
+        self.level = max(self.level, level)
+        self.last = cause
+
+    def due_s(self) -> float:
+        """When it is summed up."""
+        if not self.causes:
+            return float("inf")
+        earliest_s = self.began_s + SUM_AFTER_S
+        return min(self.began_s + self.sum_after_s, max(earliest_s, self.last_s + _QUIET_S))
+
+    def take_sum(self, name: str, now_s: float) -> tuple[int, str]:
+        """(level, text) of what was not said."""
+        level, causes = self.level, self.causes
+        self.level, self.causes = logging.NOTSET, {}
+        self.said = self.last
+        span = _span(now_s - self.began_s)
+        if len(causes) == 1:
+            ((cause, count),) = causes.items()
+            return level, f"{count:,} {name} in the last {span}: {cause}"
+        parts = ", ".join(f"{count:,} {cause}" for cause, count in causes.items())
+        return level, f"{sum(causes.values()):,} {name} in the last {span}: {parts}; the last: {self.last}"
+
+
+def _span(seconds: float) -> str:
+    for unit_s, unit in ((3600, "hour"), (60, "minute"), (1, "second")):
+        count = round(seconds / unit_s)
+        if count:
+            return unit if count == 1 else f"{count} {unit}s"
+    return "second"
+
+
+class SummingLog:
+    """Of one queue or client; see the module's text. Thread-safe. It writes to the logger "glec_fast" under no lock.
+
+    monotonic: seconds that it measures by.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._lock = Lock("SummingLog._lock")
+        self._kinds: dict[str, _Kind] = {}
+        self._news_left = float(_BURST_MAX)
+        self._counted_s = monotonic()
+        # When `tick` has something to say.
+        self._due_s = float("inf")
+
+    def note(
+        self,
+        level: int,
+        kind: str,
+        cause: str,
+        *,
+        count: int = 1,
+        text: str = "",
+        error: BaseException | None = None,
+    ) -> None:
+        """`count` events of this `kind`, a plural such as "messages dropped", have happened for this `cause`.
+
+        level: of `logging`. text: the line where it is news; made of the others where empty. error: whose traceback
+        that line comes with.
+        """
+        now_s = self._monotonic()
+        sums = self._take_sums(now_s)
+        with self._lock:
+            known = self._kinds.get(kind)
+            if known is None:
+                known = self._kinds[kind] = _Kind()
+            if not known.causes and now_s >= known.began_s + known.sum_after_s:
+                # A while ago, or never: nobody remembers what was said then.
+                known.said = ""
+                known.begin(now_s, is_going_on=False)
+            known.last_s = now_s
+            is_news = cause != known.said and self._may_say(known, now_s)
+            if is_news:
+                known.said = cause
+            else:
+                known.count(level, cause, count)
+                self._due_s = min(self._due_s, known.due_s())
+        _say(sums)
+        if is_news:
+            logger.log(level, "%s", text or f"{count:,} {kind}: {cause}", exc_info=error)
+        elif logger.isEnabledFor(logging.DEBUG):
+            logger.debug("%s", text or f"{count:,} {kind}: {cause}")
+
+    def _may_say(self, kind: _Kind, now_s: float) -> bool:
+        left = min(self._news_left + (now_s - self._counted_s) / _NEWS_INTERVAL_S, float(_BURST_MAX))
+        self._counted_s = now_s
+        may_say = left >= 1 and kind.news < (1 if kind.is_going_on else _NEWS_MAX)
+        self._news_left = left - may_say
+        kind.news += may_say
+        return may_say
+
+    def tick(self) -> None:
+        """Say what is due. To be called now and then, by any thread; costs next to nothing where nothing is."""
+        if self._due_s != float("inf"):
+            _say(self._take_sums(self._monotonic()))
+
+    def _take_sums(self, now_s: float, *, all_of_them: bool = False) -> list[tuple[int, str]]:
+        if now_s < self._due_s and not all_of_them:
+            return []
+        sums = []
+        with self._lock:
+            for name, kind in self._kinds.items():
+                if kind.causes and (all_of_them or now_s >= kind.due_s()):
+                    sums.append(kind.take_sum(name, now_s))
+                    kind.begin(now_s, is_going_on=True)
+            self._due_s = min((kind.due_s() for kind in self._kinds.values()), default=float("inf"))
+        return sums
+
+    def close(self) -> None:
+        """Say what was not said yet."""
+        _say(self._take_sums(self._monotonic(), all_of_them=True))
+
+
+def _say(sums: list[tuple[int, str]]) -> None:
+    for level, text in sums:
+        logger.log(level, "%s", text)
