@@ -17,21 +17,31 @@ import os
 import stat
 import struct
 import weakref
+from functools import partial
+from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 from glec_fast.errors import QueueLockedError, QueueStorageError
 from glec_fast.runtime._lock import Lock
 
 # struct flock: type, whence, start, length, pid. SQLite locks bytes from 2**30 on.
 _FIRST_BYTE = struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
-_NOT_HELD = -1
 
 logger = logging.getLogger("glec_fast")
 
-# (device, inode) of what this process holds, and whose locks those are.
-_held: set[tuple[int, int]] = set()
+# In C, as an exception may come between steps of Python.
+_open_for_owner = partial(os.open, mode=0o600)
+
 _guard = Lock("QueueLock")
 _locks: weakref.WeakSet[QueueLock] = weakref.WeakSet()
+
+
+class _Held(NamedTuple):
+    """An open file, which closes itself where an exception parts it from its owner; and its (device, inode)."""
+
+    file: FileIO
+    inode: tuple[int, int]
 
 
 class QueueLock:
@@ -44,121 +54,116 @@ class QueueLock:
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
         self._path = path
-        self._descriptor = self._companion = _NOT_HELD
-        # (device, inode) of what it holds.
-        self.inode = (0, 0)
-        self._companion = self._hold_companion(create)
+        self._held: _Held | None = None
+        self._companion: FileIO | None = None
         try:
+            self._companion = self._hold_companion(create)
             if create:
                 create_file(path)
-            self._descriptor, self.inode = self._hold(path)
+            with _guard:
+                _locks.add(self)
+                self._held = held = self._hold(path)
+            names = os.fstat(held.file.fileno()).st_nlink
         except BaseException:
             self.release()
             raise
-        _locks.add(self)
+        if names > 1:
+            logger.warning(
+                "the queue file %s has %d names (hard links): SQLite keeps its log by name; always use the same one",
+                path,
+                names,
+            )
+
+    @property
+    def inode(self) -> tuple[int, int]:
+        """(device, inode) of what it holds."""
+        return (0, 0) if self._held is None else self._held.inode
 
     def follow(self, replacement: Path) -> None:
         """Hold `replacement`, which is about to be renamed to `path`, instead of the file.
 
         SQLite has not opened it yet, and reads no more of the other than what nobody else can change.
         """
-        descriptor, inode = self._hold(replacement)
         if not self._companion_of(self._path).exists():
-            if self._companion >= 0:
-                os.close(self._companion)
+            _close(self._companion)
             self._companion = self._hold_companion(create=True)
-        self._let_go()
-        self._descriptor, self.inode = descriptor, inode
+        with _guard:
+            before, self._held = self._held, self._hold(replacement)
+            _close(before and before.file)
 
     def release(self) -> None:
         """Let others have the file. SQLite must have closed it. Idempotent."""
-        self._let_go()
-        if self._companion >= 0:
-            os.close(self._companion)
-            self._companion = _NOT_HELD
-
-    def _let_go(self) -> None:
         with _guard:
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-                self._descriptor = _NOT_HELD
-                _held.discard(self.inode)
+            held, self._held = self._held, None
+            _close(held and held.file)
+        companion, self._companion = self._companion, None
+        _close(companion)
 
     @staticmethod
     def _companion_of(path: Path) -> Path:
         return path.with_name(path.name + "-lock")
 
-    def _hold_companion(self, create: bool) -> int:
+    def _hold_companion(self, create: bool) -> FileIO | None:
         companion = self._companion_of(self._path)
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_CREAT if create else 0)
         try:
-            descriptor = os.open(companion, flags, 0o600)
+            file = FileIO(companion, "a+" if create else "r+", opener=_open_for_owner)
         except OSError as error:
             # It keeps nobody out but older versions.
             if companion.exists():
                 logger.warning("%s cannot be used (%s): older versions are not kept out of the queue", companion, error)
-            return _NOT_HELD
+            return None
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            os.close(descriptor)
+            file.close()
             raise self._refusal() from error
         except BaseException:
-            os.close(descriptor)
+            file.close()
             raise
-        return descriptor
+        return file
 
-    def _hold(self, path: Path) -> tuple[int, tuple[int, int]]:
-        with _guard:
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode):
-                raise QueueStorageError(
-                    f"the queue file {path} is {_kind_of(found.st_mode)}: remove it, or give queue_path another name"
-                )
-            inode = _inode_of(found)
-            if inode in _held:
-                raise self._refusal()
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                if _inode_of(os.fstat(descriptor)) != inode:
-                    # Whoever put another file there has it.
-                    raise self._refusal()
-                fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FIRST_BYTE)
-            except BlockingIOError as error:
-                os.close(descriptor)
-                raise self._refusal() from error
-            except BaseException:
-                os.close(descriptor)
-                raise
-            _held.add(inode)
-        if found.st_nlink > 1:
-            logger.warning(
-                "the queue file %s has %d names (hard links): SQLite keeps its log by name; always use the same one",
-                path,
-                found.st_nlink,
+    def _hold(self, path: Path) -> _Held:
+        """The caller has the guard."""
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise QueueStorageError(
+                f"the queue file {path} is {_kind_of(found.st_mode)}: remove it, or give queue_path another name"
             )
-        return descriptor, inode
+        inode = _inode_of(found)
+        if any(each.inode == inode for each in _locks):
+            raise self._refusal()
+        file = FileIO(path, "r+")
+        try:
+            if _inode_of(os.fstat(file.fileno())) != inode:
+                # Whoever put another file there has it.
+                raise self._refusal()
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FIRST_BYTE)
+        except BlockingIOError as error:
+            file.close()
+            raise self._refusal() from error
+        except BaseException:
+            file.close()
+            raise
+        return _Held(file, inode)
 
     def _refusal(self) -> QueueLockedError:
         return QueueLockedError(
             f"the queue file {self._path} is in use by another process or client: close it there, or use another path"
         )
 
-    def _forget(self) -> None:
-        for descriptor in (self._descriptor, self._companion):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._descriptor = self._companion = _NOT_HELD
+
+def _close(file: FileIO | None) -> None:
+    if file is not None:
+        file.close()
 
 
 def _after_fork_in_child() -> None:
     """The locks are the parent's: they must end with it, however long a child lives."""
     global _guard
     _guard = Lock("QueueLock")
-    for lock in _locks:
-        lock._forget()
+    for lock in list(_locks):
+        lock.release()
     _locks.clear()
-    _held.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

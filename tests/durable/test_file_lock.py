@@ -8,18 +8,25 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
 
+import glec_fast.durable.lock
 from glec_fast.durable.file import QueueFile, discard
+from glec_fast.durable.lock import QueueLock
 from glec_fast.errors import QueueError, QueueLockedError, QueueStorageError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
 from support.queue_files import WAIT_S, child_environment
 from support.store import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
 
 @pytest.fixture
@@ -303,3 +310,67 @@ def test_a_damaged_file_is_salvaged_in_use_without_letting_go_of_it(path: Path) 
     assert not file.is_in_place()
     file.close()
     QueueFile(path).close()
+
+
+class Cut(BaseException):
+    """As KeyboardInterrupt."""
+
+
+def cut_into(number: int, call: Callable[[], object]) -> bool:
+    """Raise at the `number`-th step between two byte codes of the lock's module; False where it ended before."""
+    steps = 0
+
+    def trace(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal steps
+        if frame.f_code.co_filename != glec_fast.durable.lock.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        steps += event == "opcode"
+        if steps == number:
+            sys.settrace(None)
+            raise Cut
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except Cut:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+# What closes an open file then says so.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_lock_ends_with_an_opening_that_is_cut_into_at_any_step(path: Path) -> None:
+    number = 1
+    while cut_into(number, lambda: QueueLock(path).release()):
+        QueueLock(path).release()
+        number += 1
+    assert number > 50
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_replacement_can_be_followed_again_where_that_was_cut_into_at_any_step(path: Path, tmp_path: Path) -> None:
+    replacement = tmp_path / "queue.db-new"
+    number = 1
+    is_cut = True
+    while is_cut:
+        replacement.touch()
+        lock = QueueLock(path)
+        is_cut = cut_into(number, partial(lock.follow, replacement))
+        if lock.inode != inode_of(replacement):
+            lock.follow(replacement)
+        with pytest.raises(QueueLockedError):
+            QueueLock(path)
+        lock.release()
+        for each in (path, replacement):
+            QueueLock(each).release()
+        number += 1
+    assert number > 30
+
+
+def inode_of(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
