@@ -348,6 +348,11 @@ def take_image(outbox, list kept, list in_doubt) -> tuple:
     return version, image
 
 
+def remove_taken(list waiting, list taken):
+    del waiting[:PyList_GET_SIZE(taken)]
+    taken.clear()
+
+
 cdef class Finished:
     # A stream finishes in order: thousands of ids are one range, and the next few make it longer.
     cdef readonly list ids, ranges

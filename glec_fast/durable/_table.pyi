@@ -79,6 +79,9 @@ def hand_over(function: Callable[[list[_T]], object], items: list[_T]) -> BaseEx
 def take_image(outbox: Outbox, kept: list[tuple[int, int]], in_doubt: list[tuple[int, Decision]]) -> tuple[int, bytes]:
     """(version, image) of an outbox, and what is in doubt behind the others in `in_doubt`."""
 
+def remove_taken(waiting: list[_T], taken: list[_T]) -> None:
+    """Remove those that came first, as many as `taken` has, and empty that: a second call removes nothing."""
+
 class Finished:
     """The rows that are finished and not yet deleted: by id, and as the ranges that an image names them by."""
 

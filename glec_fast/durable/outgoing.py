@@ -7,7 +7,7 @@ import time
 
 import apsw
 
-from glec_fast.durable._table import Finished, ranges_of, take_image
+from glec_fast.durable._table import Finished, ranges_of, remove_taken, take_image
 from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.schedule import Schedule
@@ -127,7 +127,7 @@ class Outgoing:
             self._schedule.request_delete()
         if commit.rows:
             self._delete_rows_max = None
-        self._in_doubt.clear()
+        remove_taken(self._in_doubt, commit.in_doubt)
         if commit.read_again:
             self._reader.has_failed = False
 

@@ -17,6 +17,7 @@ from glec_fast.durable._table import ranges_of
 from glec_fast.durable.in_doubt import Decision, InDoubt
 from glec_fast.durable.schedule import DONE_COMMIT_DELAY_S
 from glec_fast.durable.store import Store
+from glec_fast.durable.transaction import Commit
 from glec_fast.errors import QueueStorageError
 from glec_fast.runtime._lock import Hold
 from support.clock import Clock
@@ -172,6 +173,23 @@ class TestCommit:
         store = make_store()
         assert store.load_session() == b"new"
         assert store.identity == ("other", "host:1883")
+
+    def test_what_is_noted_twice_forgets_no_doubt_of_meanwhile(self, make_store: Callable[..., Store]) -> None:
+        """An exception has cut into the first time, and the network thread has looked between the two."""
+        store = make_store()
+        outbox = RecordingOutbox(store)
+        ids = append(store, 2)
+        commit = Commit()
+        outbox.in_doubt = [(ids[0], Decision.SENT_AGAIN)]
+        with store._lock:
+            store._outgoing.take(commit, makes_room=True, marked=0)
+            store._outgoing.on_committed(commit)
+        outbox.in_doubt = [(ids[1], Decision.SENT_AGAIN)]
+        assert store._outgoing.save_image() is None
+        with store._lock:
+            store._outgoing.on_committed(commit)
+        store.run(lambda _table: None)
+        assert [each.message_id for each in store.in_doubt()] == [ids[1]]
 
     def test_what_is_in_doubt_is_recorded_with_the_image_that_forgets_it(
         self, make_store: Callable[..., Store], path: Path, clock: Clock
