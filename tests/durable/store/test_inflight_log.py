@@ -208,6 +208,22 @@ def test_an_image_that_is_too_large_goes_to_the_row(outbox: RecordingOutbox, pat
     assert crashes.image() == b"y" * largest
 
 
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_the_first_image_behind_the_loss_of_the_log_counts(
+    outbox: RecordingOutbox, path: Path, crashes: Crashes, is_moved: bool
+) -> None:
+    begun(outbox)
+    save(outbox, b"second")
+    if is_moved:
+        log_of(path).rename(path.parent / "elsewhere")
+    else:
+        log_of(path).unlink()
+    save(outbox, b"third")
+    assert crashes.image() == b"third"
+    save(outbox, b"fourth")
+    assert crashes.image() == b"fourth"
+
+
 @pytest.mark.parametrize("operation", ["pwrite", "fdatasync"])
 def test_where_the_log_fails_the_row_is_written(
     outbox: RecordingOutbox,
