@@ -91,6 +91,17 @@ class Committer:
             raise job.error
         return job.result  # type: ignore[no-any-return]
 
+    def look(self, timeout_s: float | None) -> None:
+        """Wait for a transaction, which finds what another program has written to the file; `timeout_s` at most."""
+        if self._status.is_needed():
+            return
+        job = Job(lambda _table: None)
+        with self._status.lock:
+            if self._status.is_closing:
+                return
+            self._jobs.add(job)
+        job.finished.wait(timeout_s)
+
     def close(self) -> None:
         """See `Store.close`."""
         with self._status.lock:

@@ -205,7 +205,14 @@ class Store(OfOneProcess):
         return self._intake.wait_durable(message_id, timeout_s)
 
     def wait_empty(self, timeout_s: float | None = None) -> bool:
-        """Wait until every message is finished and its row deleted; False after the time-out."""
+        """Wait until every message is finished and its row deleted; False after the time-out.
+
+        Also those that another program has put into the file until now.
+        """
+        started_s = time.monotonic()
+        if self.size == 0:
+            self._committer.look(timeout_s)
+            timeout_s = None if timeout_s is None else timeout_s - (time.monotonic() - started_s)
         return self._intake.wait_empty(timeout_s)
 
     def run(self, statement: Callable[[QueueTable], T]) -> T:

@@ -126,6 +126,14 @@ class TestAnotherProgram:
         assert flush(gateway, broker) == expected + Counter(["2-again", "2-9", "0"])
         assert ids_on_disk(path) == []
 
+    def test_flush_sees_it_in_an_idle_queue(self, gateway: ScriptedGateway, path: Path) -> None:
+        gateway.connect()
+        gateway.commit()
+        foreign(path, INSERT.format("2-foreign", 1, FAR))
+        assert not gateway.store.wait_empty(0.1)
+        assert flush(gateway, ScriptedBroker()) == Counter(["2-foreign"])
+        assert gateway.store.wait_empty(WAIT_S)
+
     def test_many_between_each_two_of_ours(self, gateway: ScriptedGateway, path: Path) -> None:
         broker = ScriptedBroker()
         gateway.connect()
