@@ -17,7 +17,7 @@ from dataclasses import MISSING, fields
 from typing import Any, NamedTuple
 
 from glec_fast.errors import ConfigError
-from glec_fast.validation import is_utf8
+from glec_fast.validation import has_forbidden, is_utf8
 
 ENVIRONMENT_PREFIX = "GLEC_"
 _TEXT_MAX_BYTES = 65_535
@@ -136,6 +136,10 @@ def optional_text(*, is_secret: bool = False) -> Kind:
             return
         if not isinstance(value, str) or not is_utf8(value) or len(value.encode()) > _TEXT_MAX_BYTES:
             raise ConfigError(f"{name} must be a str of at most {_TEXT_MAX_BYTES} bytes of UTF-8, or None", field=name)
+        if not is_secret and has_forbidden(value):
+            # A password is binary data (MQTT 3.1.1, 3.1.3.5).
+            says = f"{name} has a control character, or what is no character (MQTT 1.5.3); remove it"
+            raise ConfigError(says, field=name)
 
     return Kind("text", str, check, is_secret=is_secret, is_verbatim=True)
 

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
+
 from glec_fast.errors import ConfigError, MessageError
 
 TOPIC_MAX_BYTES = 65_535
+# The largest packet that there is: a byte, four of its length, and what that can say (MQTT 3.1.1, 2.2.3).
+PACKET_MAX_BYTES = 268_435_460
 # A packet's remaining length (MQTT 3.1.1, 2.2.3) must also hold the longest topic, its length and a packet id.
 PAYLOAD_MAX_BYTES = 268_435_455 - TOPIC_MAX_BYTES - 4
 # A client or device id leaves this much for the levels around it.
 _LEVEL_MAX_BYTES = TOPIC_MAX_BYTES - 64
 _ID_MAX = 2**63 - 1
 _TTL_MAX_MS = 10**15
+# A byte of the remaining length has seven bits.
+_LENGTH_BITS = 7
+# Control characters, and code points that are no characters: a server may end the connection over any of them (MQTT
+# 3.1.1, 1.5.3; MQTT 5, 1.5.4). One that does so does it again whenever the message is sent again.
+_FORBIDDEN = re.compile(
+    "[\0-\x1f\x7f-\x9f\ufdd0-\ufdef"
+    + "".join(chr(plane << 16 | low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
+    + "]"
+)
 
 
 def check_publish(topic: str, qos: int) -> None:
@@ -21,14 +34,30 @@ def check_publish(topic: str, qos: int) -> None:
         raise MessageError("topic is empty; name at least one level")
     if "+" in topic or "#" in topic:
         raise MessageError(f"topic {topic!r} has a wildcard; + and # are for subscriptions only")
-    if "\0" in topic:
-        raise MessageError(f"topic {topic!r} has a NUL character, which MQTT forbids (1.5.3)")
+    if not (topic.isascii() and topic.isprintable()):
+        check_text("topic", topic)
     if len(topic) * 4 > TOPIC_MAX_BYTES or not topic.isascii():
         size_bytes = _utf8_size(f"topic {topic[:100]!r}", topic)
         if size_bytes > TOPIC_MAX_BYTES:
             raise MessageError(f"topic of {size_bytes} bytes; MQTT carries at most {TOPIC_MAX_BYTES}")
     if type(qos) is not int or not 0 <= qos <= 2:
         raise MessageError(f"qos is {qos!r}; it must be 0, 1 or 2")
+
+
+def check_text(name: str, text: str) -> None:
+    """Refuse text that a server may end the connection over (MQTT 5, 1.5.4). Raises MessageError."""
+    found = _FORBIDDEN.search(text)
+    if found is not None:
+        sign = found[0]
+        what = "a NUL character" if sign == "\0" else f"U+{ord(sign):04X}"
+        raise MessageError(f"{name} {text[:100]!r} has {what}, over which servers end the connection (MQTT 1.5.3)")
+
+
+def packet_bytes(topic: str, payload: str | bytes, qos: int, packed: bytes | None) -> int:
+    """Bytes of the PUBLISH. packed: MQTT 5's properties with their length, None for none of them in MQTT 5."""
+    body_bytes = 2 + len(topic.encode()) + (2 if qos else 0) + (1 if packed is None else len(packed))
+    body_bytes += len(payload.encode() if isinstance(payload, str) else payload)
+    return 1 + -(-body_bytes.bit_length() // _LENGTH_BITS) + body_bytes
 
 
 def check_size(payload: str | bytes | bytearray) -> None:
@@ -46,6 +75,11 @@ def _utf8_size(name: str, text: str) -> int:
         return len(text.encode())
     except UnicodeEncodeError as error:
         raise MessageError(f"{name} is not encodable as UTF-8: remove the lone surrogates") from error
+
+
+def has_forbidden(text: str) -> bool:
+    """True where `check_text` would refuse it."""
+    return _FORBIDDEN.search(text) is not None
 
 
 def is_utf8(text: str) -> bool:

@@ -34,7 +34,7 @@ from glec_fast.durable.foreign_rows import (
     as_time_ms,
 )
 from glec_fast.durable.in_doubt import Decision
-from glec_fast.validation import PAYLOAD_MAX_BYTES
+from glec_fast.validation import PAYLOAD_MAX_BYTES, has_forbidden
 
 cdef extern from "sys/timex.h":
     struct timex:
@@ -280,7 +280,9 @@ cdef bint _is_sound(tuple row) except -1:
     at = PyUnicode_AsUTF8AndSize(<object>topic, &size)
     if not 0 < size <= TOPIC_MAX_BYTES or memchr(at, c"+", <size_t>size) is not NULL:
         return False
-    if memchr(at, c"#", <size_t>size) is not NULL or memchr(at, 0, <size_t>size) is not NULL:
+    if memchr(at, c"#", <size_t>size) is not NULL:
+        return False
+    if not _is_plain(at, size) and has_forbidden(<object>topic):
         return False
     if PyUnicode_CheckExact(<object>payload):
         # What is longer in UTF-8 than in characters is counted where it can matter.
@@ -293,6 +295,15 @@ cdef bint _is_sound(tuple row) except -1:
     if PyTuple_GET_SIZE(row) == ROW_COLUMNS + 1:
         return PyLong_CheckExact(<object>PyTuple_GET_ITEM(row, ROW_COLUMNS))
     return row[ROW_COLUMNS] is None or are_extras(*row[ROW_COLUMNS:])
+
+
+cdef inline bint _is_plain(const char* at, Py_ssize_t size) noexcept:
+    """True where all of it is printable ASCII."""
+    cdef Py_ssize_t index
+    for index in range(size):
+        if not 0x20 <= <unsigned char>at[index] < 0x7F:
+            return False
+    return True
 
 
 cdef bint _fits_a_packet(str payload) except -1:

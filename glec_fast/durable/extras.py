@@ -12,8 +12,11 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import VariableByteIntegers
 
 from glec_fast.errors import MessageError
+from glec_fast.validation import check_text
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from paho.mqtt.properties import Properties
 
     from glec_fast.durable.transaction import Row
@@ -80,7 +83,16 @@ def extras_of(retain: bool, properties: Properties | None) -> Extras | None:
     except Exception as error:
         # paho looks at most values only here.
         raise MessageError(f"properties that cannot be packed: {error}") from error
+    for name, text in _texts_of(others):
+        check_text(name, text)
     return Extras(bool(retain), expiry_interval_s, packed[VariableByteIntegers.decode(packed)[1] :])
+
+
+def _texts_of(properties: Properties) -> Iterator[tuple[str, str]]:
+    """Each text of a PUBLISH's properties, and the name of the property."""
+    named = [(name, getattr(properties, name, None)) for name in ("ResponseTopic", "ContentType")]
+    named += [("UserProperty", text) for pair in getattr(properties, "UserProperty", ()) for text in pair]
+    return ((name, text) for name, text in named if isinstance(text, str))
 
 
 def as_sent(row: Row, now_ms: int) -> Row:

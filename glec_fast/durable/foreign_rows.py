@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 from glec_fast.errors import MessageError
-from glec_fast.validation import check_publish, check_size
+from glec_fast.validation import check_publish, check_size, has_forbidden
 
 # Every whole number up to here is exact as a REAL too. What is later is no time.
 TIME_MAX_MS = 1 << 53
@@ -98,6 +98,6 @@ def _are_properties(packed: bytes) -> bool:
 
 def _is_text(value: bytes) -> bool:
     try:
-        return "\0" not in value.decode()
+        return not has_forbidden(value.decode())
     except UnicodeDecodeError:
         return False

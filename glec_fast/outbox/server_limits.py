@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 
 from glec_fast.durable.extras import ROW_COLUMNS
 from glec_fast.durable.transaction import Row
+from glec_fast.validation import PACKET_MAX_BYTES, packet_bytes
 
 _QOS_MAX = 2
-_PACKET_MAX_BYTES = 268_435_460
-# A byte of the remaining length has seven bits (MQTT 5, 1.5.5).
-_LENGTH_BITS = 7
 
 
 class ServerLimits(NamedTuple):
@@ -30,16 +28,13 @@ class ServerLimits(NamedTuple):
         retain, packed = row[ROW_COLUMNS : ROW_COLUMNS + 2] or (False, None)
         if qos > self.qos_max or (retain and not self.retain_available):
             return False
-        body_bytes = 2 + len(topic.encode()) + (2 if qos else 0) + (1 if packed is None else len(packed))
-        body_bytes += len(payload.encode() if isinstance(payload, str) else payload)
-        length_bytes = -(-body_bytes.bit_length() // _LENGTH_BITS)
-        return 1 + length_bytes + body_bytes <= self.packet_max_bytes
+        return packet_bytes(topic, payload, qos, packed) <= self.packet_max_bytes
 
 
 def limits_of(connack: Mapping[str, Any]) -> ServerLimits | None:
     """From CONNACK's properties, by paho's names; None where they limit nothing."""
     qos_max = connack.get("MaximumQoS", _QOS_MAX)
     retain_available = bool(connack.get("RetainAvailable", 1))
-    packet_max_bytes = connack.get("MaximumPacketSize", _PACKET_MAX_BYTES)
+    packet_max_bytes = connack.get("MaximumPacketSize", PACKET_MAX_BYTES)
     limits = ServerLimits(qos_max, retain_available, packet_max_bytes)
-    return None if limits == (_QOS_MAX, True, _PACKET_MAX_BYTES) else limits
+    return None if limits == (_QOS_MAX, True, PACKET_MAX_BYTES) else limits

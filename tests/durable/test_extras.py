@@ -277,6 +277,10 @@ class TestAtTheDoor:
             {"MessageExpiryInterval": "1"},
             {"UserProperty": [5]},
             {"ContentType": 5},
+            {"ContentType": "a\tb"},
+            {"ResponseTopic": "a\x85b"},
+            {"UserProperty": [("a", "1"), ("b\ufffe", "2")]},
+            {"UserProperty": [("a", "1\x7f")]},
         ],
     )
     def test_what_no_later_connection_could_carry_is_refused(self, path: Path, values: dict[str, Any]) -> None:

@@ -22,6 +22,12 @@ def short(value: object) -> str:
     return repr(value)[:30]
 
 
+# One of each kind, and the ends of each range (MQTT 5, 1.5.4).
+FORBIDDEN = "\x01\t\n\x1f\x7f\x80\x85\x9f\ufdd0\ufdef\ufffe\uffff\U0001fffe\U0001ffff\U0010fffe\U0010ffff"
+# Their neighbours, and what only looks like one.
+ALLOWED = " ~\xa0\ufdcf\ufdf0\ufffd\ufeff\U0001fffd\u200b\u2028\U0010fffd"
+
+
 class TestTopic:
     @pytest.mark.parametrize(
         "topic",
@@ -42,6 +48,7 @@ class TestTopic:
             ("a/#", "wildcard"),
             ("a#", "wildcard"),
             ("a\0", "NUL"),
+            *[(f"a{sign}b", f"U\\+{ord(sign):04X}") for sign in FORBIDDEN],
             ("a" * 65_536, "65536 bytes"),
             ("é" * 32_768, "65536 bytes"),
             ("a\ud800", "surrogates"),
@@ -52,9 +59,19 @@ class TestTopic:
         with pytest.raises(MessageError, match=says):
             check_publish(topic, 1)  # type: ignore[arg-type]
 
-    @given(st.text(st.characters(codec="utf-8", exclude_characters="+#\0"), min_size=1, max_size=200))
+    @given(
+        st.text(
+            st.characters(codec="utf-8", exclude_categories=["Cc", "Cn", "Cs"], exclude_characters="+#"),
+            min_size=1,
+            max_size=200,
+        )
+    )
     def test_any_text_without_signs_is_a_topic(self, topic: str) -> None:
         assert check_publish(topic, 0) is None
+
+    @pytest.mark.parametrize("sign", ALLOWED)
+    def test_their_neighbours_are_topics(self, sign: str) -> None:
+        assert check_publish(f"a{sign}b", 1) is None
 
     @pytest.mark.parametrize("qos", [-1, 3, 1.0, "1", None, True, False])
     def test_qos_refused(self, qos: object) -> None:
