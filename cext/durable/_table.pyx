@@ -60,13 +60,15 @@ cdef str DELETE_RANGE = "DELETE FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?
 # Two halves, each an index search, merged: a row value comparison would walk all rows that share the first timestamp.
 # What is no time is behind all of them, or in front, and not looked at.
 cdef str READ_AFTER = (
-    "SELECT id, {0}, timestamp, {1} FROM mqtt_offline_queue WHERE timestamp = ?1 AND id > ?2"
+    "SELECT id, {0}, timestamp, {1} FROM mqtt_offline_queue WHERE timestamp = ?1 AND id > ?2{5}"
     " UNION ALL"
-    f" SELECT id, {{0}}, timestamp, {{1}} FROM mqtt_offline_queue WHERE timestamp > ?1 AND timestamp <= {TIME_MAX_MS}"
+    f" SELECT id, {{0}}, timestamp, {{1}} FROM mqtt_offline_queue WHERE timestamp > ?1 AND timestamp <= {TIME_MAX_MS}{{5}}"
     " ORDER BY timestamp, id LIMIT ?3")
 cdef str READ_WITH_EXTRAS = (
     "SELECT q.*, {2} FROM (" + READ_AFTER + ") AS q LEFT JOIN glec_extras ON message_id = q.id"
     " ORDER BY q.timestamp, q.id")
+# By `Lane`: all rows, those that are no alerts, alerts.
+cdef tuple OF_LANE = ("", " AND qos <> 2", " AND qos = 2")
 cdef str READ_ROW = "SELECT id, {0}, {3}, {1} FROM mqtt_offline_queue WHERE id = ?"
 cdef str READ_ROW_WITH_EXTRAS = (
     "SELECT q.*, {2} FROM (" + READ_ROW + ") AS q LEFT JOIN glec_extras ON message_id = q.id")
@@ -94,8 +96,9 @@ cdef tuple AS_ODD = (
     "NULL, NULL, NULL", "NULL", ", ".join(
         [f"iif(typeof({name}) = 'text', x'', {name})" for name in ("retain", "expiry_interval", "properties")]),
     "NULL", "NULL")
-cdef str READ_AFTER_STORED = READ_AFTER.format(*AS_STORED)
-cdef str READ_WITH_EXTRAS_STORED = READ_WITH_EXTRAS.format(*AS_STORED)
+cdef tuple READ_AFTER_STORED = tuple([READ_AFTER.format(*AS_STORED, lane) for lane in OF_LANE])
+cdef tuple READ_WITH_EXTRAS_STORED = tuple([READ_WITH_EXTRAS.format(*AS_STORED, lane) for lane in OF_LANE])
+cdef str FIRST_ALERT = "SELECT timestamp, id FROM mqtt_offline_queue WHERE qos = 2 ORDER BY timestamp, id LIMIT 1"
 # Where a TEXT need not be one, and a number need not be one either.
 cdef str ODD_NUMBER = "iif(typeof({0}) = 'text', CAST({0} AS BLOB), {0})"
 cdef str READ_ODD = (
@@ -486,15 +489,21 @@ cdef class QueueTable:
         if self.may_have_extras:
             self.execute(DELETE_ORPHANS)
 
-    def read_after(self, timestamp_ms, int64_t message_id, int limit, bint with_extras=False) -> list:
+    def first_alert(self):
+        return self.execute(FIRST_ALERT).fetchone()
+
+    def read_after(self, timestamp_ms, int64_t message_id, int limit, bint with_extras=False, int lane=0) -> list:
         cdef list rows
         cdef tuple last
+        cdef str odd
         bindings = (timestamp_ms, message_id, limit)
         self.unsendable = []
         try:
-            rows = self.execute(READ_WITH_EXTRAS_STORED if with_extras else READ_AFTER_STORED, bindings).fetchall()
+            stored = READ_WITH_EXTRAS_STORED if with_extras else READ_AFTER_STORED
+            rows = self.execute(stored[lane], bindings).fetchall()
         except UnicodeDecodeError:
-            rows = self.execute((READ_WITH_EXTRAS if with_extras else READ_AFTER).format(*AS_ODD), bindings).fetchall()
+            odd = READ_WITH_EXTRAS if with_extras else READ_AFTER
+            rows = self.execute(odd.format(*AS_ODD, OF_LANE[lane]), bindings).fetchall()
         self.met = PyList_GET_SIZE(rows)
         if self.met:
             last = rows[self.met - 1]

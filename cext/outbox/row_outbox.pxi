@@ -29,15 +29,18 @@ cdef class Registration:
 cdef class RowOutbox(Outbox):
     """The part of an outbox over a store that every turn of a flush goes through.
 
-    Rows that were read wait in `_rows` until they fit; what is finished is kept until the store takes it. What a
-    subclass has for it to use: `weaknesses`, `is_due`, `_read_again`, `_read_rows`, `_end_orphans`, `_pass_on_refused`,
-    `_note_remarks`, `_widen`.
+    Rows that were read wait in `_rows` until they fit, and alerts that go first in `_alerts`; what is finished is kept until the store takes it. What a
+    subclass has for it to use: `weaknesses`, `is_due`, `_read_again`, `_read_alerts`, `_read_rows`, `_end_orphans`,
+    `_pass_on_refused`, `_note_remarks`, `_widen`.
     """
 
     cdef readonly object store
     # Rows that were read and did not fit yet, and how many of them have gone.
     cdef public list _rows
     cdef public Py_ssize_t _rows_gone
+    # The same of alerts, where they have a lane of their own: they wait for nothing but their own kind.
+    cdef public list _alerts
+    cdef public Py_ssize_t _alerts_gone
     cdef public bint _more_to_read
     # On this connection nobody has looked yet whether each exchange that was parked has a row.
     cdef public bint _may_have_orphans
@@ -77,6 +80,7 @@ cdef class RowOutbox(Outbox):
         super().__init__(window, on_work, durable=True, max_unreleased=max_unreleased)
         self.store = store
         self._rows = []
+        self._alerts = []
         self._more_to_read = True
         self._again = []
         self._refused = []
@@ -104,10 +108,14 @@ cdef class RowOutbox(Outbox):
         if self._again and self.is_open and self.is_due:
             self._read_again()
         # Once there is something to send, the broker begins on it while the next are read.
-        while self.is_open and self._admit_rows() and not self.session.sendable_bytes and self._read_rows():
-            pass
+        while self.is_open:
+            if self._admit_alerts() and self._read_alerts():
+                continue
+            if not (self._admit_rows() and not self.session.sendable_bytes and self._read_rows()):
+                break
         if self._may_have_orphans and self.is_open and not self._more_to_read and self._have_all_gone():
-            self._end_orphans()
+            if not self.store.has_alerts:
+                self._end_orphans()
         if self.session.wants_commit:
             version = self.store.commit_image()
             if version is not None:
@@ -116,18 +124,33 @@ cdef class RowOutbox(Outbox):
                     self.named = self.in_image
 
     cdef bint _have_all_gone(self) except -1:
-        return self._rows_gone == PyList_GET_SIZE(self._rows)
+        return self._rows_gone == PyList_GET_SIZE(self._rows) and self._alerts_gone == PyList_GET_SIZE(self._alerts)
+
+    cdef bint _admit_alerts(self) except -1:
+        """True where all alerts that were read have gone, and there may be more."""
+        if self._alerts_gone < PyList_GET_SIZE(self._alerts):
+            with self.lock:
+                self._alerts_gone = self.session.admit_rows(self._alerts, self._alerts_gone)
+            if self._alerts_gone < PyList_GET_SIZE(self._alerts):
+                return False
+        return self.store.has_alerts and self.session.unsent_bytes <= UNSENT_BYTES_MAX
 
     cdef bint _admit_rows(self) except -1:
         """True where all rows that were read have gone, and more would fit."""
         cdef Py_ssize_t room
         with self.lock:
-            if not self._have_all_gone():
+            if self._rows_gone < PyList_GET_SIZE(self._rows):
                 self._rows_gone = self.session.admit_rows(self._rows, self._rows_gone)
-            if not self._have_all_gone() or self.session.unsent_bytes > UNSENT_BYTES_MAX:
+            if self._rows_gone < PyList_GET_SIZE(self._rows) or self.session.unsent_bytes > UNSENT_BYTES_MAX:
                 return False
             room = self.session.room()
             return room >= min(PULL_ROWS_MIN, <int>self.session.window // 2) or self.session.in_flight == 0
+
+    cdef int _forget_rows(self) except -1:
+        """They are read again."""
+        self._rows, self._alerts = [], []
+        self._rows_gone = self._alerts_gone = 0
+        return 0
 
     def _finish(self, list ids):
         """The broker has these, or nobody will; the caller holds the lock."""
@@ -250,7 +273,7 @@ cdef class RowOutbox(Outbox):
         """(what is parked, what is finished): neither is to be read as new."""
         with self.lock:
             self.session.resume(True, receive_maximum)
-            self._rows, self._rows_gone = [], 0
+            self._forget_rows()
             self._more_to_read = self._may_have_orphans = True
             return self.session.parked_ids(), self._finished.ids.copy()
 
@@ -260,7 +283,7 @@ cdef class RowOutbox(Outbox):
             self.is_open = False
             self.session.park()
             self._release_control_ids()
-            self._rows, self._rows_gone = [], 0
+            self._forget_rows()
             # Told with the next that are finished.
             self.untold = self.settle()
             return self.session.parked_ids(), self._finished.ids.copy(), list(self._direct)

@@ -149,10 +149,15 @@ class QueueTable:
     def delete_orphaned_extras(self) -> None:
         """Delete the extras of messages that another program has deleted."""
 
-    def read_after(self, timestamp_ms: float, message_id: int, limit: int, with_extras: bool = False) -> list[_Row]:
+    def first_alert(self) -> tuple[float, int] | None:
+        """(timestamp, id) of the first row of QoS 2; None where there is none, which takes a look at every row."""
+
+    def read_after(
+        self, timestamp_ms: float, message_id: int, limit: int, with_extras: bool = False, lane: int = 0
+    ) -> list[_Row]:
         """The next rows behind a position, at most `limit`, as one snapshot in the order (timestamp, id).
 
-        with_extras: every row has the three columns, None where it has no extras.
+        with_extras: every row has the three columns, None where it has no extras. lane: a `Lane`; 0 is all rows.
         """
 
     def read_rows(self, ids: list[int], with_extras: bool = False) -> list[_Row]:

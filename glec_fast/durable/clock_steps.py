@@ -59,12 +59,12 @@ class ClockSteps:
         assert anchor is not None
         with self._status.lock:
             intake.clock.on_saved(anchor)
-            position = self._reader.position_after(by_ms, move.first_id)
+            lanes = self._reader.lanes_after(by_ms, move.first_id)
             pending = [(*row[:4], row[4] + by_ms, row[5] + by_ms, *row[6:]) for row in intake.pending]
             last_ms = pending[-1][4] if pending else move.last_timestamp_ms
             # In one step, in which nothing can be raised.
-            self._reader.position, intake.pending, self._moving = position, pending, None
-            intake.last_timestamp_ms = last_ms
+            self._reader.lanes, intake.pending, self._moving = lanes, pending, None
+            intake.committed_timestamp_ms, intake.last_timestamp_ms = move.last_timestamp_ms, last_ms
 
     def pick_up(self) -> None:
         """Bring to its end what an exception has cut into."""

@@ -11,7 +11,7 @@ from glec_fast.durable.clock import Anchor, Clocks, QueueClock
 from glec_fast.durable.extras import Extras
 from glec_fast.durable.schedule import Schedule
 from glec_fast.durable.status import Status
-from glec_fast.durable.transaction import Commit, Row
+from glec_fast.durable.transaction import ALERT_QOS, Commit, Key, Row
 from glec_fast.errors import QueueStorageError
 from glec_fast.runtime._lock import Condition
 from glec_fast.runtime.process import EXIT_TIMEOUT_S
@@ -43,7 +43,11 @@ class Intake:
         self.clock = QueueClock(clocks, self._last_anchor(table, is_salvaged), self.next_id)
         self.pending: list[Row] = []
         self.writing: list[Row] = []
+        # No row on disk comes behind (timestamp, id), and all that are to come do.
+        self.committed_timestamp_ms = self.last_timestamp_ms
         self.committed_id = self.next_id - 1
+        # No alert on disk has an id above.
+        self.last_alert_id = self.committed_id
         # Rows of a transaction that was taken for failed, and that are on disk.
         self._found: frozenset[int] = frozenset()
         # There may be such, or rows of another program that have the same ids.
@@ -182,6 +186,11 @@ class Intake:
             finally:
                 self._schedule.eager -= 1
 
+    @property
+    def committed(self) -> Key:
+        """(timestamp, id) that no row on disk comes behind; the caller holds the lock."""
+        return self.committed_timestamp_ms, self.committed_id
+
     # ---- the transaction under way; all but `adopt` and `leave_out_found`, which take it, want the lock held
 
     def take(self, commit: Commit) -> None:
@@ -225,6 +234,7 @@ class Intake:
                     ids.append((message_id, self.next_id))
                     self.next_id += 1
             timestamp_ms = self.last_timestamp_ms = max(self.clock.now_ms(), self.last_timestamp_ms)
+            self.last_alert_id = self.next_id - 1
         table.adopt(ids, timestamp_ms, timestamp_ms + self._ttl_ms)
 
     def on_other_file(self, commit: Commit, row_count: int, last_id: int) -> None:
@@ -241,11 +251,12 @@ class Intake:
         if commit.anchor is not None:
             self.clock.on_saved(commit.anchor)
         if commit.rows:
-            self.committed_id = commit.rows[-1][0]
+            self.committed_id, self.committed_timestamp_ms = commit.rows[-1][0], commit.rows[-1][4]
+            self.last_alert_id = max([row[0] for row in commit.rows if row[3] == ALERT_QOS], default=self.last_alert_id)
         if commit.with_rows:
             if not self.pending:
                 # Also those of another program, and what was found to be on disk already.
-                self.committed_id = self.next_id - 1
+                self.committed_id, self.committed_timestamp_ms = self.next_id - 1, self.last_timestamp_ms
             self._status.failure = None
             self.is_unsure = False
         else:

@@ -49,6 +49,9 @@ DEFAULT_TTL_MS = 24 * 60 * 60 * 1000
 DEFAULT_MAX_RETRY = 3
 DEFAULT_QOS0_COMMIT_DELAY_S = 5.0
 DEFAULT_CLEANUP_INTERVAL_S = 300.0
+# In which order messages are read.
+FIFO = "fifo"
+ALERTS_FIRST = "alerts_first"
 
 
 class Store(OfOneProcess):
@@ -58,6 +61,7 @@ class Store(OfOneProcess):
 
     path: queue file, created 0600 where it is missing.
     max_queue_size: rows, above 0; the oldest go first. ttl_ms: age of expiry. max_retry: refusals before a row goes.
+    queue_order: FIFO, or ALERTS_FIRST: what has QoS 2 is read by `read_alerts`, ahead of all else.
     qos0_commit_delay_s: how long a QoS 0 message may wait in memory for others to share its transaction.
     cleanup_interval_s: between two clean-ups of expired and given-up rows, above 0.
     on_dropped: told of drops, by the store's thread, while no outbox is attached.
@@ -73,6 +77,7 @@ class Store(OfOneProcess):
         max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE,
         ttl_ms: int = DEFAULT_TTL_MS,
         max_retry: int = DEFAULT_MAX_RETRY,
+        queue_order: str = FIFO,
         qos0_commit_delay_s: float = DEFAULT_QOS0_COMMIT_DELAY_S,
         cleanup_interval_s: float = DEFAULT_CLEANUP_INTERVAL_S,
         on_dropped: Callable[[list[Dropped]], None] | None = None,
@@ -86,12 +91,14 @@ class Store(OfOneProcess):
         self._status = status = Status(self.log)
         self._schedule = schedule = Schedule(status, monotonic, qos0_commit_delay_s, cleanup_interval_s)
         try:
-            self._reader = reader = Reader(file)
+            self._reader = reader = Reader(file, alerts_first=queue_order == ALERTS_FIRST)
             table, is_salvaged = QueueTable(file.connection), file.salvage is not None
             self._intake = intake = Intake(status, schedule, table, ttl_ms, clocks or Clocks(), is_salvaged=is_salvaged)
             self._dropping = dropping = Dropping(status.lock, reader, intake.clock, max_retry)
             self._writer = writer = Writer(file.path, file.connection, reader, dropping, max_queue_size, intake.adopt)
             writer.table.look_for_extras()
+            if reader.has_alert_lane and not reader.look_for_alerts(intake.committed):
+                intake.last_alert_id = 0
         except apsw.Error as error:
             failure = file.failed(error)
             file.close()
@@ -367,6 +374,21 @@ class Store(OfOneProcess):
         `Outbox.on_committed` then calls for another attempt.
         """
         return self._supply.read(limit)
+
+    @property
+    def has_alert_lane(self) -> bool:
+        """True where alerts go first: what has QoS 2 is read by `read_alerts` alone."""
+        return self._reader.has_alert_lane
+
+    @property
+    def has_alerts(self) -> bool:
+        """True where alerts go first, and one may not have been read yet."""
+        reader = self._reader
+        return reader.has_alert_lane and reader.lanes[-1].through_id < self._intake.last_alert_id
+
+    def read_alerts(self, limit: int) -> tuple[list[Row], bool]:
+        """As `read`, of alerts alone, which `read` leaves out where they go first."""
+        return self._supply.read(limit, alerts=True)
 
     def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
         """Rows that were refused since the last `rewind`, as far as they may still be sent.

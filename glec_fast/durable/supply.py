@@ -45,11 +45,12 @@ class Supply:
 
     def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
         with self._reader.lock, self._status.lock:
-            self._status.is_written_to = False
-            self._reader.rewind(frozenset(protected), frozenset(self._outgoing.finished.ids).union(finished))
+            is_written_to, self._status.is_written_to = self._status.is_written_to, False
+            skipped = frozenset(self._outgoing.finished.ids).union(finished)
+            self._reader.rewind(frozenset(protected), skipped, is_written_to=is_written_to)
             self._refused.clear()
 
-    def read(self, limit: int) -> tuple[list[Row], bool]:
+    def read(self, limit: int, *, alerts: bool = False) -> tuple[list[Row], bool]:
         reader, intake = self._reader, self._intake
         with reader.lock:
             try:
@@ -57,9 +58,11 @@ class Supply:
                     with self._status.lock:
                         self._schedule.request()
                 with self._status.lock:
-                    committed_id = intake.committed_id
+                    committed = intake.committed
                     unsendable = self._unsendable()
-                rows, is_last = reader.advance(limit, committed_id, self._writer.table, lambda: intake.committed_id)
+                rows, is_last = reader.advance(
+                    limit, committed, self._writer.table, lambda: intake.committed_id, -1 if alerts else 0
+                )
             except apsw.Error as error:
                 self.on_read_failure(error)
                 return [], True

@@ -12,6 +12,9 @@ from glec_fast.durable.outcomes import Dropped
 
 # id, topic, payload, QoS, timestamp, time of expiry; behind them, if it has any, what `glec_fast.durable.extras` says.
 Row: TypeAlias = "tuple[Any, ...]"
+# (timestamp, id), the order of the queue.
+Key: TypeAlias = tuple[float, int]
+ALERT_QOS = 2
 # A row without its payload: id, topic, QoS, timestamp.
 Head: TypeAlias = tuple[int, str, int, int]
 

@@ -215,6 +215,8 @@ class RowOutbox(Outbox):
 
     _rows: list[Row]
     _rows_gone: int
+    _alerts: list[Row]
+    _alerts_gone: int
     _more_to_read: bool
     _may_have_orphans: bool
     _again: list[int]

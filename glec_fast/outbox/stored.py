@@ -11,7 +11,7 @@ from glec_fast.durable.extras import Extras
 from glec_fast.durable.inflight_log import UnreadableImageError
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.store import Store
-from glec_fast.durable.transaction import Row
+from glec_fast.durable.transaction import ALERT_QOS, Row
 from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
 from glec_fast.outbox._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
 from glec_fast.outbox.handle import PublishHandle
@@ -133,7 +133,11 @@ class DurableOutbox(RowOutbox):
 
     def _has_waiting_rows(self) -> bool:
         # In the order in which a row goes its way, so that none is missed between two of them.
-        return self.store.has_backlog or self.store.is_handing_out or self._rows_gone != len(self._rows)
+        store = self.store
+        return store.has_backlog or store.is_handing_out or self._has_rows_at_hand()
+
+    def _has_rows_at_hand(self) -> bool:
+        return self._rows_gone != len(self._rows) or self._alerts_gone != len(self._alerts)
 
     def has_to_send(self) -> bool:
         """True where something accepted is yet to leave on this connection, and can before long.
@@ -148,7 +152,7 @@ class DurableOutbox(RowOutbox):
             return False
         if session.unsent_bytes > session.sendable_bytes:
             return True
-        return self._rows_gone == len(self._rows) and session.room() > 0 and self._has_waiting_rows()
+        return not self._has_rows_at_hand() and session.room() > 0 and self._has_waiting_rows()
 
     def _publish_direct(self, topic: str, payload: str | bytes, extras: Extras | None) -> PublishHandle | None:
         limits = self.limits
@@ -227,8 +231,21 @@ class DurableOutbox(RowOutbox):
             # Others may have come meanwhile.
             self._again += unknown
         rows = self._allowed(rows)
+        is_alert = ALERT_QOS if self.store.has_alert_lane else None
+        alerts = [row for row in rows if row[3] == is_alert]
+        others = [row for row in rows if row[3] != is_alert]
         with self.lock:
-            self._rows, self._rows_gone = rows + self._rows[self._rows_gone :], 0
+            self._rows, self._rows_gone = others + self._rows[self._rows_gone :], 0
+            self._alerts, self._alerts_gone = alerts + self._alerts[self._alerts_gone :], 0
+
+    def _read_alerts(self) -> bool:
+        """True where there were alerts to read."""
+        rows, is_last = self.store.read_alerts(_PULL_ROWS_MAX)
+        rows = self._allowed(rows)
+        with self.lock:
+            self._alerts, self._alerts_gone = rows, 0
+        self.store.on_rows_taken()
+        return bool(rows) or not is_last
 
     def _read_rows(self) -> bool:
         """True where there were rows to read."""

@@ -46,13 +46,15 @@ class DictDisk:
 class DictStore:
     """One process's view of a `DictDisk`. `wants_commit`: somebody asked for a transaction; `pending`: one goes on."""
 
-    def __init__(self, disk: DictDisk) -> None:
+    def __init__(self, disk: DictDisk, *, alerts_first: bool = False) -> None:
         self.disk = disk
+        self.has_alert_lane = alerts_first
         self.wants_commit = False
         self.is_written_to = False
         self.pending: Collected | None = None
         self._outbox: Outbox | None = None
-        self._position = 0
+        # Of the rows that are no alerts, where those have a lane of their own, and of alerts.
+        self._positions = [0, 0]
         self._skipped: frozenset[int] = frozenset()
 
     # ---- for tests
@@ -74,7 +76,7 @@ class DictStore:
         self._outbox.on_committed(pending.version, 0)
 
     def fingerprint(self) -> object:
-        return self._position, self._skipped, self.wants_commit
+        return tuple(self._positions), self._skipped, self.wants_commit
 
     # ---- for the outbox
 
@@ -108,12 +110,26 @@ class DictStore:
     def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
         pending = () if self.pending is None else self.pending.done
         self._skipped = frozenset(pending).union(finished)
-        self._position = 0
+        self._positions = [0, 0]
 
     def read(self, limit: int) -> tuple[list[Row], bool]:
-        found = [row for message_id, row in sorted(self.disk.rows.items()) if message_id > self._position][:limit]
+        return self._read(limit, 0)
+
+    @property
+    def has_alerts(self) -> bool:
+        return self.has_alert_lane and bool(self._ahead(1))
+
+    def read_alerts(self, limit: int) -> tuple[list[Row], bool]:
+        return self._read(limit, 1)
+
+    def _ahead(self, lane: int) -> list[Row]:
+        rows = [row for message_id, row in sorted(self.disk.rows.items()) if message_id > self._positions[lane]]
+        return [row for row in rows if (row[3] == 2) == lane] if self.has_alert_lane else rows
+
+    def _read(self, limit: int, lane: int) -> tuple[list[Row], bool]:
+        found = self._ahead(lane)[:limit]
         if found:
-            self._position = found[-1][0]
+            self._positions[lane] = found[-1][0]
         return [row for row in found if row[0] not in self._skipped], len(found) < limit
 
     def missing(self, ids: list[int]) -> list[int]:

@@ -39,6 +39,7 @@ class Bounds(NamedTuple):
     hands_on_at_release: bool = False
     knows_qos_2: bool = True
     ids: int = 0
+    alerts_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class World:
         self.in_doubt = root.in_doubt
         self.answers = b""
         self.linked = False
-        self.store = DictStore(self.disk)
+        self.store = DictStore(self.disk, alerts_first=bounds.alerts_first)
         self.outbox = DurableOutbox(
             self.store,  # type: ignore[arg-type]
             bounds.window,
@@ -203,7 +204,7 @@ class World:
             self.linked, self.session_present, self.cuts, self.crashes, self.lost_sessions, self.in_doubt,
             None if pending is None else (tuple(pending.done), frozenset(_image(pending.image))),
             self.store.fingerprint(), tuple(outbox._finished.ids), tuple(row[0] for row in outbox._rows),
-            outbox._rows_gone, outbox._more_to_read, self.session.in_flight, self.session.unreleased,
+            outbox._rows_gone, tuple(row[0] for row in outbox._alerts), outbox._alerts_gone, outbox._more_to_read, self.session.in_flight, self.session.unreleased,
         )  # fmt: skip
 
     def probe_kept(self) -> Hashable:
