@@ -62,7 +62,8 @@ cdef str DELETE_RANGE = "DELETE FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?
 cdef str READ_AFTER = (
     "SELECT id, {0}, timestamp, {1} FROM mqtt_offline_queue WHERE timestamp = ?1 AND id > ?2{5}"
     " UNION ALL"
-    f" SELECT id, {{0}}, timestamp, {{1}} FROM mqtt_offline_queue WHERE timestamp > ?1 AND timestamp <= {TIME_MAX_MS}{{5}}"
+    " SELECT id, {0}, timestamp, {1} FROM mqtt_offline_queue"
+    f" WHERE timestamp > ?1 AND timestamp <= {TIME_MAX_MS}{{5}}"
     " ORDER BY timestamp, id LIMIT ?3")
 cdef str READ_WITH_EXTRAS = (
     "SELECT q.*, {2} FROM (" + READ_AFTER + ") AS q LEFT JOIN glec_extras ON message_id = q.id"

@@ -29,9 +29,9 @@ cdef class Registration:
 cdef class RowOutbox(Outbox):
     """The part of an outbox over a store that every turn of a flush goes through.
 
-    Rows that were read wait in `_rows` until they fit, and alerts that go first in `_alerts`; what is finished is kept until the store takes it. What a
-    subclass has for it to use: `weaknesses`, `is_due`, `_read_again`, `_read_alerts`, `_read_rows`, `_end_orphans`,
-    `_pass_on_refused`, `_note_remarks`, `_widen`.
+    Rows that were read wait in `_rows` until they fit, and alerts that go first in `_alerts`; what is finished is kept
+    until the store takes it. What a subclass has for it to use: `weaknesses`, `is_due`, `_read_again`, `_read_alerts`,
+    `_read_rows`, `_end_orphans`, `_pass_on_refused`, `_note_remarks`, `_widen`.
     """
 
     cdef readonly object store

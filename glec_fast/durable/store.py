@@ -29,6 +29,7 @@ from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
 from glec_fast.durable.inflight_log import log_of
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Jobs
+from glec_fast.durable.limits import ALERTS_FIRST, FIFO
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.outgoing import Outgoing
 from glec_fast.durable.reader import Reader
@@ -49,9 +50,6 @@ DEFAULT_TTL_MS = 24 * 60 * 60 * 1000
 DEFAULT_MAX_RETRY = 3
 DEFAULT_QOS0_COMMIT_DELAY_S = 5.0
 DEFAULT_CLEANUP_INTERVAL_S = 300.0
-# In which order messages are read.
-FIFO = "fifo"
-ALERTS_FIRST = "alerts_first"
 
 
 class Store(OfOneProcess):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
+from glec_fast.durable.limits import ALERTS_FIRST, FIFO
 from glec_fast.errors import ConfigError
 from glec_fast.settings import (
     FLAG,
@@ -89,6 +90,15 @@ class MQTTConfig:
         default=10_000,
         metadata=setting(
             "mqtt.queue.max_size", whole(1, 100_000_000, "messages"), "What the queue holds; a full one drops."
+        ),
+    )
+    queue_order: str = field(
+        default=ALERTS_FIRST,
+        metadata=setting(
+            "mqtt.queue.order",
+            one_of({ALERTS_FIRST: "", FIFO: ""}),
+            "alerts_first sends what has QoS 2 ahead of all that waits, and each QoS in the order in which it came. "
+            "fifo sends all in that order.",
         ),
     )
     queue_ttl_hours: float = field(

@@ -213,6 +213,7 @@ class MQTTManager(process.OfOneProcess):
         self._store = Store(
             config.queue_path,
             max_queue_size=config.queue_max_size,
+            queue_order=config.queue_order,
             ttl_ms=int(config.queue_ttl_hours * _HOUR_MS),
             max_retry=config.queue_max_retry,
             qos0_commit_delay_s=config.qos0_commit_delay_s,

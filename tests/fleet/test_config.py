@@ -131,6 +131,7 @@ MALFORMED: dict[str, list[object]] = {
 }
 QUEUE_MALFORMED: dict[str, list[object]] = {
     "queue_max_size": [0, -1, 1.5, True, 100_000_001, None],
+    "queue_order": ["", "FIFO", "lifo", None, 1],
     "queue_ttl_hours": [0, -1, math.nan, math.inf, "24", True],
     "queue_max_retry": [0, -1, 1.5, True, None],
 }

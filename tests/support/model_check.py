@@ -204,7 +204,8 @@ class World:
             self.linked, self.session_present, self.cuts, self.crashes, self.lost_sessions, self.in_doubt,
             None if pending is None else (tuple(pending.done), frozenset(_image(pending.image))),
             self.store.fingerprint(), tuple(outbox._finished.ids), tuple(row[0] for row in outbox._rows),
-            outbox._rows_gone, tuple(row[0] for row in outbox._alerts), outbox._alerts_gone, outbox._more_to_read, self.session.in_flight, self.session.unreleased,
+            outbox._rows_gone, tuple(row[0] for row in outbox._alerts), outbox._alerts_gone, outbox._more_to_read,
+            self.session.in_flight, self.session.unreleased,
         )  # fmt: skip
 
     def probe_kept(self) -> Hashable:

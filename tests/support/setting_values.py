@@ -19,6 +19,7 @@ SETTING_VALUES: dict[str, tuple[str, object]] = {
     "retry_initial_delay_ms": ("2001", 2001),
     "retry_max_delay_ms": ("60001", 60_001),
     "queue_max_size": ("9999", 9999),
+    "queue_order": ("fifo", "fifo"),
     "queue_ttl_hours": ("0.5", 0.5),
     "queue_max_retry": ("4", 4),
     "queue_path": ("/var/lib/q.db", "/var/lib/q.db"),
