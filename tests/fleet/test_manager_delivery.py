@@ -143,8 +143,9 @@ def test_ten_thousand_queued_arrive_in_order_each_once(
     assert (metrics.queue_size, metrics.messages_sent, metrics.messages_failed) == (0, len(payloads), 0)
 
 
-def test_what_is_published_during_the_flush_queues_behind_it(broker: Broker, tmp_path: Path) -> None:
-    config = quick_config(broker.url, tmp_path, max_in_flight=20, wait_for_disk=False)
+@pytest.mark.parametrize("queue_order", ["fifo", "alerts_first"])
+def test_what_is_published_during_the_flush_queues_behind_it(broker: Broker, tmp_path: Path, queue_order: str) -> None:
+    config = quick_config(broker.url, tmp_path, max_in_flight=20, wait_for_disk=False, queue_order=queue_order)
     with Subscriber(broker) as subscriber, MQTTManager(config) as manager:
         expected = []
         wire = bytearray()
@@ -163,8 +164,15 @@ def test_what_is_published_during_the_flush_queues_behind_it(broker: Broker, tmp
         assert sorted(subscriber.payloads()) == sorted(expected)
     # As sent: mosquitto hands a message on past others that wait for a place in the subscriber's window.
     sent = [packet for packet in parse(bytes(wire))[0] if packet.kind == PUBLISH and packet.flags & 6]
-    order = [int(packet.body[5:]) for packet in sent]
-    assert order == [number for number in range(2300) if number < 2000 or number % 3]
+    order = [(packet.flags >> 1 & 3, int(packet.body[5:])) for packet in sent]
+    expected_order = [(1 + number % 2 if number < 2000 else number % 3, number) for number in range(2300)]
+    expected_order = [each for each in expected_order if each[0]]
+    if queue_order == "alerts_first":
+        # In turn within each QoS (MQTT 3.1.1, 4.6).
+        assert order != expected_order
+        order.sort(key=lambda each: each[0])
+        expected_order.sort()
+    assert order == expected_order
 
 
 @BOTH_VERSIONS

@@ -24,8 +24,7 @@ SHALLOW = {
     "one, many faults": Bounds((2,), cuts=2, crashes=2),
     "QoS 1 and 2": Bounds((1, 2)),
     "QoS 2 taken as QoS 1": Bounds((2, 2), knows_qos_2=False),
-    "alerts first": Bounds((1, 2), alerts_first=True),
-    "alerts first, in a window of one": Bounds((1, 2, 2), crashes=0, window=1, alerts_first=True),
+    "alerts first": Bounds((1, 2), window=1, alerts_first=True),
     "the session is lost": Bounds((2,), cuts=1, crashes=1, lost_sessions=1),
     "the session is lost, handed on at PUBREL": Bounds(
         (2,), cuts=1, crashes=1, lost_sessions=1, hands_on_at_release=True
@@ -36,6 +35,7 @@ DEEP = {
     "two, many faults": Bounds((2, 2), cuts=2, crashes=2),
     "three": Bounds((2, 2, 2), cuts=1, crashes=1),
     "three of both kinds": Bounds((1, 2, 2), cuts=1, crashes=1),
+    "alerts first, many faults": Bounds((1, 2), cuts=2, alerts_first=True),
     "alerts first, two of each": Bounds((1, 2, 1, 2), cuts=1, crashes=1, window=2, alerts_first=True),
     "alerts first, the session is lost": Bounds((1, 2), cuts=2, crashes=1, lost_sessions=1, alerts_first=True),
     "three in a window of two": Bounds((2, 2, 2), cuts=1, crashes=1, window=2),
