@@ -1,5 +1,7 @@
 """Offline-first MQTT for vehicle gateways: the fleet API, and a fast, durable stand-in for paho's client."""
 
+# Before whatever else imports paho: it keeps out what paho imports and rarely needs.
+from glec_fast import _paho  # noqa: F401
 from glec_fast.durable.in_doubt import Decision, InDoubt
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.engine.connector import CertificateExpiry

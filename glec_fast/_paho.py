@@ -8,15 +8,46 @@ it returns need it too.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from types import CodeType
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import CodeType, ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-import paho.mqtt
-from paho.mqtt import client as paho_client
-from paho.mqtt.client import MQTTMessage, MQTTMessageInfo, error_string
-from paho.mqtt.matcher import MQTTMatcher
+
+class _Late(ModuleType):
+    """Stands in for a module of that name until something of it is asked for, which imports the module."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+# What paho imports and hardly ever uses. The first is for proxies, with all of http and email: 2 MB of memory. The
+# second is for addresses in brackets in a URL: 260 KiB.
+_RARELY_USED = ("urllib.request", "ipaddress")
+
+
+@contextmanager
+def _imported_late(names: Sequence[str]) -> Iterator[None]:
+    """Whoever else imports one of them finds the true one."""
+    stand_ins = {name: _Late(name) for name in names if name not in sys.modules}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name, stand_in in stand_ins.items():
+            del sys.modules[name]
+            package, _, attribute = name.rpartition(".")
+            if package and not hasattr(sys.modules[package], attribute):
+                setattr(sys.modules[package], attribute, stand_in)
+
+
+with _imported_late(_RARELY_USED):
+    import paho.mqtt
+    from paho.mqtt import client as paho_client
+    from paho.mqtt.client import MQTTMessage, MQTTMessageInfo, error_string
+    from paho.mqtt.matcher import MQTTMatcher
 
 __all__ = ["MQTTMessage", "MQTTMessageInfo", "PahoClient", "error_string"]
 
@@ -151,12 +182,21 @@ def _its_own_client() -> Any:
     return named if named in own or not own else own[-1]
 
 
+def _unwrapped(function: Any) -> Any:
+    """As `inspect.unwrap`, which costs 1 MB."""
+    seen = set()
+    while (inner := getattr(function, "__wrapped__", None)) is not None and id(function) not in seen:
+        seen.add(id(function))
+        function = inner
+    return function
+
+
 def _names_in(kind: Any) -> set[str]:
     """What its methods name; those around which a program has put its own are seen as far as that lets them be seen."""
     names: set[str] = set()
     for member in vars(kind).values():
         for function in (member.fget, member.fset) if isinstance(member, property) else (member,):
-            code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+            code = getattr(_unwrapped(function), "__code__", None) if callable(function) else None
             names.update(code.co_names if isinstance(code, CodeType) else ())
     return names
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-
 from glec_fast.errors import MessageError
 from glec_fast.validation import check_publish, check_size, has_forbidden
 
@@ -35,6 +33,9 @@ def as_time_ms(value: object, otherwise: int) -> int:
     """Unix milliseconds, bounded; of a date and time as text too, which without a zone is UTC."""
     number = as_number(value)
     if number is None and isinstance(value, (str, bytes)):
+        # Rare, and 350 KiB.
+        from datetime import datetime, timezone
+
         text = value if isinstance(value, str) else value.decode("ascii", "replace")
         try:
             told = datetime.fromisoformat(text.strip().replace("Z", "+00:00"))

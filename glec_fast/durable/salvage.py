@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -135,6 +134,9 @@ def remove(path: Path) -> None:
 
 def copy(source: Path, target: Path) -> None:
     """Copy a file for its owner only."""
+    # Rare, and 300 KiB.
+    import shutil
+
     create_file(target)
     shutil.copyfile(source, target)
 

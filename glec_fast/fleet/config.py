@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from dataclasses import dataclass, field
@@ -296,6 +295,9 @@ def _is_host(host: str, *, is_bracketed: bool) -> bool:
     """A name of letters of any script, digits, hyphens and underscores; in brackets an IPv6 address."""
     if not is_bracketed:
         return _NAME.fullmatch(host) is not None
+    # Rare, and 150 KiB.
+    import ipaddress
+
     try:
         ipaddress.IPv6Address(host)
     except ValueError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from enum import Enum
 
@@ -41,7 +40,7 @@ def _number_text(payload: object) -> str:
         payload, "the payload", "give a str, bytes, a dict, an int or float, or to a manager one of the typed messages"
     )
     try:
-        return json.dumps(number)
+        return repr(number)
     except ValueError as error:
         raise MessageError(f"the payload is a number that JSON cannot carry ({error}): send it as a str") from error
 

@@ -6,7 +6,6 @@ Signatures and chains are OpenSSL's business.
 
 from __future__ import annotations
 
-import datetime as dt
 import functools
 from typing import NamedTuple
 
@@ -26,6 +25,8 @@ _ATTRIBUTES = {
     b"\x55\x04\x0a": "O",
     b"\x55\x04\x0b": "OU",
 }
+# From the first of January of the year 1 to that of 1970, and one, as days count from one.
+_DAYS_BEFORE_1970 = 719_163
 _TEXT_ENCODINGS = {0x0C: "utf-8", 0x13: "ascii", 0x14: "latin-1", 0x16: "ascii", 0x1E: "utf-16-be"}
 
 
@@ -136,9 +137,22 @@ def _time(validity: DerReader) -> float:
             raise ValueError
         date = (int(text[:4]), int(text[4:6]), int(text[6:8]))
         hour, minute, second = int(text[8:10]), int(text[10:12]), int(text[12:14])
-        return dt.datetime(*date, hour, minute, second, tzinfo=dt.timezone.utc).timestamp()
+        if hour > 23 or minute > 59 or second > 59:
+            raise ValueError
+        return float(days_since_1970(*date) * 86_400 + hour * 3600 + minute * 60 + second)
     except ValueError as error:
         raise CertificateError("the certificate has a time that RFC 5280 does not allow") from error
+
+
+def days_since_1970(year: int, month: int, day: int) -> int:
+    """Of the Gregorian calendar (`datetime` costs 350 KiB of memory). Raises ValueError where there is no such day."""
+    is_leap_year = year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+    lengths = (31, 29 if is_leap_year else 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+    if not (year and 1 <= month <= 12 and 1 <= day <= lengths[month - 1]):
+        raise ValueError
+    before = year - 1
+    leap_days = before // 4 - before // 100 + before // 400
+    return 365 * before + leap_days + sum(lengths[: month - 1]) + day - _DAYS_BEFORE_1970
 
 
 def _name(names: DerReader) -> str:
