@@ -10,7 +10,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import apsw
 from glec_fast.durable.database import COLUMNS, IDS_LEFT_OUT, connect, create_schema
 from glec_fast.durable.foreign_rows import ID_MAX, STAMP_MAX_MS, TIME_MAX_MS, are_extras, as_number, as_time_ms
 from glec_fast.durable.lock import create_file, sync_folder
+from glec_fast.durable.raw_pages import PageError, RawPages
 
 # Text as bytes, which need not be any: an error would end the reading.
 _AS_FOUND = "iif(typeof({0}) = 'text', CAST({0} AS BLOB), {0})"
@@ -33,8 +34,9 @@ _PAGE_SIZE, _PAGES = slice(16, 18), slice(28, 32)
 # Where the header has the change counter for which its own count of pages holds; 0 has SQLite measure the file instead.
 _PAGES_VALID_FOR = slice(92, 96)
 COMPANIONS = ("-wal", "-shm", "-journal")
+_LENT = "-copy"
 # All that stand beside a queue file; `-lock` has a use of its own.
-_BESIDE = (*COMPANIONS, "-qos2", "-damaged", "-new", *(f"-new{each}" for each in COMPANIONS), "-copy")
+_BESIDE = (*COMPANIONS, "-qos2", "-damaged", "-new", *(f"-new{each}" for each in COMPANIONS), _LENT, "-pages")
 # Ids between two readable ends of a damaged table are tried one by one, up to so many from each end.
 _TRIED_IDS_MAX = 100_000
 # It is no image, so that who opens the file takes it for one that cannot be read.
@@ -179,6 +181,8 @@ class _Remains:
     def __init__(self, path: Path) -> None:
         self._rows: dict[int, _Values] = {}
         self._remembered: set[int] = set()
+        # All ids that there are, where an index could be read to its end.
+        self._exact: set[int] | None = None
         self._session: list[_Values] = []
         self._extras: list[_Values] = []
         self._in_doubt: list[_Values] = []
@@ -263,6 +267,8 @@ class _Remains:
                 self._is_sequence_known, self._last_id = True, max(self._last_id, sequence)
             self._read_indexes(connection)
             self._read_table(connection)
+            if self._is_incomplete:
+                self._read_leaves(connection, path, is_header_lent=path.name.endswith(_LENT))
             self._read_beside(connection)
             return True
         finally:
@@ -270,7 +276,7 @@ class _Remains:
 
     def _read_with_lent_header(self, path: Path) -> None:
         """Read a copy whose header, then whole first page, is that of a new file: the tables stand where they did."""
-        lent = path.with_name(path.name + "-copy")
+        lent = path.with_name(path.name + _LENT)
         try:
             for lent_bytes in (_HEADER_BYTES, None):
                 remove(lent)
@@ -293,8 +299,13 @@ class _Remains:
         for index, column in (("idx_timestamp", "timestamp"), ("idx_ttl", "ttl")):
             for order in ("ASC", "DESC"):
                 query = f"SELECT id FROM mqtt_offline_queue INDEXED BY {index} ORDER BY {column} {order}"  # noqa: S608
+                found: set[int] = set()
                 with suppress(apsw.Error, UnicodeDecodeError):
-                    self._remembered.update(number for (number,) in connection.execute(query) if type(number) is int)
+                    for (number,) in connection.execute(query):
+                        if type(number) is int:
+                            found.add(number)
+                    self._exact = found
+                self._remembered.update(found)
 
     def _read_table(self, connection: apsw.Connection) -> None:
         lowest_unread = self._read_in_order(connection, "ASC")
@@ -310,6 +321,33 @@ class _Remains:
             with suppress(apsw.Error, UnicodeDecodeError, OverflowError):
                 for row in connection.execute(f"{_SELECT} WHERE id = ?", (number,)):
                     self._keep(row)
+
+    def _read_leaves(self, connection: apsw.Connection, path: Path, *, is_header_lent: bool) -> None:
+        """Rows that the tree does not lead to any more, where it is certain that they were not deleted."""
+        copied = path.with_name(path.name + "-pages")
+        try:
+            columns = tuple(row[1] for row in connection.execute("PRAGMA table_xinfo(mqtt_offline_queue)"))
+            if columns != COLUMNS or (is_header_lent and self._exact is None):
+                return
+            create_file(copied)
+            target = connect(copied, apsw.SQLITE_OPEN_READWRITE)
+            # Each page as it is, those of the log in their places.
+            with closing(target), target.backup("main", connection, "main") as backup:
+                backup.step()
+            pages = RawPages(copied)
+            try:
+                free = set() if is_header_lent else pages.free()
+            except PageError:
+                if self._exact is None:
+                    return
+                free = set()
+            for row in pages.rows(free):
+                if 0 < row[0] <= ID_MAX and row[0] not in self._rows and (self._exact is None or row[0] in self._exact):
+                    self._keep(row)
+        except (apsw.Error, OSError, PageError) as error:
+            logger.warning("the pages of the damaged file %s cannot be read one by one: %s", path, error)
+        finally:
+            remove(copied)
 
     def _keep(self, row: _Values) -> int:
         number = row[0]

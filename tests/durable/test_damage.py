@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from glec_fast.durable.store import Store
 from glec_fast.fleet.offline_queue import OfflineQueueManager
-from support.queue_files import SPECIFIED_SCHEMA, plain
+from support.queue_files import SPECIFIED_SCHEMA, WAIT_S, plain
 from support.queue_fuzz import DECLARED, OBJECTS, PAGE_BYTES, check, database
 
 COUNT = 40
@@ -37,6 +38,79 @@ def read_numbers(path: Path) -> list[int]:
         rows, is_last = store.read(10 * COUNT)
         assert is_last
     return sorted(int(row[2].split()[1]) for row in rows)
+
+
+def pages_of(path: Path, name: str) -> list[int]:
+    """Numbers of all pages of a table or an index, the root first, then the other inner ones."""
+    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+        query = "SELECT pageno FROM dbstat WHERE name = ? ORDER BY pagetype = 'leaf', length(path)"
+        return [number for (number,) in connection.execute(query, (name,))]
+
+
+def overwrite(path: Path, *pages: int) -> None:
+    with path.open("r+b") as file:
+        for number in pages:
+            file.seek((number - 1) * PAGE_BYTES)
+            file.write(b"\xff" * PAGE_BYTES)
+
+
+class TestBrokenTree:
+    """What its leaves have is carried over, and nothing of what was deleted."""
+
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        """600 messages, of which 100 are left, scattered; some longer than a page, some BLOBs."""
+        path = tmp_path / "queue.db"
+        with OfflineQueueManager(path) as queue:
+            for number in range(600):
+                payload = f"payload {number} " + "x" * (9000 if number % 50 == 0 else 150)
+                queue.enqueue("t", payload if number % 7 else payload.encode() + b"\xff", 2)
+        database(path, "DELETE FROM mqtt_offline_queue WHERE id NOT BETWEEN 201 AND 250 AND id NOT BETWEEN 401 AND 450")
+        with closing(apsw.Connection(str(path))) as connection:
+            assert connection.pragma("freelist_count") > 20
+        return path
+
+    @pytest.mark.parametrize("with_indexes", [True, False])
+    def test_its_root_is_lost(self, path: Path, with_indexes: bool) -> None:
+        overwrite(path, pages_of(path, "mqtt_offline_queue")[0])
+        if not with_indexes:
+            overwrite(path, pages_of(path, "idx_timestamp")[0], pages_of(path, "idx_ttl")[0])
+        with closing(Store(path)) as store:
+            assert store.salvage is not None
+            rows = store.read(1000)[0]
+        assert [row[0] for row in rows] == [*range(201, 251), *range(401, 451)]
+        for row in rows:
+            kind = str if (row[0] - 1) % 7 else bytes
+            assert isinstance(row[2], kind)
+            assert len(row[2]) > (9000 if (row[0] - 1) % 50 == 0 else 150)
+
+    def test_where_nothing_tells_what_was_deleted_nothing_comes_back(self, path: Path) -> None:
+        overwrite(path, *(pages_of(path, name)[0] for name in ("mqtt_offline_queue", "idx_timestamp", "idx_ttl")))
+        with path.open("r+b") as file:
+            file.seek(32)
+            trunk = int.from_bytes(file.read(4), "big")
+        overwrite(path, trunk)
+        with closing(Store(path)) as store:
+            assert store.read(1000)[0] == []
+
+    def test_what_is_accepted_behind_the_damage_is_kept(self, path: Path) -> None:
+        with closing(Store(path)) as store:
+            with store._writer.lock:
+                store._writer.connection.wal_checkpoint()
+            root = pages_of(path, "mqtt_offline_queue")[0]
+            overwrite(path, root)
+            # Into the last leaf: the root is not written again.
+            message_id = store.append("t", "new", 2)
+            assert store.wait_durable(message_id, WAIT_S)
+            copy = path.parent / "copy" / path.name
+            copy.parent.mkdir()
+            # As a crash leaves it.
+            for suffix in ("", "-wal"):
+                shutil.copy(path.with_name(path.name + suffix), copy.with_name(copy.name + suffix))
+        with closing(Store(copy)) as store:
+            assert store.salvage is not None
+            kept = [row[0] for row in store.read(1000)[0]]
+        assert kept == [*range(201, 251), *range(401, 451), message_id]
 
 
 @pytest.mark.parametrize("statement", OBJECTS)
