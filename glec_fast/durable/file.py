@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import apsw
@@ -23,6 +23,7 @@ from glec_fast.durable.database import (
     storage_error,
 )
 from glec_fast.durable.lock import QueueLock, create_file, sync_folder
+from glec_fast.durable.log_head import follows, read_log_head
 from glec_fast.durable.salvage import (
     COMPANIONS,
     Salvage,
@@ -119,35 +120,74 @@ class QueueFile:
         self._name, self._log_name = str(self.path), f"{self.path}-wal"
         file, log = _look_at(self._name), _look_at(self._log_name)
         self._place, self._log_place = _identity(file), _identity(log)
+        # Whose log that is.
+        self._opened = self._lock.inode
         # SQLite cuts it no shorter.
         self._log_bytes_min = min(log.st_size, LOG_RESERVE_BYTES)
+        self._log_head = read_log_head(self._log_name)
 
     def is_in_place(self) -> bool:
-        """True where the file and its write-ahead log are still found under their names, the log at its full size."""
+        """True where the file and its write-ahead log are still found under their names, and the log is whole."""
         try:
             file, log = _look_at(self._name), _look_at(self._log_name)
         except OSError:
             return False
         is_found = _identity(file) == self._place and _identity(log) == self._log_place
-        return is_found and log.st_size >= self._log_bytes_min
+        return is_found and self._is_log_whole(log)
 
-    def _is_log_cut(self) -> bool:
+    def _is_log_whole(self, log: os.stat_result) -> bool:
+        """False where somebody has cut it, or has written over it from its beginning on."""
+        if log.st_size < self._log_bytes_min:
+            return False
+        try:
+            head = read_log_head(self._log_name)
+        except OSError:
+            # That nobody could look, as of descriptors there are none left, says nothing of it.
+            return True
+        if head != self._log_head:
+            if not follows(head, self._log_head):
+                return False
+            self._log_head = head
+        return True
+
+    def _is_log_harmed(self) -> bool:
         try:
             log = _look_at(self._log_name)
         except FileNotFoundError:
             return False
-        return _identity(log) == self._log_place and log.st_size < self._log_bytes_min
+        return _identity(log) == self._log_place and not self._is_log_whole(log)
 
     def salvage_in_use(self, damage: Exception) -> None:
         """Carry over what can be read of a file that was found damaged in use: `connection` is then another.
 
         The lock is never let go of. The caller gives the connection before to `discard`, as those of `reader`.
-        Raises apsw.Error, OSError; the call may be repeated, also where an exception has cut into it.
+        Raises QueueReplacedError where another file has the name, apsw.Error, OSError; the call may be repeated, also
+        where an exception has cut into it.
         """
         finish_carry_over(self.path, self._lock.follow)
+        if not self._has_name() or not self._has_log():
+            self._put_back_damaged()
         self._carry_over(damage)
         self.connection = open_database(self.path)
         self._note_place()
+
+    def _has_name(self) -> bool:
+        """False where no file has it. Raises QueueReplacedError where another has."""
+        try:
+            found = _identity(_look_at(self._name))
+        except FileNotFoundError:
+            return False
+        # What an attempt that failed has put there is locked.
+        if found not in (self._place, self._lock.inode):
+            raise QueueReplacedError(f"another file has the name of the open queue file {self.path}: start anew")
+        return True
+
+    def _has_log(self) -> bool:
+        """False where the log that is open has lost its name."""
+        try:
+            return self._lock.inode != self._opened or _identity(_look_at(self._log_name)) == self._log_place
+        except FileNotFoundError:
+            return False
 
     def on_mended(self) -> None:
         """Whoever met the damage again meanwhile met it in the file that was."""
@@ -158,30 +198,42 @@ class QueueFile:
 
         Raises QueueReplacedError where another file has the name.
         """
-        with suppress(FileNotFoundError):
-            # What an attempt that failed has put there is locked.
-            if _identity(_look_at(self._name)) not in (self._place, self._lock.inode):
-                raise QueueReplacedError(f"another file has the name of the open queue file {self.path}: start anew")
-        is_log_whole = not self._is_log_cut()
+        self._has_name()
+        is_log_harmed = self._is_log_harmed()
         logger.error("queue file %s or its log has lost its name; what is open is put back", self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         new = new_of(self.path)
         try:
             self._copy_to(new)
         except apsw.Error as error:
+            # Or it would be taken for complete.
+            remove(new)
             if not is_damage(error):
                 raise
             self.salvage_in_use(error)
             return
-        for suffix in COMPANIONS:
-            # All that they hold is in the copy.
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        self._clear_companions()
         self._lock.follow(new)
         new.rename(self.path)
         sync_folder(self.path.parent)
-        # What is in a whole one was open until now: no reason to look for damage, nor for rows of another program.
-        self.connection = open_database(self.path, is_known=True) if is_log_whole else self._open()
+        # What a whole one had was open until now: no reason to look for damage, nor for rows of another program.
+        self.connection = self._open() if is_log_harmed else open_database(self.path, is_known=True)
         self._note_place()
+
+    def _put_back_damaged(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        copied = self.path.with_name(self.path.name + "-copy")
+        self._copy_bytes_to(copied)
+        self._clear_companions()
+        self._place = _identity(_look_at(str(copied)))
+        for suffix in ("-wal", ""):
+            with suppress(FileNotFoundError):
+                copied.with_name(copied.name + suffix).rename(self.path.with_name(self.path.name + suffix))
+
+    def _clear_companions(self) -> None:
+        # All that they hold is in a copy.
+        for suffix in COMPANIONS:
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def keep_beside(self, fill: Callable[[apsw.Connection], None]) -> Path:
         """A copy of all that the open file holds, and of what `fill` adds, under a name that is free; returns that.
@@ -192,7 +244,16 @@ class QueueFile:
         while (path := self.path.with_name(f"{self.path.name}.replaced-{number}")).exists():
             number += 1
         try:
-            self._copy_to(path, fill)
+            try:
+                self._copy_to(path)
+            except apsw.Error as error:
+                if not is_damage(error):
+                    raise
+                self._copy_bytes_to(path)
+                carry_over(path, lambda _new: None)
+            with closing(connect(path, apsw.SQLITE_OPEN_READWRITE)) as copied:
+                copied.pragma("synchronous", "full")
+                fill(copied)
         except BaseException:
             # It is tried again, and must not fill the disk.
             remove(path)
@@ -200,7 +261,7 @@ class QueueFile:
         sync_folder(path.parent)
         return path
 
-    def _copy_to(self, path: Path, fill: Callable[[apsw.Connection], None] | None = None) -> None:
+    def _copy_to(self, path: Path) -> None:
         remove(path)
         create_file(path)
         copied = connect(path, apsw.SQLITE_OPEN_READWRITE)
@@ -208,10 +269,18 @@ class QueueFile:
             copied.pragma("synchronous", "full")
             with copied.backup("main", self.connection, "main") as backup:
                 backup.step()
-            if fill is not None:
-                fill(copied)
         finally:
             copied.close(True)
+
+    def _copy_bytes_to(self, path: Path) -> None:
+        """The open file and its log as they are, whatever names they have."""
+        remove(path)
+        self._lock.copy_to(path)
+        for each in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):
+                if self._lock.inode == self._opened and _identity(each.stat()) == self._log_place:
+                    copy(each, path.with_name(path.name + "-wal"))
+                    return
 
     def close(self) -> None:
         """Close the write connection and let another process have the file. Idempotent."""

@@ -30,6 +30,7 @@ _FIRST_BYTE = struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
 
 logger = logging.getLogger("glec_fast")
 
+_COPIED_BYTES = 1 << 20
 # In C, as an exception may come between steps of Python.
 _open_for_owner = partial(os.open, mode=0o600)
 
@@ -98,6 +99,15 @@ class QueueLock:
             _close(held and held.file)
         companion, self._companion = self._companion, None
         _close(companion)
+
+    def copy_to(self, path: Path) -> None:
+        """Copy what the held file has, also where it has no name any more. Raises OSError."""
+        assert self._held is not None
+        create_file(path)
+        # Not by a descriptor of its own, see the module's text; nor by the offset of this one.
+        with path.open("wb") as target:
+            while data := os.pread(self._held.file.fileno(), _COPIED_BYTES, target.tell()):
+                target.write(data)
 
     @staticmethod
     def _companion_of(path: Path) -> Path:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -197,6 +197,23 @@ def delete_all(path: Path) -> None:
             each.unlink()
 
 
+def overwrite_log(path: Path, data: bytes) -> None:
+    """All of it, in place."""
+    with path.with_name("queue.db-wal").open("r+b") as log:
+        size = log.seek(0, os.SEEK_END)
+        log.seek(0)
+        log.write((data * (size // len(data) + 1))[:size])
+
+
+def older_log(path: Path) -> bytes:
+    """Of another queue file, which is sound in itself."""
+    other = path.parent.parent / "other" / "queue.db"
+    other.parent.mkdir()
+    with closing(Store(other)) as store:
+        append(store, 3)
+        return other.with_name("queue.db-wal").read_bytes()
+
+
 LOSSES: dict[str, Callable[[Path], object]] = {
     "deleted": lambda path: path.unlink(),
     "deleted with its companions": delete_all,
@@ -204,8 +221,32 @@ LOSSES: dict[str, Callable[[Path], object]] = {
     "its folder deleted": lambda path: shutil.rmtree(path.parent),
     "its log deleted": lambda path: path.with_name("queue.db-wal").unlink(),
     "its log emptied": lambda path: os.truncate(path.with_name("queue.db-wal"), 0),
+    "its log overwritten with zeros": lambda path: overwrite_log(path, b"\0"),
+    "its log overwritten with ones": lambda path: overwrite_log(path, b"\xff"),
+    "its log overwritten with an older one": lambda path: overwrite_log(path, older_log(path)),
     "its images deleted": lambda path: log_of(path).unlink(),
 }
+
+
+@contextmanager
+def damaged(path: Path) -> Iterator[Store]:
+    """An open queue of 1200 messages, of which the log had more than is in memory, until somebody emptied that."""
+    path.parent.mkdir()
+    with closing(Store(path)) as store:
+        store.append_many([("t", "x" * 1000, 2)] * 500)
+        store.run(lambda _table: None)
+        with store._writer.lock:
+            store._writer.connection.wal_checkpoint()
+        store.append_many([("t", "x" * 1000, 2)] * 700)
+        store.run(lambda _table: None)
+        os.truncate(path.with_name("queue.db-wal"), 0)
+        yield store
+
+
+def is_on_disk(store: Store, message_id: int) -> bool:
+    with suppress(QueueStorageError):
+        return store.wait_durable(message_id, WAIT_S)
+    return False
 
 
 class TestName:
@@ -236,6 +277,28 @@ class TestName:
             assert later.store.salvage is None
             finish(later, broker)
         assert broker.counts() == {f"2-{number}": 1 for number in range(25)}
+
+    @pytest.mark.parametrize("loss", [*LOSSES][:6])
+    def test_it_is_salvaged_where_it_is_damaged_too(self, path: Path, loss: str) -> None:
+        with damaged(path) as store:
+            LOSSES[loss](path)
+            message_id = store.append("t", "new", 2)
+            assert wait_for(lambda: is_on_disk(store, message_id))
+            ids = ids_on_disk(path)
+            assert len(ids) > 500
+            assert ids[-1] == message_id
+        assert ids_on_disk(path) == ids
+
+    def test_another_file_has_it_and_it_is_damaged(self, path: Path) -> None:
+        with damaged(path) as store:
+            other = path.with_name("other")
+            other.write_bytes(b"somebody's")
+            other.rename(path)
+            store.append("t", "new", 2)
+            with pytest.raises(QueueReplacedError):
+                wait_for(lambda: store.is_damaged is None)
+        assert path.read_bytes() == b"somebody's"
+        assert len(ids_on_disk(path.with_name("queue.db.replaced-1"))) > 500
 
     @pytest.mark.parametrize("error", [apsw.FullError("full"), apsw.CantOpenError("too many"), KeyboardInterrupt()])
     @pytest.mark.parametrize(
