@@ -175,7 +175,8 @@ def _number(text: str) -> float:
     return float(text) if "." in text else int(text)
 
 
-def _list(text: str) -> tuple[str, ...]:
+def comma_separated(text: str) -> tuple[str, ...]:
+    """What stands between commas, without white space around it."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -187,4 +188,4 @@ FLAG = Kind("true or false", _flag, _check_flag)
 PATH = Kind("path of a file", trimmed, _check_path, is_path=True)
 # Python takes their content as well; whoever holds them checks that.
 FILE = Kind("path of a file", trimmed, is_path=True)
-PINS = Kind('"sha256/" and 44 characters of base64 each; several with commas between them', _list)
+PINS = Kind('"sha256/" and 44 characters of base64 each; several with commas between them', comma_separated)

@@ -138,6 +138,11 @@ cdef str LOAD_CLOCK = (
 cdef str LOAD_SESSION = (
     "SELECT CAST(client_id AS BLOB), CAST(broker AS BLOB), iif(typeof(client_id) = 'text' AND typeof(broker) = 'text'"
     " AND typeof(in_flight) = 'blob', in_flight, NULL) FROM glec_session WHERE id = 1")
+cdef str READ_KEPT = (
+    "SELECT CAST(client_id AS BLOB), CAST(broker AS BLOB), in_flight FROM glec_kept_session"
+    " WHERE typeof(client_id) = 'text' AND typeof(broker) = 'text' AND typeof(in_flight) = 'blob' ORDER BY id")
+cdef str KEEP_SESSION = "INSERT OR REPLACE INTO glec_kept_session (client_id, broker, in_flight) VALUES (?, ?, ?)"
+cdef str DELETE_KEPT = "DELETE FROM glec_kept_session WHERE client_id = ? AND broker = ?"
 cdef str STRANGERS = "SELECT id FROM mqtt_offline_queue WHERE id > ? ORDER BY timestamp, id"
 cdef str ADOPT = (
     "UPDATE mqtt_offline_queue SET id = ?2, timestamp = ?3,"
@@ -672,6 +677,16 @@ cdef class QueueTable:
 
     def save_image(self, bytes image):
         self.execute("UPDATE glec_session SET in_flight = ? WHERE id = 1", (image,))
+
+    def read_kept_sessions(self) -> list:
+        return [(client_id.decode(self.encoding), broker.decode(self.encoding), exchanges)
+                for client_id, broker, exchanges in self.execute(READ_KEPT)]
+
+    def keep_session(self, str client_id, str broker, exchanges):
+        if exchanges is None:
+            self.execute(DELETE_KEPT, (client_id, broker))
+        else:
+            self.execute(KEEP_SESSION, (client_id, broker, exchanges))
 
 
 def keep_for_ever(thing):

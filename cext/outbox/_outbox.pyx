@@ -282,8 +282,15 @@ cdef class Outbox:
         """See `publish`, which has checked these; `size` is that of topic and payload."""
         raise NotImplementedError
 
-    def identify(self, client_id, broker):
+    def identify(self, client_id, owner, members=(), apart=()):
         """Say whose session comes next, before each connection."""
+
+    def left_packet_ids(self) -> list:
+        """Of messages that a session which is to be discarded may hold: it is to have a PUBREL for each before that."""
+        return []
+
+    def on_left_released(self):
+        """The server has read them."""
 
     def meet(self, connack, asked_s):
         """The server accepted the connection, and said this of itself; it was asked to keep the session so long."""

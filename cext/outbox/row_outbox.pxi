@@ -199,7 +199,7 @@ cdef class RowOutbox(Outbox):
             _set_mid(handle, message_id)
         return handle
 
-    def _void_session(self):
+    def void_session(self):
         """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message.
 
         The handles of those that are left to it are told with the next that are finished.
@@ -209,6 +209,11 @@ cdef class RowOutbox(Outbox):
             parked = self.session.parked_ids(2)
             received = self.session.resume(False)
             self._leave(self._doubt(set(parked).difference(received), received))
+
+    def leave_owner(self, set again not None, list received not None):
+        """Messages in flight with a broker that another takes the place of: as in `void_session`."""
+        with self.lock:
+            self._leave(self._doubt(again, received))
 
     cdef list _doubt(self, set again, list received):
         """Record what becomes of messages in doubt, and return those of `received` that are left to the broker.

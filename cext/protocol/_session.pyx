@@ -755,6 +755,10 @@ cdef class Session:
         """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
         return [message_id for message_id, entry in self.parked.items() if qos == 0 or entry[2] == qos]
 
+    def parked_exchanges(self) -> list:
+        """(message id, packet id, state) of the QoS 2 exchanges set aside: what an image has of them."""
+        return [(message_id, entry[0], entry[1]) for message_id, entry in self.parked.items() if entry[2] == 2]
+
     def released_ids(self) -> list:
         """Those of `parked_ids` whose PUBREL may have left."""
         return [message_id for message_id, (_packet_id, state, _qos, left) in self.parked.items()

@@ -25,7 +25,7 @@ SETTINGS: Mapping[str, Setting] = {
 }
 _BY_NAME = {each.name: each for each in SETTINGS.values()}
 _CLIENT_ID = _BY_NAME["client_id"].variable
-_REQUIRED = (_BY_NAME["broker_url"].variable, _CLIENT_ID)
+_URL, _URLS = _BY_NAME["broker_url"].variable, _BY_NAME["broker_urls"].variable
 _KNOWN = {CONFIG, *SETTINGS} | {name + FILE_SUFFIX for name, each in SETTINGS.items() if each.kind.is_secret}
 
 
@@ -35,7 +35,8 @@ def config_from(environment: Mapping[str, str]) -> MQTTConfig:
     properties = _properties_file(environment)
     if properties is not None:
         return _from_properties(properties, environment)
-    missing = [name for name in _REQUIRED if not environment.get(name)]
+    required = (_URLS if environment.get(_URLS) else _URL, _CLIENT_ID)
+    missing = [name for name in required if not environment.get(name)]
     if missing:
         raise ConfigError(f"{' and '.join(missing)} not set: put them into the service's environment file")
     authority = _BY_NAME["ca_cert"]

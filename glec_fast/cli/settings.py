@@ -65,7 +65,7 @@ def _row(setting: Setting) -> str:
     if setting.credential:
         meaning += f" Credential: `{setting.credential}`."
     default = _default(setting)
-    shown = f"`{default}`" if setting.default not in (MISSING, None, ()) else default
+    shown = f"`{default}`" if setting.default not in (MISSING, None, (), "") else default
     return f"| {name} | {setting.kind.values} | {shown} | `{setting.key}` | `{setting.variable}` | {meaning} |"
 
 
@@ -88,7 +88,7 @@ def _paragraph(setting: Setting) -> str:
 
 def _default(setting: Setting) -> str:
     default = setting.default
-    if default is MISSING:
+    if default is MISSING or default == "":
         return "must be set"
     if default is None or default == ():
         return "none"

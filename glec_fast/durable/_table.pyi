@@ -217,6 +217,12 @@ class QueueTable:
     def save_image(self, image: bytes) -> None:
         """Replace the in-flight image of the session's row."""
 
+    def read_kept_sessions(self) -> list[tuple[str, str, bytes]]:
+        """(client id, broker, exchanges) of each session that was left and may be returned to, the oldest first."""
+
+    def keep_session(self, client_id: str, broker: str, exchanges: bytes | None) -> None:
+        """Write the exchanges of such a session, in place of those that were there; None forgets it."""
+
     def move_times(self, by_ms: int, first_id: int, coming_ms: int) -> int:
         """Add `by_ms` to the times of every message from `first_id` on; returns from which id on that was."""
 

@@ -1,10 +1,11 @@
 """The database in a queue file: its tables, whether it is one of ours, and what other writers left odd in it.
 
 The table and its indexes are the specification's ("Database Schema"), so that a file can move between clients. What
-exactly-once needs stands beside it in `glec_session`, and what it could not keep to in `glec_in_doubt`; where the times
-of its rows come from, in `glec_clock`; what of a message has no column in the given table, in `glec_extras`; rows that
-no message can be made of, in `glec_set_aside`. `PRAGMA user_version` is the version of the whole; in a file whose first
-owner counts there for himself, as Android's do, `glec_version` has ours.
+exactly-once needs stands beside it in `glec_session`, and of brokers that are away in `glec_kept_session`; what it
+could not keep to in `glec_in_doubt`; where the times of its rows come from, in `glec_clock`; what of a message has no
+column in the given table, in `glec_extras`; rows that no message can be made of, in `glec_set_aside`.
+`PRAGMA user_version` is the version of the whole; in a file whose first owner counts there for himself, as Android's
+do, `glec_version` has ours.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ CREATE INDEX IF NOT EXISTS idx_timestamp ON mqtt_offline_queue(timestamp);
 CREATE INDEX IF NOT EXISTS idx_ttl ON mqtt_offline_queue(ttl);
 CREATE TABLE IF NOT EXISTS glec_session (
     id INTEGER PRIMARY KEY CHECK (id = 1), client_id TEXT NOT NULL, broker TEXT NOT NULL, in_flight BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS glec_kept_session (
+    id INTEGER PRIMARY KEY, client_id TEXT NOT NULL, broker TEXT NOT NULL, in_flight BLOB NOT NULL,
+    UNIQUE (client_id, broker));
 CREATE TABLE IF NOT EXISTS glec_extras (
     message_id INTEGER PRIMARY KEY, retain INTEGER NOT NULL, expiry_interval INTEGER, properties BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS glec_in_doubt (
@@ -341,6 +345,7 @@ def _try_out(connection: apsw.Connection) -> None:
         "mqtt_offline_queue": (ID_MAX, "t", "x", 1, 5, 6, 0),
         "glec_extras": (ID_MAX, 1, 5, b"x"),
         "glec_session": (1, "c", "b", b"x"),
+        "glec_kept_session": (ID_MAX, "", "", b"x"),
         "glec_in_doubt": (ID_MAX, 5, 6, "t", "d"),
         "glec_clock": (1, "b", 5, 6, 7, 8),
         "glec_set_aside": (ID_MAX, 5, "r", 6, None, b"x", "1", 2.5, *[None] * 5),

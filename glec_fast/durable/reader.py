@@ -69,6 +69,8 @@ class Reader:
         self.is_handing_out = False
         # In flight before: read again, never dropped.
         self.protected: frozenset[int] = frozenset()
+        # Another broker's, which is away.
+        self.withheld: frozenset[int] = frozenset()
         # What was read last may not be all that there is, as the disk failed.
         self.has_failed = False
         # Finished, but still there.
@@ -167,11 +169,13 @@ class Reader:
         """True where nobody but the store has this row."""
         message_id = head[0]
         is_unread = (head[3], message_id) > self.lane_of(head[2]).position
-        return is_unread and message_id not in self.protected and message_id not in self.skipped
+        return is_unread and not any(message_id in ids for ids in (self.protected, self.skipped, self.withheld))
 
-    def rewind(self, protected: frozenset[int], skipped: frozenset[int], *, is_written_to: bool) -> None:
+    def rewind(
+        self, protected: frozenset[int], skipped: frozenset[int], withheld: frozenset[int], *, is_written_to: bool
+    ) -> None:
         """Read from the first row again. is_written_to: another program may have put rows anywhere."""
-        self.protected, self.skipped = protected, skipped
+        self.protected, self.skipped, self.withheld = protected, skipped, withheld
         lanes = self.lanes
         if is_written_to:
             lanes = tuple([lane._replace(start=BEFORE_FIRST) for lane in lanes])

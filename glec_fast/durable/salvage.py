@@ -184,6 +184,7 @@ class _Remains:
         # All ids that there are, where an index could be read to its end.
         self._exact: set[int] | None = None
         self._session: list[_Values] = []
+        self._kept: list[_Values] = []
         self._extras: list[_Values] = []
         self._in_doubt: list[_Values] = []
         self._set_aside: list[_Values] = []
@@ -237,6 +238,7 @@ class _Remains:
             (f"mqtt_offline_queue ({', '.join(COLUMNS)})", self.rows),
             ("glec_extras", extras),
             ("glec_session", self._session),
+            ("glec_kept_session", self._kept),
             ("glec_in_doubt", self._in_doubt),
             ("glec_clock", self._clock),
             ("glec_set_aside", self._set_aside),
@@ -387,11 +389,19 @@ class _Remains:
             pass
         except (apsw.Error, UnicodeDecodeError):
             self._session = self._session or [_UNREADABLE_SESSION]
+        try:
+            self._kept.extend(connection.execute("SELECT * FROM glec_kept_session"))
+        except apsw.SQLError:
+            # As above, or in a file of an earlier version.
+            pass
+        except (apsw.Error, UnicodeDecodeError):
+            # What waits for a broker that is away would be sent to another, and nobody told.
+            self._session = [_UNREADABLE_SESSION]
         self._extras = _rows(connection, "SELECT message_id, retain, expiry_interval, properties FROM glec_extras")
         self._in_doubt = _rows(connection, "SELECT number, time, message_id, topic, decision FROM glec_in_doubt")
         self._clock = _rows(connection, "SELECT * FROM glec_clock WHERE id = 1")
         self._set_aside = _rows(connection, "SELECT * FROM glec_set_aside")
-        for name, width in (("_clock", 6), ("_set_aside", 13)):
+        for name, width in (("_clock", 6), ("_set_aside", 13), ("_kept", 4)):
             setattr(self, name, [row for row in getattr(self, name) if len(row) == width])
 
 

@@ -338,6 +338,14 @@ class Store(OfOneProcess):
         self.speak_next_for(client_id, broker)
         self.run(lambda _table: None)
 
+    def kept_sessions(self) -> dict[tuple[str, str], bytes]:
+        """(client id, broker) -> exchanges of the sessions that `keep_session` was given, the oldest first."""
+        return {(client_id, broker): kept for client_id, broker, kept in self.run(lambda t: t.read_kept_sessions())}
+
+    def keep_session(self, client_id: str, broker: str, exchanges: bytes | None) -> None:
+        """Have on disk what is in flight with a broker that is left for another; None forgets that there is one."""
+        self.run(lambda table: table.keep_session(client_id, broker, exchanges))
+
     def speak_next_for(self, client_id: str, broker: str) -> None:
         """The name of the images that are taken from now on; on disk with the first of them."""
         with self._lock:
@@ -361,9 +369,12 @@ class Store(OfOneProcess):
         with self._lock:
             return self._schedule.on_finished(waiting, named, drained)
 
-    def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
-        """Read from the first row again. `protected` ids are in flight and never dropped; `finished` are not read."""
-        self._supply.rewind(protected, finished)
+    def rewind(self, protected: Iterable[int], finished: Iterable[int], withheld: Iterable[int] = ()) -> None:
+        """Read from the first row again. `protected` ids are in flight and never dropped; `finished` are not read.
+
+        withheld: neither dropped nor read, and not finished.
+        """
+        self._supply.rewind(protected, finished, withheld)
 
     def read(self, limit: int) -> tuple[list[Row], bool]:
         """The next rows that may be sent, at most `limit`, and whether they are the last for now.

@@ -43,11 +43,11 @@ class Supply:
     # Whose refusal is not yet counted, and the job that does.
     _refused: dict[int, Job] = field(default_factory=dict)
 
-    def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
+    def rewind(self, protected: Iterable[int], finished: Iterable[int], withheld: Iterable[int]) -> None:
         with self._reader.lock, self._status.lock:
             is_written_to, self._status.is_written_to = self._status.is_written_to, False
             skipped = frozenset(self._outgoing.finished.ids).union(finished)
-            self._reader.rewind(frozenset(protected), skipped, is_written_to=is_written_to)
+            self._reader.rewind(frozenset(protected), skipped, frozenset(withheld), is_written_to=is_written_to)
             self._refused.clear()
 
     def read(self, limit: int, *, alerts: bool = False) -> tuple[list[Row], bool]:
@@ -94,7 +94,7 @@ class Supply:
 
     def _unsendable(self) -> frozenset[int]:
         """As of before a read: the writer may delete them, and forget that, meanwhile. The caller holds both locks."""
-        return self._reader.skipped.union(self._dropping.marked)
+        return self._reader.skipped.union(self._dropping.marked, self._reader.withheld)
 
     def _as_sendable(self, rows: list[Row], unsendable: frozenset[int]) -> list[Row]:
         self.set_aside([row for row in self._reader.table.unsendable if row[0] not in unsendable])

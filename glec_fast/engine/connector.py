@@ -114,6 +114,7 @@ class SecureConnector(Connector):
 
     def dial(self, host: str, port: int, source: tuple[str, int]) -> socket.socket:
         """See `Connector`."""
+        self._host = host
         return dial(host, port, self._timeout_s, source, self.attempt)
 
     def _handshake_timeout_s(self) -> float:

@@ -27,6 +27,8 @@ class Policy:
     on_dropped: Callable[[list[Dropped]], None] | None = None
     # Whether the thread of `loop_start` goes on where its first attempt fails.
     retries_first = True
+    # The connection is to be left in order, and another one to be made.
+    is_moving = False
     # Why the last attempt failed.
     connect_error: OSError | None = None
 

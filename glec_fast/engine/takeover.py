@@ -10,12 +10,19 @@ class Takeover:
         # The next CONNECT has the server forget the session that it keeps.
         self.discards = False
         self._has_discarded = False
+        self._owner = ""
+
+    def turn_to(self, owner: str) -> None:
+        """Before each connection: whose session it is about. What was to be done with another's is no more."""
+        if owner != self._owner:
+            self._owner = owner
+            self.discards = self._has_discarded = False
 
     def must_connect_again(self, *, session_present: bool, is_foreign: bool, is_mqtt_5: bool) -> bool:
         """True where this connection only shows, or only serves to discard, a session that is not ours."""
         if self.discards:
-            self.discards, self._has_discarded = False, True
             # Before MQTT 5 a clean session lasts no longer than its connection (MQTT 3.1.1, 3.1.2.4).
+            self.discards, self._has_discarded = False, not is_mqtt_5
             return not is_mqtt_5
         has_discarded, self._has_discarded = self._has_discarded, False
         self.discards = session_present and is_foreign and not has_discarded

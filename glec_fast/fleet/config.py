@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from glec_fast.durable.limits import ALERTS_FIRST, FIFO
 from glec_fast.errors import ConfigError
+from glec_fast.outbox.owners import Owner
 from glec_fast.settings import (
     FLAG,
     PATH,
     Kind,
     check_settings,
+    comma_separated,
     number,
     one_of,
     optional_text,
@@ -24,7 +27,7 @@ from glec_fast.settings import (
     whole,
 )
 from glec_fast.tls.config import TLSConfig
-from glec_fast.validation import check_topic_level
+from glec_fast.validation import check_topic_level, is_utf8
 
 _DEFAULT_PORTS = {"tcp": 1883, "mqtt": 1883, "ssl": 8883, "mqtts": 8883, "ws": 80, "wss": 443}
 _TLS_SCHEMES = {"ssl", "mqtts", "wss"}
@@ -32,6 +35,7 @@ _TLS_SCHEMES = {"ssl", "mqtts", "wss"}
 _CREDENTIALS = re.compile("@|%(25)*40")
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
 _KEEPALIVE_MAX_S = 65_535
+_NAME_MAX = 255
 
 
 class Broker(NamedTuple):
@@ -42,6 +46,19 @@ class Broker(NamedTuple):
     tls: bool
     transport: Literal["tcp", "websockets"]
     path: str
+
+    @property
+    def address(self) -> str:
+        """What its session is called where no name is given."""
+        return f"{self.host}:{self.port}"
+
+
+class Target(NamedTuple):
+    """One way to connect. owner: whose the session there is."""
+
+    url: str
+    broker: Broker
+    owner: Owner
 
 
 @dataclass(frozen=True)
@@ -55,19 +72,52 @@ class MQTTConfig:
     """
 
     broker_url: str = field(
+        default="",
         metadata=setting(
             "mqtt.broker.url",
             Kind("URL", trimmed, lambda _name, value: parse_broker_url(value)),
             "tcp:// (mqtt://), ssl:// (mqtts://), ws:// or wss://, the host, unless it is 1883, 8883, 80 or 443 the "
-            "port, and for ws the path.",
-        )
+            "port, and for ws the path. Not needed with broker_urls; one that is not among them goes before them.",
+        ),
     )
     client_id: str = field(
+        default="",
         metadata=setting(
             "mqtt.client.id",
             Kind("text without /, + and #", str, check_topic_level, is_verbatim=True),
             "Who we are to the broker, and the device's level of its topics.",
-        )
+        ),
+    )
+    broker_urls: Sequence[str] = field(
+        default=(),
+        metadata=setting(
+            "mqtt.broker.urls",
+            Kind("URLs; several with commas between them", comma_separated, lambda _name, value: _check_urls(value)),
+            "Several ways to a broker, or several brokers, all with TLS or none: in this order, the next where one "
+            "does not answer, and back to the first once it does.",
+        ),
+    )
+    broker_name: str | Sequence[str] | None = field(
+        default=None,
+        metadata=setting(
+            "mqtt.broker.name",
+            Kind(
+                "text; several with commas between them",
+                lambda text: _names_from(text),
+                lambda _name, value: _check_names(value),
+            ),
+            "Whose the session is. All URLs lead to one session (one broker, a cluster) unless there are as many names "
+            "as URLs, one for each. Without a name it is host:port of the first URL; with one, URLs may change.",
+        ),
+    )
+    on_owner_away: str = field(
+        default="move",
+        metadata=setting(
+            "mqtt.broker.on_owner_away",
+            one_of({"wait": "", "move": ""}),
+            "What becomes of QoS 2 messages in flight with a broker where a broker of another name is connected to: "
+            "wait for the first, or move to the other, where they may arrive twice (see docs/guarantees.md).",
+        ),
     )
     username: str | None = field(
         default=None, metadata=setting("mqtt.broker.username", optional_text(), "The user's name at the broker.")
@@ -172,7 +222,7 @@ class MQTTConfig:
         default=20,
         metadata=setting(
             "mqtt.connection.max_unreleased",
-            whole(2, 65_534, "messages"),
+            whole(1, 65_534, "messages"),
             "The broker's limit of QoS 2 messages without PUBREL; fewer are sent ahead. mosquitto "
             "(max_inflight_messages) acknowledges what is above it, and never hands it on.",
         ),
@@ -208,8 +258,18 @@ class MQTTConfig:
     )
 
     def __post_init__(self) -> None:
+        _check_urls(self.broker_urls)
+        object.__setattr__(self, "broker_urls", tuple(self.broker_urls))
+        if self.broker_urls and self.broker_url == "":
+            object.__setattr__(self, "broker_url", self.broker_urls[0])
         check_settings(self)
         broker = self.broker
+        if any(each.tls != broker.tls for each in map(parse_broker_url, self.urls)):
+            says = "broker_urls are encrypted in part: a password or message would go both ways; use TLS for all"
+            raise ConfigError(says, field="broker_urls")
+        if not isinstance(self.broker_name, str | None) and len(self.broker_name) != len(self.urls):
+            says = f"broker_name has {len(self.broker_name)} names for {len(self.urls)} URLs: give one, or one for each"
+            raise ConfigError(says, field="broker_name")
         if self.tls_config is not None and not isinstance(self.tls_config, TLSConfig):
             says = f"tls_config is {type(self.tls_config).__name__}; it must be a TLSConfig or None"
             raise ConfigError(says, field="tls_config")
@@ -242,6 +302,28 @@ class MQTTConfig:
     def broker(self) -> Broker:
         """`broker_url`, taken apart."""
         return parse_broker_url(self.broker_url)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All that are connected to, in order."""
+        urls = tuple(dict.fromkeys(self.broker_urls))
+        return urls if self.broker_url in urls else (self.broker_url, *urls)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """One for each of `urls`."""
+        brokers = [parse_broker_url(url) for url in self.urls]
+        names = self.broker_name
+        if names is None:
+            names = brokers[0].address
+        names = (names,) * len(brokers) if isinstance(names, str) else tuple(names)
+        members: dict[str, set[str]] = {name: set() for name in names}
+        for broker, name in zip(brokers, names, strict=True):
+            members[name].add(broker.address)
+        owners = {name: Owner(name, frozenset(found), members.keys() - {name}) for name, found in members.items()}
+        return tuple(
+            Target(url, broker, owners[name]) for url, broker, name in zip(self.urls, brokers, names, strict=True)
+        )
 
 
 def parse_broker_url(url: str) -> Broker:
@@ -280,6 +362,36 @@ def parse_broker_url(url: str) -> Broker:
         "websockets" if websockets else "tcp",
         parts.path or "/mqtt",
     )
+
+
+def _check_urls(value: object) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError("broker_urls must be a list of URLs, such as ssl://host:8883", field="broker_urls")
+    for place, url in enumerate(value, 1):
+        _check_url(place, url)
+
+
+def _check_url(place: int, url: str) -> None:
+    try:
+        parse_broker_url(url)
+    except ConfigError as error:
+        says = str(error).replace("broker_url", f"number {place} of broker_urls", 1)
+        raise ConfigError(says, field="broker_urls") from None
+
+
+def _names_from(text: str) -> str | tuple[str, ...]:
+    names = comma_separated(text)
+    return names[0] if len(names) == 1 else names
+
+
+def _check_names(value: object) -> None:
+    if value is None:
+        return
+    names = [value] if isinstance(value, str) or not isinstance(value, Sequence) else value
+    for name in names or [None]:
+        if not isinstance(name, str) or not is_utf8(name) or not name.isprintable() or not 0 < len(name) <= _NAME_MAX:
+            says = f"broker_name must be a text of 1 to {_NAME_MAX} characters, or one for each URL"
+            raise ConfigError(says, field="broker_name")
 
 
 def _split(url: str) -> tuple[SplitResult | None, int | None]:

@@ -25,10 +25,12 @@ from glec_fast.durable.store import Store
 from glec_fast.engine.backoff import Backoff
 from glec_fast.engine.connector import CertificateExpiry, SecureConnector
 from glec_fast.engine.policy import Failed, Policy
+from glec_fast.engine.probe import probe
 from glec_fast.engine.refusal import refusal
+from glec_fast.engine.routes import Routes
 from glec_fast.errors import ConnectionLostError, GlecError, PinningError, QueueClosedError
 from glec_fast.fleet._payload import encode_message
-from glec_fast.fleet.config import MQTTConfig
+from glec_fast.fleet.config import MQTTConfig, Target
 from glec_fast.fleet.device import available_storage_mb, memory_usage_mb
 from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
 from glec_fast.fleet.payload import as_payload, check_kind
@@ -100,6 +102,7 @@ class FleetPolicy(Policy):
         tick: Callable[[], float],
         on_dropped: Callable[[list[Dropped]], None],
         log: SummingLog,
+        routes: Routes,
     ) -> None:
         self.backoff = Backoff(
             config.retry_initial_delay_ms / 1000, config.retry_max_delay_ms / 1000, config.retry_max_attempts
@@ -109,14 +112,31 @@ class FleetPolicy(Policy):
         self.on_dropped = on_dropped
         self._tick = tick
         self._log = log
+        self._routes = routes
+        self._initial_delay_s = config.retry_initial_delay_ms / 1000
+        # Has the client connect to the current route.
+        self.aim: Callable[[], None] = _nowhere
+
+    @property
+    def is_moving(self) -> bool:  # type: ignore[override]
+        """See `Policy`."""
+        return self._routes.is_returning
+
+    def begin_attempt(self) -> None:
+        """See `Policy`."""
+        super().begin_attempt()
+        self.aim()
 
     def tick(self) -> float:
         """See `Policy`."""
         self._log.tick()
+        self._routes.tick()
         return self._tick()
 
     def next_delay_s(self) -> float:
         """See `Policy`."""
+        if self._routes.turn():
+            return self._routes.spread_s(self._initial_delay_s)
         if isinstance(self.connect_error, PinningError):
             # No fault of the network, which might pass in a moment.
             return self.backoff.maximum_s
@@ -138,8 +158,12 @@ class FleetPolicy(Policy):
         return failed._begins_anew()
 
 
-def _client_of(config: MQTTConfig, store: Store, policy: Policy, connector: SecureConnector) -> Client:
-    broker = config.broker
+def _nowhere() -> None:
+    """Until there is a client."""
+
+
+def _client_of(config: MQTTConfig, store: Store, policy: Policy, connector: SecureConnector, target: Target) -> Client:
+    broker = target.broker
     client = Client(
         CallbackAPIVersion.VERSION2,
         client_id=config.client_id,
@@ -151,22 +175,26 @@ def _client_of(config: MQTTConfig, store: Store, policy: Policy, connector: Secu
         wait_for_disk=config.wait_for_disk,
         resend_in_doubt=config.resend_in_doubt,
         max_unreleased=config.max_unreleased,
+        on_owner_away=config.on_owner_away,  # type: ignore[arg-type]
         connector=connector,
         policy=policy,
     )
     client.max_inflight_messages = config.max_in_flight
-    client.host, client.port = broker.host, broker.port
+    _aim(client, target)
     # Now, so that what another broker leaves in doubt is known at once.
     client._identify()
     client.connect_timeout = config.connection_timeout_s
     client.suppress_exceptions = True
-    if broker.transport == "websockets":
-        client.ws_set_options(broker.path)
     if broker.tls:
         client.tls_set_context(connector.context())
     if config.username is not None:
         client.username_pw_set(config.username, config.password)
     return client
+
+
+def _aim(client: Client, target: Target) -> None:
+    broker = target.broker
+    client._aim(broker.host, broker.port, broker.transport, broker.path, target.owner)
 
 
 def _session_of(config: MQTTConfig) -> dict[str, Any]:
@@ -205,6 +233,8 @@ class MQTTManager(process.OfOneProcess):
         self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
         self._lock = Lock("MQTTManager._lock")
         self._closed = False
+        self._targets = config.targets
+        self._routes = Routes(len(self._targets), self._look_for_first)
         tls_config = (config.tls_config or TLSConfig()) if config.broker.tls else None
         self._log = SummingLog()
         self._connector = SecureConnector(tls_config, config.broker.host, self._log)
@@ -221,17 +251,27 @@ class MQTTManager(process.OfOneProcess):
             log=self._log,
         )
         try:
-            self._policy = FleetPolicy(config, self._tick, self._on_dropped, self._log)
-            self._client = _client_of(config, self._store, self._policy, self._connector)
+            self._policy = FleetPolicy(config, self._tick, self._on_dropped, self._log, self._routes)
+            self._client = _client_of(config, self._store, self._policy, self._connector, self._target)
         except BaseException:
             self._store.close()
             raise
         self._outbox = cast("DurableOutbox", self._client._outbox)
+        self._policy.aim = lambda: _aim(self._client, self._target)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_pre_connect = self._on_pre_connect
         self._client.on_connect_fail = self._on_connect_fail
         process.watch_forks(self)
+
+    @property
+    def _target(self) -> Target:
+        """Where the connection leads, or the next is to."""
+        return self._targets[self._routes.current]
+
+    def _look_for_first(self) -> None:
+        broker = self._targets[0].broker
+        probe(broker.host, broker.port, self.config.connection_timeout_s, self._routes.on_probed)
 
     def _in_child(self, pid: int) -> None:
         process.forbid(self, pid, {"disconnect": None, "is_connected": False})
@@ -256,7 +296,7 @@ class MQTTManager(process.OfOneProcess):
 
         Raises QueueClosedError after `disconnect`.
         """
-        broker = self.config.broker
+        broker = self._target.broker
         with self._lock:
             if self._closed:
                 raise QueueClosedError("the manager has disconnected: make another one to go on")
@@ -431,15 +471,16 @@ class MQTTManager(process.OfOneProcess):
         _properties: Properties | None,
     ) -> None:
         if reason.is_failure:
-            refused = refusal(reason, self.config.broker_url)
+            refused = refusal(reason, self._target.url)
             self._note_failed_attempt(logging.ERROR, refused)
             self._tell("on_connect_failed", refused)
             return
         self._policy.backoff.reset()
+        self._routes.on_accepted()
         with self._lock:
             self._reconnect_count += self._connected_once
         self._connected_once = self._was_connected = True
-        self._note_link(logging.INFO, f"connected to {self.config.broker_url}")
+        self._note_link(logging.INFO, f"connected to {self._target.url}")
         self._tell("on_connected")
         self._log_expiring()
 
@@ -472,17 +513,17 @@ class MQTTManager(process.OfOneProcess):
         self._was_connected = False
         cause: ConnectionLostError | None = None
         if reason.is_failure:
-            cause = ConnectionLostError(f"the connection to {self.config.broker_url} was lost: {reason}")
+            cause = ConnectionLostError(f"the connection to {self._target.url} was lost: {reason}")
             self._note_link(logging.WARNING, str(cause))
         else:
-            self._note_link(logging.INFO, f"left {self.config.broker_url}")
+            self._note_link(logging.INFO, f"left {self._target.url}")
         self._tell("on_connection_lost", cause)
 
     def _note_link(self, level: int, change: str) -> None:
         self._log.note(level, "changes of the connection", change, text=change)
 
     def _note_failed_attempt(self, level: int, error: Exception) -> None:
-        text = f"no connection to {self.config.broker_url}: {error}"
+        text = f"no connection to {self._target.url}: {error}"
         self._log.note(level, "attempts to connect failed", str(error), text=text)
 
     def _tell(self, event: str, *arguments: object) -> None:

@@ -41,6 +41,7 @@ logger = logging.getLogger("glec_fast")
 _TLS_ENABLED = "mqtt.tls.enabled"
 _BY_NAME = settings_of(MQTTConfig) | settings_of(TLSConfig, of_tls=True)
 _URL = _BY_NAME["broker_url"].key
+_URLS = _BY_NAME["broker_urls"].key
 _CLIENT_ID = _BY_NAME["client_id"].key
 _PINS = _BY_NAME["certificate_pins"].key
 # By their keys. One is no field: the URL's scheme says the same, and the two must agree.
@@ -101,11 +102,11 @@ class _File:
         for line in self._lines.values():
             setting = SETTINGS[line.key]
             (tls if setting.of_tls else settings)[setting.name] = self._value(line, setting)
-        if _URL not in self._lines:
+        if _URL not in self._lines and _URLS not in self._lines:
             raise ConfigError(f"{self._path}: {_URL} is missing; name the broker, such as ssl://host:8883")
         if self._given["SECURE_PASSWORD"] is not None:
             settings["password"] = self._given["SECURE_PASSWORD"]
-        tls_config = self._tls_config(settings["broker_url"], tls)
+        tls_config = self._tls_config(settings.get("broker_url") or "".join(settings["broker_urls"][:1]), tls)
         if tls_config is not None:
             settings["tls_config"] = tls_config
         return settings

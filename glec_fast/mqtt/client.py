@@ -34,9 +34,10 @@ from glec_fast.engine.connector import Connector
 from glec_fast.engine.policy import Policy
 from glec_fast.engine.takeover import Takeover
 from glec_fast.errors import ConfigError, GlecError
-from glec_fast.mqtt.dispatch import Dispatcher
+from glec_fast.mqtt.dispatch import PINGRESP, Dispatcher
 from glec_fast.mqtt.inbound_message import properties_from
 from glec_fast.outbox._outbox import MemoryOutbox, Outbox, publish
+from glec_fast.outbox.owners import OnOwnerAway, Owner
 from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.runtime import process
 from glec_fast.runtime._lock import CallbackMark, Lock
@@ -92,8 +93,10 @@ _PAHO_LOCKS = (
 _CONNECT = 0x10
 _DISCONNECT = 0xE0
 _DISCONNECT_PACKET = b"\xe0\x00"
+_PINGREQ_PACKET = b"\xc0\x00"
 _PACKET_IDS = 65_535
 _PUBREL = 0x60
+_PUBREL_PACKET = b"\x62\x02"
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 # An enum's members are looked up at some cost.
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
@@ -135,7 +138,9 @@ class Client(process.OfOneProcess, PahoClient):
     then on: every accepted message is on disk until the broker has it. None keeps messages in memory, as paho does.
     wait_for_disk: with a store, `publish` of QoS 2 returns only once the message is on disk.
     resend_in_doubt: with a store, send a QoS 2 message again that a broker had received before it lost its session.
-    max_unreleased: with a store, the broker's limit of QoS 2 messages without PUBREL, 2 to 65,534; fewer go ahead.
+    max_unreleased: with a store, the broker's limit of QoS 2 messages without PUBREL, 1 to 65,534; fewer go ahead.
+    broker_name: with a store, whose the session is, so that the broker may have several addresses; "" for host:port.
+    on_owner_away: with a store, "wait" or "move" where a broker of another name follows; see `MQTTConfig`.
     connector, policy: how connections are made, and what follows a failure, where that is not paho's way.
 
     Raises ValueError as paho does, ConfigError, and the errors of `Store`.
@@ -161,6 +166,8 @@ class Client(process.OfOneProcess, PahoClient):
         wait_for_disk: bool = True,
         resend_in_doubt: bool = False,
         max_unreleased: int = _MAX_UNRELEASED,
+        broker_name: str = "",
+        on_owner_away: OnOwnerAway = "move",
         connector: Connector | None = None,
         policy: Policy | None = None,
     ) -> None:
@@ -172,8 +179,10 @@ class Client(process.OfOneProcess, PahoClient):
             if (wait_for_disk, resend_in_doubt, max_unreleased) != (True, False, _MAX_UNRELEASED):
                 raise ConfigError("wait_for_disk, resend_in_doubt and max_unreleased are for a client with a store")
         else:
-            if not 2 <= max_unreleased <= 65_534:
-                raise ConfigError(f"max_unreleased is {max_unreleased}; it must be 2 to 65534 messages")
+            if not 1 <= max_unreleased <= 65_534:
+                raise ConfigError(f"max_unreleased is {max_unreleased}; it must be 1 to 65534 messages")
+            if on_owner_away not in ("wait", "move"):
+                raise ConfigError(f"on_owner_away is {on_owner_away!r}; it must be 'wait' or 'move'")
             if not client_id:
                 text = "a client with a store needs a client_id: the broker keeps its session under that name"
                 raise ConfigError(text)
@@ -203,6 +212,8 @@ class Client(process.OfOneProcess, PahoClient):
         self._takeover = Takeover()
         self._connector = connector or Connector()
         self._policy = policy or Policy()
+        # Without a name it is the address that is connected to.
+        self._owner = Owner(broker_name)
         self._pollers: list[Poller] = []
         # The thread that was last in a loop of the program's own.
         self._looped_by = 0
@@ -212,12 +223,17 @@ class Client(process.OfOneProcess, PahoClient):
         if store is None:
             self._use_outbox(MemoryOutbox(self._max_inflight_messages, self._wake))
         else:
-            self._use_outbox(self._open_outbox(store, wait_for_disk, resend_in_doubt, max_unreleased))
+            self._use_outbox(self._open_outbox(store, wait_for_disk, resend_in_doubt, max_unreleased, on_owner_away))
             process.watch_exit(self)
         process.watch_forks(self)
 
     def _open_outbox(
-        self, given: str | os.PathLike[str] | Store, wait_for_disk: bool, resend_in_doubt: bool, max_unreleased: int
+        self,
+        given: str | os.PathLike[str] | Store,
+        wait_for_disk: bool,
+        resend_in_doubt: bool,
+        max_unreleased: int,
+        on_owner_away: OnOwnerAway,
     ) -> DurableOutbox:
         """Its `on_work` may be called at once."""
         store = given if isinstance(given, Store) else Store(given)
@@ -230,6 +246,7 @@ class Client(process.OfOneProcess, PahoClient):
                 wait_for_disk=wait_for_disk,
                 resend_in_doubt=resend_in_doubt,
                 max_unreleased=max_unreleased,
+                on_owner_away=on_owner_away,
             )
         except BaseException:
             if store is not given:
@@ -289,7 +306,10 @@ class Client(process.OfOneProcess, PahoClient):
 
     def _identify(self) -> None:
         """Before each connection. Raises QueueStorageError, QueueClosedError: then there must be none."""
-        self._outbox.identify(self._client_id.decode("utf-8", "backslashreplace"), f"{self._host}:{self._port}")
+        address = f"{self._host}:{self._port}"
+        owner = self._owner._replace(name=self._owner.name or address, members={*self._owner.members, address})
+        self._takeover.turn_to(owner.name)
+        self._outbox.identify(self._client_id.decode("utf-8", "backslashreplace"), *owner)
 
     def _asked_expiry_s(self) -> int:
         """For how long the broker was asked to keep the session once the connection ends, in seconds; 0 not at all."""
@@ -850,6 +870,10 @@ class Client(process.OfOneProcess, PahoClient):
     def _send_last_words(self, packet: bytes) -> None:
         """As much of it as the socket takes now; the connection is closed next."""
         self._outbox.put_packet(packet, last=True)
+        self._write_out()
+
+    def _write_out(self) -> None:
+        """As much as the socket takes now."""
         try:
             while self._write_some()[0]:
                 pass
@@ -934,6 +958,8 @@ class Client(process.OfOneProcess, PahoClient):
         With a store, what is on disk by now is made ready to be sent.
         """
         self._policy.tick()
+        if self._policy.is_moving and self._state == _State.MQTT_CS_CONNECTED:
+            return self._leave_for_another()
         outbox = self._outbox
         if self._sock is not None:
             if outbox.is_to_settle:
@@ -984,31 +1010,35 @@ class Client(process.OfOneProcess, PahoClient):
 
     def _on_disconnect_sent(self) -> None:
         try:
-            self._hear_out()
+            self._hear_out(0.0 if self._on_socket_register_write is not None else _HEAR_OUT_S)
             self._do_on_disconnect(packet_from_broker=False, v1_rc=MQTTErrorCode.MQTT_ERR_SUCCESS)
         finally:
             self._sock_close()
             if self._state == _State.MQTT_CS_DISCONNECTING:
                 self._state = _State.MQTT_CS_DISCONNECTED
 
-    def _hear_out(self) -> None:
+    def _hear_out(self, wait_s: float = _HEAR_OUT_S, until: int = 0) -> bool:
         """Let the broker, which closes the connection at DISCONNECT (MQTT 3.14.4), do so first.
 
         Where we closed it with anything of the broker's unread, or still coming, our kernel would reset it, and the
         broker lose what it has not read yet. A store takes the last acknowledgements, and need not send those messages
         again. A program's own loop has other duties, and is not held up.
+        until: a packet's type, after which it listens no longer; True where that came.
         """
         sock = self._sock
         if sock is None:
-            return
-        end_sending(sock)
-        wait_s = 0.0 if self._on_socket_register_write is not None else _HEAR_OUT_S
+            return False
+        if not until:
+            end_sending(sock)
         deadline_s = time.monotonic() + wait_s
+        has_come = False
         poller = Poller()
         takes_acks = self._outbox.is_stored
         while self._sock is sock:
             if takes_acks:
-                self._dispatcher.take_last_acks()
+                has_come = until in self._dispatcher.take_last_acks()
+            if has_come:
+                break
             remaining_s = max(deadline_s - time.monotonic(), 0.0)
             try:
                 flags, _ = poller.wait(sock.fileno(), -1, for_room=False, timeout_ms=remaining_s * 1000)
@@ -1026,8 +1056,21 @@ class Client(process.OfOneProcess, PahoClient):
             if not size:
                 break
         self._dispatcher.tell_published()
+        return has_come
 
     # ---- connections
+
+    def _aim(self, host: str, port: int, transport: Literal["tcp", "websockets"], path: str, owner: Owner) -> None:
+        """Where the next connection leads, and whose session is there; see `_identify`."""
+        self._host, self._port, self._transport, self._owner = host, port, transport, owner
+        if transport == "websockets":
+            self.ws_set_options(path)
+
+    def _leave_for_another(self) -> MQTTErrorCode:
+        """In order, so that no will is published; the loop makes the next connection."""
+        self._send_last_words(_DISCONNECT_PACKET)
+        self._hear_out()
+        return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
 
     def _send_connect(self, keepalive: int) -> MQTTErrorCode:
         if not self._takeover.discards:
@@ -1049,6 +1092,9 @@ class Client(process.OfOneProcess, PahoClient):
         )
         if is_ours:
             return None
+        if self._takeover.discards and not self._release_left():
+            self._takeover.discards = False
+            return MQTTErrorCode.MQTT_ERR_CONN_LOST
         self._send_last_words(_DISCONNECT_PACKET)
         # To the program it is the same connection.
         self._connects_again = True
@@ -1061,6 +1107,21 @@ class Client(process.OfOneProcess, PahoClient):
             self._connects_again = False
             # Also what was published in between.
             self._outbox.is_awaited = True
+
+    def _release_left(self) -> bool:
+        """Let the session that is to be discarded hand on what was left to it; False where the broker may not have."""
+        left = self._outbox.left_packet_ids()
+        if not left:
+            return True
+        for packet_id in left:
+            self._outbox.put_packet(_PUBREL_PACKET + packet_id.to_bytes(2, "big"))
+        self._outbox.put_packet(_PINGREQ_PACKET)
+        self._write_out()
+        # Whoever answers that has read what was before it.
+        if not self._hear_out(self._connect_timeout, PINGRESP):
+            return False
+        self._outbox.on_left_released()
+        return True
 
     def _handle_connack(self) -> MQTTErrorCode:
         body = bytes(self._in_packet["packet"])

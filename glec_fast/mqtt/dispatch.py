@@ -37,7 +37,7 @@ _RECEIVE_MAXIMUM_EXCEEDED = 0x93
 _EXACTLY_ONCE = 2
 _PUBCOMP = b"\x70\x02"
 _PUBREL_TYPE, _SUBACK_TYPE, _UNSUBACK_TYPE = 0x60, 0x90, 0xB0
-_PINGRESP_TYPE, _DISCONNECT_TYPE = 0xD0, 0xE0
+PINGRESP, _DISCONNECT_TYPE = 0xD0, 0xE0
 _ACK_NAMES = {0x40: "PUBACK", 0x50: "PUBREC", 0x70: "PUBCOMP"}
 
 
@@ -195,15 +195,22 @@ class Dispatcher:
         text = "the server acknowledges QoS 2 as QoS 1 (PUBACK): messages may arrive twice"
         self._client._easy_log(LogLevel.MQTT_LOG_WARNING, text)
 
-    def take_last_acks(self) -> None:
-        """What came behind our DISCONNECT: the server has these messages; it keeps what we do not acknowledge."""
+    def take_last_acks(self) -> set[int]:
+        """What came behind our DISCONNECT: the server has these messages; it keeps what we do not acknowledge.
+
+        Returns the types of the packets among it that are no acknowledgements.
+        """
         passed_over: deque[InboundMessage] = deque()
+        kinds = set()
         try:
             while self.link.advance(passed_over, self.finished, self._reasons) != NEED_DATA:
-                self.link.packet = None
+                if self.link.packet is not None:
+                    kinds.add(self.link.packet[0] & 0xF0)
+                    self.link.packet = None
         except ProtocolError as error:
             self._client._easy_log(LogLevel.MQTT_LOG_DEBUG, "passed over what came behind DISCONNECT: %s", error)
         self.link.do(self._outbox.after_settle)
+        return kinds
 
     def tell_published(self, *, again: bool = True) -> None:
         """Call `on_publish` for each. again: where it raises, it is called again for the same message."""
@@ -312,7 +319,7 @@ class Dispatcher:
             return self._on_pubrel(body[0] << 8 | body[1])
         if kind in (_SUBACK_TYPE, _UNSUBACK_TYPE):
             self._outbox.release_packet_id(body[0] << 8 | body[1])
-        elif kind == _PINGRESP_TYPE:
+        elif kind == PINGRESP:
             self.link.do(self._outbox.on_pingresp)
             self._outbox.settle_into(self.finished)
         elif kind == _DISCONNECT_TYPE:

@@ -1,5 +1,5 @@
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -152,8 +152,12 @@ class Outbox:
         """The connection is gone."""
     def resume(self, session_present: bool, receive_maximum: int) -> None:
         """The broker accepted the connection: send again what was not acknowledged, then what waits."""
-    def identify(self, client_id: str, broker: str) -> None:
+    def identify(self, client_id: str, owner: str, members: Collection[str] = (), apart: Collection[str] = ()) -> None:
         """Say whose session comes next, before each connection."""
+    def left_packet_ids(self) -> list[int]:
+        """Of messages that a session which is to be discarded may hold: it is to have a PUBREL for each before that."""
+    def on_left_released(self) -> None:
+        """The server has read them."""
     def meet(self, connack: dict[str, Any], asked_s: int) -> None:
         """The server accepted the connection, and said this of itself; it was asked to keep the session so long."""
     def tell_all(self, wanted: bool) -> None:
@@ -255,8 +259,10 @@ class RowOutbox(Outbox):
     def pull(self) -> None:
         """Encode the next rows as far as the window has room, and read more of them from the store."""
     def _pull(self) -> None: ...
-    def _void_session(self) -> None:
+    def void_session(self) -> None:
         """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message."""
+    def leave_owner(self, again: set[int], received: list[int]) -> None:
+        """Messages in flight with a broker that another takes the place of: as in `void_session`."""
     def give_up(self, ids: list[int]) -> int:
         """End the exchanges of these messages whose PUBREL is not answered; returns how many there were."""
     def _begin_connection(self, receive_maximum: int) -> tuple[list[int], list[int]]:

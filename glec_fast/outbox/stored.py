@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from glec_fast.durable.extras import Extras
@@ -15,6 +15,7 @@ from glec_fast.durable.transaction import ALERT_QOS, Row
 from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
 from glec_fast.outbox._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
 from glec_fast.outbox.handle import PublishHandle
+from glec_fast.outbox.owners import OnOwnerAway, Owner, Owners
 from glec_fast.outbox.server_limits import ServerLimits, limits_of
 from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.outbox.weaknesses import Weakness, Weaknesses
@@ -42,10 +43,13 @@ class DurableOutbox(RowOutbox):
         wait_for_disk: bool = True,
         resend_in_doubt: bool = False,
         max_unreleased: int = 0,
+        on_owner_away: OnOwnerAway = "move",
     ) -> None:
         super().__init__(store, window, on_work, max_unreleased=max_unreleased, resend_in_doubt=resend_in_doubt)
-        # (client id, broker) of the connection that is or comes next.
+        # (client id, owner of the session) of the connection that is or comes next.
         self._identity = ("", "")
+        # A broker of that owner has accepted a connection of this process: its session is ours.
+        self._has_session = False
         self._wait_for_disk = wait_for_disk
         self._tell_dropped = on_dropped
         self.refused_count = 0
@@ -68,7 +72,11 @@ class DurableOutbox(RowOutbox):
             ranges = []
         for first, last in ranges:
             self._finish(list(range(first, last + 1)))
-        store.rewind(self.session.parked_ids(), self._finished.ids)
+        if not store.identity[1]:
+            # Whose they are is among what is kept.
+            self.session.resume(False)
+        self._owners = Owners(self, on_owner_away)
+        self.rewind()
         store.attach(self)
 
     def _load_image(self) -> list[tuple[int, int]]:
@@ -78,27 +86,43 @@ class DurableOutbox(RowOutbox):
         except ValueError as error:
             raise UnreadableImageError(str(error)) from error
 
-    def identify(self, client_id: str, broker: str) -> None:
-        """Say whose session comes next, before each connection: another client id or broker has none of this one.
+    def identify(self, client_id: str, owner: str, members: Collection[str] = (), apart: Collection[str] = ()) -> None:
+        """Say whose session comes next, before each connection: that of another client id or owner is not this one.
 
-        On disk when this returns, also for the next process, which must not take the old packet ids for its own; of no
-        broker, until that has a session which is. Raises QueueStorageError, QueueClosedError; then there must be no
-        connection.
+        owner, members, apart: see `Owner`. It is on disk when this returns, also for the next process, which must not
+        take the old packet ids for its own; of no broker, until that has a session which is. Raises QueueStorageError,
+        QueueClosedError; then there must be no connection.
         """
         self.store.refuse_if_closed()
-        known = self.store.identity
-        self.is_downgrade_recorded = self.is_downgrade_recorded and broker == self._identity[1]
-        self._identity = (client_id, broker)
-        self.weaknesses.begin(broker)
-        self.is_session_foreign = known != self._identity
-        if known in (self._identity, (client_id, "")):
+        identity = client_id, owner
+        if self._identity != identity:
+            self.is_downgrade_recorded = self.is_downgrade_recorded and owner == self._identity[1]
+            self._identity = identity
+            self._has_session = False
+            self.weaknesses.begin(owner)
+        if self._has_session:
+            # Also where nothing was written since, so that the file does not name it.
+            self.is_session_foreign = False
             return
-        if any(known):
-            self._void_session()
-            with self.lock:
-                parked, finished = self.session.parked_ids(), self._finished.ids.copy()
-            self.store.rewind(parked, finished)
-        self.store.speak_for(client_id, "")
+        self.is_session_foreign = not self._owners.turn_to(client_id, Owner(owner, members, apart))
+
+    def rewind(self) -> None:
+        """Read from the first row again: not what is finished, and not what waits for a broker that is away."""
+        with self.lock:
+            parked, finished = self.session.parked_ids(), self._finished.ids.copy()
+        self._rewind(parked, finished)
+
+    def _rewind(self, parked: list[int], finished: list[int]) -> None:
+        withheld = self._owners.withheld
+        self.store.rewind(withheld.union(parked) if withheld else parked, finished, withheld)
+
+    def left_packet_ids(self) -> list[int]:
+        """See `Outbox.left_packet_ids`."""
+        return self._owners.left_packet_ids(self._identity)
+
+    def on_left_released(self) -> None:
+        """See `Outbox.on_left_released`."""
+        self._owners.on_left_released(self._identity)
 
     def tell_all(self, wanted: bool) -> None:
         """Whether `settle` makes a handle for each message that nobody holds one of."""
@@ -270,8 +294,7 @@ class DurableOutbox(RowOutbox):
         with self.lock:
             if session.in_flight or session.unsent_bytes or session.has_finished or self._again or self._refused:
                 return False
-            parked, finished = session.parked_ids(), self._finished.ids.copy()
-        self.store.rewind(parked, finished)
+        self.rewind()
         return True
 
     def _allowed(self, rows: list[Row]) -> list[Row]:
@@ -304,7 +327,7 @@ class DurableOutbox(RowOutbox):
         """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
         was_read = self.is_left and self.session.unsent_bytes == 0
         parked, finished, stranded = self._end_connection()
-        self.store.rewind(parked, finished)
+        self._rewind(parked, finished)
         self._requeue(stranded, self._append_stranded)
         self._note_end(was_read=was_read)
 
@@ -351,17 +374,19 @@ class DurableOutbox(RowOutbox):
     def resume(self, session_present: bool, receive_maximum: int) -> None:
         """The broker accepted the connection: read from the first row again, resends first as they are the oldest.
 
-        What is left to the broker, see `_void_session`, is handed out by `settle`.
+        What is left to the broker, see `void_session`, is handed out by `settle`.
         """
         if not session_present:
             if self.asks_to_keep and not self.is_session_foreign:
                 self.weaknesses.note(Weakness.SESSION_FORGOTTEN)
-            self._void_session()
+            self.void_session()
         self.weaknesses.tell()
         if self.is_session_foreign:
+            self._owners.on_discarded(self._identity)
             # On disk with the first QoS 2 message, before it leaves.
             self.store.speak_next_for(*self._identity)
             self.is_session_foreign = False
+        self._has_session = True
         # What was refused as the last connection ended is counted, and read with all others.
         self.after_settle()
         with self.lock:
@@ -379,7 +404,7 @@ class DurableOutbox(RowOutbox):
             self.is_narrow = self._unanswered.is_careful
             parked, finished = self._begin_connection(1 if self.is_narrow else self._receive_maximum)
             self._again.clear()
-            self.store.rewind(parked, finished)
+            self._rewind(parked, finished)
             self.is_open = True
             # QoS 0 messages may still wait in memory for company; now they can go.
             self.store.request_commit()

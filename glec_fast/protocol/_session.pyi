@@ -141,6 +141,8 @@ class Session:
         """The connection is gone. Set every exchange aside; forget what was encoded."""
     def parked_ids(self, qos: int = 0) -> list[int]:
         """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
+    def parked_exchanges(self) -> list[tuple[int, int, int]]:
+        """(message id, packet id, state) of the QoS 2 exchanges set aside: what an image has of them."""
     def released_ids(self) -> list[int]:
         """Those of `parked_ids` whose PUBREL may have left."""
     def unanswered_ids(self) -> list[int]:

@@ -125,6 +125,9 @@ MALFORMED: dict[str, list[object]] = {
     "retry_initial_delay_ms": [0, -1, 1.5, None],
     "retry_max_delay_ms": [0, -1, 1.5, None],
     "max_in_flight": [0, 65_535, 1.0, None],
+    "broker_urls": ["tcp://a", [5], ["a"], ["tcp://a", "ssl://b"], None, [f"tcp://u:{SECRET}@h"]],
+    "broker_name": ["", 5, [], ["a"] * 3, [5], "a\n", "x" * 256],
+    "on_owner_away": ["stay", None, True],
     "max_unreleased": [0, 65_535, 1.0, None],
     "status_interval_s": [-1, math.nan, math.inf, "300", True],
     "qos0_commit_delay_s": [-1, math.nan, 3601, None],
@@ -177,6 +180,10 @@ def test_every_setting_is_tested() -> None:
         {"username": "user", "password": ""},
         {"client_id": "x" * 100},
         {"broker_url": "ssl://host", "tls_config": TLSConfig("ca.crt")},
+        {"broker_urls": ("tcp://host", "ws://other:80/mqtt")},
+        {"broker_name": "fleet"},
+        {"broker_name": ("fleet",)},
+        {"max_unreleased": 1},
     ],
 )
 def test_limits_are_accepted(settings: dict[str, Any]) -> None:
@@ -196,6 +203,32 @@ def test_contradictions(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         config(**settings)
     assert SECRET not in str(caught.value)
+
+
+def owners(**settings: Any) -> list[tuple[str, str, list[str]]]:
+    made = MQTTConfig(client_id="DTG-1", **settings)
+    return [(target.url, target.owner.name, sorted(target.owner.members)) for target in made.targets]
+
+
+def test_several_urls_share_one_owner_unless_each_has_a_name() -> None:
+    a, b = "tcp://a", "tcp://b:1"
+    assert owners(broker_urls=[a, b]) == [(a, "a:1883", ["a:1883", "b:1"]), (b, "a:1883", ["a:1883", "b:1"])]
+    assert owners(broker_url=b, broker_urls=[a, b, a]) == owners(broker_urls=[a, b])
+    assert owners(broker_url=a, broker_urls=[b]) == owners(broker_urls=[a, b])
+    assert owners(broker_url=a) == [(a, "a:1883", ["a:1883"])]
+    shared = owners(broker_urls=[a, b], broker_name="fleet")
+    assert [owner for _, owner, _ in shared] == ["fleet", "fleet"]
+    apart = [(a, "north", ["a:1883"]), (b, "south", ["b:1"])]
+    assert owners(broker_urls=[a, b], broker_name=["north", "south"]) == apart
+    two = MQTTConfig(client_id="DTG-1", broker_urls=[a, b], broker_name=["north", "south"])
+    assert [target.owner.apart for target in two.targets] == [{"south"}, {"north"}]
+    assert MQTTConfig(client_id="DTG-1", broker_urls=[a, b]).broker_url == a
+
+
+def test_a_config_without_a_broker_or_a_client_id_is_refused() -> None:
+    for settings in ({}, {"client_id": "DTG-1"}, {"broker_url": "tcp://a"}, {"broker_urls": [], "client_id": "DTG-1"}):
+        with pytest.raises(ConfigError, match=r"broker_url|client_id"):
+            MQTTConfig(**settings)
 
 
 def test_no_text_shows_the_password() -> None:

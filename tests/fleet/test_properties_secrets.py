@@ -34,10 +34,11 @@ LINES = {
     "mqtt.tls.key_password": KEY_PASSWORD,
     "mqtt.tls.version": "TLSv1.2",
 }
-# A value of these is either what it must be or refused; user name, client id and paths may be any text.
+# A value of these is either what it must be or refused; user name, client id, broker name and paths may be any text.
 TYPED = [key for key, setting in SETTINGS.items() if not setting.kind.is_secret and not setting.kind.is_path]
 TYPED.remove("mqtt.broker.username")
 TYPED.remove("mqtt.client.id")
+TYPED.remove("mqtt.broker.name")
 
 
 def said_of(path: Path) -> str:

@@ -85,9 +85,13 @@ class DictStore:
         return len(self.disk.rows)
 
     has_backlog = True
+    identity = ("client", "broker")
 
     def on_rows_taken(self) -> None:
         """With a backlog, whatever it says, nobody asks."""
+
+    def kept_sessions(self) -> dict[tuple[str, str], bytes]:
+        return {}
 
     def load_session(self) -> bytes:
         return self.disk.image
@@ -107,7 +111,7 @@ class DictStore:
         self.wants_commit = True
         return 0
 
-    def rewind(self, protected: Iterable[int], finished: Iterable[int]) -> None:
+    def rewind(self, protected: Iterable[int], finished: Iterable[int], withheld: Iterable[int] = ()) -> None:
         pending = () if self.pending is None else self.pending.done
         self._skipped = frozenset(pending).union(finished)
         self._positions = [0, 0]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from glec_fast.durable.outcomes import Dropped
     from glec_fast.outbox.handle import PublishHandle
+    from glec_fast.outbox.owners import OnOwnerAway
 
 CLIENT_ID, BROKER_NAME = "DTG-TEST", "broker:1883"
 ALL_BYTES = 1 << 30
@@ -36,6 +37,7 @@ class ScriptedGateway:
         resend_in_doubt: bool = False,
         client_id: str = CLIENT_ID,
         broker_name: str = BROKER_NAME,
+        on_owner_away: OnOwnerAway = "move",
         clock: Clock | None = None,
         **settings: Any,
     ) -> None:
@@ -51,6 +53,7 @@ class ScriptedGateway:
                 wait_for_disk=wait_for_disk,
                 resend_in_doubt=resend_in_doubt,
                 max_unreleased=max_unreleased,
+                on_owner_away=on_owner_away,
             )
             self.outbox.identify(client_id, broker_name)
         except BaseException:

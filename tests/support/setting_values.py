@@ -8,6 +8,9 @@ BACKUP = "sha256/" + "B" * 43 + "="
 SETTING_VALUES: dict[str, tuple[str, object]] = {
     "broker_url": ("ssl://other:1", "ssl://other:1"),
     "client_id": ("DTG-other", "DTG-other"),
+    "broker_urls": ("ssl://other:1, ssl://b", ("ssl://other:1", "ssl://b")),
+    "broker_name": ("fleet, spare", ("fleet", "spare")),
+    "on_owner_away": ("wait", "wait"),
     "username": ("someone", "someone"),
     "password": ("pa=ss", "pa=ss"),
     "connection_timeout_s": ("1.5", 1.5),
@@ -41,6 +44,7 @@ SETTING_VALUES: dict[str, tuple[str, object]] = {
 }
 # What a setting needs beside it.
 COMPANIONS = {
+    "broker_name": ("broker_url", "broker_urls"),
     "password": ("username",),
     "client_cert": ("ca_cert", "client_key"),
     "client_key": ("ca_cert", "client_cert"),
