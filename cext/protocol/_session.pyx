@@ -88,6 +88,7 @@ cdef enum:
     REASON_FAILURE = 0x80
     REASON_PACKET_ID_NOT_FOUND = 0x92
     REASON_PROTOCOL_ERROR = 0x82
+    MQTT_5 = 5
 
 cdef enum Outcome:
     DONE
@@ -124,7 +125,8 @@ cdef class Session:
 
     window: most exchanges in flight, 1 to 65534, 0 for that. durable: QoS 2 waits at the gate.
     max_unreleased: the broker's limit of QoS 2 exchanges without PUBREL, 0 for none; the session keeps below it.
-    mosquitto acknowledges those above its max_inflight_messages, and never hands them on.
+    mosquitto acknowledges those above its max_inflight_messages, and never hands them on. Before MQTT 5, the most that
+    were there on earlier connections count as well: a broker that was restored from an older save has them again.
     """
 
     cdef readonly bint durable
@@ -140,6 +142,10 @@ cdef class Session:
     cdef readonly uint64_t version
     cdef uint64_t committed_version
     cdef readonly int max_unreleased
+    # Places that the server's session may hold of earlier connections; see `expect_stale`.
+    cdef readonly int stale
+    # The most that were taken on this one; and exchanges of QoS 2 that are set aside.
+    cdef int places_max, parked_places
     # QoS 2 messages that ended with PUBACK, and the last of them.
     cdef readonly Py_ssize_t downgraded_count
     cdef readonly int64_t downgraded_id
@@ -217,11 +223,44 @@ cdef class Session:
             return True
         if self.table.in_flight >= self._limit():
             return False
-        if qos == 1 or self.table.in_flight == 0 or (self.parked and message_id in self.parked):
+        if self.table.in_flight == 0:
             return True
-        # What is parked is still at the broker. One place stays free: with its limit taken up, mosquitto acknowledges
-        # QoS 1 too, and drops it.
-        return self.table.unreleased + <int>len(self.parked) < self.max_unreleased - 1
+        # Of QoS 1 a place is taken for a moment only, but with none left mosquitto acknowledges it too, and drops it.
+        # So one stays free, unless a single message of QoS 2 needs it.
+        cdef int places = self._places()
+        cdef bint is_ours = self.table.unreleased + self.parked_places > 0
+        if qos == 1:
+            return places < self.max_unreleased or not is_ours
+        if self.parked:
+            aside = self.parked.get(message_id)
+            if aside is not None:
+                if aside[1] == RELEASED or self.table.unreleased == 0:
+                    return True
+                return self.table.unreleased + self._stale_places() < self.max_unreleased - 1
+        return places < self.max_unreleased - 1 or not is_ours
+
+    cdef inline int _stale_places(self) noexcept:
+        # MQTT 5's server refuses what is too much, and says so.
+        return 0 if self.protocol_version == MQTT_5 else self.stale
+
+    cdef inline int _places(self) noexcept:
+        # What is parked is at the server, or the server's session has gone back to what is stale.
+        return self.table.unreleased + max(self._stale_places(), self.parked_places)
+
+    def expect_stale(self):
+        """The server's session may be of an earlier process: nobody knows which places it holds, so that it may be any.
+
+        Until it turns out to be a new one.
+        """
+        if self.max_unreleased < EXCHANGES_MAX:
+            self.stale = self.max_unreleased - 1
+
+    cdef int _count_parked(self) except -1:
+        self.parked_places = 0
+        for aside in self.parked.values():
+            if aside[2] == 2:
+                self.parked_places += 1
+        return 0
 
     def reserve_packet_id(self) -> int:
         """Take the next unused packet id (1 to 65535) out of circulation; 0 where all are taken."""
@@ -409,6 +448,8 @@ cdef class Session:
             if aside is not None:
                 self._resume(message_id, aside, topic, payload, flags, properties)
                 del self.parked[message_id]
+                self.parked_places -= qos == 2
+                self.places_max = max(self.places_max, self._places())
                 return 0
         if not packet_id:
             packet_id = exchanges.next_packet_id(&self.table)
@@ -417,6 +458,8 @@ cdef class Session:
         end = self._encode_publish(topic, payload, flags, packet_id, properties, qos == 2 and self.durable)
         exchange = exchanges.open(&self.table, packet_id, message_id, <uint8_t>qos, SENT)
         exchange.asked_end = end
+        if qos == 2:
+            self.places_max = max(self.places_max, self._places())
         return 0
 
     def admit_rows(self, list rows, Py_ssize_t start) -> int:
@@ -726,6 +769,7 @@ cdef class Session:
         for packet_id in packet_ids:
             self.table.exchange_of[packet_id] = ID_TAKEN
         self.parked.update(loaded)
+        self._count_parked()
         return finished
 
     # ---- connections
@@ -747,6 +791,9 @@ cdef class Session:
             else:
                 exchanges.close(&self.table, exchange, ID_FREE)
                 self.dirty = True
+        self._count_parked()
+        self.stale = max(self.stale, min(self.places_max, self.max_unreleased - 1))
+        self.places_max = 0
         send_buffer.discard(&self.out)
         vector.clear(&self.marks)
         self.strays.clear()
@@ -807,6 +854,7 @@ cdef class Session:
         if aside is not None:
             self.strays.add(aside[0])
             self.table.exchange_of[aside[0]] = ID_FREE
+            self._count_parked()
             self.dirty = True
 
     def release_parked(self, int64_t message_id):
@@ -831,6 +879,7 @@ cdef class Session:
         exchange.asked_end = send_buffer.encoded_to(&self.out)
         exchange.left_before = True
         del self.parked[message_id]
+        self._count_parked()
 
     def resume(self, bint session_present, int receive_maximum=65535) -> list:
         """CONNACK came (section 3.2). Returns the message ids in doubt; the owner then admits from its first message.
@@ -851,4 +900,6 @@ cdef class Session:
             else:
                 self.parked[message_id] = (packet_id, SENT, qos, False)
             self.dirty = True
+        self._count_parked()
+        self.stale = 0
         return in_doubt

@@ -186,6 +186,7 @@ class Owners:
         outbox, kept = self._outbox, self._kept.pop(identity)
         with outbox.lock:
             outbox.session.load_image(_as_image(kept))
+            outbox.session.expect_stale()
         # A crash before that finds an image of nobody, which counts for nothing, and what is kept.
         self._store.speak_for(*identity)
         self._store.keep_session(*identity, None)

@@ -72,7 +72,9 @@ class DurableOutbox(RowOutbox):
             ranges = []
         for first, last in ranges:
             self._finish(list(range(first, last + 1)))
-        if not store.identity[1]:
+        if store.identity[1]:
+            self.session.expect_stale()
+        else:
             # Whose they are is among what is kept.
             self.session.resume(False)
         self._owners = Owners(self, on_owner_away)

@@ -59,6 +59,14 @@ class Session:
         """True where bytes wait for an `image` that was not yet taken."""
     def set_window(self, window: int) -> None:
         """Bound the exchanges in flight, 0 to 65535; 0 means as many as there are packet ids. Raises ValueError."""
+    @property
+    def stale(self) -> int:
+        """Places that the server's session may hold of earlier connections; see `expect_stale`."""
+    def expect_stale(self) -> None:
+        """The server's session may be of an earlier process: nobody knows which places it holds, so that it may be any.
+
+        Until it turns out to be a new one.
+        """
     def room(self) -> int:
         """How many more exchanges the window, Receive Maximum and the free packet ids allow."""
     def reserve_packet_id(self) -> int:

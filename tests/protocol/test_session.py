@@ -121,6 +121,44 @@ def test_no_more_than_max_unreleased_are_without_pubrel() -> None:
     assert kinds == [PUBREL, PUBLISH], "the broker must see the PUBREL first"
 
 
+@pytest.mark.parametrize(("protocol_version", "ahead"), [(4, 1), (5, 3)])
+def test_places_that_a_resumed_session_may_hold_are_counted(protocol_version: int, ahead: int) -> None:
+    session = Session(100, True, 4)
+    session.protocol_version = protocol_version
+    rows = [(each, "t", "x", 2, 0, 0) for each in range(1, 9)]
+    assert session.admit_rows(rows, 0) == 3
+    commit(session)
+    send_all(session)
+    session.park()
+    assert session.stale == 3
+    # Sent again, as many as have a place whatever the broker still holds.
+    at = session.admit_rows(rows, 0)
+    assert at == ahead
+    for packet_id in range(1, 4):
+        commit(session)
+        send_all(session)
+        receive(session, ack(PUBREC, packet_id))
+        at = session.admit_rows(rows, at)
+    assert at == 3 + ahead
+    session.park()
+    session.resume(False)
+    assert session.stale == 0
+    assert session.admit_rows(rows, 0) == 3
+
+
+def test_a_limit_of_one_leaves_qos_1_no_place_beside_it() -> None:
+    session = Session(100, True, 1)
+    rows = [(1, "t", "x", 1, 0, 0), (2, "t", "x", 2, 0, 0), (3, "t", "x", 1, 0, 0), (4, "t", "x", 2, 0, 0)]
+    assert session.admit_rows(rows, 0) == 2
+    commit(session)
+    send_all(session)
+    receive(session, ack(PUBREC, 2))
+    assert session.admit_rows(rows, 2) == 4
+    commit(session)
+    kinds = [packet.kind for packet in parse(send_all(session))[0]]
+    assert kinds == [PUBREL, PUBLISH, PUBLISH]
+
+
 def test_nothing_of_qos_2_leaves_before_its_image_is_on_disk() -> None:
     session = Session(10, True)
     session.admit(1, "t", "one", 1)
