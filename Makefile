@@ -22,7 +22,7 @@ LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 
-.PHONY: demo test build lint package brokers torture interrupts wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-clocks fuzz-files bench clean
+.PHONY: demo test build lint package brokers torture interrupts wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-clocks fuzz-files vectors bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -111,6 +111,11 @@ fuzz-clocks: $(BUILT)
 # them was carried over.
 fuzz-files: $(BUILT)
 	FUZZ_FILES=$(FILES) FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/durable/test_file_fuzz.py $(TEST_ARGS)
+
+# Every certificate, key and keystore of the package cryptography_vectors, as OpenSSL reads it. Some three minutes.
+vectors: $(BUILT)
+	$(BIN)/pip install --quiet cryptography_vectors
+	ALL_VECTORS=1 $(BIN)/python -m pytest -q -s tests/tls/test_against_openssl.py -k vectors $(TEST_ARGS)
 
 # `make demo` and `make test`, as committed, in an empty Debian root of SUITE. Needs root.
 fresh:

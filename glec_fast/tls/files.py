@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shlex
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from glec_fast.errors import TLSFileError
-from glec_fast.tls.file_format import wrong_format
+from glec_fast.tls.file_format import damage, wrong_format
 from glec_fast.tls.key_format import (
     Identity,
     MissingPackageError,
@@ -24,6 +25,7 @@ from glec_fast.tls.key_format import (
     is_pkcs12,
     open_pkcs12,
 )
+from glec_fast.tls.key_kind import legacy_cipher, of_no_use
 from glec_fast.tls.pem import Block, PemError
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 # OpenSSL's names for what a certificate and a key are refused for.
 _WEAK = frozenset({"EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"})
+_UNKNOWN_KIND = "UNKNOWN_CERTIFICATE_TYPE"
 _MISMATCHES = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
 # How many of those that were passed over a warning names.
 _LISTED_MAX = 5
@@ -128,7 +131,7 @@ def _parsed(file: File, parse: Callable[[bytes], list[Block]]) -> list[Block]:
         for block in found:
             _ = block.der
     except PemError as error:
-        raise TLSFileError(f"{file.label} cannot be used: {error}; copy it anew") from error
+        raise TLSFileError(f"{file.label} cannot be used: {damage(error, file.content, file.path)}") from error
     return found
 
 
@@ -167,7 +170,7 @@ def _identity(certificates: File, key: File, password: str | None) -> tuple[list
     try:
         private_key = as_private_key(key.content)
     except PemError as error:
-        raise TLSFileError(f"{key.label} cannot be used: {error}; copy it anew") from error
+        raise TLSFileError(f"{key.label} cannot be used: {damage(error, key.content, key.path)}") from error
     if private_key is None:
         raise TLSFileError(f"{key.label} cannot be used: {wrong_format(key.content, key.path, is_key=True)}")
     if private_key.is_encrypted and password is None:
@@ -210,6 +213,10 @@ def _refused_identity(
 ) -> TLSFileError:
     """What OpenSSL's refusal of our certificate and key comes from."""
     reason = getattr(error, "reason", None) or ""
+    kind = of_no_use(private_key) or ("DH, X25519 or X448" if reason == _UNKNOWN_KIND else None)
+    if kind is not None:
+        says = f"is for {kind}, which TLS has no certificates of; have key and certificate made with EC, RSA or Ed25519"
+        return TLSFileError(f"{key.label} {says}")
     if reason in _WEAK:
         says = f"is too weak ({reason.lower()}); have it issued with an RSA key of 2,048 bits or EC, and SHA-256"
         return TLSFileError(f"{certificates.label} {says}")
@@ -220,6 +227,14 @@ def _refused_identity(
         return TLSFileError(f"{key.label} is not the key of client_cert; give the two that were made together")
     if not _is_loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), chain):
         return TLSFileError(f"{certificates.label} cannot be used: it has a damaged certificate; copy it anew")
+    cipher = legacy_cipher(private_key)
+    if cipher is not None:
+        path = "FILE" if key.path is None else shlex.quote(key.path)
+        says = (
+            f"is encrypted with {cipher}, which OpenSSL reads with its legacy provider alone; openssl pkey -provider "
+        )
+        says += f"legacy -provider default -in {path} -aes256 -out new.key"
+        return TLSFileError(f"{key.label} {says}")
     if private_key.is_encrypted:
         return TLSFileError(f"key_password does not open {key.label}; give the password that it was encrypted with")
     return TLSFileError(f"{key.label} cannot be used: its key is damaged; copy it anew")

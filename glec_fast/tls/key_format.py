@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import warnings
+from itertools import pairwise
 from typing import NamedTuple
 
 from glec_fast.errors import CertificateError
@@ -13,6 +15,7 @@ from glec_fast.tls.file_format import (
     ENCRYPTED_KEY,
     KEY,
     PKCS12,
+    der_elements,
     key_label,
     of_block,
     of_der,
@@ -23,6 +26,7 @@ from glec_fast.tls.pem import Block, PemError, block_of, blocks
 # A line of a PEM file, or a piece of it.
 _BASE64_RUN = re.compile(r"[A-Za-z0-9+/=]{40,}")
 _RUN_CHARS = 40
+_EXTENSION = re.compile(r"(\.[A-Za-z0-9]{1,8})+(/|$)")
 # From here on a / may be one of base64 instead of one between folders.
 _LONG_RUN_CHARS = 100
 
@@ -31,9 +35,12 @@ def looks_like_a_key(path: str) -> bool:
     """Whether what should be a path is the text of a key or certificate, or a part of it, and must not be repeated."""
     if "-----BEGIN" in path or "PRIVATE KEY" in path or any(sign in path for sign in "\r\n\0"):
         return True
-    for run in _BASE64_RUN.findall(path):
+    for found in _BASE64_RUN.finditer(path):
+        run = found[0]
         is_long = len(run) >= _LONG_RUN_CHARS and run.count("/") * 16 <= len(run)
-        if any(_is_mixed(part) for part in ([run] if is_long else run.split("/"))):
+        *folders, last = [run] if is_long else run.split("/")
+        is_name = _EXTENSION.match(path, found.end()) is not None and _is_of_words(last)
+        if any(map(_is_mixed, folders)) or (_is_mixed(last) and not is_name):
             return True
     return False
 
@@ -42,6 +49,13 @@ def _is_mixed(text: str) -> bool:
     """What tells base64 from the names of files: length, and both cases beside digits, where a fingerprint has one."""
     upper, lower = sum(map(str.isupper, text)), sum(map(str.islower, text))
     return len(text) >= _RUN_CHARS and min(upper, lower) >= 6 and any(map(str.isdigit, text))
+
+
+def _is_of_words(text: str) -> bool:
+    """As in TheNameOfAFile2, where case changes at every third character; in base64 at two of three."""
+    kinds = ["A" if sign.isupper() else "a" if sign.islower() else "0" for sign in text]
+    changes = sum(before != after for before, after in pairwise(kinds))
+    return changes * 2 < len(text)
 
 
 class PasswordError(ValueError):
@@ -72,7 +86,7 @@ def as_revocation_lists(content: bytes) -> list[Block]:
 def _of_kind(content: bytes, kind: str, label: str) -> list[Block]:
     found = [block for block in blocks(content) if of_block(block) == kind]
     if not found and recognised(content) == kind:
-        return [block_of(label, content)]
+        return [block_of(label, element) for element in der_elements(content) if of_der(element) == kind]
     return found
 
 
@@ -94,7 +108,7 @@ def as_private_key(content: bytes) -> Block | None:
         if of_block(block) in (KEY, ENCRYPTED_KEY):
             return block
     label = key_label(content)
-    return None if label is None else block_of(label, content)
+    return None if label is None else block_of(label, der_elements(content)[0])
 
 
 def is_pkcs12(content: bytes) -> bool:
@@ -109,8 +123,12 @@ def open_pkcs12(content: bytes, password: str | None) -> Identity:
         from cryptography.hazmat.primitives.serialization.pkcs12 import load_pkcs12
     except ImportError as error:
         raise MissingPackageError("PKCS#12 needs the package cryptography") from error
+    (content,) = der_elements(content)[:1] or [content]
     try:
-        store = load_pkcs12(content, None if password is None else password.encode())
+        with warnings.catch_warnings():
+            # Old exporters' DER is not strict.
+            warnings.simplefilter("ignore")
+            store = load_pkcs12(content, None if password is None else password.encode())
     except ValueError as error:
         raise PasswordError("the password does not open it") from error
     except UnsupportedAlgorithm as error:

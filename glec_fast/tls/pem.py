@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_BEGIN = re.compile(rb"-----BEGIN ([A-Za-z0-9 #]+)-----")
-_END = re.compile(rb"-----END ([A-Za-z0-9 #]+)-----")
+# After it there may be what nobody sees, such as a space that does not break.
+_BEGIN = re.compile(rb"-----BEGIN ([A-Za-z0-9 #.]+)-----[\x00-\x20\x7f-\xff]*")
+_END = re.compile(rb"-----END ([A-Za-z0-9 #.]+)-----[\x00-\x20\x7f-\xff]*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -38,17 +39,22 @@ class Block(NamedTuple):
         return "ENCRYPTED" in self.label or any(b"ENCRYPTED" in line for line in self.lines[:2])
 
     def encode(self) -> bytes:
-        """The block as a file of its own."""
+        """The block as a file of its own, without the empty lines that mail programs and editors put between."""
         label = self.label.encode()
-        return b"\n".join([b"-----BEGIN %b-----" % label, *self.lines, b"-----END %b-----" % label, b""])
+        body = [line for line in self.lines if line]
+        headers = [line for line in body if b":" in line]
+        if headers:
+            body = [*headers, b"", *body[len(headers) :]]
+        return b"\n".join([b"-----BEGIN %b-----" % label, *body, b"-----END %b-----" % label, b""])
 
 
 def blocks(content: bytes) -> Iterator[Block]:
     """The blocks of a file, in its order. Raises PemError for one that has lost its beginning or end."""
     label: bytes | None = None
     lines: list[bytes] = []
-    for raw in content.removeprefix(_BYTE_ORDER_MARK).splitlines():
-        line = raw.rstrip()
+    for raw in content.splitlines():
+        # Files that were put together have one in the middle, too.
+        line = raw.removeprefix(_BYTE_ORDER_MARK).rstrip()
         begin, end = _BEGIN.fullmatch(line), _END.fullmatch(line)
         if begin is not None and label is None:
             label = begin[1]

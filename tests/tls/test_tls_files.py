@@ -554,6 +554,9 @@ class TestRevocationLists:
         "/opt/Fleet/Gateways/DTG12345/Certificates/MyCompanyGatewayClient01.crt",
         "/nix/store/0c9wqsk2nn4ykzmrd2vbgajz8ifwb4xl-nss-cacert-3.98/etc/ssl/certs/ca-bundle.crt",
         "../geh\u00e4use/\u8a3c\u660e\u66f8.pem",
+        "/opt/pki/InvalidSelfIssuedinhibitPolicyMappingTest11EE.crt",
+        "SignedValidBasicSelfIssuedOldWithNewTest1.tar.gz",
+        "/opt/FleetGatewaysOfTheNorthernRegionsDepot12.d/ca.pem",
     ],
 )
 def test_paths_that_are_no_text_of_a_key(path: str) -> None:
