@@ -78,8 +78,14 @@ cdef str shown(object value):
         return f"<{type(value).__name__}>"
 
 
+cdef str described(object value):
+    """The value and its type, such as `5, an int`."""
+    name = type(value).__name__
+    return f"{shown(value)}, {'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
 cdef int refuse(str field, object value, str advice) except -1:
-    raise MessageError(f"{field} is {shown(value)}: {advice}")
+    raise MessageError(f"{field} is {described(value)}: {advice}")
 
 
 # The default of what has none: a constructor without it would fail in Cython's code, which names no field.
@@ -89,7 +95,7 @@ cdef object MISSING = object()
 cdef int refuse_type(str field, object value, str advice) except -1:
     if value is MISSING:
         raise PayloadTypeError(f"{field} is missing: {advice}")
-    raise PayloadTypeError(f"{field} is {shown(value)}, a {type(value).__name__}: {advice}")
+    raise PayloadTypeError(f"{field} is {described(value)}: {advice}")
 
 
 cdef int take_encode_error() except -1:
@@ -234,10 +240,9 @@ cdef object exact_int(object value, str field, str advice):
 
 
 cdef int64_t checked_int64(object value, str field, str advice) except? -1:
-    if type(value) is not int:
-        value = exact_int(value, field, advice)
+    number = value if type(value) is int else exact_int(value, field, advice)
     try:
-        return <int64_t>value
+        return <int64_t>number
     except OverflowError:
         pass
     return refuse(field, value, "give an int from -2**63 to 2**63 - 1")
@@ -290,7 +295,7 @@ cdef object checked_other(object value, str field):
     if number is None:
         refuse_type(field, value, f"give an int or a float{conversion(value)}")
     if type(number) is int:
-        checked_int64(number, field, "")
+        checked_int64(value, field, "")
     elif not isfinite(PyFloat_AS_DOUBLE(number)):
         refuse_not_finite(field, value)
     return number
@@ -434,7 +439,7 @@ cdef class Buffer:
             large = PyLong_AsUnsignedLongLong(value)
         except OverflowError:
             raise MessageError(
-                f"{path(place)} is {shown(value)}: give an int from -2**63 to 2**64 - 1, or send it as a str"
+                f"{path(place)} is {described(value)}: give an int from -2**63 to 2**64 - 1, or send it as a str"
             ) from None
         self.commit(put_uint64(p, large))
         return 0
@@ -474,7 +479,7 @@ cdef class Buffer:
             name = plain_name(key)
             if not isinstance(name, str):
                 raise PayloadTypeError(
-                    f"{path(inner.outer)} has the key {shown(key)}, a {type(key).__name__}: make it a str"
+                    f"{path(inner.outer)} has the key {described(key)}: give a str"
                 )
             if name in plain:
                 raise MessageError(

@@ -42,7 +42,10 @@ def _number_text(payload: object) -> str:
     try:
         return repr(number)
     except ValueError as error:
-        raise MessageError(f"the payload is a number that JSON cannot carry ({error}): send it as a str") from error
+        says = (
+            f"the payload, of type {type(payload).__name__}, is a number that JSON cannot carry ({error}): give a str"
+        )
+        raise MessageError(says) from error
 
 
 def check_kind(message: object, kind: type, call: str) -> None:
