@@ -122,8 +122,19 @@ class TLSPeer(Peer):
                     self.received += data
         except OSError as error:
             self.failures.append(error)
+            _close_half_made(error)
         finally:
             sock.close()
+
+
+def _close_half_made(error: OSError) -> None:
+    """Where the client has gone before the handshake began, `wrap_socket` leaves the socket open that it had made."""
+    place = error.__traceback__
+    while place is not None:
+        made = place.tb_frame.f_locals.get("self")
+        if isinstance(made, ssl.SSLSocket):
+            made.close()
+        place = place.tb_next
 
 
 class CountingRelay(Peer):

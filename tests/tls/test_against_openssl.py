@@ -191,6 +191,8 @@ def test_what_is_no_pem_is_named(pki: Path, tmp_path: Path, change: object, says
 VECTOR_PASSWORDS = ["password", "123456", "a123456", "cryptography", "asdf", "foobar", "secret", "1234", "test"]
 NO_FILES_OF_TLS = (".eml", ".txt", ".rsp", ".fax", ".sh", ".ldif", ".input", ".schema")
 OF_NO_USE = ("is for D", "is for X", "it holds no private key with its certificate")
+# DSA certificates that leave their parameters to their issuer's, which the package cryptography does not read.
+NOT_READ = ("DSAParameter",)
 
 
 def test_the_vectors_of_cryptography(another: Certificate) -> None:
@@ -212,7 +214,7 @@ def test_the_vectors_of_cryptography(another: Certificate) -> None:
             # As a file of certificates it is refused, with the command that makes one of it. What OpenSSL has given
             # up, the package cryptography may still read.
             found = {"Pkey"} if not said["Pkey"] else found - {"Certificate"}
-        if any(text in said["Pkey"] for text in OF_NO_USE):
+        if any(text in said["Pkey"] for text in OF_NO_USE) or any(name in path.name for name in NOT_READ):
             found.discard("Pkey")
             of_no_use += 1
         expected = {kind: kind in found for kind in said}
