@@ -361,7 +361,7 @@ cdef class Event:
 
 
 cdef class CallbackMark:
-    """Stands where paho holds a lock during a callback: it only says that this thread is in one."""
+    """Stands where paho holds a lock during a callback: it only says which threads are in one."""
 
     # Thread -> how many callbacks deep.
     cdef dict depths
@@ -385,6 +385,11 @@ cdef class CallbackMark:
         self.depths[mark.thread] = self.depths.get(mark.thread, 0) + 1
         mark.owner = self
         return mark
+
+    @property
+    def is_anywhere(self) -> bool:
+        """True while any thread is in one."""
+        return len(self.depths) > 0
 
     def acquire(self, blocking=True, timeout=-1) -> bool:
         """False in a callback: paho then leaves the writing to the loop."""

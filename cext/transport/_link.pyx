@@ -42,6 +42,8 @@ cdef class Link:
     cdef public object packet
     # The parser may have a whole packet.
     cdef readonly bint has_more
+    # A connection was begun, and CONNECT is not among its bytes yet.
+    cdef public bint lacks_connect
     # Of the answers to the last acknowledgements.
     cdef readonly size_t answer_bytes
 
@@ -53,6 +55,7 @@ cdef class Link:
     def begin(self):
         """A new connection."""
         self.is_torn = False
+        self.lacks_connect = True
 
     def end(self):
         """The connection is gone, and with it what was not handled yet."""

@@ -202,6 +202,8 @@ class Client(process.OfOneProcess, PahoClient):
         self._in_callback_mutex = CallbackMark()  # type: ignore[assignment]
         for name in _PAHO_LOCKS:
             setattr(self, name, Lock(name))
+        # Which threads are making a connection.
+        self._connecting = CallbackMark()
         self._acks_stream = False
         # TLS or WebSocket: bytes may wait that no poll of the socket tells of.
         self._is_layered = False
@@ -497,10 +499,11 @@ class Client(process.OfOneProcess, PahoClient):
         policy, is_first = self._policy, self._state == _State.MQTT_CS_CONNECT_ASYNC
         policy.begin_attempt()
         try:
-            context = self._connector.context()
-            if context is not None:
-                self._ssl_context = context
-            return super().reconnect()
+            with self._connecting:
+                context = self._connector.context()
+                if context is not None:
+                    self._ssl_context = context
+                return super().reconnect()
         except OSError as error:
             self._sock_close()
             failure = self._connector.explain(error)
@@ -670,7 +673,7 @@ class Client(process.OfOneProcess, PahoClient):
         sock = self._sock
         if sock is None:
             return self._no_connection()
-        if self._link.is_torn:
+        if self._is_torn():
             return self._end_torn()
         if self._farewell is not None:
             self._leave_when_due()
@@ -753,7 +756,7 @@ class Client(process.OfOneProcess, PahoClient):
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
         """As paho's, in bulk: one read may bring many packets."""
-        if self._link.is_torn and self._sock is not None:
+        if self._is_torn() and self._sock is not None:
             return self._end_torn()
         if self._dispatcher.is_behind() and self._sock is not None:
             rc = self._dispatcher.handle(self._sock)
@@ -823,9 +826,15 @@ class Client(process.OfOneProcess, PahoClient):
         """True once DISCONNECT was put; paho's state says so before, and also where an exception kept it from that."""
         return bool(self._outbox.session.has_last)
 
+    def _is_torn(self) -> bool:
+        """True where an exception has left a connection of no use: one whose bytes nobody knows, or without CONNECT."""
+        return self._link.is_torn or (self._link.lacks_connect and not self._connecting.is_anywhere)
+
     def _end_torn(self) -> MQTTErrorCode:
         """An exception has cut a write or a read short: what was in flight goes again on the next connection."""
-        self._easy_log(LogLevel.MQTT_LOG_ERR, "closing the connection: an exception cut into a write or a read")
+        self._easy_log(
+            LogLevel.MQTT_LOG_ERR, "closing the connection: an exception cut into its making, a write or a read"
+        )
         return self._loop_rc_handle(_CONN_LOST)
 
     @property
@@ -859,6 +868,8 @@ class Client(process.OfOneProcess, PahoClient):
         taken = self._outbox.put_packet(packet, first=kind == _CONNECT, last=kind == _DISCONNECT)
         if not taken and self._sock is not None:
             return MQTTErrorCode.MQTT_ERR_NO_CONN
+        if kind == _CONNECT:
+            self._link.lacks_connect = False
         return self._after_queueing()
 
     def _mid_generate(self) -> int:
@@ -974,7 +985,7 @@ class Client(process.OfOneProcess, PahoClient):
             outbox.look_for_answers()
             self._leave_when_due()
         sock = self._sock
-        if self._link.is_torn and sock is not None:
+        if self._is_torn() and sock is not None:
             return self._end_torn()
         if self._dispatcher.is_behind() and sock is not None:
             # Whole packets that a callback's exception left behind: the socket has no more to say about them.

@@ -88,12 +88,15 @@ class Event:
         """Until it is set; False after the time-out."""
 
 class CallbackMark:
-    """Stands where paho holds a lock during a callback: it only says that this thread is in one."""
+    """Stands where paho holds a lock during a callback: it only says which threads are in one."""
 
     def __enter__(self) -> None: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None: ...
+    @property
+    def is_anywhere(self) -> bool:
+        """True while any thread is in one."""
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """False in a callback: paho then leaves the writing to the loop."""
     def release(self) -> None:

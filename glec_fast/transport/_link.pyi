@@ -21,6 +21,8 @@ class Link:
     @property
     def lock(self) -> Lock:
         """Held while bytes are given to the socket and the session is told."""
+    lacks_connect: bool
+    """A connection was begun, and CONNECT is not among its bytes yet."""
     @property
     def is_torn(self) -> bool:
         """An exception has parted a pair: the connection must end."""

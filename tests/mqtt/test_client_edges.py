@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
@@ -14,9 +14,12 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from glec_fast import Client
 from glec_fast.mqtt import client as client_module
 from glec_fast.outbox.handle import PublishHandle
-from support.gateway import TIMEOUT_S
+from support.gateway import TIMEOUT_S, eventually
 from support.peer import CONNACK, MANY, PUBACK_OF_1, Peer, connected
 from support.wire_reference import parse
+
+if TYPE_CHECKING:
+    from glec_fast.testbed.broker import Broker
 
 CONNECT = 1
 
@@ -281,3 +284,50 @@ def test_nothing_is_kept_of_a_publish_that_raises(kept: int, monkeypatch: pytest
     handles.append(client.publish("t", b"z", 1))
     payloads = [packet.body[-1:] for packet in parse(outbox.session.peek(MANY))[0]]
     assert payloads == ([b"x"] if kept else [b"z"])
+
+
+@pytest.mark.parametrize("by", ["loop", "parts"])
+def test_a_connection_that_exceptions_left_without_connect_is_ended(broker: Broker, by: str) -> None:
+    """One cut in before CONNECT was put, the next before the connection was closed for it."""
+
+    class Cut(KeyboardInterrupt):
+        pass
+
+    class CutTwice(Client):
+        cuts = 2
+
+        def _cut(self) -> None:
+            if self.cuts:
+                self.cuts -= 1
+                raise Cut
+
+        def _packet_queue(self, *given: Any) -> Any:
+            self._cut()
+            return super()._packet_queue(*given)
+
+        def _sock_close(self) -> None:
+            if self._sock is not None:
+                self._cut()
+            super()._sock_close()
+
+    client = CutTwice(CallbackAPIVersion.VERSION2, "cut", clean_session=False)
+    with pytest.raises(Cut):
+        client.connect(broker.host, broker.port)
+    assert client.socket() is not None, "the control"
+    published: list[int] = []
+    client.on_publish = lambda _client, _data, mid, *_: published.append(mid)
+    client.publish("t", "x", 1)
+
+    def turn() -> bool:
+        if client.socket() is None:
+            client.reconnect()
+        elif by == "loop":
+            client.loop(0.01)
+        else:
+            client.loop_misc()
+            client.loop_read()
+            client.loop_write()
+        return bool(published)
+
+    assert eventually(turn)
+    client.close()
