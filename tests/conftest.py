@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ import pytest
 from glec_fast.testbed.broker import Broker
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Subscriber
-from support.lock_order import Watch
+from support.lock_order import Watch, WatchedHandler
 from support.peer import Peer
 
 if TYPE_CHECKING:
@@ -35,7 +36,10 @@ class StartSubscriber(Protocol):
 def lock_watch() -> Iterator[Watch]:
     watch = Watch()
     watch.start()
+    handler = WatchedHandler()
+    logging.getLogger("glec_fast").addHandler(handler)
     yield watch
+    logging.getLogger("glec_fast").removeHandler(handler)
     watch.stop()
 
 

@@ -115,7 +115,7 @@ class Caretaker:
                 table.add_in_doubt(self._intake.clock.unix_ms(), commit.in_doubt, LEDGER_ROWS_MAX)
             table.delete(commit.deleting.copy())
             if commit.image is not None:
-                SavedImage(Path(copy.filename)).write(table, commit.identity, commit.image)
+                SavedImage(Path(copy.filename), self._status.log).write(table, commit.identity, commit.image)
 
     def _use_file(self, commit: Commit) -> None:
         """Go on with the file that is open now."""

@@ -14,8 +14,6 @@ from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Move
 from glec_fast.durable.writer import Writer
 
-logger = logging.getLogger("glec_fast")
-
 
 @dataclass(eq=False, repr=False)
 class ClockSteps:
@@ -46,7 +44,8 @@ class ClockSteps:
                 if is_damage(error):
                     raise
                 # The old times still agree with each other, and a full disk may need the deletes that come next.
-                logger.debug("the times of queued messages could not be moved yet: %s", error)
+                kind = "steps of the wall clock that are not followed yet"
+                self._status.log.note(logging.DEBUG, kind, str(error), later=True)
                 return
             self._note(move)
         text = f"the wall clock stepped: the times of queued messages were moved by {step.by_ms / 1000:.1f} s"

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.lock import sync_folder
+from glec_fast.runtime.summing_log import SummingLog
 
 _SLOT_BYTES = 16 * 1024
 _SLOTS = 2
@@ -38,8 +39,6 @@ _CHECK_REST = (1, 3)
 _SLOT_CRC = struct.Struct(">I")
 _SLOT_HEAD = struct.Struct(f">{_GENERATION_BYTES}sQI")
 _IMAGE_BYTES_MAX = _SLOT_BYTES - _SLOT_CRC.size - _SLOT_HEAD.size
-
-logger = logging.getLogger("glec_fast")
 
 
 class Numbered(NamedTuple):
@@ -109,7 +108,8 @@ def _from_slot(slot: bytes) -> Numbered | None:
 class SavedImage:
     """Belongs to whoever holds the writer's lock. A transaction calls `begin` first, and `on_committed` last."""
 
-    def __init__(self, queue_path: Path) -> None:
+    def __init__(self, queue_path: Path, log: SummingLog) -> None:
+        self._log = log
         # (client id, broker) on disk; of nobody yet in a new file.
         self.identity = ("", "")
         self._queue_path = queue_path
@@ -159,7 +159,7 @@ class SavedImage:
             self._descriptor = _make(log_of(self._queue_path))
             self._inode = os.fstat(self._descriptor).st_ino
         except OSError as error:
-            logger.warning("QoS 2 goes on more slowly, as %s cannot be made: %s", log_of(self._queue_path), error)
+            self._note_slower(f"{self._log_name} cannot be made: {error}")
             # What there is of it may take the disk's last space.
             self._discard()
 
@@ -173,7 +173,8 @@ class SavedImage:
     def save(self, table: QueueTable, image: bytes) -> None:
         """Have an image on disk by itself, of the same client id and broker. Raises apsw.Error, OSError."""
         if self._has_lost_its_name():
-            logger.error("%s is gone: it is made anew", log_of(self._queue_path))
+            text = f"{self._log_name} is gone: it is made anew"
+            self._log.note(logging.ERROR, "losses of the log of images", "its name", text=text, later=True)
             self.on_file_changed()
         if self._descriptor < 0 or not self._is_log_valid or len(image) > _IMAGE_BYTES_MAX:
             self.begin()
@@ -191,10 +192,15 @@ class SavedImage:
             os.fdatasync(self._descriptor)
         except OSError as error:
             # What a failed sync leaves in the page cache is no longer what the disk has.
-            logger.warning("QoS 2 goes on more slowly, as %s failed: %s", log_of(self._queue_path), error)
+            self._note_slower(f"{self._log_name} failed: {error}")
             self._close_log()
             raise
         self._slot = (self._slot + 1) % _SLOTS
+
+    def _note_slower(self, cause: str) -> None:
+        # The reader's lock may be held.
+        text = f"QoS 2 goes on more slowly, as {cause}"
+        self._log.note(logging.WARNING, "troubles with the log of images", cause, text=text, later=True)
 
     def _has_lost_its_name(self) -> bool:
         if self._descriptor < 0:

@@ -222,7 +222,7 @@ class Intake:
         if not strangers:
             return
         kind = "messages put into the queue by another program"
-        self._status.log.note(logging.WARNING, kind, "they go the way of our own", count=len(strangers))
+        self._status.log.note(logging.WARNING, kind, "they go the way of our own", count=len(strangers), later=True)
         commit.read_again = True
         with self._lock:
             kept = [message_id for message_id in strangers if self.next_id <= message_id < _ID_MAX]

@@ -93,7 +93,8 @@ class Store(OfOneProcess):
             table, is_salvaged = QueueTable(file.connection), file.salvage is not None
             self._intake = intake = Intake(status, schedule, table, ttl_ms, clocks or Clocks(), is_salvaged=is_salvaged)
             self._dropping = dropping = Dropping(status.lock, reader, intake.clock, max_retry)
-            self._writer = writer = Writer(file.path, file.connection, reader, dropping, max_queue_size, intake.adopt)
+            given = file.path, file.connection, reader, dropping, max_queue_size, intake.adopt, self.log
+            self._writer = writer = Writer(*given)
             writer.table.look_for_extras()
             if reader.has_alert_lane and not reader.look_for_alerts(intake.committed):
                 intake.last_alert_id = 0

@@ -116,16 +116,18 @@ class Supply:
             with self._status.lock:
                 fresh = self._dropping.set_aside(rows)
                 self._schedule.request(DONE_COMMIT_DELAY_S)
+            # The reader's lock is held.
             for message_id, topic, _qos, reason in fresh:
                 text = f"message {message_id} of topic {topic!r} is set aside: {reason}"
-                self._status.log.note(logging.ERROR, "messages set aside", reason, text=text)
+                self._status.log.note(logging.ERROR, "messages set aside", reason, text=text, later=True)
 
     def on_read_failure(self, error: apsw.Error) -> None:
         """Log it, and have it looked into; the reader's lock need not be held."""
         if self._status.is_closing:
             return
         failure = self._file.failed(error)
-        self._status.log.note(logging.ERROR, "failed reads of the queue", str(failure), text=str(failure))
+        # The reader's lock may be held.
+        self._status.log.note(logging.ERROR, "failed reads of the queue", str(failure), text=str(failure), later=True)
         with self._status.lock:
             self._reader.has_failed = True
             if is_damage(error) and self._status.damage is None:

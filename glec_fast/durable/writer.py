@@ -19,6 +19,7 @@ from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.transaction import Commit, Move
 from glec_fast.runtime._lock import Lock
+from glec_fast.runtime.summing_log import SummingLog
 
 # Not one that SQLite gives.
 _NO_VERSION = -1
@@ -44,11 +45,12 @@ class Writer:
         dropping: Dropping,
         max_queue_size: int,
         adopt: Callable[[Commit, QueueTable], None],
+        log: SummingLog,
     ) -> None:
         self.lock = Lock("Store._commit_lock")
         # The last transaction, of whichever thread.
         self.took_s = 0.0
-        self.image = SavedImage(path)
+        self.image = SavedImage(path, log)
         self.path, self._log = path, path.with_name(path.name + "-wal")
         self._reader = reader
         self._dropping = dropping

@@ -310,7 +310,9 @@ class DurableOutbox(RowOutbox):
             over = {row[0] for row in rows if row[0] not in parked and not limits.allow(row)}
             self._refused += over
         if over:
-            logger.warning("%d messages are more than this server takes (%s)", len(over), limits)
+            text = f"{len(over)} messages are more than this server takes ({limits})"
+            kind = "messages that are more than this server takes"
+            self.store.log.note(logging.WARNING, kind, str(limits), count=len(over), text=text, later=True)
             self.after_settle()
         return [row for row in rows if row[0] not in over]
 

@@ -104,6 +104,8 @@ class SummingLog:
         self._counted_s = monotonic()
         # When `tick` has something to say.
         self._due_s = float("inf")
+        # What was noted under a lock.
+        self._later: list[tuple[int, str, BaseException | None]] = []
 
     def note(
         self,
@@ -114,14 +116,16 @@ class SummingLog:
         count: int = 1,
         text: str = "",
         error: BaseException | None = None,
+        later: bool = False,
     ) -> None:
         """`count` events of this `kind`, a plural such as "messages dropped", have happened for this `cause`.
 
         level: of `logging`. text: the line where it is news; made of the others where empty. error: whose traceback
-        that line comes with.
+        that line comes with. later: the caller holds a lock that a handler of the log may wait for, as one that
+        publishes does; the next `tick` says it.
         """
         now_s = self._monotonic()
-        sums = self._take_sums(now_s)
+        sums = [] if later else self._take_sums(now_s)
         with self._lock:
             known = self._kinds.get(kind)
             if known is None:
@@ -137,11 +141,13 @@ class SummingLog:
             else:
                 known.count(level, cause, count)
                 self._due_s = min(self._due_s, known.due_s())
+            said = level if is_news else logging.DEBUG
+            if later and logger.isEnabledFor(said):
+                self._later.append((said, text or f"{count:,} {kind}: {cause}", error))
+                self._due_s = now_s
         _say(sums)
-        if is_news:
-            logger.log(level, "%s", text or f"{count:,} {kind}: {cause}", exc_info=error)
-        elif logger.isEnabledFor(logging.DEBUG):
-            logger.debug("%s", text or f"{count:,} {kind}: {cause}")
+        if not later and logger.isEnabledFor(said):
+            logger.log(said, "%s", text or f"{count:,} {kind}: {cause}", exc_info=error if is_news else None)
 
     def _may_say(self, kind: _Kind, now_s: float) -> bool:
         left = min(self._news_left + (now_s - self._counted_s) / _NEWS_INTERVAL_S, float(_BURST_MAX))
@@ -156,14 +162,14 @@ class SummingLog:
         if self._due_s != float("inf"):
             _say(self._take_sums(self._monotonic()))
 
-    def _take_sums(self, now_s: float, *, all_of_them: bool = False) -> list[tuple[int, str]]:
+    def _take_sums(self, now_s: float, *, all_of_them: bool = False) -> list[tuple[int, str, BaseException | None]]:
         if now_s < self._due_s and not all_of_them:
             return []
-        sums = []
         with self._lock:
+            sums, self._later = self._later, []
             for name, kind in self._kinds.items():
                 if kind.causes and (all_of_them or now_s >= kind.due_s()):
-                    sums.append(kind.take_sum(name, now_s))
+                    sums.append((*kind.take_sum(name, now_s), None))
                     kind.begin(now_s, is_going_on=True)
             self._due_s = min((kind.due_s() for kind in self._kinds.values()), default=float("inf"))
         return sums
@@ -173,6 +179,6 @@ class SummingLog:
         _say(self._take_sums(self._monotonic(), all_of_them=True))
 
 
-def _say(sums: list[tuple[int, str]]) -> None:
-    for level, text in sums:
-        logger.log(level, "%s", text)
+def _say(lines: list[tuple[int, str, BaseException | None]]) -> None:
+    for level, text, error in lines:
+        logger.log(level, "%s", text, exc_info=error)

@@ -259,6 +259,8 @@ def test_a_utf16_database(path: Path, encoding: str) -> None:
         for _ in range(4):
             store.append("\u00fc", b"\xff\x00", 1)
         store.wait_durable(store.append("\u00fc", "x", 1), 20)
+        # They are told of behind the transaction.
+        outbox.wait(lambda heard: len(heard.dropped) > 1)
         assert {each.topic for each in outbox.dropped[1:]} == {"\u00fc"}
     with closing(Store(path)) as store:
         assert [row[1:3] for row in store.read(9)[0]][-2:] == [("\u00fc", b"\xff\x00"), ("\u00fc", "x")]

@@ -93,6 +93,19 @@ def test_whatever_happens_a_few_lines_a_minute(scene: Scene) -> None:
     assert len(scene.lines) < 5 * 60
 
 
+def test_what_is_noted_under_a_lock_is_said_by_the_next_tick(scene: Scene) -> None:
+    for _ in range(3):
+        scene.log.note(logging.WARNING, KIND, "overflow", later=True)
+    assert scene.lines == []
+    scene.wait(0)
+    assert scene.lines == ["1 messages dropped: overflow"]
+    scene.wait(300)
+    assert scene.lines[1:] == ["2 messages dropped in the last 5 minutes: overflow"]
+    scene.log.note(logging.WARNING, KIND, "expired", later=True)
+    scene.log.close()
+    assert scene.lines[-1] == "1 messages dropped: expired"
+
+
 def test_nothing_is_lost(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "glec_fast")
     for number in range(100):

@@ -6,6 +6,7 @@ a wait that has an end, as `attempt` with a limit has: it cannot last. What only
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -38,7 +39,7 @@ LOCKS: dict[str, Guard] = {
     "Store._commit_lock": Guard(
         "the writer's connection, through a transaction",
         "the store's, who forks, and the network thread for an image, where it waits for 5 ms at most",
-        ("Reader.lock", "QueueLock"),
+        ("Reader.lock", "QueueLock", "_log_handler"),
     ),
     "Reader.lock": Guard(
         "the reader's connection and position, and which rows may be dropped",
@@ -56,6 +57,8 @@ LOCKS: dict[str, Guard] = {
     "WebSocket._lock": Guard("frames on their way out", "the network thread, and who publishes"),
     "Attempt._lock": Guard("the socket of a connection that is being made", "network, and who closes"),
     "Weaknesses._lock": Guard("what the broker was seen to lack", "network, and who asks for figures"),
+    # Of the program's log, whose handlers may publish: nothing is logged under what publishing takes.
+    "_log_handler": Guard("what a handler of the log writes to", "all"),
     # paho's own, in whose places are ours.
     "_callback_mutex": Guard("which callbacks are set", "all"),
     "_in_message_mutex": Guard("what paho has received and not finished", "network"),
@@ -101,6 +104,18 @@ class Watch(set[tuple[str, str]]):
         """What was seen since the last time; "" for nothing."""
         found, self.violations = self.violations, []
         return "\n".join(found)
+
+
+class WatchedHandler(logging.Handler):
+    """As a handler of a program's: it takes a lock of its own, under which other threads may publish."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._own = _lock.Lock("_log_handler")
+
+    def emit(self, _record: logging.LogRecord) -> None:
+        with self._own:
+            pass
 
 
 class FatalWatch(Watch):

@@ -166,6 +166,7 @@ class TestFaults:
         store._reader.table = Broken()  # type: ignore[assignment]
         calls = len(outbox.commits)
         assert outbox.read() == outbox.read() == []
+        store.log.tick()
         assert caplog.text.count("disk I/O error") == 1
         assert store.has_backlog
         store._reader.table = table

@@ -157,7 +157,7 @@ class TestCaretaker:
         file = QueueFile(path)
         reader = Reader(file)
         dropping = Dropping(status.lock, reader, intake.clock, 3)
-        writer = Writer(path, file.connection, reader, dropping, 10, intake.adopt)
+        writer = Writer(path, file.connection, reader, dropping, 10, intake.adopt, status.log)
         caretaker = Caretaker(file, reader, writer, intake, dropping, status, schedule)
         commit = Commit()
         caretaker.mend(commit)
