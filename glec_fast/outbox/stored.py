@@ -62,7 +62,8 @@ class DurableOutbox(RowOutbox):
         # Whether this connection asks the broker to keep the session.
         self.asks_to_keep = True
         self._unanswered = Unanswered()
-        # What a connection that begins with PINGREQ alone will go on with.
+        # A connection that was accepted begins with PINGREQ alone; and what it will go on with.
+        self.is_proving = False
         self._receive_maximum = 65_535
         try:
             ranges = self._load_image()
@@ -329,19 +330,19 @@ class DurableOutbox(RowOutbox):
 
     def park(self) -> None:
         """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
-        was_read = self.is_left and self.session.unsent_bytes == 0
+        in_order, has_left = self.is_left, self.session.unsent_bytes == 0
         parked, finished, stranded = self._end_connection()
         self._rewind(parked, finished)
         self._requeue(stranded, self._append_stranded)
-        self._note_end(was_read=was_read)
+        self._note_end(has_left=has_left, in_order=in_order)
 
-    def _note_end(self, *, was_read: bool) -> None:
-        """was_read: all that was for the broker had left, and the broker ended the connection in order."""
+    def _note_end(self, *, has_left: bool, in_order: bool) -> None:
+        """See `Unanswered.end`."""
         with self.lock:
             oldest = self._unanswered.suspects[:1]
             if self.has_progress:
                 self._unanswered.on_finished()
-            tries = 0 if self.has_progress else self._unanswered.end(was_read=was_read)
+            tries = 0 if self.has_progress else self._unanswered.end(has_left=has_left, in_order=in_order)
         if tries:
             logger.warning("the broker ended the connection over the PUBREL of message %d, try %d", oldest[0], tries)
 
@@ -397,6 +398,7 @@ class DurableOutbox(RowOutbox):
             self.is_left = self.has_progress = False
             self._receive_maximum = receive_maximum
             must_wait = self._unanswered.begin(self.session.released_ids(), time.monotonic())
+        self.is_proving = must_wait
         if must_wait:
             self.put_packet(_PINGREQ)
         else:
@@ -404,6 +406,7 @@ class DurableOutbox(RowOutbox):
 
     def _open(self) -> None:
         """Begin to send on a connection that was accepted."""
+        self.is_proving = False
         with self._pulling:
             self.is_narrow = self._unanswered.is_careful
             parked, finished = self._begin_connection(1 if self.is_narrow else self._receive_maximum)
@@ -449,6 +452,8 @@ class DurableOutbox(RowOutbox):
         with self.lock:
             asked = self._unanswered.on_pingresp()
         if not asked:
+            if self.is_proving:
+                self._open()
             return
         if count := self.give_up(asked):
             self.weaknesses.note(Weakness.PUBREL_UNANSWERED, count)

@@ -8,9 +8,11 @@ ends. So it takes proof:
 - On a connection that lasts, what is unanswered after `ANSWER_WAIT_S` is asked about by PINGREQ. TCP is in order: who
   answers that has read the PUBREL, and has released the message if it knew it.
 - Where a connection ended behind such a PUBREL and nothing was finished on it, the next ones are *careful*: the window
-  is one exchange, so that this PUBREL is all that the broker has to read. Where the broker itself ends TRIES of them,
-  in order, which a link that breaks does not, the next begins with PINGREQ alone. Once that is answered, the link is
-  well, and it is the PUBREL that the broker ends connections over.
+  is one exchange, so that this PUBREL is all that the broker has to read. Those that the broker itself ends in order,
+  which a link that breaks does not, are *tries*. One that ends in a reset may be the link's doing: the next has PINGREQ
+  answered before the PUBREL goes, and is a try however it ends then, as the link was well a moment before. Behind TRIES
+  of them the next begins with PINGREQ alone. Once that is answered, the link is well, and it is the PUBREL that the
+  broker ends connections over.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ class Unanswered:
         # The connection has, or the next will have, a window of one exchange until something is finished.
         self.is_careful = False
         self._tries = 0
+        # The last careful connection was reset, and this one has shown since that it carries bytes both ways.
+        self._is_doubtful = self._is_proven = False
         self._due_s = 0.0
 
     def begin(self, suspects: list[int], now_s: float) -> bool:
@@ -40,7 +44,8 @@ class Unanswered:
             self.on_finished()
         self.asked = self.suspects[:1] if self._tries >= TRIES else []
         self._due_s = now_s + ANSWER_WAIT_S
-        return bool(self.asked)
+        self._is_proven = False
+        return bool(self.asked) or (self._is_doubtful and bool(suspects))
 
     def are_overdue(self, now_s: float) -> bool:
         """True, each time that the wait is over, where PINGREQ should ask about what is not answered."""
@@ -52,20 +57,23 @@ class Unanswered:
     def on_pingresp(self) -> list[int]:
         """Returns what is to be given up."""
         asked, self.asked = self.asked, []
+        self._is_proven = True
         self.suspects = [message_id for message_id in self.suspects if message_id not in asked]
         return asked
 
     def on_finished(self) -> None:
         """The broker acknowledges, and there is nothing wrong with what it was sent so far."""
         self._tries = 0
-        self.is_careful = False
+        self.is_careful = self._is_doubtful = False
 
-    def end(self, *, was_read: bool) -> int:
+    def end(self, *, has_left: bool, in_order: bool) -> int:
         """The connection ended with nothing finished. Returns the number of this try, 0 where it proves nothing.
 
-        was_read: all that was for the broker had left, and the broker ended the connection in order.
+        has_left: all that was for the broker. in_order: the broker ended the connection so.
         """
-        is_try = bool(self.suspects) and not self.asked and self.is_careful and was_read
+        is_case = bool(self.suspects) and not self.asked and self.is_careful and has_left
+        is_try = is_case and (in_order or (self._is_doubtful and self._is_proven))
+        self._is_doubtful = self._is_doubtful or (is_case and not in_order)
         self.is_careful = self.is_careful or bool(self.suspects)
         self.suspects, self.asked = [], []
         self._tries += is_try

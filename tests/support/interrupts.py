@@ -414,9 +414,9 @@ def run_point(
     watch = Watch()
     watch.start()
     point = Point(act, qos, stored=stored, goes_on=goes_on, big=big, transport=transport, directory=directory)
+    source: Any = None
     try:
         point.prepare()
-        source: Any
         rnd = random.Random(f"{act} {qos} {at} {stored} {goes_on} {big} {transport}")
         if how == "async":
             source = AsyncExceptions(point.client, rnd)
@@ -457,7 +457,7 @@ def run_point(
         point.broker.close()
         shutil.rmtree(directory, ignore_errors=True)
         faulthandler.cancel_dump_traceback_later()
-    return {"where": source.where, "problems": point.problems}
+    return {"where": "?" if source is None else source.where, "problems": point.problems}
 
 
 # ---- the campaign

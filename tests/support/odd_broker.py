@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Pac
 CONNECT, SUBSCRIBE, PINGREQ, DISCONNECT = 1, 8, 12, 14
 MQTT_5 = 5
 CLOSE = b"close"
+RESET = b"reset"
 
 
 @dataclass
@@ -71,14 +73,16 @@ class OddBroker:
                     has_id = packet.kind in (PUBLISH, PUBREL)
                     self.seen.append((packet.kind, packet.packet_id if has_id else 0))
                     answer = self.answer(packet)
-                    if answer is CLOSE:
+                    if answer is RESET:
+                        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    if answer is CLOSE or answer is RESET:
                         return
                     link.sendall(answer)
         except ConnectionError:
             return
 
     def answer(self, packet: Packet) -> bytes:
-        """What goes back for it; CLOSE ends the connection in order."""
+        """What goes back for it; CLOSE ends the connection in order, RESET at once."""
         if packet.kind == CONNECT:
             return self.on_connect()
         if packet.kind == PUBLISH:
