@@ -46,10 +46,10 @@ def _imported_late(names: Sequence[str]) -> Iterator[None]:
 with _imported_late(_RARELY_USED):
     import paho.mqtt
     from paho.mqtt import client as paho_client
-    from paho.mqtt.client import MQTTMessage, MQTTMessageInfo, error_string
+    from paho.mqtt.client import MQTTMessage, MQTTMessageInfo, WebsocketConnectionError, error_string
     from paho.mqtt.matcher import MQTTMatcher
 
-__all__ = ["MQTTMessage", "MQTTMessageInfo", "PahoClient", "error_string"]
+__all__ = ["MQTTMessage", "MQTTMessageInfo", "PahoClient", "WebsocketConnectionError", "error_string"]
 
 METHODS = (
     "_call_socket_close",
@@ -127,6 +127,8 @@ ATTRIBUTES = (
     "_tls_insecure",
     "_transport",
     "_userdata",
+    "_websocket_extra_headers",
+    "_websocket_path",
 )
 FUNCTIONS = (
     "_ConnectionState",
@@ -247,11 +249,6 @@ def missing_internals() -> list[str]:
         *(name for name in INFO if name not in vars(MQTTMessageInfo)),
         *(name for name in _LAST_RECEIVED[:1] if used.isdisjoint(_LAST_RECEIVED)),
         *(name for name in ("MQTTMatcher._root._children",) if not hasattr(_root_of(MQTTMatcher()), "_children")),
-        *(
-            name
-            for name in ("_WebsocketWrapper._socket",)
-            if "_socket" not in _names_in(getattr(paho_client, "_WebsocketWrapper", object))
-        ),
     ]
 
 
@@ -269,12 +266,12 @@ _check()
 
 ConnectionState = paho_client._ConnectionState
 encode_payload = paho_client._encode_payload
-_WebsocketWrapper = paho_client._WebsocketWrapper
+WebsocketWrapper: Any = paho_client._WebsocketWrapper
 # paho's slots, under the properties of the same name of our own messages.
 message_info: Any = vars(MQTTMessage)["info"]
 message_properties: Any = vars(MQTTMessage)["properties"]
 
 
-def socket_of_upgraded(sock: Any) -> Any:
-    """The socket below paho's WebSocket, once that has made its upgrade; None where it is none."""
-    return sock._socket if isinstance(sock, _WebsocketWrapper) else None
+def has_own_websocket() -> bool:
+    """True where a program has put a class of its own in the place of paho's."""
+    return paho_client._WebsocketWrapper is not WebsocketWrapper

@@ -44,6 +44,7 @@ from glec_fast.runtime._lock import CallbackMark, Lock
 from glec_fast.runtime.thread import Thread
 from glec_fast.transport.dial import acknowledge_at_once, break_link, end_sending
 from glec_fast.transport.poller import Poller
+from glec_fast.transport.upgrade import upgrade
 from glec_fast.transport.websocket import WebSocket
 from glec_fast.validation import check_publish, check_size
 
@@ -1197,14 +1198,22 @@ class Client(process.OfOneProcess, PahoClient):
         """As paho's; `close` cuts it short."""
         attempt = self._connector.begin(self._connect_timeout)
         try:
-            sock = super()._create_socket()
+            is_websocket = self._transport == "websockets" and not _paho.has_own_websocket()
+            sock = self._create_websocket() if is_websocket else super()._create_socket()
         except BaseException:
             # paho leaves it to the garbage collector.
             attempt.fail()
             raise
         attempt.succeed()
-        upgraded = _paho.socket_of_upgraded(sock)
-        return sock if upgraded is None else WebSocket(upgraded)
+        return sock
+
+    def _create_websocket(self) -> WebSocket:
+        sock: Any = self._create_socket_connection()
+        if self._ssl:
+            sock = self._ssl_wrap_socket(sock)
+        address = self._host, self._port, self._websocket_path
+        upgrade(sock, *address, self._websocket_extra_headers, self._connect_timeout, is_tls=self._ssl)
+        return WebSocket(sock, *address, is_tls=self._ssl)
 
     def _create_socket_connection(self) -> socket.socket:
         if self._get_proxy():

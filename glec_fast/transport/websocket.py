@@ -1,4 +1,4 @@
-"""MQTT in WebSocket frames (RFC 6455; MQTT 3.1.1, 6), on a connection whose upgrade paho has made.
+"""MQTT in WebSocket frames (RFC 6455; MQTT 3.1.1, 6), on a connection that has been upgraded.
 
 paho takes a frame at a time, and masks a byte at a time: twenty times the work of MQTT itself.
 """
@@ -10,6 +10,7 @@ import ssl
 import struct
 from typing import Any
 
+from glec_fast._paho import WebsocketWrapper
 from glec_fast.runtime._lock import Lock
 
 _FINAL, _RESERVED, _MASKED = 0x80, 0x70, 0x80
@@ -19,11 +20,28 @@ _LENGTH_16, _LENGTH_64 = 126, 127
 _NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class WebSocket:
-    """As a socket that does not block. One thread reads at a time; others may write meanwhile."""
+# What a program may ask of the connection below. What moves bytes would go past the frames.
+_OF_THE_SOCKET = frozenset(
+    (
+        *("family", "type", "proto", "timeout", "getsockopt", "setsockopt", "getpeername", "getsockname"),
+        *("gettimeout", "settimeout", "getblocking", "shutdown", "get_inheritable", "set_inheritable"),
+        *("context", "server_hostname", "getpeercert", "cipher", "version", "selected_alpn_protocol"),
+    )
+)
 
-    def __init__(self, sock: Any) -> None:
-        self._sock = sock
+
+class WebSocket(WebsocketWrapper):  # type: ignore[misc]
+    """As a socket that does not block. One thread reads at a time; others may write meanwhile.
+
+    To a program it is paho's, with that one's attributes, and has the options of the socket below, `_socket`, too.
+    """
+
+    # Not paho's initialiser, which makes the upgrade.
+    def __init__(  # pylint: disable=super-init-not-called
+        self, sock: Any, host: str = "", port: int = 0, path: str = "", *, is_tls: bool = False
+    ) -> None:
+        self._socket = sock
+        self._host, self._port, self._path, self._ssl = host, port, path, is_tls
         self._received = bytearray()
         # Of the data frame whose header was read, and the first fragment of a message that goes on.
         self._left_bytes = 0
@@ -40,22 +58,32 @@ class WebSocket:
 
     # ---- what a socket has
 
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_THE_SOCKET:
+            return getattr(self._socket, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    @property
+    def connected(self) -> bool:
+        """paho's: False once the peer has left."""
+        return not self._is_over
+
     def fileno(self) -> int:
-        return int(self._sock.fileno())
+        return int(self._socket.fileno())
 
     def setblocking(self, flag: bool) -> None:
-        self._sock.setblocking(flag)
+        self._socket.setblocking(flag)
 
     def pending(self) -> int:
         """Bytes that TLS has decrypted, which no poll of the socket tells of."""
-        return int(self._sock.pending()) if isinstance(self._sock, ssl.SSLSocket) else 0
+        return int(self._socket.pending()) if isinstance(self._socket, ssl.SSLSocket) else 0
 
     def close(self) -> None:
-        self._sock.close()
+        self._socket.close()
 
     def detach(self) -> int:
         """The descriptor, which is the caller's from now on."""
-        return int(self._sock.detach())
+        return int(self._socket.detach())
 
     # ---- bytes in
 
@@ -67,10 +95,11 @@ class WebSocket:
         """
         while not self._is_over:
             try:
-                data = self._sock.recv(limit_bytes)
+                data = self._socket.recv(limit_bytes)
             except ConnectionError:
-                return b""
+                data = b""
             if not data:
+                self._is_over = True
                 return b""
             self._received += data
             payload = self._take_frames()
@@ -152,6 +181,8 @@ class WebSocket:
                     # It goes with what is sent next; a connection that has ended is seen by the next read.
                     return
 
+    read = recv
+
     # ---- bytes out
 
     def send(self, data: bytes) -> int:
@@ -169,6 +200,8 @@ class WebSocket:
             offered_bytes, self._offered_bytes = self._offered_bytes, 0
             return offered_bytes
 
+    write = send
+
     def _answer_ping(self) -> None:
         if self._ping is not None:
             self._unsent += _frame(_PONG, self._ping)
@@ -176,7 +209,7 @@ class WebSocket:
 
     def _flush(self) -> None:
         while self._unsent:
-            del self._unsent[: self._sock.send(self._unsent)]
+            del self._unsent[: self._socket.send(self._unsent)]
 
 
 def _long_size(received: bytearray, at: int, kind: int) -> tuple[int, int]:

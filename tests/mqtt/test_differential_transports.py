@@ -16,7 +16,6 @@ from support.differential import (
     V5,
     V311,
     VERSIONS,
-    Close,
     Expect,
     Run,
     Send,
@@ -159,22 +158,6 @@ def test_websockets(version: int, secure: bool, server_side: ssl.SSLContext, aut
     assert ours[0] == b"GET /the/path HTTP/1.1"
     assert b"X-Own: header" in ours
     assert opened[0].pongs == opened[1].pongs
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"HTTP/1.1 101 Sure\r\nConnection: close\r\n\r\n", b"no HTTP\r\n\r\n"],
-    ids=["refused", "not upgraded", "no HTTP"],
-)
-@LEAVES_SOCKETS
-def test_a_websocket_that_is_refused(answer: bytes) -> None:
-    def program(run: Run) -> None:
-        run.watch("on_connect", "on_socket_open", "on_disconnect", "on_log")
-        run.client.ws_set_options(headers=lambda headers: {**headers, "X-Callable": "yes"})
-        run.connect()
-        run.call("is_connected")
-
-    compare(program, [[Close()]], wrap=lambda sock: WebSocket(sock, answer), transport="websockets")
 
 
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
