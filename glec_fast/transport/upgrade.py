@@ -21,6 +21,12 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _HEAD_MAX_BYTES = 64 * 1024
 _SWITCHING = 101
 _KEY, _PROTOCOL = "sec-websocket-key", "sec-websocket-protocol"
+# The answer that RFC 6455 has as its example, in 1.3, names it; servers that are made after that mean nothing by it.
+_OF_THE_EXAMPLE = "chat"
+# paho's texts: programs compare them.
+_FAILED = "WebSocket handshake error"
+_NOT_UPGRADED = f"{_FAILED}, connection not upgraded"
+_WRONG_KEY = f"{_FAILED}, invalid secret key"
 
 
 class UpgradeError(GlecError, WebsocketConnectionError):
@@ -49,13 +55,12 @@ def upgrade(sock: Any, host: str, port: int, path: str, headers: Headers, timeou
         # Others of 1xx go before the answer proper (RFC 9110, 15.2).
         answer = _read_head(sock, deadline_s, timeout_s)
         status = _status_of(answer[0])
-    try:
-        _check(answer, status, {name.lower(): value for name, value in asked.items()})
-    except UpgradeError as error:
+    if status != _SWITCHING:
+        reason = "".join(each for each in answer[0][13:80] if each.isprintable())
         # Not what is behind the question mark, which may be a secret.
-        where = path.partition("?")[0]
-        text = f"{host}:{port} does not speak WebSocket at {where!r}: {error}; check the address, and ws_set_options"
-        raise UpgradeError(text, status) from None
+        where = f"{host}:{port} answers {status} {reason}".rstrip() + f" at {str(path).partition('?')[0]!r}"
+        raise UpgradeError(f"{_FAILED}: {where}: check the address, and ws_set_options", status)
+    _check(answer, {name.lower(): value for name, value in asked.items()})
 
 
 def _request_headers(host: str, port: int, headers: Headers, *, is_tls: bool) -> dict[str, str]:
@@ -92,10 +97,10 @@ def _read_head(sock: Any, deadline_s: float, timeout_s: float) -> list[str]:
         except TimeoutError:
             raise TimeoutError(f"no whole answer to the WebSocket upgrade within {timeout_s:g} s") from None
         if not byte:
-            raise UpgradeError("the server closed the connection before it answered the WebSocket upgrade")
+            raise UpgradeError(_FAILED) from ConnectionError("the server closed the connection before it answered")
         head += byte
         if len(head) > _HEAD_MAX_BYTES:
-            raise UpgradeError(f"the answer to the WebSocket upgrade has more than {_HEAD_MAX_BYTES} bytes of headers")
+            raise UpgradeError(f"{_FAILED}: the answer has more than {_HEAD_MAX_BYTES} bytes of headers")
     lines: list[str] = []
     for line in head.decode("latin-1").split("\n"):
         text = line.rstrip("\r")
@@ -111,31 +116,26 @@ def _status_of(line: str) -> int:
     version, _, rest = line.partition(" ")
     number = rest[:3]
     if not version.startswith("HTTP/1.") or not (number.isascii() and number.isdigit() and len(number) == 3):
-        raise UpgradeError("what answers the WebSocket upgrade is no HTTP server")
+        raise UpgradeError(f"{_FAILED}: what answers is no HTTP server: check the port")
     return int(number)
 
 
-def _check(answer: list[str], status: int, asked: Mapping[str, str]) -> None:
-    if status != _SWITCHING:
-        reason = "".join(each for each in answer[0][13:80] if each.isprintable())
-        raise UpgradeError(f"it answers {status} {reason}".rstrip())
+def _check(answer: list[str], asked: Mapping[str, str]) -> None:
     found: dict[str, str] = {}
     for line in answer[1:]:
         name, _, value = line.partition(":")
         name = name.strip().lower()
         found[name] = f"{found[name]},{value.strip()}" if name in found else value.strip()
-    if "websocket" not in _tokens(found.get("upgrade", "")):
-        raise UpgradeError("it upgrades to something else")
-    if "upgrade" not in _tokens(found.get("connection", "")):
-        raise UpgradeError("it does not upgrade the connection")
+    if "websocket" not in _tokens(found.get("upgrade", "")) or "upgrade" not in _tokens(found.get("connection", "")):
+        raise UpgradeError(_NOT_UPGRADED, _SWITCHING)
     accept = base64.b64encode(hashlib.sha1(asked.get(_KEY, "").encode() + _GUID).digest())  # noqa: S324
     if found.get("sec-websocket-accept", "").encode() != accept:
-        raise UpgradeError("its answer is to another request, as of a cache (Sec-WebSocket-Accept)")
-    chosen = found.get(_PROTOCOL, "")
-    if chosen and chosen.lower() not in _tokens(asked.get(_PROTOCOL, "")):
-        raise UpgradeError("it speaks another protocol than MQTT (Sec-WebSocket-Protocol)")
+        raise UpgradeError(_WRONG_KEY, _SWITCHING)
+    chosen = found.get(_PROTOCOL, "").lower()
+    if chosen and chosen not in (*_tokens(asked.get(_PROTOCOL, "")), _OF_THE_EXAMPLE):
+        raise UpgradeError(f"{_FAILED}: the server speaks another protocol than MQTT: check the address", _SWITCHING)
     if found.get("sec-websocket-extensions"):
-        raise UpgradeError("it uses an extension that was not asked for (Sec-WebSocket-Extensions)")
+        raise UpgradeError(f"{_FAILED}: the server uses an extension that was not asked for", _SWITCHING)
 
 
 def _tokens(value: str) -> list[str]:
