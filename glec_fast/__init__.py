@@ -27,8 +27,9 @@ from glec_fast.errors import (
     UnsupportedError,
 )
 from glec_fast.fleet.config import MQTTConfig
-from glec_fast.fleet.manager import ConnectionCallback, Metrics, MQTTManager
+from glec_fast.fleet.manager import ConnectionCallback, MQTTManager
 from glec_fast.fleet.messages import Alert, GpsFix, Inference, Status, Telemetry
+from glec_fast.fleet.metrics import Metrics
 from glec_fast.fleet.offline_queue import OfflineQueueManager, QueuedMessage, QueueStats
 from glec_fast.mqtt.client import Client
 from glec_fast.outbox.handle import PublishHandle

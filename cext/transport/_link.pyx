@@ -46,6 +46,9 @@ cdef class Link:
     cdef public bint lacks_connect
     # Of the answers to the last acknowledgements.
     cdef readonly size_t answer_bytes
+    # Of all connections, before they are encrypted. Whoever holds the lock, and whoever reads.
+    cdef readonly long long sent_bytes
+    cdef readonly long long received_bytes
 
     def __init__(self, outbox, inbound):
         self.outbox = outbox
@@ -132,6 +135,7 @@ cdef class Link:
             # With nothing to send too: another thread may have written DISCONNECT, and left what follows to us.
             if chunk:
                 sent = _in_c(sock, "send", "write")(chunk)
+                self.sent_bytes += sent
             return sent, self.outbox.end_write(sent)
         except NOT_NOW as error:
             raise BlockingIOError from error
@@ -150,6 +154,7 @@ cdef class Link:
         self._refuse_if_torn()
         try:
             data = _in_c(sock, "recv", "read")(limit)
+            self.received_bytes += len(data)
             self.inbound.feed(bytes(data), now_s)
             self.has_more = True
             return len(data)

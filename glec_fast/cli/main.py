@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from glec_fast.cli import in_doubt as in_doubt_command
-from glec_fast.cli import service, settings
+from glec_fast.cli import metrics, service, settings
 from glec_fast.cli.demo import command as demo_command
 from glec_fast.cli.doctor import command as doctor_command
 from glec_fast.cli.doctor import pin
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 EXIT_UNUSABLE = 2
 EXIT_INTERRUPTED = 130
 
-SUBCOMMANDS = (demo_command, service, in_doubt_command, doctor_command, pin, settings)
+SUBCOMMANDS = (demo_command, service, metrics, in_doubt_command, doctor_command, pin, settings)
 
 
 class OneLineParser(argparse.ArgumentParser):

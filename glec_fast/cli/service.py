@@ -3,7 +3,8 @@
 A program connects to the Unix socket (SOCK_SEQPACKET) and sends one JSON object a packet:
 `{"topic": "glec/dtg/D/alerts", "qos": 2, "payload": ...}`, the payload a string or an object, of at most 256 KiB as it
 is published. The answer to each is `{"id": N}` once QoS 1 or 2 is on disk (QoS 0: once accepted), or
-`{"error": "...", "retryable": true or false}`. A packet that is larger than the
+`{"error": "...", "retryable": true or false}`. `{"ask": "health"}` and `{"ask": "metrics"}` are answered with the
+figures of this moment. A packet that is larger than the
 sender's SO_SNDBUF (208 KiB unless it sets that) is refused by the kernel (EMSGSIZE). Its content may go as a memfd, of
 which the descriptor (SCM_RIGHTS) is sent with any one byte.
 
@@ -20,6 +21,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import selectors
 import socket
 import time
@@ -27,16 +29,18 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glec_fast import __version__
 from glec_fast.cli.environment import config_from, directory_from
 from glec_fast.errors import ConfigError, GlecError, MessageError
 from glec_fast.fleet.manager import MQTTManager
+from glec_fast.fleet.metrics import metrics_as_json
 from glec_fast.fleet.payload import as_payload
 from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.validation import TOPIC_MAX_BYTES
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -52,6 +56,7 @@ MAX_CLIENTS = 256
 _ACCEPT_PAUSE_S = 1.0
 # Between two turns the watchdog hears that we live; a disk that hangs holds up each answer for DISK_TIMEOUT_S.
 _TURN_MAX_S = 5.0
+_QUESTION = re.compile(rb'\s*\{\s*"ask"\s*:')
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -173,6 +178,9 @@ class Service:
 
     def _answer(self, packet: bytes, descriptors: list[int]) -> dict[str, object]:
         try:
+            question = question_of(packet)
+            if question is not None:
+                return QUESTIONS[question](self._manager)
             topic, payload, qos = request_of(content_of(descriptors[0]) if descriptors else packet)
             handle = self._manager.publish(topic, payload, qos)
             if qos and not handle.wait_durable(DISK_TIMEOUT_S):
@@ -206,6 +214,40 @@ def request_of(packet: bytes) -> tuple[str, str | bytes, int]:
     if size_bytes > MAX_PAYLOAD_BYTES:
         raise MessageError(f"a payload has {size_bytes} bytes, more than {MAX_PAYLOAD_BYTES}: send a smaller one")
     return request["topic"], payload, request.get("qos", 1)
+
+
+def question_of(packet: bytes) -> str | None:
+    """What a packet asks; None where it is a message to be published. Raises MessageError."""
+    if not _QUESTION.match(packet):
+        return None
+    try:
+        question = json.loads(packet).get("ask")
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"a packet is not JSON ({error}): send one object") from error
+    if question not in QUESTIONS:
+        raise MessageError(f"a question must be one of {', '.join(QUESTIONS)}: write it as " + '{"ask": "health"}')
+    assert isinstance(question, str)
+    return question
+
+
+def _health(manager: MQTTManager) -> dict[str, object]:
+    metrics = manager.get_metrics()
+    return {
+        # Without a link too: what comes is kept on disk until there is one.
+        "healthy": not manager.is_queue_damaged(),
+        "state": metrics.state,
+        "in_state_s": metrics.in_state_s,
+        "last_failure": metrics.last_failure,
+        "queue_size": metrics.queue_size,
+    }
+
+
+def _metrics(manager: MQTTManager) -> dict[str, object]:
+    figures = metrics_as_json(manager.get_metrics())
+    return {"client_id": manager.device_id, "version": __version__, "metrics": figures}
+
+
+QUESTIONS: Mapping[str, Callable[[MQTTManager], dict[str, object]]] = {"health": _health, "metrics": _metrics}
 
 
 class Notifier:

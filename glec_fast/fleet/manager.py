@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -33,6 +32,7 @@ from glec_fast.fleet._payload import encode_message
 from glec_fast.fleet.config import MQTTConfig, Target
 from glec_fast.fleet.device import available_storage_mb, memory_usage_mb
 from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
+from glec_fast.fleet.metrics import LinkState, Metrics
 from glec_fast.fleet.payload import as_payload, check_kind
 from glec_fast.mqtt.client import Client
 from glec_fast.outbox.handle import PublishHandle
@@ -67,30 +67,6 @@ class ConnectionCallback:
 
     def on_connect_failed(self, cause: Exception) -> None:
         """An attempt failed: PinningError, TLSError, TLSFileError, BrokerRefusalError, or the network's OSError."""
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """A snapshot. Counters begin with the process.
-
-    messages_sent: taken over by the broker (QoS 0: handed to the network). messages_failed: dropped, or refused by the
-    broker. queue_size: messages not yet finished. drops: by reason, see `DropReason`. in_doubt: QoS 2 messages that a
-    broker had received before it lost its session; see docs/internals/exactly-once.md. pin_failures: connections
-    refused as no key was pinned. expiring_certificates: those of the last handshake that end within 30 days.
-    weaknesses: what the broker does that makes QoS 2 less than exactly once, and how often; see
-    `glec_fast.outbox.weaknesses.Weakness`.
-    """
-
-    is_connected: bool
-    messages_sent: int
-    messages_failed: int
-    queue_size: int
-    reconnect_count: int
-    in_doubt: int = 0
-    drops: Mapping[str, int] = field(default_factory=dict)
-    pin_failures: int = 0
-    expiring_certificates: tuple[CertificateExpiry, ...] = ()
-    weaknesses: Mapping[str, int] = field(default_factory=dict)
 
 
 class FleetPolicy(Policy):
@@ -226,7 +202,10 @@ class MQTTManager(process.OfOneProcess):
         self._drops: Counter[str] = Counter()
         self._expiry_told: set[CertificateExpiry] = set()
         self._reconnect_count = 0
-        self._attempts = 0
+        self._attempts = self._connects = 0
+        self._state: LinkState = "idle"
+        self._state_since_s = self._started_s
+        self._last_failure: str | None = None
         self._was_connected = self._connected_once = False
         self._can_frames = 0
         self._battery_voltage: float | None = None
@@ -306,6 +285,7 @@ class MQTTManager(process.OfOneProcess):
             offline = encode_message(self._status("OFFLINE"), self.device_id, self._store.unix_ms())
             self._client.will_set(self._topic(Status.SUFFIX), offline, qos=Status.QOS)
             self._client.connect_async(broker.host, broker.port, self.config.keepalive_s, **_session_of(self.config))
+            self._enter("connecting")
             self._client.loop_start()
 
     def is_connected(self) -> bool:
@@ -321,6 +301,7 @@ class MQTTManager(process.OfOneProcess):
             if self._closed:
                 return
             self._closed = True
+            self._enter("closed")
         self._client.close()
 
     def flush(self, timeout_s: float | None = None) -> bool:
@@ -402,7 +383,21 @@ class MQTTManager(process.OfOneProcess):
             # Some of them were told of: where somebody waited for them.
             told = drops.get(DropReason.DAMAGED_FILE.value, 0)
             drops[DropReason.DAMAGED_FILE.value] = max(told, self._store.rows_lost)
+        try:
+            queue_bytes = self._store.disk_bytes()
+        except OSError:
+            # Its name is gone; it is put back, or `is_queue_damaged` says so.
+            queue_bytes = 0
+        link = self._client._link
         return Metrics(
+            state=self._state,
+            in_state_s=time.monotonic() - self._state_since_s,
+            last_failure=self._last_failure,
+            attempts=self._attempts,
+            connects=self._connects,
+            sent_bytes=link.sent_bytes,
+            received_bytes=link.received_bytes,
+            queue_bytes=queue_bytes,
             is_connected=self.is_connected(),
             messages_sent=self._outbox.sent_count,
             messages_failed=sum(drops.values()) + self._outbox.refused_count,
@@ -476,6 +471,8 @@ class MQTTManager(process.OfOneProcess):
             self._tell("on_connect_failed", refused)
             return
         self._policy.backoff.reset()
+        self._connects += 1
+        self._enter("connected")
         self._routes.on_accepted()
         with self._lock:
             self._reconnect_count += self._connected_once
@@ -517,13 +514,21 @@ class MQTTManager(process.OfOneProcess):
             self._note_link(logging.WARNING, str(cause))
         else:
             self._note_link(logging.INFO, f"left {self._target.url}")
+        if not self._closed:
+            self._enter("connecting")
+            self._last_failure = None if cause is None else str(cause)
         self._tell("on_connection_lost", cause)
+
+    def _enter(self, state: LinkState) -> None:
+        self._state_since_s = time.monotonic()
+        self._state = state
 
     def _note_link(self, level: int, change: str) -> None:
         self._log.note(level, "changes of the connection", change, text=change)
 
     def _note_failed_attempt(self, level: int, error: Exception) -> None:
         text = f"no connection to {self._target.url}: {error}"
+        self._last_failure = str(error)
         self._log.note(level, "attempts to connect failed", str(error), text=text)
 
     def _tell(self, event: str, *arguments: object) -> None:

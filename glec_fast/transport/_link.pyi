@@ -32,6 +32,12 @@ class Link:
     @property
     def answer_bytes(self) -> int:
         """Of the answers to the last acknowledgements."""
+    @property
+    def sent_bytes(self) -> int:
+        """Given to the sockets of all connections, before they are encrypted."""
+    @property
+    def received_bytes(self) -> int:
+        """As `sent_bytes`, of what came."""
     def begin(self) -> None:
         """A new connection."""
     def end(self) -> None:

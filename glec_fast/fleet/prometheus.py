@@ -1,0 +1,79 @@
+"""A manager's figures as Prometheus reads them (text format 0.0.4), for an exporter or node_exporter's textfiles.
+
+Names follow Prometheus's rules: base units, `_total` for what only grows, one name for one thing with labels for its
+kinds. Needs no other package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from glec_fast.durable.outcomes import DropReason
+from glec_fast.fleet.metrics import LinkState, Metrics
+
+_STATES: tuple[LinkState, ...] = ("idle", "connecting", "connected", "closed")
+
+
+class _Family(NamedTuple):
+    """One name; samples: (labels, value)."""
+
+    name: str
+    kind: str
+    meaning: str
+    samples: Iterable[tuple[Mapping[str, str], float]]
+
+
+def prometheus_text(metrics: Metrics, client_id: str, version: str = "") -> str:
+    """The snapshot as text, each sample with the label `client_id`.
+
+    A program that has no exporter writes it where node_exporter looks, every minute or so:
+
+        Path("/var/lib/node_exporter/glec.prom.new").write_text(prometheus_text(manager.get_metrics(), "DTG-1"))
+    """
+    lines: list[str] = []
+    for family in _families(metrics, version):
+        lines += [f"# HELP {family.name} {family.meaning}", f"# TYPE {family.name} {family.kind}"]
+        for labels, value in family.samples:
+            shown = ",".join(f'{name}="{_escaped(text)}"' for name, text in {"client_id": client_id, **labels}.items())
+            lines.append(f"{family.name}{{{shown}}} {value:.17g}")
+    return "\n".join(lines) + "\n"
+
+
+def _families(metrics: Metrics, version: str) -> Iterable[_Family]:
+    def gauge(name: str, meaning: str, value: float) -> _Family:
+        return _Family(f"glec_fast_{name}", "gauge", meaning, [({}, value)])
+
+    def counter(name: str, meaning: str, value: float) -> _Family:
+        return _Family(f"glec_fast_{name}_total", "counter", meaning, [({}, value)])
+
+    yield _Family("glec_fast_info", "gauge", "Always 1; the version of this program.", [({"version": version}, 1)])
+    states = [({"state": state}, float(metrics.state == state)) for state in _STATES]
+    yield _Family("glec_fast_link_state", "gauge", "1 for the state that the link is in.", states)
+    yield gauge("link_state_seconds", "How long it has been in that state.", metrics.in_state_s)
+    yield counter("connect_attempts", "Attempts to connect.", metrics.attempts)
+    yield counter("connects", "Connections that the broker accepted.", metrics.connects)
+    yield counter("pin_failures", "Connections refused as no key was pinned.", metrics.pin_failures)
+    yield counter("sent_bytes", "MQTT's bytes sent, before TLS and TCP.", metrics.sent_bytes)
+    yield counter("received_bytes", "MQTT's bytes received, before TLS and TCP.", metrics.received_bytes)
+    yield counter("messages_sent", "Messages that the broker has taken over.", metrics.messages_sent)
+    # Those of none are there as well, so that an alarm on one knows that it has not happened yet.
+    reasons = {reason.value: 0 for reason in DropReason} | dict(metrics.drops)
+    drops = [({"reason": reason}, float(count)) for reason, count in reasons.items()]
+    yield _Family("glec_fast_messages_dropped_total", "counter", "Messages that will not be sent.", drops)
+    yield gauge("queue_messages", "Messages that are not finished yet.", metrics.queue_size)
+    yield gauge("queue_bytes", "What the queue file and its logs take on the disk.", metrics.queue_bytes)
+    in_doubt = "QoS 2 messages that a broker had before it lost its session."
+    yield counter("messages_in_doubt", in_doubt, metrics.in_doubt)
+    weaknesses = [({"weakness": name}, float(count)) for name, count in metrics.weaknesses.items()]
+    says = "What the broker does that makes QoS 2 less than exactly once."
+    yield _Family("glec_fast_broker_weaknesses_total", "counter", says, weaknesses)
+    ends = [
+        ({"owner": each.owner, "subject": each.subject}, each.expires_at_s) for each in metrics.expiring_certificates
+    ]
+    says = "Unix time at which a certificate ends, of those that do within 30 days."
+    yield _Family("glec_fast_certificate_expires_timestamp_seconds", "gauge", says, ends)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')

@@ -1,0 +1,159 @@
+"""`glec-fast metrics` and what the service answers to questions: read by Prometheus's own parser."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from glec_fast import MQTTManager
+from glec_fast.cli.main import main
+from glec_fast.cli.service import Service
+from glec_fast.cli.service_client import ask
+from glec_fast.durable.outcomes import DropReason
+from glec_fast.engine.connector import CertificateExpiry
+from glec_fast.fleet.metrics import Metrics, metrics_as_json, metrics_from_json
+from glec_fast.fleet.prometheus import prometheus_text
+from support.gateway import TIMEOUT_S, eventually, quick_config
+from support.places import REPOSITORY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from glec_fast.testbed.broker import Broker
+
+ODD = 'D"1\\\n\u00e9'
+FULL = Metrics(
+    is_connected=True,
+    messages_sent=2**60 + 1,
+    messages_failed=3,
+    queue_size=4,
+    reconnect_count=5,
+    in_doubt=6,
+    drops={"overflow": 7},
+    pin_failures=8,
+    expiring_certificates=(CertificateExpiry("broker", f"CN={ODD}", 1_800_000_000.5),),
+    weaknesses={"no_qos2": 9},
+    state="connected",
+    in_state_s=1.25,
+    last_failure="gone",
+    attempts=10,
+    connects=11,
+    sent_bytes=12,
+    received_bytes=13,
+    queue_bytes=14,
+)
+
+
+def test_the_text_is_read_by_prometheus_s_own_parser() -> None:
+    parser = pytest.importorskip("prometheus_client.parser")
+    families = {
+        family.name: family for family in parser.text_string_to_metric_families(prometheus_text(FULL, ODD, "1"))
+    }
+    samples = {
+        (sample.name, *(value for name, value in sample.labels.items() if name != "client_id")): sample.value
+        for family in families.values()
+        for sample in family.samples
+    }
+    assert all(sample.labels["client_id"] == ODD for family in families.values() for sample in family.samples)
+    assert all(family.documentation.endswith(".") for family in families.values())
+    assert samples["glec_fast_link_state", "connected"] == 1
+    assert samples["glec_fast_link_state", "connecting"] == 0
+    assert samples["glec_fast_messages_sent_total",] == 2**60
+    assert samples["glec_fast_messages_dropped_total", "overflow"] == 7
+    assert {key[1] for key in samples if key[0] == "glec_fast_messages_dropped_total"} == {
+        reason.value for reason in DropReason
+    }
+    assert samples["glec_fast_sent_bytes_total",] == 12
+    assert samples["glec_fast_certificate_expires_timestamp_seconds", "broker", f"CN={ODD}"] == 1_800_000_000.5
+    kinds = {name: family.type for name, family in families.items()}
+    assert kinds["glec_fast_connects"] == "counter"
+    assert kinds["glec_fast_queue_bytes"] == "gauge"
+
+
+def test_a_snapshot_goes_through_json() -> None:
+    assert metrics_from_json(json.loads(json.dumps(metrics_as_json(FULL)))) == FULL
+
+
+def test_the_dashboard_and_the_page_name_what_there_is() -> None:
+    names = set(re.findall(r"^# TYPE (\S+)", prometheus_text(FULL, "D"), re.MULTILINE))
+    dashboard = (REPOSITORY / "packaging/grafana/glec-fast.json").read_text()
+    assert set(re.findall(r"glec_fast_\w+", dashboard)) <= names
+    assert json.loads(dashboard)["panels"]
+    page = (REPOSITORY / "docs/metrics.md").read_text()
+    assert set(re.findall(r"^\| `(glec_fast_\w+)", page, re.MULTILINE)) == names
+
+
+@pytest.fixture
+def running(tmp_path: Path, broker: Broker) -> Iterator[Path]:
+    """The socket of a service that is connected."""
+    path = tmp_path / "publish.sock"
+    stop = threading.Event()
+    with MQTTManager(quick_config(broker.url, tmp_path)) as manager, closing(Service(manager, path)) as service:
+
+        def serve() -> None:
+            while not stop.is_set():
+                service.turn(0.05)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            assert ask(path, "metrics")["metrics"]["state"] == "idle"
+            manager.connect()
+            assert eventually(manager.is_connected)
+            manager.publish("t", "x", 2).wait_for_publish(TIMEOUT_S)
+            yield path
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_the_figures_of_a_running_service(running: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["metrics", "--socket", str(running), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    figures = metrics_from_json(answer["metrics"])
+    assert answer["client_id"] == "DTG-TEST"
+    assert (figures.state, figures.connects, figures.attempts, figures.messages_sent) == ("connected", 1, 1, 1)
+    assert figures.sent_bytes > 20
+    assert figures.received_bytes > 8
+    assert figures.queue_bytes > 4096
+    assert main(["metrics", "--socket", str(running)]) == 0
+    assert 'glec_fast_messages_sent_total{client_id="DTG-TEST"} 1\n' in capsys.readouterr().out
+    path = tmp_path / "glec.prom"
+    assert main(["metrics", "--socket", str(running), "--textfile", str(path)]) == 0
+    assert path.read_text().startswith("# HELP glec_fast_info ")
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [each.name for each in tmp_path.glob("*glec.prom*")] == ["glec.prom"]
+    assert capsys.readouterr().out == ""
+
+
+def test_health(running: Path) -> None:
+    health = ask(running, "health")
+    assert (health["healthy"], health["state"], health["last_failure"]) == (True, "connected", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--socket", "/nowhere/x.sock"], "no service answers at /nowhere/x.sock"),
+        (["--textfile", "/nowhere/x.prom"], "/nowhere/x.prom cannot be written"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    running: Path, arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    socket = [] if "--socket" in arguments else ["--socket", str(running)]
+    assert main(["metrics", *socket, *arguments]) == 2
+    said = capsys.readouterr()
+    assert says in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+def test_a_question_that_is_none(running: Path) -> None:
+    with pytest.raises(ValueError, match="does not know the question 'weather'"):
+        ask(running, "weather")
