@@ -52,6 +52,8 @@ CREATE TABLE IF NOT EXISTS glec_set_aside (
 _VERSION_TABLE = "CREATE TABLE glec_version (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL)"
 
 COLUMNS = ("id", "topic", "payload", "qos", "timestamp", "ttl", "retry_count")
+# What a table of others may lack, as it has a meaning without: it never expires, and was never refused.
+_ADDED = {"ttl": f"BIGINT NOT NULL DEFAULT {TIME_MAX_MS}", "retry_count": "INTEGER DEFAULT 0"}
 _NUMBERED = ("mqtt_offline_queue", "glec_in_doubt", "glec_set_aside")
 # A later version adds one; what is above that is a damaged header.
 _VERSION_MAX = 1000
@@ -61,7 +63,7 @@ _WRITE_VERSION = 18
 _FIRST_PAGE_BYTES = 65536
 # Of a write-ahead log; the last bit of the fourth byte is the byte order of its checksums.
 _LOG_MAGIC = b"\x37\x7f\x06"
-_CREATES_THE_QUEUE = re.compile(rb"CREATE TABLE[^(]{0,20}mqtt_offline_queue")
+_CREATES_THE_QUEUE = re.compile(rb"CREATE TABLE[^(]{0,20}mqtt_offline_queue", re.IGNORECASE)
 # SQLite waits this long for a lock that only a foreign program can hold, such as a backup.
 BUSY_TIMEOUT_MS = 2000
 # Reading every page takes about a second for 64 MB on a gateway's flash; larger files are checked as they are read.
@@ -202,7 +204,8 @@ def _names_the_queue(page: bytes) -> bool:
 def check(connection: apsw.Connection, path: Path) -> None:
     """Raises QueueFormatError for another program's database, apsw.Error where this one is damaged."""
     version = connection.pragma("user_version")
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view')")}
+    query = "SELECT lower(name) FROM sqlite_schema WHERE type IN ('table', 'view')"
+    tables = {name for (name,) in connection.execute(query)}
     if "mqtt_offline_queue" not in tables:
         if not tables - {"sqlite_sequence"}:
             return
@@ -228,17 +231,17 @@ def check(connection: apsw.Connection, path: Path) -> None:
 
 
 def _check_columns(connection: apsw.Connection, path: Path) -> None:
-    info = {row[1]: row for row in connection.execute("PRAGMA table_xinfo(mqtt_offline_queue)")}
-    if missing := set(COLUMNS).difference(info):
+    info = {row[1].lower(): row for row in connection.execute("PRAGMA table_xinfo(mqtt_offline_queue)")}
+    if missing := set(COLUMNS).difference(info, _ADDED):
         raise QueueFormatError(f"{path}: table mqtt_offline_queue lacks {sorted(missing)}")
-    statement = connection.execute("SELECT sql FROM sqlite_schema WHERE name = 'mqtt_offline_queue'").get
+    statement = connection.execute("SELECT sql FROM sqlite_schema WHERE lower(name) = 'mqtt_offline_queue'").get
     # Without it an id may be given twice; and only such an id is the number of a row.
     if not re.search(
         r"\bINTEGER\s+(NOT\s+NULL\s+)?PRIMARY\s+KEY\s+(ASC\s+)?AUTOINCREMENT\b", str(statement), re.IGNORECASE
     ):
         raise apsw.CorruptError("its ids are not those of the specification")
     for name in ("qos", "timestamp", "ttl", "retry_count"):
-        if not _holds_integers(info[name][2].upper()):
+        if name in info and not _holds_integers(info[name][2].upper()):
             raise apsw.CorruptError(f"its column {name} is not of the specified type")
 
 
@@ -268,7 +271,12 @@ def create_schema(connection: apsw.Connection) -> None:
     """Add what of the tables is missing; a version that others count for themselves stays theirs."""
     with _transaction(connection):
         version = connection.pragma("user_version")
-        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+        names = {name for (name,) in connection.execute("SELECT lower(name) FROM sqlite_schema")}
+        if "mqtt_offline_queue" in names:
+            present = {row[1].lower() for row in connection.execute("PRAGMA table_xinfo(mqtt_offline_queue)")}
+            for column, declaration in _ADDED.items():
+                if column not in present:
+                    connection.execute(f"ALTER TABLE mqtt_offline_queue ADD COLUMN {column} {declaration}")
         is_ours = "mqtt_offline_queue" not in names or any(name.startswith("glec_") for name in names)
         connection.execute(SCHEMA)
         if "glec_version" in names or version == SCHEMA_VERSION:
@@ -360,6 +368,9 @@ def _try_out(connection: apsw.Connection) -> None:
             found = connection.execute(f"SELECT {columns} FROM {table} WHERE {key} = ?", row[:1]).fetchall()  # noqa: S608
             if found != [row]:
                 raise apsw.CorruptError(f"table {table} does not keep what is written to it")
+            connection.execute(f"DELETE FROM {table} WHERE {key} = ?", row[:1])  # noqa: S608
+            if connection.execute(f"SELECT {key} FROM {table} WHERE {key} = ?", row[:1]).get is not None:  # noqa: S608
+                raise apsw.CorruptError(f"table {table} does not let go of what was written to it")
     connection.execute("SELECT count(*) FROM mqtt_offline_queue").get  # noqa: B018
 
 

@@ -343,6 +343,49 @@ def test_a_version_that_others_count_is_left_to_them(
     assert caplog.text == ""
 
 
+def with_column(declaration: str) -> str:
+    last = "retry_count INTEGER DEFAULT 0"
+    return SPECIFIED_SCHEMA.replace(last, f"{last}, {declaration}")
+
+
+def with_trigger(when: str, does: str) -> str:
+    return SPECIFIED_SCHEMA + f"CREATE TRIGGER t {when} DELETE ON mqtt_offline_queue BEGIN {does}; END;"
+
+
+ODD_TABLES = {
+    "in capitals": SPECIFIED_SCHEMA.upper(),
+    "without retry_count": SPECIFIED_SCHEMA.replace(", retry_count INTEGER DEFAULT 0", ""),
+    "without ttl": SPECIFIED_SCHEMA.replace(" ttl BIGINT NOT NULL,", "").replace("(ttl)", "(qos)"),
+    "ids without AUTOINCREMENT": SPECIFIED_SCHEMA.replace(" AUTOINCREMENT", ""),
+    "ids of text": SPECIFIED_SCHEMA.replace("INTEGER PRIMARY KEY AUTOINCREMENT", "TEXT PRIMARY KEY"),
+    "a view": SPECIFIED_SCHEMA.replace("mqtt_offline_queue", "messages")
+    + "CREATE VIEW mqtt_offline_queue AS SELECT * FROM messages;",
+    "a column of others": with_column("device TEXT NOT NULL DEFAULT 'x'"),
+    "a column that must be given": with_column("device TEXT NOT NULL"),
+    "a computed column": with_column("size AS (length(payload)) STORED"),
+    "a trigger that forbids to delete": with_trigger("BEFORE", "SELECT RAISE(ABORT, 'no')"),
+    "a trigger that ignores what is deleted": with_trigger("BEFORE", "SELECT RAISE(IGNORE)"),
+    "a trigger for a table that is gone": with_trigger("AFTER", "INSERT INTO gone VALUES (old.id)"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_TABLES)
+def test_a_table_that_others_made_in_another_way_is_emptied(path: Path, odd: str) -> None:
+    with plain(path) as database:
+        database.executescript(ODD_TABLES[odd])
+        table = "messages" if odd == "a view" else "mqtt_offline_queue"
+        columns = ["topic", "payload", "qos", "timestamp", *(["ttl"] if odd != "without ttl" else [])]
+        columns += {"ids of text": ["id"], "a column that must be given": ["device"]}.get(odd, [])
+        for number in range(3):
+            row: dict[str, Any] = {"topic": "t", "payload": str(number), "qos": number, "timestamp": NOW_MS}
+            row |= {"ttl": FAR_MS, "id": f"id-{number}", "device": "d"}
+            values = [row[column] for column in columns]
+            into = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
+            database.execute(into, values)
+    assert [row[1] for row in sent_of(path)] == ["0", "1", "2"]
+    assert sent_of(path) == []
+
+
 def test_the_whole_way_of_odd_rows(path: Path) -> None:
     sendable = [row for odd, (row, _) in SENT_AS.items() if odd != "payload a BLOB"]
     write(path, *sendable, *SET_ASIDE.values())
