@@ -21,8 +21,9 @@ BUILT := $(VENV)/.built
 LINTERS := $(VENV)/.linters
 
 WHEEL_TOOLS := $(VENV)/.wheel-tools
+DOCUMENTERS := $(VENV)/.documenters
 
-.PHONY: demo test build lint package brokers torture interrupts wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-clocks fuzz-files vectors bench clean
+.PHONY: demo test build lint docs package brokers torture interrupts wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-clocks fuzz-files vectors bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -52,6 +53,10 @@ lint: $(LINTERS)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	PATH="$(abspath $(BIN)):$$PATH" cython-lint cext
+
+# The pages of docs/ as a site in build/docs. A warning is an error.
+docs: $(DOCUMENTERS)
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
 # The wheel from the sdist alone, installed where the source tree cannot be seen.
 package: $(LINTERS)
@@ -139,6 +144,10 @@ $(BUILT): pyproject.toml setup.py $(wildcard cext/*/*) | $(BIN)/python
 
 $(LINTERS): pyproject.toml $(BUILT)
 	$(BIN)/pip install --quiet --editable '.[cli,test,lint]'
+	touch $@
+
+$(DOCUMENTERS): pyproject.toml $(BUILT)
+	$(BIN)/pip install --quiet --editable '.[cli,test,docs]'
 	touch $@
 
 $(WHEEL_TOOLS): pyproject.toml $(BUILT)

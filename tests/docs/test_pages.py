@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ PAGES = [
 ]
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]+)[^)]*\)")
 PROGRAM = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text()
 README = (REPOSITORY / "README.md").read_text()
 
 
@@ -46,3 +48,22 @@ def test_the_programs_of_the_readme_run_as_they_stand(program: str, arriving: in
         assert subscriber.wait_for_end(30)
         topics = [each.topic for each in subscriber.arrivals if not each.topic.endswith("/status")]
         assert len(topics) == arriving
+
+
+def test_the_truck_of_the_tutorial_survives_its_kill(tmp_path: Path) -> None:
+    with Broker(tmp_path) as broker, Subscriber(broker, "glec/dtg/TRUCK-1/alerts") as subscriber:
+        (program,) = PROGRAM.findall(TUTORIAL)
+        truck = tmp_path / "truck.py"
+        truck.write_text(program.replace("tcp://localhost:1883", f"tcp://127.0.0.1:{broker.port}"))
+        command = [sys.executable, str(truck)]
+        with subprocess.Popen([*command, "0", "1000000"], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as killed:
+            assert killed.stdout is not None
+            printed = [killed.stdout.readline() for _ in range(200)]
+            killed.kill()
+            accepted = int((printed + killed.stdout.readlines())[-1])
+        done = subprocess.run([*command, "0", "0"], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (0, "delivered\n")
+        assert subscriber.wait_for_end(30)
+        numbers = [json.loads(each.payload)["details"]["number"] for each in subscriber.arrivals]
+        # It may not have lived to print the last.
+        assert numbers in (list(range(accepted + 1)), list(range(accepted + 2)))
