@@ -1,17 +1,19 @@
 """The command line: `glec-fast SUBCOMMAND`. Each subcommand is a module with `add_parser` and a function that runs it.
 
-Exit status: 0 well, 1 a check failed, 2 the request cannot be met (one line says why), 130 interrupted.
+Exit status: 0 well, 1 a check failed, 2 the request cannot be met (one line says why), 130 interrupted,
+141 whoever read the output has gone.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
 from glec_fast.cli import in_doubt as in_doubt_command
-from glec_fast.cli import metrics, service, settings
+from glec_fast.cli import metrics, publish, service, settings, subscribe
 from glec_fast.cli.demo import command as demo_command
 from glec_fast.cli.doctor import command as doctor_command
 from glec_fast.cli.doctor import pin
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 
 EXIT_UNUSABLE = 2
 EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = 141
 
-SUBCOMMANDS = (demo_command, service, metrics, in_doubt_command, doctor_command, pin, settings)
+SUBCOMMANDS = (demo_command, service, metrics, in_doubt_command, doctor_command, pin, settings, publish, subscribe)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -48,9 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         status: int = arguments.run(arguments)
+        sys.stdout.flush()
     except GlecError as error:
         sys.stderr.write(f"glec-fast: {error}\n")
         return EXIT_UNUSABLE
+    except BrokenPipeError:
+        # Whoever read has had enough, as in `glec-fast settings | head`. The end of the process flushes once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE_CLOSED
     except KeyboardInterrupt:
         sys.stderr.write("glec-fast: interrupted\n")
         return EXIT_INTERRUPTED

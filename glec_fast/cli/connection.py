@@ -1,0 +1,120 @@
+"""What `pub` and `sub` have in common: which broker, and a client for it that holds nothing on disk."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+from glec_fast.cli.environment import SETTINGS, config_from
+from glec_fast.engine.connector import SecureConnector
+from glec_fast.engine.refusal import refusal
+from glec_fast.errors import ConfigError, ConnectionLostError, GlecError, TLSError
+from glec_fast.fleet.config import MQTTConfig
+from glec_fast.mqtt.client import Client
+from glec_fast.tls.config import TLSConfig
+
+if TYPE_CHECKING:
+    import argparse
+
+    from paho.mqtt.reasoncodes import ReasonCode
+
+_MQTT_5 = MQTTProtocolVersion.MQTTv5
+_PASSWORD = next(name for name, each in SETTINGS.items() if each.name == "password")
+
+
+def add_connection_options(parser: argparse.ArgumentParser) -> None:
+    """--broker and what belongs to it, --config, or the environment of the service."""
+    group = parser.add_argument_group("which broker (default: the environment of glec-fast service)")
+    group.add_argument("--config", metavar="FILE", help="a broker_config.properties")
+    group.add_argument("--device-id", metavar="ID", help="what {DEVICE_ID} in FILE stands for")
+    group.add_argument("--broker", metavar="URL", help="in place of FILE, such as ssl://host:8883")
+    group.add_argument("--ca-cert", metavar="FILE", help="the authority of --broker; without it, the system's")
+    group.add_argument("--username", metavar="NAME", help=f"at --broker; its password comes from {_PASSWORD}")
+    group.add_argument("--client-id", metavar="ID", help="(default: the device's with -pub or -sub behind it)")
+
+
+def config_of(arguments: argparse.Namespace) -> MQTTConfig:
+    """The settings that the options name. Raises ConfigError."""
+    if arguments.broker is None:
+        for name in ("ca_cert", "username"):
+            if getattr(arguments, name) is not None:
+                raise ConfigError(f"--{name.replace('_', '-')} belongs to --broker URL: name the broker as well")
+        if arguments.config is None:
+            return config_from(os.environ)
+        return MQTTConfig.from_properties(arguments.config, device_id=arguments.device_id)
+    if arguments.config is not None:
+        raise ConfigError("--broker and --config name two brokers: give one of them")
+    tls_config = None if arguments.ca_cert is None else TLSConfig(arguments.ca_cert)
+    password = os.environ.get(_PASSWORD) if arguments.username is not None else None
+    name = arguments.client_id or arguments.device_id or f"glec-fast-{os.getpid()}"
+    return MQTTConfig(
+        broker_url=arguments.broker,
+        client_id=name,
+        username=arguments.username,
+        password=password,
+        tls_config=tls_config,
+    )
+
+
+class Connection:
+    """A client in memory, connected to the broker of the settings, for one command. A context manager.
+
+    suffix: behind the device's client id, whose running service would be pushed off the broker. on_connected: called
+    with the client at each connection. Raises BrokerRefusalError, TLSError and the others of connecting.
+    """
+
+    def __init__(self, config: MQTTConfig, client_id: str | None, suffix: str) -> None:
+        self._config = config
+        broker = config.broker
+        connector = SecureConnector((config.tls_config or TLSConfig()) if broker.tls else None, broker.host)
+        is_5 = config.protocol_version == _MQTT_5
+        self.client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id or config.client_id + suffix,
+            clean_session=None if is_5 else True,
+            protocol=MQTTProtocolVersion(config.protocol_version),
+            transport=broker.transport,
+            connector=connector,
+        )
+        self.client.connect_timeout = config.connection_timeout_s
+        if broker.transport == "websockets":
+            self.client.ws_set_options(broker.path)
+        if config.username is not None:
+            self.client.username_pw_set(config.username, config.password)
+        if broker.tls:
+            self.client.tls_set_context(connector.context())
+        self._answered = threading.Event()
+        self._refused: GlecError | None = None
+        self.client.on_connect = self._on_connect
+        self.on_connected: Any = None
+
+    def __enter__(self) -> Connection:
+        broker = self._config.broker
+        try:
+            self.client.connect(broker.host, broker.port, self._config.keepalive_s)
+        except GlecError:
+            raise
+        except OSError as error:
+            says = f"no connection to {self._config.broker_url}: {error.strerror or error}; ask `glec-fast doctor`"
+            raise (TLSError if broker.tls else ConnectionLostError)(says) from error
+        self.client.loop_start()
+        if not self._answered.wait(self._config.connection_timeout_s):
+            self._refused = ConnectionLostError("the broker did not answer CONNECT in time: see its log")
+        if self._refused is not None:
+            self.__exit__()
+            raise self._refused
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+    def _on_connect(self, client: Any, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
+        if reason.is_failure:
+            self._refused = refusal(reason, self._config.broker_url)
+        elif self.on_connected is not None:
+            self.on_connected(client)
+        self._answered.set()
