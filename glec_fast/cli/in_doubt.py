@@ -47,9 +47,13 @@ def line_of(entry: InDoubt) -> str:
 
 def read_ledger(path: Path) -> list[InDoubt]:
     """The ledger in a queue file, oldest first. Raises QueueStorageError, QueueFormatError."""
+    if not path.exists():
+        raise QueueFormatError(f"{path} is no file: name the queue_path of a program that ran")
     try:
         with closing(connect(path, apsw.SQLITE_OPEN_READONLY)) as connection:
             rows = QueueTable(connection).read_in_doubt()
+    except apsw.NotADBError as error:
+        raise QueueFormatError(f"{path} is not a queue file: name the queue_path of a program that ran") from error
     except apsw.SQLError as error:
         raise QueueFormatError(f"{path} has no ledger ({error}): name the queue_path of a program that ran") from error
     except apsw.Error as error:

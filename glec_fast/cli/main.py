@@ -12,6 +12,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from glec_fast import __version__
 from glec_fast.cli import in_doubt as in_doubt_command
 from glec_fast.cli import metrics, publish, service, settings, subscribe
 from glec_fast.cli.demo import command as demo_command
@@ -39,6 +40,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = OneLineParser(prog="glec-fast", description="Offline-first MQTT for vehicle gateways.")
+    parser.add_argument("--version", action="version", version=f"glec-fast {__version__}")
     subparsers = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
     for subcommand in SUBCOMMANDS:
         subcommand.add_parser(subparsers)

@@ -388,6 +388,8 @@ def _reserve_log(path: Path) -> None:
 
 def storage_error(path: Path, error: BaseException) -> QueueStorageError:
     """The error of this family for what SQLite or the system reported about `path`."""
+    if not path.parent.is_dir():
+        return QueueStorageError(f"there is no folder {path.parent} for the queue file: make it, or name another")
     if isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
         return QueueStorageError(f"no space left for the queue file {path}: free some; what was accepted is kept")
     if isinstance(error, (apsw.BusyError, apsw.LockedError)):

@@ -30,7 +30,7 @@ from glec_fast.tls.config import TLSConfig
 from glec_fast.validation import check_topic_level, is_utf8
 
 _DEFAULT_PORTS = {"tcp": 1883, "mqtt": 1883, "ssl": 8883, "mqtts": 8883, "ws": 80, "wss": 443}
-_TLS_SCHEMES = {"ssl", "mqtts", "wss"}
+TLS_SCHEMES = {"ssl", "mqtts", "wss"}
 # Also percent-encoded, once or more often.
 _CREDENTIALS = re.compile("@|%(25)*40")
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
@@ -358,7 +358,7 @@ def parse_broker_url(url: str) -> Broker:
     return Broker(
         parts.hostname,
         port if port is not None else _DEFAULT_PORTS[parts.scheme],
-        parts.scheme in _TLS_SCHEMES,
+        parts.scheme in TLS_SCHEMES,
         "websockets" if websockets else "tcp",
         parts.path or "/mqtt",
     )

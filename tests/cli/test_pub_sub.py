@@ -122,11 +122,3 @@ def test_wrong_arguments_are_one_line(arguments: list[str], capsys: pytest.Captu
         main(arguments)
     assert left.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_a_reader_that_has_enough_is_no_error() -> None:
-    command = f"{sys.executable} -m glec_fast settings | head -1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=child_environment())
-    assert done.stderr == ""
-    assert done.stdout.splitlines()[0] == "broker_url"
-    assert done.stdout.splitlines()[1] in ("0", "141")

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from glec_fast.errors import CertificateError, TLSError
+from glec_fast.errors import CertificateError, ConfigError, TLSError
 from glec_fast.tls.handshake import explain
 
 if TYPE_CHECKING:
@@ -60,7 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def address_of(text: str) -> tuple[str, int]:
     """Host and port; an IPv6 address stands in brackets. Raises ConfigError."""
-    from glec_fast.fleet.config import parse_broker_url
+    from glec_fast.fleet.config import TLS_SCHEMES, parse_broker_url
 
-    broker = parse_broker_url(f"ssl://{text}")
+    scheme, _, address = text.rpartition("://")
+    if scheme not in ("", *TLS_SCHEMES):
+        raise ConfigError(f"{scheme}:// shows no key: give HOST:PORT of a TLS listener, such as host:8883")
+    broker = parse_broker_url(f"ssl://{address.partition('/')[0]}")
     return broker.host, broker.port

@@ -1,0 +1,60 @@
+"""What every command has in common, and what is said of a file or an address that is another thing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glec_fast import MQTTConfig, MQTTManager, OfflineQueueManager, QueueStorageError, __version__
+from glec_fast.cli.doctor.pin import address_of
+from glec_fast.cli.main import main
+from support.queue_files import child_environment
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert (left.value.code, capsys.readouterr().out) == (0, f"glec-fast {__version__}\n")
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m glec_fast settings | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=child_environment())
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0] == "broker_url"
+    assert done.stdout.splitlines()[1] in ("0", "141")
+
+
+@pytest.mark.parametrize("text", ["host:8883", "ssl://host:8883", "mqtts://host:8883", "wss://host:8883/mqtt"])
+def test_pin_takes_a_url_as_well(text: str) -> None:
+    assert address_of(text) == ("host", 8883)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["pin", "tcp://host:1883"], "tcp:// shows no key: give HOST:PORT of a TLS listener"),
+        (["in-doubt", "/nowhere/q.db"], "/nowhere/q.db is no file"),
+        (["in-doubt", "{text}"], "{text} is not a queue file"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "text"
+    path.write_text("a text file\n" * 100)
+    assert main([each.format(text=path) for each in arguments]) == 2
+    said = capsys.readouterr()
+    assert says.format(text=path) in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "none" / "q.db"
+    with pytest.raises(QueueStorageError, match=f"there is no folder {path.parent} for the queue file: make it"):
+        OfflineQueueManager(path)
+    with pytest.raises(QueueStorageError, match="there is no folder"):
+        MQTTManager(MQTTConfig(broker_url="tcp://h", client_id="d", queue_path=path))
