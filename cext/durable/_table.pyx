@@ -85,6 +85,13 @@ cdef str HEADS = (
     " iif(typeof(timestamp) IN ('integer', 'real'), timestamp, 0) FROM mqtt_offline_queue")
 cdef str HEADS_BESIDE = HEADS + " WHERE timestamp = ? AND id > ? ORDER BY id"
 cdef str HEADS_AFTER = HEADS + " WHERE timestamp > ? ORDER BY timestamp, id"
+# By QoS; a QoS that is none counts as 0.
+cdef tuple OF_QOS = ("qos NOT IN (1, 2)", "qos = 1", "qos = 2")
+cdef str HEADS_OF_BESIDE = HEADS + " WHERE timestamp = ? AND id > ? AND {} ORDER BY id"
+cdef str HEADS_OF_AFTER = HEADS + " WHERE timestamp > ? AND {} ORDER BY timestamp, id"
+cdef str TELEMETRY_BETWEEN = HEADS + " WHERE id > ? AND id <= ? AND qos NOT IN (1, 2) ORDER BY id"
+cdef str COUNT_OF_TELEMETRY = "SELECT count(*), coalesce(min(id), 0) FROM mqtt_offline_queue WHERE qos NOT IN (1, 2)"
+cdef str ID_OF_TELEMETRY = "SELECT id FROM mqtt_offline_queue WHERE qos NOT IN (1, 2) ORDER BY id LIMIT 1 OFFSET ?"
 # What no PUBLISH can be made of.
 cdef str HEADS_EXPIRED = HEADS + " WHERE ttl < ?"
 cdef str HEADS_GIVEN_UP = (
@@ -572,6 +579,23 @@ cdef class QueueTable:
 
     def heads_after(self, timestamp_ms, int64_t message_id):
         return chain(self._heads(HEADS_BESIDE, (timestamp_ms, message_id)), self._heads(HEADS_AFTER, (timestamp_ms,)))
+
+    def heads_of(self, int qos, timestamp_ms, int64_t message_id):
+        return chain(self._heads(HEADS_OF_BESIDE.format(OF_QOS[qos]), (timestamp_ms, message_id)),
+                     self._heads(HEADS_OF_AFTER.format(OF_QOS[qos]), (timestamp_ms,)))
+
+    def telemetry_between(self, int64_t after_id, int64_t through_id):
+        return self._heads(TELEMETRY_BETWEEN, (after_id, through_id))
+
+    def older_half_of_telemetry(self) -> tuple:
+        count, first_id = self.execute(COUNT_OF_TELEMETRY).fetchone()
+        if count < 2:
+            return first_id, first_id
+        return first_id, self.execute(ID_OF_TELEMETRY, (count // 2 - 1,)).get
+
+    def used_bytes(self) -> int:
+        pages = self.execute("PRAGMA page_count").get - self.execute("PRAGMA freelist_count").get
+        return pages * self.execute("PRAGMA page_size").get
 
     def heads_expired(self, int64_t now_ms):
         return self._heads(HEADS_EXPIRED, (now_ms,))

@@ -166,6 +166,18 @@ class QueueTable:
     def heads_after(self, timestamp_ms: float, message_id: int) -> Iterator[_Head]:
         """An iterator over the heads (id, topic, qos, timestamp) behind a position, in order."""
 
+    def heads_of(self, qos: int, timestamp_ms: float, message_id: int) -> Iterator[_Head]:
+        """As `heads_after`, of one QoS alone."""
+
+    def telemetry_between(self, after_id: int, through_id: int) -> Iterator[_Head]:
+        """An iterator over the heads of QoS 0 with ids above `after_id` up to `through_id`, by id."""
+
+    def older_half_of_telemetry(self) -> tuple[int, int]:
+        """The first and the last id of the older half of the rows of QoS 0; two zeros where there is none."""
+
+    def used_bytes(self) -> int:
+        """What the pages of the file take that hold something, in the transaction under way too."""
+
     def heads_expired(self, now_ms: int) -> Iterator[_Head]:
         """An iterator over the heads whose time of expiry has passed."""
 

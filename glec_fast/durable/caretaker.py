@@ -138,7 +138,7 @@ class Caretaker:
         if self._file.salvage is not None:
             with self._status.lock:
                 self.rows_lost += self._file.salvage.rows_lost
-                self._dropping.counts[DropReason.DAMAGED_FILE.value] += self._file.salvage.rows_lost
+                self._dropping.counts[DropReason.DAMAGED_FILE.value, None] += self._file.salvage.rows_lost
 
     def on_deleted(self) -> None:
         """A transaction has left unused space behind."""

@@ -24,6 +24,7 @@ from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Job, Jobs
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.outgoing import Outgoing
+from glec_fast.durable.overflow import Overflow
 from glec_fast.durable.schedule import Schedule
 from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Commit
@@ -59,6 +60,7 @@ class Committer:
     _writer: Writer
     _caretaker: Caretaker
     _clock_steps: ClockSteps
+    _overflow: Overflow
     _max_queue_size: int
     _on_dropped: Callable[[list[Dropped]], None] | None
     _on_end: Callable[[], None]
@@ -218,7 +220,7 @@ class Committer:
                 commit.jobs.append(Job(self._clean_up))
             if commit.rows or commit.row_count:
                 commit.anchor = intake.clock.anchor(fresh=is_cleanup_due or is_closing)
-            is_full = commit.row_count + len(commit.rows) > self._max_queue_size
+            is_full = commit.row_count + len(commit.rows) > self._max_queue_size or self._overflow.is_tight
             makes_room = is_full or is_closing or not commit.with_rows or bool(commit.jobs)
             self._outgoing.take(commit, makes_room=makes_room, marked=len(self._dropping.marked))
 

@@ -34,7 +34,8 @@ class Dropping:
         self.marked: dict[int, Dropped] = {}
         # Of those of them that are kept for somebody to look at, why.
         self._reasons: dict[int, str] = {}
-        self.counts: Counter[str] = Counter()
+        # By reason and QoS; None if a damaged file has lost them, and nobody knows of what QoS they were.
+        self.counts: Counter[tuple[str, int | None]] = Counter()
 
     def mark(self, heads: Iterable[Head], reason: DropReason) -> None:
         """These go with the next transaction."""
@@ -58,11 +59,11 @@ class Dropping:
 
     def choose_expired(self, table: QueueTable) -> int:
         """Mark what is older than it may be; returns how many, at most DROP_ROWS_MAX."""
-        return self._choose(table.heads_expired(self._clock.now_ms()), DropReason.EXPIRED, DROP_ROWS_MAX)
+        return self.choose(table.heads_expired(self._clock.now_ms()), DropReason.EXPIRED, DROP_ROWS_MAX)
 
     def choose_given_up(self, table: QueueTable, limit: int = DROP_ROWS_MAX) -> int:
         """Mark what was refused as often as it may be; returns how many, at most `limit`."""
-        return self._choose(table.heads_given_up(self._max_retry), DropReason.GIVEN_UP, limit)
+        return self.choose(table.heads_given_up(self._max_retry), DropReason.GIVEN_UP, limit)
 
     def clean_up(self, table: QueueTable) -> bool:
         """Mark both, and delete what belongs to no row; True where there may be more of them."""
@@ -74,11 +75,8 @@ class Dropping:
         idle = frozenset(ids)
         self.mark([head for head in table.heads_given_up(self._max_retry) if head[0] in idle], DropReason.GIVEN_UP)
 
-    def choose_oldest(self, table: QueueTable, limit: int) -> int:
-        """Mark what makes room for others; returns how many, at most `limit`."""
-        return self._choose(self._reader.heads_ahead(table), DropReason.OVERFLOW, limit)
-
-    def _choose(self, heads: Iterable[Head], reason: DropReason, limit: int) -> int:
+    def choose(self, heads: Iterable[Head], reason: DropReason, limit: int) -> int:
+        """Mark the first of these that nobody but the store has; returns how many, at most `limit`."""
         found = (head for head in heads if head[0] not in self.marked and self._reader.is_droppable(head))
         chosen = list(islice(found, limit))
         self.mark(chosen, reason)
@@ -100,4 +98,4 @@ class Dropping:
         for each in dropped:
             self._reasons.pop(each.message_id, None)
             # In one step, so that none is counted twice, whatever is raised between two.
-            self.counts[each.reason.value] += self.marked.pop(each.message_id, None) is not None
+            self.counts[each.reason.value, each.qos] += self.marked.pop(each.message_id, None) is not None

@@ -11,6 +11,8 @@ class DropReason(str, Enum):
 
     EXPIRED = "expired"
     OVERFLOW = "overflow"
+    # As OVERFLOW, of telemetry of which every second message goes.
+    THINNED = "thinned"
     GIVEN_UP = "given_up"
     DAMAGED_FILE = "damaged_file"
     LINK_LOST = "link_lost"

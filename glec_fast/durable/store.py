@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
@@ -29,9 +30,10 @@ from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
 from glec_fast.durable.inflight_log import log_of
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Jobs
-from glec_fast.durable.limits import ALERTS_FIRST, FIFO
+from glec_fast.durable.limits import ALERTS_FIRST, FIFO, OLDEST, Limits
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.outgoing import Outgoing
+from glec_fast.durable.overflow import Overflow
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.schedule import Schedule
 from glec_fast.durable.status import Status
@@ -58,8 +60,11 @@ class Store(OfOneProcess):
     It hands on what it is asked to its parts, each of which says who may touch its state.
 
     path: queue file, created 0600 where it is missing.
-    max_queue_size: rows, above 0; the oldest go first. ttl_ms: age of expiry. max_retry: refusals before a row goes.
+    max_queue_size: rows, above 0. max_queue_bytes: of the queue file without its log, 0 for no limit.
     queue_order: FIFO, or ALERTS_FIRST: what has QoS 2 is read by `read_alerts`, ahead of all else.
+    overflow: what goes if it is full: with FIFO and OLDEST the oldest; else QoS 0 before QoS 1 before QoS 2, of each
+    the oldest, but with THIN every second of the older half of QoS 0.
+    ttl_ms: age of expiry. max_retry: refusals before a row goes.
     qos0_commit_delay_s: how long a QoS 0 message may wait in memory for others to share its transaction.
     cleanup_interval_s: between two clean-ups of expired and given-up rows, above 0.
     on_dropped: told of drops, by the store's thread, while no outbox is attached.
@@ -73,9 +78,11 @@ class Store(OfOneProcess):
         path: str | os.PathLike[str],
         *,
         max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE,
+        max_queue_bytes: int = 0,
         ttl_ms: int = DEFAULT_TTL_MS,
         max_retry: int = DEFAULT_MAX_RETRY,
         queue_order: str = FIFO,
+        overflow: str = OLDEST,
         qos0_commit_delay_s: float = DEFAULT_QOS0_COMMIT_DELAY_S,
         cleanup_interval_s: float = DEFAULT_CLEANUP_INTERVAL_S,
         on_dropped: Callable[[list[Dropped]], None] | None = None,
@@ -93,7 +100,9 @@ class Store(OfOneProcess):
             table, is_salvaged = QueueTable(file.connection), file.salvage is not None
             self._intake = intake = Intake(status, schedule, table, ttl_ms, clocks or Clocks(), is_salvaged=is_salvaged)
             self._dropping = dropping = Dropping(status.lock, reader, intake.clock, max_retry)
-            given = file.path, file.connection, reader, dropping, max_queue_size, intake.adopt, self.log
+            is_ranked = (queue_order, overflow) != (FIFO, OLDEST)
+            room = Overflow(Limits(max_queue_size, max_queue_bytes, overflow, is_ranked), reader, dropping)
+            given = file.path, file.connection, reader, dropping, room, intake.adopt, self.log
             self._writer = writer = Writer(*given)
             writer.table.look_for_extras()
             if reader.has_alert_lane and not reader.look_for_alerts(intake.committed):
@@ -113,7 +122,7 @@ class Store(OfOneProcess):
         self._supply = Supply(status, schedule, intake, jobs, outgoing, dropping, file, reader, writer, max_queue_size)
         steps = ClockSteps(status, intake, reader, writer)
         ending = Ending(self, status, intake, jobs, file, reader, writer, caretaker)
-        parts = status, schedule, intake, jobs, outgoing, dropping, writer, caretaker, steps
+        parts = status, schedule, intake, jobs, outgoing, dropping, writer, caretaker, steps, room
         self._committer = Committer(*parts, max_queue_size, on_dropped, ending.leave)
         self._committer.start()
         ending.watch()
@@ -142,7 +151,12 @@ class Store(OfOneProcess):
     def drops(self) -> dict[str, int]:
         """Messages dropped since the file was opened, by `DropReason`."""
         with self._lock:
-            return dict(self._dropping.counts)
+            counts = list(self._dropping.counts.items())
+        # Of a reason, all QoS.
+        by_reason: Counter[str] = Counter()
+        for (reason, _qos), count in counts:
+            by_reason[reason] += count
+        return dict(by_reason)
 
     @property
     def is_written_to(self) -> bool:

@@ -12,10 +12,11 @@ import apsw
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
 from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX
-from glec_fast.durable.dropping import DROP_ROWS_MAX, Dropping
+from glec_fast.durable.dropping import Dropping
 from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX
 from glec_fast.durable.inflight_log import SavedImage
 from glec_fast.durable.outcomes import Dropped
+from glec_fast.durable.overflow import Overflow
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.transaction import Commit, Move
 from glec_fast.runtime._lock import Lock
@@ -43,7 +44,7 @@ class Writer:
         connection: apsw.Connection,
         reader: Reader,
         dropping: Dropping,
-        max_queue_size: int,
+        overflow: Overflow,
         adopt: Callable[[Commit, QueueTable], None],
         log: SummingLog,
     ) -> None:
@@ -54,7 +55,7 @@ class Writer:
         self.path, self._log = path, path.with_name(path.name + "-wal")
         self._reader = reader
         self._dropping = dropping
-        self._max_queue_size = max_queue_size
+        self._overflow = overflow
         # Called in a transaction that finds the file written to by another program.
         self._adopt = adopt
         self.use(connection)
@@ -81,7 +82,7 @@ class Writer:
         """
         # Only new rows push old ones out: a smaller limit alone must not drop what is in flight, before its owner
         # could say so.
-        if commit.jobs or (commit.rows and self._excess(commit, len(commit.deleting)) > 0):
+        if commit.jobs or self._overflow.may_be_needed(commit, self.table):
             with self._reader.lock:
                 self._transact(commit, clock, may_drop=True)
         else:
@@ -93,6 +94,7 @@ class Writer:
             data_version = self.table.data_version()
             if data_version != self._data_version:
                 self._adopt(commit, self.table)
+                self._overflow.note_strangers()
             commit.dropped = self._write(commit, clock, may_drop)
             commit.deleted = self.table.deleted
         self._data_version = data_version
@@ -115,6 +117,7 @@ class Writer:
             table.delete_finished(commit.deleting)
         if rows:
             table.insert(rows)
+            self._overflow.note_rows(rows)
         if commit.anchor is not None:
             table.save_clock(commit.anchor)
         if commit.image is not None:
@@ -122,14 +125,9 @@ class Writer:
         for job in commit.jobs:
             job.run(self.connection, table)
         dropped = self._dropping.delete_marked(table, [])
-        excess = self._excess(commit, table.deleted) if rows and may_drop else 0
-        if excess > 0:
-            self._dropping.choose_oldest(table, min(excess, len(rows) + DROP_ROWS_MAX))
-            dropped += self._dropping.delete_marked(table, dropped)
+        if rows and may_drop:
+            self._overflow.make_room(commit, table, dropped)
         return dropped
-
-    def _excess(self, commit: Commit, deleted: int) -> int:
-        return commit.row_count + len(commit.rows) - deleted - self._max_queue_size
 
     def tidy(self) -> bool:
         """Give back to the disk what deleted rows have left there, in little time; True where more is to be done.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from glec_fast.durable.limits import ALERTS_FIRST, FIFO
+from glec_fast.durable.limits import ALERTS_FIRST, FIFO, OLDEST, THIN
 from glec_fast.errors import ConfigError
 from glec_fast.outbox.owners import Owner
 from glec_fast.settings import (
@@ -138,7 +138,27 @@ class MQTTConfig:
     queue_max_size: int = field(
         default=10_000,
         metadata=setting(
-            "mqtt.queue.max_size", whole(1, 100_000_000, "messages"), "What the queue holds; a full one drops."
+            "mqtt.queue.max_size",
+            whole(1, 100_000_000, "messages"),
+            "What the queue holds; `overflow` says what a full one drops.",
+        ),
+    )
+    queue_max_bytes: int = field(
+        default=50_000_000,
+        metadata=setting(
+            "mqtt.queue.max_bytes",
+            whole(1_000_000, 1_000_000_000_000, "bytes"),
+            "What the queue file may grow to; its log takes 1 MB more.",
+        ),
+    )
+    overflow: str = field(
+        default=THIN,
+        metadata=setting(
+            "mqtt.queue.overflow",
+            one_of({THIN: "", OLDEST: ""}),
+            "What a full queue drops: QoS 0 before QoS 1, and that before QoS 2, the oldest first. thin drops every "
+            "second message of the older half of QoS 0 instead, so that a long way is kept at a coarser grain. "
+            "oldest with the order fifo drops the oldest, whatever its QoS.",
         ),
     )
     queue_order: str = field(

@@ -199,7 +199,7 @@ class MQTTManager(process.OfOneProcess):
         self._started_s = time.monotonic()
         self._callback = ConnectionCallback()
         self._on_drop: Callable[[Dropped], None] | None = None
-        self._drops: Counter[str] = Counter()
+        self._drops: Counter[tuple[str, int]] = Counter()
         self._expiry_told: set[CertificateExpiry] = set()
         self._reconnect_count = 0
         self._attempts = self._connects = 0
@@ -222,7 +222,9 @@ class MQTTManager(process.OfOneProcess):
         self._store = Store(
             config.queue_path,
             max_queue_size=config.queue_max_size,
+            max_queue_bytes=config.queue_max_bytes,
             queue_order=config.queue_order,
+            overflow=config.overflow,
             ttl_ms=int(config.queue_ttl_hours * _HOUR_MS),
             max_retry=config.queue_max_retry,
             qos0_commit_delay_s=config.qos0_commit_delay_s,
@@ -377,8 +379,13 @@ class MQTTManager(process.OfOneProcess):
     def get_metrics(self) -> Metrics:
         """A snapshot of the counters."""
         with self._lock:
-            drops = dict(self._drops)
+            counts = dict(self._drops)
             reconnect_count = self._reconnect_count
+        drops: Counter[str] = Counter()
+        drops_by_qos: dict[str, list[int]] = {}
+        for (reason, qos), count in counts.items():
+            drops[reason] += count
+            drops_by_qos.setdefault(reason, [0, 0, 0])[qos] += count
         if self._store.rows_lost:
             # Some of them were told of: where somebody waited for them.
             told = drops.get(DropReason.DAMAGED_FILE.value, 0)
@@ -404,7 +411,8 @@ class MQTTManager(process.OfOneProcess):
             queue_size=self._outbox.stored_count,
             reconnect_count=reconnect_count,
             in_doubt=self._outbox.in_doubt_count,
-            drops=drops,
+            drops=dict(drops),
+            drops_by_qos=drops_by_qos,
             pin_failures=self._policy.pin_failures,
             expiring_certificates=self._connector.expiring(self._clocks.wall_ms() / 1000),
             weaknesses=self._outbox.weaknesses.counts(),
@@ -541,7 +549,7 @@ class MQTTManager(process.OfOneProcess):
     def _on_dropped(self, dropped: list[Dropped]) -> None:
         with self._lock:
             for each in dropped:
-                self._drops[each.reason.value] += 1
+                self._drops[each.reason.value, each.qos] += 1
         callback = self._on_drop
         if callback is None:
             return

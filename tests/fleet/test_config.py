@@ -130,10 +130,12 @@ MALFORMED: dict[str, list[object]] = {
     "on_owner_away": ["stay", None, True],
     "max_unreleased": [0, 65_535, 1.0, None],
     "status_interval_s": [-1, math.nan, math.inf, "300", True],
+    "overflow": ["", "newest", None],
     "qos0_commit_delay_s": [-1, math.nan, 3601, None],
 }
 QUEUE_MALFORMED: dict[str, list[object]] = {
     "queue_max_size": [0, -1, 1.5, True, 100_000_001, None],
+    "queue_max_bytes": [0, 999_999, 1e6, None],
     "queue_order": ["", "FIFO", "lifo", None, 1],
     "queue_ttl_hours": [0, -1, math.nan, math.inf, "24", True],
     "queue_max_retry": [0, -1, 1.5, True, None],

@@ -22,6 +22,8 @@ SETTING_VALUES: dict[str, tuple[str, object]] = {
     "retry_initial_delay_ms": ("2001", 2001),
     "retry_max_delay_ms": ("60001", 60_001),
     "queue_max_size": ("9999", 9999),
+    "queue_max_bytes": ("1000001", 1_000_001),
+    "overflow": ("oldest", "oldest"),
     "queue_order": ("fifo", "fifo"),
     "queue_ttl_hours": ("0.5", 0.5),
     "queue_max_retry": ("4", 4),

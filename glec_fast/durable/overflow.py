@@ -1,0 +1,174 @@
+"""What a full queue gives up, so that others have room: see docs/internals/order-and-overflow.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from glec_fast.durable._table import QueueTable
+from glec_fast.durable.dropping import DROP_ROWS_MAX, Dropping
+from glec_fast.durable.limits import THIN, Limits
+from glec_fast.durable.outcomes import Dropped, DropReason
+from glec_fast.durable.reader import Reader
+from glec_fast.durable.transaction import Commit, Head, Row
+
+_TELEMETRY, _RESULT, _ALERT = range(3)
+# So many per cent of the limit go at once of QoS 0, as to drop a few with each transaction writes more pages.
+_BATCH_PERCENT = 1
+# The gap that makes every second message of an unbroken row go.
+_SECOND = 2
+# What rows take in the file, with indexes and unfilled pages, is less than so many times their size.
+_ROOM_FACTOR = 2
+
+
+class Overflow:
+    """Belongs to the thread that holds the writer's lock. `make_room` wants the reader's lock held too."""
+
+    def __init__(self, limits: Limits, reader: Reader, dropping: Dropping) -> None:
+        self._limits = limits
+        self._reader = reader
+        self._dropping = dropping
+        # The file is near its limit: what is finished goes first.
+        self.is_tight = False
+        # There may be rows of QoS 0 on disk.
+        self._has_telemetry = True
+        self._grain = _Grain()
+
+    def may_be_needed(self, commit: Commit, table: QueueTable) -> bool:
+        """True if the rows of `commit` may need room; looked at before its transaction."""
+        if not commit.rows:
+            return False
+        if self._excess_rows(commit, len(commit.deleting)) > 0:
+            return True
+        limit_bytes = self._limits.max_bytes
+        if not limit_bytes:
+            return False
+        used_bytes = table.used_bytes()
+        self.is_tight = used_bytes > limit_bytes // 4 * 3
+        if used_bytes <= limit_bytes // 2:
+            return False
+        # Rows go in before others go out. What is left below the limit must take these and as many again.
+        return used_bytes + 2 * _ROOM_FACTOR * _size_bytes(commit.rows) > limit_bytes
+
+    def note_rows(self, rows: Iterable[Row]) -> None:
+        """These come into the queue."""
+        self._has_telemetry = self._has_telemetry or any(row[3] == _TELEMETRY for row in rows)
+
+    def note_strangers(self) -> None:
+        """Another program has written to the queue."""
+        self._has_telemetry = True
+
+    def make_room(self, commit: Commit, table: QueueTable, dropped: list[Dropped]) -> None:
+        """In the transaction of `commit`, whose rows are in: delete what is too much.
+
+        dropped: what the transaction has deleted unsent already, and what this does behind it.
+        """
+        most = len(commit.rows) + DROP_ROWS_MAX
+        while most > 0:
+            excess = max(self._excess_rows(commit, table.deleted), self._excess_by_bytes(commit, table))
+            if excess <= 0:
+                break
+            count = self._choose(table, min(excess, most), most)
+            if not count:
+                break
+            dropped += self._dropping.delete_marked(table, dropped)
+            most -= count
+
+    def _excess_rows(self, commit: Commit, deleted: int) -> int:
+        return commit.row_count + len(commit.rows) - deleted - self._limits.max_rows
+
+    def _excess_by_bytes(self, commit: Commit, table: QueueTable) -> int:
+        """About so many rows are more than the file may hold, with room for as much as `commit` brings."""
+        limit_bytes = self._limits.max_bytes
+        if not limit_bytes:
+            return 0
+        limit_bytes = max(limit_bytes - _ROOM_FACTOR * _size_bytes(commit.rows), limit_bytes // 4 * 3)
+        used_bytes = table.used_bytes()
+        if used_bytes <= limit_bytes:
+            return 0
+        row_count = commit.row_count + len(commit.rows) - table.deleted
+        return -(-row_count * (used_bytes - limit_bytes) // used_bytes)
+
+    def _choose(self, table: QueueTable, wanted: int, most: int) -> int:
+        """Mark `wanted` rows, or more, up to `most`; returns how many."""
+        dropping, reader = self._dropping, self._reader
+        count = 0
+        if self._has_telemetry and self._limits.overflow == THIN:
+            batch = min(max(wanted, self._limits.max_rows * _BATCH_PERCENT // 100), most)
+            count = self._thin(table, batch)
+        if not self._limits.is_ranked:
+            return count + dropping.choose(reader.heads_ahead(table), DropReason.OVERFLOW, wanted - count)
+        for qos in (_TELEMETRY, _RESULT, _ALERT):
+            if count >= wanted:
+                break
+            if qos == _TELEMETRY and not self._has_telemetry:
+                continue
+            found = dropping.choose(
+                table.heads_of(qos, *reader.lane_of(qos).position), DropReason.OVERFLOW, wanted - count
+            )
+            if qos == _TELEMETRY and not found:
+                self._has_telemetry = table.older_half_of_telemetry() != (0, 0)
+            count += found
+        return count
+
+    def _thin(self, table: QueueTable, wanted: int) -> int:
+        """Mark rows of the older half of QoS 0 until so many are; returns how many.
+
+        Every second one where messages stand closest, so that it is the whole way that becomes coarser, and not its
+        beginning that is lost: what is left of a part that was thinned before waits until the rest is as coarse.
+        """
+        count = 0
+        while count < wanted:
+            grain = self._grain
+            heads = grain.closest(table.telemetry_between(grain.at_id, grain.end_id))
+            found = self._dropping.choose(heads, DropReason.THINNED, wanted - count)
+            count += found
+            if count < wanted and not grain.go_on(*table.older_half_of_telemetry()):
+                self._grain = _Grain()
+                break
+        return count
+
+
+class _Grain:
+    """How far thinning is: behind it, of three messages in a row the outer ones are more than `gap` ids apart.
+
+    Ids and not times, as those may be moved, and many messages may share one.
+    """
+
+    def __init__(self) -> None:
+        self.gap = _SECOND
+        # The last that was looked at, and the last of them that stays; and the end of the half.
+        self.at_id = self._kept_id = self.end_id = 0
+
+    def closest(self, heads: Iterator[Head]) -> Iterator[Head]:
+        """Those of `heads`, which begin behind `at_id`, that may go; the last waits until the next is known."""
+        head = next(heads, None)
+        if head is not None and not self._kept_id:
+            # The beginning of the way.
+            self.at_id = self._kept_id = head[0]
+            head = next(heads, None)
+        for following in heads:
+            assert head is not None
+            self.at_id = head[0]
+            if following[0] - self._kept_id <= self.gap:
+                yield head
+            else:
+                self._kept_id = head[0]
+            head = following
+
+    def go_on(self, first_id: int, half_id: int) -> bool:
+        """All was looked at: what has come into the older half since is next, or else all of it with a wider gap.
+
+        first_id, half_id: of that half. False if even that would leave nothing but the ends.
+        """
+        if first_id > self.at_id:
+            # What was thinned has left.
+            self.gap, self.at_id, self._kept_id, self.end_id = _SECOND, 0, 0, half_id
+            return half_id > first_id
+        if half_id <= self.end_id:
+            self.gap, self.at_id, self._kept_id = 2 * self.gap, 0, 0
+        self.end_id = half_id
+        return self.gap <= 2 * (half_id - first_id)
+
+
+def _size_bytes(rows: list[Row]) -> int:
+    return sum([len(row[1]) + len(row[2]) for row in rows]) + 100 * len(rows)

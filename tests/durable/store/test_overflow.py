@@ -1,0 +1,180 @@
+"""What a full queue gives up: telemetry before results before alerts, thinned or the oldest, by rows and by bytes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from glec_fast.durable.limits import ALERTS_FIRST, FIFO, OLDEST, THIN
+from glec_fast.durable.outcomes import DropReason
+from glec_fast.durable.store import Store
+from support.store import WAIT_S, RecordingOutbox, ids_on_disk
+
+RANKED = pytest.mark.parametrize(
+    "settings",
+    [
+        {"queue_order": ALERTS_FIRST, "overflow": THIN},
+        {"queue_order": ALERTS_FIRST, "overflow": OLDEST},
+        {"queue_order": FIFO, "overflow": THIN},
+    ],
+    ids=["alerts first, thin", "alerts first, oldest", "fifo, thin"],
+)
+
+
+def put(store: Store, qos: int, count: int, size_bytes: int = 10) -> list[int]:
+    ids = store.append_many([("t", "x" * size_bytes, qos)] * count)
+    assert store.wait_durable(ids[-1], WAIT_S)
+    return ids
+
+
+def qos_on_disk(store: Store) -> Counter[int]:
+    return Counter(row[3] for row in store.run(lambda table: table.read_all()))
+
+
+class TestRanks:
+    @RANKED
+    def test_no_alert_goes_while_there_is_telemetry(
+        self, make_store: Callable[..., Store], settings: dict[str, str]
+    ) -> None:
+        store = make_store(max_queue_size=50, **settings)
+        outbox = RecordingOutbox(store)
+        put(store, 2, 5)
+        put(store, 1, 5)
+        for _ in range(100):
+            put(store, 0, 1)
+        assert qos_on_disk(store) == {0: 40, 1: 5, 2: 5}
+        assert {each.qos for each in outbox.dropped} == {0}
+
+    @RANKED
+    def test_results_go_before_alerts(self, make_store: Callable[..., Store], settings: dict[str, str]) -> None:
+        store = make_store(max_queue_size=10, **settings)
+        outbox = RecordingOutbox(store)
+        put(store, 2, 4)
+        results = put(store, 1, 4)
+        put(store, 0, 2)
+        put(store, 2, 3)
+        outbox.wait(lambda heard: len(heard.dropped) == 3)
+        assert [each.qos for each in outbox.dropped] == [0, 0, 1]
+        assert outbox.dropped[-1].message_id == results[0]
+        put(store, 2, 3)
+        outbox.wait(lambda heard: len(heard.dropped) == 6)
+        assert qos_on_disk(store) == {2: 10}
+        put(store, 2, 1)
+        outbox.wait(lambda heard: len(heard.dropped) == 7)
+        assert outbox.dropped[-1][0] == 1
+        assert outbox.dropped[-1].reason is DropReason.OVERFLOW
+
+    @RANKED
+    def test_telemetry_does_not_push_out_alerts_that_fill_the_queue(
+        self, make_store: Callable[..., Store], settings: dict[str, str]
+    ) -> None:
+        store = make_store(max_queue_size=10, **settings)
+        outbox = RecordingOutbox(store)
+        put(store, 2, 10)
+        (late,) = put(store, 0, 1)
+        outbox.wait(lambda heard: heard.dropped)
+        assert [each.message_id for each in outbox.dropped] == [late]
+
+    def test_fifo_and_oldest_is_the_oldest_of_all(self, make_store: Callable[..., Store], path: Path) -> None:
+        store = make_store(max_queue_size=3, queue_order=FIFO, overflow=OLDEST)
+        put(store, 2, 1)
+        put(store, 0, 3)
+        assert ids_on_disk(path) == [2, 3, 4]
+
+    def test_what_is_in_flight_stays(self, make_store: Callable[..., Store]) -> None:
+        store = make_store(max_queue_size=10, queue_order=ALERTS_FIRST, overflow=THIN)
+        outbox = RecordingOutbox(store)
+        put(store, 2, 2)
+        put(store, 0, 8)
+        assert [row[0] for row in store.read_alerts(10)[0]] == [1, 2]
+        assert outbox.read(4) == [3, 4, 5, 6]
+        store.rewind([1, 3, 4], [])
+        put(store, 2, 8)
+        outbox.wait(lambda heard: len(heard.dropped) == 8)
+        # Two that are in flight stay beside the alerts, though the queue is full.
+        assert sorted(each.message_id for each in outbox.dropped) == [2, 5, 6, 7, 8, 9, 10, 11]
+
+
+class TestThinning:
+    def test_the_whole_way_is_kept_at_a_coarser_grain(self, make_store: Callable[..., Store], path: Path) -> None:
+        store = make_store(max_queue_size=400, queue_order=ALERTS_FIRST, overflow=THIN)
+        outbox = RecordingOutbox(store)
+        ids = []
+        for _ in range(500):
+            ids += put(store, 0, 8)
+        kept = ids_on_disk(path)
+        outbox.wait(lambda heard: len(heard.dropped) == len(ids) - len(kept))
+        assert 390 < len(kept) <= 400
+        assert kept[0] == ids[0]
+        assert sorted(kept + [each.message_id for each in outbox.dropped]) == ids
+        assert {each.reason for each in outbox.dropped} == {DropReason.THINNED}
+        gaps = [after - before for before, after in pairwise(kept)]
+        assert set(gaps[-150:]) == {1}
+        # 4,000 in 200 places: nowhere is a hole.
+        assert 16 <= max(gaps) <= 64
+        assert sum(gaps[:100]) > 1600
+
+    def test_a_restart_begins_anew(self, make_store: Callable[..., Store], path: Path) -> None:
+        for _ in range(10):
+            store = make_store(max_queue_size=100, queue_order=ALERTS_FIRST, overflow=THIN)
+            for _ in range(7):
+                put(store, 0, 8)
+            store.close()
+        kept = ids_on_disk(path)
+        assert len(kept) == 100
+        assert kept[0] == 1
+
+    def test_a_few(self, make_store: Callable[..., Store], path: Path) -> None:
+        store = make_store(max_queue_size=1, queue_order=ALERTS_FIRST, overflow=THIN)
+        for _ in range(5):
+            put(store, 0, 1)
+        assert ids_on_disk(path) == [5]
+
+    def test_they_are_counted_by_reason(self, make_store: Callable[..., Store]) -> None:
+        store = make_store(max_queue_size=10, queue_order=ALERTS_FIRST, overflow=THIN)
+        put(store, 0, 10)
+        put(store, 2, 3)
+        assert store.drops == {"thinned": 3}
+
+
+class TestBytes:
+    LIMIT_BYTES = 400_000
+
+    @pytest.mark.parametrize("overflow", [THIN, OLDEST])
+    def test_the_file_grows_to_its_limit(self, make_store: Callable[..., Store], path: Path, overflow: str) -> None:
+        store = make_store(max_queue_bytes=self.LIMIT_BYTES, queue_order=ALERTS_FIRST, overflow=overflow)
+        outbox = RecordingOutbox(store)
+        alerts = put(store, 2, 50, 300)
+        for _ in range(60):
+            put(store, 0, 20, 500)
+        store.close()
+        assert path.stat().st_size <= self.LIMIT_BYTES
+        kept = ids_on_disk(path)
+        assert set(alerts) < set(kept)
+        assert len(kept) + len(outbox.dropped) == 50 + 1200
+        # Of telemetry that takes 560 bytes in the file: more than half of what would fit.
+        assert len(kept) > self.LIMIT_BYTES / 560 / 2
+
+    def test_a_large_message_makes_room_for_itself(self, make_store: Callable[..., Store], path: Path) -> None:
+        store = make_store(max_queue_bytes=self.LIMIT_BYTES, queue_order=ALERTS_FIRST, overflow=THIN)
+        put(store, 0, 300, 1000)
+        (alert,) = put(store, 2, 1, 200_000)
+        assert store.run(lambda table: table.used_bytes()) <= self.LIMIT_BYTES
+        assert ids_on_disk(path)[-1] == alert
+
+    def test_finished_rows_go_first(self, make_store: Callable[..., Store]) -> None:
+        store = make_store(max_queue_bytes=self.LIMIT_BYTES, queue_order=ALERTS_FIRST, overflow=THIN)
+        outbox = RecordingOutbox(store)
+        for _ in range(20):
+            put(store, 1, 100, 500)
+            outbox.finish(outbox.read_all())
+        assert outbox.dropped == []
+
+    def test_without_a_limit_nothing_is_measured(self, make_store: Callable[..., Store]) -> None:
+        store = make_store(max_queue_size=10**6)
+        put(store, 0, 3000, 1000)
+        assert store.size == 3000
