@@ -18,6 +18,7 @@ EXTENSIONS = (
     "durable/_table",
     "fleet/_payload",
     "outbox/_outbox",
+    "outbox/_pace",
     "protocol/_inbound",
     "protocol/_session",
     "runtime/_lock",

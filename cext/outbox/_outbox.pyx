@@ -19,6 +19,7 @@ from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from cython cimport annotation_typing, freelist, no_gc
 from libc.stddef cimport size_t
 from libc.string cimport memchr
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from glec_fast.runtime._lock cimport Condition, Lock
 from mqtt_wire cimport REMAINING_LENGTH_MAX
@@ -34,6 +35,7 @@ from glec_fast._paho import encode_payload
 from glec_fast.errors import UnsupportedError
 from glec_fast.protocol._session import Session
 from glec_fast.durable._table import Finished, merged
+from glec_fast.outbox._pace import Pace
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.durable.in_doubt import Decision
 from glec_fast.runtime.process import forbid_waiting
@@ -58,6 +60,13 @@ cdef object CONNECTION_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
 cdef object SENT_AGAIN = Decision.SENT_AGAIN
 cdef object LEFT_TO_BROKER = Decision.LEFT_TO_BROKER
 cdef object AT_LEAST_ONCE = Decision.AT_LEAST_ONCE
+
+
+cdef double _monotonic_s() noexcept:
+    """As `time.monotonic`."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <double>now.tv_sec + <double>now.tv_nsec * 1e-9
 
 
 # Its references lead to bytes, str and a handle, none of which leads back.
@@ -111,6 +120,8 @@ cdef class Outbox:
     # Acknowledgements of ours that were not put into the send buffer yet.
     cdef bytearray acks
     cdef bint has_acks
+    # Of what may be on its way, where that is bounded; else None.
+    cdef readonly object pace
     # Answers to what the server sent, that it has not read; what else it read since counts for it.
     cdef readonly size_t answer_bytes
 
@@ -138,6 +149,8 @@ cdef class Outbox:
         cdef bint is_last = False
         with self.lock:
             is_last = self.session.on_sent(size)
+            if self.pace is not None and size:
+                self.pace.on_sent(self.session.sent_to, self.session.answered_to, _monotonic_s())
             self.answer_bytes -= min(size, self.answer_bytes)
             self.worth_writing_bytes = <size_t>self.session.unsent_bytes + WORTH_WRITING_BYTES
         return is_last
@@ -229,6 +242,7 @@ cdef class Outbox:
             try:
                 self.session.on_acks(acks)
             finally:
+                self.note_answers()
                 finished.extend(self.settle())
                 carried = self.session.take_reasons()
                 if carried:
@@ -236,6 +250,11 @@ cdef class Outbox:
             answer_bytes = <size_t>self.session.unsent_bytes - unsent_bytes
             self.answer_bytes += answer_bytes
         return answer_bytes
+
+    def note_answers(self):
+        """The server has answered; the caller holds the lock."""
+        if self.pace is not None:
+            self.session.byte_window = self.pace.on_answered(self.session.answered_to, _monotonic_s())
 
     cdef int flush_acks(self) except -1:
         """The caller holds the lock."""

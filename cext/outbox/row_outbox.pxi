@@ -79,6 +79,7 @@ cdef class RowOutbox(Outbox):
     def __init__(self, store, int window, on_work, *, int max_unreleased=0, bint resend_in_doubt=False):
         super().__init__(window, on_work, durable=True, max_unreleased=max_unreleased)
         self.store = store
+        self.pace = Pace()
         self._rows = []
         self._alerts = []
         self._more_to_read = True
@@ -140,11 +141,17 @@ cdef class RowOutbox(Outbox):
         cdef Py_ssize_t room
         with self.lock:
             if self._rows_gone < PyList_GET_SIZE(self._rows):
-                self._rows_gone = self.session.admit_rows(self._rows, self._rows_gone)
+                self._rows_gone = self.session.admit_rows(self._rows, self._rows_gone, True)
             if self._rows_gone < PyList_GET_SIZE(self._rows) or self.session.unsent_bytes > UNSENT_BYTES_MAX:
                 return False
             room = self.session.room()
             return room >= min(PULL_ROWS_MIN, <int>self.session.window // 2) or self.session.in_flight == 0
+
+    def on_pong(self):
+        """PINGRESP came."""
+        with self.lock:
+            self.session.on_pong()
+            self.note_answers()
 
     cdef int _forget_rows(self) except -1:
         """They are read again."""
@@ -278,6 +285,9 @@ cdef class RowOutbox(Outbox):
         """(what is parked, what is finished): neither is to be read as new."""
         with self.lock:
             self.session.resume(True, receive_maximum)
+            self.session.on_accepted()
+            self.pace.begin()
+            self.session.byte_window = self.pace.window_bytes
             self._forget_rows()
             self._more_to_read = self._may_have_orphans = True
             return self.session.parked_ids(), self._finished.ids.copy()

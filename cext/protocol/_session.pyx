@@ -84,6 +84,11 @@ from glec_fast.errors import MessageError, ProtocolError
 
 cdef enum:
     WITH_EXTRAS_COLUMNS = 8
+    UNBOUNDED_BYTES = 0x7FFFFFFF
+    PING_BYTES = 2
+    FIRST_BYTE_OF_PINGREQ = 0xC0
+    # QoS 0 is asked about so many times in a window.
+    ASKED_OF_WINDOW = 4
     ACK_MAX_BYTES = 5
     REASON_FAILURE = 0x80
     REASON_PACKET_ID_NOT_FOUND = 0x92
@@ -95,6 +100,9 @@ cdef enum Outcome:
     REFUSED
     # Nobody asks for it any more.
     GIVEN_UP
+
+
+cdef bytes PINGREQ_PACKET = b"\xc0\x00"
 
 
 cdef bytes _as_bytes(data):
@@ -158,6 +166,14 @@ cdef class Session:
     cdef vector.Vector marks, retired, done
     # The picture has changed since the last `image`.
     cdef bint dirty
+    # Stream offsets: what the server is known to have read, by its answers, and what its next answers will prove.
+    cdef uint64_t proven_to, asked_to
+    # Ends of PINGREQs that were put and not answered.
+    cdef vector.Vector pings
+    # How many were put on this connection, and answered.
+    cdef readonly Py_ssize_t pings_put, pings_answered
+    # `admit_rows` takes rows that are bounded only while fewer bytes than that are unanswered.
+    cdef public size_t byte_window
 
     # message id -> (packet id, state, qos, whether its question may have left)
     cdef dict parked
@@ -172,6 +188,8 @@ cdef class Session:
         self.marks.item_bytes = sizeof(Mark)
         self.retired.item_bytes = sizeof(Retired)
         self.done.item_bytes = sizeof(int64_t)
+        self.pings.item_bytes = sizeof(uint64_t)
+        self.byte_window = UNBOUNDED_BYTES
 
     def __init__(self, int window=20, bint durable=False, int max_unreleased=0):
         self.durable = durable
@@ -191,6 +209,7 @@ cdef class Session:
         vector.free_items(&self.marks)
         vector.free_items(&self.retired)
         vector.free_items(&self.done)
+        vector.free_items(&self.pings)
 
     # ---- the window and packet ids
 
@@ -301,8 +320,15 @@ cdef class Session:
         cdef size_t size = <size_t>PyBytes_GET_SIZE(data)
         if size == 0:
             return
+        cdef bint is_ping = size == PING_BYTES and <uint8_t>data[0] == FIRST_BYTE_OF_PINGREQ
+        if is_ping:
+            vector.reserve(&self.pings)
         if send_buffer.insert(&self.out, <const uint8_t*>PyBytes_AS_STRING(data), size):
             self._shift_after(self.out.base + self.out.ready - size, size)
+        if is_ping:
+            (<uint64_t*>vector.push(&self.pings))[0] = self.out.base + self.out.ready
+            self.pings_put += 1
+            self.asked_to = max(self.asked_to, self.out.base + self.out.ready)
         if last:
             send_buffer.end_here(&self.out)
 
@@ -317,6 +343,43 @@ cdef class Session:
         for slot in range(self.table.capacity):
             if self.table.exchanges[slot].state != FREE and self.table.exchanges[slot].asked_end > cut:
                 self.table.exchanges[slot].asked_end += size
+        if self.asked_to > cut:
+            self.asked_to += size
+
+    @property
+    def sent_to(self) -> int:
+        """Stream offset of the end of what the socket has taken."""
+        return send_buffer.sent_to(&self.out)
+
+    @property
+    def answered_to(self) -> int:
+        """Stream offset of the end of what the server has read, as its answers on this connection prove."""
+        return self.proven_to
+
+    @property
+    def unanswered_bytes(self) -> int:
+        """Bytes encoded that no answer of the server proves that it has read."""
+        return send_buffer.encoded_to(&self.out) - self.proven_to
+
+    @property
+    def unasked_bytes(self) -> int:
+        """Those of them that no answer will prove, as they are QoS 0 behind the last packet that has one."""
+        return send_buffer.encoded_to(&self.out) - max(self.proven_to, self.asked_to)
+
+    def on_accepted(self):
+        """CONNACK came, which answers what has left by then."""
+        self._prove(send_buffer.sent_to(&self.out))
+
+    def on_pong(self):
+        """PINGRESP came: the server has read what went before the first PINGREQ that was not answered."""
+        if self.pings.count:
+            self._prove((<uint64_t*>vector.at(&self.pings, 0))[0])
+            vector.pop(&self.pings)
+            self.pings_answered += 1
+
+    cdef inline void _prove(self, uint64_t end) noexcept:
+        if self.proven_to < end <= self.out.offered:
+            self.proven_to = end
 
     def peek(self, size_t limit) -> bytes:
         """A copy of the next bytes that may leave, at most `limit`."""
@@ -457,14 +520,15 @@ cdef class Session:
                 raise AssertionError("no packet id is free; the window was exceeded")
         end = self._encode_publish(topic, payload, flags, packet_id, properties, qos == 2 and self.durable)
         exchange = exchanges.open(&self.table, packet_id, message_id, <uint8_t>qos, SENT)
-        exchange.asked_end = end
+        exchange.asked_end = self.asked_to = end
         if qos == 2:
             self.places_max = max(self.places_max, self._places())
         return 0
 
-    def admit_rows(self, list rows, Py_ssize_t start) -> int:
+    def admit_rows(self, list rows, Py_ssize_t start, bint is_bounded=False) -> int:
         """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
 
+        is_bounded: they fit only while fewer than `byte_window` bytes are unanswered.
         A row of eight columns or more has retain and packed properties in its seventh and eighth.
         Returns the index of the first that did not fit: behind it none goes, so that the order stays.
         A row that MQTT cannot carry, as another program may have left one, is handed back by `take_refused`.
@@ -473,6 +537,8 @@ cdef class Session:
         cdef Py_ssize_t index
         for index in range(start, len(rows)):
             row = rows[index]
+            if is_bounded and not self._has_byte_room():
+                return index
             if len(row) < 4:
                 raise ValueError(f"a row of {len(row)} columns; it has at least 4")
             try:
@@ -491,6 +557,20 @@ cdef class Session:
                 return index
         return len(rows)
 
+    cdef bint _has_byte_room(self) except -1:
+        """True while fewer than `byte_window` bytes are unanswered.
+
+        The server is asked for an answer where it would give none, to QoS 0, or none before the window is used up: it
+        reads in order, so that PINGRESP proves all that went before its PINGREQ.
+        """
+        cdef uint64_t encoded_to = send_buffer.encoded_to(&self.out)
+        cdef bint is_used_up = encoded_to - self.proven_to >= self.byte_window
+        if (is_used_up and self.pings.count == 0) or (
+            (encoded_to - max(self.proven_to, self.asked_to)) * ASKED_OF_WINDOW > self.byte_window
+        ):
+            self.put_packet(PINGREQ_PACKET)
+        return not is_used_up
+
     cdef int _resume(self, int64_t message_id, tuple aside, object topic, object payload, uint8_t flags,
                      object properties) except -1:
         cdef uint16_t packet_id = aside[0]
@@ -506,7 +586,7 @@ cdef class Session:
                 self.out.gate_wanted = True
             exchange = exchanges.open(&self.table, packet_id, message_id, qos, RELEASED)
             self._encode_ack(PUBREL | 2, packet_id, 0)
-            exchange.asked_end = send_buffer.encoded_to(&self.out)
+            exchange.asked_end = self.asked_to = send_buffer.encoded_to(&self.out)
             exchange.left_before = left
             self.admitted_command = PUBREL | 2
             return 0
@@ -516,7 +596,7 @@ cdef class Session:
         end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties,
                                    False)
         exchange = exchanges.open(&self.table, packet_id, message_id, qos, SENT)
-        exchange.asked_end = end
+        exchange.asked_end = self.asked_to = end
         exchange.left_before = left
         return 0
 
@@ -559,6 +639,7 @@ cdef class Session:
         if exchange.state == SENT:
             if not was_asked:
                 return self._on_misfit(packet_id, "it was acknowledged before its PUBLISH was sent (MQTT 4.3)")
+            self._prove(exchange.asked_end)
             if kind == PUBREC:
                 if exchange.qos != 2:
                     return self._on_misfit(packet_id, "PUBREC for a QoS 1 message (MQTT 4.3.2)")
@@ -576,6 +657,7 @@ cdef class Session:
                 return self._on_misfit(packet_id, "another answer to a PUBLISH that had its PUBREC (MQTT 4.3.3)")
             if not was_asked:
                 return self._on_misfit(packet_id, "PUBCOMP before its PUBREL was sent (MQTT 4.3.3)")
+            self._prove(exchange.asked_end)
             if refused:
                 refused = False
                 if exchange.left_before:
@@ -614,7 +696,8 @@ cdef class Session:
         if self.durable:
             self.dirty = self.out.gate_wanted = True
         self._encode_ack(PUBREL | 2, exchange.packet_id, 0)
-        exchanges.release(&self.table, exchange, send_buffer.encoded_to(&self.out))
+        self.asked_to = send_buffer.encoded_to(&self.out)
+        exchanges.release(&self.table, exchange, self.asked_to)
         return 0
 
     cdef int _on_pubrec_again(self, Exchange* exchange) except -1:
@@ -795,6 +878,9 @@ cdef class Session:
         self.stale = max(self.stale, min(self.places_max, self.max_unreleased - 1))
         self.places_max = 0
         send_buffer.discard(&self.out)
+        self.proven_to = self.asked_to = send_buffer.encoded_to(&self.out)
+        vector.clear(&self.pings)
+        self.pings_put = self.pings_answered = 0
         vector.clear(&self.marks)
         self.strays.clear()
 
@@ -876,7 +962,7 @@ cdef class Session:
         # Whether the server ever had it does not matter: nobody is to be told.
         exchange = exchanges.open(&self.table, packet_id, message_id, 2, RELEASED)
         self._encode_ack(PUBREL | 2, packet_id, 0)
-        exchange.asked_end = send_buffer.encoded_to(&self.out)
+        exchange.asked_end = self.asked_to = send_buffer.encoded_to(&self.out)
         exchange.left_before = True
         del self.parked[message_id]
         self._count_parked()

@@ -12,6 +12,7 @@ from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.store import Store
 from glec_fast.durable.transaction import Row
 from glec_fast.mqtt.inbound_message import InboundMessage
+from glec_fast.outbox._pace import Pace
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.protocol._session import Session
 from glec_fast.runtime._lock import Condition, Lock
@@ -94,6 +95,8 @@ class Outbox:
         """(message, first byte of the packet) of all that was encoded since the last call."""
     def greet(self, session_present: bool, receive_maximum: int) -> None:
         """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
+    def note_answers(self) -> None:
+        """The session was given answers of the server; the caller holds the lock."""
     def on_pingresp(self) -> None:
         """PINGRESP came. What that ends is told with the next that are finished."""
     def put_packet(self, packet: bytes | bytearray, *, first: bool = False, last: bool = False) -> bool:
@@ -256,6 +259,11 @@ class RowOutbox(Outbox):
     def _direct(self) -> dict[int, tuple[str, str | bytes, Extras | None, PublishHandle]]: ...
     @property
     def _pulling(self) -> Lock: ...
+    @property
+    def pace(self) -> Pace:
+        """How many bytes may be on their way."""
+    def on_pong(self) -> None:
+        """PINGRESP came."""
     def pull(self) -> None:
         """Encode the next rows as far as the window has room, and read more of them from the store."""
     def _pull(self) -> None: ...

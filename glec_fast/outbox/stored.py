@@ -26,6 +26,8 @@ _PULL_ROWS_MAX = 250
 # What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt.
 _REFUSED_PAUSE_S = 30.0
 _PINGREQ = b"\xc0\x00"
+# Of QoS 0 that goes past the queue the broker is asked to answer as often: once in half a minute of telemetry.
+_UNASKED_BYTES_MAX = 16_000
 
 logger = logging.getLogger("glec_fast")
 
@@ -62,6 +64,8 @@ class DurableOutbox(RowOutbox):
         # Whether this connection asks the broker to keep the session.
         self.asks_to_keep = True
         self._unanswered = Unanswered()
+        # The number of the PINGREQ that asks for it.
+        self._asked_at = 0
         # A connection that was accepted begins with PINGREQ alone; and what it will go on with.
         self.is_proving = False
         self._receive_maximum = 65_535
@@ -188,14 +192,20 @@ class DurableOutbox(RowOutbox):
             # The queue refuses it, and tells of it.
             return None
         with self.lock:
-            if not self.is_open or self.session.unsent_bytes > UNSENT_BYTES_MAX:
+            if not self.is_open or self.session.unsent_bytes > UNSENT_BYTES_MAX or self._is_link_full():
                 return None
             self._direct_id -= 1
             handle = PublishHandle(self._direct_id, self._published, 0)
             self._direct[self._direct_id] = (topic, payload, extras, handle)
             self.session.admit(self._direct_id, topic, payload, 0, *columns)
+            if self.session.unasked_bytes > max(self.session.byte_window // 4, _UNASKED_BYTES_MAX):
+                self.session.put_packet(_PINGREQ)
         self._on_work()
         return handle
+
+    def _is_link_full(self) -> bool:
+        """What goes to the queue now is there in order, and an alert can overtake it. The caller holds the lock."""
+        return self.pace.is_measured and self.session.unanswered_bytes > self.session.byte_window
 
     def wait_direct(self, deadline_s: float) -> bool:
         """Wait until the socket has what went past the queue; False at the deadline, of `time.monotonic`."""
@@ -400,9 +410,15 @@ class DurableOutbox(RowOutbox):
             must_wait = self._unanswered.begin(self.session.released_ids(), time.monotonic())
         self.is_proving = must_wait
         if must_wait:
-            self.put_packet(_PINGREQ)
+            self._ask_for_answers()
         else:
             self._open()
+
+    def _ask_for_answers(self) -> None:
+        """PINGRESP will say that what was asked before has no answer."""
+        with self.lock:
+            self.put_packet(_PINGREQ)
+            self._asked_at = self.session.pings_put
 
     def _open(self) -> None:
         """Begin to send on a connection that was accepted."""
@@ -445,14 +461,17 @@ class DurableOutbox(RowOutbox):
             waiting = frozenset(self.session.unanswered_ids())
             unanswered.asked = [message_id for message_id in unanswered.suspects if message_id in waiting]
         if unanswered.asked:
-            self.put_packet(_PINGREQ)
+            self._ask_for_answers()
 
     def on_pingresp(self) -> None:
         """See `Outbox.on_pingresp`: messages may be given up for it, and left to the broker."""
         with self.lock:
-            asked = self._unanswered.on_pingresp()
+            self.on_pong()
+            # Others may have been put before.
+            is_answer = self.session.pings_answered >= self._asked_at
+            asked = self._unanswered.on_pingresp() if is_answer else []
         if not asked:
-            if self.is_proving:
+            if self.is_proving and is_answer:
                 self._open()
             return
         if count := self.give_up(asked):

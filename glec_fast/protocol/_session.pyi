@@ -77,6 +77,31 @@ class Session:
         """The next unused packet id without taking it; 0 where all are taken. For SUBSCRIBE and UNSUBSCRIBE."""
     def put_packet(self, packet: bytes | bytearray, last: bool = False) -> None:
         """Append a control packet to what may leave. It does not wait at the gate. `last`: nothing leaves after it."""
+    @property
+    def sent_to(self) -> int:
+        """Stream offset of the end of what the socket has taken."""
+    @property
+    def answered_to(self) -> int:
+        """Stream offset of the end of what the server has read, as its answers on this connection prove."""
+    @property
+    def unanswered_bytes(self) -> int:
+        """Bytes encoded that no answer of the server proves that it has read."""
+    @property
+    def unasked_bytes(self) -> int:
+        """Those of them that no answer will prove, as they are QoS 0 behind the last packet that has one."""
+    @property
+    def pings_put(self) -> int:
+        """PINGREQs that were put on this connection."""
+    @property
+    def pings_answered(self) -> int:
+        """Those of them that were answered."""
+    byte_window: int
+    """`admit_rows` takes rows that are bounded only while fewer bytes than that are unanswered."""
+
+    def on_accepted(self) -> None:
+        """CONNACK came, which answers what has left by then."""
+    def on_pong(self) -> None:
+        """PINGRESP came: the server has read what went before the first PINGREQ that was not answered."""
     def peek(self, limit: int) -> bytes:
         """A copy of the next bytes that may leave, at most `limit`."""
     def on_sent(self, size: int) -> bool:
@@ -103,7 +128,7 @@ class Session:
         packet_id: 0, or one taken with `reserve_packet_id`.
         Raises MessageError where MQTT cannot carry it. After any error nothing is kept of it.
         """
-    def admit_rows(self, rows: list[tuple[Any, ...]], start: int) -> int:
+    def admit_rows(self, rows: list[tuple[Any, ...]], start: int, is_bounded: bool = False) -> int:
         """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
 
         A row of eight columns or more has retain and packed properties in its seventh and eighth.

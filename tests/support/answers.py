@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from glec_fast.mqtt.inbound_message import InboundMessage
-from glec_fast.protocol._inbound import ACKS, NEED_DATA, Inbound
+from glec_fast.protocol._inbound import ACKS, NEED_DATA, PACKET, Inbound
 
 if TYPE_CHECKING:
     from glec_fast.protocol._session import Session
 
+PINGRESP = 0xD0
+
 
 class Answers:
-    """Of one connection, whose CONNACK has come. What is not an acknowledgement, such as PINGRESP, is passed over."""
+    """Of one connection, whose CONNACK has come."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -22,9 +24,12 @@ class Answers:
         while self._inbound.advance() != NEED_DATA:
             pass
 
-    def receive(self, data: bytes) -> None:
-        """Raises ProtocolError as the parser and the session do."""
+    def receive(self, data: bytes) -> int:
+        """Returns how many PINGRESPs there were. Raises ProtocolError as the parser and the session do."""
+        pongs = 0
         self._inbound.feed(data)
         while (found := self._inbound.advance()) != NEED_DATA:
             if found == ACKS:
                 self._session.on_acks(self._inbound.acks)
+            pongs += found == PACKET and self._inbound.packet_command == PINGRESP
+        return pongs

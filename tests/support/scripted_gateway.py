@@ -85,8 +85,11 @@ class ScriptedGateway:
     def receive(self, data: bytes) -> None:
         """Bytes from the broker."""
         with self.outbox.lock:
-            self._answers.receive(data)
+            pongs = self._answers.receive(data)
+            self.outbox.note_answers()
         self._settle()
+        for _ in range(pongs):
+            self.outbox.on_pingresp()
         self.outbox.pull()
 
     def _settle(self) -> None:
