@@ -21,11 +21,11 @@ class Metrics:
     messages_sent: taken over by the broker (QoS 0: handed to the network). messages_failed: dropped, or refused by the
     broker. queue_size: messages not yet finished; queue_bytes: what the queue file and its logs take on the disk.
     sent_bytes, received_bytes: of all connections, MQTT's bytes alone, before TLS and TCP add theirs.
-    drops: by reason, see `DropReason`. drops_by_qos: by reason, those of QoS 0, 1 and 2; without what a damaged file has
-    lost, of which nobody knows the QoS. in_doubt: QoS 2 messages that a broker had received before it lost its session;
-    see docs/internals/exactly-once.md. pin_failures: connections refused as no key was pinned. expiring_certificates:
-    those of the last handshake that end within 30 days. weaknesses: what the broker does that makes QoS 2 less than
-    exactly once, and how often; see `glec_fast.outbox.weaknesses.Weakness`.
+    drops: by reason, see `DropReason`. drops_by_qos: by reason, those of QoS 0, 1 and 2; not what a damaged file lost.
+    in_doubt: QoS 2 messages that a broker had received before it lost its session; see docs/internals/exactly-once.md.
+    pin_failures: connections refused as no key was pinned. expiring_certificates: those of the last handshake that end
+    within 30 days. weaknesses: what the broker does that makes QoS 2 less than exactly once, and how often; see
+    `glec_fast.outbox.weaknesses.Weakness`.
     """
 
     is_connected: bool
