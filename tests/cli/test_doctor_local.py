@@ -43,6 +43,23 @@ class TestFiles:
         assert "nowhere.crt" in report.found("tls files")
         assert report.status_of("tls") == "skipped"
 
+    def test_each_file_that_cannot_be_used_is_told_of(self, cases: Cases, tmp_path: Path, doctor: Doctor) -> None:
+        ours = cases.authority.issue_client()
+        (tmp_path / "page.html").write_text("<html>404</html>")
+        tls = TLSConfig(
+            str(tmp_path / "page.html"),
+            str(ours.certificate_path),
+            str(tmp_path / "nowhere.key"),
+            crl_file=str(cases.authority.certificate_path),
+        )
+        report = doctor(write_properties(tmp_path, "ssl://localhost:1", tls))
+        told = [check for check in report.all["checks"] if check["check"] == "tls files"]
+        assert [each["status"] for each in told] == ["failed"] * 3
+        for each, says in zip(told, ("it is a web page", "nowhere.key", "it is a certificate"), strict=True):
+            assert says in each["found"]
+            assert each["advice"]
+        assert report.status == 1
+
     def test_a_key_that_everybody_can_read(self, cases: Cases, tmp_path: Path, doctor: Doctor) -> None:
         ours = cases.authority.issue_client()
         ours.key_path.chmod(0o644)

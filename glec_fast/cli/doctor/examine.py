@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def examine(config: MQTTConfig, *, as_device: bool = False, ntp_server: str | None = None) -> Iterator[Finding]:
     """The findings, each as soon as it is made. as_device: see `examine_login`. ntp_server: host or host:port."""
     files, context = examine_files(config)
-    yield files
+    yield from files
     addresses = examine_addresses(config.broker, config.connection_timeout_s)
     yield from addresses
     is_reachable = addresses[-1].status in ("ok", "warning")

@@ -7,6 +7,7 @@ import os
 import stat
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from glec_fast.fleet.config import MQTTConfig
 
+_FILES = "tls files"
 # Beyond that a copy would cost a gateway more than it tells.
 _LOOKED_INTO_MAX_BYTES = 64 << 20
 # The specification's "Storage Usage": 50 MB for 10,000 messages.
@@ -39,27 +41,51 @@ class QueueState(NamedTuple):
     latest_s: float | None = None
 
 
-def examine_files(config: MQTTConfig) -> tuple[Finding, TLSContext | None]:
-    """Read the certificates and keys as a connection would; None where they are of no use, or not needed."""
+def examine_files(config: MQTTConfig) -> tuple[list[Finding], TLSContext | None]:
+    """Read the certificates and keys as a connection would; None where they are of no use, or not needed.
+
+    Each that cannot be used is a finding of its own, so that one visit to the gateway mends them all.
+    """
     if not config.broker.tls:
-        return Finding("tls files", "skipped", "broker_url is not encrypted"), None
+        return [Finding(_FILES, "skipped", "broker_url is not encrypted")], None
     settings = config.tls_config or TLSConfig()
-    try:
-        with _warnings() as warnings:
-            context = TLSContextSource(settings).get()
-    except TLSFileError as error:
-        found, _, advice = str(error).partition("; ")
-        return Finding("tls files", "failed", found, advice or "mend it; it is read again at each connection"), None
-    unsafe = [text for text in warnings if "can read" in text]
-    if unsafe:
-        found, _, advice = unsafe[0].partition(": ")
-        return Finding("tls files", "warning", found, advice), context
-    passed_over = [text for text in warnings if "passed over" in text]
-    if passed_over:
-        return Finding("tls files", "warning", passed_over[0], "take out what is not needed"), context
-    named = [name for name in Material._fields if getattr(settings, name) is not None]
-    found = f"{', '.join(named)} can be used" if named else "the system's authorities are trusted"
-    return Finding("tls files", "ok", found), context
+    refusals = _refusals(settings)
+    if refusals:
+        return [_failed(refusal) for refusal in refusals], None
+    with _warnings() as warnings:
+        context = TLSContextSource(settings).get()
+    findings = []
+    for text in warnings:
+        if "can read" in text:
+            found, _, advice = text.partition(": ")
+            findings.append(Finding(_FILES, "warning", found, advice))
+        elif "passed over" in text:
+            findings.append(Finding(_FILES, "warning", text, "take out what is not needed"))
+    if not findings:
+        named = [name for name in Material._fields if getattr(settings, name) is not None]
+        found = f"{', '.join(named)} can be used" if named else "the system's authorities are trusted"
+        findings.append(Finding(_FILES, "ok", found))
+    return findings, context
+
+
+def _refusals(settings: TLSConfig) -> list[str]:
+    """What is said of each part by itself, and of the whole where that is something else."""
+    alone = {"ca_cert": None, "client_cert": None, "client_key": None, "key_password": None, "crl_file": None}
+    told: list[str] = []
+    for names in (("ca_cert",), ("client_cert", "client_key", "key_password"), ("crl_file",), tuple(alone)):
+        part = replace(settings, **{**alone, **{name: getattr(settings, name) for name in names}})
+        try:
+            with _warnings():
+                TLSContextSource(part).get()
+        except TLSFileError as error:
+            if len(names) < len(alone) or not told:
+                told.append(str(error))
+    return told
+
+
+def _failed(refusal: str) -> Finding:
+    found, _, advice = refusal.partition("; ")
+    return Finding(_FILES, "failed", found, advice or "mend it; it is read again at each connection")
 
 
 @contextmanager
