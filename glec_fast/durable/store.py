@@ -166,7 +166,7 @@ class Store(OfOneProcess):
     @property
     def has_backlog(self) -> bool:
         """True where an accepted message may not have been read yet; what comes now must queue behind it."""
-        return self._intake.next_id - 1 > self._reader.through_id
+        return self._intake.next_id - 1 > self._reader.through_id or self.has_alerts
 
     @property
     def is_failing(self) -> bool:

@@ -287,3 +287,18 @@ def test_the_counters_count(broker: Broker, tmp_path: Path) -> None:
         metrics = manager.get_metrics()
     assert metrics.is_connected
     assert (metrics.messages_failed, metrics.reconnect_count, dict(metrics.drops)) == (0, 0, {})
+
+
+@pytest.mark.parametrize("queue_order", ["fifo", "alerts_first"])
+def test_without_a_backlog_telemetry_goes_past_the_queue_and_the_end_is_in_order(
+    broker: Broker, tmp_path: Path, queue_order: str
+) -> None:
+    with Subscriber(broker) as subscriber:
+        with MQTTManager(quick_config(broker.url, tmp_path, queue_order=queue_order)) as manager:
+            manager.connect()
+            manager.publish("t", "first", 1).wait_for_publish(TIMEOUT_S)
+            assert eventually(lambda: not manager._store.has_backlog)
+            assert manager.publish("t", "direct", 0).message_id < 0
+        assert subscriber.wait_for_end(TIMEOUT_S)
+        # And no will.
+        assert subscriber.payloads() == [b"first", b"direct"]

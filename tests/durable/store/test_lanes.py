@@ -59,7 +59,9 @@ def test_none_is_looked_for_where_there_is_none(
     put(store, "01" * 10)
     assert not store.has_alerts
     outbox.read_all()
+    assert not store.has_backlog
     (alert,) = put(store, "2")
+    outbox.read_all()
     assert store.has_backlog
     assert store.has_alerts
     assert read_alerts(store) == [alert]
