@@ -57,10 +57,7 @@ def _families(metrics: Metrics, version: str) -> Iterable[_Family]:
     yield counter("sent_bytes", "MQTT's bytes sent, before TLS and TCP.", metrics.sent_bytes)
     yield counter("received_bytes", "MQTT's bytes received, before TLS and TCP.", metrics.received_bytes)
     yield counter("messages_sent", "Messages that the broker has taken over.", metrics.messages_sent)
-    # Those of none are there as well, so that an alarm on one knows that it has not happened yet.
-    reasons = {reason.value: 0 for reason in DropReason} | dict(metrics.drops)
-    drops = [({"reason": reason}, float(count)) for reason, count in reasons.items()]
-    yield _Family("glec_fast_messages_dropped_total", "counter", "Messages that will not be sent.", drops)
+    yield _Family("glec_fast_messages_dropped_total", "counter", "Messages that will not be sent.", _drops(metrics))
     yield gauge("queue_messages", "Messages that are not finished yet.", metrics.queue_size)
     yield gauge("queue_bytes", "What the queue file and its logs take on the disk.", metrics.queue_bytes)
     in_doubt = "QoS 2 messages that a broker had before it lost its session."
@@ -73,6 +70,15 @@ def _families(metrics: Metrics, version: str) -> Iterable[_Family]:
     ]
     says = "Unix time at which a certificate ends, of those that do within 30 days."
     yield _Family("glec_fast_certificate_expires_timestamp_seconds", "gauge", says, ends)
+
+
+def _drops(metrics: Metrics) -> Iterable[tuple[dict[str, str], float]]:
+    """By reason and QoS. Those of none are there too: an alarm on one knows that it has not happened yet."""
+    for reason in {each.value: None for each in DropReason} | dict.fromkeys(metrics.drops):
+        by_qos = metrics.drops_by_qos.get(reason, (0, 0, 0))
+        yield from (({"reason": reason, "qos": str(qos)}, float(count)) for qos, count in enumerate(by_qos))
+        # Of what a damaged file lost nobody knows the QoS.
+        yield {"reason": reason, "qos": "unknown"}, float(max(metrics.drops.get(reason, 0) - sum(by_qos), 0))
 
 
 def _escaped(text: str) -> str:

@@ -36,6 +36,7 @@ FULL = Metrics(
     reconnect_count=5,
     in_doubt=6,
     drops={"overflow": 7},
+    drops_by_qos={"overflow": [4, 2, 0]},
     pin_failures=8,
     expiring_certificates=(CertificateExpiry("broker", f"CN={ODD}", 1_800_000_000.5),),
     weaknesses={"no_qos2": 9},
@@ -65,7 +66,10 @@ def test_the_text_is_read_by_prometheus_s_own_parser() -> None:
     assert samples["glec_fast_link_state", "connected"] == 1
     assert samples["glec_fast_link_state", "connecting"] == 0
     assert samples["glec_fast_messages_sent_total",] == 2**60
-    assert samples["glec_fast_messages_dropped_total", "overflow"] == 7
+    dropped = {
+        key[2]: value for key, value in samples.items() if key[:2] == ("glec_fast_messages_dropped_total", "overflow")
+    }
+    assert dropped == {"0": 4, "1": 2, "2": 0, "unknown": 1}
     assert {key[1] for key in samples if key[0] == "glec_fast_messages_dropped_total"} == {
         reason.value for reason in DropReason
     }
