@@ -8,9 +8,11 @@ from typing import ClassVar
 class GlecError(Exception):
     """Root of every error that glec_fast raises of its own accord.
 
-    `retryable` is True where the same call may succeed later without a change by the caller.
+    `retryable` is True where the same call may succeed later without a change by the caller. `advice` is what to do
+    about errors of this kind; what to do about this one is in its text.
     """
 
+    advice: ClassVar[str] = "see the message"
     retryable: ClassVar[bool] = False
 
 
@@ -20,6 +22,8 @@ class ConfigError(GlecError, ValueError):
     `field` names the setting of MQTTConfig or TLSConfig that is to blame; None where it is no single one.
     """
 
+    advice = "mend the setting that `field` names; `glec-fast settings` lists what it may be"
+
     def __init__(self, *arguments: object, field: str | None = None) -> None:
         super().__init__(*arguments)
         self.field = field
@@ -28,12 +32,16 @@ class ConfigError(GlecError, ValueError):
 class UnsupportedError(GlecError, RuntimeError):
     """The call means nothing for this object, such as a client without a store; the message says what to do instead."""
 
+    advice = "use the call that the message names"
+
 
 class ForkedError(GlecError, RuntimeError):
     """The client or queue was made by the process that this one was forked from, and belongs to that alone.
 
     `pid` is that process. Nothing was accepted or sent.
     """
+
+    advice = "make a new client after the fork"
 
     def __init__(self, pid: int) -> None:
         super().__init__(f"made in another process (pid {pid}): make a new client after the fork")
@@ -47,49 +55,65 @@ class ForkedError(GlecError, RuntimeError):
 class TLSFileError(ConfigError, OSError):
     """A certificate or key cannot be read or used. It is read again at the next connection."""
 
+    advice = "mend the file; it is read again at the next connection"
     retryable = True
 
 
 class MessageError(GlecError, ValueError):
     """A topic, QoS or payload that MQTT or this client cannot carry. Nothing was queued."""
 
+    advice = "mend the message; nothing of it was queued"
+
 
 class PayloadTypeError(MessageError, TypeError):
     """A payload of a type that has no defined encoding. Nothing was queued."""
+
+    advice = "give a type that the message names; nothing was queued"
 
 
 class QueueError(GlecError):
     """The queue file could not be used."""
 
+    advice = "check queue_path and the folder that it is in"
+
 
 class QueueLockedError(QueueError):
     """Another process holds this queue file. Close it there, or give this one its own path."""
 
+    advice = "end the other program that has the file, or give this one a queue_path of its own"
     retryable = True
 
 
 class QueueFormatError(QueueError):
     """The file is not a queue, or was written by a newer version. It was left untouched."""
 
+    advice = "give queue_path another name, or update this program"
+
 
 class QueueStorageError(QueueError, OSError):
     """The disk is full, read-only or failing. What was accepted is kept; try again when that is mended."""
 
+    advice = "mend the disk or make room, then try again: what was accepted is kept"
     retryable = True
 
 
 class QueueReplacedError(QueueStorageError):
     """Another file has the queue's name while it was open; the message says where its messages are. Start anew."""
 
+    advice = "start the program anew"
     retryable = False
 
 
 class QueueClosedError(QueueError, RuntimeError):
     """The queue or the client was closed before the call."""
 
+    advice = "make another client or queue to go on"
+
 
 class PublishError(GlecError, RuntimeError):
     """A message was dropped; `reason` is one of `glec_fast.DropReason`."""
+
+    advice = "look at `reason`; publish it again if it still matters"
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -102,6 +126,7 @@ class ProtocolError(GlecError):
     `reason_code` is MQTT 5's code for it (section 2.4), sent in DISCONNECT where the protocol has one.
     """
 
+    advice = "look at the broker's log; the connection is made again by itself"
     retryable = True
 
     def __init__(self, message: str, reason_code: int) -> None:
@@ -112,6 +137,7 @@ class ProtocolError(GlecError):
 class ConnectionLostError(GlecError, ConnectionError):
     """The link to the broker ended. Messages stay queued; the manager connects again by itself."""
 
+    advice = "wait: it is made again by itself, and nothing is lost; `glec-fast doctor` looks why"
     retryable = True
 
 
@@ -121,6 +147,7 @@ class BrokerRefusalError(GlecError, ConnectionError):
     `reason_code` is MQTT 5's code for it (section 2.4), also where the broker speaks MQTT 3.1.1.
     """
 
+    advice = "check user name, password and client id, and what the broker allows them"
     retryable = True
 
     def __init__(self, message: str, reason_code: int) -> None:
@@ -131,6 +158,7 @@ class BrokerRefusalError(GlecError, ConnectionError):
 class TLSError(GlecError, ConnectionError):
     """No TLS connection to the broker: it was refused, by us or by it, before a byte of MQTT was sent."""
 
+    advice = "let `glec-fast doctor` look why"
     retryable = True
 
 
@@ -140,8 +168,11 @@ class PinningError(TLSError):
     Nothing of MQTT was sent. A retry at once cannot help; the manager tries again after `retry_max_delay_ms`.
     """
 
+    advice = "run `glec-fast pin` from a trusted network, compare, and add the new pin if it is the broker's"
     retryable = False
 
 
 class CertificateError(GlecError, ValueError):
     """What should be an X.509 certificate is not."""
+
+    advice = "give the certificate as it was issued, in PEM or DER"
