@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from types import CodeType, ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 
 class _Late(ModuleType):
@@ -49,7 +50,10 @@ with _imported_late(_RARELY_USED):
     from paho.mqtt.client import MQTTMessage, MQTTMessageInfo, WebsocketConnectionError, error_string
     from paho.mqtt.matcher import MQTTMatcher
 
-__all__ = ["MQTTMessage", "MQTTMessageInfo", "PahoClient", "WebsocketConnectionError", "error_string"]
+if TYPE_CHECKING:
+    from paho.mqtt.enums import LogLevel, MQTTErrorCode
+
+__all__ = ["MQTTMessage", "MQTTMessageInfo", "Paho", "PahoClient", "WebsocketConnectionError", "error_string"]
 
 METHODS = (
     "_call_socket_close",
@@ -68,7 +72,6 @@ METHODS = (
     "_mid_generate",
     "_packet_handle",
     "_packet_queue",
-    "_packet_write",
     "_raise_for_invalid_topic",
     "_reconnect_wait",
     "_reset_sockets",
@@ -76,7 +79,6 @@ METHODS = (
     "_sock_close",
     "_sock_recv",
     "_ssl_wrap_socket",
-    "_thread_main",
 )
 ATTRIBUTES = (
     "_bind_address",
@@ -148,18 +150,14 @@ INFO = (
 _LAST_RECEIVED = ("_last_bytes_received", "_last_msg_in")
 
 
-class _Sized(Protocol):
-    def __len__(self) -> int: ...
-
-
 class Unfinished:
     """Stands where paho keeps a collection of its own: as long as what it counts, empty to whoever walks through it."""
 
-    def __init__(self, counted: _Sized) -> None:
-        self._counted = counted
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
 
     def __len__(self) -> int:
-        return len(self._counted)
+        return self._count()
 
     def __iter__(self) -> Iterator[object]:
         return iter(())
@@ -275,3 +273,152 @@ message_properties: Any = vars(MQTTMessage)["properties"]
 def has_own_websocket() -> bool:
     """True where a program has put a class of its own in the place of paho's."""
     return paho_client._WebsocketWrapper is not WebsocketWrapper
+
+
+def _field(name: str) -> Any:
+    """That field of a client, to read and to set."""
+
+    def set_field(paho: Paho, value: object) -> None:
+        setattr(paho.client, name, value)
+
+    return property(attrgetter(f"client.{name}"), set_field)
+
+
+def noted(name: str, method: str) -> Any:
+    """That field of a client, which has its `method` called whenever the field is set."""
+
+    def read(client: Any) -> Any:
+        return client.__dict__.get(name)
+
+    def note(client: Any, value: object) -> None:
+        client.__dict__[name] = value
+        getattr(client, method)()
+
+    return property(read, note)
+
+
+class Paho:
+    """One client's fields and methods of paho's, by names of ours, for the parts that the client is made of.
+
+    As thread-safe as paho's: fields are read by any thread, and set by whoever has the client's loop. Methods are
+    looked up when they are called, so a program's subclass may have its own.
+    """
+
+    __slots__ = ("client",)
+
+    # ---- the connection
+    sock = _field("_sock")
+    state = _field("_state")
+    keepalive_s = _field("_keepalive")
+    # The packet that is being handled.
+    packet = _field("_in_packet")
+    # The program's loop is to call `loop_write`.
+    is_registered = _field("_registered_write")
+    # What `disconnect` and the loop are told by.
+    wake_reader = _field("_sockpairR")
+    wake_writer = _field("_sockpairW")
+    # ---- the loop
+    thread = _field("_thread")
+    is_ending = _field("_thread_terminate")
+    # Only says that this thread is in a callback.
+    callback_mark = _field("_in_callback_mutex")
+    # ---- what the program asked for
+    client_id = _field("_client_id")
+    protocol = _field("_protocol")
+    transport = _field("_transport")
+    is_tls = _field("_ssl")
+    host = _field("_host")
+    port = _field("_port")
+    bind_address = _field("_bind_address")
+    bind_port = _field("_bind_port")
+    connect_timeout_s = _field("_connect_timeout")
+    websocket_path = _field("_websocket_path")
+    websocket_headers = _field("_websocket_extra_headers")
+    ssl_context = _field("_ssl_context")
+    is_tls_insecure = _field("_tls_insecure")
+    clean_session = _field("_clean_session")
+    clean_start = _field("_clean_start")
+    connect_properties = _field("_connect_properties")
+    reconnects = _field("_reconnect_on_failure")
+    is_manual = _field("_manual_ack")
+    userdata = _field("_userdata")
+    callback_version = _field("_callback_api_version")
+    filters = _field("_on_message_filtered")
+    on_socket_register_write = _field("_on_socket_register_write")
+    on_socket_unregister_write = _field("_on_socket_unregister_write")
+    # ---- messages of QoS 2 that arrived: packet id -> message, until PUBREL
+    received = _field("_in_messages")
+    received_lock = _field("_in_message_mutex")
+    # Around the callbacks' fields.
+    callback_lock = _field("_callback_mutex")
+    # ---- its wait between two attempts
+    delay_s = _field("_reconnect_delay")
+    min_delay_s = _field("_reconnect_min_delay")
+    max_delay_s = _field("_reconnect_max_delay")
+    delay_lock = _field("_reconnect_delay_mutex")
+
+    def __init__(self, client: Any) -> None:
+        # For what is paho's public API, and to call callbacks with.
+        self.client: PahoClient = client
+
+    @property
+    def is_tcp(self) -> bool:
+        """With TLS or without."""
+        return bool(self.transport == "tcp")
+
+    def note_sent(self, now_s: float) -> None:
+        """Bytes have left, at that time of `time_func`."""
+        self.client._last_msg_out = now_s
+
+    def note_received(self, now_s: float) -> None:
+        """Bytes have come, at that time of `time_func`."""
+        setattr(self.client, LAST_RECEIVED, now_s)
+
+    def has_proxy(self) -> bool:
+        """True where connections are made through one."""
+        return bool(self.client._get_proxy())
+
+    def log(self, level: LogLevel, text: str, *values: Any) -> None:
+        """To the program's `on_log` and logger."""
+        self.client._easy_log(level, text, *values)
+
+    def lose(self, rc: MQTTErrorCode) -> MQTTErrorCode:
+        """End the connection for `rc`, where that is an error, and tell the program; returns it."""
+        return self.client._loop_rc_handle(rc)
+
+    def tell_disconnected(self, rc: MQTTErrorCode) -> None:
+        """The connection ended as the program asked."""
+        self.client._do_on_disconnect(packet_from_broker=False, v1_rc=rc)
+
+    def close(self) -> None:
+        """Close the socket, where there is one."""
+        self.client._sock_close()
+
+    def close_wake_pair(self) -> None:
+        """The sockets to wake the loop by."""
+        self.client._reset_sockets(sockpair_only=True)
+
+    def receive(self, limit: int) -> bytes:
+        """What the socket has, at most `limit` bytes. Raises as it does, or BlockingIOError."""
+        return self.client._sock_recv(limit)
+
+    def handle_packet(self, command: int, body: bytes) -> MQTTErrorCode:
+        """Have paho handle a whole packet. Raises MalformedPacket."""
+        self.packet = whole_packet(command, body)
+        return self.client._packet_handle()
+
+    def open_tcp(self) -> Any:
+        """A socket that is connected to the broker, or to it through a proxy. Raises OSError."""
+        return self.client._create_socket_connection()
+
+    def wrap_tls(self, sock: Any) -> Any:
+        """TLS over it. Raises OSError."""
+        return self.client._ssl_wrap_socket(sock)
+
+    def register_write(self) -> None:
+        """Have the program's own loop call `loop_write` once the socket has room."""
+        self.client._call_socket_register_write()
+
+    def unregister_write(self) -> None:
+        """It need not any more."""
+        self.client._call_socket_unregister_write()

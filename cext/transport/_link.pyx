@@ -109,7 +109,7 @@ cdef class Link:
             self.outbox.is_woken = False
 
     def write(self, holder, size_t limit) -> tuple:
-        """Give the socket, `holder._sock`, the next bytes: (how many it took, whether the packet put as `last` left).
+        """Give the socket, `holder.sock`, the next bytes: (how many it took, whether the packet put as `last` left).
 
         Raises BlockingIOError where it takes none, OSError where the connection is to end.
         """
@@ -119,7 +119,7 @@ cdef class Link:
                 # In a signal's handler or a finaliser: whoever is writing writes on until nothing is left.
                 return 0, False
             # Before the bytes are taken: those of a connection that ends meanwhile must not go out on the next.
-            sock = holder._sock
+            sock = holder.sock
             if sock is None:
                 return 0, False
             self._refuse_if_torn()

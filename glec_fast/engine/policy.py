@@ -11,12 +11,12 @@ from glec_fast.runtime._lock import Event
 
 
 class Failed(Protocol):
-    """What a policy may ask of the client whose network thread has failed."""
+    """What a policy may ask of the network thread that has failed."""
 
-    def _goes_on_behind(self) -> bool:
+    def goes_on_behind(self) -> bool:
         """Pass over what failed; False where there is neither a connection nor another to be made."""
 
-    def _begins_anew(self) -> bool:
+    def begins_anew(self) -> bool:
         """End the connection, wait, and have the next be made as the first; False where none is to be made."""
 
 
@@ -58,4 +58,4 @@ class Policy:
         threading.excepthook(
             threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
         )
-        return failed._goes_on_behind()
+        return failed.goes_on_behind()

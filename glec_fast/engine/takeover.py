@@ -10,6 +10,8 @@ class Takeover:
         # The next CONNECT has the server forget the session that it keeps.
         self.discards = False
         self._has_discarded = False
+        # One connection makes room for the next, which the program takes for the same.
+        self.is_connecting_again = False
         self._owner = ""
 
     def turn_to(self, owner: str) -> None:

@@ -34,7 +34,7 @@ from glec_fast.fleet.device import available_storage_mb, memory_usage_mb
 from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
 from glec_fast.fleet.metrics import LinkState, Metrics
 from glec_fast.fleet.payload import as_payload, check_kind
-from glec_fast.mqtt.client import Client
+from glec_fast.mqtt.client import Client, parts_of
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.runtime import process
 from glec_fast.runtime._lock import Lock
@@ -131,7 +131,7 @@ class FleetPolicy(Policy):
             logger.error("no connection is made again: %s", error)
             return False
         self._log.note(logging.ERROR, "failures of the network thread", repr(error), error=error)
-        return failed._begins_anew()
+        return failed.begins_anew()
 
 
 def _nowhere() -> None:
@@ -158,7 +158,7 @@ def _client_of(config: MQTTConfig, store: Store, policy: Policy, connector: Secu
     client.max_inflight_messages = config.max_in_flight
     _aim(client, target)
     # Now, so that what another broker leaves in doubt is known at once.
-    client._identify()
+    parts_of(client).greeting.identify()
     client.connect_timeout = config.connection_timeout_s
     client.suppress_exceptions = True
     if broker.tls:
@@ -170,7 +170,7 @@ def _client_of(config: MQTTConfig, store: Store, policy: Policy, connector: Secu
 
 def _aim(client: Client, target: Target) -> None:
     broker = target.broker
-    client._aim(broker.host, broker.port, broker.transport, broker.path, target.owner)
+    parts_of(client).greeting.aim(broker.host, broker.port, broker.transport, broker.path, target.owner)
 
 
 def _session_of(config: MQTTConfig) -> dict[str, Any]:
@@ -237,7 +237,7 @@ class MQTTManager(process.OfOneProcess):
         except BaseException:
             self._store.close()
             raise
-        self._outbox = cast("DurableOutbox", self._client._outbox)
+        self._outbox = cast("DurableOutbox", parts_of(self._client).outbox)
         self._policy.aim = lambda: _aim(self._client, self._target)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
@@ -281,7 +281,7 @@ class MQTTManager(process.OfOneProcess):
         with self._lock:
             if self._closed:
                 raise QueueClosedError("the manager has disconnected: make another one to go on")
-            if self._client._thread is not None:
+            if parts_of(self._client).thread.is_running:
                 return
             # Told when the link has broken, with the figures of the moment of connecting: MQTT fixes a will in CONNECT.
             offline = encode_message(self._status("OFFLINE"), self.device_id, self._store.unix_ms())
@@ -395,7 +395,7 @@ class MQTTManager(process.OfOneProcess):
         except OSError:
             # Its name is gone; it is put back, or `is_queue_damaged` says so.
             queue_bytes = 0
-        link = self._client._link
+        link = parts_of(self._client).dispatcher.link
         return Metrics(
             state=self._state,
             in_state_s=time.monotonic() - self._state_since_s,

@@ -49,7 +49,7 @@ class Link:
     def hear(self, reader: socket.socket) -> bool:
         """True where the loop was woken. Whoever wakes it from here on does so anew. Raises OSError."""
     def write(self, holder: Any, limit: int) -> tuple[int, bool]:
-        """Give the socket, `holder._sock`, the next bytes: (how many it took, whether the packet put as `last` left).
+        """Give the socket, `holder.sock`, the next bytes: (how many it took, whether the packet put as `last` left).
 
         Raises BlockingIOError where it takes none, OSError where the connection is to end.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+from typing import Any
 
 
 class Poller:
@@ -31,3 +32,8 @@ class Poller:
             else:
                 flags = its_flags
         return flags, is_woken
+
+
+def has_pending(sock: Any) -> bool:
+    """True where bytes wait that no poll tells of: decrypted ones, or those behind a WebSocket's frame."""
+    return hasattr(sock, "pending") and sock.pending() > 0

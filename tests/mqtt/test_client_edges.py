@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from glec_fast import Client
-from glec_fast.mqtt import client as client_module
+from glec_fast.mqtt.client import parts_of
 from glec_fast.outbox.handle import PublishHandle
 from support.gateway import TIMEOUT_S, eventually
 from support.peer import CONNACK, MANY, PUBACK_OF_1, Peer, connected
@@ -68,7 +66,8 @@ def test_a_disconnect_that_another_thread_writes_ends_the_connection(peer: Peer)
     with connected(peer.port) as client:
         ended = threading.Event()
         client.on_disconnect = lambda *_: ended.set()
-        write = client._write_some
+        writer = parts_of(client).writer
+        write = writer.write_some
 
         def write_after_disconnect() -> Any:
             if threading.current_thread() is threading.main_thread():
@@ -78,7 +77,7 @@ def test_a_disconnect_that_another_thread_writes_ends_the_connection(peer: Peer)
             return write()
 
         with Busy(client, peer):
-            client._write_some = write_after_disconnect  # type: ignore[method-assign]
+            writer.write_some = write_after_disconnect  # type: ignore[method-assign]
             for _ in range(MANY):
                 client.publish("t", bytes(300))
                 if client._outbox.session.has_last:
@@ -175,89 +174,6 @@ def test_a_window_above_the_packet_ids_is_all_of_them() -> None:
     client.max_inflight_messages_set(100_000)
     assert client.max_inflight_messages == 100_000
     assert client._outbox.session.window == 65_534
-
-
-def test_the_pause_for_acknowledgements_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where more is in flight than a window that was made smaller."""
-    pauses_s: list[float] = []
-    monkeypatch.setattr(client_module.time, "sleep", pauses_s.append)
-    client = Client(CallbackAPIVersion.VERSION2)
-    client.max_inflight_messages_set(65_534)
-    outbox = client._outbox
-    outbox.resume(False, 65_535)
-    for _ in range(1000):
-        client.publish("t", b"x", 1)
-    outbox.end_write(len(outbox.begin_write(1 << 20)))
-    client.max_inflight_messages_set(1)
-    client._acks_stream = True
-    client._let_acks_gather()
-    assert pauses_s == [0.002]
-
-
-@pytest.fixture
-def looping(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Client, socket.socket]]:
-    """A client whose loop this thread runs, and the other end of its socket."""
-    client = Client(CallbackAPIVersion.VERSION2)
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    client._sock, client._keepalive, client._thread = ours, 0, threading.current_thread()
-    with ours, theirs:
-        theirs.send(CONNACK)
-        client._dispatcher.inbound.begin()
-        client._loop()
-        assert client.is_connected()
-        yield client, theirs
-        client._sock = None
-
-
-def test_a_stream_of_acknowledgements_is_read_without_a_wait(looping: tuple[Client, socket.socket]) -> None:
-    client, server = looping
-    waits: list[float] = []
-
-    def wait(_sock: socket.socket, timeout_s: float) -> tuple[bool, bool]:
-        waits.append(timeout_s)
-        return True, False
-
-    client._wait_for_events = wait  # type: ignore[method-assign]
-    acks = b"\x70\x02\x00\x01" * 100
-    server.send(acks)
-    client._loop()
-    assert (waits, client._acks_stream) == ([1.0], True)
-    server.send(acks)
-    client._loop()
-    assert (len(waits), client._acks_stream) == (1, True)
-    client._outbox.is_woken = True
-    server.send(acks)
-    client._loop()
-    assert len(waits) == 2, "whoever woke the loop is heard"
-    client._outbox.is_woken = False
-    client._loop()
-    assert (len(waits), client._acks_stream) == (2, False), "nothing was there"
-    client._loop()
-    assert len(waits) == 3
-
-
-def test_a_busy_loop_looks_at_keep_alive_now_and_then(looping: tuple[Client, socket.socket]) -> None:
-    client, server = looping
-    looks: list[None] = []
-
-    def look() -> MQTTErrorCode:
-        looks.append(None)
-        return MQTTErrorCode.MQTT_ERR_SUCCESS
-
-    client.loop_misc = look  # type: ignore[method-assign]
-    client._misc_done_s = time.monotonic() + 1000
-    for _ in range(10):
-        server.send(b"\x70\x02\x00\x01")
-        client._loop()
-    assert not looks
-    client._misc_done_s = time.monotonic() - 1
-    client._loop(0.0)
-    assert len(looks) == 1
-    client._thread = None
-    client._loop(0.0)
-    client._loop(0.0)
-    assert len(looks) == 3, "a program's own loop each time, as with paho"
 
 
 @pytest.mark.parametrize("kept", [0, 1])

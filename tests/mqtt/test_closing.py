@@ -64,7 +64,7 @@ def test_while_the_peer_is_silent(scheme: str, first: bytes, tmp_path: Path) -> 
 
 def test_while_the_name_is_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An offline gateway's resolver may take half a minute, and nothing can end it."""
-    monkeypatch.setattr("glec_fast.mqtt.client._LEAVE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("glec_fast.engine.network_thread.LEAVE_TIMEOUT_S", 0.1)
     asked, answer = threading.Event(), threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         found = socket.getaddrinfo(*listener.getsockname(), type=socket.SOCK_STREAM)

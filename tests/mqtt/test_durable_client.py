@@ -188,7 +188,7 @@ def test_closing_in_a_callback_ends_all(broker: Broker, tmp_path: Path, make_cli
 def test_closing_in_a_drop_callback_during_a_wait_for_the_disk(
     broker: Broker, tmp_path: Path, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glec_fast.mqtt.client._LEAVE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("glec_fast.engine.network_thread.LEAVE_TIMEOUT_S", 0.1)
     client = make_client()
     subscribed, dropping, publishing, closed = (threading.Event() for _ in range(4))
 

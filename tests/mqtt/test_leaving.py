@@ -214,7 +214,7 @@ def silent() -> Iterator[int]:
 def test_a_server_that_says_nothing(
     kind: str, loop: str, silent: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("glec_fast.mqtt.client._FAREWELL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("glec_fast.engine.farewell.TIMEOUT_S", 0.5)
     client = make(kind, tmp_path)
     client.connect("127.0.0.1", silent)
     if loop == "thread":
@@ -243,8 +243,8 @@ def test_without_anything_to_send_it_does_not_wait(silent: int, tmp_path: Path) 
 
 @pytest.mark.parametrize("end", ["disconnect", "close", "loop_stop"])
 def test_a_link_that_does_not_move(end: str, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glec_fast.mqtt.client._FAREWELL_TIMEOUT_S", 0.5)
-    monkeypatch.setattr("glec_fast.mqtt.client._LEAVE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("glec_fast.engine.farewell.TIMEOUT_S", 0.5)
+    monkeypatch.setattr("glec_fast.engine.network_thread.LEAVE_TIMEOUT_S", 0.5)
     client = make("store", tmp_path)
     client.connect(*link.address)
     client.loop_start()
@@ -498,7 +498,7 @@ def test_disconnect_lets_the_broker_close(kind: str, tmp_path: Path) -> None:
 @BOTH
 def test_disconnect_waits_for_connack(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which here never comes."""
-    monkeypatch.setattr("glec_fast.mqtt.client._FAREWELL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("glec_fast.engine.farewell.TIMEOUT_S", 0.3)
     with Server(b"") as server:
         client = make(kind, tmp_path)
         client.connect(*server.address)
@@ -512,7 +512,7 @@ def test_disconnect_waits_for_connack(kind: str, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("kind", ["paho", "store"])
 def test_loop_stop_is_bounded_with_a_store(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server never acknowledges."""
-    monkeypatch.setattr("glec_fast.mqtt.client._FAREWELL_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("glec_fast.engine.farewell.TIMEOUT_S", 0.3)
     with Server(CONNACK) as server:
         client = make(kind, tmp_path)
         client.connect(*server.address)

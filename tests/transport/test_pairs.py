@@ -9,6 +9,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from glec_fast import Client
+from glec_fast.mqtt.client import parts_of
 from support.gateway import TIMEOUT_S
 from support.peer import Peer
 from support.tapped_socket import TappedSocket
@@ -129,7 +130,7 @@ class TestTorn:
             raise CutError
 
         with pytest.raises(CutError):
-            client._link.do(cut)
+            parts_of(client).dispatcher.link.do(cut)
         assert client.loop(0) == MQTTErrorCode.MQTT_ERR_CONN_LOST
         assert client.socket() is None
 

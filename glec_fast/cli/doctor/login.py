@@ -10,7 +10,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from glec_fast.cli.doctor.finding import Finding
 from glec_fast.engine.connector import SecureConnector
 from glec_fast.engine.refusal import refusal
-from glec_fast.mqtt.client import Client, with_session_expiry
+from glec_fast.mqtt.client import Client
+from glec_fast.mqtt.greeting import with_session_expiry
 from glec_fast.tls.config import TLSConfig
 from glec_fast.tls.handshake import explain
 

@@ -1,0 +1,168 @@
+"""One turn of the network loop: wait, read, write, and now and then what else is due."""
+
+from __future__ import annotations
+
+import select
+import time
+from typing import TYPE_CHECKING, Any
+
+from paho.mqtt.enums import LogLevel, MQTTErrorCode
+
+from glec_fast._paho import ConnectionState
+from glec_fast.engine.farewell import LOOK_S
+from glec_fast.transport.poller import Poller, has_pending
+
+if TYPE_CHECKING:
+    from glec_fast._paho import Paho
+    from glec_fast.engine.arrivals import Arrivals
+    from glec_fast.engine.farewell import Farewell
+    from glec_fast.engine.policy import Policy
+    from glec_fast.engine.reading import Reader
+    from glec_fast.engine.writing import Writer
+    from glec_fast.outbox._outbox import Outbox
+
+# With a full window: long enough for the broker to answer a batch, short enough that it never runs out of work.
+_GATHER_S = 0.002
+_GATHER_MIN_S = 0.0001
+# Keep alive and the like need no better; a busy loop has thousands of turns a second.
+_MISC_INTERVAL_S = 0.05
+# An enum's members are looked up at some cost.
+_SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
+_CONN_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
+_LEAVING = ConnectionState.MQTT_CS_DISCONNECTING, ConnectionState.MQTT_CS_DISCONNECTED
+
+
+class Loop:
+    """Of one client. A program's own loop may have several threads run it, as with paho; otherwise one thread does."""
+
+    def __init__(
+        self,
+        paho: Paho,
+        outbox: Outbox,
+        arrivals: Arrivals,
+        reader: Reader,
+        writer: Writer,
+        farewell: Farewell,
+        policy: Policy,
+    ) -> None:
+        self._paho = paho
+        self._outbox = outbox
+        self._arrivals = arrivals
+        self._link = arrivals.link
+        self._reader = reader
+        self._writer = writer
+        self._farewell = farewell
+        self._policy = policy
+        self._pollers: list[Poller] = []
+        # When what is due now and then was done, of `time.monotonic`.
+        self.misc_done_s = float("-inf")
+
+    def turn(self, timeout_s: float) -> MQTTErrorCode:
+        """Wait for at most `timeout_s`, and do what there is to do. Raises ValueError where it is below 0."""
+        if timeout_s < 0.0:
+            raise ValueError("Invalid timeout.")
+        paho, arrivals, farewell = self._paho, self._arrivals, self._farewell
+        sock = paho.sock
+        if sock is None:
+            return self._no_connection()
+        if self._reader.is_torn:
+            return self._reader.end_torn()
+        if farewell.is_waiting:
+            farewell.leave_when_due()
+            if paho.sock is None:
+                return self._no_connection()
+            timeout_s = min(timeout_s, LOOK_S)
+        self.let_acks_gather()
+        if self._reader.is_stream and not self._outbox.is_woken:
+            # The read tells what is there as well as a wait.
+            readable, writable = True, False
+        else:
+            events = self.wait(sock, 0.0 if arrivals.is_behind() else timeout_s)
+            if events is None:
+                farewell.end()
+                if paho.state not in _LEAVING:
+                    paho.state = ConnectionState.MQTT_CS_CONNECTION_LOST
+                return _CONN_LOST
+            readable, writable = events
+        if readable or arrivals.is_behind():
+            rc = paho.client.loop_read()
+            if rc or paho.sock is None:
+                return rc
+        if writable or self._outbox.session.sendable_bytes:
+            rc = paho.client.loop_write()
+            if rc or paho.sock is None:
+                return rc
+        now_s = time.monotonic()
+        if paho.thread is not None and now_s - self.misc_done_s < _MISC_INTERVAL_S:
+            return _SUCCESS
+        self.misc_done_s = now_s
+        return paho.client.loop_misc()
+
+    def let_acks_gather(self) -> None:
+        """Under load, take acknowledgements by the hundred: a turn of the loop costs as much as the acks of many."""
+        if not self._reader.is_stream:
+            return
+        session = self._outbox.session
+        if not session.sendable_bytes:
+            pause_s = _GATHER_S * min(session.in_flight / session.window, 1.0)
+            if pause_s > _GATHER_MIN_S:
+                time.sleep(pause_s)
+
+    def _no_connection(self) -> MQTTErrorCode:
+        paho = self._paho
+        text = "Client is not connected. Socket: %r). Last known Connection State: %s"
+        paho.log(LogLevel.MQTT_LOG_ERR, text, paho.sock, paho.state.name)
+        return MQTTErrorCode.MQTT_ERR_NO_CONN
+
+    def wait(self, sock: Any, timeout_s: float) -> tuple[bool, bool] | None:
+        """(readable, writable), or None where the socket is gone."""
+        wake = self._paho.wake_reader
+        pending = has_pending(sock)
+        try:
+            # A program's own loop may have several threads wait.
+            poller = self._pollers.pop()
+        except IndexError:
+            poller = Poller()
+        try:
+            flags, woken = poller.wait(
+                sock.fileno(),
+                -1 if wake is None else wake.fileno(),
+                for_room=bool(self._outbox.session.sendable_bytes),
+                timeout_ms=0 if pending else timeout_s * 1000,
+            )
+            self._pollers.append(poller)
+        except (TypeError, ValueError, OSError):
+            return None
+        if flags & select.POLLNVAL:
+            return None
+        if woken and wake is not None:
+            # Before the pull: whoever wakes from here on is either seen by it or writes again.
+            woken = self._link.hear(wake)
+            self._link.do(self._outbox.pull)
+        return pending or bool(flags & ~select.POLLOUT), woken or bool(flags & select.POLLOUT)
+
+    def do_misc(self) -> MQTTErrorCode:
+        """What is due now and then, but for keep alive; what an exception kept from being done is made up for."""
+        paho, outbox = self._paho, self._outbox
+        self._policy.tick()
+        if self._policy.is_moving and paho.state == ConnectionState.MQTT_CS_CONNECTED:
+            return self._leave_for_another()
+        if paho.sock is not None:
+            if outbox.is_to_settle:
+                self._arrivals.settle_sent()
+            if outbox.session.sendable_bytes and not paho.is_registered:
+                self._writer.ask_for_room()
+        if paho.sock is not None:
+            if paho.thread is None:
+                self._writer.pull_for_own_loop()
+            elif outbox.is_due:
+                self._link.do(outbox.pull)
+            outbox.look_for_answers()
+            self._farewell.leave_when_due()
+        return self._reader.catch_up()
+
+    def _leave_for_another(self) -> MQTTErrorCode:
+        """In order; the loop makes the next connection."""
+        self._writer.write_disconnect()
+        self._farewell.hear_out()
+        return self._paho.lose(_CONN_LOST)

@@ -1,0 +1,179 @@
+"""From the socket to the parser, and on to whoever handles what it finds."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any
+
+from paho.mqtt import client as paho_client
+from paho.mqtt.enums import LogLevel, MQTTErrorCode
+
+from glec_fast._paho import ConnectionState
+from glec_fast.transport.dial import acknowledge_at_once
+from glec_fast.transport.poller import has_pending
+
+if TYPE_CHECKING:
+    from glec_fast._paho import Paho
+    from glec_fast.engine.arrivals import Arrivals
+    from glec_fast.engine.connecting import Connecting
+    from glec_fast.engine.farewell import Farewell
+    from glec_fast.engine.writing import Writer
+    from glec_fast.outbox._outbox import Outbox
+
+_RECEIVE_BYTES = 64 * 1024
+# Reads in one turn, so that a peer that never stops cannot keep the loop from its other duties.
+_READS_A_TURN = 16
+# More of them where TLS has decrypted what no poll of the socket tells of: a record of WebSocket frames of two bytes.
+_PENDING_READS_A_TURN = 8192
+# Of TLS, however small they are.
+_RECORDS_A_READ = 1024
+# A read of so many bytes means that acknowledgements come in a stream.
+_STREAM_READ_BYTES = 64
+# An enum's members are looked up at some cost.
+_SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
+_AGAIN = MQTTErrorCode.MQTT_ERR_AGAIN
+_CONN_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
+
+
+class Reader:
+    """Of one client, for whoever has its loop: one thread reads at a time."""
+
+    def __init__(
+        self,
+        paho: Paho,
+        outbox: Outbox,
+        arrivals: Arrivals,
+        connecting: Connecting,
+        writer: Writer,
+        farewell: Farewell,
+    ) -> None:
+        self._paho = paho
+        self._outbox = outbox
+        self._arrivals = arrivals
+        self._link = arrivals.link
+        self._connecting = connecting
+        self._writer = writer
+        self._farewell = farewell
+        # Acknowledgements come in a stream: more is there as a rule.
+        self.is_stream = False
+
+    def read(self) -> MQTTErrorCode:
+        """What has come: one read may bring many packets."""
+        paho = self._paho
+        rc = self.catch_up()
+        if rc:
+            return rc
+        for number in range(_PENDING_READS_A_TURN):
+            sock = paho.sock
+            if sock is None:
+                return MQTTErrorCode.MQTT_ERR_NO_CONN
+            received_bytes, ended, failure = self._feed(sock)
+            if received_bytes:
+                rc = self._handle(sock)
+                if rc:
+                    return paho.lose(rc)
+                self._hasten_acks(sock, received_bytes)
+                if paho.sock is not sock:
+                    break
+            if ended is _AGAIN:
+                if not received_bytes:
+                    self.is_stream = False
+                    self._hasten_connack(sock)
+                break
+            if failure is not None:
+                paho.log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", failure)
+            if ended:
+                return paho.lose(ended)
+            may_be_more = received_bytes >= _RECEIVE_BYTES and number < _READS_A_TURN
+            if not may_be_more and not has_pending(sock):
+                break
+        return _SUCCESS
+
+    def catch_up(self) -> MQTTErrorCode:
+        """Whole packets that a callback's exception left behind: the socket has no more to say about them."""
+        sock = self._paho.sock
+        if sock is None:
+            return _SUCCESS
+        if self.is_torn:
+            return self.end_torn()
+        if self._arrivals.is_behind():
+            rc = self._handle(sock)
+            if rc:
+                return self._paho.lose(rc)
+        return _SUCCESS
+
+    @property
+    def is_torn(self) -> bool:
+        """True where an exception has left a connection of no use: one whose bytes nobody knows, or without CONNECT."""
+        return self._link.is_torn or (self._link.lacks_connect and not self._connecting.is_under_way)
+
+    def end_torn(self) -> MQTTErrorCode:
+        """An exception has cut a write or a read short: what was in flight goes again on the next connection."""
+        text = "closing the connection: an exception cut into its making, a write or a read"
+        self._paho.log(LogLevel.MQTT_LOG_ERR, text)
+        return self._paho.lose(_CONN_LOST)
+
+    def _handle(self, sock: Any) -> MQTTErrorCode:
+        """What the parser has, and see to it that the answers leave."""
+        outbox = self._outbox
+        rc = self._arrivals.handle(sock)
+        if rc or self._paho.sock is not sock:
+            if rc is MQTTErrorCode.MQTT_ERR_PROTOCOL and outbox.session.has_last:
+                self._writer.write_out()
+            return rc
+        if outbox.has_trace:
+            self._writer.log_sent()
+        self._farewell.leave_when_due()
+        if outbox.session.sendable_bytes:
+            return self._writer.after_queueing(wake=False)
+        return _SUCCESS
+
+    def _feed(self, sock: Any) -> tuple[int, MQTTErrorCode, OSError | None]:
+        """Give the parser what one read brings: (its size, MQTT_ERR_AGAIN where nothing more is there, what failed).
+
+        Over TLS a read brings a record, and a broker makes one of each packet: then all that have come, as a turn of
+        the loop costs as much as reading tens of them.
+        """
+        paho = self._paho
+        received_bytes = 0
+        now_s = paho_client.time_func()
+        ended, failure = _SUCCESS, None
+        for _ in range(_RECORDS_A_READ if paho.is_tls else 1):
+            try:
+                size = self._link.read(sock, _RECEIVE_BYTES, now_s)
+            except ssl.SSLWantWriteError:
+                # A handshake within the connection.
+                paho.register_write()
+                ended = _AGAIN
+                break
+            except (BlockingIOError, ssl.SSLWantReadError):
+                ended = _AGAIN
+                break
+            except OSError as error:
+                ended, failure = _CONN_LOST, error
+                break
+            if not size:
+                self._outbox.is_left = True
+                ended = _CONN_LOST
+                break
+            received_bytes += size
+            if received_bytes >= _RECEIVE_BYTES or paho.sock is not sock:
+                break
+        if received_bytes:
+            paho.note_received(now_s)
+        return received_bytes, ended, failure
+
+    def _hasten_acks(self, sock: Any, received_bytes: int) -> None:
+        """A broker with Nagle's algorithm holds acks back until our kernel acknowledges the last, 40 ms later."""
+        self.is_stream = received_bytes >= _STREAM_READ_BYTES
+        session = self._outbox.session
+        is_waiting = session.in_flight and not session.sendable_bytes
+        # What is sent next acknowledges as well.
+        if is_waiting and self._paho.sock is sock and self._paho.is_tcp:
+            acknowledge_at_once(sock)
+
+    def _hasten_connack(self, sock: Any) -> None:
+        """TLS session tickets have come: with Nagle's algorithm CONNACK follows once our kernel acknowledges them."""
+        paho = self._paho
+        if paho.is_tls and paho.is_tcp and paho.state != ConnectionState.MQTT_CS_CONNECTED:
+            acknowledge_at_once(sock)

@@ -1,0 +1,88 @@
+"""What a client is made of, and how that is put together: each part is given those that it needs, and no other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from glec_fast._paho import Paho
+from glec_fast.durable.store import Store
+from glec_fast.engine.connecting import Connecting
+from glec_fast.engine.farewell import Farewell
+from glec_fast.engine.loop import Loop
+from glec_fast.engine.network_thread import NetworkThread
+from glec_fast.engine.reading import Reader
+from glec_fast.engine.takeover import Takeover
+from glec_fast.engine.wakeup import Wakeup
+from glec_fast.engine.writing import Writer
+from glec_fast.mqtt.dispatch import Dispatcher
+from glec_fast.mqtt.greeting import Greeting
+from glec_fast.mqtt.trace import log_sent
+from glec_fast.outbox.stored import DurableOutbox
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable
+
+    from glec_fast.durable.outcomes import Dropped
+    from glec_fast.engine.connector import Connector
+    from glec_fast.engine.policy import Policy
+    from glec_fast.mqtt.client import Client
+    from glec_fast.outbox._outbox import Outbox
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Of one client. Each says in its docstring which thread may use it."""
+
+    outbox: Outbox
+    dispatcher: Dispatcher
+    wakeup: Wakeup
+    farewell: Farewell
+    connecting: Connecting
+    writer: Writer
+    reader: Reader
+    loop: Loop
+    thread: NetworkThread
+    greeting: Greeting
+
+
+def compose(client: Client, outbox: Outbox, connector: Connector, policy: Policy) -> Parts:
+    """The parts of `client`."""
+    paho, takeover = Paho(client), Takeover()
+    dispatcher = Dispatcher(paho, outbox)
+    wakeup = Wakeup(paho, outbox, dispatcher.link)
+    farewell = Farewell(paho, outbox, dispatcher, wakeup, takeover)
+    writer = Writer(paho, outbox, dispatcher, wakeup, farewell, partial(log_sent, paho, outbox))
+    connecting = Connecting(paho, farewell, connector, policy)
+    reader = Reader(paho, outbox, dispatcher, connecting, writer, farewell)
+    return Parts(
+        outbox=outbox,
+        dispatcher=dispatcher,
+        wakeup=wakeup,
+        farewell=farewell,
+        connecting=connecting,
+        writer=writer,
+        reader=reader,
+        loop=Loop(paho, outbox, dispatcher, reader, writer, farewell, policy),
+        thread=NetworkThread(paho, outbox, dispatcher, wakeup, farewell, writer, connector, policy),
+        greeting=Greeting(paho, outbox, dispatcher, writer, farewell, takeover),
+    )
+
+
+def open_outbox(
+    given: str | os.PathLike[str] | Store,
+    window: int,
+    on_work: Callable[[], None],
+    on_dropped: Callable[[list[Dropped]], None],
+    **settings: bool | int | str,
+) -> DurableOutbox:
+    """Over a store, or a path where one is opened; `on_work` may be called at once. settings: as `DurableOutbox`'s."""
+    store = given if isinstance(given, Store) else Store(given)
+    try:
+        return DurableOutbox(store, window, on_work, on_dropped, **settings)  # type: ignore[arg-type]
+    except BaseException:
+        if store is not given:
+            store.close()
+        raise
