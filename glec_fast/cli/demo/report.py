@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TextIO
-
-import orjson
 
 from glec_fast.cli.demo.verdict import QOS_LEVELS
 
@@ -107,7 +106,7 @@ def open_report(stream: TextIO) -> Report:
 
 
 def write_json(result: Result, stream: TextIO) -> None:
-    stream.write(orjson.dumps(dataclasses.asdict(result)).decode() + "\n")
+    stream.write(json.dumps(dataclasses.asdict(result)) + "\n")
 
 
 def write_table(result: Result, stream: TextIO) -> None:

@@ -8,10 +8,9 @@ the air when the link was cut, for which MQTT promises nothing. So published = r
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import orjson
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,8 +27,8 @@ ByQos = dict[str, int]
 def identify(topic: str, payload: bytes) -> Identity | None:
     """The identity of a message on the wire; None for one that no drive publishes, such as a last will."""
     try:
-        content = orjson.loads(payload)
-    except orjson.JSONDecodeError:
+        content = json.loads(payload)
+    except ValueError:
         return None
     timestamp_ms = content.get("timestamp") if isinstance(content, dict) else None
     return (topic.rpartition("/")[2], timestamp_ms) if isinstance(timestamp_ms, int) else None
