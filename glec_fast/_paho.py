@@ -132,6 +132,15 @@ ATTRIBUTES = (
     "_websocket_extra_headers",
     "_websocket_path",
 )
+# An exception may leave paho's own held, and a signal's handler cannot take them again.
+LOCKS = (
+    "_callback_mutex",
+    "_in_message_mutex",
+    "_mid_generate_mutex",
+    "_msgtime_mutex",
+    "_out_message_mutex",
+    "_reconnect_delay_mutex",
+)
 FUNCTIONS = (
     "_ConnectionState",
     "_WebsocketWrapper",

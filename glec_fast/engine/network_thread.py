@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from paho.mqtt.enums import MQTTErrorCode
 
 from glec_fast._paho import ConnectionState
 from glec_fast.engine import farewell as farewells
+from glec_fast.runtime import process
 from glec_fast.runtime.thread import Thread
 from glec_fast.transport.dial import break_link
 
@@ -133,6 +135,19 @@ class NetworkThread:
         if not self._outbox.wait_direct(deadline_s):
             # A link that does not move: what went past the queue goes to the disk.
             paho.close()
+
+    def let_go_in_child(self) -> bool:
+        """In a forked child: close its copies of the parent's sockets. True where there was no connection or thread."""
+        paho = self._paho
+        copies = paho.sock, paho.wake_reader, paho.wake_writer
+        is_unused = paho.sock is None and paho.thread is None
+        paho.sock = paho.wake_reader = paho.wake_writer = paho.thread = None
+        self._connector.attempt.let_go_in_child()
+        for each in copies:
+            # One that the program has closed itself.
+            with suppress(OSError):
+                process.close_copy(each)
+        return is_unused
 
     # ---- what keeps it after `stop`
 

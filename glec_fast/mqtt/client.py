@@ -11,11 +11,10 @@ import logging
 import os
 import socket
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MessageState, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 
 from glec_fast import _paho
@@ -27,6 +26,8 @@ from glec_fast.durable.store import Store
 from glec_fast.engine.connector import Connector
 from glec_fast.engine.policy import Policy
 from glec_fast.errors import ConfigError, GlecError
+from glec_fast.mqtt.drops import tell_dropped
+from glec_fast.mqtt.inbound_message import unsent_message
 from glec_fast.mqtt.parts import Parts, compose, open_outbox
 from glec_fast.outbox._outbox import MemoryOutbox, Outbox, publish
 from glec_fast.outbox.owners import OnOwnerAway, Owner
@@ -42,15 +43,6 @@ if TYPE_CHECKING:
 
 _MAX_UNRELEASED = 20
 _FIRST_ONLY = paho.MQTT_CLEAN_START_FIRST_ONLY
-# An exception may leave paho's own held, and a signal's handler cannot take them again.
-_PAHO_LOCKS = (
-    "_callback_mutex",
-    "_in_message_mutex",
-    "_mid_generate_mutex",
-    "_msgtime_mutex",
-    "_out_message_mutex",
-    "_reconnect_delay_mutex",
-)
 _PACKET_IDS = 65_535
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 Self = TypeVar("Self", bound="Client")
@@ -138,36 +130,19 @@ class Client(process.OfOneProcess, PahoClient):
                 raise ConfigError(text)
             if protocol != _MQTT_5 and clean_session is None:
                 clean_session = False
-        super().__init__(
-            callback_api_version,
-            client_id,
-            clean_session,
-            userdata,
-            protocol,
-            transport,
-            reconnect_on_failure,
-            manual_ack,
-        )
+        given = callback_api_version, client_id, clean_session, userdata
+        super().__init__(*given, protocol, transport, reconnect_on_failure, manual_ack)
         # paho's is a lock, held while a callback runs.
         self._in_callback_mutex = CallbackMark()  # type: ignore[assignment]
-        for name in _PAHO_LOCKS:
+        for name in _paho.LOCKS:
             setattr(self, name, Lock(name))
         self._connector = connector or Connector()
         self._policy = policy or Policy()
         if store is None:
             self._compose(MemoryOutbox(self._max_inflight_messages, self._wake))
         else:
-            outbox = open_outbox(
-                store,
-                self._max_inflight_messages,
-                self._wake,
-                self._tell_dropped,
-                wait_for_disk=wait_for_disk,
-                resend_in_doubt=resend_in_doubt,
-                max_unreleased=max_unreleased,
-                on_owner_away=on_owner_away,
-            )
-            self._compose(outbox)
+            told = self._max_inflight_messages, self._wake, self._tell_dropped
+            self._compose(open_outbox(store, *told, wait_for_disk, resend_in_doubt, max_unreleased, on_owner_away))
             process.watch_exit(self)
         if broker_name:
             self._parts.greeting.owner = Owner(broker_name)
@@ -215,16 +190,24 @@ class Client(process.OfOneProcess, PahoClient):
         clean_start: Any = _FIRST_ONLY,
         properties: Properties | None = None,
     ) -> None:
-        """As paho's. With a store and MQTT 5 it asks for a session that does not end, unless told otherwise.
+        """Say where to connect; returns at once, and a loop makes the connection. An existing one is closed.
 
-        That is `clean_start` False where it is MQTT_CLEAN_START_FIRST_ONLY, and a SessionExpiryInterval of 0xFFFFFFFF
-        where `properties` has none.
+        `connect`, with the same arguments, makes the connection itself and sends CONNECT; `on_connect` tells the rest.
+
+        host, port: the broker's, 1 to 65,535; TLS has 8883 as a rule. keepalive: seconds, 0 to 65,535; a PINGREQ goes
+        where nothing else did for so long (3.1.2.10). bind_address, bind_port: ours, "" and 0 for any.
+        clean_start, properties: MQTT 5 only, see MQTT_CLEAN_START_FIRST_ONLY (3.1.2.4) and those of CONNECT (3.1.2.11).
+        With a store, a session that does not end is asked for unless either says otherwise.
+        Raises ValueError; from the loop or `connect`, OSError, and with a store QueueStorageError, QueueClosedError.
         """
         clean_start, properties = self._parts.greeting.session_asked_for(clean_start, properties)
         super().connect_async(host, port, keepalive, bind_address, bind_port, clean_start, properties)
 
     def reinitialise(self, client_id: str = "", clean_session: bool = True, userdata: Any = None) -> None:
-        """As paho's, in memory. Raises UnsupportedError with a store, whose messages would be left without a client."""
+        """Make the client anew, as with these arguments of the class; it forgets its messages and callbacks.
+
+        Raises UnsupportedError with a store, whose messages would be left without a client.
+        """
         self._outbox.refuse_renewal()
         super().reinitialise(client_id, clean_session, userdata)
 
@@ -256,14 +239,11 @@ class Client(process.OfOneProcess, PahoClient):
         return handle
 
     def drop_out_messages(self) -> list[MQTTMessage]:
-        """As paho's: forget all unacknowledged QoS 1 and 2 messages, and return them."""
-        messages = []
-        for dropped in self._outbox.clear():
-            message = MQTTMessage(dropped.mid, dropped.topic.encode())
-            message.payload, message.qos, message.retain = dropped.payload, dropped.qos, dropped.retain
-            message.info, message.state = dropped.handle, MessageState.MQTT_MS_PUBLISH
-            messages.append(message)
-        return messages
+        """Forget all unacknowledged QoS 1 and 2 messages, and return them, the oldest first.
+
+        From any thread. Raises UnsupportedError with a store: to drop what is on disk is for its limits.
+        """
+        return [unsent_message(each) for each in self._outbox.clear()]
 
     @property
     def max_inflight_messages(self) -> int:
@@ -287,7 +267,11 @@ class Client(process.OfOneProcess, PahoClient):
 
     @property
     def on_publish(self) -> Any:
-        """As paho's. With a store, also for messages of an earlier process; `mid` is the message id."""
+        """Called in the network loop for each message that the broker has taken over (QoS 0: the socket).
+
+        With (client, userdata, mid), and VERSION2 with the reason code and properties of the acknowledgement too. With
+        a store, also for messages of an earlier process; `mid` is the message id.
+        """
         return self._on_publish
 
     @on_publish.setter
@@ -300,23 +284,14 @@ class Client(process.OfOneProcess, PahoClient):
         self._outbox.tell_all(bool(self.on_publish))
 
     def _tell_dropped(self, dropped: list[Dropped]) -> None:
-        if self._policy.on_dropped is not None:
-            self._policy.on_dropped(dropped)
-        on_drop = self.on_drop
-        if on_drop is None:
-            return
-        for each in dropped:
-            try:
-                on_drop(self, self._userdata, each)
-            except Exception as error:  # noqa: PERF203 - each message is told of, whatever became of the others
-                self._easy_log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_drop: %s", error)
-                logger.exception("on_drop failed")
+        tell_dropped(_paho.Paho(self), self._policy, self.on_drop, dropped)
 
     # ---- leaving
 
     def disconnect(self, reasoncode: ReasonCode | None = None, properties: Properties | None = None) -> MQTTErrorCode:
-        """As paho's: DISCONNECT goes behind what was published before.
+        """Leave the broker, behind what was published before; no connection follows. From any thread and any callback.
 
+        reasoncode, properties: of DISCONNECT, MQTT 5 only (3.14). Returns MQTT_ERR_SUCCESS, or MQTT_ERR_NO_CONN.
         It waits, 5 s at most, for the broker to accept a connection that is being made, and with a store for the disk
         and until the window is full; for no acknowledgement. What is left is sent on the next connection, with a store
         also by the next process. It returns at once where a thread or the program's own loop sends it.
@@ -328,11 +303,14 @@ class Client(process.OfOneProcess, PahoClient):
         return self._parts.farewell.begin(leave)
 
     def reconnect(self) -> MQTTErrorCode:
-        """As paho's; where it raises, it leaves no connection."""
+        """Connect again, to where `connect` or `connect_async` said, and send CONNECT. For whoever has the loop.
+
+        Raises ValueError where no host was given, OSError, and the connector's errors; then there is no connection.
+        """
         return self._parts.connecting.reconnect(super().reconnect)
 
     def is_connected(self) -> bool:
-        """As paho's: False from `disconnect` on."""
+        """True from the broker's acceptance until the connection ends, or `disconnect` is called. From any thread."""
         return not self._parts.farewell.is_waiting and super().is_connected()
 
     # ---- the loop
@@ -343,7 +321,11 @@ class Client(process.OfOneProcess, PahoClient):
             self._parts.wakeup.wake()
 
     def loop(self, timeout: float = 1.0) -> MQTTErrorCode:
-        """As paho's."""
+        """One turn of the network loop: wait for at most `timeout` seconds, read, call back, write, keep alive.
+
+        For programs without `loop_start` or `loop_forever`, which call it again and again. Returns MQTT_ERR_SUCCESS, or
+        why the connection has ended; nothing connects again by itself. Raises ValueError where `timeout` is below 0.
+        """
         parts = self._parts
         parts.farewell.note_loop()
         if not parts.wakeup.is_open:
@@ -351,7 +333,11 @@ class Client(process.OfOneProcess, PahoClient):
         return self._loop(timeout)
 
     def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
-        """As paho's; with a store, it learns at once of what has reached the disk."""
+        """Run the network loop in this thread until `disconnect`, and connect again where the connection is lost.
+
+        timeout: seconds that a turn may wait. retry_first_connection: go on where the first connection of
+        `connect_async` fails, which else raises OSError. Returns why it ended.
+        """
         parts, outbox = self._parts, self._outbox
         parts.farewell.note_loop()
         if outbox.is_stored:
@@ -363,11 +349,11 @@ class Client(process.OfOneProcess, PahoClient):
         return super().loop_forever(timeout, retry_first_connection)
 
     def loop_start(self) -> MQTTErrorCode:
-        """As paho's."""
+        """Run `loop_forever` in a thread of its own. Returns MQTT_ERR_INVAL where one runs already."""
         return self._parts.thread.start()
 
     def loop_stop(self) -> MQTTErrorCode:
-        """As paho's, which fails where the thread ends by itself just then.
+        """End the thread of `loop_start`, and wait for its end unless called from it; MQTT_ERR_INVAL without one.
 
         The thread ends once what was published has been acknowledged, or with the connection; with a store, which has
         what is left, after 5 s at most.
@@ -378,21 +364,25 @@ class Client(process.OfOneProcess, PahoClient):
         return self._parts.loop.turn(timeout)
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
-        """As paho's, in bulk: one read may bring many packets."""
+        """For a loop of the program's own: the socket can be read. Reads all that has come, whatever `max_packets`.
+
+        Returns MQTT_ERR_SUCCESS, MQTT_ERR_NO_CONN, or why the connection has ended.
+        """
         return self._parts.reader.read()
 
     def want_write(self) -> bool:
-        """As paho's."""
+        """True where bytes wait for the socket, so that a program's own loop is to wait for room. From any thread."""
         return bool(self._outbox.session.sendable_bytes)
 
     def loop_write(self) -> MQTTErrorCode:
-        """As paho's."""
+        """For a loop of the program's own: the socket has room. Returns as `loop_read`."""
         return self._parts.writer.write()
 
     def loop_misc(self) -> MQTTErrorCode:
-        """As paho's; what an exception kept from being told, or asked for, is made up for.
+        """For a loop of the program's own: keep alive, and what else is due; once a second.
 
-        With a store, what is on disk by now is made ready to be sent.
+        Returns as `loop_read`. What an exception kept from being told, or asked for, is made up for. With a store, what
+        is on disk by now is made ready to be sent.
         """
         return self._parts.loop.do_misc() or super().loop_misc()
 
@@ -433,7 +423,6 @@ class Client(process.OfOneProcess, PahoClient):
             self._state = _State.MQTT_CS_CONNECTION_LOST
 
     def _create_socket(self) -> Any:
-        """As paho's; `close` cuts it short."""
         return self._parts.connecting.create_socket(super()._create_socket)
 
     def _create_socket_connection(self) -> socket.socket:
@@ -488,32 +477,21 @@ class Client(process.OfOneProcess, PahoClient):
         """It is the store that waits for the disk."""
 
     def _in_child(self, pid: int) -> None:
-        shared = self._sock, self._sockpairR, self._sockpairW
-        is_own = self._sock is None and self._thread is None
-        self._sock = self._sockpairR = self._sockpairW = self._thread = None
         outbox = self._outbox
-        if is_own and not outbox.is_stored:
-            # Made and not yet connected: a copy of the child's own, as with paho.
+        if self._parts.thread.let_go_in_child() and not outbox.is_stored:
+            # A copy of the child's own, as with paho.
             outbox.is_woken = False
             process.watch_forks(self)
         else:
-            self._forbid_in_child(outbox, pid)
-        self._connector.attempt.let_go_in_child()
-        for each in shared:
-            process.close_copy(each)
-
-    def _forbid_in_child(self, outbox: Outbox, pid: int) -> None:
-        outbox.forbid(pid)
-        # `publish` takes from it what it needs, also where a program kept the method from before the fork.
-        self._outbox = process.Elsewhere(pid)  # type: ignore[assignment]
-        process.forbid(self, pid, {"close": None, "is_connected": False, "_reset_sockets": None})
+            outbox.forbid(pid)
+            # `publish` takes from it what it needs, also where a program kept the method from before the fork.
+            self._outbox = process.Elsewhere(pid)  # type: ignore[assignment]
+            process.forbid(self, pid, {"close": None, "is_connected": False, "_reset_sockets": None})
 
     def __enter__(self: Self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -235,7 +235,7 @@ class Dispatcher:
             self._paho.log(LogLevel.MQTT_LOG_DEBUG, f"Sending {name} (Mid: %d)", message.mid)
 
     def _hand_over(self, message: MQTTMessage, received: dict[int, Any] | None = None) -> None:
-        """As paho's, in a callback already, and without its matching where no filter has a callback.
+        """To the callbacks whose filter matches, else to `on_message`; the caller has said that this is a callback.
 
         received: where the message is taken from by its first callback.
         """

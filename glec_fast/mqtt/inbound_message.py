@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from paho.mqtt.enums import MessageState
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from glec_fast._paho import MQTTMessage, MQTTMessageInfo, message_info, message_properties
 from glec_fast.protocol._inbound import unpack_properties
+
+if TYPE_CHECKING:
+    from glec_fast.outbox._outbox import Message
 
 
 class InboundMessage(MQTTMessage):
@@ -21,7 +25,7 @@ class InboundMessage(MQTTMessage):
 
     @property
     def info(self) -> MQTTMessageInfo:
-        """As paho's, which has one in every message."""
+        """What a waiter would wait on. paho has one in every message; here it is made when it is asked for."""
         try:
             info: MQTTMessageInfo = message_info.__get__(self)
         except AttributeError:
@@ -91,3 +95,11 @@ def reason_from(packet_type: int, code: int) -> ReasonCode:
         return ReasonCode(packet_type, identifier=code)
     except (KeyError, ValueError):
         return _OtherReason(packet_type, code)
+
+
+def unsent_message(message: Message) -> MQTTMessage:
+    """One that waits in memory, as paho's class."""
+    unsent = MQTTMessage(message.mid, message.topic.encode())
+    unsent.payload, unsent.qos, unsent.retain = message.payload, message.qos, message.retain
+    unsent.info, unsent.state = message.handle, MessageState.MQTT_MS_PUBLISH
+    return unsent

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from glec_fast.engine.policy import Policy
     from glec_fast.mqtt.client import Client
     from glec_fast.outbox._outbox import Outbox
+    from glec_fast.outbox.owners import OnOwnerAway
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,24 @@ def open_outbox(
     window: int,
     on_work: Callable[[], None],
     on_dropped: Callable[[list[Dropped]], None],
-    **settings: bool | int | str,
+    wait_for_disk: bool,
+    resend_in_doubt: bool,
+    max_unreleased: int,
+    on_owner_away: OnOwnerAway,
 ) -> DurableOutbox:
-    """Over a store, or a path where one is opened; `on_work` may be called at once. settings: as `DurableOutbox`'s."""
+    """Over a store, or a path where one is opened; `on_work` may be called at once."""
     store = given if isinstance(given, Store) else Store(given)
     try:
-        return DurableOutbox(store, window, on_work, on_dropped, **settings)  # type: ignore[arg-type]
+        return DurableOutbox(
+            store,
+            window,
+            on_work,
+            on_dropped,
+            wait_for_disk=wait_for_disk,
+            resend_in_doubt=resend_in_doubt,
+            max_unreleased=max_unreleased,
+            on_owner_away=on_owner_away,
+        )
     except BaseException:
         if store is not given:
             store.close()

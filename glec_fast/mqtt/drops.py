@@ -1,0 +1,33 @@
+"""What a client with a store says of messages that will not be sent."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from paho.mqtt.enums import LogLevel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from glec_fast._paho import Paho
+    from glec_fast.durable.outcomes import Dropped
+    from glec_fast.engine.policy import Policy
+
+logger = logging.getLogger("glec_fast")
+
+
+def tell_dropped(
+    paho: Paho, policy: Policy, on_drop: Callable[[Any, Any, Dropped], None] | None, dropped: list[Dropped]
+) -> None:
+    """Each message to the policy and to `on_drop`, in the store's thread."""
+    if policy.on_dropped is not None:
+        policy.on_dropped(dropped)
+    if on_drop is None:
+        return
+    for each in dropped:
+        try:
+            on_drop(paho.client, paho.userdata, each)
+        except Exception as error:  # noqa: PERF203 - each message is told of, whatever became of the others
+            paho.log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_drop: %s", error)
+            logger.exception("on_drop failed")
