@@ -370,7 +370,7 @@ def hand_over(function, list items):
 
 
 def take_image(outbox, list kept, list in_doubt) -> tuple:
-    version, image, entries = outbox.image(kept)
+    version, image, entries = outbox.take_image(kept)
     in_doubt += entries
     return version, image
 

@@ -346,10 +346,10 @@ cdef class RowOutbox(Outbox):
             self.in_image = self.named = self.tell_at = 0
         return finished
 
-    def image(self, list kept) -> tuple:
+    def take_image(self, list kept) -> tuple:
         """See `glec_fast.durable.transaction.Outbox`."""
         with self.lock:
-            version, image = self.session.image(merged(kept + self._finished.ranges))
+            version, image = self.session.take_image(merged(kept + self._finished.ranges))
             self.in_image = len(self._finished)
             in_doubt, self._in_doubt = self._in_doubt, []
         return version, image, in_doubt

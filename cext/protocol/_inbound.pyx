@@ -387,7 +387,7 @@ cdef int _check_reason(uint8_t code, uint16_t packet) except -1:
 
 
 cdef class Inbound:
-    """See the module's text.
+    """The parser of what a server sends, over a client's connections. One thread feeds it and takes from it.
 
     message_type: what PUBLISH becomes: a class whose instances take the attributes of paho's MQTTMessage, and
     `_packed`: packed properties (MQTT 5) or None. state: the value of their `state`; state_qos2: that of QoS 2.

@@ -36,7 +36,7 @@ To one that was sent once it says that the server lost what it had acknowledged:
 in doubt (`take_doubtful`).
 
 **The gate.** With `durable`, nothing leaves before the state that explains it is on disk. `image` gives the durable
-picture of all QoS 2 exchanges, numbered; when that number comes back through `on_committed`, what it explains may
+image of all QoS 2 exchanges, numbered; when that number comes back through `on_committed`, what it explains may
 leave.
 
 **Parking.** `park` ends a connection: every exchange is set aside under its message id. The owner then admits its
@@ -129,7 +129,7 @@ cdef struct Retired:
 # Final, so that its C methods are called without a look-up.
 @final
 cdef class Session:
-    """See the module's text.
+    """The exchanges of one client, over its connections. The caller sees to it that one thread is in it at a time.
 
     window: most exchanges in flight, 1 to 65534, 0 for that. durable: QoS 2 waits at the gate.
     max_unreleased: the broker's limit of QoS 2 exchanges without PUBREL, 0 for none; the session keeps below it.
@@ -146,7 +146,7 @@ cdef class Session:
     # True over TLS and WebSocket: they may send a part of what `peek` gave and not say so, so all of it may have left.
     cdef public bint offered_may_leave
     cdef readonly int receive_maximum
-    # Counts durable pictures; see `image`.
+    # Counts durable images; see `take_image`.
     cdef readonly uint64_t version
     cdef uint64_t committed_version
     cdef readonly int max_unreleased
@@ -164,7 +164,7 @@ cdef class Session:
     cdef exchanges.Table table
     cdef send_buffer.SendBuffer out
     cdef vector.Vector marks, retired, done
-    # The picture has changed since the last `image`.
+    # The image has changed since the last `take_image`.
     cdef bint dirty
     # Stream offsets: what the server is known to have read, by its answers, and what its next answers will prove.
     cdef uint64_t proven_to, asked_to
@@ -771,7 +771,7 @@ cdef class Session:
         """True where bytes wait for an `image` that was not yet taken."""
         return self.out.gate_wanted
 
-    def image(self, list finished=None) -> tuple:
+    def take_image(self, list finished=None) -> tuple:
         """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave.
 
         finished: (first, last) ranges of message ids that `take_done` gave and whose rows are not deleted with it.

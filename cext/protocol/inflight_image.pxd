@@ -1,4 +1,4 @@
-# The durable picture of what is in flight, as it stands in the queue file. Header only.
+# The durable image of what is in flight, as it stands in the queue file. Header only.
 #
 # A byte with the format, then entries of 11 bytes, big-endian: message id (8), packet id (2), state (1). One in the
 # state FINISHED stands for rows that are to be deleted: the first message id, and as packet id how many.

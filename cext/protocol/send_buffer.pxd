@@ -18,7 +18,7 @@ cdef enum:
     KEEP_BYTES = 1 << 20
 
 cdef struct Gate:
-    # What is before `end` may leave once the picture of this version is on disk.
+    # What is before `end` may leave once the image of this version is on disk.
     uint64_t version
     uint64_t end
 
@@ -35,7 +35,7 @@ cdef struct SendBuffer:
     uint64_t last_end
     bint has_last
     vector.Vector gates
-    # Bytes wait for a picture that was not yet taken.
+    # Bytes wait for a image that was not yet taken.
     bint gate_wanted
 
 
@@ -169,7 +169,7 @@ cdef inline void discard(SendBuffer* buffer) noexcept:
 # ---- the gate
 
 cdef inline void shut(SendBuffer* buffer, uint64_t version) noexcept:
-    # After `vector.reserve(&buffer.gates)`: what is encoded waits for the picture of this version.
+    # After `vector.reserve(&buffer.gates)`: what is encoded waits for the image of this version.
     cdef Gate* gate
     if buffer.gate_wanted:
         gate = <Gate*>vector.push(&buffer.gates)
@@ -179,7 +179,7 @@ cdef inline void shut(SendBuffer* buffer, uint64_t version) noexcept:
 
 
 cdef inline void open_to(SendBuffer* buffer, uint64_t version) noexcept:
-    # The picture of this version is on disk.
+    # The image of this version is on disk.
     cdef Gate* gate
     while buffer.gates.count:
         gate = <Gate*>vector.at(&buffer.gates, 0)

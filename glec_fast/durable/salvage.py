@@ -36,7 +36,7 @@ _PAGES_VALID_FOR = slice(92, 96)
 COMPANIONS = ("-wal", "-shm", "-journal")
 _LENT = "-copy"
 # All that stand beside a queue file; `-lock` has a use of its own.
-_BESIDE = (*COMPANIONS, "-qos2", "-damaged", "-new", *(f"-new{each}" for each in COMPANIONS), _LENT, "-pages")
+_BESIDE = (*COMPANIONS, "-qos2", "-salvage", "-new", *(f"-new{each}" for each in COMPANIONS), _LENT, "-pages")
 # Ids between two readable ends of a damaged table are tried one by one, up to so many from each end.
 _TRIED_IDS_MAX = 100_000
 # It is no image, so that who opens the file takes it for one that cannot be read.
@@ -58,7 +58,7 @@ class Salvage(NamedTuple):
 
 def mark_of(path: Path) -> Path:
     """The file that says that `path` was found damaged while it was in use."""
-    return path.with_name(path.name + "-damaged")
+    return path.with_name(path.name + "-salvage")
 
 
 def has_remains(path: Path) -> bool:

@@ -55,9 +55,10 @@ DEFAULT_CLEANUP_INTERVAL_S = 300.0
 
 
 class Store(OfOneProcess):
-    """See the module's text. Thread-safe, but `read` and `rewind` belong to one thread.
+    """Messages in a queue file, from `append` until the outbox has finished them.
 
-    It hands on what it is asked to its parts, each of which says who may touch its state.
+    Thread-safe, but `read` and `rewind` belong to one thread. It hands on to its parts, each of which says who may
+    touch its state.
 
     path: queue file, created 0600 where it is missing.
     max_queue_size: rows, above 0. max_queue_bytes: of the queue file without its log, 0 for no limit.
@@ -256,7 +257,8 @@ class Store(OfOneProcess):
         """
         self._committer.close()
 
-    def _is_own_thread(self) -> bool:
+    def is_own_thread(self) -> bool:
+        """True where the caller is the store's thread, which calls back for drops and must not wait for itself."""
         return self._status.is_own_thread()
 
     def disk_bytes(self) -> int:

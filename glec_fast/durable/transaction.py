@@ -28,7 +28,7 @@ class Outbox(Protocol):
     def take_finished(self) -> list[int]:
         """The ids of what was finished since the last call; their rows are the store's to delete."""
 
-    def image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
+    def take_image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
         """(version, image, in doubt) of what is in flight; the image names as finished `kept` and what is not taken.
 
         kept: inclusive ranges of ids.

@@ -48,7 +48,7 @@ class Writer:
         adopt: Callable[[Commit, QueueTable], None],
         log: SummingLog,
     ) -> None:
-        self.lock = Lock("Store._commit_lock")
+        self.lock = Lock("Writer.lock")
         # The last transaction, of whichever thread.
         self.took_s = 0.0
         self.image = SavedImage(path, log)

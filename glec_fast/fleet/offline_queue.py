@@ -27,14 +27,14 @@ logger = logging.getLogger("glec_fast")
 
 
 class QueuedMessage(NamedTuple):
-    """One row. `payload` is str, or bytes where it is not text; times are Unix milliseconds, `ttl_ms` of expiry."""
+    """One row. `payload` is str, or bytes where it is not text; times are Unix milliseconds."""
 
     id: int
     topic: str
     payload: str | bytes
     qos: int
     timestamp_ms: int
-    ttl_ms: int
+    expires_at_ms: int
     retry_count: int
 
 

@@ -286,7 +286,7 @@ class RowOutbox(Outbox):
         """Tell the store what is new for it. Not under the lock."""
     def take_finished(self) -> list[int]:
         """See `glec_fast.durable.transaction.Outbox`."""
-    def image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
+    def take_image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
         """See `glec_fast.durable.transaction.Outbox`."""
 
 def tell(

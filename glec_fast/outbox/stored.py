@@ -236,7 +236,7 @@ class DurableOutbox(RowOutbox):
 
     def is_own_thread(self) -> bool:
         """See `Outbox.is_own_thread`: the store's thread, in which drop callbacks run."""
-        return self.store._is_own_thread()
+        return self.store.is_own_thread()
 
     def forbid(self, pid: int) -> None:
         """See `Outbox.forbid`."""

@@ -21,7 +21,7 @@ class Session:
         """The server's Receive Maximum on this connection (MQTT 5, 3.2.2.3.3)."""
     @property
     def version(self) -> int:
-        """Counts durable pictures; see `image`."""
+        """Counts durable images; see `take_image`."""
     @property
     def in_flight(self) -> int:
         """Exchanges in flight on this connection."""
@@ -158,7 +158,7 @@ class Session:
 
         Packet type as in the first byte, 0x40 for PUBACK; properties packed, with their length in front.
         """
-    def image(self, finished: list[tuple[int, int]] | None = None) -> tuple[int, bytes]:
+    def take_image(self, finished: list[tuple[int, int]] | None = None) -> tuple[int, bytes]:
         """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave.
 
         finished: (first, last) ranges of message ids that `take_done` gave and whose rows are not deleted with it.

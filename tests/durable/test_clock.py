@@ -472,7 +472,7 @@ class TestCertainty:
         kept_right.store.close()
         with closing(apsw.Connection(str(path))) as database:
             database.execute("DELETE FROM glec_clock")
-        path.with_name(path.name + "-damaged").touch()
+        path.with_name(path.name + "-salvage").touch()
         kept_right.boot(off_s=2 * DAY_S)
         kept_right.set_right()
         assert expire(kept_right) == 0

@@ -154,7 +154,7 @@ def test_a_sequence_that_is_none(filled: Path, seq: str, table: str) -> None:
     database(filled, f"INSERT INTO sqlite_sequence VALUES ('{table}', {seq})")
     for is_marked in (False, True):
         if is_marked:
-            filled.with_name("queue.db-damaged").touch()
+            filled.with_name("queue.db-salvage").touch()
         with OfflineQueueManager(filled) as queue:
             first = queue.enqueue("t", "payload 0 x", 2)
             assert COUNT < first < queue.enqueue("t", "payload 0 x", 2) < 2**62

@@ -205,7 +205,7 @@ class TestGoneWithTheirRows:
         store = make_store()
         append(store, RETAINED, None, EXTRAS)
         store.close()
-        path.with_name(path.name + "-damaged").touch()
+        path.with_name(path.name + "-salvage").touch()
         store = make_store()
         assert store.salvage is not None
         assert kept(path) == [1, 3]

@@ -349,7 +349,7 @@ class TestDamaged:
                 look()
         finally:
             os.umask(mask)
-        made = {"queue.db", "queue.db-copy", "queue.db-copy-wal", "queue.db-damaged", "queue.db.damaged-1"}
+        made = {"queue.db", "queue.db-copy", "queue.db-copy-wal", "queue.db-salvage", "queue.db.damaged-1"}
         assert made <= set(modes)
         assert all(each == {0o600} for each in modes.values()), modes
 

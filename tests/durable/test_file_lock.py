@@ -134,7 +134,7 @@ def test_a_second_process_is_refused_where_the_folder_was_renamed(tmp_path: Path
 
 def test_the_lock_is_of_the_file_that_a_salvage_put_in_place(path: Path) -> None:
     OfflineQueueManager(path).release()
-    path.with_name("queue.db-damaged").touch()
+    path.with_name("queue.db-salvage").touch()
     with held_by_another_process(path):
         assert path.with_name("queue.db.damaged-1").exists()
         path.with_name("queue.db-lock").unlink()
@@ -263,7 +263,7 @@ def test_what_has_the_name_of_a_companion_and_is_no_file_is_put_aside(path: Path
     assert callable(make)
     with OfflineQueueManager(path) as queue:
         queue.enqueue("t", "x", 1)
-    for suffix in ("-lock", "-wal", "-shm", "-journal", "-qos2", "-damaged", "-new", "-new-wal", "-copy"):
+    for suffix in ("-lock", "-wal", "-shm", "-journal", "-qos2", "-salvage", "-new", "-new-wal", "-copy"):
         companion = path.with_name(path.name + suffix)
         companion.unlink(missing_ok=True)
         make(companion)

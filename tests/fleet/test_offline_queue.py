@@ -338,7 +338,7 @@ def test_what_a_killed_client_had_delivered_is_not_in_the_queue(
 ) -> None:
     queue = make_queue()
     queue.enqueue_many([("t", str(number), 2) for number in range(6)])
-    _, image = Session(durable=True).image([(1, 2), (4, 4)])
+    _, image = Session(durable=True).take_image([(1, 2), (4, 4)])
     queue._store.run(lambda table: table.save_session("client", "host:1883", image))
     queue.release()
     queue = make_queue()

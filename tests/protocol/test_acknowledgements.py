@@ -24,7 +24,7 @@ DURABLE = pytest.mark.parametrize("durable", [False, True], ids=["memory", "dura
 
 def send(session: Session) -> list[tuple[int, int]]:
     """What leaves once all that waits is on disk: (packet type, packet id)."""
-    version, _ = session.image()
+    version, _ = session.take_image()
     session.on_committed(version)
     chunk = session.peek(ALL_BYTES)
     session.on_sent(len(chunk))

@@ -26,7 +26,7 @@ def receive(session: Session, data: bytes) -> list[int]:
 
 
 def commit(session: Session) -> bytes:
-    version, image = session.image()
+    version, image = session.take_image()
     session.on_committed(version)
     return image
 
@@ -165,7 +165,7 @@ def test_nothing_of_qos_2_leaves_before_its_image_is_on_disk() -> None:
     session.admit(2, "t", "two", 2)
     session.admit(3, "t", "three", 1)
     assert send_all(session) == publish("t", b"one", 1, 1)
-    version, _ = session.image()
+    version, _ = session.take_image()
     assert send_all(session) == b""
     session.admit(4, "t", "four", 2)
     session.on_committed(version)
@@ -355,7 +355,7 @@ def test_any_interleaving_delivers_each_message_in_order_and_once(seed: int) -> 
         elif action < 0.95:
             if commit_pending is None:
                 finished.update(session.take_done())
-                commit_pending = (*session.image(), set(finished))
+                commit_pending = (*session.take_image(), set(finished))
             else:
                 version, image, deleted = commit_pending
                 commit_pending = None

@@ -26,7 +26,7 @@ def receive(session: Session, data: bytes) -> list[int]:
 
 
 def commit(session: Session) -> bytes:
-    version, image = session.image()
+    version, image = session.take_image()
     session.on_committed(version)
     return image
 
@@ -93,7 +93,7 @@ def test_a_window_out_of_range_is_refused(window: int) -> None:
 def test_an_older_commit_neither_frees_an_id_nor_opens_the_gate() -> None:
     session = Session(10, True)
     session.admit(1, "t", "x", 2)
-    old, _ = session.image()
+    old, _ = session.take_image()
     session.on_committed(old)
     send_all(session)
     receive(session, ack(PUBREC, 1))
@@ -114,7 +114,7 @@ def test_an_image_from_before_the_end_of_an_exchange_does_not_free_its_id() -> N
     receive(session, ack(PUBREC, 1))
     commit(session)
     send_all(session)
-    version, image = session.image()
+    version, image = session.take_image()
     receive(session, ack(PUBCOMP, 1))
     session.on_committed(version)
     assert decode_image(image) == {(1, 1, RELEASED)}
@@ -157,7 +157,7 @@ def test_pubrel_of_a_link_that_ended_waits_for_the_disk_on_the_next(image_was_ta
     send_all(session)
     receive(session, ack(PUBREC, 1))
     if image_was_taken:
-        session.image()
+        session.take_image()
     session.park()
     session.resume(True)
     session.admit(1, "t", "x", 2)
@@ -290,7 +290,7 @@ def test_image_goes_round() -> None:
     session = Session(10, True)
     image = b"\x01" + entry(2**62, 65_535, SENT) + entry(5, 1, RELEASED)
     session.load_image(image)
-    assert decode_image(session.image()[1]) == decode_image(image)
+    assert decode_image(session.take_image()[1]) == decode_image(image)
     assert sorted(session.parked_ids()) == [5, 2**62]
 
 
@@ -355,7 +355,7 @@ def test_random_bytes_are_never_an_image_that_harms() -> None:
         loaded += 1
         session.resume(True)
         session.admit_rows([(message_id, "t", "x", 2) for message_id in sorted(session.parked_ids())], 0)
-        assert sorted(session.image(finished)[1]) == sorted(image)
+        assert sorted(session.take_image(finished)[1]) == sorted(image)
     assert 0 < loaded < 300
 
 
@@ -363,7 +363,7 @@ def test_finished_rows_are_named_in_the_image_and_found_there_again() -> None:
     session = Session(10, True)
     session.admit(9, "t", "x", 2)
     ranges = [(1, 1), (3, 8), (100, 100 + 65_535)]
-    image = session.image(ranges)[1]
+    image = session.take_image(ranges)[1]
     assert decode_image(image) >= {(9, 1, SENT), (1, 1, FINISHED), (3, 6, FINISHED), (100, 65_535, FINISHED)}
     after = Session(10, True)
     found = after.load_image(image)
@@ -397,7 +397,7 @@ def test_a_control_packet_passes_the_gate_and_moves_what_is_behind() -> None:
     session.on_sent(len(session.peek(7)))
     session.admit(2, "t", "b" * 30, 2)
     session.admit(3, "t", "c" * 30, 0)
-    version, _ = session.image()
+    version, _ = session.take_image()
     session.admit(4, "t", "d" * 30, 2)
     session.put_packet(b"\xc0\x00")
     session.put_packet(b"\xd0\x00")

@@ -166,14 +166,14 @@ def test_a_message_that_cannot_be_encoded_changes_nothing(
 ) -> None:
     session = session_of(durable=True)
     session.admit(1, "t", "x", 2)
-    session.on_committed(session.image()[0])
+    session.on_committed(session.take_image()[0])
     send_all(session)
     if is_parked:
         session.park()
         session.resume(True)
 
     def seen() -> tuple[object, ...]:
-        return session.unsent_bytes, session.in_flight, session.wants_commit, session.parked_ids(), session.image()
+        return session.unsent_bytes, session.in_flight, session.wants_commit, session.parked_ids(), session.take_image()
 
     before = seen()
     with pytest.raises(error):

@@ -63,7 +63,7 @@ def test_one_that_is_held_is_taken_again(lock_watch: Watch) -> None:
 def test_a_wait_that_has_an_end_is_not_judged_and_what_is_taken_then_is(lock_watch: Watch) -> None:
     with Lock("Outbox.lock"):
         for limit_s in (0.0, 0.01):
-            with Lock("Store._commit_lock").attempt(limit_s):
+            with Lock("Writer.lock").attempt(limit_s):
                 assert not lock_watch.take_violations()
         with Lock("WebSocket._lock").attempt(), Lock("Link.lock"):
             pass

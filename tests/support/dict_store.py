@@ -65,7 +65,7 @@ class DictStore:
         assert self._outbox is not None
         self.wants_commit = False
         finished = self._outbox.take_finished()
-        self.pending = Collected(finished, *self._outbox.image([]))
+        self.pending = Collected(finished, *self._outbox.take_image([]))
 
     def end_commit(self) -> None:
         """It is on disk, and the outbox is told."""

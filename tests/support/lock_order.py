@@ -36,7 +36,7 @@ LOCKS: dict[str, Guard] = {
         ("Outbox.lock", "WebSocket._lock"),
     ),
     "Outbox._pulling": Guard("reading rows and encoding them, one thread at a time", "network", ("Reader.lock",)),
-    "Store._commit_lock": Guard(
+    "Writer.lock": Guard(
         "the writer's connection, through a transaction",
         "the store's, who forks, and the network thread for an image, where it waits for 5 ms at most",
         ("Reader.lock", "QueueLock", "_log_handler"),

@@ -233,7 +233,7 @@ def page(dice: random.Random, path: Path) -> str:
 
 
 def companion(dice: random.Random, path: Path) -> str:
-    suffix = dice.choice(("-wal", "-shm", "-journal", "-qos2", "-lock", "-damaged", "-new", "-new-wal", "-copy"))
+    suffix = dice.choice(("-wal", "-shm", "-journal", "-qos2", "-lock", "-salvage", "-new", "-new-wal", "-copy"))
     file = path.with_name(NAME + suffix)
     kind = dice.randrange(5)
     file.unlink(missing_ok=True)

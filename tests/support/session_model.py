@@ -358,7 +358,7 @@ class Driver:
             self.ack(PUBACK if exchange.qos == 1 else PUBREC, exchange.packet_id, reason)
 
     def take_image(self) -> None:
-        version, image = self.session.image()
+        version, image = self.session.take_image()
         assert (version, decode_image(image)) == self.model.image()
         self.images.append((version, decode_image(image)))
         self.check()

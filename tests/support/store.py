@@ -57,7 +57,7 @@ class RecordingOutbox:
             finished, self._finished = self._finished, []
             return finished
 
-    def image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
+    def take_image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
         with self._heard:
             named = "".join(f" {first}-{last}" for first, last in merged(kept + ranges_of(self._finished.copy())))
             in_doubt, self.in_doubt = self.in_doubt, []
