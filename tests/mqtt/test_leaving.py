@@ -106,7 +106,10 @@ def test_loop_stop_waits_for_acknowledgements(
     payloads = publish(client, 3 * WINDOW, qos)
     client.loop_stop()
     client.disconnect()
-    assert arrived(subscriber) == payloads
+    found = arrived(subscriber)
+    # paho may close before it has read CONNACK, and the broker then loses what it has not read.
+    is_cut = kind == "paho" and not qos and not is_connected
+    assert found == (payloads[: len(found)] if is_cut else payloads)
     if kind == "store":
         client.close()
         assert kept(tmp_path / "queue.db") == []
