@@ -56,7 +56,9 @@ class Connector:
 
     def shake_hands(self, tcp_sock: socket.socket, context: ssl.SSLContext, host: str) -> Any:
         """Begin TLS on it. Raises OSError."""
-        sock = context.wrap_socket(tcp_sock, server_hostname=host, do_handshake_on_connect=False)
+        # The dot that ends an absolute name is for the look-up alone (RFC 6066, 3; no certificate has it).
+        name = host.removesuffix(".")
+        sock = context.wrap_socket(tcp_sock, server_hostname=name, do_handshake_on_connect=False)
         self.attempt.follow(sock)
         sock.settimeout(self._handshake_timeout_s())
         sock.do_handshake()
