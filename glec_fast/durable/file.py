@@ -164,6 +164,7 @@ class QueueFile:
         Raises QueueReplacedError where another file has the name, apsw.Error, OSError; the call may be repeated, also
         where an exception has cut into it.
         """
+        clear_the_way(self.path)
         finish_carry_over(self.path, self._lock.follow)
         if not self._has_name() or not self._has_log():
             self._put_back_damaged()
@@ -202,6 +203,7 @@ class QueueFile:
         is_log_harmed = self._is_log_harmed()
         logger.error("queue file %s or its log has lost its name; what is open is put back", self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        clear_the_way(self.path)
         new = new_of(self.path)
         try:
             self._copy_to(new)
