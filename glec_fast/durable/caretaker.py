@@ -159,8 +159,11 @@ class Caretaker:
             self.tidy_due_s = self._schedule.monotonic() + _TIDY_DELAY_S if is_more_to_do else _NEVER
 
     def on_failure(self, error: Exception, failure: QueueStorageError) -> bool:
-        """A transaction has failed. True where nobody need hear of it, unless the mending fails."""
-        if is_damage(error) and self._status.unusable is None:
+        """A transaction has failed. True where nobody need hear of it, unless the mending fails.
+
+        A constraint that two attempts fail by is none of ours.
+        """
+        if (is_damage(error) or isinstance(error, apsw.ConstraintError)) and self._status.unusable is None:
             self._status.damage = error
             if self.may_mend:
                 return True

@@ -87,6 +87,8 @@ _ODD_TTLS = f"{_IDS_WHERE}ttl IS NULL UNION ALL {_IDS_WHERE}ttl >= ''"
 _AS_UNIX_MS = "CAST(round((julianday({0}) - 2440587.5) * 86400000) AS INTEGER)"
 _DIGITS_AS_MS = "CASE WHEN {0} NOT GLOB '*[^0-9]*' AND length({0}) BETWEEN 1 AND 15 THEN CAST({0} AS INTEGER) END"
 
+# What SQLite says where another program has taken a table or a column away.
+_IS_MISSING = re.compile(r"no such (table|column)|has no column named")
 # What the system or another program has to mend; everything else that SQLite says of a file is damage.
 _SURROUNDINGS = (
     apsw.AuthError,
@@ -113,6 +115,8 @@ def stops_opening(error: BaseException) -> bool:
 
 def is_damage(error: BaseException) -> bool:
     """True where a file that was opened, or its log, turns out not to be what was written."""
+    if isinstance(error, apsw.SQLError):
+        return _IS_MISSING.search(str(error)) is not None
     if isinstance(error, apsw.IOError):
         return getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHORT_READ
     return isinstance(error, (apsw.CorruptError, apsw.NotADBError, apsw.TooBigError, apsw.FormatError))
@@ -339,7 +343,8 @@ def _try_out_beside(path: Path) -> None:
     """
     connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
     try:
-        _try_out(connection)
+        with _transaction(connection, "ROLLBACK"):
+            _try_out(connection)
     finally:
         connection.close(True)
 
@@ -358,7 +363,7 @@ def _try_out(connection: apsw.Connection) -> None:
         "glec_clock": (1, "b", 5, 6, 7, 8),
         "glec_set_aside": (ID_MAX, 5, "r", 6, None, b"x", "1", 2.5, *[None] * 5),
     }
-    with _transaction(connection, "ROLLBACK"):
+    with _undone(connection):
         for table, row in tried.items():
             columns = ", ".join(COLUMNS) if table == "mqtt_offline_queue" else "*"
             key = "number" if table in _NUMBERED[1:] else "message_id" if table == "glec_extras" else "id"
@@ -372,6 +377,32 @@ def _try_out(connection: apsw.Connection) -> None:
             if connection.execute(f"SELECT {key} FROM {table} WHERE {key} = ?", row[:1]).get is not None:  # noqa: S608
                 raise apsw.CorruptError(f"table {table} does not let go of what was written to it")
     connection.execute("SELECT count(*) FROM mqtt_offline_queue").get  # noqa: B018
+
+
+@contextmanager
+def _undone(connection: apsw.Connection) -> Iterator[None]:
+    """Within a transaction."""
+    connection.execute("SAVEPOINT tried")
+    try:
+        yield
+    finally:
+        # An error of the disk may have ended it.
+        if not connection.get_autocommit():
+            connection.execute("ROLLBACK TO tried; RELEASE tried")
+
+
+def check_changed(connection: apsw.Connection, path: Path) -> None:
+    """Within a transaction that finds that another program has declared something anew.
+
+    Raises apsw.CorruptError where the tables no longer keep what is written to them, as then only a new file does.
+    """
+    try:
+        _check_columns(connection, path)
+        _try_out(connection)
+    except (apsw.Error, QueueFormatError) as error:
+        if isinstance(error, _SURROUNDINGS):
+            raise
+        raise apsw.CorruptError(f"another program has changed its tables: {error}") from error
 
 
 def _reserve_log(path: Path) -> None:

@@ -11,7 +11,7 @@ import apsw
 
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
-from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX
+from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX, check_changed
 from glec_fast.durable.dropping import Dropping
 from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX
 from glec_fast.durable.inflight_log import SavedImage
@@ -65,6 +65,7 @@ class Writer:
         self.connection = connection
         self.table = QueueTable(connection)
         self._data_version = self.table.data_version()
+        self._schema_version = connection.pragma("schema_version")
         self.image.on_file_changed()
 
     def look_for_strangers(self) -> None:
@@ -93,6 +94,10 @@ class Writer:
         with self._transaction(commit):
             data_version = self.table.data_version()
             if data_version != self._data_version:
+                schema_version = self.connection.pragma("schema_version")
+                if schema_version != self._schema_version:
+                    check_changed(self.connection, self.path)
+                    self._schema_version = schema_version
                 self._adopt(commit, self.table)
                 self._overflow.note_strangers()
             commit.dropped = self._write(commit, clock, may_drop)
