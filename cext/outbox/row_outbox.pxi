@@ -61,6 +61,8 @@ cdef class RowOutbox(Outbox):
     cdef readonly object _handles
     # QoS 0 that went past the store, under negative ids, until the socket has taken it: message, and handle last.
     cdef readonly dict _direct
+    # Ids of messages that are of this connection alone, see `DurableOutbox.say`, in flight.
+    cdef readonly set _said
     cdef public bint _tells_all
     # Something was acknowledged on this connection.
     cdef public bint has_progress
@@ -90,6 +92,7 @@ cdef class RowOutbox(Outbox):
         self._finished = Finished()
         self._handles = WeakValueDictionary()
         self._direct = {}
+        self._said = set()
         self._pulling = Lock("Outbox._pulling")
 
     cdef object _take(self, client, str topic, bytes payload, qos, retain, properties, Py_ssize_t size):
@@ -171,6 +174,11 @@ cdef class RowOutbox(Outbox):
         cdef list handles, direct
         handles, self.untold = self.untold, []
         self._refused += self.session.take_refused()
+        if self._said:
+            self._refused = [message_id for message_id in self._refused if message_id not in self._said]
+            answered = self._said.intersection(done)
+            done = [message_id for message_id in done if message_id not in answered]
+            self._said -= answered
         if not done:
             return handles
         if self.session.downgraded_count != self.downgraded_count or self.session.has_doubtful:
@@ -297,6 +305,10 @@ cdef class RowOutbox(Outbox):
         with self.lock:
             self.is_open = False
             self.session.park()
+            for message_id in self._said:
+                # The next connection has its own to say.
+                self.session.forget(message_id)
+            self._said.clear()
             self._release_control_ids()
             self._forget_rows()
             # Told with the next that are finished.

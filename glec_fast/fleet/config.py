@@ -250,7 +250,17 @@ class MQTTConfig:
     status_interval_s: float = field(
         default=300,
         metadata=setting(
-            "mqtt.status.interval_s", number(0, 86_400, "s"), "Between two status heartbeats; 0 turns them off."
+            "mqtt.status.interval_s",
+            number(0, 86_400, "s"),
+            "Between two status heartbeats; 0: no status but the will.",
+        ),
+    )
+    status_retained: bool = field(
+        default=True,
+        metadata=setting(
+            "mqtt.status.retained",
+            FLAG,
+            "On, the broker keeps the last status, and the will, for consumers that come later.",
         ),
     )
     qos0_commit_delay_s: float = field(

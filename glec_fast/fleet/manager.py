@@ -27,7 +27,7 @@ from glec_fast.engine.policy import Failed, Policy
 from glec_fast.engine.probe import probe
 from glec_fast.engine.refusal import refusal
 from glec_fast.engine.routes import Routes
-from glec_fast.errors import ConnectionLostError, GlecError, PinningError, QueueClosedError
+from glec_fast.errors import ConnectionLostError, PinningError, QueueClosedError
 from glec_fast.fleet._payload import encode_message
 from glec_fast.fleet.config import MQTTConfig, Target
 from glec_fast.fleet.device import available_storage_mb, memory_usage_mb
@@ -49,6 +49,8 @@ TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
 _HOUR_MS = 60 * 60 * 1000
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
+# MQTT 5, 3.2.2.2: of the will.
+_RETAIN_NOT_SUPPORTED = 0x9A
 
 logger = logging.getLogger("glec_fast")
 
@@ -210,6 +212,8 @@ class MQTTManager(process.OfOneProcess):
         self._can_frames = 0
         self._battery_voltage: float | None = None
         self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
+        # A will that is never followed by another status would be kept for ever.
+        self._retains_status = config.status_retained and config.status_interval_s > 0
         self._lock = Lock("MQTTManager._lock")
         self._closed = False
         self._targets = config.targets
@@ -283,9 +287,7 @@ class MQTTManager(process.OfOneProcess):
                 raise QueueClosedError("the manager has disconnected: make another one to go on")
             if parts_of(self._client).thread.is_running:
                 return
-            # Told when the link has broken, with the figures of the moment of connecting: MQTT fixes a will in CONNECT.
-            offline = encode_message(self._status("OFFLINE"), self.device_id, self._store.unix_ms())
-            self._client.will_set(self._topic(Status.SUFFIX), offline, qos=Status.QOS)
+            self._set_will()
             self._client.connect_async(broker.host, broker.port, self.config.keepalive_s, **_session_of(self.config))
             self._enter("connecting")
             self._client.loop_start()
@@ -304,6 +306,8 @@ class MQTTManager(process.OfOneProcess):
                 return
             self._closed = True
             self._enter("closed")
+        if self.is_connected():
+            self._say("OFFLINE")
         self._client.close()
 
     def flush(self, timeout_s: float | None = None) -> bool:
@@ -452,11 +456,21 @@ class MQTTManager(process.OfOneProcess):
         if now_s >= self._next_status_s:
             self._next_status_s = now_s + self.config.status_interval_s
             self._log_expiring()
-            try:
-                self.publish_status()
-            except (GlecError, OSError) as error:
-                self._log.note(logging.ERROR, "status heartbeats not accepted", str(error))
+            # What is said while there is no link is no news once there is one.
+            if self.is_connected():
+                self._say("ONLINE")
         return self._next_status_s - now_s
+
+    def _set_will(self) -> None:
+        """Told when the link has broken, with the figures of the moment of connecting: MQTT fixes a will in CONNECT."""
+        offline = encode_message(self._status("OFFLINE"), self.device_id, self._store.unix_ms())
+        self._client.will_set(self._topic(Status.SUFFIX), offline, qos=Status.QOS, retain=self._retains_status)
+
+    def _say(self, status: str) -> None:
+        """Ahead of the queue, on this connection alone: later it would not be true."""
+        if self.config.status_interval_s:
+            payload = encode_message(self._status(status), self.device_id, self._store.unix_ms())
+            self._outbox.say(self._topic(Status.SUFFIX), payload, retain=self._retains_status)
 
     # ---- called by the client and the store
 
@@ -476,6 +490,10 @@ class MQTTManager(process.OfOneProcess):
         if reason.is_failure:
             refused = refusal(reason, self._target.url)
             self._note_failed_attempt(logging.ERROR, refused)
+            if reason.value == _RETAIN_NOT_SUPPORTED and self._retains_status:
+                # The next attempt does without.
+                self._retains_status = False
+                self._set_will()
             self._tell("on_connect_failed", refused)
             return
         self._policy.backoff.reset()
@@ -485,6 +503,8 @@ class MQTTManager(process.OfOneProcess):
         with self._lock:
             self._reconnect_count += self._connected_once
         self._connected_once = self._was_connected = True
+        self._say("ONLINE")
+        self._next_status_s = time.monotonic() + (self.config.status_interval_s or float("inf"))
         self._note_link(logging.INFO, f"connected to {self._target.url}")
         self._tell("on_connected")
         self._log_expiring()

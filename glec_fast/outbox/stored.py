@@ -203,6 +203,25 @@ class DurableOutbox(RowOutbox):
         self._on_work()
         return handle
 
+    def say(self, topic: str, payload: str | bytes, *, retain: bool = False) -> bool:
+        """Send a message on this connection alone, ahead of all that waits; False where there is none.
+
+        It has QoS 1, or 0 while the window is full. Nothing of it is kept: it is neither queued nor sent again.
+        """
+        limits = self.limits
+        with self.lock:
+            session = self.session
+            if not self.is_linked or session.has_last:
+                return False
+            is_kept = retain and (limits is None or limits.retain_available)
+            self._direct_id -= 1
+            qos = min(session.room(), 1)
+            if qos:
+                self._said.add(self._direct_id)
+            session.admit(self._direct_id, topic, payload, qos, is_kept, None)
+        self._on_work()
+        return True
+
     def _is_link_full(self) -> bool:
         """What goes to the queue now is there in order, and an alert can overtake it. The caller holds the lock."""
         return self.pace.is_measured and self.session.unanswered_bytes > self.session.byte_window

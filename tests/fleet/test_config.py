@@ -129,6 +129,7 @@ MALFORMED: dict[str, list[object]] = {
     "broker_name": ["", 5, [], ["a"] * 3, [5], "a\n", "x" * 256],
     "on_owner_away": ["stay", None, True],
     "max_unreleased": [0, 65_535, 1.0, None],
+    "status_retained": [1, "yes", None],
     "status_interval_s": [-1, math.nan, math.inf, "300", True],
     "overflow": ["", "newest", None],
     "qos0_commit_delay_s": [-1, math.nan, 3601, None],

@@ -451,13 +451,6 @@ def test_the_heartbeat_has_real_figures(broker: Broker, tmp_path: Path) -> None:
     assert last["uptime_seconds"] >= 0
 
 
-def test_the_heartbeat_goes_on_while_offline(tmp_path: Path) -> None:
-    config = quick_config(CLOSED_URL, tmp_path, status_interval_s=0.05, retry_initial_delay_ms=60_000)
-    with MQTTManager(config) as manager:
-        manager.connect()
-        assert eventually(lambda: manager.get_metrics().queue_size >= 3)
-
-
 def test_debug_logging_names_the_packets(broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("glec_fast")
     recorder = Recorder()
