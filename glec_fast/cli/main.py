@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from glec_fast import __version__
 from glec_fast.cli import in_doubt as in_doubt_command
-from glec_fast.cli import metrics, publish, service, settings, subscribe
+from glec_fast.cli import metrics, publish, service, settings, subscribe, top
 from glec_fast.cli.demo import command as demo_command
 from glec_fast.cli.doctor import command as doctor_command
 from glec_fast.cli.doctor import pin
@@ -28,7 +28,18 @@ EXIT_UNUSABLE = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
 
-SUBCOMMANDS = (demo_command, service, metrics, in_doubt_command, doctor_command, pin, settings, publish, subscribe)
+SUBCOMMANDS = (
+    demo_command,
+    service,
+    metrics,
+    top,
+    in_doubt_command,
+    doctor_command,
+    pin,
+    settings,
+    publish,
+    subscribe,
+)
 
 
 class OneLineParser(argparse.ArgumentParser):

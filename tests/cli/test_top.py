@@ -1,0 +1,81 @@
+"""`glec-fast top`: the page within 80 columns, in a pipe and on a terminal."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from glec_fast.cli.main import main
+from glec_fast.cli.top import Page, _span
+from glec_fast.fleet.metrics import Metrics, metrics_as_json
+
+
+def answer(**figures: Any) -> dict[str, Any]:
+    defaults: dict[str, Any] = {
+        "is_connected": True,
+        "messages_sent": 0,
+        "messages_failed": 0,
+        "queue_size": 0,
+        "reconnect_count": 0,
+        "state": "connected",
+    }
+    metrics = Metrics(**{**defaults, **figures})
+    return {"client_id": "DTG-SN-12345", "version": "1", "metrics": metrics_as_json(metrics)}
+
+
+def shown(page: Page, width: int = 80) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width).print(page.render())
+    return out.getvalue()
+
+
+def test_rates_are_those_between_two_looks() -> None:
+    page = Page()
+    page.take(answer(messages_sent=10, sent_bytes=100), 1.0)
+    assert "10 msg" in shown(page)
+    page.take(answer(messages_sent=30, sent_bytes=5100, queue_size=7, drops={"overflow": 3, "expired": 0}), 3.0)
+    text = shown(page)
+    assert "10 msg/s" in text
+    assert "2,500 B/s" in text
+    assert "overflow 3" in text
+    assert "expired" not in text
+    page.take(answer(messages_sent=0), 4.0)
+    assert "0 msg/s" in shown(page), "the service was started anew"
+
+
+def test_it_fits_a_small_terminal() -> None:
+    page = Page()
+    for second in range(100):
+        large = {"messages_sent": second * 10**6, "sent_bytes": second * 10**9, "queue_size": 10**6 + second}
+        page.take(answer(**large, last_failure="no connection: " + "x" * 500, drops={"overflow": 10**9}), float(second))
+    lines = shown(page).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 24
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.9, "59 s"), (3661, "1 h 1 min"), (90_000, "1 d 1 h")])
+def test_spans(seconds: float, text: str) -> None:
+    assert _span(seconds) == text
+
+
+def test_one_page_for_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("glec_fast.cli.top.ask", lambda _path, _question: answer(queue_size=5))
+    assert main(["top"]) == 0
+    out = capsys.readouterr().out
+    assert "DTG-SN-12345" in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"), [(["--socket", "/nowhere"], "no service answers"), (["--period", "0"], "--period must be")]
+)
+def test_what_cannot_be_is_said_in_one_line(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["top", *arguments]) == 2
+    said = capsys.readouterr()
+    assert says in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
