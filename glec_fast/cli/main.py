@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from glec_fast import __version__
 from glec_fast.cli import in_doubt as in_doubt_command
-from glec_fast.cli import metrics, publish, service, settings, subscribe, top
+from glec_fast.cli import metrics, publish, queue, service, settings, subscribe, top
 from glec_fast.cli.demo import command as demo_command
 from glec_fast.cli.doctor import command as doctor_command
 from glec_fast.cli.doctor import pin
@@ -33,6 +33,7 @@ SUBCOMMANDS = (
     service,
     metrics,
     top,
+    queue,
     in_doubt_command,
     doctor_command,
     pin,

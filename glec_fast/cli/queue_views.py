@@ -1,0 +1,250 @@
+"""`glec-fast queue stats|list|show|export|tail|purge PATH`: what waits in a queue file, also of one in use.
+
+Reading disturbs nobody: each look takes a few hundred rows at most, so that the program that has the file never waits,
+and its write-ahead log never grows for us.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import apsw
+from paho.mqtt.client import topic_matches_sub
+
+from glec_fast.cli.in_doubt import run as run_in_doubt
+from glec_fast.durable.database import connect, storage_error
+from glec_fast.durable.foreign_rows import as_time_ms
+from glec_fast.errors import ConfigError, MessageError, QueueFormatError
+from glec_fast.fleet.offline_queue import OfflineQueueManager
+
+if TYPE_CHECKING:
+    import argparse
+
+    SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_EXIT_NOT_DONE = 1
+_PAGE_ROWS = 200
+_FOLLOW_PERIOD_S = 1.0
+_PAYLOAD = "CAST(payload AS BLOB)"
+_SELECT = f"SELECT id, CAST(topic AS BLOB), qos, timestamp, ttl, retry_count, length({_PAYLOAD})"
+_PLACE = "(timestamp, id) > (?, ?)"
+_ORDER = f"FROM mqtt_offline_queue WHERE {_PLACE} ORDER BY timestamp, id LIMIT ?"
+# Numbers compare below all text, so that no row is passed over.
+_BEFORE_ALL = (float("-inf"), 0)
+
+
+class Waiting(NamedTuple):
+    """One message. Times are Unix milliseconds; payload_bytes as in the file."""
+
+    id: int
+    topic: str
+    qos: Any
+    queued_ms: int
+    expires_ms: int
+    refusals: Any
+    payload_bytes: int
+    payload: bytes | None = None
+
+
+def add_views(subjects: SubParsers) -> None:
+    """The subjects that read, and `purge`."""
+    for name, run, text in (
+        ("stats", run_stats, "how many messages wait, how old they are, what they take on the disk"),
+        ("list", run_list, "the messages in the order in which they are sent"),
+        ("show", run_show, "one message with its payload"),
+        ("export", run_export, "every message as a line of JSON"),
+        ("tail", run_tail, "the messages that came last"),
+        ("in-doubt", run_in_doubt, "QoS 2 messages that a broker may have lost, or have had twice"),
+        ("purge", run_purge, "delete messages; the file must not be in use"),
+    ):
+        parser = subjects.add_parser(name, help=text, description=text)
+        parser.add_argument("path", metavar="PATH", type=Path, help="the queue file")
+        if name in ("list", "export", "tail", "purge"):
+            parser.add_argument("--qos", type=int, choices=(0, 1, 2), help="of this QoS alone")
+            parser.add_argument("--topic", metavar="FILTER", help="of these topics alone; + and # as in MQTT")
+        if name in ("list", "tail"):
+            default = 50 if name == "list" else 10
+            parser.add_argument(
+                "--limit", metavar="N", type=int, default=default, help="at most N (default: %(default)s)"
+            )
+        if name == "show":
+            parser.add_argument("id", metavar="ID", type=int, help="as `list` shows it")
+            parser.add_argument("--payload", action="store_true", help="write the payload alone, as it is")
+        if name == "tail":
+            parser.add_argument("--follow", action="store_true", help="go on with what comes, until it is interrupted")
+        if name == "purge":
+            parser.add_argument("--yes", action="store_true", help="do not ask")
+        if name in ("stats", "list", "in-doubt"):
+            parser.add_argument("--json", action="store_true", help="print JSON")
+        parser.set_defaults(run=run)
+
+
+def run_stats(arguments: argparse.Namespace) -> int:
+    query = "SELECT qos, count(*), total(length(CAST(payload AS BLOB))), min(timestamp), max(timestamp) FROM "
+    rows = _fetched(arguments.path, query + "mqtt_offline_queue GROUP BY qos ORDER BY qos", ())
+    now_ms = time.time() * 1000
+    by_qos = [
+        {"qos": qos, "messages": count, "payload_bytes": int(total), "oldest_s": _age_s(first, now_ms)}
+        for qos, count, total, first, _ in rows
+    ]
+    named = [arguments.path.with_name(arguments.path.name + suffix) for suffix in ("", "-wal", "-qos2")]
+    disk_bytes = sum(path.stat().st_size for path in named if path.exists())
+    found = {"messages": sum(row["messages"] for row in by_qos), "disk_bytes": disk_bytes, "by_qos": by_qos}
+    if arguments.json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return 0
+    sys.stdout.write(f"{found['messages']:,} messages wait; the file and its logs take {disk_bytes:,} bytes\n")
+    for row in by_qos:
+        text = f"QoS {row['qos']}  {row['messages']:>9,} messages  {row['payload_bytes']:>12,} bytes of payload"
+        sys.stdout.write(f"{text}  the oldest of {_span(row['oldest_s'])} ago\n")
+    return 0
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    rows = _limited(_matching(arguments), arguments.limit)
+    if arguments.json:
+        sys.stdout.write(json.dumps([_as_json(row) for row in rows], indent=2) + "\n")
+        return 0
+    count = 0
+    for count, row in enumerate(rows, 1):  # noqa: B007 - looked at behind the loop
+        sys.stdout.write(line_of(row))
+    if not count:
+        sys.stdout.write("no message waits\n")
+    return 0
+
+
+def run_show(arguments: argparse.Namespace) -> int:
+    query = f"{_SELECT}, {_PAYLOAD} FROM mqtt_offline_queue WHERE id = ?"
+    rows = _fetched(arguments.path, query, (arguments.id,))
+    if not rows:
+        sys.stderr.write(f"glec-fast: no message {arguments.id} waits: it was sent or dropped\n")
+        return _EXIT_NOT_DONE
+    row = _waiting(rows[0])
+    if arguments.payload:
+        sys.stdout.buffer.write(row.payload or b"")
+        return 0
+    for name, value in _as_json(row).items():
+        sys.stdout.write(f"{name:14} {value}\n")
+    return 0
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    for row in _matching(arguments, with_payload=True):
+        sys.stdout.write(json.dumps(_as_json(row), ensure_ascii=False) + "\n")
+    return 0
+
+
+def run_tail(arguments: argparse.Namespace) -> int:
+    last_id = 0
+    newest = f"FROM mqtt_offline_queue ORDER BY id DESC LIMIT {_PAGE_ROWS}"
+    rows = _fetched(arguments.path, f"{_SELECT} {newest}", ())
+    shown = [row for row in map(_waiting, reversed(rows)) if _is_wanted(row, arguments)]
+    while True:
+        sys.stdout.writelines(line_of(row) for row in shown[-arguments.limit :] if row.id > last_id)
+        sys.stdout.flush()
+        if not arguments.follow:
+            return 0
+        last_id = max([last_id, *(row[0] for row in rows)])
+        time.sleep(_FOLLOW_PERIOD_S)
+        query = f"{_SELECT} FROM mqtt_offline_queue WHERE id > ? ORDER BY id LIMIT ?"
+        rows = _fetched(arguments.path, query, (last_id, _PAGE_ROWS))
+        shown = [row for row in map(_waiting, rows) if _is_wanted(row, arguments)]
+
+
+def run_purge(arguments: argparse.Namespace) -> int:
+    if arguments.qos is None and arguments.topic is None:
+        raise ConfigError("say which messages: --topic FILTER, --qos N, or --topic '#' for all")
+    ids = [row.id for row in _matching(arguments)]
+    if not ids:
+        sys.stdout.write("no such message waits\n")
+        return 0
+    if not arguments.yes:
+        sys.stderr.write(f"delete {len(ids):,} messages for good? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            sys.stderr.write("nothing was deleted\n")
+            return _EXIT_NOT_DONE
+    with OfflineQueueManager(arguments.path) as queue:
+        deleted = sum(queue.delete(message_id) for message_id in ids)
+    sys.stdout.write(f"{deleted:,} messages deleted\n")
+    return 0
+
+
+def line_of(row: Waiting) -> str:
+    when = datetime.fromtimestamp(row.queued_ms / 1000, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    refused = f", refused {row.refusals} times" if row.refusals else ""
+    return f"{row.id:8} {when} QoS {row.qos} {row.payload_bytes:6} B {row.topic}{refused}\n"
+
+
+def _matching(arguments: argparse.Namespace, *, with_payload: bool = False) -> Iterator[Waiting]:
+    """In the order of sending, a page at a time: between two, nothing of the file is held."""
+    query = f"{_SELECT}{f', {_PAYLOAD}' if with_payload else ''} {_ORDER}"
+    for row in map(_waiting, _fetched(arguments.path, query.replace(_PLACE, "timestamp IS NULL"), (_PAGE_ROWS,))):
+        if _is_wanted(row, arguments):
+            yield row
+    place: tuple[Any, Any] = _BEFORE_ALL
+    while rows := _fetched(arguments.path, query, (*place, _PAGE_ROWS)):
+        yield from (row for row in map(_waiting, rows) if _is_wanted(row, arguments))
+        place = rows[-1][3], rows[-1][0]
+
+
+def _is_wanted(row: Waiting, arguments: argparse.Namespace) -> bool:
+    if arguments.qos is not None and row.qos != arguments.qos:
+        return False
+    return arguments.topic is None or topic_matches_sub(arguments.topic, row.topic)
+
+
+def _limited(rows: Iterator[Waiting], limit: int) -> Iterator[Waiting]:
+    for _, row in zip(range(limit), rows, strict=False):
+        yield row
+
+
+def _waiting(row: tuple[Any, ...]) -> Waiting:
+    message_id, topic, qos, queued, expires, refusals, *rest = row
+    name = (topic or b"").decode("utf-8", "backslashreplace")
+    return Waiting(
+        message_id, name, qos, as_time_ms(queued, 0), as_time_ms(expires, 0), refusals, rest[0] or 0, *rest[1:]
+    )
+
+
+def _as_json(row: Waiting) -> dict[str, Any]:
+    content = row._asdict()
+    payload = content.pop("payload")
+    if payload is None:
+        return content
+    try:
+        return {**content, "payload": payload.decode()}
+    except UnicodeDecodeError:
+        return {**content, "payload_hex": payload.hex()}
+
+
+def _fetched(path: Path, query: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """All rows of a short query. Raises QueueFormatError, QueueStorageError, MessageError."""
+    if not path.exists():
+        raise MessageError(f"{path} is no file: name the queue_path of a program that ran")
+    try:
+        with closing(connect(path, apsw.SQLITE_OPEN_READONLY)) as connection:
+            return connection.execute(query, arguments).fetchall()
+    except (apsw.SQLError, apsw.NotADBError) as error:
+        raise QueueFormatError(f"{path} is not a queue file ({error}): name the queue_path of a program") from error
+    except apsw.Error as error:
+        raise storage_error(path, error) from error
+
+
+def _age_s(queued: object, now_ms: float) -> float:
+    return round(max(now_ms - as_time_ms(queued, 0), 0) / 1000, 3)
+
+
+def _span(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} days"
