@@ -23,7 +23,7 @@ LINTERS := $(VENV)/.linters
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 DOCUMENTERS := $(VENV)/.documenters
 
-.PHONY: demo test build lint docs package brokers torture interrupts wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-clocks fuzz-files vectors bench clean
+.PHONY: demo test build lint docs package brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-clocks fuzz-files vectors bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -34,6 +34,18 @@ test: $(BUILT)
 # The brokers beside mosquitto, which the tests leave out where they are not installed. Needs root.
 brokers:
 	.ci/brokers
+
+# The demo's messages through each of them that is installed, online, offline, over cut links, killed brokers and a cluster
+# of two; the tables are in docs/brokers.md and docs/brokers.json. About half an hour.
+MOVES ?= 20
+broker-matrix: $(BUILT)
+	cd tests && $(abspath $(BIN))/python -m support.broker_matrix --moves $(MOVES) \
+		--markdown $(abspath build/broker-matrix.md) --json $(abspath docs/brokers.json) $(MATRIX_ARGS)
+
+# A vehicle moved MOVES times between two ways to one broker, and between two brokers, in the middle of a flush.
+moves: MOVES = 100
+moves: $(BUILT)
+	MOVES=$(MOVES) $(BIN)/python -m pytest -q tests/promises/test_several_brokers.py $(TEST_ARGS)
 
 # Exactly once, at length: KILLS processes killed, the power cut at every point of LIVES lives of each kind, the link cut
 # after every byte of a TLS connection, and the protocol searched deeper. About an hour on a small machine.

@@ -414,6 +414,8 @@ class DurableOutbox(RowOutbox):
             if self.asks_to_keep and not self.is_session_foreign:
                 self.weaknesses.note(Weakness.SESSION_FORGOTTEN)
             self.void_session()
+        elif not self.is_session_foreign:
+            self.weaknesses.note_session()
         self.weaknesses.tell()
         if self.is_session_foreign:
             self._owners.on_discarded(self._identity)

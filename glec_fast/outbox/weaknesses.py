@@ -52,6 +52,8 @@ class Weaknesses:
         self._untold: dict[Weakness, str] = {}
         # The broker is known to have no exactly-once to lose: what is sent twice there is no rare case.
         self.is_at_least_once = False
+        # It has had a session of ours: that one is gone is a rare case.
+        self._keeps_sessions = False
 
     def begin(self, broker: str) -> None:
         """Say whose weaknesses come next. Those of the same broker are not said again."""
@@ -59,7 +61,13 @@ class Weaknesses:
             if broker != self._broker:
                 self._broker = broker
                 self._of_broker.clear()
-                self.is_at_least_once = False
+                self.is_at_least_once = self._keeps_sessions = False
+
+    def note_session(self) -> None:
+        """The broker has the session that it was asked to keep."""
+        with self._lock:
+            self._keeps_sessions = True
+            self._judge()
 
     def note(self, weakness: Weakness, count: int = 1, detail: str = "") -> bool:
         """Count it, and have `tell` say it if it is this broker's first; True where it is."""
@@ -67,11 +75,16 @@ class Weaknesses:
             is_first = not self._of_broker[weakness]
             self._of_broker[weakness] += count
             self._totals[weakness.value] += count
-            known = self._of_broker
-            self.is_at_least_once = known[Weakness.QOS_2_AS_QOS_1] > 0 or known[Weakness.SESSION_FORGOTTEN] > 1
+            self._judge()
             if is_first:
                 self._untold[weakness] = f"the broker {self._broker} {_MEANING[weakness]}{detail}"
         return is_first
+
+    def _judge(self) -> None:
+        """The caller holds the lock."""
+        known = self._of_broker
+        never_has_one = known[Weakness.SESSION_FORGOTTEN] > 1 and not self._keeps_sessions
+        self.is_at_least_once = known[Weakness.QOS_2_AS_QOS_1] > 0 or never_has_one
 
     def tell(self) -> None:
         """Log what was noted and not yet said."""

@@ -241,3 +241,18 @@ def test_the_services_own_settings(
     monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
     assert main(["doctor"]) == 0
     assert "no check failed" in capsys.readouterr().out
+
+
+def test_each_of_several_brokers_is_looked_at(
+    start_broker: StartBroker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = start_broker(), start_broker()
+    first.stop()
+    path = tmp_path / "broker_config.properties"
+    path.write_text(f"mqtt.broker.urls={first.url},{second.url}\nmqtt.queue.path={tmp_path}/queue.db\n")
+    assert main(["doctor", "--config", str(path), "--device-id", "D"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    places = [at for at, line in enumerate(lines) if " of 2: tcp://" in line]
+    of_first, of_second = lines[places[0] : places[1]], lines[places[1] :]
+    assert any(line.startswith("FAILED") and "tcp" in line for line in of_first)
+    assert any(line.startswith("ok") and "accepted as" in line and "protocol_version 5" in line for line in of_second)

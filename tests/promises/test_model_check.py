@@ -30,7 +30,19 @@ SHALLOW = {
         (2,), cuts=1, crashes=1, lost_sessions=1, hands_on_at_release=True
     ),
 }
+SHALLOW |= {
+    "two brokers, moved": Bounds((2,), cuts=2, crashes=0, owners=2, moves=2, hands_on_at_release=True),
+    "two brokers, waited for": Bounds((2,), cuts=2, crashes=0, owners=2, moves=2, on_owner_away="wait"),
+    "a session comes back older": Bounds(
+        (2, 1), cuts=1, crashes=0, older_sessions=1, max_unreleased=2, hands_on_at_release=True
+    ),
+}
 DEEP = {
+    "two brokers, moved, and crashes": Bounds((2, 2), cuts=2, crashes=1, owners=2, moves=2, hands_on_at_release=True),
+    "two brokers, waited for, and crashes": Bounds(
+        (2, 2), cuts=2, crashes=1, owners=2, moves=2, on_owner_away="wait", hands_on_at_release=True
+    ),
+    "two sessions come back older": Bounds((2, 2, 1), cuts=1, crashes=1, older_sessions=1, max_unreleased=2),
     "QoS 2 taken as QoS 1, by one that forgets": Bounds((2, 2), cuts=2, crashes=1, lost_sessions=2, knows_qos_2=False),
     "two, many faults": Bounds((2, 2), cuts=2, crashes=2),
     "three": Bounds((2, 2, 2), cuts=1, crashes=1),

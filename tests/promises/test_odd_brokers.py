@@ -221,6 +221,25 @@ def test_a_broker_that_keeps_no_session_is_told_once(tmp_path: Path, caplog: pyt
     assert warnings(caplog, "has not kept our session") == 1
 
 
+def test_a_session_that_is_lost_now_and_then_is_in_the_ledger_each_time(tmp_path: Path) -> None:
+    """As where a node of a cluster ends with it: a rare case, however often."""
+    with ScriptedGateway(tmp_path / "queue.db") as gateway:
+        for number in range(4):
+            gateway.connect(session_present=False)
+            gateway.commit()
+            gateway.send()
+            gateway.cut()
+            gateway.connect()
+            gateway.publish(f"{number}", 2)
+            gateway.commit()
+            gateway.send()
+            gateway.cut()
+        gateway.connect(session_present=False)
+        gateway.commit()
+        # All but the last were sent again, and lost again, each time.
+        assert len(gateway.store.in_doubt()) == gateway.outbox.in_doubt_count == 1 + 2 + 3 + 4
+
+
 def test_a_clean_session_that_was_asked_for_is_no_weakness(tmp_path: Path) -> None:
     with OddBroker(keeps_sessions=False) as broker:
         for _ in range(2):

@@ -22,6 +22,7 @@ class Collected(NamedTuple):
     version: int
     image: bytes
     in_doubt: list[tuple[int, Decision]]
+    identity: tuple[str, str] = ("client", "broker")
 
 
 @dataclass
@@ -31,16 +32,18 @@ class DictDisk:
     rows: dict[int, Row] = field(default_factory=dict)
     image: bytes = b""
     in_doubt: tuple[tuple[int, Decision], ...] = ()
+    identity: tuple[str, str] = ("client", "broker")
+    kept: dict[tuple[str, str], bytes] = field(default_factory=dict)
 
     def copied(self) -> DictDisk:
-        return DictDisk(dict(self.rows), self.image, self.in_doubt)
+        return DictDisk(dict(self.rows), self.image, self.in_doubt, self.identity, dict(self.kept))
 
     def write(self, collected: Collected) -> None:
         """One transaction: all of it or nothing."""
         self.in_doubt += tuple(collected.in_doubt)
         for message_id in collected.done:
             self.rows.pop(message_id, None)
-        self.image = collected.image
+        self.image, self.identity = collected.image, collected.identity
 
 
 class DictStore:
@@ -56,6 +59,7 @@ class DictStore:
         # Of the rows that are no alerts, where those have a lane of their own, and of alerts.
         self._positions = [0, 0]
         self._skipped: frozenset[int] = frozenset()
+        self._next_identity = disk.identity
 
     # ---- for tests
 
@@ -65,7 +69,7 @@ class DictStore:
         assert self._outbox is not None
         self.wants_commit = False
         finished = self._outbox.take_finished()
-        self.pending = Collected(finished, *self._outbox.take_image([]))
+        self.pending = Collected(finished, *self._outbox.take_image([]), self._next_identity)
 
     def end_commit(self) -> None:
         """It is on disk, and the outbox is told."""
@@ -76,7 +80,7 @@ class DictStore:
         self._outbox.on_committed(pending.version, 0)
 
     def fingerprint(self) -> object:
-        return tuple(self._positions), self._skipped, self.wants_commit
+        return tuple(self._positions), self._skipped, self.wants_commit, self._next_identity
 
     # ---- for the outbox
 
@@ -85,13 +89,40 @@ class DictStore:
         return len(self.disk.rows)
 
     has_backlog = True
-    identity = ("client", "broker")
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        return self.disk.identity
+
+    def speak_next_for(self, client_id: str, broker: str) -> None:
+        self._next_identity = client_id, broker
+
+    def speak_for(self, client_id: str, broker: str) -> None:
+        """As `run` does, it waits for the disk."""
+        self.speak_next_for(client_id, broker)
+        self._commit()
+
+    def keep_session(self, client_id: str, broker: str, exchanges: bytes | None) -> None:
+        self._commit()
+        self.disk.kept.pop((client_id, broker), None)
+        if exchanges is not None:
+            self.disk.kept[client_id, broker] = exchanges
+
+    def _commit(self) -> None:
+        if self._outbox is not None:
+            if self.pending is not None:
+                self.end_commit()
+            self.begin_commit()
+            self.end_commit()
+
+    def refuse_if_closed(self) -> None:
+        """It never is."""
 
     def on_rows_taken(self) -> None:
         """With a backlog, whatever it says, nobody asks."""
 
     def kept_sessions(self) -> dict[tuple[str, str], bytes]:
-        return {}
+        return dict(self.disk.kept)
 
     def load_session(self) -> bytes:
         return self.disk.image
@@ -113,7 +144,7 @@ class DictStore:
 
     def rewind(self, protected: Iterable[int], finished: Iterable[int], withheld: Iterable[int] = ()) -> None:
         pending = () if self.pending is None else self.pending.done
-        self._skipped = frozenset(pending).union(finished)
+        self._skipped = frozenset(pending).union(finished, withheld)
         self._positions = [0, 0]
 
     def read(self, limit: int) -> tuple[list[Row], bool]:

@@ -7,14 +7,16 @@ the client would answer a probe in the same way.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from glec_fast import Decision
 from glec_fast.outbox.stored import DurableOutbox
 from support.dict_store import DictDisk, DictStore
 from support.scripted_broker import ScriptedBroker
 from support.session_model import decode_image
-from support.wire_reference import parse
+from support.wire_reference import PUBREL, ack, parse
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -27,13 +29,20 @@ PACKET_ID_MAX = 65_535
 class Bounds(NamedTuple):
     """What is searched. `qos`: one message each, all on disk at the start. ids: packet ids there are, 0 for all.
 
-    cuts, crashes, lost_sessions: how often each may happen.
+    cuts, crashes, lost_sessions, older_sessions: how often each may happen; with the last, a session comes back as it
+    was at an earlier time. owners: brokers there are, of an owner each; on_owner_away: what is then done. moves: how
+    often another one is turned to. max_unreleased: places of each broker, 0 for any number.
     """
 
     qos: tuple[int, ...] = (2, 2)
     cuts: int = 1
     crashes: int = 1
     lost_sessions: int = 0
+    older_sessions: int = 0
+    owners: int = 1
+    on_owner_away: Literal["wait", "move"] = "move"
+    moves: int = 0
+    max_unreleased: int = 0
     window: int = 10
     protocol_version: int = 4
     hands_on_at_release: bool = False
@@ -47,11 +56,17 @@ class Root:
     """A state without a running client: what is left after a crash."""
 
     disk: DictDisk
-    broker: ScriptedBroker
-    session_present: bool
+    # Of each, its broker, and whether that has a session.
+    brokers: tuple[ScriptedBroker, ...]
+    present: tuple[bool, ...]
+    at: int
     cuts: int
     crashes: int
     lost_sessions: int
+    older_sessions: int
+    moves: int
+    # What the broker will come back with.
+    saved: tuple[tuple[int, str], ...] | None
     # Messages whose PUBREC a broker had sent that then lost its session: MQTT cannot tell their fate.
     in_doubt: frozenset[str]
 
@@ -62,9 +77,11 @@ class World:
     def __init__(self, root: Root, bounds: Bounds) -> None:
         self.root = root
         self.disk = root.disk.copied()
-        self.broker = root.broker.copied()
-        self.session_present = root.session_present
+        self.brokers = [broker.copied() for broker in root.brokers]
+        self.present = list(root.present)
+        self.at = root.at
         self.cuts, self.crashes, self.lost_sessions = root.cuts, root.crashes, root.lost_sessions
+        self.older_sessions, self.moves, self.saved = root.older_sessions, root.moves, root.saved
         self.in_doubt = root.in_doubt
         self.answers = b""
         self.linked = False
@@ -74,12 +91,30 @@ class World:
             bounds.window,
             lambda: None,
             lambda _dropped: None,
+            max_unreleased=bounds.max_unreleased,
+            on_owner_away=bounds.on_owner_away,
         )
+        self._bounds = bounds
+        self._identify()
         self.session = self.outbox.session
         self.session.protocol_version = bounds.protocol_version
         while bounds.ids and self.session.reserve_packet_id() < PACKET_ID_MAX - bounds.ids:
             pass
-        self._payloads = {f"{qos}-{number + 1}" for number, qos in enumerate(bounds.qos)}
+        self._payload_of = {number + 1: f"{qos}-{number + 1}" for number, qos in enumerate(bounds.qos)}
+        self._payloads = set(self._payload_of.values())
+
+    @property
+    def broker(self) -> ScriptedBroker:
+        return self.brokers[self.at]
+
+    @property
+    def session_present(self) -> bool:
+        return self.present[self.at]
+
+    def _identify(self) -> None:
+        if self._bounds.owners > 1:
+            names = [f"broker {number}" for number in range(self._bounds.owners)]
+            self.outbox.identify("client", names[self.at], (), names)
 
     # ---- steps
 
@@ -97,8 +132,14 @@ class World:
                 found.append("cut")
             if self.lost_sessions:
                 found.append("broker loses its session")
+            if self.older_sessions and self.saved is None:
+                found.append("broker saves")
+            if self.older_sessions and self.saved is not None:
+                found.append("session comes back older")
         else:
             found.append("connect")
+            if self.moves:
+                found.append("turn to another owner")
         if self.store.pending is not None:
             found.append("end commit")
         elif self.store.wants_commit:
@@ -115,12 +156,16 @@ class World:
 
     def after_crash(self, step: str) -> Root:
         """What is left when the process dies now."""
-        disk, broker = self.disk.copied(), self.broker.copied()
+        disk, brokers = self.disk.copied(), [broker.copied() for broker in self.brokers]
         if step == "crash behind the write":
             assert self.store.pending is not None
             disk.write(self.store.pending)
-        broker.inbox = b""
-        return Root(disk, broker, self.session_present, self.cuts, self.crashes - 1, self.lost_sessions, self.in_doubt)
+        for broker in brokers:
+            broker.inbox = b""
+        return Root(
+            disk, tuple(brokers), tuple(self.present), self.at, self.cuts, self.crashes - 1, self.lost_sessions,
+            self.older_sessions, self.moves, self.saved, self.in_doubt,
+        )  # fmt: skip
 
     def _send(self) -> None:
         waiting = self.session.peek(ALL_BYTES)
@@ -150,8 +195,25 @@ class World:
         self.lost_sessions -= 1
         self.in_doubt |= set(self.broker.held.values())
         self.broker.lose_session()
-        self.session_present = False
+        self.present[self.at] = False
         self._unlink()
+
+    def _broker_saves(self) -> None:
+        self.saved = tuple(sorted(self.broker.held.items()))
+
+    def _session_comes_back_older(self) -> None:
+        self.older_sessions -= 1
+        assert self.saved is not None
+        # What it had acknowledged since is its own loss.
+        self.in_doubt |= set(self.broker.held.values()) - {payload for _, payload in self.saved}
+        self.broker.held = dict(self.saved)
+        self.broker.stale = True
+        self._unlink()
+
+    def _turn_to_another_owner(self) -> None:
+        self.moves -= 1
+        self.at = (self.at + 1) % self._bounds.owners
+        self._identify()
 
     def _unlink(self) -> None:
         self.linked = False
@@ -160,9 +222,16 @@ class World:
 
     def _connect(self) -> None:
         self.linked = True
+        if self.outbox.is_session_foreign and self.session_present:
+            # As the client does: PUBRELs for what was left, and then a clean CONNECT.
+            for packet_id in self.outbox.left_packet_ids():
+                self.broker.answer(parse(ack(PUBREL, packet_id))[0][0])
+            self.outbox.on_left_released()
+            self.broker.lose_session()
+            self.present[self.at] = False
         self.outbox.resume(self.session_present, 65_535)
         # The broker has a session of this client from now on.
-        self.session_present = True
+        self.present[self.at] = True
 
     def _begin_commit(self) -> None:
         self.store.begin_commit()
@@ -175,23 +244,32 @@ class World:
 
     def _check(self) -> None:
         kept_all = not self.broken_sessions and self.broker.knows_qos_2
-        counts = self.broker.counts()
+        counts = sum((broker.counts() for broker in self.brokers), Counter[str]())
+        again = {self._payload_of[each] for each, decision in self._ledger() if decision is Decision.SENT_AGAIN}
         for payload, count in counts.items():
-            assert count == 1 or payload[0] != "2" or not kept_all, f"{payload} came {count} times"
+            is_told = payload in again or payload[0] != "2" or not kept_all
+            assert count == 1 or is_told, f"{payload} came {count} times"
         rows = {row[2] for row in self.disk.rows.values()}
+        held = {payload for broker in self.brokers for payload in broker.held.values()}
         for payload in self._payloads:
-            is_somewhere = payload in rows or payload in counts or payload in self.broker.held.values()
+            is_somewhere = payload in rows or payload in counts or payload in held
             assert is_somewhere or payload in self.in_doubt, f"{payload} is lost"
-        if kept_all:
+        if kept_all and len(self.brokers) == 1:
             firsts = [payload for payload in dict.fromkeys(self.broker.delivered) if payload[0] == "2"]
             assert firsts == sorted(firsts, key=lambda payload: int(payload[2:])), "out of order"
 
+    def _ledger(self) -> list[tuple[int, Decision]]:
+        pending = [] if self.store.pending is None else self.store.pending.in_doubt
+        return [*self.disk.in_doubt, *pending, *self.outbox._in_doubt]
+
     @property
     def broken_sessions(self) -> bool:
-        return bool(self.in_doubt) or not self.session_present
+        is_older = any(broker.stale for broker in self.brokers)
+        return bool(self.in_doubt) or is_older or (len(self.brokers) == 1 and not self.session_present)
 
     def is_done(self) -> bool:
-        return not self.disk.rows and not self.broker.inbox and not self.answers
+        waiting = {each for each in self.disk.rows if each not in self.outbox._owners.withheld}
+        return not waiting and not self.broker.inbox and not self.answers
 
     # ---- telling states apart
 
@@ -200,8 +278,10 @@ class World:
         pending = self.store.pending
         outbox = self.outbox
         return (
-            tuple(self.disk.rows), frozenset(_image(self.disk.image)), _broker_key(self.broker), self.answers,
-            self.linked, self.session_present, self.cuts, self.crashes, self.lost_sessions, self.in_doubt,
+            tuple(self.disk.rows), frozenset(_image(self.disk.image)), tuple(map(_broker_key, self.brokers)),
+            self.answers, self.linked, tuple(self.present), self.at, self.cuts, self.crashes, self.lost_sessions,
+            self.older_sessions, self.moves, self.saved, self.in_doubt, self.disk.identity,
+            tuple(self.disk.kept.items()), self.outbox.is_session_foreign, self.session.stale,
             None if pending is None else (tuple(pending.done), frozenset(_image(pending.image))),
             self.store.fingerprint(), tuple(outbox._finished.ids), tuple(row[0] for row in outbox._rows),
             outbox._rows_gone, tuple(row[0] for row in outbox._alerts), outbox._alerts_gone, outbox._more_to_read,
@@ -278,9 +358,17 @@ def search(bounds: Bounds, states_max: int) -> Found:
         for number, payload in enumerate(payloads)
     }
     broker = ScriptedBroker(
-        bounds.protocol_version, hands_on_at_release=bounds.hands_on_at_release, knows_qos_2=bounds.knows_qos_2
+        bounds.protocol_version,
+        bounds.max_unreleased,
+        hands_on_at_release=bounds.hands_on_at_release,
+        knows_qos_2=bounds.knows_qos_2,
     )
-    first = Root(DictDisk(rows), broker, True, bounds.cuts, bounds.crashes, bounds.lost_sessions, frozenset())
+    present = (bounds.owners == 1,) * bounds.owners
+    disk = DictDisk(rows) if bounds.owners == 1 else DictDisk(rows, identity=("", ""))
+    first = Root(
+        disk, tuple(broker.copied() for _ in present), present, 0, bounds.cuts, bounds.crashes, bounds.lost_sessions,
+        bounds.older_sessions, bounds.moves, None, frozenset(),
+    )  # fmt: skip
     stack: list[tuple[Root, tuple[str, ...], tuple[str, ...]]] = [(first, (), ())]
     seen: set[int] = set()
     steps_taken = ends = 0

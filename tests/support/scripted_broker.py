@@ -42,6 +42,8 @@ class ScriptedBroker:
     # Received and not yet released: packet id -> payload.
     held: dict[int, str] = field(default_factory=dict)
     inbox: bytes = b""
+    # Its session came back as it had been before.
+    stale: bool = False
 
     def feed(self, data: bytes) -> None:
         """Bytes arrive; nothing is done about them yet."""

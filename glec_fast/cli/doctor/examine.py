@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,16 +20,32 @@ if TYPE_CHECKING:
 
     from glec_fast.cli.doctor.peer import Shown
     from glec_fast.fleet.config import MQTTConfig
+    from glec_fast.tls.config import TLSContext
 
 
 def examine(config: MQTTConfig, *, as_device: bool = False, ntp_server: str | None = None) -> Iterator[Finding]:
     """The findings, each as soon as it is made. as_device: see `examine_login`. ntp_server: host or host:port."""
     files, context = examine_files(config)
     yield from files
+    chain: list[Shown] = []
+    for number, url in enumerate(config.urls, 1):
+        if len(config.urls) > 1:
+            yield Finding("broker", "ok", f"{number} of {len(config.urls)}: {url}")
+        way = replace(config, broker_url=url, broker_urls=(), broker_name=None)
+        yield from _examine_broker(way, context, chain, as_device=as_device)
+    queue = examine_queue(config)
+    yield examine_clock(_past(config, tuple(chain), queue.latest_s), ntp_server)
+    yield queue.finding
+    yield examine_disk(config)
+
+
+def _examine_broker(
+    config: MQTTConfig, context: TLSContext | None, chain: list[Shown], *, as_device: bool
+) -> Iterator[Finding]:
+    """One URL. chain: extended by the certificates that were seen."""
     addresses = examine_addresses(config.broker, config.connection_timeout_s)
     yield from addresses
     is_reachable = addresses[-1].status in ("ok", "warning")
-    chain: tuple[Shown, ...] = ()
     if not config.broker.tls:
         yield from _unencrypted()
     elif context is None or not is_reachable:
@@ -38,16 +55,12 @@ def examine(config: MQTTConfig, *, as_device: bool = False, ntp_server: str | No
     else:
         examined: Examined = examine_tls(config, context)
         yield from examined.findings
-        chain = examined.chain
+        chain += examined.chain
         is_reachable = all(finding.status in ("ok", "warning") for finding in examined.findings)
     if is_reachable:
         yield examine_login(config, as_device=as_device)
     else:
         yield Finding("login", "skipped", "there is no connection to log in over")
-    queue = examine_queue(config)
-    yield examine_clock(_past(config, chain, queue.latest_s), ntp_server)
-    yield queue.finding
-    yield examine_disk(config)
 
 
 def _unencrypted() -> Iterator[Finding]:
