@@ -23,7 +23,8 @@ EXIT_FAILED = 1
 SUMMARY = "say what stands between this gateway and its broker"
 DESCRIPTION = """\
 Go through settings, DNS, TCP, TLS, certificates, pins, login, clock, queue file and disk; say what was found and what
-to do. Of several broker_urls each is looked at. Nothing is changed. The login is made as CLIENT_ID-doctor. Exit status 1 if a check failed."""
+to do. Of several broker_urls each is looked at. Nothing is changed. The login is made as CLIENT_ID-doctor. Exit status
+1 if a check failed."""
 _CHECK_WIDTH = len("client certificate")
 
 
