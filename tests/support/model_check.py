@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from glec_fast import Decision
 from glec_fast.outbox.stored import DurableOutbox
 from support.dict_store import DictDisk, DictStore
-from support.scripted_broker import ScriptedBroker
+from support.scripted_broker import PINGRESP, ScriptedBroker
 from support.session_model import decode_image
 from support.wire_reference import PUBREL, ack, parse
 
@@ -178,6 +178,10 @@ class World:
         self.answers += self.broker.handle(1)
 
     def _answer_arrives(self) -> None:
+        if self.answers.startswith(PINGRESP):
+            self.answers = self.answers[len(PINGRESP) :]
+            self.outbox.on_pingresp()
+            return
         answer, self.answers = self.answers[:ACK_BYTES], self.answers[ACK_BYTES:]
         self.session.on_acks(answer)
         self._settle()
@@ -229,6 +233,8 @@ class World:
             self.outbox.on_left_released()
             self.broker.lose_session()
             self.present[self.at] = False
+        # For CONNECT: control packets go behind it.
+        self.outbox.put_packet(b"", first=True)
         self.outbox.resume(self.session_present, 65_535)
         # The broker has a session of this client from now on.
         self.present[self.at] = True
