@@ -18,6 +18,7 @@ from cpython.object cimport PyObject, PyObject_SetAttr
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from cython cimport annotation_typing, freelist, no_gc
 from libc.stddef cimport size_t
+from libc.stdint cimport uint64_t
 from libc.string cimport memchr
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -52,6 +53,7 @@ cdef enum:
     # Encoded and not yet taken by the socket.
     WORTH_WRITING_BYTES = 65536
 
+cdef bytes PINGREQ = b"\xc0\x00"
 cdef object MQTT_5 = MQTTProtocolVersion.MQTTv5
 cdef object SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 cdef object NO_CONNECTION = MQTTErrorCode.MQTT_ERR_NO_CONN
@@ -124,6 +126,8 @@ cdef class Outbox:
     cdef readonly object pace
     # Answers to what the server sent, that it has not read; what else it read since counts for it.
     cdef readonly size_t answer_bytes
+    # Messages of QoS 0 that had left as a connection ended, without proof that they arrived, and were not queued again.
+    cdef public Py_ssize_t lost_in_the_air
 
     def __init__(self, int window, on_work, *, bint durable, int max_unreleased=0):
         self.session = Session(window, durable, max_unreleased)
@@ -177,6 +181,14 @@ cdef class Outbox:
 
     def on_pingresp(self):
         """PINGRESP came. What that ends is told with the next that are finished."""
+        with self.lock:
+            self.session.on_pong()
+            self.note_answers()
+
+    def on_heard_out(self):
+        """The server has ended the connection as our DISCONNECT asked it to: it has read all that was before that."""
+        with self.lock:
+            self.session.prove_all()
 
     # ---- control packets
 
@@ -584,6 +596,7 @@ cdef class MemoryOutbox(Outbox):
             # What has left is not lost: another thread may have told the session, and not yet asked what is finished.
             self.untold = self.settle()
             finished = self.untold[:]
+            self.lost_in_the_air += <Py_ssize_t>(self.session.left_count - self.session.proven_count)
             self.session.park()
             self._release_control_ids()
             self._wait_again()

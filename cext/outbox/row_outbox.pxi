@@ -4,8 +4,72 @@ cdef enum:
     # A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
     PULL_ROWS_MIN = 100
 
+    # Of QoS 0 that is on its way, the newest messages, of so many bytes of topic and payload, and so many of them.
+    IN_THE_AIR_MAX_BYTES = 512 * 1024
+    IN_THE_AIR_MAX = 10_000
+
 # Encoded and not yet taken by the socket; more would only be memory.
 UNSENT_BYTES_MAX = 256 * 1024
+
+
+cdef class InTheAir:
+    """QoS 0 that was encoded on this connection and is not proven to have arrived: the newest rows, in their order.
+
+    They are counted as the session counts them, over all connections. Whoever calls holds the outbox's lock.
+    """
+
+    # From index `gone` on, as rows; that of the first has this number.
+    cdef list rows
+    cdef Py_ssize_t gone
+    cdef uint64_t first
+    cdef size_t size_bytes
+
+    def __init__(self):
+        self.rows = []
+        self.first = 1
+
+    cdef int add(self, tuple row) except -1:
+        """The session has encoded it, and none since."""
+        self.rows.append(row)
+        self.size_bytes += _size_of(row)
+        while self.size_bytes > IN_THE_AIR_MAX_BYTES or PyList_GET_SIZE(self.rows) - self.gone > IN_THE_AIR_MAX:
+            self.pass_first()
+        if self.gone > 1024 and self.gone * 2 > PyList_GET_SIZE(self.rows):
+            del self.rows[:self.gone]
+            self.gone = 0
+        return 0
+
+    cdef int pass_first(self) except -1:
+        cdef tuple row = self.rows[self.gone]
+        self.rows[self.gone] = None
+        self.size_bytes -= _size_of(row)
+        self.gone += 1
+        self.first += 1
+        return 0
+
+    cdef int prove(self, uint64_t count) except -1:
+        """So many are proven."""
+        while self.gone < PyList_GET_SIZE(self.rows) and self.first <= count:
+            self.pass_first()
+        if self.gone == PyList_GET_SIZE(self.rows):
+            self.rows.clear()
+            self.gone = 0
+        return 0
+
+    cdef list take(self, uint64_t proven, uint64_t left, uint64_t encoded):
+        """The connection is gone. Those that had left, as far as they are here; so many were encoded."""
+        cdef list lost
+        self.prove(proven)
+        lost = self.rows[self.gone:self.gone + <Py_ssize_t>(max(left + 1, self.first) - self.first)]
+        self.rows = []
+        self.gone = 0
+        self.size_bytes = 0
+        self.first = encoded + 1
+        return lost
+
+
+cdef inline size_t _size_of(tuple row) except? 0:
+    return <size_t>len(row[1]) + <size_t>len(row[2])
 
 
 cdef class Registration:
@@ -74,6 +138,7 @@ cdef class RowOutbox(Outbox):
     cdef bint has_remarks
     cdef public bint is_downgrade_recorded
     cdef readonly bint _resend_in_doubt
+    cdef InTheAir _in_the_air
     cdef public Py_ssize_t in_doubt_count
     # Held to read and to rewind: a program's own loop may have several threads pull.
     cdef readonly Lock _pulling
@@ -93,6 +158,7 @@ cdef class RowOutbox(Outbox):
         self._handles = WeakValueDictionary()
         self._direct = {}
         self._said = set()
+        self._in_the_air = InTheAir()
         self._pulling = Lock("Outbox._pulling")
 
     cdef object _take(self, client, str topic, bytes payload, qos, retain, properties, Py_ssize_t size):
@@ -126,6 +192,8 @@ cdef class RowOutbox(Outbox):
                 with self.lock:
                     self.session.on_committed(version)
                     self.named = self.in_image
+        if self.session.wants_proof and self.is_open:
+            self.put_packet(PINGREQ)
 
     cdef bint _have_all_gone(self) except -1:
         return self._rows_gone == PyList_GET_SIZE(self._rows) and self._alerts_gone == PyList_GET_SIZE(self._alerts)
@@ -141,26 +209,40 @@ cdef class RowOutbox(Outbox):
 
     cdef bint _admit_rows(self) except -1:
         """True where all rows that were read have gone, and more would fit."""
-        cdef Py_ssize_t room
+        cdef Py_ssize_t room, first
+        cdef uint64_t encoded
         with self.lock:
             if self._rows_gone < PyList_GET_SIZE(self._rows):
-                self._rows_gone = self.session.admit_rows(self._rows, self._rows_gone, True)
+                first, encoded = self._rows_gone, self.session.unacknowledged_count
+                self._rows_gone = self.session.admit_rows(self._rows, first, True)
+                if self.session.unacknowledged_count != encoded:
+                    self._note_in_the_air(first)
             if self._rows_gone < PyList_GET_SIZE(self._rows) or self.session.unsent_bytes > UNSENT_BYTES_MAX:
                 return False
             room = self.session.room()
             return room >= min(PULL_ROWS_MIN, <int>self.session.window // 2) or self.session.in_flight == 0
-
-    def on_pong(self):
-        """PINGRESP came."""
-        with self.lock:
-            self.session.on_pong()
-            self.note_answers()
 
     cdef int _forget_rows(self) except -1:
         """They are read again."""
         self._rows, self._alerts = [], []
         self._rows_gone = self._alerts_gone = 0
         return 0
+
+    cdef int _note_in_the_air(self, Py_ssize_t first) except -1:
+        """Of the rows that have gone from the first on, those of QoS 0; the caller holds the lock."""
+        cdef Py_ssize_t index
+        cdef tuple row
+        cdef list refused = self.session.refused_ids
+        for index in range(first, self._rows_gone):
+            row = self._rows[index]
+            if row[3] == 0 and (not refused or row[0] not in refused):
+                self._in_the_air.add(row)
+        return 0
+
+    def _admit_direct(self, tuple row not None):
+        """QoS 0 that goes past the store, as a row; the caller holds the lock."""
+        self.session.admit(row[0], row[1], row[2], 0, *row[6:])
+        self._in_the_air.add(row)
 
     def _finish(self, list ids):
         """The broker has these, or nobody will; the caller holds the lock."""
@@ -179,6 +261,8 @@ cdef class RowOutbox(Outbox):
             answered = self._said.intersection(done)
             done = [message_id for message_id in done if message_id not in answered]
             self._said -= answered
+        if PyList_GET_SIZE(self._in_the_air.rows):
+            self._in_the_air.prove(self.session.proven_count)
         if not done:
             return handles
         if self.session.downgraded_count != self.downgraded_count or self.session.has_doubtful:
@@ -301,19 +385,23 @@ cdef class RowOutbox(Outbox):
             return self.session.parked_ids(), self._finished.ids.copy()
 
     def _end_connection(self) -> tuple:
-        """As `_begin_connection`, and which of `_direct` had not left."""
+        """As `_begin_connection`, which of `_direct` had not left, and of QoS 0 in the air as many rows as are known,
+        and how many they were.
+        """
         with self.lock:
             self.is_open = False
+            proven, left = self.session.proven_count, self.session.left_count
             self.session.park()
             for message_id in self._said:
                 # The next connection has its own to say.
                 self.session.forget(message_id)
             self._said.clear()
+            lost = self._in_the_air.take(proven, left, self.session.unacknowledged_count)
             self._release_control_ids()
             self._forget_rows()
             # Told with the next that are finished.
             self.untold = self.settle()
-            return self.session.parked_ids(), self._finished.ids.copy(), list(self._direct)
+            return self.session.parked_ids(), self._finished.ids.copy(), list(self._direct), lost, left - proven
 
     def _requeue(self, list direct_ids not None, append):
         """`append(topic, payload, extras, handle)` of each that nobody else has taken over, until one raises."""

@@ -43,6 +43,11 @@ leave.
 messages again from the first one on, and `admit` finds what was set aside: an exchange goes on with its packet id and
 the right DUP flag, so that resends keep the original order, and are bounded by the window, without a second mechanism.
 
+**Proof.** A connection is in order, and a server reads it in order: an answer proves that all before its question has
+arrived, QoS 0 too. So three numbers are kept of QoS 0, whatever its pace: how many were encoded, how many have left,
+and how many are proven, by an answer to something behind them (PUBACK, PUBREC, PUBCOMP, PINGRESP). What has left and is
+not proven as a connection ends was in the air. An answer that may be one to an earlier copy proves nothing.
+
 Not thread-safe: the owner serialises calls.
 """
 
@@ -68,6 +73,7 @@ from inflight_image cimport (
 )
 from mqtt_wire cimport (
     FIXED_HEADER_MAX_BYTES,
+    PINGREQ,
     PUBACK,
     PUBCOMP,
     PUBLISH,
@@ -94,6 +100,8 @@ cdef enum:
     REASON_PACKET_ID_NOT_FOUND = 0x92
     REASON_PROTOCOL_ERROR = 0x82
     MQTT_5 = 5
+    # With `bounds_unproven`, so many bytes with QoS 0 in them are on their way at once.
+    UNPROVEN_MAX_BYTES = 256 * 1024
 
 cdef enum Outcome:
     DONE
@@ -120,6 +128,11 @@ cdef bytes _as_bytes(data):
 cdef struct Mark:
     uint64_t end
     int64_t message_id
+
+cdef struct Ping:
+    # Stream offset of its end, and the messages of QoS 0 before it.
+    uint64_t end
+    uint64_t behind
 
 cdef struct Retired:
     uint64_t version
@@ -159,6 +172,10 @@ cdef class Session:
     cdef readonly int64_t downgraded_id
     # First byte of the packet that the last `admit` encoded: PUBLISH with its flags, or PUBREL.
     cdef readonly int admitted_command
+    # Messages of QoS 0, over all connections: encoded, and proven or of a connection that has ended.
+    cdef readonly uint64_t unacknowledged_count, proven_count
+    # QoS 0 is encoded only as far as `UNPROVEN_MAX_BYTES` allow.
+    cdef public bint bounds_unproven
 
     # Owned here.
     cdef exchanges.Table table
@@ -168,7 +185,7 @@ cdef class Session:
     cdef bint dirty
     # Stream offsets: what the server is known to have read, by its answers, and what its next answers will prove.
     cdef uint64_t proven_to, asked_to
-    # Ends of PINGREQs that were put and not answered.
+    # PINGREQs that were put and not answered.
     cdef vector.Vector pings
     # How many were put on this connection, and answered.
     cdef readonly Py_ssize_t pings_put, pings_answered
@@ -188,7 +205,7 @@ cdef class Session:
         self.marks.item_bytes = sizeof(Mark)
         self.retired.item_bytes = sizeof(Retired)
         self.done.item_bytes = sizeof(int64_t)
-        self.pings.item_bytes = sizeof(uint64_t)
+        self.pings.item_bytes = sizeof(Ping)
         self.byte_window = UNBOUNDED_BYTES
 
     def __init__(self, int window=20, bint durable=False, int max_unreleased=0):
@@ -239,7 +256,7 @@ cdef class Session:
 
     cdef bint _fits(self, object message_id, uint8_t qos) except -1:
         if qos == 0:
-            return True
+            return not self.bounds_unproven or self.has_room_unproven
         if self.table.in_flight >= self._limit():
             return False
         if self.table.in_flight == 0:
@@ -326,11 +343,22 @@ cdef class Session:
         if send_buffer.insert(&self.out, <const uint8_t*>PyBytes_AS_STRING(data), size):
             self._shift_after(self.out.base + self.out.ready - size, size)
         if is_ping:
-            (<uint64_t*>vector.push(&self.pings))[0] = self.out.base + self.out.ready
+            self._note_ping(self.out.base + self.out.ready)
             self.pings_put += 1
             self.asked_to = max(self.asked_to, self.out.base + self.out.ready)
         if last:
             send_buffer.end_here(&self.out)
+
+    cdef int _note_ping(self, uint64_t end) except -1:
+        cdef size_t ahead = self.marks.count
+        cdef Ping* ping
+        # Behind it go those alone that wait at the gate.
+        while ahead and (<Mark*>vector.at(&self.marks, ahead - 1)).end > end:
+            ahead -= 1
+        ping = <Ping*>vector.push(&self.pings)
+        ping.end = end
+        ping.behind = self.left_count + ahead
+        return 0
 
     cdef void _shift_after(self, uint64_t cut, size_t size) noexcept:
         cdef size_t index
@@ -368,18 +396,27 @@ cdef class Session:
 
     def on_accepted(self):
         """CONNACK came, which answers what has left by then."""
-        self._prove(send_buffer.sent_to(&self.out))
+        self._prove(send_buffer.sent_to(&self.out), 0)
 
     def on_pong(self):
         """PINGRESP came: the server has read what went before the first PINGREQ that was not answered."""
+        cdef Ping* ping
         if self.pings.count:
-            self._prove((<uint64_t*>vector.at(&self.pings, 0))[0])
-            vector.pop(&self.pings)
-            self.pings_answered += 1
+            ping = <Ping*>vector.at(&self.pings, 0)
+            if ping.end <= self.out.offered:
+                self._prove(ping.end, ping.behind)
+                vector.pop(&self.pings)
+                self.pings_answered += 1
 
-    cdef inline void _prove(self, uint64_t end) noexcept:
-        if self.proven_to < end <= self.out.offered:
-            self.proven_to = end
+    cdef void _prove(self, uint64_t end, uint64_t count) noexcept:
+        """The server has read what is before `end`, with so many messages of QoS 0 in it."""
+        if end <= self.out.offered:
+            self.proven_to = max(self.proven_to, end)
+            self.proven_count = max(self.proven_count, count)
+
+    cdef void _prove_by(self, Exchange* exchange) noexcept:
+        """Its question was answered; or, where it is asked again here, one of a connection before."""
+        self._prove(exchange.asked_end, 0 if exchange.left_before else exchange.asked_behind)
 
     def peek(self, size_t limit) -> bytes:
         """A copy of the next bytes that may leave, at most `limit`."""
@@ -413,6 +450,47 @@ cdef class Session:
         """
         self.offered_may_leave = True
         self._pass_marks(self.out.offered)
+
+    # ---- proof
+
+    @property
+    def left_count(self) -> int:
+        """Messages of QoS 0 that the socket has taken, and those of connections that have ended."""
+        return self.unacknowledged_count - self.marks.count
+
+    @property
+    def pinged_to(self) -> int:
+        """Stream offset of the end of the oldest PINGREQ that is not answered; 0 where there is none."""
+        return (<Ping*>vector.at(&self.pings, 0)).end if self.pings.count else 0
+
+    @property
+    def has_room_unproven(self) -> bool:
+        """True where another message of QoS 0 would keep to the bound of what is not proven."""
+        return (self.proven_count == self.unacknowledged_count
+                or send_buffer.encoded_to(&self.out) - self.proven_to < UNPROVEN_MAX_BYTES)
+
+    @property
+    def wants_proof(self) -> bool:
+        """True where PINGREQ should ask for it, lest QoS 0 stand still for want of it."""
+        return (self.bounds_unproven and self.pings.count == 0 and self.proven_count < self.unacknowledged_count
+                and send_buffer.encoded_to(&self.out) - self.proven_to >= UNPROVEN_MAX_BYTES // 2)
+
+    cdef void _ask(self, Exchange* exchange, uint64_t end) noexcept:
+        """Its question ends there, behind all that is encoded."""
+        exchange.asked_end = self.asked_to = end
+        exchange.asked_behind = self.unacknowledged_count
+
+    def prove_all(self):
+        """All that the socket has taken has arrived: the server has ended the connection as DISCONNECT asked it to."""
+        self._prove(send_buffer.sent_to(&self.out), self.left_count)
+
+    def has_unanswered(self, uint64_t offset) -> bool:
+        """True where an exchange waits for the answer to a question that ends at this stream offset or before."""
+        cdef int slot
+        for slot in range(self.table.capacity):
+            if self.table.exchanges[slot].state != FREE and self.table.exchanges[slot].asked_end <= offset:
+                return True
+        return False
 
     # ---- PUBLISH out
 
@@ -504,6 +582,7 @@ cdef class Session:
             mark = <Mark*>vector.push(&self.marks)
             mark.end = end
             mark.message_id = message_id
+            self.unacknowledged_count += 1
             return 0
         exchanges.reserve(&self.table)
         if self.parked:
@@ -520,7 +599,7 @@ cdef class Session:
                 raise AssertionError("no packet id is free; the window was exceeded")
         end = self._encode_publish(topic, payload, flags, packet_id, properties, qos == 2 and self.durable)
         exchange = exchanges.open(&self.table, packet_id, message_id, <uint8_t>qos, SENT)
-        exchange.asked_end = self.asked_to = end
+        self._ask(exchange, end)
         if qos == 2:
             self.places_max = max(self.places_max, self._places())
         return 0
@@ -586,7 +665,7 @@ cdef class Session:
                 self.out.gate_wanted = True
             exchange = exchanges.open(&self.table, packet_id, message_id, qos, RELEASED)
             self._encode_ack(PUBREL | 2, packet_id, 0)
-            exchange.asked_end = self.asked_to = send_buffer.encoded_to(&self.out)
+            self._ask(exchange, send_buffer.encoded_to(&self.out))
             exchange.left_before = left
             self.admitted_command = PUBREL | 2
             return 0
@@ -596,7 +675,7 @@ cdef class Session:
         end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties,
                                    False)
         exchange = exchanges.open(&self.table, packet_id, message_id, qos, SENT)
-        exchange.asked_end = self.asked_to = end
+        self._ask(exchange, end)
         exchange.left_before = left
         return 0
 
@@ -639,7 +718,7 @@ cdef class Session:
         if exchange.state == SENT:
             if not was_asked:
                 return self._on_misfit(packet_id, "it was acknowledged before its PUBLISH was sent (MQTT 4.3)")
-            self._prove(exchange.asked_end)
+            self._prove_by(exchange)
             if kind == PUBREC:
                 if exchange.qos != 2:
                     return self._on_misfit(packet_id, "PUBREC for a QoS 1 message (MQTT 4.3.2)")
@@ -657,7 +736,7 @@ cdef class Session:
                 return self._on_misfit(packet_id, "another answer to a PUBLISH that had its PUBREC (MQTT 4.3.3)")
             if not was_asked:
                 return self._on_misfit(packet_id, "PUBCOMP before its PUBREL was sent (MQTT 4.3.3)")
-            self._prove(exchange.asked_end)
+            self._prove_by(exchange)
             if refused:
                 refused = False
                 if exchange.left_before:
@@ -696,8 +775,8 @@ cdef class Session:
         if self.durable:
             self.dirty = self.out.gate_wanted = True
         self._encode_ack(PUBREL | 2, exchange.packet_id, 0)
-        self.asked_to = send_buffer.encoded_to(&self.out)
-        exchanges.release(&self.table, exchange, self.asked_to)
+        exchanges.release(&self.table, exchange, send_buffer.encoded_to(&self.out))
+        self._ask(exchange, exchange.asked_end)
         return 0
 
     cdef int _on_pubrec_again(self, Exchange* exchange) except -1:
@@ -745,6 +824,11 @@ cdef class Session:
         cdef list ids = [(<int64_t*>vector.at(&self.done, index))[0] for index in range(self.done.count)]
         vector.clear(&self.done)
         return ids
+
+    @property
+    def refused_ids(self) -> list:
+        """What `take_refused` has."""
+        return self.refused[:]
 
     def take_refused(self) -> list:
         """Message ids that the broker refused (MQTT 5), and rows that MQTT cannot carry. Each is given once."""
@@ -881,7 +965,7 @@ cdef class Session:
         self.proven_to = self.asked_to = send_buffer.encoded_to(&self.out)
         vector.clear(&self.pings)
         self.pings_put = self.pings_answered = 0
-        vector.clear(&self.marks)
+        self.proven_count = self.unacknowledged_count
         self.strays.clear()
 
     def parked_ids(self, int qos=0) -> list:
@@ -962,7 +1046,7 @@ cdef class Session:
         # Whether the server ever had it does not matter: nobody is to be told.
         exchange = exchanges.open(&self.table, packet_id, message_id, 2, RELEASED)
         self._encode_ack(PUBREL | 2, packet_id, 0)
-        exchange.asked_end = self.asked_to = send_buffer.encoded_to(&self.out)
+        self._ask(exchange, send_buffer.encoded_to(&self.out))
         exchange.left_before = True
         del self.parked[message_id]
         self._count_parked()

@@ -24,6 +24,8 @@ cdef struct Exchange:
     # Stream offset of the end of the packet that waits for an answer, PUBLISH or PUBREL: it may have left once the
     # socket took this many bytes.
     uint64_t asked_end
+    # Messages of QoS 0 before it in the stream: its answer proves them, too.
+    uint64_t asked_behind
     uint16_t packet_id
     uint8_t qos
     uint8_t state

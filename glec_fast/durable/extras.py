@@ -95,6 +95,18 @@ def _texts_of(properties: Properties) -> Iterator[tuple[str, str]]:
     return ((name, text) for name, text in named if isinstance(text, str))
 
 
+def as_kept(row: Row, expiry_interval_s: int | None) -> Extras | None:
+    """The other way: what to keep beside a message that was sent as this row, with this interval, to queue it again."""
+    if len(row) == ROW_COLUMNS:
+        return None
+    retain, packed = row[ROW_COLUMNS : ROW_COLUMNS + 2]
+    properties = packed[VariableByteIntegers.decode(packed)[1] :] if packed else b""
+    if expiry_interval_s is not None:
+        # `packed` has put it last.
+        properties = properties[: -len(_EXPIRY) - 4]
+    return Extras(retain, expiry_interval_s, properties)
+
+
 def as_sent(row: Row, now_ms: int) -> Row:
     """A row that was read with the columns of extras, None where it has none, as `Session.admit_rows` takes it."""
     extras = row[ROW_COLUMNS:]

@@ -16,6 +16,8 @@ class DropReason(str, Enum):
     GIVEN_UP = "given_up"
     DAMAGED_FILE = "damaged_file"
     LINK_LOST = "link_lost"
+    # QoS 0 that had left when the link died; nothing proves that it arrived, and it may have.
+    LOST_IN_THE_AIR = "lost_in_the_air"
     # Another writer's row that no message can be made of; kept in the queue file's table `glec_set_aside`.
     UNSENDABLE = "unsendable"
 

@@ -274,6 +274,10 @@ class Store(OfOneProcess):
         """Unix time in milliseconds, as well as it is known."""
         return self._intake.clock.unix_ms()
 
+    def remaining_ms(self, expires_ms: int) -> int:
+        """What is left to a row whose time of expiry this is; at least 1."""
+        return max(expires_ms - self._intake.clock.now_ms(), 1)
+
     def holds(self, message_id: int) -> bool | None:
         """True where this message is still to be sent, False where that is over, None where no id is this."""
         intake = self._intake

@@ -273,7 +273,10 @@ class MQTTManager(process.OfOneProcess):
         self._callback = callback
 
     def set_drop_callback(self, callback: Callable[[Dropped], None] | None) -> None:
-        """Tell `callback` of each message that is dropped. Called from the store's thread; keep it short."""
+        """Tell `callback` of each message that is dropped. Keep it short: it is called from the store's thread.
+
+        Of what was lost in the air, see `Metrics`, it is told by the network thread, as far as that knows which it was.
+        """
         self._on_drop = callback
 
     def connect(self) -> None:
@@ -394,6 +397,9 @@ class MQTTManager(process.OfOneProcess):
             # Some of them were told of: where somebody waited for them.
             told = drops.get(DropReason.DAMAGED_FILE.value, 0)
             drops[DropReason.DAMAGED_FILE.value] = max(told, self._store.rows_lost)
+        if self._outbox.lost_in_the_air:
+            # Of them, only so many were told of as memory is kept for.
+            drops[DropReason.LOST_IN_THE_AIR.value] = self._outbox.lost_in_the_air
         try:
             queue_bytes = self._store.disk_bytes()
         except OSError:
@@ -420,6 +426,7 @@ class MQTTManager(process.OfOneProcess):
             pin_failures=self._policy.pin_failures,
             expiring_certificates=self._connector.expiring(self._clocks.wall_ms() / 1000),
             weaknesses=self._outbox.weaknesses.counts(),
+            lost_in_the_air=self._outbox.lost_in_the_air,
         )
 
     def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:

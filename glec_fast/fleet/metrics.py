@@ -22,6 +22,7 @@ class Metrics:
     broker. queue_size: messages not yet finished; queue_bytes: what the queue file and its logs take on the disk.
     sent_bytes, received_bytes: of all connections, MQTT's bytes alone, before TLS and TCP add theirs.
     drops: by reason, see `DropReason`. drops_by_qos: by reason, those of QoS 0, 1 and 2; not what a damaged file lost.
+    lost_in_the_air: QoS 0 messages, among the drops, that had left when a link died; nothing proves that they arrived.
     in_doubt: QoS 2 messages that a broker had received before it lost its session; see docs/internals/exactly-once.md.
     pin_failures: connections refused as no key was pinned. expiring_certificates: those of the last handshake that end
     within 30 days. weaknesses: what the broker does that makes QoS 2 less than exactly once, and how often; see
@@ -47,6 +48,7 @@ class Metrics:
     received_bytes: int = 0
     queue_bytes: int = 0
     drops_by_qos: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    lost_in_the_air: int = 0
 
 
 def metrics_as_json(metrics: Metrics) -> dict[str, Any]:

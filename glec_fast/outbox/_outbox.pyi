@@ -62,6 +62,8 @@ class Outbox:
     """Keep what is encoded for `take_trace`."""
     sent_count: int
     """Messages that the server has taken over (QoS 0: the socket)."""
+    lost_in_the_air: int
+    """Messages of QoS 0 that had left as a connection ended, without proof that they arrived, and not queued again."""
     untold: list[PublishHandle]
     """Finished when a connection went, and not yet handed out by `settle`."""
     _published: Condition
@@ -97,6 +99,8 @@ class Outbox:
         """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
     def note_answers(self) -> None:
         """The session was given answers of the server; the caller holds the lock."""
+    def on_heard_out(self) -> None:
+        """The server has ended the connection as our DISCONNECT asked it to: it has read all that was before that."""
     def on_pingresp(self) -> None:
         """PINGRESP came. What that ends is told with the next that are finished."""
     def put_packet(self, packet: bytes | bytearray, *, first: bool = False, last: bool = False) -> bool:
@@ -264,8 +268,6 @@ class RowOutbox(Outbox):
     @property
     def pace(self) -> Pace:
         """How many bytes may be on their way."""
-    def on_pong(self) -> None:
-        """PINGRESP came."""
     def pull(self) -> None:
         """Encode the next rows as far as the window has room, and read more of them from the store."""
     def _pull(self) -> None: ...
@@ -277,7 +279,8 @@ class RowOutbox(Outbox):
         """End the exchanges of these messages whose PUBREL is not answered; returns how many there were."""
     def _begin_connection(self, receive_maximum: int) -> tuple[list[int], list[int]]:
         """(what is parked, what is finished): neither is to be read as new."""
-    def _end_connection(self) -> tuple[list[int], list[int], list[int]]:
+    def _admit_direct(self, row: Row) -> None: ...
+    def _end_connection(self) -> tuple[list[int], list[int], list[int], list[Row], int]:
         """As `_begin_connection`, and which of `_direct` had not left."""
     def _requeue(self, direct_ids: list[int], append: Callable[..., None]) -> None:
         """`append(topic, payload, extras, handle)` of each that nobody else has taken over, until one raises."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
-from glec_fast.durable.extras import Extras
+from glec_fast.durable.extras import ROW_COLUMNS, Extras, as_kept
 from glec_fast.durable.inflight_log import UnreadableImageError
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.store import Store
@@ -19,6 +19,7 @@ from glec_fast.outbox.owners import OnOwnerAway, Owner, Owners
 from glec_fast.outbox.server_limits import ServerLimits, limits_of
 from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.outbox.weaknesses import Weakness, Weaknesses
+from glec_fast.protocol._inbound import unpack_properties
 from glec_fast.runtime import process
 
 # The broker begins on these while the next are read.
@@ -46,6 +47,7 @@ class DurableOutbox(RowOutbox):
         resend_in_doubt: bool = False,
         max_unreleased: int = 0,
         on_owner_away: OnOwnerAway = "move",
+        resend_unproven: bool = False,
     ) -> None:
         super().__init__(store, window, on_work, max_unreleased=max_unreleased, resend_in_doubt=resend_in_doubt)
         # (client id, owner of the session) of the connection that is or comes next.
@@ -58,6 +60,10 @@ class DurableOutbox(RowOutbox):
         # When what was refused is sent again.
         self._again_at_s = 0.0
         self._direct_id = 0
+        # What was in the air is queued again; so no more of it is on its way than is known.
+        self._resend_unproven = self.session.bounds_unproven = resend_unproven
+        # In the air as connections ended, and not queued again yet.
+        self._unproven: list[Row] = []
         # Of this connection's server.
         self.limits: ServerLimits | None = None
         self.weaknesses = Weaknesses()
@@ -192,14 +198,17 @@ class DurableOutbox(RowOutbox):
             # The queue refuses it, and tells of it.
             return None
         with self.lock:
-            if not self.is_open or self.session.unsent_bytes > UNSENT_BYTES_MAX or self._is_link_full():
+            session = self.session
+            if not self.is_open or session.unsent_bytes > UNSENT_BYTES_MAX or self._is_link_full():
+                return None
+            if session.bounds_unproven and not session.has_room_unproven:
                 return None
             self._direct_id -= 1
             handle = PublishHandle(self._direct_id, self._published, 0)
             self._direct[self._direct_id] = (topic, payload, extras, handle)
-            self.session.admit(self._direct_id, topic, payload, 0, *columns)
-            if self.session.unasked_bytes > max(self.session.byte_window // 4, _UNASKED_BYTES_MAX):
-                self.session.put_packet(_PINGREQ)
+            self._admit_direct((self._direct_id, topic, payload, 0, 0, 0, *columns))
+            if session.unasked_bytes > max(session.byte_window // 4, _UNASKED_BYTES_MAX):
+                session.put_packet(_PINGREQ)
         self._on_work()
         return handle
 
@@ -360,8 +369,10 @@ class DurableOutbox(RowOutbox):
     def park(self) -> None:
         """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
         in_order, has_left = self.is_left, self.session.unsent_bytes == 0
-        parked, finished, stranded = self._end_connection()
+        parked, finished, stranded, unproven, unproven_count = self._end_connection()
         self._rewind(parked, finished)
+        if unproven_count:
+            self._on_unproven(unproven, unproven_count)
         self._requeue(stranded, self._append_stranded)
         self._note_end(has_left=has_left, in_order=in_order)
 
@@ -395,6 +406,38 @@ class DurableOutbox(RowOutbox):
                 handle._set_as_published()
             for handle in left:
                 handle._set_as_left()
+
+    def _on_unproven(self, rows: list[Row], count: int) -> None:
+        """So many messages of QoS 0 were in the air as the link died; these of them are known."""
+        if self._resend_unproven:
+            self._unproven += rows
+            queued = self._queue_unproven()
+            rows, count = self._unproven, count - queued
+            self._unproven = []
+        self.lost_in_the_air += count
+        if not count:
+            return
+        reason = DropReason.LOST_IN_THE_AIR
+        self.store.log.note(logging.WARNING, "messages dropped", reason.value, count=count)
+        if rows:
+            self._tell_dropped([Dropped(row[0], row[1], 0, reason) for row in rows])
+
+    def _queue_unproven(self) -> int:
+        """Returns how many are queued again: all, unless the disk fails."""
+        count = 0
+        while self._unproven:
+            row = self._unproven[0]
+            lasts_ms = self.store.remaining_ms(row[5]) if row[5] else None
+            packed = row[7] if len(row) > ROW_COLUMNS else None
+            properties: dict[str, Any] = {} if packed is None else unpack_properties(packed)
+            extras = as_kept(row, properties.get("MessageExpiryInterval"))
+            try:
+                self.store.append(row[1], row[2], 0, urgent=False, ttl_ms=lasts_ms, extras=extras)
+            except (QueueStorageError, QueueClosedError):
+                break
+            del self._unproven[0]
+            count += 1
+        return count
 
     def _append_stranded(self, topic: str, payload: str | bytes, extras: Extras | None, handle: PublishHandle) -> None:
         handle._wait_durable = self.store.wait_durable
@@ -486,8 +529,8 @@ class DurableOutbox(RowOutbox):
 
     def on_pingresp(self) -> None:
         """See `Outbox.on_pingresp`: messages may be given up for it, and left to the broker."""
+        super().on_pingresp()
         with self.lock:
-            self.on_pong()
             # Others may have been put before.
             is_answer = self.session.pings_answered >= self._asked_at
             asked = self._unanswered.on_pingresp() if is_answer else []

@@ -111,6 +111,30 @@ class Session:
 
         All of it may have left: QoS 0 counts as sent, the rest goes again as such (section 3.3.1.1).
         """
+    @property
+    def unacknowledged_count(self) -> int:
+        """Messages of QoS 0 that were encoded, over all connections."""
+    @property
+    def left_count(self) -> int:
+        """Those of them that the socket has taken, and those of connections that have ended."""
+    @property
+    def proven_count(self) -> int:
+        """Those of them that are known to have arrived, and those of connections that have ended."""
+    @property
+    def pinged_to(self) -> int:
+        """Stream offset of the end of the oldest PINGREQ that is not answered; 0 where there is none."""
+    bounds_unproven: bool
+    """True: what is not proven takes up at most 256 KiB of the stream; `admit_rows` stops there. False at first."""
+    @property
+    def has_room_unproven(self) -> bool:
+        """True where another message of QoS 0 would keep to that bound."""
+    @property
+    def wants_proof(self) -> bool:
+        """True where PINGREQ should ask for it, lest QoS 0 stand still for want of it."""
+    def prove_all(self) -> None:
+        """All that the socket has taken has arrived: the server has ended the connection as DISCONNECT asked it to."""
+    def has_unanswered(self, offset: int) -> bool:
+        """True where an exchange waits for the answer to a question that ends at this stream offset or before."""
     def admit(
         self,
         message_id: int,
@@ -146,6 +170,9 @@ class Session:
         """True where `take_done` or `take_refused` has any."""
     def take_done(self) -> list[int]:
         """Message ids that are finished: acknowledged, or QoS 0 and handed to the socket. Each is given once."""
+    @property
+    def refused_ids(self) -> list[int]:
+        """What `take_refused` has."""
     def take_refused(self) -> list[int]:
         """Message ids that the broker refused (MQTT 5), and rows that MQTT cannot carry. Each is given once."""
     @property

@@ -35,6 +35,7 @@ class ScriptedGateway:
         protocol_version: int = 4,
         wait_for_disk: bool = True,
         resend_in_doubt: bool = False,
+        resend_unproven: bool = False,
         client_id: str = CLIENT_ID,
         broker_name: str = BROKER_NAME,
         on_owner_away: OnOwnerAway = "move",
@@ -54,6 +55,7 @@ class ScriptedGateway:
                 resend_in_doubt=resend_in_doubt,
                 max_unreleased=max_unreleased,
                 on_owner_away=on_owner_away,
+                resend_unproven=resend_unproven,
             )
             self.outbox.identify(client_id, broker_name)
         except BaseException:
