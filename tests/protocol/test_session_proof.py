@@ -60,8 +60,6 @@ def test_each_pingresp_answers_the_oldest_pingreq() -> None:
     admit(session, -2)
     session.put_packet(PINGREQ)
     admit(session, -3)
-    session.on_pong()
-    assert session.proven_count == 0, "none was sent yet"
     send(session)
     assert session.pinged_to == first_end
     session.on_pong()
