@@ -73,7 +73,6 @@ from inflight_image cimport (
 )
 from mqtt_wire cimport (
     FIXED_HEADER_MAX_BYTES,
-    PINGREQ,
     PUBACK,
     PUBCOMP,
     PUBLISH,
@@ -964,6 +963,7 @@ cdef class Session:
         self.proven_to = self.asked_to = send_buffer.encoded_to(&self.out)
         vector.clear(&self.pings)
         self.pings_put = self.pings_answered = 0
+        vector.clear(&self.marks)
         self.proven_count = self.unacknowledged_count
         self.strays.clear()
 
