@@ -79,7 +79,7 @@ def test_pingreq_goes_before_what_waits_at_the_gate_and_does_not_prove_it() -> N
     send(session)
     session.on_pong()
     assert (session.left_count, session.proven_count) == (1, 1)
-    version, _image = session.image()
+    version, _image = session.take_image()
     session.on_committed(version)
     send(session)
     assert (session.left_count, session.proven_count) == (2, 1)
@@ -174,7 +174,7 @@ def test_a_random_life_agrees_with_the_stream(seed: int) -> None:
                     answer = ack(PUBCOMP, packet.packet_id) if packet.kind == PUBREL else PINGRESP
                     questions.append((answer, sent))
         elif step < 0.85 and durable:
-            version, _image = session.image()
+            version, _image = session.take_image()
             session.on_committed(version)
         elif questions:
             answer, before = questions.pop(0)
