@@ -27,6 +27,8 @@ _PULL_ROWS_MAX = 250
 # What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt.
 _REFUSED_PAUSE_S = 30.0
 _PINGREQ = b"\xc0\x00"
+# Stands for QoS 0 in the row of what `say` sent, which is not queued again.
+_SAID = -1
 # Of QoS 0 that goes past the queue the broker is asked to answer as often: once in half a minute of telemetry.
 _UNASKED_BYTES_MAX = 16_000
 
@@ -227,7 +229,9 @@ class DurableOutbox(RowOutbox):
             qos = min(session.room(), 1)
             if qos:
                 self._said.add(self._direct_id)
-            session.admit(self._direct_id, topic, payload, qos, is_kept, None)
+                session.admit(self._direct_id, topic, payload, qos, is_kept, None)
+            else:
+                self._admit_direct((self._direct_id, topic, payload, _SAID, 0, 0, is_kept, None))
         self._on_work()
         return True
 
@@ -410,7 +414,7 @@ class DurableOutbox(RowOutbox):
     def _on_unproven(self, rows: list[Row], count: int) -> None:
         """So many messages of QoS 0 were in the air as the link died; these of them are known."""
         if self._resend_unproven:
-            self._unproven += rows
+            self._unproven += [row for row in rows if row[3] != _SAID]
             queued = self._queue_unproven()
             rows, count = self._unproven, count - queued
             self._unproven = []
