@@ -156,6 +156,8 @@ def run_glec(order: Order) -> Meter:
         queue_max_size=order.messages,
         max_in_flight=order.window,
         max_unreleased=order.max_unreleased,
+        # What is counted is the workload alone.
+        status_interval_s=0,
     )
     manager = MQTTManager(config)
     meter = Meter()

@@ -46,6 +46,7 @@ def run_queue(
         queue_max_size=messages,
         max_unreleased=max_unreleased,
         wait_for_disk=wait_for_disk,
+        status_interval_s=0,
     )
     with MQTTManager(config) as manager:
         begin_s = time.perf_counter()
@@ -88,6 +89,7 @@ def run_start(port: int, rows: int, acknowledged: int, queue_path: str) -> dict[
         queue_path=queue_path,
         queue_max_size=2 * rows,
         max_unreleased=2000,
+        status_interval_s=0,
     )
     begin_s = time.perf_counter()
     manager = MQTTManager(config)
