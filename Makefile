@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO_ARGS ?=
 TEST_ARGS ?=
+COMPAT_ARGS ?=
 BENCH_ARGS ?=
 TARGETS ?=
 SUITE ?= bookworm
@@ -23,7 +24,7 @@ LINTERS := $(VENV)/.linters
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 DOCUMENTERS := $(VENV)/.documenters
 
-.PHONY: demo test build lint docs package brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 fuzz fuzz-clocks fuzz-files vectors bench clean
+.PHONY: demo test build lint docs package brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 compat fuzz fuzz-clocks fuzz-files vectors bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -112,6 +113,10 @@ paho21: $(BUILT)
 	$(BIN)/pip install --quiet --no-deps --target $(PAHO21) 'paho-mqtt==2.1.*'
 	PYTHONPATH=$(PAHO21) $(BIN)/python -P -c "import paho.mqtt; assert '$(PAHO21)' in paho.mqtt.__file__"
 	PYTHONPATH=$(PAHO21) $(BIN)/python -m pytest $(PARALLEL) $(TEST_ARGS)
+
+# Programs of others over paho and over ours, compared test by test: COMPAT_ARGS="aiomqtt --write". About half an hour.
+compat: $(BUILT)
+	$(BIN)/python compat/run.py $(COMPAT_ARGS)
 
 # FUZZ_STREAMS damaged streams of each protocol version into the parsers, under AddressSanitizer and UBSan.
 FUZZ := $(abspath build/fuzz)

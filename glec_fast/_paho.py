@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
 from types import CodeType, ModuleType
@@ -65,11 +65,13 @@ METHODS = (
     "_easy_log",
     "_get_proxy",
     "_handle_connack",
+    "_handle_on_message",
     "_loop",
     "_loop_rc_handle",
     "_messages_reconnect_reset",
     "_messages_reconnect_reset_in",
     "_mid_generate",
+    "_pack_remaining_length",
     "_packet_handle",
     "_packet_queue",
     "_raise_for_invalid_topic",
@@ -100,6 +102,7 @@ ATTRIBUTES = (
     "_logger",
     "_manual_ack",
     "_max_inflight_messages",
+    "_max_queued_messages",
     "_mid_generate_mutex",
     "_msgtime_mutex",
     "_on_log",
@@ -110,6 +113,7 @@ ATTRIBUTES = (
     "_out_message_mutex",
     "_out_messages",
     "_out_packet",
+    "_password",
     "_port",
     "_protocol",
     "_reconnect_delay",
@@ -129,6 +133,7 @@ ATTRIBUTES = (
     "_tls_insecure",
     "_transport",
     "_userdata",
+    "_username",
     "_websocket_extra_headers",
     "_websocket_path",
 )
@@ -157,26 +162,6 @@ INFO = (
 )
 # When bytes last came: 2.2 renamed it.
 _LAST_RECEIVED = ("_last_bytes_received", "_last_msg_in")
-
-
-class Unfinished:
-    """Stands where paho keeps a collection of its own: as long as what it counts, empty to whoever walks through it."""
-
-    def __init__(self, count: Callable[[], int]) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count()
-
-    def __iter__(self) -> Iterator[object]:
-        return iter(())
-
-    def values(self) -> tuple[object, ...]:
-        """None: paho would send them a second time."""
-        return ()
-
-    def clear(self) -> None:
-        """Does nothing: the outbox ends what a connection ends."""
 
 
 def _its_own_client() -> Any:
@@ -284,6 +269,17 @@ def has_own_websocket() -> bool:
     return paho_client._WebsocketWrapper is not WebsocketWrapper
 
 
+# What our own code has in the place of a method of paho's; a program that has its own there is asked first.
+_REPLACED = {name: vars(PahoClient)[name] for name in ("_handle_on_message",)}
+
+
+def own_method(client: Any, name: str) -> Any:
+    """The program's own method of that name, which a subclass or another has put there; None where it is paho's."""
+    if name not in vars(client) and getattr(type(client), name) is _REPLACED[name]:
+        return None
+    return getattr(client, name)
+
+
 def _field(name: str) -> Any:
     """That field of a client, to read and to set."""
 
@@ -333,10 +329,11 @@ class Paho:
     callback_mark = _field("_in_callback_mutex")
     # ---- what the program asked for
     client_id = _field("_client_id")
+    username = _field("_username")
+    password = _field("_password")
     protocol = _field("_protocol")
     transport = _field("_transport")
     is_tls = _field("_ssl")
-    host = _field("_host")
     port = _field("_port")
     bind_address = _field("_bind_address")
     bind_port = _field("_bind_port")
@@ -369,6 +366,20 @@ class Paho:
     def __init__(self, client: Any) -> None:
         # For what is paho's public API, and to call callbacks with.
         self.client: PahoClient = client
+
+    @property
+    def host(self) -> str:
+        """Where it connects to; an address of IPv6 may be given in brackets, as in an URL."""
+        host: str = self.client._host
+        return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+    @host.setter
+    def host(self, value: str) -> None:
+        self.client._host = value
+
+    def pack_length(self, packet: bytearray, size: int) -> None:
+        """Append a Remaining Length (2.2.3)."""
+        self.client._pack_remaining_length(packet, size)
 
     @property
     def is_tcp(self) -> bool:

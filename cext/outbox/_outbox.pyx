@@ -52,6 +52,8 @@ cdef enum:
     FIELDS_MAX_BYTES = 5
     # Encoded and not yet taken by the socket.
     WORTH_WRITING_BYTES = 65536
+    # One of ours in `acks`: a packet id, and no reason.
+    ACK_BYTES = 4
 
 cdef bytes PINGREQ = b"\xc0\x00"
 cdef object MQTT_5 = MQTTProtocolVersion.MQTTv5
@@ -358,6 +360,35 @@ cdef class Outbox:
         """In a forked child of process `pid`: the messages are that one's."""
         forbid_waiting(self._published, pid)
 
+    # ---- for a program that looks at what waits
+
+    def message_ids(self) -> list:
+        """Of the unacknowledged messages that a program may look at, in order."""
+        return []
+
+    def find(self, message_id):
+        """That one of them; None where it is not one."""
+
+    def has_message(self, message_id) -> bool:
+        """True for an unacknowledged one."""
+        return self.find(message_id) is not None
+
+    def unsent_packets(self) -> int:
+        """Those that the socket does not have yet."""
+        with self.lock:
+            return self.session.unsent_packets + <Py_ssize_t>len(self.acks) // ACK_BYTES
+
+    def waiting_ids(self) -> set:
+        """Of those that are not on their way on this connection."""
+        return set()
+
+    def drop(self, message_id):
+        """Forget that one, and return it; None where it is not one."""
+
+    def restore(self, mid, topic, payload, qos, retain, properties):
+        """Take a message with the packet id that it had."""
+        _refuse_stored("what was published before is in its queue file already")
+
     # ---- what only one of the two kinds can do
 
     def clear(self):
@@ -369,8 +400,8 @@ cdef class Outbox:
         _refuse_stored("it cannot be made anew: close() it, and make another one")
 
     def set_max_queued(self, Py_ssize_t value):
-        """Most unacknowledged messages, 0 for no limit."""
-        _refuse_stored("the store bounds its queue: give store=Store(path, max_queue_size=...)")
+        """Most unacknowledged messages, 0 for no limit but the store's."""
+        raise NotImplementedError
 
     @property
     def store(self):
@@ -651,6 +682,46 @@ cdef class MemoryOutbox(Outbox):
             self.messages.clear()
             self._wait_again()
         return dropped
+
+    def message_ids(self) -> list:
+        """See `Outbox`."""
+        with self.lock:
+            return list(self.messages)
+
+    def find(self, message_id):
+        """See `Outbox`."""
+        return self.messages.get(message_id)
+
+    def waiting_ids(self) -> set:
+        """See `Outbox`."""
+        with self.lock:
+            return {(<Message>message).mid for message in self.waiting[self.gone:]}
+
+    def drop(self, message_id):
+        """See `Outbox`. What is on its way may arrive all the same."""
+        with self.lock:
+            message = self.messages.pop(message_id, None)
+            if message is not None and message in self.waiting[self.gone:]:
+                del self.waiting[:self.gone]
+                self.gone = 0
+                self.waiting.remove(message)
+                self.has_waiting = PyList_GET_SIZE(self.waiting) > 0
+                self.session.forget(message_id)
+                self.session.release_packet_id(message_id)
+        return message
+
+    def restore(self, mid, topic, payload, qos, retain, properties):
+        """See `Outbox`. Raises ValueError where the packet id is another's."""
+        handle = _new_handle(self._published, qos)
+        _set_mid(handle, mid)
+        with self.lock:
+            if not self.session.take_packet_id(mid):
+                raise ValueError(f"packet id {mid} is in use")
+            message = _new_message(topic, payload, qos, retain, properties, handle)
+            self.messages[mid] = message
+            self.waiting.append(message)
+            self.has_waiting = True
+        self.pull()
 
 
 include "row_outbox.pxi"

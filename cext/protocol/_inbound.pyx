@@ -412,8 +412,10 @@ cdef class Inbound:
     cdef bytearray inbox
     cdef size_t at
     cdef double fed_s
-    cdef bint has_connack
-    cdef set aliases
+    # The server has answered CONNECT.
+    cdef readonly bint has_connack
+    # alias -> the topic that it stands for on this connection.
+    cdef dict aliases
     # The topic of the last PUBLISH, known to be right: most have the same.
     cdef bytes last_topic
 
@@ -431,7 +433,7 @@ cdef class Inbound:
         self.acks = self.packet_body = self.last_topic = b""
         self.messages = []
         self.has_connack = False
-        self.aliases = set()
+        self.aliases = {}
 
     @property
     def buffered_bytes(self) -> int:
@@ -638,9 +640,9 @@ cdef class Inbound:
             seen = _check_properties(at + used, size - used, IN_PUBLISH)
             packed = PyBytes_FromStringAndSize(<const char*>at + used, <Py_ssize_t>seen.size)
             used += seen.size
-            self._check_alias(seen.topic_alias, topic_size != 0)
+        topic = self._resolve(seen.topic_alias, topic_size != 0)
         message = PyType_GenericNew(<PyTypeObject*>self.message_type, NULL, NULL)
-        PyObject_SetAttr(message, "_topic", self.last_topic)
+        PyObject_SetAttr(message, "_topic", topic)
         PyObject_SetAttr(
             message, "payload", PyBytes_FromStringAndSize(<const char*>at + used, <Py_ssize_t>(size - used)))
         PyObject_SetAttr(message, "qos", qos)
@@ -665,13 +667,16 @@ cdef class Inbound:
         self.last_topic = PyBytes_FromStringAndSize(<const char*>at, <Py_ssize_t>size)
         return 0
 
-    cdef int _check_alias(self, uint16_t alias, bint has_topic) except -1:
-        """MQTT 5, 3.3.2.3.4."""
+    cdef bytes _resolve(self, uint16_t alias, bint has_topic):
+        """The topic of the last PUBLISH, or what its alias stands for (MQTT 5, 3.3.2.3.4)."""
         if alias > self.topic_alias_maximum:
             _refuse(TOPIC_ALIAS_INVALID, f"topic alias {alias}; {self.topic_alias_maximum} is the highest allowed "
                                          "(MQTT 5, 3.3.2.3.4)")
-        if alias and has_topic:
-            self.aliases.add(alias)
-        elif not has_topic and alias not in self.aliases:
+        if has_topic:
+            if alias:
+                self.aliases[alias] = self.last_topic
+            return self.last_topic
+        topic = self.aliases.get(alias)
+        if topic is None:
             _refuse(BROKEN, f"a PUBLISH without a topic, and topic alias {alias} was not defined (MQTT 5, 3.3.2.3.4)")
-        return 0
+        return topic

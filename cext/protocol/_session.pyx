@@ -304,6 +304,13 @@ cdef class Session:
             self.table.exchange_of[packet_id] = ID_TAKEN
         return packet_id
 
+    def take_packet_id(self, uint16_t packet_id) -> bool:
+        """Take this packet id out of circulation, for a message of an earlier session. False where it is in use."""
+        if packet_id == 0 or self.table.exchange_of[packet_id] != ID_FREE:
+            return False
+        self.table.exchange_of[packet_id] = ID_TAKEN
+        return True
+
     def release_packet_id(self, uint16_t packet_id):
         """Give back an id from `reserve_packet_id` whose message will not be admitted."""
         if self.table.exchange_of[packet_id] == ID_TAKEN:
@@ -324,6 +331,16 @@ cdef class Session:
     def unsent_bytes(self) -> int:
         """Bytes encoded and not yet handed to the socket, those behind the gate included."""
         return self.out.tail - self.out.head
+
+    @property
+    def unsent_packets(self) -> int:
+        """Packets encoded and not yet in whole handed to the socket, those behind the gate included."""
+        return send_buffer.unsent_packets(&self.out)
+
+    @property
+    def last_packet_id(self) -> int:
+        """The packet id that was given out last; 0 before the first."""
+        return self.table.last_packet_id
 
     @property
     def has_last(self) -> bool:

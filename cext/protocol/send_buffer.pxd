@@ -6,11 +6,12 @@
 # The memory of a SendBuffer belongs to whoever holds the struct: `begin` makes it, `end` frees it.
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 
 cimport vector
+from mqtt_wire cimport load_remaining_length
 
 cdef enum:
     START_BYTES = 4096
@@ -31,6 +32,8 @@ cdef struct SendBuffer:
     uint64_t base
     # Up to where bytes were offered to the socket on this connection.
     uint64_t offered
+    # Where the first packet begins of which nothing has left, or the next one will.
+    uint64_t next_packet
     # Nothing leaves behind it.
     uint64_t last_end
     bint has_last
@@ -145,9 +148,32 @@ cdef inline bint take(SendBuffer* buffer, size_t size) noexcept:
     if buffer.head == buffer.tail:
         buffer.base += buffer.head
         buffer.head = buffer.ready = buffer.tail = 0
+        buffer.next_packet = buffer.base
         if buffer.capacity > KEEP_BYTES:
             shrink(buffer)
+    else:
+        while buffer.next_packet < sent_to(buffer):
+            buffer.next_packet += packet_bytes(buffer, buffer.next_packet)
     return True
+
+
+cdef inline size_t packet_bytes(SendBuffer* buffer, uint64_t at) noexcept:
+    # Of the packet that begins there.
+    cdef size_t index = <size_t>(at - buffer.base)
+    cdef uint32_t body = 0
+    cdef int used = load_remaining_length(buffer.memory + index + 1, buffer.tail - index - 1, &body)
+    # A program's own bytes may be no packet: then all the rest counts as one.
+    return 1 + <size_t>used + body if used > 0 else buffer.tail - index
+
+
+cdef inline size_t unsent_packets(SendBuffer* buffer) noexcept:
+    # Those that the socket does not have in whole.
+    cdef uint64_t at = buffer.next_packet
+    cdef size_t count = 1 if at > sent_to(buffer) else 0
+    while at < encoded_to(buffer):
+        at += packet_bytes(buffer, at)
+        count += 1
+    return count
 
 
 cdef inline void shrink(SendBuffer* buffer) noexcept:
@@ -161,6 +187,7 @@ cdef inline void discard(SendBuffer* buffer) noexcept:
     # The connection is gone, and with it what it had not taken.
     buffer.base += buffer.tail
     buffer.head = buffer.ready = buffer.tail = 0
+    buffer.next_packet = buffer.base
     buffer.has_last = False
     buffer.gate_wanted = False
     vector.clear(&buffer.gates)

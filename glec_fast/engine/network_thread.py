@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 # Long enough for a slow link to take what is left to send, short enough for a service manager that waits for our end.
 LEAVE_TIMEOUT_S = 5.0
 _MIN_WAIT_S = 0.01
+# A connection that is accepted and ends sooner, so often in a row: as with two clients of one name, each of which ends
+# the other's. From then on the pauses grow, though each attempt succeeds.
+_SHORT_LIFE_S = 5.0
+_SHORT_LIVES = 3
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 _LEAVING = ConnectionState.MQTT_CS_DISCONNECTING, ConnectionState.MQTT_CS_DISCONNECTED
 
@@ -58,6 +62,13 @@ class NetworkThread:
         self._policy = policy
         # Until then that of a client with a store goes on after `stop`, of `time.monotonic`.
         self._stops_by_s: float | None = None
+        # While it ends: what the peer has not taken, and since when.
+        self._unsent_bytes = 0
+        self._unsent_since_s = 0.0
+        # The last pause, until when it lasted, and how many connections after such pauses were short.
+        self._delay_s: float | None = None
+        self._waited_until_s = float("-inf")
+        self._short_lives = 0
 
     @property
     def is_running(self) -> bool:
@@ -89,6 +100,7 @@ class NetworkThread:
             # DISCONNECT, where it waits, goes first.
             leaving_s = farewells.HEAR_OUT_S if self._farewell.is_waiting else 0.0
             self._stops_by_s = time.monotonic() + farewells.TIMEOUT_S + leaving_s
+        self._unsent_bytes, self._unsent_since_s = 0, time.monotonic()
         paho.is_ending = True
         self._wakeup.wake()
         if threading.current_thread() is not thread:
@@ -153,13 +165,23 @@ class NetworkThread:
 
     def unfinished(self) -> int:
         """So many messages. A store's outlive it, and may be many: it stays a while."""
-        return self._outbox.unfinished(self._stops_by_s)
+        return 0 if self._is_stuck() else self._outbox.unfinished(self._stops_by_s)
 
     def unsent(self) -> int:
         """Not 0 while there is something to send. What waits at the gate is on disk, and may wait for ever."""
         if self._stops_by_s is not None and time.monotonic() >= self._stops_by_s:
             return 0
+        if self._is_stuck():
+            return 0
         return int(self._outbox.session.sendable_bytes) or int(self._farewell.is_waiting)
+
+    def _is_stuck(self) -> bool:
+        """The peer has taken nothing of what waits for it for a while."""
+        session = self._outbox.session
+        unsent_bytes, now_s = session.unsent_bytes if session.sendable_bytes else 0, time.monotonic()
+        if not unsent_bytes or unsent_bytes != self._unsent_bytes:
+            self._unsent_bytes, self._unsent_since_s = unsent_bytes, now_s
+        return now_s - self._unsent_since_s >= LEAVE_TIMEOUT_S
 
     # ---- the thread itself
 
@@ -229,11 +251,19 @@ class NetworkThread:
             if policy.wait(self._connector.interrupt, slice_s):
                 return
             remaining_s -= slice_s
+        self._waited_until_s = time.monotonic()
 
     def _next_delay_s(self) -> float:
-        """paho's: doubled from the least to the most of `reconnect_delay_set`."""
+        """paho's: doubled from the least to the most of `reconnect_delay_set`, anew after each accepted connection."""
         paho = self._paho
         with paho.delay_lock:
-            delay_s = paho.min_delay_s if paho.delay_s is None else min(paho.delay_s * 2, paho.max_delay_s)
-            paho.delay_s = delay_s
-            return float(delay_s)
+            last_s = self._delay_s if paho.delay_s is None and self._is_cut_short() else paho.delay_s
+            self._delay_s = min(paho.min_delay_s if last_s is None else last_s * 2, paho.max_delay_s)
+            paho.delay_s = self._delay_s
+            return float(self._delay_s)
+
+    def _is_cut_short(self) -> bool:
+        """The connection that has just ended was accepted, and is one of several in a row that lasted no time."""
+        is_short = time.monotonic() - self._waited_until_s < _SHORT_LIFE_S
+        self._short_lives = self._short_lives + 1 if is_short else 0
+        return self._short_lives >= _SHORT_LIVES

@@ -11,6 +11,7 @@ from paho.mqtt import client as _paho_client
 from paho.mqtt.client import *  # noqa: F403
 
 from glec_fast.mqtt.client import Client
+from glec_fast.mqtt.filters import topic_matches_sub
 
 if TYPE_CHECKING:
     from glec_fast.mqtt.swap import install as install
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from glec_fast.mqtt.swap import uninstall as uninstall
 
 _NAMES = {name: value for name, value in vars(_paho_client).items() if not name.startswith("_")}
-_NAMES["Client"] = Client
+_NAMES |= {"Client": Client, "topic_matches_sub": topic_matches_sub}
 globals().update(_NAMES)
 
 __all__ = sorted(_NAMES)

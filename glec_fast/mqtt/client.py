@@ -27,8 +27,10 @@ from glec_fast.engine.connector import Connector
 from glec_fast.engine.policy import Policy
 from glec_fast.errors import ConfigError, GlecError
 from glec_fast.mqtt.drops import tell_dropped
+from glec_fast.mqtt.filters import Filters
 from glec_fast.mqtt.inbound_message import unsent_message
 from glec_fast.mqtt.parts import Parts, compose, open_outbox
+from glec_fast.mqtt.views import OutMessages, OutPackets, counter
 from glec_fast.outbox._outbox import MemoryOutbox, Outbox, publish
 from glec_fast.outbox.owners import OnOwnerAway, Owner
 from glec_fast.outbox.stored import DurableOutbox
@@ -44,13 +46,20 @@ if TYPE_CHECKING:
 _MAX_UNRELEASED = 20
 _FIRST_ONLY = paho.MQTT_CLEAN_START_FIRST_ONLY
 _PACKET_IDS = 65_535
+_CONNECT = 0x10
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 Self = TypeVar("Self", bound="Client")
 
 logger = logging.getLogger("glec_fast")
 
 
-class Client(process.OfOneProcess, PahoClient):
+if TYPE_CHECKING:
+    from glec_fast.mqtt.callbacks import WithCallbacks
+else:
+    WithCallbacks = PahoClient
+
+
+class Client(process.OfOneProcess, WithCallbacks):
     """A drop-in for `paho.mqtt.client.Client`: the same arguments, methods, callbacks and results.
 
     Thread-safe, and every method may be called from a callback. `close` ends it, or a with statement.
@@ -92,6 +101,8 @@ class Client(process.OfOneProcess, PahoClient):
     _sock: Any = None
     _sockpairR: Any = None
     _sockpairW: Any = None
+    # Within `loop_misc`, and whether `on_disconnect` was called in it.
+    _is_in_misc = _is_loss_told = False
 
     def __init__(
         self,
@@ -136,6 +147,7 @@ class Client(process.OfOneProcess, PahoClient):
         self._in_callback_mutex = CallbackMark()  # type: ignore[assignment]
         for name in _paho.LOCKS:
             setattr(self, name, Lock(name))
+        self._on_message_filtered = Filters()
         self._connector = connector or Connector()
         self._policy = policy or Policy()
         if store is None:
@@ -154,8 +166,9 @@ class Client(process.OfOneProcess, PahoClient):
         outbox.is_traced = self._is_logging
         # For `publish`: where something is to be sent, and where what is sent is logged.
         self._after_publish, self._log_sent = parts.writer.after_publish, parts.writer.log_sent
-        self._out_messages = _paho.Unfinished(parts.thread.unfinished)  # type: ignore[assignment]
-        self._out_packet = _paho.Unfinished(parts.thread.unsent)  # type: ignore[assignment]
+        paho_s = _paho.Paho(self)
+        self._out_messages = OutMessages(paho_s, outbox, parts.thread)  # type: ignore[assignment]
+        self._out_packet = OutPackets(paho_s, outbox, parts.thread, parts.writer)  # type: ignore[assignment]
         self._note_on_publish()
 
     @property
@@ -216,7 +229,7 @@ class Client(process.OfOneProcess, PahoClient):
     _logger = _paho.noted("_logger", "_note_logging")
 
     def _note_logging(self) -> None:
-        is_method = type(self).on_log is not PahoClient.on_log
+        is_method = type(self).on_log is not PahoClient.on_log  # type: ignore[comparison-overlap]
         self._is_logging = is_method or self._on_log is not None or self._logger is not None
         if "_outbox" in self.__dict__:
             self._outbox.is_traced = self._is_logging
@@ -245,25 +258,34 @@ class Client(process.OfOneProcess, PahoClient):
         """
         return [unsent_message(each) for each in self._outbox.clear()]
 
-    @property
-    def max_inflight_messages(self) -> int:
-        """Most QoS 1 and 2 messages on their way at once; 0 means as many as there are packet ids."""
-        return self._max_inflight_messages
+    # Written by `max_inflight_messages_set` and its like, and by programs themselves.
+    _max_inflight_messages = _paho.noted("_max_inflight_messages", "_note_window")
+    _max_queued_messages = _paho.noted("_max_queued_messages", "_note_bound")
+    # Read by programs.
+    _inflight_messages = counter(lambda client: client._outbox.session.in_flight)
+    _last_mid = counter(lambda client: client._outbox.session.last_packet_id)
 
-    @max_inflight_messages.setter
-    def max_inflight_messages(self, value: int) -> None:
-        PahoClient.max_inflight_messages.fset(self, value)  # type: ignore[attr-defined]
-        self._outbox.session.set_window(min(value, _PACKET_IDS))
+    def _note_window(self) -> None:
+        if "_outbox" in self.__dict__:
+            self._outbox.session.set_window(min(self._max_inflight_messages, _PACKET_IDS))
+            # There may be room by now.
+            self._wake()
+
+    def _note_bound(self) -> None:
+        if "_outbox" in self.__dict__:
+            self._outbox.set_max_queued(self._max_queued_messages)
 
     @property
     def max_queued_messages(self) -> int:
-        """Most unacknowledged messages in memory, 0 means no limit; with a store, most in the queue, and fixed."""
+        """Most unacknowledged messages, 0 means no limit: `publish` returns MQTT_ERR_QUEUE_SIZE for any more.
+
+        With a store, 0 means the store's limit, at which it drops messages instead.
+        """
         return self._outbox.max_queued
 
     @max_queued_messages.setter
     def max_queued_messages(self, value: int) -> None:
         PahoClient.max_queued_messages.fset(self, value)  # type: ignore[attr-defined]
-        self._outbox.set_max_queued(value)
 
     @property
     def on_publish(self) -> Any:
@@ -340,6 +362,9 @@ class Client(process.OfOneProcess, PahoClient):
         """
         parts, outbox = self._parts, self._outbox
         parts.farewell.note_loop()
+        if self._thread is None:
+            # That of an earlier `loop_stop` was for the thread that has ended.
+            self._thread_terminate = False
         if outbox.is_stored:
             if not parts.wakeup.is_open:
                 parts.wakeup.open()
@@ -384,11 +409,17 @@ class Client(process.OfOneProcess, PahoClient):
         Returns as `loop_read`. What an exception kept from being told, or asked for, is made up for. With a store, what
         is on disk by now is made ready to be sent.
         """
-        return self._parts.loop.do_misc() or super().loop_misc()
+        self._is_in_misc, self._is_loss_told = True, False
+        try:
+            return self._parts.loop.do_misc() or super().loop_misc()
+        finally:
+            self._is_in_misc = False
 
     def _packet_queue(
         self, command: int, packet: bytes | bytearray, mid: int, qos: int, info: Any = None
     ) -> MQTTErrorCode:
+        if command == _CONNECT:
+            packet = self._parts.greeting.amended(packet)
         return self._parts.writer.put(command, packet)
 
     def _mid_generate(self) -> int:
@@ -412,6 +443,10 @@ class Client(process.OfOneProcess, PahoClient):
             self._note_loss()
 
     def _do_on_disconnect(self, *args: Any, **kwargs: Any) -> None:
+        # paho tells of the end of a keep alive twice.
+        if self._is_loss_told and self._is_in_misc:
+            return
+        self._is_loss_told = True
         try:
             super()._do_on_disconnect(*args, **kwargs)
         finally:

@@ -17,7 +17,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import MalformedPacket, Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from glec_fast._paho import MQTTMessage, Paho, has_filters
+from glec_fast._paho import MQTTMessage, Paho, has_filters, own_method
 from glec_fast.errors import ProtocolError
 from glec_fast.mqtt.inbound_message import InboundMessage, properties_from, reason_from
 from glec_fast.outbox._outbox import Outbox, take_up, tell, tell_waiters
@@ -65,6 +65,8 @@ class Dispatcher:
         self._reasons: dict[int, tuple[int, int, int, bytes]] = {}
         self._failed_at = _At.NOTHING
         self._has_told_of_qos_1 = False
+        # A program's own `_handle_on_message`, in place of what is done here.
+        self._own_hand_over: Any = None
 
     def is_behind(self) -> bool:
         """True where something has come, or left, that no callback was told of yet."""
@@ -74,6 +76,7 @@ class Dispatcher:
         """Every whole packet that is there, until the connection ends or is about to."""
         inbound, outbox, link = self.inbound, self._outbox, self.link
         inbound.one_by_one = outbox.is_traced
+        self._own_hand_over = own_method(self._client, "_handle_on_message")
         while True:
             if self.finished or self._arrived or link.packet is not None:
                 rc = self._handle_held(sock)
@@ -140,7 +143,8 @@ class Dispatcher:
         self.tell_published()
         self._failed_at = _At.NOTHING
         self._paho.log(LogLevel.MQTT_LOG_ERR, "closing the connection: %s", error)
-        if self._paho.protocol == MQTTProtocolVersion.MQTTv5:
+        # Before CONNACK there is nothing yet that it could end.
+        if self._paho.protocol == MQTTProtocolVersion.MQTTv5 and self.inbound.has_connack:
             self._outbox.put_packet(bytes((0xE0, 1, error.reason_code)), last=True)
         return MQTTErrorCode.MQTT_ERR_PROTOCOL
 
@@ -237,34 +241,37 @@ class Dispatcher:
     def _hand_over(self, message: MQTTMessage, received: dict[int, Any] | None = None) -> None:
         """To the callbacks whose filter matches, else to `on_message`; the caller has said that this is a callback.
 
-        received: where the message is taken from by its first callback.
+        received: where the message is taken from by its first callback. An exception of one does not keep it from the
+        others; the first that was raised is, behind them.
         """
         received = {} if received is None else received
+        if self._own_hand_over is not None:
+            take_up(received, message.mid, self._own_hand_over, message)
+            return
         callbacks: list[Any] = []
         if has_filters(self._filters):
             with self._paho.callback_lock:
                 callbacks = list(self._filters.iter_match(message.topic))
-        if callbacks:
-            for callback in callbacks:
-                self._call_filtered(callback, message, received)
+        if not callbacks:
+            if on_message := self._client.on_message:
+                self._call(on_message, "Caught exception in on_message: %s", message, received)
             return
-        on_message = self._client.on_message
-        if on_message:
+        failure: Exception | None = None
+        for callback in callbacks:
+            name = getattr(callback, "__name__", repr(callback)).replace("%", "%%")
             try:
-                take_up(received, message.mid, on_message, self._client, self._paho.userdata, message)
+                text = f"Caught exception in user defined callback function {name}: %s"
+                self._call(callback, text, message, received)
             except Exception as error:
-                self._paho.log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_message: %s", error)
-                if not self._client.suppress_exceptions:
-                    raise
+                failure = failure or error
+        if failure is not None:
+            raise failure
 
-    def _call_filtered(self, callback: Any, message: MQTTMessage, received: dict[int, Any]) -> None:
+    def _call(self, callback: Any, on_failure: str, message: MQTTMessage, received: dict[int, Any]) -> None:
         try:
             take_up(received, message.mid, callback, self._client, self._paho.userdata, message)
         except Exception as error:
-            name = getattr(callback, "__name__", repr(callback))
-            self._paho.log(
-                LogLevel.MQTT_LOG_ERR, "Caught exception in user defined callback function %s: %s", name, error
-            )
+            self._paho.log(LogLevel.MQTT_LOG_ERR, on_failure, error)
             if not self._client.suppress_exceptions:
                 raise
 
@@ -299,6 +306,8 @@ class Dispatcher:
             self._outbox.is_left = True
         try:
             return self._paho.handle_packet(command, body)
+        except ProtocolError as error:
+            return self._on_violation(error)
         except MalformedPacket as error:
             self._paho.log(LogLevel.MQTT_LOG_DEBUG, "Received malformed packet: %s", error)
             return MQTTErrorCode.MQTT_ERR_PROTOCOL

@@ -10,7 +10,7 @@ from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import MalformedPacket, Properties
 
-from glec_fast.errors import GlecError
+from glec_fast.errors import GlecError, ProtocolError
 from glec_fast.mqtt.dispatch import PINGRESP
 from glec_fast.mqtt.inbound_message import properties_from
 from glec_fast.outbox.owners import Owner
@@ -33,6 +33,9 @@ _RECEIVE_MAXIMUM = 65_535
 _PAYLOAD_FORMAT_INVALID = 0x99
 _PINGREQ_PACKET = b"\xc0\x00"
 _PUBREL_PACKET = b"\x62\x02"
+# Of CONNECT's flags.
+_CLEAN, _HAS_PASSWORD = 0x02, 0x40
+_PROTOCOL_ERROR = 0x82
 
 
 class Greeting:
@@ -56,6 +59,8 @@ class Greeting:
         self._takeover = takeover
         # Whose session comes next. Without a name it is the address that is connected to.
         self.owner = Owner("")
+        # Whether the server was asked to forget the session.
+        self._is_clean = False
 
     def session_asked_for(self, clean_start: Any, properties: Properties | None) -> tuple[Any, Properties | None]:
         """With a store, MQTT 5 is asked for a session that does not end, unless told otherwise."""
@@ -108,6 +113,22 @@ class Greeting:
         finally:
             setattr(self._paho, name, asked_for)
 
+    def amended(self, connect: bytes | bytearray) -> bytes | bytearray:
+        """CONNECT as it is sent: paho leaves out a password that has no user name, which MQTT 5 allows (3.1.2.9)."""
+        paho = self._paho
+        flags_at = connect.index(b"MQTT" if paho.protocol >= MQTTProtocolVersion.MQTTv311 else b"MQIsdp")
+        flags_at += len("MQTT" if paho.protocol >= MQTTProtocolVersion.MQTTv311 else "MQIsdp") + 1
+        self._is_clean = bool(connect[flags_at] & _CLEAN)
+        if paho.protocol != _MQTT_5 or paho.username is not None or paho.password is None:
+            return connect
+        # Behind the fixed header.
+        body = bytearray(connect[flags_at - 7 :])
+        body[7] |= _HAS_PASSWORD
+        body += len(paho.password).to_bytes(2, "big") + paho.password
+        packet = bytearray(connect[:1])
+        paho.pack_length(packet, len(body))
+        return packet + body
+
     def on_connack(self, handle: Callable[[], MQTTErrorCode]) -> MQTTErrorCode:
         """CONNACK came; `handle` is paho's, which calls `on_connect`. Raises MalformedPacket."""
         paho, outbox = self._paho, self._outbox
@@ -116,6 +137,8 @@ class Greeting:
             raise MalformedPacket("CONNACK with reason code 0x99, for which paho has no name")
         if body[1] != 0:
             return handle()
+        if body[0] & 1 and self._is_clean and paho.protocol != MQTTProtocolVersion.MQTTv31:
+            raise ProtocolError("the server has a session that it was asked to forget (3.2.2)", _PROTOCOL_ERROR)
         rc = self._link.do(self._connect_again_if_needed, bool(body[0] & 1))
         if rc is not None:
             return rc
@@ -145,6 +168,9 @@ class Greeting:
         if "ServerKeepAlive" in properties:
             # MQTT 5, 3.2.2.3.14; paho from 2.2 on.
             paho.keepalive_s = properties["ServerKeepAlive"]
+        if "AssignedClientIdentifier" in properties:
+            # For the connections that follow, which would not be the same session's without it (MQTT 5, 3.2.2.3.7).
+            paho.client_id = properties["AssignedClientIdentifier"].encode()
         self._outbox.meet(properties, self._asked_expiry_s())
         # MQTT 5, 3.2.2.3.3; the highest value where the server names none.
         return session_present, int(properties.get("ReceiveMaximum", _RECEIVE_MAXIMUM))

@@ -54,6 +54,24 @@ class InboundMessage(MQTTMessage):
         self._packed = None
         message_properties.__set__(self, value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Also for `copy`. paho's has a lock in it, and cannot be handed on."""
+        packed = self._packed
+        if packed is None and self.properties is not None:
+            packed = bytes(self.properties.pack())
+        fields = {name: getattr(self, name) for name in _PICKLED}
+        return _restored, (type(self), fields | {"_packed": packed})
+
+
+_PICKLED = ("_topic", "payload", "qos", "mid", "dup", "retain", "timestamp", "state")
+
+
+def _restored(kind: type[InboundMessage], fields: dict[str, Any]) -> InboundMessage:
+    message = object.__new__(kind)
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return message
+
 
 def _copy_of(template: Any) -> Any:
     copied = object.__new__(type(template))

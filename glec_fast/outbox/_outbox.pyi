@@ -188,10 +188,27 @@ class Outbox:
         """In a forked child of process `pid`: the messages are that one's."""
     def clear(self) -> list[Message]:
         """Forget every unacknowledged message and return them in order. Raises UnsupportedError with a store."""
+    def message_ids(self) -> list[int]:
+        """Of the unacknowledged messages that a program may look at, in order."""
+    def find(self, message_id: int) -> Message | None:
+        """That one of them; None where it is not one."""
+    def has_message(self, message_id: int) -> bool:
+        """True for an unacknowledged one."""
+    def unsent_packets(self) -> int:
+        """Those that the socket does not have yet."""
+    def waiting_ids(self) -> set[int]:
+        """Of those that are not on their way on this connection."""
+    def drop(self, message_id: int) -> Message | None:
+        """Forget that one, and return it; None where it is not one. What is on its way may arrive all the same."""
+    def restore(self, mid: int, topic: str, payload: bytes, qos: int, retain: bool, properties: bytes | None) -> None:
+        """Take a message with the packet id that it had.
+
+        Raises ValueError where that is another's, UnsupportedError with a store.
+        """
     def refuse_renewal(self) -> None:
         """Its client is made anew. Raises UnsupportedError with a store: its messages would be left without one."""
     def set_max_queued(self, value: int) -> None:
-        """Most unacknowledged messages, 0 for no limit. Raises UnsupportedError with a store, which bounds them."""
+        """Most unacknowledged messages, 0 for no limit but the store's."""
     @property
     def store(self) -> Store:
         """Where the messages are. Raises UnsupportedError in memory."""

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from paho.mqtt.enums import MQTTErrorCode
+
 from glec_fast.durable.extras import ROW_COLUMNS, Extras, as_kept
 from glec_fast.durable.inflight_log import UnreadableImageError
 from glec_fast.durable.outcomes import Dropped, DropReason
@@ -59,6 +61,8 @@ class DurableOutbox(RowOutbox):
         self._wait_for_disk = wait_for_disk
         self._tell_dropped = on_dropped
         self.refused_count = 0
+        # Of `publish`; 0 where only the store bounds them.
+        self._most_queued = 0
         # When what was refused is sent again.
         self._again_at_s = 0.0
         self._direct_id = 0
@@ -161,6 +165,9 @@ class DurableOutbox(RowOutbox):
             if handle is not None:
                 return handle
         handle = PublishHandle(0, self._published, qos, self.store.wait_durable)
+        if 0 < self._most_queued <= len(self):
+            handle.rc = MQTTErrorCode.MQTT_ERR_QUEUE_SIZE
+            return handle
         if not self.is_open:
             self.is_awaited = self.is_linked
         register = Registration(handle, self._handles)
@@ -260,7 +267,18 @@ class DurableOutbox(RowOutbox):
     @property
     def max_queued(self) -> int:
         """Most messages in the queue."""
-        return self.store.max_queue_size
+        return self._most_queued or self.store.max_queue_size
+
+    def set_max_queued(self, value: int) -> None:
+        """See `Outbox.set_max_queued`: below the store's bound, at which it drops what is oldest."""
+        self._most_queued = value
+
+    def has_message(self, message_id: int) -> bool:
+        """See `Outbox.has_message`."""
+        try:
+            return self.handle_for(message_id) is not None
+        except MessageError:
+            return False
 
     def hasten(self) -> None:
         """See `Outbox.hasten`."""

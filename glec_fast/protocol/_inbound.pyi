@@ -27,6 +27,9 @@ class Inbound:
 
     def __init__(self, message_type: type, state: object = 0, state_qos2: object = 0) -> None: ...
     @property
+    def has_connack(self) -> bool:
+        """The server has answered CONNECT on this connection."""
+    @property
     def acks(self) -> bytes:
         """A run of PUBACK, PUBREC and PUBCOMP."""
     @property

@@ -55,6 +55,12 @@ class Session:
     def unsent_bytes(self) -> int:
         """Bytes encoded and not yet handed to the socket, those behind the gate included."""
     @property
+    def unsent_packets(self) -> int:
+        """Packets encoded and not yet in whole handed to the socket, those behind the gate included."""
+    @property
+    def last_packet_id(self) -> int:
+        """The packet id that was given out last; 0 before the first."""
+    @property
     def wants_commit(self) -> bool:
         """True where bytes wait for an `image` that was not yet taken."""
     def set_window(self, window: int) -> None:
@@ -71,6 +77,8 @@ class Session:
         """How many more exchanges the window, Receive Maximum and the free packet ids allow."""
     def reserve_packet_id(self) -> int:
         """Take the next unused packet id (1 to 65535) out of circulation; 0 where all are taken."""
+    def take_packet_id(self, packet_id: int) -> bool:
+        """Take this packet id out of circulation, for a message of an earlier session. False where it is in use."""
     def release_packet_id(self, packet_id: int) -> None:
         """Give back an id from `reserve_packet_id` whose message will not be admitted."""
     def next_packet_id(self) -> int:

@@ -463,17 +463,23 @@ class TestMeansNothingHere:
 
     def test_calls_for_messages_in_memory_say_so(self, make_client: MakeClient) -> None:
         client = make_client()
-        calls: list[Callable[[], object]] = [
-            client.drop_out_messages,
-            client.reinitialise,
-            lambda: client.max_queued_messages_set(5),
-            lambda: setattr(client, "max_queued_messages", 5),
-        ]
+        calls: list[Callable[[], object]] = [client.drop_out_messages, client.reinitialise]
         for call in calls:
             with pytest.raises(UnsupportedError):
                 call()
-        assert client.max_queued_messages == 10_000
         client.publish("t", "still works", 1)
+
+    def test_a_bound_of_the_program_s_own_is_kept_beside_that_of_the_store(self, make_client: MakeClient) -> None:
+        client = make_client()
+        assert client.max_queued_messages == 10_000
+        client.max_queued_messages_set(2)
+        assert [client.publish("t", "x", 1).rc for _ in range(3)] == [
+            *(MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_SUCCESS, MQTTErrorCode.MQTT_ERR_QUEUE_SIZE)
+        ]
+        client.max_queued_messages = 0
+        assert client.max_queued_messages == 10_000
+        assert client.publish("t", "x", 1).wait_durable(TIMEOUT_S)
+        assert len(client._out_messages) == 3
 
     def test_calls_for_a_store_say_so_in_memory(self) -> None:
         client = mqtt.Client(V2)

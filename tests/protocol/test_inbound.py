@@ -413,7 +413,11 @@ def test_topic_aliases() -> None:
     inbound = parser(V5)
     inbound.topic_alias_maximum = 2
     inbound.feed(defined + used)
-    assert [message[0] for message in everything(inbound)] == ["t", ""]
+    assert [message[0] for message in everything(inbound)] == ["t", "t"]
+    inbound.begin()
+    inbound.feed(used)
+    with pytest.raises(ProtocolError):
+        everything(inbound)
     assert refusal(V5, used, topic_alias_maximum=2) == BROKEN
     assert refusal(V5, packet(0x30, publish_body(b"", None, b"\x00", b"x")), topic_alias_maximum=2) == BROKEN
     assert refusal(V5, packet(0x30, publish_body(b"t", None, b"\x03\x23\x00\x03")), topic_alias_maximum=2) == ALIAS

@@ -64,7 +64,7 @@ LOCKS: dict[str, Guard] = {
     "_in_message_mutex": Guard("what paho has received and not finished", "network"),
     "_mid_generate_mutex": Guard("paho's last packet id", "all"),
     "_msgtime_mutex": Guard("when something was last sent and received", "all"),
-    "_out_message_mutex": Guard("what paho itself has to send", "all"),
+    "_out_message_mutex": Guard("what a program looks at of that which waits", "all", ("Store._lock",)),
     "_reconnect_delay_mutex": Guard("the pause before the next attempt", "all"),
 }
 

@@ -1,0 +1,209 @@
+"""Runs programs of others over paho and over our class, compares them test by test, and prints a table: `make compat`.
+
+Each package of packages.toml has an environment of its own, outside the tree, and comes from PyPI in the version that
+is named. Ours is put in paho's place by `python -m glec_fast.mqtt`. With names as arguments, those packages alone.
+--write: also docs/compatibility.md. COMPAT_DIR: where environments and sources are kept, ~/.cache/glec-fast-compat.
+Ends with 1 where any test differs that docs/differences.md does not name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from xml.etree import ElementTree
+
+import tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+HERE = ROOT / "compat"
+PAHO = "2.2.0"
+TIMEOUT_S = 900
+TEST_TIMEOUT_S = 60
+
+
+@dataclass
+class Result:
+    """One run: how each test ended, and what a job printed, line by line."""
+
+    outcomes: dict[str, str] = field(default_factory=dict)
+
+    def count(self, outcome: str) -> int:
+        return sum(each == outcome for each in self.outcomes.values())
+
+
+@dataclass
+class Package:
+    """An entry of packages.toml."""
+
+    name: str
+    version: str
+    tests: list[str] = field(default_factory=list)
+    job: str = ""
+    extra: str = ""
+    install: list[str] = field(default_factory=list)
+    without: list[str] = field(default_factory=list)
+    no_deps: bool = False
+
+    def folder(self) -> Path:
+        default = Path.home() / ".cache" / "glec-fast-compat"
+        return Path(os.environ.get("COMPAT_DIR", default)) / f"{self.name}-{self.version}"
+
+    def python(self) -> Path:
+        return self.folder() / "venv" / "bin" / "python"
+
+    def prepare(self) -> None:
+        """Its environment, and its sources where there are tests."""
+        done = self.folder() / "prepared"
+        if done.exists():
+            return
+        self.folder().mkdir(parents=True, exist_ok=True)
+        run([sys.executable, "-m", "venv", "--clear", str(self.folder() / "venv")])
+        wanted = f"{self.name}[{self.extra}]=={self.version}" if self.extra else f"{self.name}=={self.version}"
+        self._pip("install", *(["--no-deps"] if self.no_deps else []), wanted)
+        self._pip(
+            "install", "pytest", "pytest-asyncio", "pytest-mock", "pytest-timeout", "apsw", "orjson", *self.install
+        )
+        # Whatever the package asks for: both run over the same paho.
+        self._pip("install", "--no-deps", f"paho-mqtt=={PAHO}")
+        site = next((self.folder() / "venv" / "lib").glob("python*/site-packages"))
+        link = self.folder() / "glec_fast_alone"
+        link.mkdir(exist_ok=True)
+        (link / "glec_fast").unlink(missing_ok=True)
+        (link / "glec_fast").symlink_to(ROOT / "glec_fast")
+        (site / "glec_fast.pth").write_text(f"{link}\n")
+        if self.tests:
+            self._pip("download", "--no-deps", "--no-binary", self.name, "-d", str(self.folder()), wanted)
+            with tarfile.open(next(self.folder().glob("*.tar.gz"))) as archive:
+                archive.extractall(self.folder() / "source", filter="data")
+            for source in (self.folder() / "source").glob("*/src/paho"):
+                # The installed one is tested.
+                source.rename(source.with_name("paho.not-used"))
+        done.touch()
+
+    def _pip(self, *arguments: str) -> None:
+        run([str(self.python()), "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments])
+
+    def run(self, *, ours: bool, broker: Any) -> Result:
+        """Over paho, or over our class."""
+        swap = ["-m", "glec_fast.mqtt"] if ours else []
+        with TemporaryDirectory() as folder:
+            environment = os.environ | {"PYTHONPATH": "", "TMPDIR": folder, "HOME": folder}
+            if not self.tests:
+                command = [str(self.python()), *swap, str(HERE / "jobs" / self.job), broker.host, str(broker.port)]
+                ended = subprocess.run(
+                    command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=folder, env=environment, check=False
+                )
+                lines = [
+                    line.partition("RESULT ")[2] for line in ended.stdout.splitlines() if line.startswith("RESULT ")
+                ]
+                if ended.returncode or not lines:
+                    lines.append(f"ended with {ended.returncode}: {(ended.stderr.strip().splitlines() or [''])[-1]}")
+                return Result({f"{number}: {line}": "passed" for number, line in enumerate(lines)})
+            report = Path(folder) / "report.xml"
+            source = next((self.folder() / "source").iterdir())
+            environment["PYTHONPATH"] = str(source)
+            options = ["-q", "-p", "no:cacheprovider", "--timeout", str(TEST_TIMEOUT_S), "--junitxml", str(report)]
+            for each in self.without:
+                options += ["--deselect", each]
+            command = [str(self.python()), *swap, "-m", "pytest", *options, *self.tests]
+            with (self.folder() / f"{'ours' if ours else 'paho'}.log").open("w") as log:
+                subprocess.run(
+                    command, stdout=log, stderr=log, timeout=TIMEOUT_S, cwd=source, env=environment, check=False
+                )
+            return outcomes_of(report)
+
+
+def outcomes_of(report: Path) -> Result:
+    """By test: passed, failed, skipped."""
+    result = Result()
+    for case in ElementTree.parse(report).iter("testcase"):
+        kinds = {child.tag for child in case}
+        outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+        name = f"{case.get('classname')}::{case.get('name')}"
+        # An error behind a test is a second entry.
+        if result.outcomes.get(name) != "failed":
+            result.outcomes[name] = outcome
+    return result
+
+
+def run(command: list[str]) -> None:
+    subprocess.run(command, check=True, timeout=TIMEOUT_S)
+
+
+def named_differences() -> set[str]:
+    """Tests of others that docs/differences.md explains."""
+    text = (ROOT / "docs" / "differences.md").read_text()
+    return set(re.findall(r"`theirs:([^`]+)`", text))
+
+
+def is_named(test: str, named: set[str]) -> bool:
+    return any(each in test for each in named)
+
+
+def main() -> int:
+    """See the module's text."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    from glec_fast.testbed.broker import Broker
+
+    entries = tomllib.loads((HERE / "packages.toml").read_text())["package"]
+    packages = [Package(**entry) for entry in entries if not given.names or entry["name"] in given.names]
+    rows, named, unexplained = [], named_differences(), 0
+    with TemporaryDirectory() as folder, Broker(Path(folder)) as broker:
+        for package in packages:
+            package.prepare()
+            theirs = package.run(ours=False, broker=broker)
+            ours = package.run(ours=True, broker=broker)
+            tests = sorted({*theirs.outcomes, *ours.outcomes})
+            differ = [test for test in tests if theirs.outcomes.get(test) != ours.outcomes.get(test)]
+            new = [test for test in differ if not is_named(test, named)]
+            unexplained += len(new)
+            kind = "its tests" if package.tests else f"[a job](../compat/jobs/{package.job})"
+            figures = [
+                f"{each.count('passed')}" + (f", {each.count('failed')} failed" if each.count("failed") else "")
+                for each in (theirs, ours)
+            ]
+            skipped = theirs.count("skipped")
+            rows.append(
+                f"| {package.name} {package.version} | {kind} | {figures[0]} | {figures[1]} | {skipped} | {len(differ)} |"
+            )
+            print(rows[-1], flush=True)
+            for test in differ:
+                mark = "explained" if test not in new else "NOT EXPLAINED"
+                print(f"    {mark}: {test}: {theirs.outcomes.get(test)} -> {ours.outcomes.get(test)}", flush=True)
+    if given.write:
+        write(rows)
+    return 1 if unexplained else 0
+
+
+def write(rows: list[str]) -> None:
+    day = datetime.datetime.now(tz=datetime.timezone.utc).date()
+    (ROOT / "docs" / "compatibility.md").write_text(
+        f"""# Programs of others over `glec_fast.mqtt`
+
+`make compat` fetches these packages from PyPI, runs each over paho-mqtt {PAHO} and, by `python -m glec_fast.mqtt`, over our class, and compares
+test by test. A package whose sdist has no tests does its main job against a broker instead; each line that it prints counts as one test.
+Run on {day} with Python {sys.version_info.major}.{sys.version_info.minor}. What differs is explained in [differences.md](differences.md), in the rows that name the test.
+
+| package | what is run | passed with paho | passed with ours | skipped | different |
+|---|---|---|---|---|---|
+"""
+        + "\n".join(rows)
+        + "\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""A program typed against paho, and one with mistakes, as mypy --strict and pyright see them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from paho.mqtt import client as paho
+
+import glec_fast.mqtt as mqtt
+
+PROGRAMS = Path(__file__).parent / "typed"
+ROOT = Path(mqtt.__file__).parents[2]
+TIMEOUT_S = 300
+
+
+def tool(name: str) -> str:
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        pytest.skip(f"no {name} here")
+    return str(path)
+
+
+def by_mypy(program: Path, tmp_path: Path) -> dict[int, str]:
+    """Line -> finding, of that program alone. From elsewhere, so that it is found as by a program of others."""
+    command = [
+        tool("mypy"),
+        "--strict",
+        "--python-executable",
+        sys.executable,
+        "--cache-dir",
+        str(tmp_path),
+        str(program),
+    ]
+    environment = os.environ | {"MYPYPATH": str(ROOT)}
+    ended = subprocess.run(
+        command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=tmp_path, env=environment, check=False
+    )
+    found = re.findall(rf"{program.name}:(\d+): error: (.*)", ended.stdout)
+    assert found or "Found" in ended.stdout or "Success" in ended.stdout, ended.stdout + ended.stderr
+    return {int(line): text for line, text in found}
+
+
+def by_pyright(program: Path, tmp_path: Path) -> dict[int, str]:
+    settings = {
+        "typeCheckingMode": "standard",
+        "extraPaths": [str(ROOT)],
+        "include": [str(program)],
+        "venvPath": str(Path(sys.prefix).parent),
+        "venv": Path(sys.prefix).name,
+    }
+    project = tmp_path / "pyrightconfig.json"
+    project.write_text(json.dumps(settings))
+    command = [tool("basedpyright"), "--outputjson", "-p", str(project)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=tmp_path, check=False)
+    report = json.loads(ended.stdout)
+    assert report["summary"]["filesAnalyzed"] == 1
+    errors = [each for each in report["generalDiagnostics"] if each["severity"] == "error"]
+    return {each["range"]["start"]["line"] + 1: each["message"] for each in errors}
+
+
+CHECKERS = pytest.mark.parametrize("check", [by_mypy, by_pyright], ids=["mypy", "pyright"])
+
+
+@CHECKERS
+def test_a_program_typed_against_paho_has_no_finding(check: object, tmp_path: Path) -> None:
+    assert check(PROGRAMS / "good.py", tmp_path) == {}  # type: ignore[operator]
+
+
+@CHECKERS
+def test_each_mistake_is_found(check: object, tmp_path: Path) -> None:
+    program = PROGRAMS / "bad.py"
+    bad = {number for number, line in enumerate(program.read_text().splitlines(), 1) if line.endswith("# BAD")}
+    assert check(program, tmp_path).keys() == bad  # type: ignore[operator]
+
+
+def test_the_stub_has_every_name_of_paho_s_module() -> None:
+    stub = (Path(mqtt.__file__).parent / "__init__.pyi").read_text()
+    named = set(re.findall(r" as (\w+)", stub))
+    modules_and_typing = {
+        name
+        for name, value in vars(paho).items()
+        if type(value).__name__ == "module"
+        or getattr(value, "__module__", "") in ("typing", "collections.abc", "__future__")
+    }
+    plain = {
+        "TYPE_CHECKING",
+        "Any",
+        "Callable",
+        "Iterator",
+        "Literal",
+        "NamedTuple",
+        "Sequence",
+        "Union",
+        "cast",
+        "socks",
+    }
+    public = {name for name in vars(paho) if not name.startswith("_")}
+    assert public - modules_and_typing - plain <= named | {
+        "CleanStartOption",
+        "HTTPHeader",
+        "PayloadType",
+        "WebSocketHeaders",
+    }
