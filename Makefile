@@ -24,7 +24,7 @@ LINTERS := $(VENV)/.linters
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 DOCUMENTERS := $(VENV)/.documenters
 
-.PHONY: demo test build lint docs package brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 compat fuzz fuzz-clocks fuzz-files vectors bench clean
+.PHONY: demo test build lint docs package brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 compat fuzz fuzz-clocks fuzz-files vectors badlink bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -138,6 +138,12 @@ fuzz-files: $(BUILT)
 vectors: $(BUILT)
 	$(BIN)/pip install --quiet cryptography_vectors
 	ALL_VECTORS=1 $(BIN)/python -m pytest -q -s tests/tls/test_against_openssl.py -k vectors $(TEST_ARGS)
+
+# An hour of a bad link in a minute (HOURS of it): cuts after 0 to 20 kB, stalls, tunnels, narrow places. Prints what was
+# published, missing and doubled, and the bytes on the wire for each of payload.
+HOURS ?= 1
+badlink: $(BUILT)
+	BAD_LINK_S=$$(( $(HOURS) * 3600 )) SEED=$(SEED) $(BIN)/python -m pytest -q -s --show-capture=no tests/promises/test_bad_link.py $(TEST_ARGS)
 
 # `make demo` and `make test`, as committed, in an empty Debian root of SUITE. Needs root.
 fresh:

@@ -78,6 +78,7 @@ METHODS = (
     "_reconnect_wait",
     "_reset_sockets",
     "_send_connect",
+    "_send_pingreq",
     "_sock_close",
     "_sock_recv",
     "_ssl_wrap_socket",
@@ -389,6 +390,20 @@ class Paho:
     def note_sent(self, now_s: float) -> None:
         """Bytes have left, at that time of `time_func`."""
         self.client._last_msg_out = now_s
+
+    @property
+    def sent_s(self) -> float:
+        """When bytes last left, of `time_func`."""
+        return float(self.client._last_msg_out)
+
+    @property
+    def received_s(self) -> float:
+        """When bytes last came, of `time_func`."""
+        return float(getattr(self.client, LAST_RECEIVED))
+
+    def send_pingreq(self) -> MQTTErrorCode:
+        """Ask whether the server is there."""
+        return self.client._send_pingreq()
 
     def note_received(self, now_s: float) -> None:
         """Bytes have come, at that time of `time_func`."""

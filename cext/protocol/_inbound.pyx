@@ -471,6 +471,8 @@ cdef class Inbound:
         while True:
             start = <const uint8_t*><char*>self.inbox + self.at
             try:
+                if not self.has_connack:
+                    self._check_first(start, end - self.at)
                 if not self._find_packet(start, end - self.at, &header, &body):
                     break
                 kind = start[0] & 0xF0
@@ -501,6 +503,15 @@ cdef class Inbound:
         elif found == FOUND_MESSAGES:
             self.messages = messages
         return found
+
+    cdef int _check_first(self, const uint8_t* start, size_t available) except -1:
+        """What answers CONNECT may be no MQTT broker at all."""
+        if available >= 5 and memcmp(start, b"HTTP/", 5) == 0:
+            _refuse(BROKEN, "what answers speaks HTTP: a captive portal, or another port than the broker's")
+        # A TLS alert (RFC 8446, 5.1), which no packet of MQTT begins like.
+        if available >= 2 and start[0] == 0x15 and start[1] == 3:
+            _refuse(BROKEN, "what answers speaks TLS: use ssl:// or wss://, or the broker's port without TLS")
+        return 0
 
     cdef bint _find_packet(self, const uint8_t* start, size_t available, size_t* header, uint32_t* body) except -1:
         """True where a whole packet is there. What its first bytes already say is checked before it is."""

@@ -17,18 +17,34 @@ if TYPE_CHECKING:
 
     from glec_fast._paho import Paho
     from glec_fast.engine.connector import Connector
+    from glec_fast.engine.ending import Ending
     from glec_fast.engine.farewell import Farewell
     from glec_fast.engine.policy import Policy
 
 
 class Connecting:
-    """Of one client. For whoever has its loop, or calls `connect`: one connection is made at a time."""
+    """Of one client. For whoever has its loop, or calls `connect`: one connection is made at a time.
 
-    def __init__(self, paho: Paho, farewell: Farewell, connector: Connector, policy: Policy) -> None:
+    silence_max_s: what goes out is acknowledged by the peer's kernel within that time, or the connection ends; 0 leaves
+    that to the system, which may try for a quarter of an hour.
+    """
+
+    def __init__(
+        self,
+        paho: Paho,
+        farewell: Farewell,
+        connector: Connector,
+        policy: Policy,
+        ending: Ending,
+        *,
+        silence_max_s: float,
+    ) -> None:
         self._paho = paho
         self._farewell = farewell
         self._connector = connector
         self._policy = policy
+        self._ending = ending
+        self._silence_max_s = silence_max_s
         # Which threads are making a connection.
         self._mark = CallbackMark()
 
@@ -43,6 +59,7 @@ class Connecting:
         paho, connector, policy = self._paho, self._connector, self._policy
         is_first = paho.state == ConnectionState.MQTT_CS_CONNECT_ASYNC
         policy.begin_attempt()
+        self._ending.begin()
         try:
             with self._mark:
                 context = connector.context()
@@ -96,6 +113,9 @@ class Connecting:
         self._connector.attempt.follow(sock)
         # We send whole batches; Nagle's algorithm would hold the last piece of each until the broker's kernel answers.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._silence_max_s and hasattr(socket, "TCP_USER_TIMEOUT"):
+            # Also where the loop is busy, the kernel ends what the peer's does not acknowledge.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._silence_max_s * 1000))
         return sock
 
     def shake_hands(self, tcp_sock: Any, wrap: Callable[[Any], Any]) -> Any:

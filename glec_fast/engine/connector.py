@@ -13,7 +13,7 @@ from glec_fast.runtime._lock import Event
 from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.tls.certificate import parse_certificate
 from glec_fast.tls.config import TLSConfig, TLSContext, TLSContextSource
-from glec_fast.tls.handshake import RequestWatch, as_tls_error, await_verdict, verified_chain
+from glec_fast.tls.handshake import RequestWatch, as_tls_error, await_verdict, handshake_error, verified_chain
 from glec_fast.tls.pinning import CertificatePinner
 from glec_fast.transport.dial import Attempt, acknowledge_at_once, dial
 
@@ -127,7 +127,10 @@ class SecureConnector(Connector):
         """See `Connector`. Raises PinningError too."""
         started_s = time.monotonic()
         with RequestWatch(context) as watch:
-            sock = super().shake_hands(tcp_sock, context, host)
+            try:
+                sock = super().shake_hands(tcp_sock, context, host)
+            except (ConnectionResetError, BrokenPipeError) as error:
+                raise handshake_error(error, host) from error
             watch.end(sock)
         chain = verified_chain(sock)
         if self._pinner is not None:

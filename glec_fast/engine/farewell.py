@@ -135,6 +135,8 @@ class Farewell:
         has_come = False
         poller = Poller()
         takes_acks = self._outbox.is_stored
+        # A loop that does not wait cannot tell.
+        is_read = not wait_s
         while paho.sock is sock:
             if takes_acks:
                 has_come = until in arrivals.take_last_acks()
@@ -155,6 +157,9 @@ class Farewell:
                 # However it ended.
                 break
             if not size:
+                is_read = True
                 break
+        if is_read:
+            self._outbox.on_heard_out()
         arrivals.tell_published()
         return has_come

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from glec_fast._paho import Paho
     from glec_fast.engine.arrivals import Arrivals
     from glec_fast.engine.connecting import Connecting
+    from glec_fast.engine.ending import Ending
     from glec_fast.engine.farewell import Farewell
     from glec_fast.engine.writing import Writer
     from glec_fast.outbox._outbox import Outbox
@@ -29,6 +30,8 @@ _PENDING_READS_A_TURN = 8192
 _RECORDS_A_READ = 1024
 # A read of so many bytes means that acknowledgements come in a stream.
 _STREAM_READ_BYTES = 64
+_LEFT = "the broker closed the connection"
+_LEFT_EARLY = "what answers closed it before it took the login: see the broker's log, and whether the port is right"
 # An enum's members are looked up at some cost.
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 _AGAIN = MQTTErrorCode.MQTT_ERR_AGAIN
@@ -46,6 +49,7 @@ class Reader:
         connecting: Connecting,
         writer: Writer,
         farewell: Farewell,
+        ending: Ending,
     ) -> None:
         self._paho = paho
         self._outbox = outbox
@@ -54,6 +58,7 @@ class Reader:
         self._connecting = connecting
         self._writer = writer
         self._farewell = farewell
+        self._ending = ending
         # Acknowledgements come in a stream: more is there as a rule.
         self.is_stream = False
 
@@ -81,6 +86,7 @@ class Reader:
                     self._hasten_connack(sock)
                 break
             if failure is not None:
+                self._ending.note(str(failure) if self._is_accepted() else f"{_LEFT_EARLY} ({failure})")
                 paho.log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", failure)
             if ended:
                 return paho.lose(ended)
@@ -110,6 +116,7 @@ class Reader:
     def end_torn(self) -> MQTTErrorCode:
         """An exception has cut a write or a read short: what was in flight goes again on the next connection."""
         text = "closing the connection: an exception cut into its making, a write or a read"
+        self._ending.note("an exception cut into its making, a write or a read")
         self._paho.log(LogLevel.MQTT_LOG_ERR, text)
         return self._paho.lose(_CONN_LOST)
 
@@ -154,6 +161,7 @@ class Reader:
                 break
             if not size:
                 self._outbox.is_left = True
+                self._ending.note(_LEFT if self._is_accepted() else _LEFT_EARLY)
                 ended = _CONN_LOST
                 break
             received_bytes += size
@@ -162,6 +170,9 @@ class Reader:
         if received_bytes:
             paho.note_received(now_s)
         return received_bytes, ended, failure
+
+    def _is_accepted(self) -> bool:
+        return bool(self._paho.state == ConnectionState.MQTT_CS_CONNECTED)
 
     def _hasten_acks(self, sock: Any, received_bytes: int) -> None:
         """A broker with Nagle's algorithm holds acks back until our kernel acknowledges the last, 40 ms later."""

@@ -286,6 +286,33 @@ class MQTTConfig:
             "again and may arrive twice; off, it is left to the broker and may be missing.",
         ),
     )
+    answer_timeout_s: float = field(
+        default=8,
+        metadata=setting(
+            "mqtt.connection.answer_timeout",
+            number(0, 3600, "s"),
+            "After so long without anything that shows that what went out has arrived, PINGREQ asks; so long its "
+            "answer may take. 0 leaves both to the keep alive.",
+        ),
+    )
+    ack_timeout_s: float = field(
+        default=60,
+        metadata=setting(
+            "mqtt.connection.ack_timeout",
+            number(0, 86_400, "s"),
+            "A message that is unacknowledged for so long, on a connection that lives, ends it, and goes again on the "
+            "next. 0 is for ever.",
+        ),
+    )
+    resend_unproven: bool = field(
+        default=False,
+        metadata=setting(
+            "mqtt.queue.resend_unproven",
+            FLAG,
+            "Of QoS 0 messages that were on their way as a link died, and of which nothing proves that they arrived: "
+            "on, they are queued again and may arrive twice; off, they are counted as lost in the air.",
+        ),
+    )
 
     def __post_init__(self) -> None:
         _check_urls(self.broker_urls)

@@ -68,7 +68,10 @@ class ConnectionCallback:
         """An attempt to connect again begins."""
 
     def on_connect_failed(self, cause: Exception) -> None:
-        """An attempt failed: PinningError, TLSError, TLSFileError, BrokerRefusalError, or the network's OSError."""
+        """An attempt failed: PinningError, TLSError, TLSFileError, BrokerRefusalError, or the network's OSError.
+
+        ConnectionLostError where what answered did not speak MQTT, or closed the connection before it took the login.
+        """
 
 
 class FleetPolicy(Policy):
@@ -154,6 +157,9 @@ def _client_of(config: MQTTConfig, store: Store, policy: Policy, connector: Secu
         resend_in_doubt=config.resend_in_doubt,
         max_unreleased=config.max_unreleased,
         on_owner_away=config.on_owner_away,  # type: ignore[arg-type]
+        resend_unproven=config.resend_unproven,
+        answer_timeout_s=config.answer_timeout_s,
+        ack_timeout_s=config.ack_timeout_s,
         connector=connector,
         policy=policy,
     )
@@ -208,7 +214,7 @@ class MQTTManager(process.OfOneProcess):
         self._state: LinkState = "idle"
         self._state_since_s = self._started_s
         self._last_failure: str | None = None
-        self._was_connected = self._connected_once = False
+        self._was_connected = self._connected_once = self._is_failure_told = False
         self._can_frames = 0
         self._battery_voltage: float | None = None
         self._next_status_s = self._started_s + (config.status_interval_s or float("inf"))
@@ -483,6 +489,7 @@ class MQTTManager(process.OfOneProcess):
 
     def _on_pre_connect(self, _client: paho.Client, _userdata: Any) -> None:
         self._attempts += 1
+        self._is_failure_told = False
         if self._attempts > 1:
             self._tell("on_reconnecting")
 
@@ -496,12 +503,11 @@ class MQTTManager(process.OfOneProcess):
     ) -> None:
         if reason.is_failure:
             refused = refusal(reason, self._target.url)
-            self._note_failed_attempt(logging.ERROR, refused)
             if reason.value == _RETAIN_NOT_SUPPORTED and self._retains_status:
                 # The next attempt does without.
                 self._retains_status = False
                 self._set_will()
-            self._tell("on_connect_failed", refused)
+            self._fail_attempt(logging.ERROR, refused)
             return
         self._policy.backoff.reset()
         self._connects += 1
@@ -522,8 +528,7 @@ class MQTTManager(process.OfOneProcess):
             return
         error = self._policy.connect_error
         if error is not None:
-            self._note_failed_attempt(logging.ERROR if isinstance(error, PinningError) else logging.WARNING, error)
-            self._tell("on_connect_failed", error)
+            self._fail_attempt(logging.ERROR if isinstance(error, PinningError) else logging.WARNING, error)
 
     def _log_expiring(self) -> None:
         for each in self._connector.expiring(self._clocks.wall_ms() / 1000):
@@ -536,16 +541,21 @@ class MQTTManager(process.OfOneProcess):
         self,
         _client: paho.Client,
         _userdata: Any,
-        _flags: paho.DisconnectFlags,
+        flags: paho.DisconnectFlags,
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
+        is_by_broker = flags.is_disconnect_packet_from_server
+        is_lost = reason.is_failure or is_by_broker
+        why = f"the broker ended it: {reason}" if is_by_broker else parts_of(self._client).ending.cause or str(reason)
         if not self._was_connected:
+            if is_lost and not self._is_failure_told:
+                self._fail_attempt(logging.WARNING, ConnectionLostError(why))
             return
         self._was_connected = False
         cause: ConnectionLostError | None = None
-        if reason.is_failure:
-            cause = ConnectionLostError(f"the connection to {self._target.url} was lost: {reason}")
+        if is_lost:
+            cause = ConnectionLostError(f"the connection to {self._target.url} was lost: {why}")
             self._note_link(logging.WARNING, str(cause))
         else:
             self._note_link(logging.INFO, f"left {self._target.url}")
@@ -561,10 +571,12 @@ class MQTTManager(process.OfOneProcess):
     def _note_link(self, level: int, change: str) -> None:
         self._log.note(level, "changes of the connection", change, text=change)
 
-    def _note_failed_attempt(self, level: int, error: Exception) -> None:
+    def _fail_attempt(self, level: int, error: Exception) -> None:
+        self._is_failure_told = True
         text = f"no connection to {self._target.url}: {error}"
         self._last_failure = str(error)
         self._log.note(level, "attempts to connect failed", str(error), text=text)
+        self._tell("on_connect_failed", error)
 
     def _tell(self, event: str, *arguments: object) -> None:
         try:

@@ -7,7 +7,6 @@ is used here.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import Callable
@@ -50,8 +49,6 @@ _CONNECT = 0x10
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 Self = TypeVar("Self", bound="Client")
 
-logger = logging.getLogger("glec_fast")
-
 
 if TYPE_CHECKING:
     from glec_fast.mqtt.callbacks import WithCallbacks
@@ -92,6 +89,10 @@ class Client(process.OfOneProcess, WithCallbacks):
     max_unreleased: with a store, the broker's limit of QoS 2 messages without PUBREL, 1 to 65,534; fewer go ahead.
     broker_name: with a store, whose the session is, so that the broker may have several addresses; "" for host:port.
     on_owner_away: with a store, "wait" or "move" where a broker of another name follows; see `MQTTConfig`.
+    resend_unproven: with a store, QoS 0 that was in the air as a link died is queued again. It may then arrive twice.
+    answer_timeout_s: PINGREQ goes out as soon as so long nothing has come back for what went out, and is to be answered
+    in the same time; 0 for the keep alive alone, as with paho.
+    ack_timeout_s: a message that is unacknowledged for so long ends the connection, and goes again on the next. 0: no.
     connector, policy: how connections are made, and what follows a failure, where that is not paho's way.
 
     Raises ValueError as paho does, ConfigError, and the errors of `Store`.
@@ -101,8 +102,6 @@ class Client(process.OfOneProcess, WithCallbacks):
     _sock: Any = None
     _sockpairR: Any = None
     _sockpairW: Any = None
-    # Within `loop_misc`, and whether `on_disconnect` was called in it.
-    _is_in_misc = _is_loss_told = False
 
     def __init__(
         self,
@@ -121,6 +120,9 @@ class Client(process.OfOneProcess, WithCallbacks):
         max_unreleased: int = _MAX_UNRELEASED,
         broker_name: str = "",
         on_owner_away: OnOwnerAway = "move",
+        resend_unproven: bool = False,
+        answer_timeout_s: float = 0.0,
+        ack_timeout_s: float = 0.0,
         connector: Connector | None = None,
         policy: Policy | None = None,
     ) -> None:
@@ -129,8 +131,10 @@ class Client(process.OfOneProcess, WithCallbacks):
         # Where on_log is a method of a subclass, or is set, or a logger.
         self._is_logging = False
         if store is None:
-            if (wait_for_disk, resend_in_doubt, max_unreleased) != (True, False, _MAX_UNRELEASED):
-                raise ConfigError("wait_for_disk, resend_in_doubt and max_unreleased are for a client with a store")
+            for_a_store = wait_for_disk, resend_in_doubt, max_unreleased, resend_unproven
+            if for_a_store != (True, False, _MAX_UNRELEASED, False):
+                names = "wait_for_disk, resend_in_doubt, max_unreleased and resend_unproven"
+                raise ConfigError(f"{names} are for a client with a store")
         else:
             if not 1 <= max_unreleased <= 65_534:
                 raise ConfigError(f"max_unreleased is {max_unreleased}; it must be 1 to 65534 messages")
@@ -150,19 +154,25 @@ class Client(process.OfOneProcess, WithCallbacks):
         self._on_message_filtered = Filters()
         self._connector = connector or Connector()
         self._policy = policy or Policy()
+        timeouts_s = {"answer_timeout_s": answer_timeout_s, "ack_timeout_s": ack_timeout_s}
+        if any(each < 0 for each in timeouts_s.values()):
+            raise ConfigError("answer_timeout_s and ack_timeout_s must be 0 s or more")
         if store is None:
-            self._compose(MemoryOutbox(self._max_inflight_messages, self._wake))
+            self._compose(MemoryOutbox(self._max_inflight_messages, self._wake), timeouts_s)
         else:
             told = self._max_inflight_messages, self._wake, self._tell_dropped
-            self._compose(open_outbox(store, *told, wait_for_disk, resend_in_doubt, max_unreleased, on_owner_away))
+            outbox = open_outbox(
+                store, *told, wait_for_disk, resend_in_doubt, max_unreleased, on_owner_away, resend_unproven
+            )
+            self._compose(outbox, timeouts_s)
             process.watch_exit(self)
         if broker_name:
             self._parts.greeting.owner = Owner(broker_name)
         process.watch_forks(self)
 
-    def _compose(self, outbox: Outbox) -> None:
+    def _compose(self, outbox: Outbox, timeouts_s: dict[str, float]) -> None:
         self._outbox = outbox
-        self._parts = parts = compose(self, outbox, self._connector, self._policy)
+        self._parts = parts = compose(self, outbox, self._connector, self._policy, **timeouts_s)
         outbox.is_traced = self._is_logging
         # For `publish`: where something is to be sent, and where what is sent is logged.
         self._after_publish, self._log_sent = parts.writer.after_publish, parts.writer.log_sent
@@ -306,7 +316,7 @@ class Client(process.OfOneProcess, WithCallbacks):
         self._outbox.tell_all(bool(self.on_publish))
 
     def _tell_dropped(self, dropped: list[Dropped]) -> None:
-        tell_dropped(_paho.Paho(self), self._policy, self.on_drop, dropped)
+        tell_dropped(_paho.Paho(self), self._policy, self.on_drop, dropped, self.store.log)
 
     # ---- leaving
 
@@ -409,11 +419,7 @@ class Client(process.OfOneProcess, WithCallbacks):
         Returns as `loop_read`. What an exception kept from being told, or asked for, is made up for. With a store, what
         is on disk by now is made ready to be sent.
         """
-        self._is_in_misc, self._is_loss_told = True, False
-        try:
-            return self._parts.loop.do_misc() or super().loop_misc()
-        finally:
-            self._is_in_misc = False
+        return self._parts.loop.do_misc() or self._parts.liveness.check()
 
     def _packet_queue(
         self, command: int, packet: bytes | bytearray, mid: int, qos: int, info: Any = None
@@ -443,10 +449,6 @@ class Client(process.OfOneProcess, WithCallbacks):
             self._note_loss()
 
     def _do_on_disconnect(self, *args: Any, **kwargs: Any) -> None:
-        # paho tells of the end of a keep alive twice.
-        if self._is_loss_told and self._is_in_misc:
-            return
-        self._is_loss_told = True
         try:
             super()._do_on_disconnect(*args, **kwargs)
         finally:

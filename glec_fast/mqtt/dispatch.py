@@ -25,6 +25,7 @@ from glec_fast.protocol._inbound import ACKS, NEED_DATA, Inbound
 from glec_fast.transport._link import Link
 
 if TYPE_CHECKING:
+    from glec_fast.engine.ending import Ending
     from glec_fast.outbox.handle import PublishHandle
 
 # An enum's members are looked up at some cost.
@@ -51,8 +52,9 @@ class _At(enum.Enum):
 class Dispatcher:
     """Of one client. For whoever has its loop; `finished` may be extended under the outbox's lock only."""
 
-    def __init__(self, paho: Paho, outbox: Outbox) -> None:
+    def __init__(self, paho: Paho, outbox: Outbox, ending: Ending) -> None:
         self._paho = paho
+        self._ending = ending
         # Neither is replaced in a client's life.
         self._client, self._filters = paho.client, paho.filters
         self._outbox = outbox
@@ -142,6 +144,7 @@ class Dispatcher:
         self._failed_at = _At.PUBLISHED
         self.tell_published()
         self._failed_at = _At.NOTHING
+        self._ending.note(str(error))
         self._paho.log(LogLevel.MQTT_LOG_ERR, "closing the connection: %s", error)
         # Before CONNACK there is nothing yet that it could end.
         if self._paho.protocol == MQTTProtocolVersion.MQTTv5 and self.inbound.has_connack:
@@ -309,6 +312,7 @@ class Dispatcher:
         except ProtocolError as error:
             return self._on_violation(error)
         except MalformedPacket as error:
+            self._ending.note(f"malformed packet: {error}")
             self._paho.log(LogLevel.MQTT_LOG_DEBUG, "Received malformed packet: %s", error)
             return MQTTErrorCode.MQTT_ERR_PROTOCOL
 

@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from glec_fast._paho import Paho
     from glec_fast.durable.outcomes import Dropped
     from glec_fast.engine.policy import Policy
-
-logger = logging.getLogger("glec_fast")
+    from glec_fast.runtime.summing_log import SummingLog
 
 
 def tell_dropped(
-    paho: Paho, policy: Policy, on_drop: Callable[[Any, Any, Dropped], None] | None, dropped: list[Dropped]
+    paho: Paho,
+    policy: Policy,
+    on_drop: Callable[[Any, Any, Dropped], None] | None,
+    dropped: list[Dropped],
+    log: SummingLog,
 ) -> None:
-    """Each message to the policy and to `on_drop`, in the store's thread."""
+    """Each message to the policy and to `on_drop`."""
     if policy.on_dropped is not None:
         policy.on_dropped(dropped)
     if on_drop is None:
@@ -30,4 +33,4 @@ def tell_dropped(
             on_drop(paho.client, paho.userdata, each)
         except Exception as error:  # noqa: PERF203 - each message is told of, whatever became of the others
             paho.log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_drop: %s", error)
-            logger.exception("on_drop failed")
+            log.note(logging.ERROR, "errors in on_drop", repr(error), error=error)

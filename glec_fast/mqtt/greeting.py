@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from glec_fast._paho import Paho
     from glec_fast.engine.farewell import Farewell
+    from glec_fast.engine.liveness import Liveness
     from glec_fast.engine.takeover import Takeover
     from glec_fast.engine.writing import Writer
     from glec_fast.mqtt.dispatch import Dispatcher
@@ -49,6 +50,7 @@ class Greeting:
         writer: Writer,
         farewell: Farewell,
         takeover: Takeover,
+        liveness: Liveness,
     ) -> None:
         self._paho = paho
         self._outbox = outbox
@@ -61,6 +63,7 @@ class Greeting:
         self.owner = Owner("")
         # Whether the server was asked to forget the session.
         self._is_clean = False
+        self._liveness = liveness
 
     def session_asked_for(self, clean_start: Any, properties: Properties | None) -> tuple[Any, Properties | None]:
         """With a store, MQTT 5 is asked for a session that does not end, unless told otherwise."""
@@ -88,6 +91,7 @@ class Greeting:
         paho, session = self._paho, self._outbox.session
         self._dispatcher.drop()
         self._link.begin()
+        self._liveness.begin()
         self.identify()
         self._expect()
         session.protocol_version = int(paho.protocol)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from glec_fast._paho import Paho
 from glec_fast.durable.store import Store
 from glec_fast.engine.connecting import Connecting
+from glec_fast.engine.ending import Ending
 from glec_fast.engine.farewell import Farewell
+from glec_fast.engine.liveness import Liveness
 from glec_fast.engine.loop import Loop
 from glec_fast.engine.network_thread import NetworkThread
 from glec_fast.engine.reading import Reader
@@ -47,17 +49,28 @@ class Parts:
     loop: Loop
     thread: NetworkThread
     greeting: Greeting
+    liveness: Liveness
+    ending: Ending
 
 
-def compose(client: Client, outbox: Outbox, connector: Connector, policy: Policy) -> Parts:
-    """The parts of `client`."""
-    paho, takeover = Paho(client), Takeover()
-    dispatcher = Dispatcher(paho, outbox)
+def compose(
+    client: Client,
+    outbox: Outbox,
+    connector: Connector,
+    policy: Policy,
+    *,
+    answer_timeout_s: float = 0.0,
+    ack_timeout_s: float = 0.0,
+) -> Parts:
+    """The parts of `client`; see `Liveness` for the last two."""
+    paho, takeover, ending = Paho(client), Takeover(), Ending()
+    liveness = Liveness(paho, outbox, ending, answer_timeout_s=answer_timeout_s, ack_timeout_s=ack_timeout_s)
+    dispatcher = Dispatcher(paho, outbox, ending)
     wakeup = Wakeup(paho, outbox, dispatcher.link)
     farewell = Farewell(paho, outbox, dispatcher, wakeup, takeover)
     writer = Writer(paho, outbox, dispatcher, wakeup, farewell, partial(log_sent, paho, outbox))
-    connecting = Connecting(paho, farewell, connector, policy)
-    reader = Reader(paho, outbox, dispatcher, connecting, writer, farewell)
+    connecting = Connecting(paho, farewell, connector, policy, ending, silence_max_s=2 * answer_timeout_s)
+    reader = Reader(paho, outbox, dispatcher, connecting, writer, farewell, ending)
     return Parts(
         outbox=outbox,
         dispatcher=dispatcher,
@@ -68,7 +81,9 @@ def compose(client: Client, outbox: Outbox, connector: Connector, policy: Policy
         reader=reader,
         loop=Loop(paho, outbox, dispatcher, reader, writer, farewell, policy),
         thread=NetworkThread(paho, outbox, dispatcher, wakeup, farewell, writer, connector, policy),
-        greeting=Greeting(paho, outbox, dispatcher, writer, farewell, takeover),
+        greeting=Greeting(paho, outbox, dispatcher, writer, farewell, takeover, liveness),
+        liveness=liveness,
+        ending=ending,
     )
 
 
@@ -81,6 +96,7 @@ def open_outbox(
     resend_in_doubt: bool,
     max_unreleased: int,
     on_owner_away: OnOwnerAway,
+    resend_unproven: bool,
 ) -> DurableOutbox:
     """Over a store, or a path where one is opened; `on_work` may be called at once."""
     store = given if isinstance(given, Store) else Store(given)
@@ -94,6 +110,7 @@ def open_outbox(
             resend_in_doubt=resend_in_doubt,
             max_unreleased=max_unreleased,
             on_owner_away=on_owner_away,
+            resend_unproven=resend_unproven,
         )
     except BaseException:
         if store is not given:

@@ -154,6 +154,13 @@ def as_tls_error(error: OSError, host: str) -> OSError:
     """An error of the TLS layer as TLSError that names the cause; others, and those that do so, as they are."""
     if isinstance(error, TLSError) or not isinstance(error, ssl.SSLError):
         return error
+    return handshake_error(error, host)
+
+
+def handshake_error(error: OSError, host: str) -> TLSError:
+    """What the handshake failed with, also where the peer just ended the connection, as TLSError with the cause."""
+    if isinstance(error, TLSError):
+        return error
     failure = explain(error, host)
     made = TLSError(f"no TLS connection to {host}: {failure.found}; {failure.advice}")
     made.__cause__ = error

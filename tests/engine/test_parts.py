@@ -16,6 +16,7 @@ from glec_fast.engine import farewell as farewells
 from glec_fast.engine import loop as loops
 from glec_fast.engine.connecting import Connecting
 from glec_fast.engine.connector import Connector
+from glec_fast.engine.ending import Ending
 from glec_fast.engine.farewell import Farewell
 from glec_fast.engine.loop import Loop
 from glec_fast.engine.network_thread import NetworkThread
@@ -254,7 +255,7 @@ class TestReader:
         farewell: Any = SimpleNamespace(leave_when_due=scene.note("leave_when_due"))
         writer: Any = SimpleNamespace(write_out=scene.note("write_out"), log_sent=scene.note("log_sent"))
         connecting: Any = SimpleNamespace(is_under_way=False)
-        return Reader(scene.paho, scene.outbox, scene.arrivals, connecting, writer, farewell)
+        return Reader(scene.paho, scene.outbox, scene.arrivals, connecting, writer, farewell, Ending())
 
     def test_what_has_come_is_handled(self, reader: Reader, scene: Scene, sockets: socket.socket) -> None:
         scene.link.read = lambda *_: 100
@@ -367,7 +368,7 @@ class TestConnecting:
     @pytest.fixture
     def connecting(self, scene: Scene) -> Connecting:
         farewell: Any = SimpleNamespace(forget=scene.note("forget"))
-        return Connecting(scene.paho, farewell, Connector(), Policy())
+        return Connecting(scene.paho, farewell, Connector(), Policy(), Ending(), silence_max_s=0)
 
     @pytest.mark.parametrize("error", [OSError("no route"), KeyboardInterrupt()])
     def test_an_attempt_that_fails_leaves_no_connection(

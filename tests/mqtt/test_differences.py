@@ -583,3 +583,26 @@ def test_every_row_of_the_table_has_its_test() -> None:
         named = re.findall(r"`(test_\w+)`", row)
         assert named, row
         assert set(named) <= tests, row
+
+
+@BOTH
+def test_a_connection_that_does_not_answer_is_told_once(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def program(run: Run) -> None:
+        now_s = 1000.0
+        monkeypatch.setattr(paho, "time_func", lambda: now_s)
+        run.watch("on_connect", "on_disconnect")
+        run.connect(keepalive=60)
+        run.loop_until("on_connect")
+        now_s += 60
+        run.call("loop_misc")
+        run.loop_until_received(2)
+        now_s += 61
+        run.call("loop_misc")
+        run.call("loop_misc")
+        monkeypatch.undo()
+
+    client = module.Client(API2, "device")
+    seen, _ = outcome(client, program, [[Expect(), Send(connack(V311)), Expect()]])
+    told = [each for each in seen if each[0] == "on_disconnect"]
+    assert len(told) == (1 if is_ours(module) else 2)
+    assert "Keep alive timeout" in str(told[0])
