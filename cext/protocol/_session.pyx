@@ -274,6 +274,14 @@ cdef class Session:
                 return self.table.unreleased + self._stale_places() < self.max_unreleased - 1
         return places < self.max_unreleased - 1 or not is_ours
 
+    def fits(self, tuple row not None) -> bool:
+        """True where the window and the server's places admit this row, however many bytes are unanswered."""
+        try:
+            return row[3] == 0 or self._fits(row[0], row[3])
+        except (ValueError, TypeError, OverflowError):
+            # In its turn it is refused.
+            return True
+
     cdef inline int _stale_places(self) noexcept:
         # MQTT 5's server refuses what is too much, and says so.
         return 0 if self.protocol_version == MQTT_5 else self.stale

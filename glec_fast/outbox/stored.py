@@ -198,6 +198,10 @@ class DurableOutbox(RowOutbox):
             return False
         if session.unsent_bytes > session.sendable_bytes:
             return True
+        with self.lock:
+            if self._rows_gone < len(self._rows):
+                # What fits and has not gone waits for answers alone, by the bounds of what is on its way.
+                return session.fits(self._rows[self._rows_gone])
         return not self._has_rows_at_hand() and session.room() > 0 and self._has_waiting_rows()
 
     def _publish_direct(self, topic: str, payload: str | bytes, extras: Extras | None) -> PublishHandle | None:

@@ -75,6 +75,8 @@ class Session:
         """
     def room(self) -> int:
         """How many more exchanges the window, Receive Maximum and the free packet ids allow."""
+    def fits(self, row: tuple[Any, ...]) -> bool:
+        """True where the window and the server's places admit this row, however many bytes are unanswered."""
     def reserve_packet_id(self) -> int:
         """Take the next unused packet id (1 to 65535) out of circulation; 0 where all are taken."""
     def take_packet_id(self, packet_id: int) -> bool:

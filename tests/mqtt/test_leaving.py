@@ -129,6 +129,25 @@ def test_a_burst_of_qos_0_of_many_buffers(kind: str, broker: Broker, subscriber:
     assert numbers == list(range(1000))
 
 
+@pytest.mark.parametrize("kind", ["memory", "store"])
+def test_a_window_of_more_bytes_than_are_on_their_way(
+    kind: str, broker: Broker, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    """More than may leave before the broker's first answer."""
+    client = make(kind, tmp_path)
+    client.connect(broker.host, broker.port)
+    client.loop_start()
+    assert eventually(client.is_connected)
+    payloads = [b"%04d" % number + bytes(5000) for number in range(WINDOW)]
+    for payload in payloads:
+        client.publish("t", payload, 1)
+    client.disconnect()
+    client.loop_stop()
+    assert arrived(subscriber) == payloads
+    if kind == "store":
+        client.close()
+
+
 def test_a_backlog_is_not_sent_before_leaving(link: Link, subscriber: Subscriber, tmp_path: Path) -> None:
     """paho would send what is in its window."""
     client = make("store", tmp_path)
