@@ -88,37 +88,6 @@ class MQTTConfig:
             "Who we are to the broker, and the device's level of its topics.",
         ),
     )
-    broker_urls: Sequence[str] = field(
-        default=(),
-        metadata=setting(
-            "mqtt.broker.urls",
-            Kind("URLs; several with commas between them", comma_separated, lambda _name, value: _check_urls(value)),
-            "Several ways to a broker, or several brokers, all with TLS or none: in this order, the next where one "
-            "does not answer, and back to the first once it does.",
-        ),
-    )
-    broker_name: str | Sequence[str] | None = field(
-        default=None,
-        metadata=setting(
-            "mqtt.broker.name",
-            Kind(
-                "text; several with commas between them",
-                lambda text: _names_from(text),
-                lambda _name, value: _check_names(value),
-            ),
-            "Whose the session is. All URLs lead to one session (one broker, a cluster) unless there are as many names "
-            "as URLs, one for each. Without a name it is host:port of the first URL; with one, URLs may change.",
-        ),
-    )
-    on_owner_away: str = field(
-        default="move",
-        metadata=setting(
-            "mqtt.broker.on_owner_away",
-            one_of({"wait": "", "move": ""}),
-            "What becomes of QoS 2 messages in flight with a broker where a broker of another name is connected to: "
-            "wait for the first, or move to the other, where they may arrive twice (see docs/guarantees.md).",
-        ),
-    )
     username: str | None = field(
         default=None, metadata=setting("mqtt.broker.username", optional_text(), "The user's name at the broker.")
     )
@@ -141,33 +110,6 @@ class MQTTConfig:
             "mqtt.queue.max_size",
             whole(1, 100_000_000, "messages"),
             "What the queue holds; `overflow` says what a full one drops.",
-        ),
-    )
-    queue_max_bytes: int = field(
-        default=50_000_000,
-        metadata=setting(
-            "mqtt.queue.max_bytes",
-            whole(1_000_000, 1_000_000_000_000, "bytes"),
-            "What the queue file may grow to; its log takes 1 MB more.",
-        ),
-    )
-    overflow: str = field(
-        default=THIN,
-        metadata=setting(
-            "mqtt.queue.overflow",
-            one_of({THIN: "", OLDEST: ""}),
-            "What a full queue drops: QoS 0 before QoS 1, and that before QoS 2, the oldest first. thin drops every "
-            "second message of the older half of QoS 0 instead, so that a long way is kept at a coarser grain. "
-            "oldest with the order fifo drops the oldest, whatever its QoS.",
-        ),
-    )
-    queue_order: str = field(
-        default=ALERTS_FIRST,
-        metadata=setting(
-            "mqtt.queue.order",
-            one_of({ALERTS_FIRST: "", FIFO: ""}),
-            "alerts_first sends what has QoS 2 ahead of all that waits, and each QoS in the order in which it came. "
-            "fifo sends all in that order.",
         ),
     )
     queue_ttl_hours: float = field(
@@ -255,14 +197,6 @@ class MQTTConfig:
             "Between two status heartbeats; 0: no status but the will.",
         ),
     )
-    status_retained: bool = field(
-        default=True,
-        metadata=setting(
-            "mqtt.status.retained",
-            FLAG,
-            "On, the broker keeps the last status, and the will, for consumers that come later.",
-        ),
-    )
     qos0_commit_delay_s: float = field(
         default=5,
         metadata=setting(
@@ -284,6 +218,72 @@ class MQTTConfig:
             FLAG,
             "Of a QoS 2 message that a broker acknowledged with PUBREC before it lost its session: on, it is sent "
             "again and may arrive twice; off, it is left to the broker and may be missing.",
+        ),
+    )
+    broker_urls: Sequence[str] = field(
+        default=(),
+        metadata=setting(
+            "mqtt.broker.urls",
+            Kind("URLs; several with commas between them", comma_separated, lambda _name, value: _check_urls(value)),
+            "Several ways to a broker, or several brokers, all with TLS or none: in this order, the next where one "
+            "does not answer, and back to the first once it does.",
+        ),
+    )
+    broker_name: str | Sequence[str] | None = field(
+        default=None,
+        metadata=setting(
+            "mqtt.broker.name",
+            Kind(
+                "text; several with commas between them",
+                lambda text: _names_from(text),
+                lambda _name, value: _check_names(value),
+            ),
+            "Whose the session is. All URLs lead to one session (one broker, a cluster) unless there are as many names "
+            "as URLs, one for each. Without a name it is host:port of the first URL; with one, URLs may change.",
+        ),
+    )
+    on_owner_away: str = field(
+        default="move",
+        metadata=setting(
+            "mqtt.broker.on_owner_away",
+            one_of({"wait": "", "move": ""}),
+            "What becomes of QoS 2 messages in flight with a broker where a broker of another name is connected to: "
+            "wait for the first, or move to the other, where they may arrive twice (see docs/guarantees.md).",
+        ),
+    )
+    queue_max_bytes: int = field(
+        default=50_000_000,
+        metadata=setting(
+            "mqtt.queue.max_bytes",
+            whole(1_000_000, 1_000_000_000_000, "bytes"),
+            "What the queue file may grow to; its log takes 1 MB more.",
+        ),
+    )
+    overflow: str = field(
+        default=THIN,
+        metadata=setting(
+            "mqtt.queue.overflow",
+            one_of({THIN: "", OLDEST: ""}),
+            "What a full queue drops: QoS 0 before QoS 1, and that before QoS 2, the oldest first. thin drops every "
+            "second message of the older half of QoS 0 instead, so that a long way is kept at a coarser grain. "
+            "oldest with the order fifo drops the oldest, whatever its QoS.",
+        ),
+    )
+    queue_order: str = field(
+        default=ALERTS_FIRST,
+        metadata=setting(
+            "mqtt.queue.order",
+            one_of({ALERTS_FIRST: "", FIFO: ""}),
+            "alerts_first sends what has QoS 2 ahead of all that waits, and each QoS in the order in which it came. "
+            "fifo sends all in that order.",
+        ),
+    )
+    status_retained: bool = field(
+        default=True,
+        metadata=setting(
+            "mqtt.status.retained",
+            FLAG,
+            "On, the broker keeps the last status, and the will, for consumers that come later.",
         ),
     )
     answer_timeout_s: float = field(

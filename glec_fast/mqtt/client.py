@@ -523,6 +523,8 @@ class Client(process.OfOneProcess, WithCallbacks):
             outbox.forbid(pid)
             # `publish` takes from it what it needs, also where a program kept the method from before the fork.
             self._outbox = process.Elsewhere(pid)  # type: ignore[assignment]
+            # So does every other method that hands on.
+            self._parts = process.Elsewhere(pid)  # type: ignore[assignment]
             process.forbid(self, pid, {"close": None, "is_connected": False, "_reset_sockets": None})
 
     def __enter__(self: Self) -> Self:

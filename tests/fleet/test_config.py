@@ -132,6 +132,9 @@ MALFORMED: dict[str, list[object]] = {
     "status_retained": [1, "yes", None],
     "status_interval_s": [-1, math.nan, math.inf, "300", True],
     "overflow": ["", "newest", None],
+    "answer_timeout_s": [-1, math.nan, math.inf, "8", True, None],
+    "ack_timeout_s": [-1, math.nan, math.inf, "60", True, None],
+    "resend_unproven": [1, "yes", None],
     "qos0_commit_delay_s": [-1, math.nan, 3601, None],
 }
 QUEUE_MALFORMED: dict[str, list[object]] = {

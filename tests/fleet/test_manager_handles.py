@@ -202,6 +202,8 @@ def test_qos_0_that_had_not_left_when_the_link_was_cut_is_queued_again(
         for handle in waiting:
             handle.wait_for_publish(TIMEOUT_S)
         assert subscriber.wait_for_all(set(payloads[len(handles) - len(waiting) : len(handles)]))
-        assert manager.get_metrics().messages_failed == 0
+        # Of what had left, nobody knows.
+        metrics = manager.get_metrics()
+        assert metrics.messages_failed == metrics.lost_in_the_air
     assert subscriber.repeated() == []
     assert subscriber.payloads() == sorted(subscriber.payloads())

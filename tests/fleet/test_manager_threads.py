@@ -159,7 +159,7 @@ def test_an_exception_in_the_drop_callback_changes_nothing(tmp_path: Path, caplo
         for number in range(5):
             assert manager.publish("t", str(number), 2).wait_durable(TIMEOUT_S)
         assert manager.get_metrics().drops == {"overflow": 4}
-    assert "the drop callback failed" in caplog.text
+    assert "errors in the drop callback: ValueError('from the callback')" in caplog.text
 
 
 def test_disconnecting_while_eight_threads_publish(broker: Broker, tmp_path: Path) -> None:

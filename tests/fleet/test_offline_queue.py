@@ -141,7 +141,7 @@ class TestSpecification:
         queue.release()
         with sqlite3.connect(path) as database:
             columns = database.execute("PRAGMA table_info(mqtt_offline_queue)").fetchall()
-            indexes = database.execute("SELECT name FROM sqlite_schema WHERE type = 'index'").fetchall()
+            indexes = database.execute("PRAGMA index_list(mqtt_offline_queue)").fetchall()
         database.close()
         assert [(name, kind, not_null, default, key) for _, name, kind, not_null, default, key in columns] == [
             ("id", "INTEGER", 0, None, 1),
@@ -152,7 +152,7 @@ class TestSpecification:
             ("ttl", "BIGINT", 1, None, 0),
             ("retry_count", "INTEGER", 0, "0", 0),
         ]
-        assert {name for (name,) in indexes} == {"idx_timestamp", "idx_ttl"}
+        assert {name for _, name, *_ in indexes} == {"idx_timestamp", "idx_ttl"}
 
 
 @pytest.mark.parametrize(

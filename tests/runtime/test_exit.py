@@ -330,7 +330,8 @@ def test_qos_0_that_the_link_does_not_take_goes_to_the_disk(
         program.wait_ready()
         link.stall()
         program.go_on()
-        assert program.end() == ""
+        # Nobody has answered for what the system's buffers have.
+        assert re.fullmatch(r"(\d+ messages dropped: lost_in_the_air\n)?", program.end())
     left = [int(payload[:3]) for payload in payloads(tmp_path / "queue.db")]
     assert len(left) >= 5
     assert left == list(range(left[0], left[0] + len(left)))
