@@ -81,7 +81,13 @@ ENDS = {
         thread.start()
     """,
     "exception": "publish('last', qos); raise RuntimeError('no more')",
-    "Ctrl-C": "publish('last', qos); os.kill(os.getpid(), signal.SIGINT); time.sleep(60)",
+    # A background job of a shell inherits that it is ignored.
+    "Ctrl-C": """
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        publish('last', qos)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+    """,
     "SIGTERM": """
         def leave(*_): sys.exit(0)
         signal.signal(signal.SIGTERM, leave)
