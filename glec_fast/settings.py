@@ -144,6 +144,37 @@ def optional_text(*, is_secret: bool = False) -> Kind:
     return Kind("text", str, check, is_secret=is_secret, is_verbatim=True)
 
 
+def parsed(values: str, parse: Callable[[str], object], *, is_secret: bool = False) -> Kind:
+    """A text that `parse` takes, which raises ValueError for others and does not repeat them; or None."""
+
+    def check(name: str, value: object) -> None:
+        if value is None:
+            return
+        try:
+            if not isinstance(value, str):
+                raise ValueError("it must be a str")
+            parse(value)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}", field=name) from None
+
+    return Kind(values, trimmed, check, is_secret=is_secret)
+
+
+def parsed_list(values: str, parse: Callable[[str], object], *, is_secret: bool = False) -> Kind:
+    """A tuple of texts that `parse` takes."""
+
+    def check(name: str, value: object) -> None:
+        try:
+            if not isinstance(value, tuple) or not all(isinstance(each, str) for each in value):
+                raise ValueError("it must be a tuple of str")
+            for each in value:
+                parse(each)
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}", field=name) from None
+
+    return Kind(f"{values}; several with commas between them", comma_separated, check, is_secret=is_secret)
+
+
 def _check_flag(name: str, value: object) -> None:
     if type(value) is not bool:
         raise ConfigError(f"{name} must be True or False", field=name)

@@ -60,6 +60,13 @@ def packet_bytes(topic: str, payload: str | bytes, qos: int, packed: bytes | Non
     return 1 + -(-body_bytes.bit_length() // _LENGTH_BITS) + body_bytes
 
 
+def check_packet(topic: str, payload: str | bytes, qos: int, packed: bytes | None, limit: int) -> None:
+    """Refuse a PUBLISH of more than `limit` bytes; see `packet_bytes`. Raises MessageError."""
+    size_bytes = packet_bytes(topic, payload, qos, packed)
+    if size_bytes > limit:
+        raise MessageError(f"a packet of {size_bytes} bytes; the broker takes at most {limit} (max_packet_bytes)")
+
+
 def check_size(payload: str | bytes | bytearray) -> None:
     """Refuse a payload that no PUBLISH has room for. Raises MessageError."""
     if isinstance(payload, str) and not payload.isascii():

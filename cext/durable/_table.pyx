@@ -115,14 +115,26 @@ cdef str READ_ODD = (
     + " FROM mqtt_offline_queue WHERE id = ?")
 cdef str SET_ASIDE = (
     "INSERT INTO glec_set_aside (time, reason, message_id, topic, payload, qos, timestamp, ttl, retry_count, retain,"
-    " expiry_interval, properties) SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER), ?2, id, topic,"
+    " expiry_interval, properties) SELECT ?3, ?2, id, topic,"
     " payload, qos, timestamp, ttl, retry_count, retain, expiry_interval, properties FROM mqtt_offline_queue"
     " LEFT JOIN glec_extras ON message_id = id WHERE id = ?1")
-# The newest, up to so many and so many bytes.
+# The newest, up to so many and so many bytes, but always the last; and none of an age that its time tells.
 cdef str TRIM_SET_ASIDE = (
-    "DELETE FROM glec_set_aside WHERE number <= (SELECT max(number) FROM glec_set_aside) - ?1 OR number IN"
+    "DELETE FROM glec_set_aside WHERE number <= (SELECT max(number) FROM glec_set_aside) - ?1"
+    " OR (typeof(time) = 'integer' AND time BETWEEN ?3 AND ?4) OR number IN"
     " (SELECT number FROM (SELECT number, sum(length(CAST(payload AS BLOB))) OVER (ORDER BY number DESC) AS bytes"
-    " FROM glec_set_aside) WHERE bytes > ?2)")
+    " FROM glec_set_aside) WHERE bytes > ?2 AND number < (SELECT max(number) FROM glec_set_aside))")
+cdef str IS_ANY_SET_ASIDE = "SELECT EXISTS (SELECT 1 FROM glec_set_aside)"
+cdef str LIST_SET_ASIDE = (
+    "SELECT number, iif(typeof(time) = 'integer', time, 0), CAST(reason AS BLOB),"
+    " iif(typeof(message_id) = 'integer', message_id, 0), coalesce(CAST(topic AS BLOB), x''),"
+    " iif(typeof(qos) = 'integer', qos, 0), coalesce(length(CAST(payload AS BLOB)), 0),"
+    " iif(typeof(retry_count) = 'integer', retry_count, 0) FROM glec_set_aside ORDER BY number")
+cdef str READ_SET_ASIDE = (
+    "SELECT CAST(topic AS BLOB), CAST(payload AS BLOB), typeof(payload), "
+    + ODD_NUMBER.format("qos") + ", " + ", ".join(
+        [f"iif(typeof({name}) = 'text', x'', {name})" for name in ("retain", "expiry_interval", "properties")])
+    + " FROM glec_set_aside WHERE number = ?")
 
 cdef int64_t TIME_BOUND_MS = TIME_MAX_MS
 cdef Py_ssize_t PAYLOAD_BYTES = PAYLOAD_MAX_BYTES
@@ -573,9 +585,45 @@ cdef class QueueTable:
         """For those who are told: what of it is none is replaced."""
         return "" if topic is None else (<bytes>topic).decode(self.encoding, "replace")
 
-    def set_aside(self, list reasons, int rows_max, int64_t bytes_max):
-        self.executemany(SET_ASIDE, reasons)
-        self.execute(TRIM_SET_ASIDE, (rows_max, bytes_max))
+    def set_aside(self, list reasons, int64_t time_ms):
+        self.executemany(SET_ASIDE, [(*pair, time_ms) for pair in reasons])
+
+    def trim_set_aside(self, int rows_max, int64_t bytes_max, int64_t from_ms, int64_t through_ms):
+        if self.execute(IS_ANY_SET_ASIDE).get:
+            self.execute(TRIM_SET_ASIDE, (rows_max, bytes_max, from_ms, through_ms))
+
+    def list_set_aside(self) -> list:
+        return [(*row[:2], self._text(row[2]), row[3], self._text(row[4]), *row[5:])
+                for row in self.execute(LIST_SET_ASIDE)]
+
+    def read_set_aside(self, int64_t number):
+        found = self.execute(READ_SET_ASIDE, (number,)).fetchone()
+        if found is None:
+            return None
+        topic, payload, kind, qos, retain, expiry_interval_s, properties = found
+        payload = payload or b""
+        if kind != "blob" and self.encoding != "UTF-8":
+            payload = payload.decode(self.encoding, "surrogatepass").encode("utf-8", "surrogatepass")
+        name, level = as_message(topic, qos, payload, self.encoding)
+        extras = None
+        if retain is not None:
+            if not are_extras(retain, expiry_interval_s, properties):
+                raise MessageError("its retain flag or properties are none")
+            extras = (bool(retain), expiry_interval_s, properties)
+        return name, stored_payload(payload), level, extras
+
+    def delete_set_aside(self, list numbers) -> int:
+        cdef int64_t deleted = 0
+        for number in numbers:
+            self.execute("DELETE FROM glec_set_aside WHERE number = ?", (number,))
+            deleted += self.connection.changes()
+        return deleted
+
+    def heads_by_id(self, list ids) -> list:
+        cdef list heads = []
+        for message_id in ids:
+            heads += self._heads(HEADS + " WHERE id = ?", (message_id,))
+        return heads
 
     def heads_after(self, timestamp_ms, int64_t message_id):
         return chain(self._heads(HEADS_BESIDE, (timestamp_ms, message_id)), self._heads(HEADS_AFTER, (timestamp_ms,)))

@@ -100,6 +100,12 @@ cdef class Outbox:
     cdef readonly bint is_linked
     # The server ended the connection in order, or said that it does.
     cdef public bint is_left
+    # It broke the connection off.
+    cdef public bint is_broken_off
+    # Of its DISCONNECT (MQTT 5, 3.14.2.1), 0 for none.
+    cdef public int left_reason
+    # So many PINGREQs of its own are not answered.
+    cdef public int probes
     # On this connection, and before the server has accepted it, something was published: paho would have sent it.
     cdef public bint is_awaited
     # The session that the server keeps may be of another queue file, its packet ids of other messages.
@@ -181,11 +187,15 @@ cdef class Outbox:
     def greet(self, bint session_present, int receive_maximum):
         """The server accepted the connection, and on_connect is called next; `resume` follows, with the same values."""
 
-    def on_pingresp(self):
-        """PINGRESP came. What that ends is told with the next that are finished."""
+    def on_pong(self):
+        """PINGRESP came, one of several that were asked for at once."""
         with self.lock:
             self.session.on_pong()
             self.note_answers()
+
+    def on_pingresp(self):
+        """PINGRESP came. What that ends is told with the next that are finished."""
+        self.on_pong()
 
     def on_heard_out(self):
         """The server has ended the connection as our DISCONNECT asked it to: it has read all that was before that."""

@@ -95,7 +95,8 @@ cdef class RowOutbox(Outbox):
 
     Rows that were read wait in `_rows` until they fit, and alerts that go first in `_alerts`; what is finished is kept
     until the store takes it. What a subclass has for it to use: `weaknesses`, `is_due`, `_read_again`, `_read_alerts`,
-    `_read_rows`, `_end_orphans`, `_pass_on_refused`, `_note_remarks`, `_widen`.
+    `_read_rows`, `_end_orphans`, `_pass_on_refused`, `_note_remarks`, `_may_widen`, `_widen`,
+    `_note_answered`.
     """
 
     cdef readonly object store
@@ -130,12 +131,18 @@ cdef class RowOutbox(Outbox):
     cdef public bint _tells_all
     # Something was acknowledged on this connection.
     cdef public bint has_progress
-    # The window is one exchange until it was.
+    # The window is one exchange, and no QoS 0 goes, until `_may_widen`.
     cdef public bint is_narrow
+    # Messages are suspected of ending connections: `_note_answered` is to hear of what is finished.
+    cdef public bint has_suspects
+    # The broker has refused a message on this connection, and may end it for that.
+    cdef public bint has_refusals
+    # Rows are between the store and `_rows`.
+    cdef public bint is_reading
     # Messages of QoS 2 that ended with PUBACK, as far as they were noted.
     cdef Py_ssize_t downgraded_count
     # And they are to be told; and the ledger has one of this broker's.
-    cdef bint has_remarks
+    cdef public bint has_remarks
     cdef public bint is_downgrade_recorded
     cdef readonly bint _resend_in_doubt
     cdef InTheAir _in_the_air
@@ -173,8 +180,20 @@ cdef class RowOutbox(Outbox):
                 self._pull()
 
     def _pull(self):
-        if self.is_narrow and self.has_progress:
+        self._pull_rows()
+        if self.is_narrow and self._may_widen():
             self._widen()
+            self._pull_rows()
+        if self.session.wants_commit:
+            version = self.store.commit_image()
+            if version is not None:
+                with self.lock:
+                    self.session.on_committed(version)
+                    self.named = self.in_image
+        if self.session.wants_proof and self.is_open:
+            self.put_packet(PINGREQ)
+
+    def _pull_rows(self):
         if self._again and self.is_open and self.is_due:
             self._read_again()
         # Once there is something to send, the broker begins on it while the next are read.
@@ -186,37 +205,25 @@ cdef class RowOutbox(Outbox):
         if self._may_have_orphans and self.is_open and not self._more_to_read and self._have_all_gone():
             if not self.store.has_alerts:
                 self._end_orphans()
-        if self.session.wants_commit:
-            version = self.store.commit_image()
-            if version is not None:
-                with self.lock:
-                    self.session.on_committed(version)
-                    self.named = self.in_image
-        if self.session.wants_proof and self.is_open:
-            self.put_packet(PINGREQ)
 
-    cdef bint _have_all_gone(self) except -1:
+    cpdef bint _have_all_gone(self) except -1:
         return self._rows_gone == PyList_GET_SIZE(self._rows) and self._alerts_gone == PyList_GET_SIZE(self._alerts)
 
     cdef bint _admit_alerts(self) except -1:
         """True where all alerts that were read have gone, and there may be more."""
         if self._alerts_gone < PyList_GET_SIZE(self._alerts):
             with self.lock:
-                self._alerts_gone = self.session.admit_rows(self._alerts, self._alerts_gone)
+                self._alerts_gone = self._admit(self._alerts, self._alerts_gone, False)
             if self._alerts_gone < PyList_GET_SIZE(self._alerts):
                 return False
         return self.store.has_alerts and self.session.unsent_bytes <= UNSENT_BYTES_MAX
 
     cdef bint _admit_rows(self) except -1:
         """True where all rows that were read have gone, and more would fit."""
-        cdef Py_ssize_t room, first
-        cdef uint64_t encoded
+        cdef Py_ssize_t room
         with self.lock:
             if self._rows_gone < PyList_GET_SIZE(self._rows):
-                first, encoded = self._rows_gone, self.session.unacknowledged_count
-                self._rows_gone = self.session.admit_rows(self._rows, first, True)
-                if self.session.unacknowledged_count != encoded:
-                    self._note_in_the_air(first)
+                self._rows_gone = self._admit(self._rows, self._rows_gone, True)
             if self._rows_gone < PyList_GET_SIZE(self._rows) or self.session.unsent_bytes > UNSENT_BYTES_MAX:
                 return False
             room = self.session.room()
@@ -228,16 +235,19 @@ cdef class RowOutbox(Outbox):
         self._rows_gone = self._alerts_gone = 0
         return 0
 
-    cdef int _note_in_the_air(self, Py_ssize_t first) except -1:
-        """Of the rows that have gone from the first on, those of QoS 0; the caller holds the lock."""
-        cdef Py_ssize_t index
+    cdef Py_ssize_t _admit(self, list rows, Py_ssize_t first, bint is_bounded) except -1:
+        """`Session.admit_rows`; what went with QoS 0, as alerts do too where their QoS is lowered, is in the air."""
+        cdef uint64_t encoded = self.session.unacknowledged_count
+        cdef Py_ssize_t index, gone = self.session.admit_rows(rows, first, is_bounded)
         cdef tuple row
-        cdef list refused = self.session.refused_ids
-        for index in range(first, self._rows_gone):
-            row = self._rows[index]
-            if row[3] == 0 and (not refused or row[0] not in refused):
-                self._in_the_air.add(row)
-        return 0
+        cdef list refused
+        if self.session.unacknowledged_count != encoded:
+            refused = self.session.refused_ids
+            for index in range(first, gone):
+                row = rows[index]
+                if row[3] == 0 and (not refused or row[0] not in refused):
+                    self._in_the_air.add(row)
+        return gone
 
     def _admit_direct(self, tuple row not None):
         """QoS 0 that goes past the store, as a row; the caller holds the lock."""
@@ -255,7 +265,8 @@ cdef class RowOutbox(Outbox):
         cdef list done = self.session.take_done()
         cdef list handles, direct
         handles, self.untold = self.untold, []
-        self._refused += self.session.take_refused()
+        refused = self.session.take_refused()
+        self._refused += refused
         if self._said:
             self._refused = [message_id for message_id in self._refused if message_id not in self._said]
             answered = self._said.intersection(done)
@@ -263,6 +274,10 @@ cdef class RowOutbox(Outbox):
             self._said -= answered
         if PyList_GET_SIZE(self._in_the_air.rows):
             self._in_the_air.prove(self.session.proven_count)
+        if refused:
+            self.has_refusals = True
+        if self.has_suspects and (done or refused):
+            self._note_answered(done + refused)
         if not done:
             return handles
         if self.session.downgraded_count != self.downgraded_count or self.session.has_doubtful:
@@ -445,6 +460,21 @@ cdef class RowOutbox(Outbox):
             finished, self._finished = self._finished.ids, Finished()
             self.in_image = self.named = self.tell_at = 0
         return finished
+
+    def abandon(self, list ids not None):
+        """See `glec_fast.durable.transaction.Outbox`."""
+        cdef set staying, gone
+        with self.lock:
+            if self.is_reading:
+                return None
+            staying = set(self.session.abandon(ids))
+            staying.update(self._finished.ids, self._refused, self._direct)
+            gone = set(ids) - staying
+            self._rows = [row for row in self._rows[self._rows_gone:] if row[0] not in gone]
+            self._alerts = [row for row in self._alerts[self._alerts_gone:] if row[0] not in gone]
+            self._rows_gone = self._alerts_gone = 0
+            self._again = [message_id for message_id in self._again if message_id not in gone]
+        return [message_id for message_id in ids if message_id in staying]
 
     def take_image(self, list kept) -> tuple:
         """See `glec_fast.durable.transaction.Outbox`."""

@@ -39,6 +39,11 @@ in doubt (`take_doubtful`).
 image of all QoS 2 exchanges, numbered; when that number comes back through `on_committed`, what it explains may
 leave.
 
+**Giving up.** `abandon` ends an exchange whose message will not be sent again, expired or quarantined, though it had
+no answer. The server may hold its PUBLISH and answer late, so its packet id stays out of use: for QoS 1 until the
+connection has ended; for QoS 2, *reserved*, until it is answered after all or the server has lost the session, also
+over a restart, as `image` names it. Late answers to such an id are none to another message.
+
 **Parking.** `park` ends a connection: every exchange is set aside under its message id. The owner then admits its
 messages again from the first one on, and `admit` finds what was set aside: an exchange goes on with its packet id and
 the right DUP flag, so that resends keep the original order, and are bounded by the window, without a second mechanism.
@@ -53,6 +58,8 @@ Not thread-safe: the owner serialises calls.
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.dict cimport PyDict_Size
+from cpython.list cimport PyList_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from cython cimport final
 from libc.stddef cimport size_t
@@ -68,6 +75,7 @@ from inflight_image cimport (
     FINISHED_MAX,
     IMAGE_ENTRY_BYTES,
     IMAGE_FORMAT,
+    RESERVED,
     get_message_id,
     put_entry,
 )
@@ -101,6 +109,9 @@ cdef enum:
     MQTT_5 = 5
     # With `bounds_unproven`, so many bytes with QoS 0 in them are on their way at once.
     UNPROVEN_MAX_BYTES = 256 * 1024
+    # Of those that are reserved the first is let go: a server that never answers QoS 2 has no exactly-once to lose;
+    # and each image names all of them.
+    RESERVED_MAX = 512
 
 cdef enum Outcome:
     DONE
@@ -169,6 +180,8 @@ cdef class Session:
     # QoS 2 messages that ended with PUBACK, and the last of them.
     cdef readonly Py_ssize_t downgraded_count
     cdef readonly int64_t downgraded_id
+    # Acknowledgements that fitted an exchange.
+    cdef readonly uint64_t answered_count
     # First byte of the packet that the last `admit` encoded: PUBLISH with its flags, or PUBREL.
     cdef readonly int admitted_command
     # Messages of QoS 0, over all connections: encoded, and proven or of a connection that has ended.
@@ -195,6 +208,11 @@ cdef class Session:
     cdef dict parked
     # Packet ids that this connection may bring more answers for than their exchange explains.
     cdef set strays
+    # Packet id -> message id of QoS 2 that was given up; and ids of QoS 1 that were, on this connection.
+    cdef dict reserved
+    cdef list held
+    # Stream offset at which the PUBLISH that was encoded last begins.
+    cdef uint64_t publish_begin
     cdef dict reasons
     cdef list refused, doubtful
 
@@ -214,6 +232,8 @@ cdef class Session:
         self.receive_maximum = EXCHANGES_MAX
         self.parked = {}
         self.strays = set()
+        self.reserved = {}
+        self.held = []
         self.reasons = {}
         self.refused = []
         self.doubtful = []
@@ -249,9 +269,11 @@ cdef class Session:
         """How many more exchanges the window and the server's Receive Maximum (MQTT 5, 3.2.2.3.3) allow."""
         return max(self._limit() - self.table.in_flight, 0)
 
-    cdef inline int _limit(self) noexcept:
-        # An id that waits for its row's deletion has no exchange, and yet cannot be given out.
-        return min(self.window, self.receive_maximum, 65535 - <int>self.retired.count)
+    cdef inline int _limit(self) except -1:
+        # An id that waits for its row's deletion, or is reserved, has no exchange, and yet cannot be given out.
+        return min(self.window, self.receive_maximum,
+                   65535 - <int>self.retired.count - <int>PyDict_Size(self.reserved)
+                   - <int>PyList_GET_SIZE(self.held))
 
     cdef bint _fits(self, object message_id, uint8_t qos) except -1:
         if qos == 0:
@@ -392,6 +414,8 @@ cdef class Session:
             mark = <Mark*>vector.at(&self.marks, index)
             if mark.end > cut:
                 mark.end += size
+        if self.publish_begin >= cut:
+            self.publish_begin += size
         for slot in range(self.table.capacity):
             if self.table.exchanges[slot].state != FREE and self.table.exchanges[slot].asked_end > cut:
                 self.table.exchanges[slot].asked_end += size
@@ -564,6 +588,7 @@ cdef class Session:
             at += payload_size
         if gated:
             self.dirty = self.out.gate_wanted = True
+        self.publish_begin = send_buffer.encoded_to(&self.out)
         send_buffer.append(&self.out, <size_t>(at - start))
         return send_buffer.encoded_to(&self.out)
 
@@ -773,6 +798,8 @@ cdef class Session:
 
     cdef int _on_unknown(self, uint8_t kind, uint16_t packet_id, bint failed) except -1:
         """For an id that no exchange has."""
+        if packet_id in self.reserved:
+            return self._on_reserved(kind, packet_id, failed)
         if kind == PUBACK:
             return self._on_misfit(packet_id, "PUBACK for a message that is not in flight (MQTT 4.3.2)")
         # The peer waits for an answer to PUBREC, whatever became of ours (MQTT 5, 4.3.3). What is parked gets it when
@@ -780,6 +807,20 @@ cdef class Session:
         if kind == PUBREC and not failed and not self._is_parked(packet_id):
             self.strays.add(packet_id)
             self._encode_ack(PUBREL | 2, packet_id, REASON_PACKET_ID_NOT_FOUND)
+        return 0
+
+    cdef int _on_reserved(self, uint8_t kind, uint16_t packet_id, bint failed) except -1:
+        """A late answer to a message that was given up: PUBREC wants its PUBREL, anything else ends the exchange."""
+        if kind == PUBREC and not failed:
+            self.strays.add(packet_id)
+            if self.durable and (self.dirty or self.version > self.committed_version):
+                # An image that does not name it as given up would have its message sent again, as a new one by then.
+                self.out.gate_wanted = True
+            return self._encode_ack(PUBREL | 2, packet_id, 0)
+        del self.reserved[packet_id]
+        self.strays.add(packet_id)
+        self.table.exchange_of[packet_id] = ID_FREE
+        self.dirty = True
         return 0
 
     cdef int _on_misfit(self, uint16_t packet_id, str what) except -1:
@@ -800,6 +841,7 @@ cdef class Session:
         self._encode_ack(PUBREL | 2, exchange.packet_id, 0)
         exchanges.release(&self.table, exchange, send_buffer.encoded_to(&self.out))
         self._ask(exchange, exchange.asked_end)
+        self.answered_count += 1
         return 0
 
     cdef int _on_pubrec_again(self, Exchange* exchange) except -1:
@@ -816,6 +858,7 @@ cdef class Session:
         cdef bint durable = self.durable and exchange.qos == 2
         if durable:
             vector.reserve(&self.retired)
+        self.answered_count += outcome != GIVEN_UP
         if outcome == DONE:
             (<int64_t*>vector.push(&self.done))[0] = exchange.message_id
         elif outcome == REFUSED:
@@ -889,6 +932,7 @@ cdef class Session:
         cdef Exchange* exchange
         cdef list aside = [(message_id, entry[0], entry[1]) for message_id, entry in self.parked.items()
                            if entry[2] == 2]
+        aside += [(message_id, packet_id, RESERVED) for packet_id, message_id in self.reserved.items()]
         for first, last in finished or ():
             while first <= last:
                 count = <uint16_t>min(last - first + 1, <int64_t>FINISHED_MAX)
@@ -938,6 +982,7 @@ cdef class Session:
         cdef Py_ssize_t index
         cdef dict loaded = {}
         cdef set packet_ids = set()
+        cdef dict reserved = {}
         cdef list finished = []
         if size == 0:
             return finished
@@ -950,16 +995,20 @@ cdef class Session:
             if message_id > 0 and packet_id and state == FINISHED:
                 finished.append((message_id, message_id + packet_id - 1))
                 continue
-            if (message_id <= 0 or packet_id == 0 or state not in (SENT, RELEASED)
+            if (message_id <= 0 or packet_id == 0 or state not in (SENT, RELEASED, RESERVED)
                     or message_id in loaded or packet_id in packet_ids or self.table.exchange_of[packet_id] != ID_FREE):
                 raise ValueError(
                     f"an in-flight image with message {message_id} as packet id {packet_id} in state {state}")
-            loaded[message_id] = (packet_id, state, 2, True)
+            if state == RESERVED:
+                reserved[packet_id] = message_id
+            else:
+                loaded[message_id] = (packet_id, state, 2, True)
             packet_ids.add(packet_id)
         for packet_id in packet_ids:
             self.table.exchange_of[packet_id] = ID_TAKEN
         self.parked.update(loaded)
         self._count_parked()
+        self.reserved.update(reserved)
         return finished
 
     # ---- connections
@@ -991,6 +1040,9 @@ cdef class Session:
         vector.clear(&self.marks)
         self.proven_count = self.unacknowledged_count
         self.strays.clear()
+        for packet_id in self.held:
+            self.table.exchange_of[<uint16_t>packet_id] = ID_FREE
+        self.held.clear()
 
     def parked_ids(self, int qos=0) -> list:
         """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
@@ -1033,6 +1085,97 @@ cdef class Session:
                 self._finish(exchange, GIVEN_UP)
                 return True
         return False
+
+    def abandon(self, list ids not None) -> list:
+        """End the exchanges of these messages, which will not be sent again; see the module's text.
+
+        Returns those that stay as they are: whose PUBREC came, which the server has, and which it acknowledged; and
+        those that are encoded and were not offered to the socket yet.
+        """
+        cdef set wanted = set(ids)
+        cdef set staying = set()
+        cdef size_t index
+        cdef int slot
+        cdef Exchange* exchange
+        for index in range(self.done.count):
+            staying.add((<int64_t*>vector.at(&self.done, index))[0])
+        for index in range(self.marks.count):
+            staying.add((<Mark*>vector.at(&self.marks, index)).message_id)
+        staying.update(self.refused)
+        for message_id in wanted.intersection(self.parked):
+            packet_id, state, qos, _left = self.parked[message_id]
+            if state == RELEASED:
+                staying.add(message_id)
+                continue
+            del self.parked[message_id]
+            self.strays.add(packet_id)
+            if qos == 2:
+                self._reserve(<uint16_t>packet_id, message_id)
+            else:
+                self.held.append(packet_id)
+        self._count_parked()
+        for slot in range(self.table.capacity):
+            exchange = &self.table.exchanges[slot]
+            if exchange.state == FREE or exchange.message_id not in wanted:
+                continue
+            if exchange.state == RELEASED or exchange.asked_end > self.out.offered:
+                staying.add(exchange.message_id)
+                continue
+            packet_id, message_id, qos = exchange.packet_id, exchange.message_id, exchange.qos
+            self.strays.add(packet_id)
+            if qos == 1:
+                self.held.append(packet_id)
+            exchanges.close(&self.table, exchange, ID_TAKEN)
+            if qos == 2:
+                self._reserve(<uint16_t>packet_id, message_id)
+        return [message_id for message_id in ids if message_id in staying]
+
+    cdef int _reserve(self, uint16_t packet_id, message_id) except -1:
+        cdef uint16_t first
+        self.reserved[packet_id] = message_id
+        self.table.exchange_of[packet_id] = ID_TAKEN
+        self.dirty = True
+        if PyDict_Size(self.reserved) > RESERVED_MAX:
+            first = next(iter(self.reserved))
+            del self.reserved[first]
+            self.table.exchange_of[first] = ID_FREE
+        return 0
+
+    def exposed_ids(self) -> list:
+        """Message ids of the exchanges that wait for their first answer, and some of whose PUBLISH may have left."""
+        cdef int slot
+        cdef Exchange* exchange
+        cdef uint64_t sent = self.out.offered if self.offered_may_leave else send_buffer.sent_to(&self.out)
+        cdef uint64_t last_end = send_buffer.encoded_to(&self.out)
+        cdef list ids = []
+        for slot in range(self.table.capacity):
+            exchange = &self.table.exchanges[slot]
+            if exchange.state != SENT:
+                continue
+            # Of the last one a part may have left, which can be enough for a server.
+            if exchange.asked_end <= sent or (sent > self.publish_begin and exchange.asked_end == last_end):
+                ids.append(exchange.message_id)
+        return ids
+
+    def in_flight_ids(self) -> list:
+        """Message ids of the exchanges in flight on this connection."""
+        cdef int slot
+        return [self.table.exchanges[slot].message_id for slot in range(self.table.capacity)
+                if self.table.exchanges[slot].state != FREE]
+
+    @property
+    def publish_start(self) -> int:
+        """Bytes that the socket has to take before the PUBLISH that was encoded last, of all connections."""
+        return self.publish_begin
+
+    def reserved_ids(self) -> list:
+        """(message id, packet id) of QoS 2 that was given up."""
+        return [(message_id, packet_id) for packet_id, message_id in self.reserved.items()]
+
+    @property
+    def reserved_count(self) -> int:
+        """Packet ids of QoS 2 that are kept out of use, as their messages were given up."""
+        return PyDict_Size(self.reserved)
 
     def holds(self, int64_t message_id) -> bool:
         """True where this message has an exchange, in flight or set aside."""
@@ -1085,6 +1228,10 @@ cdef class Session:
         self.receive_maximum = min(max(receive_maximum, 1), <int>EXCHANGES_MAX)
         if session_present:
             return in_doubt
+        for packet_id in self.reserved:
+            self.table.exchange_of[<uint16_t>packet_id] = ID_FREE
+            self.dirty = True
+        self.reserved.clear()
         for message_id, (packet_id, state, qos, _left) in list(self.parked.items()):
             if state == RELEASED:
                 in_doubt.append(message_id)

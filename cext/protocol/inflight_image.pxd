@@ -11,6 +11,7 @@ cdef enum:
     IMAGE_FORMAT = 1
     IMAGE_ENTRY_BYTES = 11
     FINISHED = 3
+    RESERVED = 4
     FINISHED_MAX = 0xFFFF
 
 

@@ -184,8 +184,26 @@ class QueueTable:
     def heads_given_up(self, max_retry: int) -> Iterator[_Head]:
         """An iterator over the heads that failed as often as they may."""
 
-    def set_aside(self, reasons: list[tuple[int, str]], rows_max: int, bytes_max: int) -> None:
-        """Copy rows, by (id, reason), to where they wait for somebody to look at them; the oldest there make room."""
+    def heads_by_id(self, ids: list[int]) -> list[_Head]:
+        """The heads of these messages, as far as there are any."""
+
+    def set_aside(self, reasons: list[tuple[int, str]], time_ms: int) -> None:
+        """Copy rows, by (id, reason), to where they wait for somebody to look at them. time_ms: Unix time."""
+
+    def trim_set_aside(self, rows_max: int, bytes_max: int, from_ms: int, through_ms: int) -> None:
+        """Keep of what is set aside the newest, up to so many and so many bytes, and none between these times."""
+
+    def list_set_aside(self) -> list[tuple[int, int, str, int, str, int, int, int]]:
+        """What is set aside, oldest first, as the fields of `Quarantined`."""
+
+    def read_set_aside(self, number: int) -> tuple[str, str | bytes, int, tuple[bool, int | None, bytes] | None] | None:
+        """(topic, payload, QoS, extras) of an entry that a message can be made of; None where there is none.
+
+        Raises MessageError where none can.
+        """
+
+    def delete_set_aside(self, numbers: list[int]) -> int:
+        """Delete these entries; returns how many there were."""
 
     def increment_retry_count(self, ids: list[int]) -> int:
         """Count one more failed attempt for each id; returns how many rows there were. Sorts the list in place."""

@@ -25,7 +25,7 @@ from glec_fast.durable.jobs import Job, Jobs
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.outgoing import Outgoing
 from glec_fast.durable.overflow import Overflow
-from glec_fast.durable.schedule import Schedule
+from glec_fast.durable.schedule import DONE_COMMIT_DELAY_S, Schedule
 from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Commit
 from glec_fast.durable.writer import Writer
@@ -221,12 +221,23 @@ class Committer:
             if commit.rows or commit.row_count:
                 commit.anchor = intake.clock.anchor(fresh=is_cleanup_due or is_closing)
             is_full = commit.row_count + len(commit.rows) > self._max_queue_size or self._overflow.is_tight
+            self._settle_claims()
             makes_room = is_full or is_closing or not commit.with_rows or bool(commit.jobs)
             self._outgoing.take(commit, makes_room=makes_room, marked=len(self._dropping.marked))
+
+    def _settle_claims(self) -> None:
+        """Before the image of this transaction is taken, which must say what the rows' deletion makes of it."""
+        outgoing, dropping = self._outgoing, self._dropping
+        if dropping.claimed and not dropping.settle_claims(outgoing.abandon):
+            self._schedule.request(DONE_COMMIT_DELAY_S)
+        outgoing.is_abandoning = bool(dropping.marked)
 
     def _clean_up(self, table: QueueTable) -> None:
         if self._dropping.clean_up(table):
             self._schedule.cleanup_due_s = self._schedule.monotonic()
+        with self._status.lock:
+            if self._dropping.claimed:
+                self._schedule.request(DONE_COMMIT_DELAY_S)
 
     def _on_success(self, commit: Commit) -> None:
         """Note what is on disk now. Where this was cut into, a second call does the same."""

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
 from glec_fast.durable.outcomes import Dropped, DropReason
+from glec_fast.durable.quarantine import CLOCKS_BEGIN_MS, QUARANTINE_BYTES_MAX, Bounds
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.transaction import Head, Row
 from glec_fast.runtime._lock import Lock
 
 # Beyond what came with a transaction, so many rows are dropped in one: each is told of, and so held in memory.
 DROP_ROWS_MAX = 1000
-# What is set aside is there to be looked at, and must not fill the disk.
-_SET_ASIDE_ROWS_MAX = 1000
-_SET_ASIDE_BYTES_MAX = 8 << 20
 
 
 class Dropping:
     """What is marked is neither read nor chosen again, also where the transaction that deletes it fails.
 
+    What may be in flight is *claimed* first: it is marked once the side that sends has let go of it, with the image
+    that goes into the same transaction.
     lock: the store's, taken by `mark` and `delete_marked`. The `choose` methods want the reader's lock held.
     """
 
-    def __init__(self, lock: Lock, reader: Reader, clock: QueueClock, max_retry: int) -> None:
+    def __init__(self, lock: Lock, reader: Reader, clock: QueueClock, max_retry: int, bounds: Bounds) -> None:
         self._lock = lock
         self._reader = reader
         self._clock = clock
         self._max_retry = max_retry
+        self._bounds = bounds
         self.marked: dict[int, Dropped] = {}
+        self.claimed: dict[int, Dropped] = {}
         # Of those of them that are kept for somebody to look at, why.
         self._reasons: dict[int, str] = {}
         # By reason and QoS; None if a damaged file has lost them, and nobody knows of what QoS they were.
         self.counts: Counter[tuple[str, int | None]] = Counter()
 
-    def mark(self, heads: Iterable[Head], reason: DropReason) -> None:
-        """These go with the next transaction."""
+    def mark(self, heads: Collection[Head], reason: DropReason, why: str = "") -> None:
+        """These go with the next transaction. why: of what is kept to be looked at."""
         with self._lock:
+            if why:
+                self._reasons.update((head[0], why) for head in heads)
             self.marked.update((head[0], Dropped(head[0], head[1], head[2], reason)) for head in heads)
 
     def mark_row(self, row: Row, reason: DropReason) -> None:
@@ -57,39 +61,93 @@ class Dropping:
             self._reasons[message_id] = reason
         return fresh
 
-    def choose_expired(self, table: QueueTable) -> int:
-        """Mark what is older than it may be; returns how many, at most DROP_ROWS_MAX."""
-        return self.choose(table.heads_expired(self._clock.now_ms()), DropReason.EXPIRED, DROP_ROWS_MAX)
+    def claim(self, heads: Iterable[Head], reason: DropReason, why: str = "") -> None:
+        """These may be in flight, and go once the outbox has let go of them. why: of what is kept to be looked at."""
+        with self._lock:
+            for head in heads:
+                if head[0] not in self.marked:
+                    self.claimed[head[0]] = Dropped(head[0], head[1], head[2], reason)
+                    if why:
+                        self._reasons[head[0]] = why
 
-    def choose_given_up(self, table: QueueTable, limit: int = DROP_ROWS_MAX) -> int:
-        """Mark what was refused as often as it may be; returns how many, at most `limit`."""
-        return self.choose(table.heads_given_up(self._max_retry), DropReason.GIVEN_UP, limit)
+    def settle_claims(self, abandon: Callable[[list[int]], list[int] | None]) -> bool:
+        """Mark what is claimed and not in flight any more; the caller holds the store's lock.
+
+        abandon: returns the ids that stay with the outbox, None where it cannot say now. False then: ask again.
+        """
+        staying = abandon(list(self.claimed))
+        if staying is None:
+            return False
+        for message_id in staying:
+            self._reasons.pop(message_id, None)
+            self.claimed.pop(message_id, None)
+        self.marked.update(self.claimed)
+        self.claimed.clear()
+        return True
+
+    def choose_expired(self, table: QueueTable) -> int:
+        """Mark what is older than it may be; returns how many, at most DROP_ROWS_MAX. What is in flight is claimed."""
+        reader, chosen, claims = self._reader, [], []
+        for head in table.heads_expired(self._clock.now_ms()):
+            if head[0] in self.marked:
+                continue
+            if reader.is_droppable(head):
+                chosen.append(head)
+            elif head[0] not in reader.skipped:
+                claims.append(head)
+            if len(chosen) == DROP_ROWS_MAX:
+                break
+        self.mark(chosen, DropReason.EXPIRED)
+        self.claim(claims, DropReason.EXPIRED)
+        return len(chosen)
+
+    def choose_given_up(self, table: QueueTable, limit: int = DROP_ROWS_MAX, *, keep: bool = True) -> int:
+        """Mark what was refused as often as it may be; returns how many, at most `limit`. keep: in quarantine."""
+        heads = table.heads_given_up(self._max_retry)
+        if not keep:
+            return self.choose(heads, DropReason.GIVEN_UP, limit)
+        return self.choose(heads, DropReason.QUARANTINED, limit, self._refused_text)
+
+    @property
+    def _refused_text(self) -> str:
+        return f"the broker refused it {self._max_retry} times"
 
     def clean_up(self, table: QueueTable) -> bool:
-        """Mark both, and delete what belongs to no row; True where there may be more of them."""
+        """Mark both, and delete what belongs to no row, or is old enough; True where there may be more of them."""
         table.delete_orphaned_extras()
+        table.trim_set_aside(*self._trimmed_to())
         return DROP_ROWS_MAX in (self.choose_expired(table), self.choose_given_up(table))
 
     def mark_given_up(self, table: QueueTable, ids: Iterable[int]) -> None:
         """Mark those of these, which are not in flight, that were refused as often as they may be."""
         idle = frozenset(ids)
-        self.mark([head for head in table.heads_given_up(self._max_retry) if head[0] in idle], DropReason.GIVEN_UP)
+        heads = [head for head in table.heads_given_up(self._max_retry) if head[0] in idle]
+        self.mark(heads, DropReason.QUARANTINED, self._refused_text)
 
-    def choose(self, heads: Iterable[Head], reason: DropReason, limit: int) -> int:
+    def choose(self, heads: Iterable[Head], reason: DropReason, limit: int, why: str = "") -> int:
         """Mark the first of these that nobody but the store has; returns how many, at most `limit`."""
         found = (head for head in heads if head[0] not in self.marked and self._reader.is_droppable(head))
         chosen = list(islice(found, limit))
-        self.mark(chosen, reason)
+        self.mark(chosen, reason, why)
         return len(chosen)
+
+    def _trimmed_to(self) -> tuple[int, int, int, int]:
+        now_ms = self._clock.unix_ms()
+        return self._bounds.size, QUARANTINE_BYTES_MAX, CLOCKS_BEGIN_MS, now_ms - self._bounds.age_ms
 
     def delete_marked(self, table: QueueTable, but: list[Dropped]) -> list[Dropped]:
         """Delete what is marked, in a transaction that has deleted `but` already; returns what that was."""
         deleted = frozenset(each.message_id for each in but)
         with self._lock:
             marked = [each for each in self.marked.values() if each.message_id not in deleted]
-            reasons = [(number, reason) for number, reason in self._reasons.items() if number not in deleted]
-        if reasons:
-            table.set_aside(reasons, _SET_ASIDE_ROWS_MAX, _SET_ASIDE_BYTES_MAX)
+            kept = [
+                (message_id, reason)
+                for message_id, reason in self._reasons.items()
+                if message_id in self.marked and message_id not in deleted
+            ]
+        if kept:
+            table.set_aside(kept, self._clock.unix_ms())
+            table.trim_set_aside(*self._trimmed_to())
         table.delete([each.message_id for each in marked])
         return marked
 

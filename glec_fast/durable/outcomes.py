@@ -13,7 +13,10 @@ class DropReason(str, Enum):
     OVERFLOW = "overflow"
     # As OVERFLOW, of telemetry of which every second message goes.
     THINNED = "thinned"
+    # Deleted by `OfflineQueueManager.cleanup_max_retries`.
     GIVEN_UP = "given_up"
+    # The broker refused it, or ended connections over it, as often as it may. Kept in the queue file, see `quarantine`.
+    QUARANTINED = "quarantined"
     DAMAGED_FILE = "damaged_file"
     LINK_LOST = "link_lost"
     # QoS 0 that had left when the link died; nothing proves that it arrived, and it may have.

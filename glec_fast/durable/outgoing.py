@@ -46,6 +46,8 @@ class Outgoing:
         # The image that carries these out is not on disk yet.
         self._in_doubt: list[tuple[int, Decision]] = []
         self._delete_rows_max: int | None = None
+        # The outbox has let go of rows that are deleted by the transaction under way: an image without that is wrong.
+        self.is_abandoning = False
 
     def refuse_second(self) -> None:
         """Raises ConfigError where the store has an outbox."""
@@ -76,7 +78,13 @@ class Outgoing:
         saved = self._writer.image
         with self._lock:
             outbox, status = self.outbox, self._status
-            if outbox is None or status.is_closing or self._in_doubt or self.identity != saved.identity:
+            if (
+                outbox is None
+                or status.is_closing
+                or self._in_doubt
+                or self.is_abandoning
+                or self.identity != saved.identity
+            ):
                 return None
             if status.is_moving_in or (status.failure or status.unusable or status.damage) is not None:
                 return None
@@ -95,6 +103,14 @@ class Outgoing:
         return version
 
     # ---- the transaction under way
+
+    def abandon(self, ids: list[int]) -> list[int] | None:
+        """See `Outbox.abandon`; what is finished stays as well."""
+        if self.outbox is None:
+            return []
+        staying = self.outbox.abandon(ids)
+        finished = frozenset(self.finished.ids)
+        return None if staying is None else staying + [message_id for message_id in ids if message_id in finished]
 
     def take(self, commit: Commit, *, makes_room: bool, marked: int) -> None:
         """What is finished is named by this transaction, or deleted where that is worth it or `makes_room`.
@@ -128,6 +144,7 @@ class Outgoing:
         if commit.rows:
             self._delete_rows_max = None
         remove_taken(self._in_doubt, commit.in_doubt)
+        self.is_abandoning = False
         if commit.read_again:
             self._reader.has_failed = False
 

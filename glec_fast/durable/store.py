@@ -29,11 +29,12 @@ from glec_fast.durable.file import QueueFile, Salvage
 from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
 from glec_fast.durable.inflight_log import log_of
 from glec_fast.durable.intake import Intake
-from glec_fast.durable.jobs import Jobs
+from glec_fast.durable.jobs import Job, Jobs
 from glec_fast.durable.limits import ALERTS_FIRST, FIFO, OLDEST, Limits
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.outgoing import Outgoing
 from glec_fast.durable.overflow import Overflow
+from glec_fast.durable.quarantine import DAY_MS, DEFAULT_QUARANTINE_DAYS, DEFAULT_QUARANTINE_SIZE, Bounds, Quarantined
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.schedule import Schedule
 from glec_fast.durable.status import Status
@@ -65,7 +66,8 @@ class Store(OfOneProcess):
     queue_order: FIFO, or ALERTS_FIRST: what has QoS 2 is read by `read_alerts`, ahead of all else.
     overflow: what goes if it is full: with FIFO and OLDEST the oldest; else QoS 0 before QoS 1 before QoS 2, of each
     the oldest, but with THIN every second of the older half of QoS 0.
-    ttl_ms: age of expiry. max_retry: refusals before a row goes.
+    ttl_ms: age of expiry. max_retry: refusals before a row goes into quarantine, which keeps quarantine_max_size
+    messages for quarantine_days.
     qos0_commit_delay_s: how long a QoS 0 message may wait in memory for others to share its transaction.
     cleanup_interval_s: between two clean-ups of expired and given-up rows, above 0.
     on_dropped: told of drops, by the store's thread, while no outbox is attached.
@@ -86,13 +88,17 @@ class Store(OfOneProcess):
         overflow: str = OLDEST,
         qos0_commit_delay_s: float = DEFAULT_QOS0_COMMIT_DELAY_S,
         cleanup_interval_s: float = DEFAULT_CLEANUP_INTERVAL_S,
+        quarantine_max_size: int = DEFAULT_QUARANTINE_SIZE,
+        quarantine_days: float = DEFAULT_QUARANTINE_DAYS,
         on_dropped: Callable[[list[Dropped]], None] | None = None,
         clocks: Clocks | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         log: SummingLog | None = None,
     ) -> None:
         self.max_queue_size = max_queue_size
+        self.max_retry = max_retry
         self.log = log or SummingLog(monotonic)
+        bounds = Bounds(quarantine_max_size, int(quarantine_days * DAY_MS))
         self._file = file = QueueFile(path)
         self._status = status = Status(self.log)
         self._schedule = schedule = Schedule(status, monotonic, qos0_commit_delay_s, cleanup_interval_s)
@@ -100,7 +106,7 @@ class Store(OfOneProcess):
             self._reader = reader = Reader(file, alerts_first=queue_order == ALERTS_FIRST)
             table, is_salvaged = QueueTable(file.connection), file.salvage is not None
             self._intake = intake = Intake(status, schedule, table, ttl_ms, clocks or Clocks(), is_salvaged=is_salvaged)
-            self._dropping = dropping = Dropping(status.lock, reader, intake.clock, max_retry)
+            self._dropping = dropping = Dropping(status.lock, reader, intake.clock, max_retry, bounds)
             is_ranked = (queue_order, overflow) != (FIFO, OLDEST)
             room = Overflow(Limits(max_queue_size, max_queue_bytes, overflow, is_ranked), reader, dropping)
             given = file.path, file.connection, reader, dropping, room, intake.adopt, self.log
@@ -296,13 +302,47 @@ class Store(OfOneProcess):
         rows = self.run(lambda table: table.read_in_doubt())
         return [InDoubt(*row[:4], Decision(row[4])) for row in rows]
 
+    def quarantined(self) -> list[Quarantined]:
+        """What stands aside, oldest first."""
+        return [Quarantined(*row) for row in self.run(lambda table: table.list_set_aside())]
+
+    def retry_quarantined(self, number: int) -> int | None:
+        """Accept the message of an entry anew, in the transaction that deletes the entry; returns its new id.
+
+        None where there is no such entry. Raises MessageError where no message can be made of it.
+        """
+        found = self.run(lambda table: table.read_set_aside(number))
+        if found is None:
+            return None
+        topic, payload, qos, extras = found
+        message_id = 0
+
+        def move(table: QueueTable) -> bool:
+            # Not where the disk took no rows with this transaction.
+            return table.holds(message_id) and table.delete_set_aside([number]) > 0
+
+        def register(given_id: int) -> None:
+            nonlocal message_id
+            message_id = given_id
+            self._jobs.add(Job(move, lasting=True))
+
+        extras = None if extras is None else Extras(*extras)
+        self._intake.append(topic, payload, qos, True, None, extras, register)
+        self.wait_durable(message_id)
+        self.run(move)
+        return message_id
+
+    def delete_quarantined(self, numbers: list[int]) -> int:
+        """Delete these entries; returns how many there were."""
+        return self.run(lambda table: table.delete_set_aside(numbers))
+
     def drop_expired(self) -> int:
-        """Drop every row whose time is over and that is not in flight; returns how many."""
+        """Drop every row whose time is over; returns how many, but for those in flight, which go behind them."""
         return self._drop_all(self._dropping.choose_expired)
 
     def drop_given_up(self) -> int:
-        """Drop every row that was refused as often as it may be; returns how many."""
-        return self._drop_all(self._dropping.choose_given_up)
+        """Delete every row that was refused as often as it may be; returns how many."""
+        return self._drop_all(lambda table: self._dropping.choose_given_up(table, keep=False))
 
     def _drop_all(self, choose: Callable[[QueueTable], int]) -> int:
         total = count = self.run(choose)
@@ -454,6 +494,10 @@ class Store(OfOneProcess):
     def drop(self, row: Row, reason: DropReason) -> None:
         """Delete a row unsent, with the next transaction."""
         self._supply.drop(row, reason)
+
+    def quarantine(self, ids: list[int], why: str) -> None:
+        """The broker ends connections over these messages: out of the way, once the outbox has let go of them."""
+        self._supply.quarantine(ids, why)
 
     def refuse(self, ids: list[int]) -> None:
         """The broker refused these messages: one more failed attempt each; see `read_again`."""

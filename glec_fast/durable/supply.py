@@ -140,6 +140,15 @@ class Supply:
             self._dropping.mark_row(row, reason)
             self._schedule.request(DONE_COMMIT_DELAY_S)
 
+    def quarantine(self, ids: list[int], why: str) -> None:
+        def claim(table: QueueTable) -> None:
+            self._dropping.claim(table.heads_by_id(ids), DropReason.QUARANTINED, why)
+            with self._status.lock:
+                self._schedule.request()
+
+        with self._status.lock:
+            self._jobs.add(Job(claim, lasting=True))
+
     def refuse(self, ids: list[int]) -> None:
         def count(table: QueueTable) -> None:
             table.increment_retry_count(ids)

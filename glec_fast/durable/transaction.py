@@ -22,8 +22,14 @@ Head: TypeAlias = tuple[int, str, int, int]
 class Outbox(Protocol):
     """The side that sends; see `Store.attach`. Called by the writer thread; what it raises is logged.
 
-    The first two are called with the store's lock held.
+    The first three are called with the store's lock held.
     """
+
+    def abandon(self, ids: list[int]) -> list[int] | None:
+        """These rows are to go unsent with the transaction that the next image is for: end their exchanges.
+
+        Returns those that stay, as the server has them or may have; None where that cannot be said now.
+        """
 
     def take_finished(self) -> list[int]:
         """The ids of what was finished since the last call; their rows are the store's to delete."""

@@ -113,7 +113,12 @@ class Connecting:
         self._connector.attempt.follow(sock)
         # We send whole batches; Nagle's algorithm would hold the last piece of each until the broker's kernel answers.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._silence_max_s and hasattr(socket, "TCP_USER_TIMEOUT"):
+        if (
+            self._silence_max_s
+            and hasattr(socket, "TCP_USER_TIMEOUT")
+            # One that is a setting stands.
+            and not sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        ):
             # Also where the loop is busy, the kernel ends what the peer's does not acknowledge.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._silence_max_s * 1000))
         return sock

@@ -6,6 +6,7 @@ import logging
 import socket
 import ssl
 import time
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from glec_fast.errors import CertificateError
@@ -15,7 +16,8 @@ from glec_fast.tls.certificate import parse_certificate
 from glec_fast.tls.config import TLSConfig, TLSContext, TLSContextSource
 from glec_fast.tls.handshake import RequestWatch, as_tls_error, await_verdict, handshake_error, verified_chain
 from glec_fast.tls.pinning import CertificatePinner
-from glec_fast.transport.dial import Attempt, acknowledge_at_once, dial
+from glec_fast.transport.dial import Address, Attempt, Route, acknowledge_at_once, dial
+from glec_fast.transport.way_out import SocketOption, set_options
 
 EXPIRY_NOTICE_S = 30 * 24 * 3600
 
@@ -30,7 +32,13 @@ class Connector:
         # Ends the pause between two attempts as well.
         self.interrupt = Event()
         self.attempt = Attempt()
+        # What each socket is to have before it connects.
+        self.options: Collection[SocketOption] = ()
         self._timeout_s = 0.0
+        # When a server that has not answered CONNECT is left.
+        self._connack_due_s = float("inf")
+        # (host, port), and the address of it that answered last, which is tried first.
+        self._answered: tuple[tuple[str, int], Address] | None = None
 
     def begin(self, timeout_s: float) -> Attempt:
         """A connection is to be made now."""
@@ -52,20 +60,54 @@ class Connector:
 
     def dial(self, host: str, port: int, source: tuple[str, int]) -> socket.socket:
         """Connect over TCP, from `source`. Raises OSError."""
-        return dial(host, port, self._timeout_s, source, self.attempt, for_each=True)
+        return self._dial(host, port, Route(source, for_each=True))
+
+    def _dial(self, host: str, port: int, route: Route) -> socket.socket:
+        named, first = self._answered or (None, None)
+        if named == (host, port):
+            route = route._replace(first=first)
+        if self.options:
+            route = route._replace(prepare=lambda sock: set_options(sock, self.options))
+        sock = dial(host, port, self._timeout_s, route, self.attempt)
+        self._answered = (host, port), (sock.family, sock.getpeername())
+        return sock
 
     def shake_hands(self, tcp_sock: socket.socket, context: ssl.SSLContext, host: str) -> Any:
         """Begin TLS on it. Raises OSError."""
         # The dot that ends an absolute name is for the look-up alone (RFC 6066, 3; no certificate has it).
         name = host.removesuffix(".")
-        sock = context.wrap_socket(tcp_sock, server_hostname=name, do_handshake_on_connect=False)
+        session = self._session_for(context, host)
+        sock = context.wrap_socket(tcp_sock, server_hostname=name, do_handshake_on_connect=False, session=session)
         self.attempt.follow(sock)
         sock.settimeout(self._handshake_timeout_s())
         sock.do_handshake()
         return sock
 
+    def _session_for(self, _context: ssl.SSLContext, _host: str) -> ssl.SSLSession | None:
+        """A TLS session to resume, None for a full handshake."""
+        return None
+
+    def on_closing(self) -> None:
+        """The connection that was made last is about to be closed."""
+
     def _handshake_timeout_s(self) -> float:
         return self._timeout_s
+
+    def begin_greeting(self) -> None:
+        """CONNECT is sent now."""
+        self._connack_due_s = self._greeting_ends_s()
+
+    def end_greeting(self) -> None:
+        """CONNACK came, or is not waited for any more."""
+        self._connack_due_s = float("inf")
+
+    @property
+    def is_unanswered(self) -> bool:
+        """True where the server has not answered CONNECT in time."""
+        return time.monotonic() >= self._connack_due_s
+
+    def _greeting_ends_s(self) -> float:
+        return time.monotonic() + self._timeout_s
 
     def explain(self, error: OSError) -> OSError:
         """What is raised where an attempt failed with `error`."""
@@ -78,6 +120,18 @@ class CertificateExpiry(NamedTuple):
     owner: str
     subject: str
     expires_at_s: float
+
+
+class Resumable(NamedTuple):
+    """A TLS session of a connection that has passed every check, and what it was checked with.
+
+    context: made of the files as they were, and another one where they have changed. chain: as it was verified.
+    """
+
+    context: ssl.SSLContext
+    host: str
+    chain: list[bytes]
+    session: ssl.SSLSession
 
 
 class SecureConnector(Connector):
@@ -97,6 +151,11 @@ class SecureConnector(Connector):
         self._deadline_s = 0.0
         # Replaced as a whole, never changed: read by other threads.
         self.certificates: tuple[CertificateExpiry, ...] = ()
+        # The connection that was made last, with what it was checked with; and the session to resume.
+        self._shaken: tuple[ssl.SSLSocket, ssl.SSLContext, str, list[bytes]] | None = None
+        self._resumable: Resumable | None = None
+        # A revocation list that has run out must be noticed, and a resumed session does not look.
+        self._resumes = tls_config is not None and tls_config.crl_file is None
         if tls_config is not None:
             if tls_config.certificate_pins:
                 self._pinner = CertificatePinner(host, tls_config.certificate_pins)
@@ -117,11 +176,14 @@ class SecureConnector(Connector):
     def dial(self, host: str, port: int, source: tuple[str, int]) -> socket.socket:
         """See `Connector`."""
         self._host = host
-        return dial(host, port, self._timeout_s, source, self.attempt)
+        return self._dial(host, port, Route(source))
 
     def _handshake_timeout_s(self) -> float:
         # 0 would mean a socket that does not block.
         return max(self._deadline_s - time.monotonic(), 0.001)
+
+    def _greeting_ends_s(self) -> float:
+        return self._deadline_s
 
     def shake_hands(self, tcp_sock: socket.socket, context: ssl.SSLContext, host: str) -> Any:
         """See `Connector`. Raises PinningError too."""
@@ -132,7 +194,9 @@ class SecureConnector(Connector):
             except (ConnectionResetError, BrokenPipeError) as error:
                 raise handshake_error(error, host) from error
             watch.end(sock)
-        chain = verified_chain(sock)
+        resumed = self._resumable if sock.session_reused else None
+        # A resumed session shows no certificates: it is one whose chain was verified, and passed the same pins, before.
+        chain = verified_chain(sock) if resumed is None else resumed.chain
         if self._pinner is not None:
             self._pinner.check(host, chain)
         sock.settimeout(0)
@@ -140,7 +204,26 @@ class SecureConnector(Connector):
             await_verdict(sock, time.monotonic() - started_s)
             acknowledge_at_once(sock)
         self.certificates = self._expiries(chain)
+        self._shaken = sock, context, host, chain
         return sock
+
+    def _session_for(self, context: ssl.SSLContext, host: str) -> ssl.SSLSession | None:
+        """That of the last connection, if files and host are the same, and no certificate has ended since."""
+        known = self._resumable
+        if known is None or known.context is not context or known.host != host:
+            return None
+        now_s = time.time()
+        return known.session if all(each.expires_at_s > now_s for each in self.certificates) else None
+
+    def on_closing(self) -> None:
+        """See `Connector`. With TLS 1.3 the session comes behind the handshake, as a ticket (RFC 8446, 4.6.1)."""
+        shaken, self._shaken = self._shaken, None
+        if shaken is None:
+            return
+        sock, context, host, chain = shaken
+        session = sock.session
+        if session is not None and self._resumes:
+            self._resumable = Resumable(context, host, chain, session)
 
     def explain(self, error: OSError) -> OSError:
         """See `Connector`: TLSError, PinningError and TLSFileError too."""

@@ -9,6 +9,7 @@ from paho.mqtt import client as paho_client
 from paho.mqtt.enums import LogLevel, MQTTErrorCode
 
 from glec_fast._paho import ConnectionState
+from glec_fast.engine.writing import note_broken_off
 from glec_fast.transport.dial import acknowledge_at_once
 from glec_fast.transport.poller import has_pending
 
@@ -157,6 +158,7 @@ class Reader:
                 ended = _AGAIN
                 break
             except OSError as error:
+                note_broken_off(self._outbox, error)
                 ended, failure = _CONN_LOST, error
                 break
             if not size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from typing import TYPE_CHECKING
 
@@ -129,6 +130,7 @@ class Writer:
             except BlockingIOError:
                 return MQTTErrorCode.MQTT_ERR_AGAIN
             except OSError as error:
+                note_broken_off(outbox, error)
                 self._paho.log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
                 return MQTTErrorCode.MQTT_ERR_CONN_LOST
             if outbox.is_to_settle:
@@ -176,3 +178,9 @@ class Writer:
                 pass
         except OSError as error:
             self._paho.log(LogLevel.MQTT_LOG_DEBUG, "the server did not hear why: %s", error)
+
+
+def note_broken_off(outbox: Outbox, error: OSError) -> None:
+    """A reset, and TLS that ends in no order, are the peer's doing as well; a time-out is nobody's."""
+    if isinstance(error, (ConnectionError, ssl.SSLEOFError)):
+        outbox.is_broken_off = True

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from glec_fast.durable.limits import ALERTS_FIRST, FIFO, OLDEST, THIN
+from glec_fast.durable.quarantine import DEFAULT_QUARANTINE_DAYS, DEFAULT_QUARANTINE_SIZE
 from glec_fast.errors import ConfigError
 from glec_fast.outbox.owners import Owner
 from glec_fast.settings import (
@@ -21,13 +22,16 @@ from glec_fast.settings import (
     number,
     one_of,
     optional_text,
+    parsed,
+    parsed_list,
     setting,
     settings_of,
     trimmed,
     whole,
 )
 from glec_fast.tls.config import TLSConfig
-from glec_fast.validation import check_topic_level, is_utf8
+from glec_fast.transport.way_out import SocketOption, parse_interface, parse_option, parse_proxy
+from glec_fast.validation import PACKET_MAX_BYTES, check_topic_level, is_utf8
 
 _DEFAULT_PORTS = {"tcp": 1883, "mqtt": 1883, "ssl": 8883, "mqtts": 8883, "ws": 80, "wss": 443}
 TLS_SCHEMES = {"ssl", "mqtts", "wss"}
@@ -35,6 +39,8 @@ TLS_SCHEMES = {"ssl", "mqtts", "wss"}
 _CREDENTIALS = re.compile("@|%(25)*40")
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
 _KEEPALIVE_MAX_S = 65_535
+# RFC 9110, 5.6.2.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _NAME_MAX = 255
 
 
@@ -59,6 +65,22 @@ class Target(NamedTuple):
     url: str
     broker: Broker
     owner: Owner
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not (colon and _HEADER_NAME.fullmatch(name) and value.strip().isascii() and value.strip().isprintable()):
+        raise ValueError("it must be a header of HTTP as Name: value")
+    return name, value.strip()
+
+
+def _ip_address(text: str) -> object:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError("it must be an IP address of this machine") from None
 
 
 @dataclass(frozen=True)
@@ -123,12 +145,45 @@ class MQTTConfig:
         metadata=setting(
             "mqtt.queue.max_retry",
             whole(1, 1_000_000, "refusals"),
-            "By the broker, of one message, until it is given up.",
+            "By the broker, of one message, by a reason code or by ending the connection over it, until it goes into "
+            "quarantine.",
+        ),
+    )
+    quarantine_max_size: int = field(
+        default=DEFAULT_QUARANTINE_SIZE,
+        metadata=setting(
+            "mqtt.quarantine.max_size",
+            whole(1, 1_000_000, "messages"),
+            "What quarantine holds of messages that the broker would not take; the oldest go first.",
+        ),
+    )
+    quarantine_days: float = field(
+        default=DEFAULT_QUARANTINE_DAYS,
+        metadata=setting(
+            "mqtt.quarantine.days", number(0.001, 36_600, "days"), "How long a message stays in quarantine."
+        ),
+    )
+    max_qos: int = field(
+        default=2,
+        metadata=setting(
+            "mqtt.connection.max_qos",
+            one_of({0: "at most once", 1: "at least once", 2: "exactly once"}),
+            "The highest QoS that the broker takes: what has a higher one is sent with this. In MQTT 5 it says so.",
+        ),
+    )
+    max_packet_bytes: int = field(
+        default=PACKET_MAX_BYTES,
+        metadata=setting(
+            "mqtt.connection.max_packet_bytes",
+            whole(64, PACKET_MAX_BYTES, "bytes"),
+            "The largest packet that the broker takes; `publish` refuses what needs a larger one.",
         ),
     )
     connection_timeout_s: float = field(
         default=30,
-        metadata=setting("mqtt.connection.timeout", number(0.001, 3600, "s"), "For TCP and TLS together."),
+        metadata=setting(
+            "mqtt.connection.timeout", number(0.001, 3600, "s"), "For TCP, TLS and the broker's CONNACK together."
+        ),
     )
     keepalive_s: int = field(
         default=60,
@@ -171,6 +226,57 @@ class MQTTConfig:
     retry_max_delay_ms: int = field(
         default=60_000,
         metadata=setting("mqtt.retry.max_delay_ms", whole(1, 86_400_000, "ms"), "The longest wait."),
+    )
+    proxy_url: str | None = field(
+        default=None,
+        repr=False,
+        metadata=setting(
+            "mqtt.proxy.url",
+            parsed("URL", parse_proxy, is_secret=True),
+            "http://, socks4://, socks5:// or, to have the proxy look up the broker's name, socks5h://; then "
+            "user:password@ if need be, host and port. It needs PySocks: pip install glec-fast[proxy].",
+        ),
+    )
+    websocket_headers: tuple[str, ...] = field(
+        default=(),
+        repr=False,
+        metadata=setting(
+            "mqtt.websocket.headers",
+            parsed_list("Name: value", _header, is_secret=True),
+            "Sent with the upgrade to a WebSocket, such as a token that the server asks for.",
+        ),
+    )
+    local_address: str | None = field(
+        default=None,
+        metadata=setting(
+            "mqtt.connection.local_address", parsed("IP address", _ip_address), "The address that is connected from."
+        ),
+    )
+    network_interface: str | None = field(
+        default=None,
+        metadata=setting(
+            "mqtt.connection.network_interface",
+            parsed("name of an interface", parse_interface),
+            "The only one that is connected over, such as wwan0 (SO_BINDTODEVICE, Linux).",
+        ),
+    )
+    socket_options: tuple[str, ...] = field(
+        default=(),
+        metadata=setting(
+            "mqtt.connection.socket_options",
+            parsed_list("NAME=NUMBER", parse_option),
+            "Of setsockopt(2), by the names of socket(7), tcp(7), ip(7) and ipv6(7), such as SO_SNDBUF=65536.",
+        ),
+    )
+    retry_jitter: str = field(
+        default="equal",
+        metadata=setting(
+            "mqtt.retry.jitter",
+            one_of(
+                {"none": "the waits as they are", "equal": "half of each is random", "full": "all of each is random"}
+            ),
+            "Makes the waits upper bounds, so that gateways that lost a broker together come back one by one.",
+        ),
     )
     max_in_flight: int = field(
         default=1000,
@@ -350,6 +456,19 @@ class MQTTConfig:
         from glec_fast.fleet.properties import load_properties
 
         return load_properties(path, cls, device_id=device_id, password=password)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`websocket_headers`, taken apart."""
+        return dict(_header(each) for each in self.websocket_headers)
+
+    @property
+    def options(self) -> list[SocketOption]:
+        """What each socket is to have before it connects."""
+        options = [parse_option(each) for each in self.socket_options]
+        if self.network_interface is not None:
+            options.append(parse_interface(self.network_interface))
+        return options
 
     def is_tls_enabled(self) -> bool:
         """True where the broker is reached over TLS."""

@@ -27,7 +27,7 @@ from glec_fast.engine.policy import Failed, Policy
 from glec_fast.engine.probe import probe
 from glec_fast.engine.refusal import refusal
 from glec_fast.engine.routes import Routes
-from glec_fast.errors import ConnectionLostError, PinningError, QueueClosedError
+from glec_fast.errors import ConfigError, ConnectionLostError, PinningError, QueueClosedError
 from glec_fast.fleet._payload import encode_message
 from glec_fast.fleet.config import MQTTConfig, Target
 from glec_fast.fleet.device import available_storage_mb, memory_usage_mb
@@ -40,6 +40,7 @@ from glec_fast.runtime import process
 from glec_fast.runtime._lock import Lock
 from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.tls.config import TLSConfig
+from glec_fast.transport.way_out import parse_proxy, proxy_arguments
 from glec_fast.validation import check_publish
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
 _HOUR_MS = 60 * 60 * 1000
+# A second client of our name, and a broker that drops everybody, end connections sooner.
+PROVEN_AFTER_S = 30.0
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 # MQTT 5, 3.2.2.2: of the will.
 _RETAIN_NOT_SUPPORTED = 0x9A
@@ -86,9 +89,14 @@ class FleetPolicy(Policy):
         routes: Routes,
     ) -> None:
         self.backoff = Backoff(
-            config.retry_initial_delay_ms / 1000, config.retry_max_delay_ms / 1000, config.retry_max_attempts
+            config.retry_initial_delay_ms / 1000,
+            config.retry_max_delay_ms / 1000,
+            config.retry_max_attempts,
+            config.retry_jitter,
         )
         self.retries_first = config.auto_reconnect
+        # Since when a connection lasts that has not proved itself, and the acknowledgements before it.
+        self._unproven: tuple[float, int] | None = None
         self.pin_failures = 0
         self.on_dropped = on_dropped
         self._tick = tick
@@ -120,8 +128,23 @@ class FleetPolicy(Policy):
             return self._routes.spread_s(self._initial_delay_s)
         if isinstance(self.connect_error, PinningError):
             # No fault of the network, which might pass in a moment.
-            return self.backoff.maximum_s
+            return self.backoff.longest_delay_s()
         return self.backoff.next_delay_s()
+
+    def on_accepted(self, answered_count: int) -> None:
+        """The broker accepts a connection; so many acknowledgements came before it. It may yet end it at once."""
+        self._unproven = time.monotonic(), answered_count
+
+    def look_for_proof(self, answered_count: int, *, has_ended: bool = False) -> None:
+        """A connection that brought an acknowledgement, or lasted a while, lets the waits begin anew."""
+        if self._unproven is None:
+            return
+        began_s, before = self._unproven
+        if answered_count > before or time.monotonic() - began_s >= PROVEN_AFTER_S:
+            self.backoff.reset()
+            self._unproven = None
+        elif has_ended:
+            self._unproven = None
 
     def fail_attempt(self, error: OSError) -> bool:
         """See `Policy`."""
@@ -156,6 +179,8 @@ def _client_of(config: MQTTConfig, store: Store, policy: Policy, connector: Secu
         wait_for_disk=config.wait_for_disk,
         resend_in_doubt=config.resend_in_doubt,
         max_unreleased=config.max_unreleased,
+        max_qos=config.max_qos,
+        max_packet_bytes=config.max_packet_bytes,
         on_owner_away=config.on_owner_away,  # type: ignore[arg-type]
         resend_unproven=config.resend_unproven,
         answer_timeout_s=config.answer_timeout_s,
@@ -171,6 +196,15 @@ def _client_of(config: MQTTConfig, store: Store, policy: Policy, connector: Secu
     client.suppress_exceptions = True
     if broker.tls:
         client.tls_set_context(connector.context())
+    if config.websocket_headers:
+        client.ws_set_options(broker.path, config.headers)
+    if config.proxy_url is not None:
+        try:
+            client.proxy_set(**proxy_arguments(parse_proxy(config.proxy_url), config.options))
+        except ImportError as error:
+            says = "proxy_url needs PySocks: pip install glec-fast[proxy]"
+            raise ConfigError(says, field="proxy_url") from error
+    connector.options = config.options
     if config.username is not None:
         client.username_pw_set(config.username, config.password)
     return client
@@ -237,6 +271,8 @@ class MQTTManager(process.OfOneProcess):
             overflow=config.overflow,
             ttl_ms=int(config.queue_ttl_hours * _HOUR_MS),
             max_retry=config.queue_max_retry,
+            quarantine_max_size=config.quarantine_max_size,
+            quarantine_days=config.quarantine_days,
             qos0_commit_delay_s=config.qos0_commit_delay_s,
             clocks=clocks,
             log=self._log,
@@ -297,7 +333,10 @@ class MQTTManager(process.OfOneProcess):
             if parts_of(self._client).thread.is_running:
                 return
             self._set_will()
-            self._client.connect_async(broker.host, broker.port, self.config.keepalive_s, **_session_of(self.config))
+            address = self.config.local_address or ""
+            self._client.connect_async(
+                broker.host, broker.port, self.config.keepalive_s, address, **_session_of(self.config)
+            )
             self._enter("connecting")
             self._client.loop_start()
 
@@ -465,6 +504,7 @@ class MQTTManager(process.OfOneProcess):
 
     def _tick(self) -> float:
         """Do what is due; returns the seconds until something is."""
+        self._policy.look_for_proof(self._outbox.session.answered_count)
         now_s = time.monotonic()
         if now_s >= self._next_status_s:
             self._next_status_s = now_s + self.config.status_interval_s
@@ -509,7 +549,7 @@ class MQTTManager(process.OfOneProcess):
                 self._set_will()
             self._fail_attempt(logging.ERROR, refused)
             return
-        self._policy.backoff.reset()
+        self._policy.on_accepted(self._outbox.session.answered_count)
         self._connects += 1
         self._enter("connected")
         self._routes.on_accepted()
@@ -545,6 +585,7 @@ class MQTTManager(process.OfOneProcess):
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
+        self._policy.look_for_proof(self._outbox.session.answered_count, has_ended=True)
         is_by_broker = flags.is_disconnect_packet_from_server
         is_lost = reason.is_failure or is_by_broker
         why = f"the broker ended it: {reason}" if is_by_broker else parts_of(self._client).ending.cause or str(reason)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 
 from glec_fast import _paho
@@ -35,7 +35,7 @@ from glec_fast.outbox.owners import OnOwnerAway, Owner
 from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.runtime import process
 from glec_fast.runtime._lock import CallbackMark, Lock
-from glec_fast.validation import check_publish, check_size
+from glec_fast.validation import PACKET_MAX_BYTES, check_publish, check_size
 
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from glec_fast.outbox.handle import PublishHandle
 
 _MAX_UNRELEASED = 20
+_MAX_QOS = 2
 _FIRST_ONLY = paho.MQTT_CLEAN_START_FIRST_ONLY
 _PACKET_IDS = 65_535
 _CONNECT = 0x10
@@ -93,6 +94,8 @@ class Client(process.OfOneProcess, WithCallbacks):
     answer_timeout_s: PINGREQ goes out as soon as so long nothing has come back for what went out, and is to be answered
     in the same time; 0 for the keep alive alone, as with paho.
     ack_timeout_s: a message that is unacknowledged for so long ends the connection, and goes again on the next. 0: no.
+    max_qos: with a store, the highest QoS that the broker takes, 0 to 2: what has a higher one is sent with this.
+    max_packet_bytes: with a store, the largest packet that it takes, from 64; `publish` refuses what needs more.
     connector, policy: how connections are made, and what follows a failure, where that is not paho's way.
 
     Raises ValueError as paho does, ConfigError, and the errors of `Store`.
@@ -123,6 +126,8 @@ class Client(process.OfOneProcess, WithCallbacks):
         resend_unproven: bool = False,
         answer_timeout_s: float = 0.0,
         ack_timeout_s: float = 0.0,
+        max_qos: int = _MAX_QOS,
+        max_packet_bytes: int = PACKET_MAX_BYTES,
         connector: Connector | None = None,
         policy: Policy | None = None,
     ) -> None:
@@ -135,7 +140,11 @@ class Client(process.OfOneProcess, WithCallbacks):
             if for_a_store != (True, False, _MAX_UNRELEASED, False):
                 names = "wait_for_disk, resend_in_doubt, max_unreleased and resend_unproven"
                 raise ConfigError(f"{names} are for a client with a store")
+            if (max_qos, max_packet_bytes) != (_MAX_QOS, PACKET_MAX_BYTES):
+                raise ConfigError("max_qos and max_packet_bytes are for a client with a store")
         else:
+            if max_qos not in (0, 1, 2) or not 64 <= max_packet_bytes <= PACKET_MAX_BYTES:
+                raise ConfigError(f"max_qos must be 0, 1 or 2, and max_packet_bytes 64 to {PACKET_MAX_BYTES}")
             if not 1 <= max_unreleased <= 65_534:
                 raise ConfigError(f"max_unreleased is {max_unreleased}; it must be 1 to 65534 messages")
             if on_owner_away not in ("wait", "move"):
@@ -161,9 +170,8 @@ class Client(process.OfOneProcess, WithCallbacks):
             self._compose(MemoryOutbox(self._max_inflight_messages, self._wake), timeouts_s)
         else:
             told = self._max_inflight_messages, self._wake, self._tell_dropped
-            outbox = open_outbox(
-                store, *told, wait_for_disk, resend_in_doubt, max_unreleased, on_owner_away, resend_unproven
-            )
+            rules = wait_for_disk, resend_in_doubt, max_unreleased
+            outbox = open_outbox(store, *told, *rules, on_owner_away, resend_unproven, max_qos, max_packet_bytes)
             self._compose(outbox, timeouts_s)
             process.watch_exit(self)
         if broker_name:
@@ -174,6 +182,7 @@ class Client(process.OfOneProcess, WithCallbacks):
         self._outbox = outbox
         self._parts = parts = compose(self, outbox, self._connector, self._policy, **timeouts_s)
         outbox.is_traced = self._is_logging
+        outbox.session.protocol_version = int(self._protocol)
         # For `publish`: where something is to be sent, and where what is sent is logged.
         self._after_publish, self._log_sent = parts.writer.after_publish, parts.writer.log_sent
         paho_s = _paho.Paho(self)
@@ -419,6 +428,12 @@ class Client(process.OfOneProcess, WithCallbacks):
         Returns as `loop_read`. What an exception kept from being told, or asked for, is made up for. With a store, what
         is on disk by now is made ready to be sent.
         """
+        if self._sock is not None and self._connector.is_unanswered:
+            self._connector.end_greeting()
+            cause = "the server has not answered CONNECT in time (MQTT 3.1.4)"
+            self._parts.ending.note(cause)
+            self._easy_log(LogLevel.MQTT_LOG_ERR, "closing the connection: %s", cause)
+            return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
         return self._parts.loop.do_misc() or self._parts.liveness.check()
 
     def _packet_queue(
@@ -437,9 +452,11 @@ class Client(process.OfOneProcess, WithCallbacks):
     # ---- connections
 
     def _send_connect(self, keepalive: int) -> MQTTErrorCode:
+        self._connector.begin_greeting()
         return self._parts.greeting.send_connect(super()._send_connect, keepalive)
 
     def _handle_connack(self) -> MQTTErrorCode:
+        self._connector.end_greeting()
         return self._parts.greeting.on_connack(super()._handle_connack)
 
     def _loop_rc_handle(self, rc: MQTTErrorCode) -> MQTTErrorCode:
@@ -475,6 +492,7 @@ class Client(process.OfOneProcess, WithCallbacks):
             return
         try:
             self._sock = None
+            self._connector.on_closing()
             self._call_socket_unregister_write(sock)
             self._call_socket_close(sock)
         finally:

@@ -302,11 +302,17 @@ class Dispatcher:
             return self._on_pubrel(body[0] << 8 | body[1])
         if kind in (_SUBACK_TYPE, _UNSUBACK_TYPE):
             self._outbox.release_packet_id(body[0] << 8 | body[1])
+        elif kind == PINGRESP and self._outbox.probes > 1:
+            # Thousands of them in a row, and the last is the one that tells.
+            self._outbox.probes -= 1
+            self._outbox.on_pong()
+            return _SUCCESS
         elif kind == PINGRESP:
             self.link.do(self._outbox.on_pingresp)
             self._outbox.settle_into(self.finished)
         elif kind == _DISCONNECT_TYPE:
             self._outbox.is_left = True
+            self._outbox.left_reason = body[0] if body else 0
         try:
             return self._paho.handle_packet(command, body)
         except ProtocolError as error:

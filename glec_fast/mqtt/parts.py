@@ -97,6 +97,8 @@ def open_outbox(
     max_unreleased: int,
     on_owner_away: OnOwnerAway,
     resend_unproven: bool,
+    max_qos: int,
+    max_packet_bytes: int,
 ) -> DurableOutbox:
     """Over a store, or a path where one is opened; `on_work` may be called at once."""
     store = given if isinstance(given, Store) else Store(given)
@@ -111,6 +113,8 @@ def open_outbox(
             max_unreleased=max_unreleased,
             on_owner_away=on_owner_away,
             resend_unproven=resend_unproven,
+            max_qos=max_qos,
+            max_packet_bytes=max_packet_bytes,
         )
     except BaseException:
         if store is not given:

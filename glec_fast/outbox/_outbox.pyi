@@ -52,6 +52,12 @@ class Outbox:
     """A server has accepted the connection, and it lasts."""
     is_left: bool
     """The server ended the connection in order, or said that it does."""
+    is_broken_off: bool
+    """It broke the connection off."""
+    left_reason: int
+    """Of the server's DISCONNECT (MQTT 5, 3.14.2.1), 0 for none."""
+    probes: int
+    """So many PINGREQs of its own are not answered."""
     is_awaited: bool
     """On this connection, and before the server has accepted it, something was published."""
     is_session_foreign: bool
@@ -101,6 +107,8 @@ class Outbox:
         """The session was given answers of the server; the caller holds the lock."""
     def on_heard_out(self) -> None:
         """The server has ended the connection as our DISCONNECT asked it to: it has read all that was before that."""
+    def on_pong(self) -> None:
+        """PINGRESP came, one of several that were asked for at once."""
     def on_pingresp(self) -> None:
         """PINGRESP came. What that ends is told with the next that are finished."""
     def put_packet(self, packet: bytes | bytearray, *, first: bool = False, last: bool = False) -> bool:
@@ -256,7 +264,15 @@ class RowOutbox(Outbox):
     has_progress: bool
     """Something was acknowledged on this connection."""
     is_narrow: bool
-    """The window is one exchange until something was."""
+    """The window is one exchange, and no QoS 0 goes, until `_may_widen`."""
+    has_remarks: bool
+    """`_note_remarks` has something to note or to tell."""
+    has_suspects: bool
+    """Messages are suspected of ending connections: `_note_answered` is to hear of what is finished."""
+    has_refusals: bool
+    """The broker has refused a message on this connection, and may end it for that."""
+    is_reading: bool
+    """Rows are between the store and `_rows`."""
     is_downgrade_recorded: bool
     """The ledger has a message that this broker took as QoS 1."""
 
@@ -288,6 +304,9 @@ class RowOutbox(Outbox):
     def pull(self) -> None:
         """Encode the next rows as far as the window has room, and read more of them from the store."""
     def _pull(self) -> None: ...
+    def _have_all_gone(self) -> bool: ...
+    def abandon(self, ids: list[int]) -> list[int] | None:
+        """See `glec_fast.durable.transaction.Outbox`."""
     def void_session(self) -> None:
         """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message."""
     def leave_owner(self, again: set[int], received: list[int]) -> None:

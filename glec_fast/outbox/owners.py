@@ -161,10 +161,12 @@ class Owners:
         outbox = self._outbox
         with outbox.lock:
             exchanges = [Exchange(*each) for each in outbox.session.parked_exchanges()]
+            reserved = [Exchange(*each, MOVED) for each in outbox.session.reserved_ids()]
         gone = set(self._store.missing([each.message_id for each in exchanges]))
         if self._moves:
             exchanges = [each._replace(state=_MOVED_TO[each.state]) for each in exchanges]
-        self._keep(known, exchanges)
+        # Given up without an answer: such a packet id is nobody's either.
+        self._keep(known, exchanges + reserved)
         with outbox.lock:
             for message_id in gone:
                 outbox.session.forget(message_id)

@@ -22,6 +22,10 @@ class ServerLimits(NamedTuple):
     retain_available: bool
     packet_max_bytes: int
 
+    def lowered(self, row: Row) -> Row:
+        """As it is sent: with the highest QoS that this server takes."""
+        return row if row[3] <= self.qos_max else (*row[:3], self.qos_max, *row[4:])
+
     def allow(self, row: Row) -> bool:
         """False for a row as `Store.read` gives it that this server would end the connection over."""
         topic, payload, qos = row[1:4]
@@ -31,9 +35,9 @@ class ServerLimits(NamedTuple):
         return packet_bytes(topic, payload, qos, packed) <= self.packet_max_bytes
 
 
-def limits_of(connack: Mapping[str, Any]) -> ServerLimits | None:
-    """From CONNACK's properties, by paho's names; None where they limit nothing."""
-    qos_max = connack.get("MaximumQoS", _QOS_MAX)
+def limits_of(connack: Mapping[str, Any], qos_max: int = _QOS_MAX) -> ServerLimits | None:
+    """From CONNACK's properties, by paho's names, and the highest QoS to use at all; None where nothing is limited."""
+    qos_max = min(connack.get("MaximumQoS", _QOS_MAX), qos_max)
     retain_available = bool(connack.get("RetainAvailable", 1))
     packet_max_bytes = connack.get("MaximumPacketSize", PACKET_MAX_BYTES)
     limits = ServerLimits(qos_max, retain_available, packet_max_bytes)

@@ -19,20 +19,28 @@ from glec_fast.outbox._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.outbox.owners import OnOwnerAway, Owner, Owners
 from glec_fast.outbox.server_limits import ServerLimits, limits_of
+from glec_fast.outbox.suspicion import Suspicion, Verdict
 from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.outbox.weaknesses import Weakness, Weaknesses
 from glec_fast.protocol._inbound import unpack_properties
 from glec_fast.runtime import process
+from glec_fast.validation import PACKET_MAX_BYTES, check_packet
 
 # The broker begins on these while the next are read.
 _PULL_ROWS_MAX = 250
 # What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt.
 _REFUSED_PAUSE_S = 30.0
+_MQTT_5 = 5
 _PINGREQ = b"\xc0\x00"
 # Stands for QoS 0 in the row of what `say` sent, which is not queued again.
 _SAID = -1
 # Of QoS 0 that goes past the queue the broker is asked to answer as often: once in half a minute of telemetry.
 _UNASKED_BYTES_MAX = 16_000
+# Where nothing else is to be sent, so many at once show what a connection carries.
+_PROBES_MAX = 2048
+# Reason codes of a DISCONNECT that are about what was sent last (MQTT 5, 3.14.2.1), of those of a failure.
+_ABOUT_A_MESSAGE = frozenset((0x80, 0x81, 0x82, 0x83, 0x87, 0x90, 0x94, 0x95, 0x97, 0x99, 0x9A, 0x9B))
+_FAILURE = 0x80
 
 logger = logging.getLogger("glec_fast")
 
@@ -52,6 +60,8 @@ class DurableOutbox(RowOutbox):
         max_unreleased: int = 0,
         on_owner_away: OnOwnerAway = "move",
         resend_unproven: bool = False,
+        max_qos: int = 2,
+        max_packet_bytes: int = PACKET_MAX_BYTES,
     ) -> None:
         super().__init__(store, window, on_work, max_unreleased=max_unreleased, resend_in_doubt=resend_in_doubt)
         # (client id, owner of the session) of the connection that is or comes next.
@@ -59,6 +69,8 @@ class DurableOutbox(RowOutbox):
         # A broker of that owner has accepted a connection of this process: its session is ours.
         self._has_session = False
         self._wait_for_disk = wait_for_disk
+        self._max_qos = max_qos
+        self._max_packet_bytes = max_packet_bytes
         self._tell_dropped = on_dropped
         self.refused_count = 0
         # Of `publish`; 0 where only the store bounds them.
@@ -80,6 +92,17 @@ class DurableOutbox(RowOutbox):
         self._asked_at = 0
         # A connection that was accepted begins with PINGREQ alone; and what it will go on with.
         self.is_proving = False
+        self._suspicion = Suspicion(store.max_retry)
+        # Messages that went with a lower QoS, as far as they were not noted.
+        self._lowered_count = 0
+        # For quarantine, and their rows are still there.
+        self._leaving: set[int] = set()
+        # Rows of QoS 0 were passed over on this connection, until it is not narrow any more.
+        self._has_held_back = False
+        # Where the queue is read anew on a connection that goes on: what is in flight, or for `_read_again`.
+        self._on_its_way: frozenset[int] = frozenset()
+        # What the socket had taken before this connection.
+        self._begun_bytes = 0
         self._receive_maximum = 65_535
         try:
             ranges = self._load_image()
@@ -119,6 +142,9 @@ class DurableOutbox(RowOutbox):
             self._identity = identity
             self._has_session = False
             self.weaknesses.begin(owner)
+            with self.lock:
+                self._suspicion = Suspicion(self.store.max_retry)
+                self.has_suspects = False
         if self._has_session:
             # Also where nothing was written since, so that the file does not name it.
             self.is_session_foreign = False
@@ -131,7 +157,8 @@ class DurableOutbox(RowOutbox):
             parked, finished = self.session.parked_ids(), self._finished.ids.copy()
         self._rewind(parked, finished)
 
-    def _rewind(self, parked: list[int], finished: list[int]) -> None:
+    def _rewind(self, parked: list[int], finished: list[int], on_its_way: frozenset[int] = frozenset()) -> None:
+        self._on_its_way = on_its_way
         withheld = self._owners.withheld
         self.store.rewind(withheld.union(parked) if withheld else parked, finished, withheld)
 
@@ -158,9 +185,16 @@ class DurableOutbox(RowOutbox):
         return self.stored_count + len(self._direct)
 
     def publish(self, topic: str, payload: str | bytes, qos: int, extras: Extras | None = None) -> PublishHandle:
-        """Take a message. QoS 2 waits for the disk, unless told not to. Raises QueueStorageError, QueueClosedError."""
+        """Take a message. QoS 2 waits for the disk, unless told not to.
+
+        Raises MessageError for what is larger than the largest packet, QueueStorageError, QueueClosedError.
+        """
+        if self._max_packet_bytes < PACKET_MAX_BYTES:
+            packed = b"" if self.session.protocol_version != _MQTT_5 else None if extras is None else extras.packed()
+            check_packet(topic, payload, qos, packed, self._max_packet_bytes)
         # At the end of the process nobody would know whether it left.
-        if qos == 0 and self.is_open and not self._has_waiting_rows() and not self.store.is_ending:
+        is_direct = qos == 0 and self.is_open and not self.is_narrow
+        if is_direct and not self._has_waiting_rows() and not self.store.is_ending:
             handle = self._publish_direct(topic, payload, extras)
             if handle is not None:
                 return handle
@@ -309,6 +343,7 @@ class DurableOutbox(RowOutbox):
             parked = self.session.parked_ids()
         gone = self.store.missing(parked) if parked else []
         with self.lock:
+            self._suspicion.on_answered(gone)
             # Another thread may have ended the connection.
             for message_id in gone if self.is_open else ():
                 self.session.release_parked(message_id)
@@ -317,24 +352,32 @@ class DurableOutbox(RowOutbox):
     def _read_again(self) -> None:
         with self.lock:
             ids, self._again = self._again, []
-        rows, unknown = self.store.read_again(ids)
-        with self.lock:
-            # Others may have come meanwhile.
-            self._again += unknown
-        rows = self._allowed(rows)
-        is_alert = ALERT_QOS if self.store.has_alert_lane else None
-        alerts = [row for row in rows if row[3] == is_alert]
-        others = [row for row in rows if row[3] != is_alert]
-        with self.lock:
-            self._rows, self._rows_gone = others + self._rows[self._rows_gone :], 0
-            self._alerts, self._alerts_gone = alerts + self._alerts[self._alerts_gone :], 0
+            self.is_reading = True
+        try:
+            rows, unknown = self.store.read_again(ids)
+            with self.lock:
+                # Others may have come meanwhile.
+                self._again += unknown
+            rows = self._allowed(rows)
+            is_alert = ALERT_QOS if self.store.has_alert_lane else None
+            alerts = [row for row in rows if row[3] == is_alert]
+            others = [row for row in rows if row[3] != is_alert]
+            with self.lock:
+                self._rows, self._rows_gone = others + self._rows[self._rows_gone :], 0
+                self._alerts, self._alerts_gone = alerts + self._alerts[self._alerts_gone :], 0
+        finally:
+            self.is_reading = False
 
     def _read_alerts(self) -> bool:
         """True where there were alerts to read."""
-        rows, is_last = self.store.read_alerts(_PULL_ROWS_MAX)
-        rows = self._allowed(rows)
-        with self.lock:
-            self._alerts, self._alerts_gone = rows, 0
+        self.is_reading = True
+        try:
+            rows, is_last = self.store.read_alerts(_PULL_ROWS_MAX)
+            rows = self._allowed(self._not_on_its_way(rows))
+            with self.lock:
+                self._alerts, self._alerts_gone = rows, 0
+        finally:
+            self.is_reading = False
         self.store.on_rows_taken()
         return bool(rows) or not is_last
 
@@ -344,12 +387,16 @@ class DurableOutbox(RowOutbox):
             return False
         # Cleared before the read: a commit meanwhile sets it again.
         self._more_to_read = False
-        rows, is_last = self.store.read(_PULL_ROWS_MAX)
-        if not is_last:
-            self._more_to_read = True
-        rows = self._allowed(rows)
-        with self.lock:
-            self._rows, self._rows_gone = rows, 0
+        self.is_reading = True
+        try:
+            rows, is_last = self.store.read(_PULL_ROWS_MAX)
+            if not is_last:
+                self._more_to_read = True
+            rows = self._allowed(self._not_on_its_way(rows))
+            with self.lock:
+                self._rows, self._rows_gone = rows, 0
+        finally:
+            self.is_reading = False
         self.store.on_rows_taken()
         return True
 
@@ -364,22 +411,45 @@ class DurableOutbox(RowOutbox):
         self.rewind()
         return True
 
+    def _not_on_its_way(self, rows: list[Row]) -> list[Row]:
+        on_its_way = self._on_its_way
+        return [row for row in rows if row[0] not in on_its_way] if on_its_way else rows
+
     def _allowed(self, rows: list[Row]) -> list[Row]:
         """What this server takes; it counts as refused where it would end the connection over a message instead."""
+        if self.is_narrow or self.has_suspects or self._leaving:
+            rows = self._beside_suspects(rows)
         limits = self.limits
         if limits is None:
             return rows
         with self.lock:
             # Their exchange has begun.
             parked = frozenset(self.session.parked_ids())
+            lowered = sum(row[3] > limits.qos_max and row[0] not in parked for row in rows)
+            rows = [row if row[0] in parked else limits.lowered(row) for row in rows] if lowered else rows
             over = {row[0] for row in rows if row[0] not in parked and not limits.allow(row)}
             self._refused += over
+            self._lowered_count += lowered
+            self.has_remarks = self.has_remarks or lowered > 0
         if over:
             text = f"{len(over)} messages are more than this server takes ({limits})"
             kind = "messages that are more than this server takes"
             self.store.log.note(logging.WARNING, kind, str(limits), count=len(over), text=text, later=True)
-            self.after_settle()
+            self._pass_on_refused()
         return [row for row in rows if row[0] not in over]
+
+    def _beside_suspects(self, rows: list[Row]) -> list[Row]:
+        """Those that may go on this connection, see `Suspicion`."""
+        with self.lock:
+            passed_over = self._suspicion.aside | self._leaving
+            parked = frozenset(self.session.parked_ids())
+        if self.is_narrow:
+            # All is lowered to it, but for what has an exchange.
+            is_qos_0_all = self.limits is not None and self.limits.qos_max == 0
+            passed_over |= {row[0] for row in rows if row[3] == 0 or (is_qos_0_all and row[0] not in parked)}
+        kept = [row for row in rows if row[0] not in passed_over]
+        self._has_held_back = self._has_held_back or len(kept) < len(rows)
+        return kept
 
     def _pass_on_refused(self) -> None:
         with self.lock:
@@ -395,6 +465,7 @@ class DurableOutbox(RowOutbox):
     def park(self) -> None:
         """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
         in_order, has_left = self.is_left, self.session.unsent_bytes == 0
+        self._suspect()
         parked, finished, stranded, unproven, unproven_count = self._end_connection()
         self._rewind(parked, finished)
         if unproven_count:
@@ -411,6 +482,72 @@ class DurableOutbox(RowOutbox):
             tries = 0 if self.has_progress else self._unanswered.end(has_left=has_left, in_order=in_order)
         if tries:
             logger.warning("the broker ended the connection over the PUBREL of message %d, try %d", oldest[0], tries)
+
+    def _suspect(self) -> None:
+        """A connection ends, and its exchanges are still those that were in flight."""
+        reason = self.left_reason
+        is_about_us = reason < _FAILURE or reason in _ABOUT_A_MESSAGE
+        with self.lock:
+            session, suspicion = self.session, self._suspicion
+            # Not a second time; and not where we leave, which has the server end it.
+            if not self.is_open or session.has_last:
+                return
+            exposed = [message_id for message_id in session.exposed_ids() if message_id not in self._said]
+            tries = suspicion.end(
+                exposed,
+                session.sent_to - session.publish_start,
+                session.sent_to - self._begun_bytes,
+                by_peer=(self.is_left or self.is_broken_off) and is_about_us and not self.has_refusals,
+                reason=reason if reason >= _FAILURE else 0,
+            )
+            self.has_suspects = not suspicion.is_idle
+            is_aside = bool(suspicion.aside.intersection(exposed))
+        if is_aside:
+            text = f"message {exposed[0]} stands aside, so that others go: {tries} connections ended over it"
+            self.store.log.note(logging.WARNING, "messages standing aside", f"{tries} connections ended", text=text)
+        elif tries:
+            logger.debug("the connection ended over message %d, try %d", exposed[0], tries)
+
+    def _judge(self, carried_bytes: int) -> None:
+        """So much was carried by this connection, which lasts: what stands aside may be for quarantine by now."""
+        with self.lock:
+            verdicts = self._suspicion.judge(carried_bytes)
+            self._leaving.update(verdict.message_id for verdict in verdicts)
+            self.has_suspects = not self._suspicion.is_idle
+        for verdict in verdicts:
+            why = _why(verdict)
+            text = f"message {verdict.message_id} goes into quarantine: {why}"
+            self.store.log.note(logging.ERROR, "messages quarantined", why, text=text)
+            self.store.quarantine([verdict.message_id], why)
+
+    def _probe(self) -> None:
+        """Find out what this connection carries without what stands aside, if need be with nothing but PINGREQs."""
+        if self.probes:
+            return
+        with self.lock:
+            session = self.session
+            wanted_bytes = self._suspicion.control_bytes - (session.answered_to - self._begun_bytes)
+            is_idle = session.in_flight == 0 and session.unsent_bytes == 0
+        count = 1
+        if is_idle and not self._has_waiting_rows():
+            count = max(1, min(-(-wanted_bytes // len(_PINGREQ)), _PROBES_MAX))
+        self.probes = count
+        for _ in range(count):
+            self.put_packet(_PINGREQ)
+        self._on_work()
+
+    def _may_widen(self) -> bool:
+        """Whether a narrow connection has no reason to be so any more."""
+        if self._suspicion.suspects:
+            # Those that have no row any more answer to nobody.
+            is_drained = not (self._more_to_read or self.store.has_alerts) and self._have_all_gone()
+            return is_drained and not (self.session.in_flight or self.session.unsent_bytes)
+        return self.has_progress or not self._unanswered.is_careful
+
+    def _note_answered(self, ids: list[int]) -> None:
+        """The broker has answered these; the caller holds the lock."""
+        self._suspicion.on_answered(ids)
+        self.has_suspects = not self._suspicion.is_idle
 
     def begin_close(self) -> None:
         """See `Outbox.begin_close`: what waits for the broker to accept the connection is in the file."""
@@ -495,7 +632,10 @@ class DurableOutbox(RowOutbox):
         # What was refused as the last connection ended is counted, and read with all others.
         self.after_settle()
         with self.lock:
-            self.is_left = self.has_progress = False
+            self.is_left = self.is_broken_off = self.has_progress = self.has_refusals = False
+            self.left_reason = 0
+            self._begun_bytes = self.session.sent_to
+            self.probes = 0
             self._receive_maximum = receive_maximum
             must_wait = self._unanswered.begin(self.session.released_ids(), time.monotonic())
         self.is_proving = must_wait
@@ -514,7 +654,11 @@ class DurableOutbox(RowOutbox):
         """Begin to send on a connection that was accepted."""
         self.is_proving = False
         with self._pulling:
-            self.is_narrow = self._unanswered.is_careful
+            with self.lock:
+                self._suspicion.begin()
+            self.is_narrow = self._unanswered.is_careful or bool(self._suspicion.suspects)
+            self._has_held_back = False
+            self._judge(0)
             parked, finished = self._begin_connection(1 if self.is_narrow else self._receive_maximum)
             self._again.clear()
             self._rewind(parked, finished)
@@ -525,7 +669,7 @@ class DurableOutbox(RowOutbox):
 
     def meet(self, connack: dict[str, Any], asked_s: int) -> None:
         """See `Outbox.meet`; before `resume`."""
-        self.limits = limits_of(connack)
+        self.limits = limits_of(connack, self._max_qos)
         self.note_session(asked_s, connack.get("SessionExpiryInterval", asked_s))
 
     def note_session(self, asked_s: int, granted_s: int) -> None:
@@ -536,16 +680,27 @@ class DurableOutbox(RowOutbox):
             self.weaknesses.tell()
 
     def _widen(self) -> None:
-        """Something was acknowledged: no PUBREL stands in the way."""
+        """Something was acknowledged: no PUBREL stands in the way, nor any message."""
         with self.lock:
             self.is_narrow = False
             self._unanswered.on_finished()
             self.session.resume(True, self._receive_maximum)
+            if not self._has_held_back:
+                return
+            self._has_held_back = False
+            session = self.session
+            parked, finished = session.parked_ids(), self._finished.ids.copy()
+            on_its_way = frozenset(session.in_flight_ids()).union(session.refused_ids, self._refused, self._again)
+            self._rows, self._rows_gone, self._more_to_read = [], 0, True
+            self._alerts, self._alerts_gone = [], 0
+        self._rewind(parked, finished, on_its_way)
 
     def look_for_answers(self) -> None:
         """Now and then, on a connection that lasts: ask about PUBRELs that were sent again, see `Unanswered`."""
         unanswered = self._unanswered
-        if not (self.is_open and unanswered.are_overdue(time.monotonic())):
+        if self.is_open and self._suspicion.aside and not unanswered.asked:
+            self._probe()
+        if self.probes or not (self.is_open and unanswered.are_overdue(time.monotonic())):
             return
         with self.lock:
             waiting = frozenset(self.session.unanswered_ids())
@@ -560,6 +715,13 @@ class DurableOutbox(RowOutbox):
             # Others may have been put before.
             is_answer = self.session.pings_answered >= self._asked_at
             asked = self._unanswered.on_pingresp() if is_answer else []
+            carried_bytes = self.session.answered_to - self._begun_bytes
+        if self.probes:
+            self.probes -= 1
+            if not self.probes and self.is_open:
+                self._judge(carried_bytes)
+                if self._suspicion.aside:
+                    self._probe()
         if not asked:
             if self.is_proving and is_answer:
                 self._open()
@@ -574,7 +736,12 @@ class DurableOutbox(RowOutbox):
             self._open()
 
     def _note_remarks(self, downgraded_count: int) -> None:
-        """So many more messages of QoS 2 ended with PUBACK."""
+        """So many more messages of QoS 2 ended with PUBACK. What went with a lower QoS is noted too."""
+        with self.lock:
+            lowered_count, self._lowered_count = self._lowered_count, 0
+        if lowered_count:
+            highest = "" if self.limits is None else f" (the highest is {self.limits.qos_max})"
+            self.weaknesses.note(Weakness.QOS_LOWERED, lowered_count, highest)
         if downgraded_count:
             self.weaknesses.note(Weakness.QOS_2_AS_QOS_1, downgraded_count)
         self.weaknesses.tell()
@@ -621,11 +788,32 @@ class DurableOutbox(RowOutbox):
         if lost:
             self.on_dropped([Dropped(mid, "", waiting[mid].qos, DropReason.DAMAGED_FILE) for mid in lost])
 
+    def abandon(self, ids: list[int]) -> list[int] | None:
+        """See `glec_fast.durable.transaction.Outbox`; what waits for a broker that is away stays."""
+        withheld = self._owners.withheld
+        staying = super().abandon([message_id for message_id in ids if message_id not in withheld])
+        if staying is None:
+            return None
+        staying += [message_id for message_id in ids if message_id in withheld]
+        with self.lock:
+            # Nothing else lets them be sent again.
+            self._leaving.difference_update(staying)
+        return staying
+
     def on_dropped(self, dropped: list[Dropped]) -> None:
         """See `glec_fast.durable.transaction.Outbox`."""
+        with self.lock:
+            ids = [each.message_id for each in dropped]
+            self._leaving.difference_update(ids)
+            self._note_answered(ids)
         # As with on_publish: the callback first, then those who wait.
         self._tell_dropped(dropped)
         for each in dropped:
             handle = self._handles.pop(each.message_id, None)
             if handle is not None:
                 handle._set_as_dropped(each.reason)
+
+
+def _why(verdict: Verdict) -> str:
+    named = f" (reason code 0x{verdict.reason:02X})" if verdict.reason else ""
+    return f"the broker ended {verdict.tries} connections over it{named}, each while nothing else was on its way"

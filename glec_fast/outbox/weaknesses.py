@@ -16,6 +16,8 @@ class Weakness(str, Enum):
 
     # Messages: QoS 2 that the broker answered with PUBACK, as brokers do that know no more than QoS 1.
     QOS_2_AS_QOS_1 = "qos2_as_qos1"
+    # Messages sent with a lower QoS than they have, as the broker takes no higher one; again with each connection.
+    QOS_LOWERED = "qos_lowered"
     # Connections whose CONNACK says that there is no session, where the broker was asked to keep it.
     SESSION_FORGOTTEN = "session_forgotten"
     # Connections: the broker keeps a session for less long than it was asked to (MQTT 5).
@@ -26,6 +28,7 @@ class Weakness(str, Enum):
 
 _MEANING = {
     Weakness.QOS_2_AS_QOS_1: "acknowledges QoS 2 as QoS 1 (PUBACK): messages arrive at least once, not exactly once",
+    Weakness.QOS_LOWERED: "takes no such QoS: messages go with a lower one, and are not what their own QoS promises",
     Weakness.SESSION_FORGOTTEN: (
         "has not kept our session: QoS 2 messages that were on their way may arrive twice, or be missing where the "
         "broker had acknowledged them"

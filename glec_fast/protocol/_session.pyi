@@ -38,6 +38,14 @@ class Session:
     def downgraded_id(self) -> int:
         """The message id of the last of them."""
     @property
+    def answered_count(self) -> int:
+        """Acknowledgements that fitted an exchange: PUBACK, PUBREC, PUBCOMP."""
+    def reserved_ids(self) -> list[tuple[int, int]]:
+        """(message id, packet id) of QoS 2 that was given up; see `abandon`."""
+    @property
+    def reserved_count(self) -> int:
+        """Packet ids of QoS 2 that are kept out of use, as their messages were given up; see `abandon`."""
+    @property
     def has_last(self) -> bool:
         """A packet put as `last` is in the send buffer, or has left."""
     keeps_all_reasons: bool
@@ -219,6 +227,20 @@ class Session:
         """Message ids of the exchanges whose PUBREL was sent more than once, and has left on this connection."""
     def give_up(self, message_id: int) -> bool:
         """End an exchange whose PUBREL is not answered, in flight or set aside. False where there is none."""
+    def abandon(self, ids: list[int]) -> list[int]:
+        """End the exchanges of these messages, which will not be sent again. Their packet ids stay out of use.
+
+        For QoS 1 until the connection has ended; for QoS 2, also over a restart, until they are answered after all or
+        the server has lost the session. Returns those that stay as they are: the server has them, or they are encoded
+        and were not offered to the socket yet.
+        """
+    def in_flight_ids(self) -> list[int]:
+        """Message ids of the exchanges in flight on this connection."""
+    @property
+    def publish_start(self) -> int:
+        """Bytes that the socket has to take before the PUBLISH that was encoded last, of all connections."""
+    def exposed_ids(self) -> list[int]:
+        """Message ids of the exchanges that wait for their first answer, and some of whose PUBLISH may have left."""
     def holds(self, message_id: int) -> bool:
         """True where this message has an exchange, in flight or set aside."""
     def forget(self, message_id: int) -> None:

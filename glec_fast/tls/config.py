@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
 
 from glec_fast.errors import ConfigError
-from glec_fast.settings import FILE, FLAG, PINS, check_settings, one_of, optional_text, setting
+from glec_fast.settings import FILE, FLAG, PINS, check_settings, one_of, optional_text, parsed_list, setting
 from glec_fast.tls.files import Material, load_authorities, load_client, load_revocation_lists, read_files
 from glec_fast.tls.key_format import looks_like_a_key
 from glec_fast.tls.pinning import check_pins
@@ -27,7 +27,15 @@ _CIPHERS = (
     "ECDHE-ECDSA-AES256-GCM-SHA384:ECDHE-RSA-AES256-GCM-SHA384:"
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:@SECLEVEL=2"
 )
+# RFC 7301, 3.1.
+_PROTOCOL_MAX_BYTES = 255
+
 logger = logging.getLogger("glec_fast")
+
+
+def _check_protocol(text: str) -> None:
+    if not 0 < len(text) <= _PROTOCOL_MAX_BYTES or not text.isascii() or not text.isprintable():
+        raise ValueError("it must be the name of a protocol, of ASCII and at most 255 characters")
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,6 +107,15 @@ class TLSConfig:
             credential="crl.pem",
         ),
     )
+    alpn: tuple[str, ...] = field(
+        default=(),
+        metadata=setting(
+            "mqtt.tls.alpn",
+            parsed_list("name of a protocol", _check_protocol),
+            "Protocols offered by ALPN (RFC 7301), for a broker that shares its port with others, such as "
+            "x-amzn-mqtt-ca on port 443.",
+        ),
+    )
     partial_chain: bool = field(
         default=False,
         metadata=setting(
@@ -160,9 +177,17 @@ class TLSConfig:
         partial_chain: bool = False,
     ) -> TLSConfig:
         """As `create_server_auth`, and show the broker a certificate of our own. Raises ConfigError."""
-        pins = check_pins(certificate_pins)
-        of_peer = (tls_version, pins, verify_hostname, crl_file, partial_chain)
-        return cls(ca_cert, client_cert, client_key, key_password, *of_peer)
+        return cls(
+            ca_cert,
+            client_cert,
+            client_key,
+            key_password,
+            tls_version=tls_version,
+            certificate_pins=check_pins(certificate_pins),
+            verify_hostname=verify_hostname,
+            crl_file=crl_file,
+            partial_chain=partial_chain,
+        )
 
     def is_mutual_tls(self) -> bool:
         """True where a certificate of our own is shown."""
@@ -183,6 +208,7 @@ class TLSConfig:
             "verify_hostname": self.verify_hostname,
             "crl_file": _shown(self.crl_file),
             "partial_chain": self.partial_chain,
+            "alpn": self.alpn,
         }
         return f"TLSConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
@@ -238,6 +264,8 @@ def _build(config: TLSConfig, material: Material) -> TLSContext:
         load_authorities(context, material.ca_cert)
     else:
         context.load_default_certs()
+    if config.alpn:
+        context.set_alpn_protocols(list(config.alpn))
     if config.partial_chain:
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     for file in material.crl_file:

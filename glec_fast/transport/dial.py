@@ -1,68 +1,100 @@
-"""TCP to a host of several addresses, within one deadline, and the end of an attempt that nobody wants any more."""
+"""TCP to the addresses of a host, raced within one deadline, and the end of an attempt that nobody wants any more."""
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import time
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+from math import ceil
+from typing import Any, NamedTuple, TypeAlias
 
 from glec_fast.runtime._lock import Lock
 from glec_fast.runtime.process import close_copy
+
+# So long an address is waited for before the next is tried beside it (RFC 8305, 5).
+ATTEMPT_DELAY_S = 0.25
+Address: TypeAlias = "tuple[socket.AddressFamily, tuple[str, int]]"
 
 logger = logging.getLogger("glec_fast")
 
 
 class Attempt:
-    """The socket of a connection while it is made, so that another thread may end it. Thread-safe."""
+    """The sockets of a connection while it is made, so that another thread may end it. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock("Attempt._lock")
-        self._sock: Any = None
+        self._socks: list[Any] = []
         self._has_ended = self._is_over = False
 
     @property
     def is_without_socket(self) -> bool:
         """True while the host's name is looked up, and while a proxy is asked: nothing is there to end."""
         with self._lock:
-            return self._sock is None and not self._is_over
+            return not self._socks and not self._is_over
 
-    def follow(self, sock: Any) -> None:
-        """From now on it is about this socket. Closes it and raises ConnectionAbortedError after `end`."""
+    def join(self, sock: Any) -> None:
+        """It is about this socket too. Closes it and raises ConnectionAbortedError after `end`."""
         with self._lock:
             if self._has_ended:
                 sock.close()
-                raise ConnectionAbortedError("the client was closed while it connected")
-            self._sock = sock
+                self._refuse()
+            self._socks.append(sock)
+
+    def leave(self, sock: Any) -> None:
+        """It is not about this socket any more, which is closed."""
+        with self._lock:
+            # Under the lock, as its number may be another's next.
+            sock.close()
+            if sock in self._socks:
+                self._socks.remove(sock)
+
+    def follow(self, sock: Any) -> None:
+        """From now on it is about this socket alone. Closes it and raises ConnectionAbortedError after `end`."""
+        with self._lock:
+            self._socks.clear()
+        self.join(sock)
+
+    def refuse_if_ended(self) -> None:
+        """Raises ConnectionAbortedError after `end`."""
+        if self._has_ended:
+            self._refuse()
+
+    @staticmethod
+    def _refuse() -> None:
+        raise ConnectionAbortedError("the client was closed while it connected")
 
     def succeed(self) -> None:
         """The socket is somebody else's from now on."""
         with self._lock:
-            self._sock = None
+            self._socks.clear()
             self._is_over = True
 
     def fail(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
         with self._lock:
-            # Under the lock, as its number may be another's next.
-            if self._sock is not None:
-                self._sock.close()
-            self._sock = None
+            for sock in self._socks:
+                sock.close()
+            self._socks.clear()
             self._is_over = True
 
     def let_go_in_child(self) -> None:
         """In a forked child: the connection is the parent's."""
         # Without the lock, which a thread that does not exist here may hold.
-        close_copy(self._sock)
-        self._sock = None
+        for sock in self._socks:
+            close_copy(sock)
+        self._socks = []
 
     def end(self) -> None:
         """Have whoever waits for the peer fail at once, and every later `follow`."""
         with self._lock:
             self._has_ended = True
-            if self._sock is not None:
-                break_link(self._sock)
+            for sock in self._socks:
+                break_link(sock)
 
 
 def break_link(sock: Any) -> None:
@@ -95,52 +127,144 @@ def end_sending(sock: Any) -> None:
         logger.debug("the link had ended already: %s", error)
 
 
-def resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
+def resolve(host: str, port: int) -> list[Address]:
     """The host's addresses in the system's order. Not bounded in time: the system's resolver is. Raises gaierror."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]
 
 
-def dial(
-    host: str,
-    port: int,
-    timeout_s: float,
-    source: tuple[str, int] = ("", 0),
-    attempt: Attempt | None = None,
-    *,
-    for_each: bool = False,
-) -> socket.socket:
-    """Connect to the first address that answers. Raises OSError, that of the last address.
+def in_turn(addresses: list[Address], first: Address | None = None) -> list[Address]:
+    """In the order in which they are tried: families by turns (RFC 8305, 4), and `first`, if it is one of them, first.
 
-    Those that remain share the time that remains: one that a firewall swallows must not take the time of the others.
-    source: the local address and port to connect from; empty and 0 for any. attempt: is to know of each socket.
-    for_each: every address has all of the time, as with `socket.create_connection`.
+    A family that leads nowhere must not be tried to its last address before the other has its turn.
     """
-    attempt = attempt or Attempt()
-    addresses = resolve(host, port)
-    deadline_s = time.monotonic() + timeout_s
-    failure: OSError | None = None
-    for tried, (family, address) in enumerate(addresses):
-        remaining_s = deadline_s - time.monotonic()
-        if for_each:
-            share_s = timeout_s
-        elif remaining_s > 0:
-            share_s = remaining_s / (len(addresses) - tried)
-        else:
-            break
+    lead = [each for each in addresses if each[0] == addresses[0][0]]
+    others = [each for each in addresses if each[0] != addresses[0][0]]
+    mixed = [each for pair in zip_longest(lead, others) for each in pair if each is not None]
+    return sorted(mixed, key=lambda each: each != first)
+
+
+class Route(NamedTuple):
+    """How a host is reached.
+
+    source: the local address and port to connect from; empty and 0 for any. first: the address that answered last.
+    prepare: what each socket has to have before it connects. for_each: every address has all of the time, as with
+    `socket.create_connection`.
+    """
+
+    source: tuple[str, int] = ("", 0)
+    first: Address | None = None
+    prepare: Callable[[socket.socket], None] | None = None
+    for_each: bool = False
+
+
+def dial(
+    host: str, port: int, timeout_s: float, route: Route | None = None, attempt: Attempt | None = None
+) -> socket.socket:
+    """Connect to the address that answers first. Raises OSError, that of the address that failed last.
+
+    Addresses are raced (RFC 8305): the next is tried beside those that have not answered after ATTEMPT_DELAY_S, or as
+    soon as one has failed. So one whose packets are swallowed costs a quarter of a second.
+    attempt: is to know of each socket. The socket has a time-out of `timeout_s`.
+    """
+    route, attempt = route or Route(), attempt or Attempt()
+    return _Race(host, in_turn(resolve(host, port), route.first), timeout_s, route, attempt).run()
+
+
+class _Race:
+    """The addresses of one host. It belongs to one thread."""
+
+    def __init__(self, host: str, addresses: list[Address], timeout_s: float, route: Route, attempt: Attempt) -> None:
+        self._host = host
+        self._waiting = deque(addresses)
+        self._timeout_s = timeout_s
+        self._route = route
+        self._attempt = attempt
+        # Those that are tried, and until when, by their descriptors.
+        self._running: dict[int, tuple[socket.socket, float]] = {}
+        self._poller = select.poll()
+        self._ends_s = self._next_s = 0.0
+        self._failure: OSError | None = None
+
+    def run(self) -> socket.socket:
+        now_s = time.monotonic()
+        self._ends_s = now_s + self._timeout_s
+        try:
+            while (self._waiting or self._running) and (now_s < self._ends_s or self._route.for_each):
+                if self._waiting and (now_s >= self._next_s or not self._running):
+                    self._begin(now_s)
+                winner = next(self._answers(self._wait_s(now_s)), None)
+                if winner is not None:
+                    return self._take(winner)
+                now_s = time.monotonic()
+                self._give_up(now_s)
+        finally:
+            for sock, _ in self._running.values():
+                self._attempt.leave(sock)
+        raise self._failure or TimeoutError(f"no address of {self._host} answered within {self._timeout_s:g} s")
+
+    def _begin(self, now_s: float) -> None:
+        self._next_s = now_s + ATTEMPT_DELAY_S
+        family, address = self._waiting.popleft()
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            attempt.follow(sock)
-            sock.settimeout(share_s)
-            if source != ("", 0):
-                sock.bind(source)
+            self._attempt.join(sock)
+            sock.setblocking(False)
+            if self._route.prepare is not None:
+                self._route.prepare(sock)
+            if self._route.source != ("", 0):
+                sock.bind(self._route.source)
             sock.connect(address)
-        except OSError as error:
-            attempt.fail()
-            failure = error
-        except BaseException:
-            attempt.fail()
+        except BlockingIOError:
+            pass
+        except ConnectionAbortedError:
             raise
-        else:
-            return sock
-    raise failure or TimeoutError(f"no address of {host} answered within {timeout_s:g} s")
+        except OSError as error:
+            self._fail(sock, error)
+            return
+        except BaseException:
+            self._attempt.leave(sock)
+            raise
+        self._running[sock.fileno()] = sock, now_s + self._timeout_s if self._route.for_each else self._ends_s
+        self._poller.register(sock, select.POLLOUT)
+
+    def _wait_s(self, now_s: float) -> float:
+        due_s = min((ends_s for _, ends_s in self._running.values()), default=now_s)
+        return max(min(due_s, self._next_s) - now_s if self._waiting else due_s - now_s, 0.0)
+
+    def _answers(self, wait_s: float) -> Iterator[socket.socket]:
+        """Those that are connected; those that have failed make room for the next."""
+        for descriptor, _ in self._poller.poll(ceil(wait_s * 1000)):
+            self._attempt.refuse_if_ended()
+            sock, _ = self._running[descriptor]
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                self._forget(descriptor)
+                self._fail(sock, OSError(code, os.strerror(code)))
+                continue
+            yield sock
+
+    def _fail(self, sock: socket.socket, error: OSError) -> None:
+        self._attempt.leave(sock)
+        self._failure = error
+        self._next_s = 0.0
+
+    def _give_up(self, now_s: float) -> None:
+        for descriptor, (sock, ends_s) in tuple(self._running.items()):
+            if now_s >= ends_s:
+                self._forget(descriptor)
+                self._attempt.leave(sock)
+                self._failure = TimeoutError(f"no address of {self._host} answered within {self._timeout_s:g} s")
+
+    def _forget(self, descriptor: int) -> None:
+        self._poller.unregister(descriptor)
+        del self._running[descriptor]
+
+    def _take(self, winner: socket.socket) -> socket.socket:
+        del self._running[winner.fileno()]
+        for sock, _ in self._running.values():
+            self._attempt.leave(sock)
+        self._running.clear()
+        self._attempt.follow(winner)
+        winner.settimeout(self._timeout_s)
+        return winner

@@ -193,8 +193,7 @@ def test_dequeue_all_sets_aside_too(path: Path) -> None:
 
 
 def test_what_is_set_aside_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glec_fast.durable.dropping._SET_ASIDE_ROWS_MAX", 10)
-    monkeypatch.setattr("glec_fast.durable.dropping._SET_ASIDE_BYTES_MAX", 1000)
+    monkeypatch.setattr("glec_fast.durable.dropping.QUARANTINE_BYTES_MAX", 1000)
     write(path, *[("+", "x" * size, 1, number, FAR_MS) for number, size in enumerate([1] * 20 + [400] * 3)])
     sent_of(path)
     assert [row[1] for row in set_aside(path)] == [22, 23]
@@ -241,8 +240,8 @@ def test_a_row_that_failed_as_often_as_it_may_is_dropped_and_told(path: Path) ->
         outbox = RecordingOutbox(store)
         assert outbox.read_all() == [1, 3]
         outbox.wait(lambda heard: heard.dropped)
-        assert [(each.message_id, each.reason.value) for each in outbox.dropped] == [(2, "given_up")]
-        assert store.drops == {"given_up": 1}
+        assert [(each.message_id, each.reason.value) for each in outbox.dropped] == [(2, "quarantined")]
+        assert store.drops == {"quarantined": 1}
 
 
 @pytest.mark.parametrize("encoding", ["UTF-16le", "UTF-16be"])

@@ -49,7 +49,7 @@ class FailureRecorder(Recorder):
 
 
 def test_the_waits_double_and_then_stay_at_the_longest() -> None:
-    backoff = Backoff(2.0, 60.0, 5)
+    backoff = Backoff(2.0, 60.0, 5, "none")
     waits = [2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
     assert [backoff.next_delay_s() for _ in waits] == waits
     backoff.reset()
@@ -81,7 +81,8 @@ def test_the_manager_waits_once_between_two_attempts(monkeypatch: pytest.MonkeyP
             story.append("attempt")
 
     monkeypatch.setattr("glec_fast.fleet.manager.FleetPolicy.wait", wait)
-    config = quick_config(CLOSED_URL, tmp_path, retry_initial_delay_ms=2000, retry_max_delay_ms=60_000)
+    waits = {"retry_initial_delay_ms": 2000, "retry_max_delay_ms": 60_000, "retry_jitter": "none"}
+    config = quick_config(CLOSED_URL, tmp_path, **waits)
     with MQTTManager(config) as manager:
         manager.set_connection_callback(Attempts())
         manager.connect()
@@ -103,13 +104,14 @@ def test_a_connection_begins_the_waits_anew(
         return bool(interrupt.wait(0.01))
 
     monkeypatch.setattr("glec_fast.fleet.manager.FleetPolicy.wait", wait)
-    config = quick_config(
-        f"tcp://127.0.0.1:{link.port}", tmp_path, retry_initial_delay_ms=2000, retry_max_delay_ms=60_000
-    )
+    times = {"retry_initial_delay_ms": 2000, "retry_max_delay_ms": 60_000, "retry_jitter": "none"}
+    config = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, **times)
     link.cut()
     with MQTTManager(config) as manager:
         manager.set_connection_callback(recorder)
         manager.connect()
+        # An acknowledgement, with which the connection has proved itself.
+        manager.publish("t", "x", 1).wait_for_publish(TIMEOUT_S)
         assert recorder.wait_for_connections(1)
         link.drop()
         assert recorder.wait_for_connections(2)

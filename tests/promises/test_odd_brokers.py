@@ -126,7 +126,7 @@ def test_any_failure_code_is_a_refusal(tmp_path: Path, qos: int, code: int) -> N
             manager.publish("t", "=bad", qos)
             manager.publish("t", "=good", qos)
             assert manager.flush(TIMEOUT_S)
-        assert [each.reason for each in dropped] == [DropReason.GIVEN_UP]
+        assert [each.reason for each in dropped] == [DropReason.QUARANTINED]
         assert broker.counts() == {b"good": 1}
         assert broker.connections == 1
 
@@ -142,7 +142,7 @@ def test_mosquittos_limit_of_a_message_stops_no_other(start_broker: StartBroker,
         assert manager.flush(TIMEOUT_S)
         assert subscriber.wait_for_count(2)
         # mosquitto 2.0.11 ends the connection all the same.
-        assert manager.get_metrics().drops == {"given_up": 2}
+        assert manager.get_metrics().drops == {"quarantined": 2}
 
 
 # ---- PUBCOMP 0x92

@@ -583,8 +583,8 @@ def test_a_socket_that_is_being_connected_is_let_go(swallowed: int) -> None:
     client = mqtt.Client(V2, "connecting")
     client.connect_async("127.0.0.1", swallowed)
     client.loop_start()
-    assert eventually(lambda: client._connector.attempt._sock is not None)
-    sock: socket.socket = client._connector.attempt._sock
+    assert eventually(lambda: client._connector.attempt._socks)
+    sock: socket.socket = client._connector.attempt._socks[0]
     number = sock.fileno()
 
     def work() -> None:

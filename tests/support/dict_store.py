@@ -89,6 +89,7 @@ class DictStore:
         return len(self.disk.rows)
 
     has_backlog = True
+    max_retry = 3
 
     @property
     def identity(self) -> tuple[str, str]:

@@ -48,6 +48,8 @@ class RecordingOutbox:
         self._heard = threading.Condition()
         self.in_flight = b""
         self.version = 0
+        # What it lets go of though it has read it, where it was asked.
+        self.lets_go: set[int] = set()
         store.load_session()
         store.attach(self)
         store.speak_for("client", "host:1883")
@@ -56,6 +58,10 @@ class RecordingOutbox:
         with self._heard:
             finished, self._finished = self._finished, []
             return finished
+
+    def abandon(self, ids: list[int]) -> list[int] | None:
+        with self._heard:
+            return [message_id for message_id in ids if message_id not in self.lets_go]
 
     def take_image(self, kept: list[tuple[int, int]]) -> tuple[int, bytes, list[tuple[int, Decision]]]:
         with self._heard:

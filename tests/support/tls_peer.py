@@ -109,6 +109,10 @@ class TLSPeer(Peer):
         """For connections from now on."""
         self._context.load_cert_chain(certificate.certificate_path, certificate.key_path)
 
+    def use(self, context: ssl.SSLContext) -> None:
+        """For connections from now on."""
+        self._context = context
+
     def _handshake(self, sock: socket.socket) -> None:
         try:
             with self._context.wrap_socket(sock, server_side=True) as tls:

@@ -210,7 +210,7 @@ class TestExpiry:
         monotonic.now_s += 1
         store.request_commit()
         outbox.wait(lambda heard: len(heard.dropped) == 3)
-        assert store.drops == {"expired": 2, "given_up": 1}
+        assert store.drops == {"expired": 2, "quarantined": 1}
         assert ids_on_disk(path) == [ids[1]]
         append(store, 1, ttl_ms=1000)
         clock.now_s += 2
@@ -247,6 +247,42 @@ class TestExpiry:
         outbox.wait(lambda heard: len(heard.dropped) == 2)
         assert [each.message_id for each in outbox.dropped] == [3, 4]
 
+    def test_it_takes_what_the_outbox_lets_go_of(self, make_store: Callable[..., Store], clock: Clock) -> None:
+        monotonic = Clock(0)
+        store = make_store(monotonic=monotonic)
+        outbox = RecordingOutbox(store)
+        append(store, 4, ttl_ms=1000)
+        assert outbox.read(3) == [1, 2, 3]
+        outbox.lets_go = {1, 3}
+        clock.now_s += 2
+        monotonic.now_s += 301
+        store.request_commit()
+        assert wait_for(lambda: len(outbox.dropped) == 1)
+        monotonic.now_s += 1
+        store.request_commit()
+        outbox.wait(lambda heard: len(heard.dropped) == 3)
+        assert sorted(each.message_id for each in outbox.dropped) == [1, 3, 4]
+        assert {each.reason for each in outbox.dropped} == {DropReason.EXPIRED}
+
+    def test_what_is_finished_is_delivered_and_not_expired(
+        self, make_store: Callable[..., Store], clock: Clock
+    ) -> None:
+        monotonic = Clock(0)
+        store = make_store(monotonic=monotonic)
+        outbox = RecordingOutbox(store)
+        append(store, 2, ttl_ms=1000)
+        assert outbox.read(1) == [1]
+        outbox.lets_go = {1, 2}
+        outbox.finish([1])
+        clock.now_s += 2
+        monotonic.now_s += 301
+        store.request_commit()
+        outbox.wait(lambda heard: heard.dropped)
+        monotonic.now_s += 1
+        store.request_commit()
+        assert wait_for(lambda: store.size == 0)
+        assert [each.message_id for each in outbox.dropped] == [2]
+
     def test_without_an_outbox_drops_are_told_too(self, make_store: Callable[..., Store]) -> None:
         told: list[Dropped] = []
         store = make_store(on_dropped=told.extend)
@@ -268,7 +304,7 @@ class TestRefusals:
             # Drops are told behind the transaction that `run` waits for.
             assert wait_for(lambda: len(outbox.dropped) == (attempt == 2))  # noqa: B023 - called at once
             outbox.park()
-        assert outbox.dropped == [(1, "t", 1, DropReason.GIVEN_UP)]
+        assert outbox.dropped == [(1, "t", 1, DropReason.QUARANTINED)]
         assert ids_on_disk(path) == [2]
 
     def test_a_refusal_outlives_a_failing_disk(self, store: Store, outbox: RecordingOutbox) -> None:

@@ -16,6 +16,7 @@ from glec_fast.durable.dropping import Dropping
 from glec_fast.durable.file import QueueFile
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Job, Jobs
+from glec_fast.durable.quarantine import Bounds
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.schedule import DONE_COMMIT_DELAY_S, DONE_COMMIT_ROWS, Schedule
 from glec_fast.durable.status import Status
@@ -156,7 +157,7 @@ class TestCaretaker:
     ) -> None:
         file = QueueFile(path)
         reader = Reader(file)
-        dropping = Dropping(status.lock, reader, intake.clock, 3)
+        dropping = Dropping(status.lock, reader, intake.clock, 3, Bounds())
         writer = Writer(path, file.connection, reader, dropping, 10, intake.adopt, status.log)
         caretaker = Caretaker(file, reader, writer, intake, dropping, status, schedule)
         commit = Commit()

@@ -1,0 +1,153 @@
+"""Which message a broker ends connections over, if it is any, and when that is certain. No I/O, no clock, no lock.
+
+A broker may end the connection over a message and say nothing of why: it is too large, its QoS or its topic are not
+allowed. Sent again first on the next connection, it would be in the way of all others for ever. But connections also
+end because links break, and then no message is to blame. So it takes proof:
+
+- *Exposed* is what was on its way, without an answer, as the peer ended the connection. Some of it may have arrived,
+  and its answers been lost by that end. So it goes *alone* on the next connection: nothing else is on its way until it
+  is answered, and no other is sent a third time. That takes a round trip for each; where many were exposed, it is done
+  once they were so twice.
+- A connection that the peer ends over what is alone is a *try*. Each message has `tries_max` of them in a row, or more
+  where links are known to break: `needed` is as many as a link like that would have to break just then, by chance, less
+  often than once in a million. What is known of links comes from messages that ended connections and got through later.
+- Then it stands *aside*, and the others go. Until now they may still turn out to be no better off without it: only once
+  a connection has carried several times the bytes that it was tried with, and lasts, is it for quarantine.
+- Where the server says in DISCONNECT that it is the message (MQTT 5), its tries are all the proof there is to be had.
+
+A link that dies without a word ends no connection here: we do, and blame nobody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import ceil, log
+from typing import NamedTuple
+
+# So many messages may go one by one at once: it takes as many round trips.
+_FEW = 32
+# The others do once they were exposed so often.
+_EXPOSURES_MAX = 2
+# Less likely than that a link breaks by chance just where a message is alone, so often in a row.
+_CHANCE = 1e-6
+_TRIES_MAX = 48
+# A message that a link has little chance to carry at all.
+_FAILS_MAX = 0.75
+# A connection without what stands aside has to carry so many times its bytes, or so many.
+_CONTROL_FACTOR = 8
+_CONTROL_BYTES_MAX = 32 * 1024
+# What was learned of a link counts half after so much more.
+_REMEMBERED_BYTES = 1 << 20
+
+
+class Verdict(NamedTuple):
+    """message_id: for quarantine. tries: connections that were ended over it alone. reason: of DISCONNECT, or 0."""
+
+    message_id: int
+    tries: int
+    reason: int
+
+
+class Suspicion:
+    """Over the connections to one broker. The owner serialises calls."""
+
+    def __init__(self, tries_max: int) -> None:
+        self._tries_max = tries_max
+        # Message id -> connections that ended while it was exposed; while it was alone; the most bytes that went then.
+        self._exposures: dict[int, int] = {}
+        self._tries: dict[int, int] = {}
+        self._bytes: dict[int, int] = {}
+        # Tries that the server has named the message in, with the last reason.
+        self._named: dict[int, tuple[int, int]] = {}
+        # Go alone on this connection.
+        self.suspects: set[int] = set()
+        # Are not sent for now.
+        self.aside: set[int] = set()
+        # Connections that ended over nothing, and what all of them carried.
+        self._innocent_ends = 0.0
+        self._carried_bytes = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """True where nothing is suspected."""
+        return not self._exposures
+
+    def begin(self) -> None:
+        """A connection begins."""
+        self.aside = {each for each in self.aside if self._tries.get(each, 0) >= self.needed(each)}
+        often = {each for each, count in self._exposures.items() if count >= _EXPOSURES_MAX}
+        self.suspects = often - self.aside
+
+    def on_answered(self, ids: Iterable[int]) -> None:
+        """The broker has answered these, or they were dropped."""
+        for message_id in ids:
+            if self._exposures.pop(message_id, None) is not None:
+                self._innocent_ends += self._tries.pop(message_id, 0)
+                self._bytes.pop(message_id, None)
+                self._named.pop(message_id, None)
+                self.suspects.discard(message_id)
+                self.aside.discard(message_id)
+
+    def end(self, exposed: list[int], exposed_bytes: int, carried_bytes: int, *, by_peer: bool, reason: int = 0) -> int:
+        """A connection ended. Returns the number of the try that this was, 0 where it was none.
+
+        exposed: see the module's text. exposed_bytes: of the last of them, as far as they left. carried_bytes: sent on
+        the connection. by_peer: it ended the connection.
+        reason: of a DISCONNECT that is about a message, or 0.
+        """
+        self._carried_bytes += carried_bytes
+        if self._carried_bytes > _REMEMBERED_BYTES:
+            self._carried_bytes /= 2
+            self._innocent_ends /= 2
+        was_alone = bool(self.suspects)
+        self.suspects = set()
+        if not by_peer:
+            return 0
+        if not exposed:
+            self._innocent_ends += 1
+            return 0
+        count = _EXPOSURES_MAX if len(exposed) <= _FEW else 1
+        for message_id in exposed:
+            self._exposures[message_id] = self._exposures.get(message_id, 0) + count
+        if len(exposed) > 1:
+            return 0
+        (message_id,) = exposed
+        self._bytes[message_id] = max(self._bytes.get(message_id, 0), exposed_bytes)
+        if not was_alone:
+            return 0
+        self._tries[message_id] = tries = self._tries.get(message_id, 0) + 1
+        if reason:
+            self._named[message_id] = self._named.get(message_id, (0, 0))[0] + 1, reason
+        if tries >= self.needed(message_id):
+            self.aside.add(message_id)
+        return tries
+
+    def needed(self, message_id: int) -> int:
+        """So many tries in a row are no chance."""
+        if not self._innocent_ends:
+            return self._tries_max
+        fails = min(self._innocent_ends / max(self._carried_bytes, 1) * self._bytes.get(message_id, 0), _FAILS_MAX)
+        if fails <= 0:
+            return self._tries_max
+        return max(self._tries_max, min(ceil(log(_CHANCE) / log(fails)), _TRIES_MAX))
+
+    @property
+    def control_bytes(self) -> int:
+        """So many are still to be carried by a connection without what is aside, at most; 0 where nothing is."""
+        return max((self._control_bytes(each) for each in self.aside), default=0)
+
+    def _control_bytes(self, message_id: int) -> int:
+        return min(self._bytes[message_id] * _CONTROL_FACTOR, _CONTROL_BYTES_MAX)
+
+    def judge(self, carried_bytes: int) -> list[Verdict]:
+        """What is for quarantine, once a connection has carried so much and lasts; it is suspected no more."""
+        verdicts = []
+        for message_id in sorted(self.aside):
+            named, reason = self._named.get(message_id, (0, 0))
+            if named >= self._tries_max or carried_bytes >= self._control_bytes(message_id):
+                verdicts.append(Verdict(message_id, self._tries[message_id], reason))
+        for verdict in verdicts:
+            self.aside.discard(verdict.message_id)
+            for known in (self._exposures, self._tries, self._bytes, self._named):
+                known.pop(verdict.message_id, None)
+        return verdicts

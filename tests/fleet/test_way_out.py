@@ -1,0 +1,162 @@
+"""How a manager's connections leave the machine: what is set is what the socket, the proxy and the server see."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from glec_fast import MQTTManager, TLSConfig
+from glec_fast.engine.connector import SecureConnector
+from glec_fast.transport.way_out import parse_interface, parse_option, parse_proxy
+from support.gateway import TIMEOUT_S, eventually, quick_config
+from support.odd_broker import OddBroker
+from support.tls_peer import TLSPeer, server_context
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from glec_fast.testbed.broker import Broker
+    from glec_fast.testbed.certificates import CertificateAuthority
+
+
+def publish_one(config: Any) -> socket.socket:
+    """The manager's socket, once a message has gone over it."""
+    with MQTTManager(config) as manager:
+        manager.connect()
+        manager.publish("t", "=x", 1).wait_for_publish(TIMEOUT_S)
+        sock = manager._client.socket()
+        return sock.dup()  # type: ignore[no-any-return, union-attr]
+
+
+def test_the_socket_has_its_options_its_address_and_its_interface(tmp_path: Path) -> None:
+    with OddBroker() as broker:
+        config = quick_config(
+            broker.url,
+            tmp_path,
+            local_address="127.0.0.3",
+            network_interface="lo",
+            socket_options=("SO_SNDBUF=40000", "TCP_USER_TIMEOUT=12345"),
+        )
+        with publish_one(config) as sock:
+            assert sock.getsockname()[0] == "127.0.0.3"
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_345
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 80_000, "the kernel doubles it"
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0") == b"lo"
+
+
+class HTTPProxy:
+    """Takes one CONNECT after another, and relays what follows."""
+
+    def __init__(self) -> None:
+        self.requests: list[bytes] = []
+        self._socks: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self._socks.append(client)
+            request = b""
+            while not request.endswith(b"\r\n\r\n"):
+                request += client.recv(1)
+            self.requests.append(request)
+            host, _, port = request.split()[1].decode().rpartition(":")
+            server = socket.create_connection((host, int(port)))
+            self._socks.append(server)
+            client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            for source, sink in ((client, server), (server, client)):
+                self._threads.append(threading.Thread(target=relay, args=(source, sink), daemon=True))
+                self._threads[-1].start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(TIMEOUT_S)
+        for sock in self._socks:
+            sock.close()
+
+
+def relay(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(65_536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        return
+
+
+def test_a_proxy_is_asked_for_the_broker_and_given_its_login(broker: Broker, tmp_path: Path) -> None:
+    proxy = HTTPProxy()
+    try:
+        config = quick_config(broker.url, tmp_path, proxy_url=f"http://user:p%40ss@127.0.0.1:{proxy.port}")
+        assert "p%40ss" not in repr(config)
+        publish_one(config).close()
+        (request,) = proxy.requests
+        assert request.startswith(b"CONNECT ")
+        assert b"proxy-authorization: basic dXNlcjpwQHNz".lower() in request.lower()
+    finally:
+        proxy.close()
+
+
+def test_the_upgrade_has_the_headers_and_the_path(tmp_path: Path) -> None:
+    requests: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client:
+                request = b""
+                while not request.endswith(b"\r\n\r\n"):
+                    request += client.recv(1)
+                requests.append(request)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"ws://127.0.0.1:{listener.getsockname()[1]}/fleet/mqtt"
+        config = quick_config(url, tmp_path, websocket_headers=("X-Token: abc def", "X-Fleet: 7"))
+        assert "abc def" not in repr(config)
+        with MQTTManager(config) as manager:
+            manager.connect()
+            assert eventually(lambda: bool(requests))
+        thread.join(TIMEOUT_S)
+    assert requests[0].startswith(b"GET /fleet/mqtt ")
+    assert b"X-Token: abc def\r\n" in requests[0]
+    assert b"X-Fleet: 7\r\n" in requests[0]
+
+
+def test_alpn_is_offered(authority: CertificateAuthority) -> None:
+    context = server_context(authority.issue_server())
+    context.set_alpn_protocols(["x-amzn-mqtt-ca"])
+    with TLSPeer(context) as peer:
+        connector = SecureConnector(TLSConfig(authority.certificate_path, alpn=("x-amzn-mqtt-ca",)), "localhost")
+        client_context = connector.context()
+        assert client_context is not None
+        connector.begin(TIMEOUT_S)
+        sock = connector.shake_hands(connector.dial("localhost", peer.port, ("", 0)), client_context, "localhost")
+        assert sock.selected_alpn_protocol() == "x-amzn-mqtt-ca"
+        sock.close()
+
+
+@pytest.mark.parametrize(
+    "text", ["SO_SNDBUF", "so_sndbuf=1", "SO_SNDBUF=", "TCP_NO_SUCH=1", "AF_INET=1", "SO_SNDBUF=1;"]
+)
+def test_what_is_no_socket_option_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="socket option"):
+        parse_option(text)
+
+
+def test_parts() -> None:
+    assert parse_option("TCP_NODELAY=1") == (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    assert parse_interface("wwan0") == (socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"wwan0\0")
+    assert parse_proxy("socks5h://proxy:1080") == ("SOCKS5", "proxy", 1080, True, None, None)
+    assert parse_proxy("http://a:b%3Ac@[::1]:8080/") == ("HTTP", "::1", 8080, True, "a", "b:c")
