@@ -134,9 +134,6 @@ MALFORMED: dict[str, list[object]] = {
     "quarantine_days": [0, math.nan, None],
     "max_qos": [-1, 3, 1.0, True, None],
     "max_packet_bytes": [63, 268_435_461, 100.0, None],
-    "answer_timeout_s": [-1, math.nan, math.inf, "8", None],
-    "ack_timeout_s": [-1, math.nan, math.inf, "60", None],
-    "resend_unproven": [0, "true", None],
     "max_in_flight": [0, 65_535, 1.0, None],
     "broker_urls": ["tcp://a", [5], ["a"], ["tcp://a", "ssl://b"], None, [f"tcp://u:{SECRET}@h"]],
     "broker_name": ["", 5, [], ["a"] * 3, [5], "a\n", "x" * 256],
@@ -147,7 +144,7 @@ MALFORMED: dict[str, list[object]] = {
     "overflow": ["", "newest", None],
     "answer_timeout_s": [-1, math.nan, math.inf, "8", True, None],
     "ack_timeout_s": [-1, math.nan, math.inf, "60", True, None],
-    "resend_unproven": [1, "yes", None],
+    "resend_unproven": [0, 1, "yes", "true", None],
     "qos0_commit_delay_s": [-1, math.nan, 3601, None],
 }
 QUEUE_MALFORMED: dict[str, list[object]] = {
