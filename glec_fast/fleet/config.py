@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
@@ -75,12 +77,11 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def _ip_address(text: str) -> object:
-    import ipaddress
-
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        raise ValueError("it must be an IP address of this machine") from None
+    # ipaddress would repeat the text, which may be a secret in the wrong place.
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):
+            return socket.inet_pton(family, text.partition("%")[0] if family == socket.AF_INET6 else text)
+    raise ValueError("it must be an IP address of this machine")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ TYPED = [key for key, setting in SETTINGS.items() if not setting.kind.is_secret 
 TYPED.remove("mqtt.broker.username")
 TYPED.remove("mqtt.client.id")
 TYPED.remove("mqtt.broker.name")
+TYPED.remove("mqtt.connection.network_interface")
 
 
 def said_of(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
     from support.wire_reference import Packet
 
 CONNACK, PUBACK_OF_1 = b"\x20\x02\x00\x00", b"\x40\x02\x00\x01"
-# Calls that a test makes at most while it waits for a server to have been sent something.
-MANY = 100_000
+_ROUND = 500
 
 
 class Peer:
@@ -50,8 +50,21 @@ class Peer:
                         self.changed.notify_all()
 
     def has_received(self, size: int) -> bool:
+        return self._has(size, TIMEOUT_S)
+
+    def _has(self, size: int, timeout_s: float) -> bool:
         with self.changed:
-            return self.changed.wait_for(lambda: len(self.received) >= size, TIMEOUT_S)
+            return self.changed.wait_for(lambda: len(self.received) >= size, timeout_s)
+
+    def rounds(self) -> Iterator[int]:
+        """Numbers of messages to publish until the caller breaks off, in time; between them the server has its turn."""
+        deadline_s = time.monotonic() + TIMEOUT_S
+        count = 0
+        while time.monotonic() < deadline_s:
+            yield from range(count, count + _ROUND)
+            count += _ROUND
+            self._has(len(self.received) + 1, 0.001)
+        raise AssertionError(f"{count} messages, and {len(self.received)} bytes have come")
 
     def packets(self) -> list[Packet]:
         with self.changed:

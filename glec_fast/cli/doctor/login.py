@@ -91,5 +91,6 @@ def _await_answer(client: Client, answers: list[ReasonCode], deadline_s: float) 
     """Until CONNACK, the end of the connection (True where it is that), or the deadline."""
     while not answers and (remaining_s := deadline_s - time.monotonic()) > 0:
         if client.loop(min(remaining_s, 1.0)) != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            return not answers
+            # At the deadline it was the client that ended it.
+            return not answers and time.monotonic() < deadline_s
     return False
