@@ -53,6 +53,11 @@ arrived, QoS 0 too. So three numbers are kept of QoS 0, whatever its pace: how m
 and how many are proven, by an answer to something behind them (PUBACK, PUBREC, PUBCOMP, PINGRESP). What has left and is
 not proven as a connection ends was in the air. An answer that may be one to an earlier copy proves nothing.
 
+**Aliases.** With `use_aliases`, and as far as the server allows it (MQTT 5, 3.3.2.3.4), a topic is sent once on a
+connection and by its number from then on. That is decided as a packet is encoded: what is encoded leaves in its order
+or not at all, the gate holds back all that is behind it, and each connection begins without names. So a resend is
+right wherever it goes.
+
 Not thread-safe: the owner serialises calls.
 """
 
@@ -68,6 +73,7 @@ from libc.string cimport memcpy
 
 cimport exchanges
 cimport send_buffer
+cimport topic_aliases
 cimport vector
 from exchanges cimport EXCHANGES_MAX, FREE, ID_FREE, ID_TAKEN, RELEASED, SENT, Exchange
 from inflight_image cimport (
@@ -89,9 +95,11 @@ from mqtt_wire cimport (
     REMAINING_LENGTH_MAX,
     load_remaining_length,
     load_u16,
+    remaining_length_bytes,
     store_remaining_length,
     store_u16,
 )
+from topic_aliases cimport ALIAS_BYTES, OWN_TOPICS_MAX, TOPIC_ALIAS
 
 from glec_fast.errors import MessageError, ProtocolError
 
@@ -121,6 +129,13 @@ cdef enum Outcome:
 
 
 cdef bytes PINGREQ_PACKET = b"\xc0\x00"
+
+
+cdef inline size_t _publish_body_bytes(size_t topic, bint has_packet_id, bint is_mqtt_5, size_t properties,
+                                       size_t payload) noexcept:
+    """Of a PUBLISH with so many bytes of each (section 3.3)."""
+    cdef size_t body = 2 + topic + (2 if has_packet_id else 0) + payload
+    return body + remaining_length_bytes(properties) + properties if is_mqtt_5 else body
 
 
 cdef bytes _as_bytes(data):
@@ -192,6 +207,10 @@ cdef class Session:
     # Owned here.
     cdef exchanges.Table table
     cdef send_buffer.SendBuffer out
+    cdef topic_aliases.Aliases aliases
+    cdef bint uses_aliases
+    # No packet grows beyond it by naming an alias.
+    cdef size_t packet_max_bytes
     cdef vector.Vector marks, retired, done
     # The image has changed since the last `take_image`.
     cdef bint dirty
@@ -240,6 +259,7 @@ cdef class Session:
         self.set_window(window)
 
     def __dealloc__(self):
+        topic_aliases.end(&self.aliases)
         send_buffer.end(&self.out)
         exchanges.end(&self.table)
         vector.free_items(&self.marks)
@@ -559,12 +579,29 @@ cdef class Session:
             payload = _as_bytes(payload)
             payload_at = PyBytes_AS_STRING(payload)
             payload_size = PyBytes_GET_SIZE(payload)
-        cdef bytes packed = b""
-        if self.protocol_version == 5:
-            packed = b"\x00" if properties is None else properties
-        cdef size_t body = 2 + <size_t>topic_size + <size_t>payload_size + <size_t>PyBytes_GET_SIZE(packed)
-        if packet_id:
-            body += 2
+        cdef bint is_mqtt_5 = self.protocol_version == MQTT_5
+        cdef const uint8_t* properties_at = NULL
+        cdef size_t properties_size = 0
+        cdef uint32_t length = 0
+        cdef int used
+        cdef bytes packed
+        if is_mqtt_5 and properties is not None:
+            packed = properties
+            properties_at = <const uint8_t*>PyBytes_AS_STRING(packed)
+            properties_size = <size_t>PyBytes_GET_SIZE(packed)
+            used = load_remaining_length(properties_at, properties_size, &length)
+            if used <= 0 or <size_t>used + length != properties_size:
+                raise MessageError(f"{properties_size} bytes of properties without their length (MQTT 5, 2.2.2)")
+            properties_at += used
+            properties_size = length
+        cdef size_t named_size = <size_t>topic_size
+        cdef size_t body = _publish_body_bytes(named_size, packet_id, is_mqtt_5, properties_size, <size_t>payload_size)
+        cdef int alias = 0
+        if self.aliases.maximum and is_mqtt_5 and ALIAS_BYTES < topic_size <= 65535:
+            alias = self._alias_of(topic_at, &named_size, body)
+            if alias:
+                properties_size += ALIAS_BYTES
+                body = _publish_body_bytes(named_size, packet_id, is_mqtt_5, properties_size, <size_t>payload_size)
         if topic_size > 65535 or body > REMAINING_LENGTH_MAX:
             raise MessageError(f"a PUBLISH of {body} bytes, topic {topic_size}: MQTT carries at most "
                                f"{REMAINING_LENGTH_MAX} and 65535; send less")
@@ -574,15 +611,22 @@ cdef class Session:
         self.admitted_command = at[0]
         at += 1
         at += store_remaining_length(at, <uint32_t>body)
-        store_u16(at, <uint16_t>topic_size)
-        memcpy(at + 2, topic_at, <size_t>topic_size)
-        at += 2 + topic_size
+        store_u16(at, <uint16_t>named_size)
+        memcpy(at + 2, topic_at, named_size)
+        at += 2 + named_size
         if packet_id:
             store_u16(at, packet_id)
             at += 2
-        if PyBytes_GET_SIZE(packed):
-            memcpy(at, PyBytes_AS_STRING(packed), <size_t>PyBytes_GET_SIZE(packed))
-            at += PyBytes_GET_SIZE(packed)
+        if is_mqtt_5:
+            at += store_remaining_length(at, <uint32_t>properties_size)
+            if alias:
+                at[0] = TOPIC_ALIAS
+                store_u16(at + 1, <uint16_t>alias)
+                at += ALIAS_BYTES
+                properties_size -= ALIAS_BYTES
+            if properties_size:
+                memcpy(at, properties_at, properties_size)
+                at += properties_size
         if payload_size:
             memcpy(at, payload_at, <size_t>payload_size)
             at += payload_size
@@ -590,7 +634,41 @@ cdef class Session:
             self.dirty = self.out.gate_wanted = True
         self.publish_begin = send_buffer.encoded_to(&self.out)
         send_buffer.append(&self.out, <size_t>(at - start))
+        if alias:
+            topic_aliases.on_named(&self.aliases, alias)
         return send_buffer.encoded_to(&self.out)
+
+    cdef int _alias_of(self, const char* topic, size_t* named_size, size_t body) except -1:
+        """The number to send this topic by, 0 for none; `named_size` becomes 0 where the server has its name."""
+        cdef int alias = topic_aliases.find(&self.aliases, topic, named_size[0])
+        cdef size_t longest
+        if alias and topic_aliases.is_named(&self.aliases, alias):
+            named_size[0] = 0
+        elif alias:
+            # The lengths of properties and packet may take a byte more each.
+            longest = body + ALIAS_BYTES + 1
+            if 1 + remaining_length_bytes(longest) + longest > self.packet_max_bytes:
+                return 0
+        return alias
+
+    def use_aliases(self, list topics):
+        """Send topics by number where the server allows it: as they come, and these, 16 at most, before all others.
+
+        None: none from now on.
+        """
+        topic_aliases.end(&self.aliases)
+        self.aliases.maximum = 0
+        self.uses_aliases = topics is not None
+        cdef bytes name
+        for topic in (topics or ())[:OWN_TOPICS_MAX]:
+            name = topic.encode()
+            topic_aliases.add_own(&self.aliases, PyBytes_AS_STRING(name), <size_t>PyBytes_GET_SIZE(name))
+
+    def allow_aliases(self, int maximum, size_t packet_max_bytes):
+        """The server of this connection takes so many (MQTT 5, 3.2.2.3.8), and packets of at most so many bytes."""
+        if self.uses_aliases and self.aliases.maximum == 0:
+            topic_aliases.begin_connection(&self.aliases, maximum)
+            self.packet_max_bytes = packet_max_bytes
 
     cdef int _encode_ack(self, uint8_t command, uint16_t packet_id, uint8_t reason) except -1:
         """Append PUBREL or an answer to an unknown id; `reason` only where MQTT 5 has one to give."""
@@ -1030,6 +1108,7 @@ cdef class Session:
             else:
                 exchanges.close(&self.table, exchange, ID_FREE)
                 self.dirty = True
+        topic_aliases.begin_connection(&self.aliases, 0)
         self._count_parked()
         self.stale = max(self.stale, min(self.places_max, self.max_unreleased - 1))
         self.places_max = 0

@@ -47,6 +47,11 @@ cdef inline size_t store_remaining_length(uint8_t* at, uint32_t value) noexcept 
     return used + 1
 
 
+cdef inline size_t remaining_length_bytes(size_t value) noexcept nogil:
+    # What `store_remaining_length` uses.
+    return 1 if value < 1 << 7 else 2 if value < 1 << 14 else 3 if value < 1 << 21 else 4
+
+
 cdef inline int load_remaining_length(const uint8_t* at, size_t available, uint32_t* value) noexcept nogil:
     # Returns the bytes used, 0 where more are needed, -1 where a fifth would be.
     cdef uint32_t total = 0

@@ -17,7 +17,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from glec_fast.durable.clock import Clocks
-from glec_fast.durable.extras import RETAINED
+from glec_fast.durable.extras import UserProperties, extras_with
 from glec_fast.durable.in_doubt import InDoubt
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.store import Store
@@ -27,7 +27,7 @@ from glec_fast.engine.policy import Failed, Policy
 from glec_fast.engine.probe import probe
 from glec_fast.engine.refusal import refusal
 from glec_fast.engine.routes import Routes
-from glec_fast.errors import ConfigError, ConnectionLostError, PinningError, QueueClosedError
+from glec_fast.errors import ConfigError, ConnectionLostError, MessageError, PinningError, QueueClosedError
 from glec_fast.fleet._payload import encode_message
 from glec_fast.fleet.config import MQTTConfig, Target
 from glec_fast.fleet.device import available_storage_mb, memory_usage_mb
@@ -284,6 +284,7 @@ class MQTTManager(process.OfOneProcess):
             self._store.close()
             raise
         self._outbox = cast("DurableOutbox", parts_of(self._client).outbox)
+        self._outbox.session.use_aliases([self._topic(each.SUFFIX) for each in (Telemetry, Inference, Alert, Status)])
         self._policy.aim = lambda: _aim(self._client, self._target)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
@@ -364,19 +365,45 @@ class MQTTManager(process.OfOneProcess):
 
     # ---- publishing
 
-    def publish(self, topic: str, payload: object, qos: int = 1, *, retain: bool = False) -> PublishHandle:
+    def publish(
+        self,
+        topic: str,
+        payload: object,
+        qos: int = 1,
+        *,
+        retain: bool = False,
+        user_properties: UserProperties | None = None,
+        content_type: str | None = None,
+        response_topic: str | None = None,
+        correlation_data: bytes | None = None,
+    ) -> PublishHandle:
         """Accept a message and return its handle. Never waits for the network.
+
+            manager.publish("fleet/7/trip", trip, content_type="application/json", user_properties={"schema": "3"})
 
         payload: str, bytes, a dict (sent as JSON) or a typed message. qos: 0, 1 or 2; 2 returns once it is on disk.
         retain: the broker keeps it for subscribers that come later (MQTT 3.1.1, 3.3.1.3).
-        Raises MessageError where MQTT cannot carry it, QueueStorageError while the disk fails, QueueClosedError.
+
+        For MQTT 5 (`protocol_version=5`), kept with the message on disk, up to 65,535 bytes each:
+        user_properties: names and values for whoever receives it (3.3.2.3.7), as a dict, or as pairs, of which several
+        may have one name. content_type: what the payload is, as a MIME type says it (3.3.2.3.9). response_topic: where
+        an answer is expected (3.3.2.3.5), without wildcards; correlation_data: what the answer repeats (3.3.2.3.6).
+
+        Raises MessageError where MQTT, or the configured version of it, cannot carry it, QueueStorageError while the
+        disk fails, QueueClosedError. From any thread.
         """
         check_publish(topic, qos)
+        extras = extras_with(retain, user_properties, content_type, response_topic, correlation_data)
+        if extras is not None and extras.properties and self.config.protocol_version != _MQTT_5:
+            raise MessageError(
+                "user_properties, content_type, response_topic and correlation_data are MQTT 5's: "
+                "set protocol_version to 5, or leave them out"
+            )
         if isinstance(payload, (Telemetry, Inference, Alert, Status)):
             data: str | bytes = encode_message(payload, self.device_id, self._store.unix_ms())
         else:
             data = as_payload(payload)
-        return self._outbox.publish(topic, data, qos, RETAINED if retain else None)
+        return self._outbox.publish(topic, data, qos, extras)
 
     def publish_telemetry(self, telemetry: Telemetry) -> PublishHandle:
         """Publish to glec/dtg/{device_id}/telemetry with QoS 0. Raises as `publish`."""

@@ -39,8 +39,10 @@ _UNASKED_BYTES_MAX = 16_000
 # Where nothing else is to be sent, so many at once show what a connection carries.
 _PROBES_MAX = 2048
 # Reason codes of a DISCONNECT that are about what was sent last (MQTT 5, 3.14.2.1), of those of a failure.
-_ABOUT_A_MESSAGE = frozenset((0x80, 0x81, 0x82, 0x83, 0x87, 0x90, 0x94, 0x95, 0x97, 0x99, 0x9A, 0x9B))
+_ABOUT_A_MESSAGE = frozenset((0x80, 0x81, 0x82, 0x83, 0x87, 0x90, 0x95, 0x97, 0x99, 0x9A, 0x9B))
 _FAILURE = 0x80
+# Aliases are ours, not a message's.
+_TOPIC_ALIAS_INVALID = 0x94
 
 logger = logging.getLogger("glec_fast")
 
@@ -104,6 +106,8 @@ class DurableOutbox(RowOutbox):
         # What the socket had taken before this connection.
         self._begun_bytes = 0
         self._receive_maximum = 65_535
+        # What it takes (MQTT 5, 3.2.2.3.8).
+        self._topic_alias_maximum = 0
         try:
             ranges = self._load_image()
         except UnreadableImageError as error:
@@ -189,7 +193,7 @@ class DurableOutbox(RowOutbox):
 
         Raises MessageError for what is larger than the largest packet, QueueStorageError, QueueClosedError.
         """
-        if self._max_packet_bytes < PACKET_MAX_BYTES:
+        if extras is not None or self._max_packet_bytes < PACKET_MAX_BYTES:
             packed = b"" if self.session.protocol_version != _MQTT_5 else None if extras is None else extras.packed()
             check_packet(topic, payload, qos, packed, self._max_packet_bytes)
         # At the end of the process nobody would know whether it left.
@@ -660,6 +664,8 @@ class DurableOutbox(RowOutbox):
             self._has_held_back = False
             self._judge(0)
             parked, finished = self._begin_connection(1 if self.is_narrow else self._receive_maximum)
+            if not self.is_narrow:
+                self._allow_aliases()
             self._again.clear()
             self._rewind(parked, finished)
             self.is_open = True
@@ -667,8 +673,21 @@ class DurableOutbox(RowOutbox):
             self.store.request_commit()
             self._pull()
 
+    def _allow_aliases(self) -> None:
+        """Not while it is narrow: what ends connections may be the aliases themselves."""
+        limits = self.limits
+        server_max_bytes = PACKET_MAX_BYTES if limits is None else limits.packet_max_bytes
+        with self.lock:
+            self.session.allow_aliases(self._topic_alias_maximum, min(server_max_bytes, self._max_packet_bytes))
+
     def meet(self, connack: dict[str, Any], asked_s: int) -> None:
         """See `Outbox.meet`; before `resume`."""
+        if self.left_reason == _TOPIC_ALIAS_INVALID:
+            text = "the broker refused a topic alias, so that none is used from now on"
+            self.store.log.note(logging.WARNING, "topic aliases that were refused", text, text=text)
+            with self.lock:
+                self.session.use_aliases(None)
+        self._topic_alias_maximum = connack.get("TopicAliasMaximum", 0)
         self.limits = limits_of(connack, self._max_qos)
         self.note_session(asked_s, connack.get("SessionExpiryInterval", asked_s))
 

@@ -56,6 +56,13 @@ class Session:
     """True over TLS and WebSocket: they may send a part of what `peek` gave and not say so. False at first."""
 
     def __init__(self, window: int = 20, durable: bool = False, max_unreleased: int = 0) -> None: ...
+    def use_aliases(self, topics: list[str] | None) -> None:
+        """Send topics by number where the server allows it: as they come, and these, 16 at most, before all others.
+
+        None: none from now on.
+        """
+    def allow_aliases(self, maximum: int, packet_max_bytes: int) -> None:
+        """The server of this connection takes so many (MQTT 5, 3.2.2.3.8), and packets of at most so many bytes."""
     @property
     def sendable_bytes(self) -> int:
         """Bytes that may leave now."""

@@ -210,3 +210,14 @@ def test_the_simulated_restart_connects_all_and_jitter_spreads_them(tmp_path: Pa
         assert none["peak_attempts_per_s"] == none["gateways"]
         assert all(result["peak_attempts_per_s"] < none["gateways"] / 5 for result in jittered)
     assert plot.read_text().count("<polyline") == 8
+
+
+def test_what_a_topic_alias_takes_off_the_wire() -> None:
+    command = [sys.executable, str(BENCHES / "bench_wire.py"), "--messages", "50", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    by_setting = {each["setting"]: each for each in json.loads(done.stdout)["results"]}
+    plain, with_alias = by_setting["MQTT 5, no alias"], by_setting["MQTT 5, topic alias"]
+    for kind in ("live", "flushed"):
+        # The first message names it.
+        assert plain[kind] - with_alias[kind] > 28, by_setting
