@@ -39,29 +39,29 @@ SETTINGS = (Setting("MQTT 3.1.1", 4, 10), Setting("MQTT 5, no alias", 5, 0), Set
 
 
 def bytes_per_message(setting: Setting, messages: int, *, is_live: bool) -> float:
-    with mosquitto(nodelay=True, extra=f"max_topic_alias {setting.max_topic_alias}") as broker:
-        with tempfile.TemporaryDirectory() as directory:
-            config = MQTTConfig(
-                broker_url=broker.url,
-                client_id=DEVICE,
-                queue_path=Path(directory) / "queue.db",
-                protocol_version=setting.protocol_version,
-                status_interval_s=0,
-            )
-            with MQTTManager(config) as manager:
-                if not is_live:
-                    publish(manager, messages)
-                manager.connect()
-                wait_for(manager.is_connected)
-                before = manager.get_metrics()
-                if is_live:
-                    publish(manager, messages)
-                if not manager.flush(TIMEOUT_S):
-                    raise BenchError("the queue was not flushed in time")
-                wait_for(lambda: manager.get_metrics().messages_sent == messages)
-                sent_bytes = manager.get_metrics().sent_bytes
-                # Of a flush, CONNECT too: it is in the same writes.
-                return (sent_bytes - (before.sent_bytes if is_live else 0)) / messages
+    extra = f"max_topic_alias {setting.max_topic_alias}"
+    with mosquitto(nodelay=True, extra=extra) as broker, tempfile.TemporaryDirectory() as directory:
+        config = MQTTConfig(
+            broker_url=broker.url,
+            client_id=DEVICE,
+            queue_path=Path(directory) / "queue.db",
+            protocol_version=setting.protocol_version,
+            status_interval_s=0,
+        )
+        with MQTTManager(config) as manager:
+            if not is_live:
+                publish(manager, messages)
+            manager.connect()
+            wait_for(manager.is_connected)
+            before = manager.get_metrics()
+            if is_live:
+                publish(manager, messages)
+            if not manager.flush(TIMEOUT_S):
+                raise BenchError("the queue was not flushed in time")
+            wait_for(lambda: manager.get_metrics().messages_sent == messages)
+            sent_bytes = manager.get_metrics().sent_bytes
+            # Of a flush, CONNECT too: it is in the same writes.
+            return (sent_bytes - (before.sent_bytes if is_live else 0)) / messages
 
 
 def publish(manager: MQTTManager, messages: int) -> None:

@@ -1,4 +1,4 @@
-"""The server's side of topic aliases, strict: what no correct client may send is an AssertionError (MQTT 5, 3.3.2.3.4)."""
+"""The server's side of topic aliases (MQTT 5, 3.3.2.3.4), strict: what it may not be sent is an AssertionError."""
 
 from __future__ import annotations
 
