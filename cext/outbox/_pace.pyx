@@ -6,7 +6,12 @@ at which it was seen to read. A round trip that takes longer than half of that h
 link stands idle. docs/internals/order-and-overflow.md has the reasons and the figures.
 
 A sample is taken of each answer: so many bytes were proven since what it answers was sent, in so much time. The rate is
-the best of the last second, as a sample is too low as often as something else than the link was slow. No I/O, no clock.
+the best of the last second, as a sample is too low as often as something else than the link was slow.
+
+That is too low as well where a window is small for the link: then it goes out at once, as a *burst*, and nothing is on
+its way for the rest of the round trip. How far apart its answers come shows the rate all the same. Something may hold
+them back, and let them go together: so at least an eighth of the round trip counts as the time that a burst took, and
+12.5 ms. A slow link spreads them by more. No I/O, no clock.
 """
 
 from libc.stddef cimport size_t
@@ -21,6 +26,8 @@ cdef enum:
     MARKS_MAX = 64
 
 cdef double TARGET_S = 0.3
+cdef double BURST_LEAST_S = 0.0125
+cdef double BURST_LEAST_OF_ROUND_TRIP = 0.125
 cdef double SHORTEST_S = 1e-6
 # The best rate is that of this and the last span of so much time.
 cdef double SPAN_S = 0.5
@@ -31,8 +38,13 @@ cdef struct Mark:
     uint64_t end
     uint64_t answered_to
     double time_s
-    # The first of it was answered, and has shown the round trip.
+    # The first of it was answered then, and has shown the round trip.
     bint is_timed
+    double first_s
+    # It is most of a window.
+    bint is_burst
+    # Little of ours was in its way.
+    bint is_least
     # The window was in use, so that a low rate is the link's.
     bint is_full
 
@@ -82,6 +94,8 @@ cdef class Pace:
         mark.answered_to = answered_to
         mark.time_s = now_s
         mark.is_full = sent_to - answered_to >= self.window_bytes // 2
+        mark.is_burst = mark.is_full and sent_to - begin >= self.window_bytes // 2
+        mark.is_least = self.window_bytes == LEAST_WINDOW_BYTES and sent_to - answered_to < 2 * LEAST_WINDOW_BYTES
         self.count += 1
 
     cdef void _thin(self) noexcept:
@@ -99,7 +113,8 @@ cdef class Pace:
             mark = &self.marks[self.first]
             if not mark.is_timed and mark.begin < answered_to:
                 mark.is_timed = True
-                self._time(max(now_s - mark.time_s, SHORTEST_S))
+                mark.first_s = now_s
+                self._time(max(now_s - mark.time_s, SHORTEST_S), mark.is_least)
             if mark.end > answered_to:
                 break
             last = mark
@@ -109,15 +124,19 @@ cdef class Pace:
             self._take_sample(last, answered_to, now_s)
         return self.window_bytes
 
-    cdef void _time(self, double took_s) noexcept:
-        # With the least on its way nothing of ours waits: then it is the link that has become longer.
-        if self.round_trip_s == 0 or took_s < self.round_trip_s or self.window_bytes == LEAST_WINDOW_BYTES:
+    cdef void _time(self, double took_s, bint is_least) noexcept:
+        # With the least on its way little of ours waits: then it is the link that has become longer.
+        if self.round_trip_s == 0 or took_s < self.round_trip_s or is_least:
             self.round_trip_s = took_s
 
     cdef void _take_sample(self, Mark* mark, uint64_t answered_to, double now_s) noexcept:
         cdef double took_s = max(now_s - mark.time_s, SHORTEST_S)
         cdef double rate = <double>(answered_to - mark.answered_to) / took_s
+        cdef double burst_s
         cdef double window
+        if mark.is_burst:
+            burst_s = max(now_s - mark.first_s, took_s * BURST_LEAST_OF_ROUND_TRIP, BURST_LEAST_S)
+            rate = max(rate, <double>(answered_to - mark.begin) / burst_s)
         if now_s >= self.span_ends_s and (mark.is_full or not self.is_measured):
             # Of a span without a sample nothing is known.
             self.last_best_rate = self.best_rate if now_s < self.span_ends_s + SPAN_S else 0
