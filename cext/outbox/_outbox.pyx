@@ -18,7 +18,7 @@ from cpython.object cimport PyObject, PyObject_SetAttr
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from cython cimport annotation_typing, freelist, no_gc
 from libc.stddef cimport size_t
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memchr
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -64,6 +64,9 @@ cdef object CONNECTION_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
 cdef object SENT_AGAIN = Decision.SENT_AGAIN
 cdef object LEFT_TO_BROKER = Decision.LEFT_TO_BROKER
 cdef object AT_LEAST_ONCE = Decision.AT_LEAST_ONCE
+
+
+cdef double NEVER_S = float("inf")
 
 
 cdef double _monotonic_s() noexcept:
@@ -134,6 +137,8 @@ cdef class Outbox:
     cdef readonly object pace
     # Answers to what the server sent, that it has not read; what else it read since counts for it.
     cdef readonly size_t answer_bytes
+    # When `pull` has something to do though nothing happens, of `time.monotonic`.
+    cdef readonly double pull_at_s
     # Messages of QoS 0 that had left as a connection ended, without proof that they arrived, and were not queued again.
     cdef public Py_ssize_t lost_in_the_air
 
@@ -146,6 +151,7 @@ cdef class Outbox:
         self.control_ids = set()
         self.untold = []
         self.acks = bytearray()
+        self.pull_at_s = NEVER_S
         self._on_work = on_work
         self._published = Condition()
 

@@ -145,6 +145,9 @@ cdef class RowOutbox(Outbox):
     cdef public bint has_remarks
     cdef public bint is_downgrade_recorded
     cdef readonly bint _resend_in_doubt
+    # Of what leaves, where that is bounded by count; else None. And what it last gave.
+    cdef public object quota
+    cdef public int64_t _granted
     cdef InTheAir _in_the_air
     cdef public Py_ssize_t in_doubt_count
     # Held to read and to rewind: a program's own loop may have several threads pull.
@@ -196,15 +199,29 @@ cdef class RowOutbox(Outbox):
     def _pull_rows(self):
         if self._again and self.is_open and self.is_due:
             self._read_again()
+        if self.quota is not None:
+            with self.lock:
+                self._fill_quota()
         # Once there is something to send, the broker begins on it while the next are read.
         while self.is_open:
             if self._admit_alerts() and self._read_alerts():
                 continue
             if not (self._admit_rows() and not self.session.sendable_bytes and self._read_rows()):
                 break
+        if self.quota is not None:
+            with self.lock:
+                is_held_back = self.session.publish_quota <= 0 and not self._have_all_gone()
+                self._fill_quota()
+                self.pull_at_s = self.quota.next_s if is_held_back else NEVER_S
         if self._may_have_orphans and self.is_open and not self._more_to_read and self._have_all_gone():
             if not self.store.has_alerts:
                 self._end_orphans()
+
+    cpdef bint _fill_quota(self) except -1:
+        """Have the session know what may leave; False where nothing may. The caller holds the lock."""
+        if self.quota is not None:
+            self._granted = self.session.publish_quota = self.quota.fill(self._granted - self.session.publish_quota)
+        return self.session.publish_quota > 0
 
     cpdef bint _have_all_gone(self) except -1:
         return self._rows_gone == PyList_GET_SIZE(self._rows) and self._alerts_gone == PyList_GET_SIZE(self._alerts)

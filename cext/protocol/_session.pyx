@@ -121,6 +121,8 @@ cdef enum:
     # and each image names all of them.
     RESERVED_MAX = 512
 
+cdef int64_t UNBOUNDED_COUNT = <int64_t>1 << 62
+
 cdef enum Outcome:
     DONE
     REFUSED
@@ -222,6 +224,8 @@ cdef class Session:
     cdef readonly Py_ssize_t pings_put, pings_answered
     # `admit_rows` takes rows that are bounded only while fewer bytes than that are unanswered.
     cdef public size_t byte_window
+    # So many PUBLISH packets `admit_rows` may encode; any that is encoded counts.
+    cdef public int64_t publish_quota
 
     # message id -> (packet id, state, qos, whether its question may have left)
     cdef dict parked
@@ -243,6 +247,7 @@ cdef class Session:
         self.done.item_bytes = sizeof(int64_t)
         self.pings.item_bytes = sizeof(Ping)
         self.byte_window = UNBOUNDED_BYTES
+        self.publish_quota = UNBOUNDED_COUNT
 
     def __init__(self, int window=20, bint durable=False, int max_unreleased=0):
         self.durable = durable
@@ -632,6 +637,7 @@ cdef class Session:
             at += payload_size
         if gated:
             self.dirty = self.out.gate_wanted = True
+        self.publish_quota -= 1
         self.publish_begin = send_buffer.encoded_to(&self.out)
         send_buffer.append(&self.out, <size_t>(at - start))
         if alias:
@@ -733,7 +739,8 @@ cdef class Session:
     def admit_rows(self, list rows, Py_ssize_t start, bint is_bounded=False) -> int:
         """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
 
-        is_bounded: they fit only while fewer than `byte_window` bytes are unanswered.
+        None fits once `publish_quota` is used up. is_bounded: they fit only while fewer than `byte_window` bytes are
+        unanswered.
         A row of eight columns or more has retain and packed properties in its seventh and eighth.
         Returns the index of the first that did not fit: behind it none goes, so that the order stays.
         A row that MQTT cannot carry, as another program may have left one, is handed back by `take_refused`.
@@ -742,7 +749,7 @@ cdef class Session:
         cdef Py_ssize_t index
         for index in range(start, len(rows)):
             row = rows[index]
-            if is_bounded and not self._has_byte_room():
+            if self.publish_quota <= 0 or is_bounded and not self._has_byte_room():
                 return index
             if len(row) < 4:
                 raise ValueError(f"a row of {len(row)} columns; it has at least 4")

@@ -26,6 +26,7 @@ _GATHER_S = 0.002
 _GATHER_MIN_S = 0.0001
 # Keep alive and the like need no better; a busy loop has thousands of turns a second.
 _MISC_INTERVAL_S = 0.05
+_NEVER_S = float("inf")
 # An enum's members are looked up at some cost.
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 _CONN_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
@@ -72,6 +73,9 @@ class Loop:
             if paho.sock is None:
                 return self._no_connection()
             timeout_s = min(timeout_s, LOOK_S)
+        pull_at_s = self._outbox.pull_at_s
+        if pull_at_s < _NEVER_S:
+            timeout_s = min(timeout_s, max(pull_at_s - time.monotonic(), 0.0))
         self.let_acks_gather()
         if self._reader.is_stream and not self._outbox.is_woken:
             # The read tells what is there as well as a wait.
@@ -84,6 +88,8 @@ class Loop:
                     paho.state = ConnectionState.MQTT_CS_CONNECTION_LOST
                 return _CONN_LOST
             readable, writable = events
+        if pull_at_s < _NEVER_S and time.monotonic() >= pull_at_s:
+            self._link.do(self._outbox.pull)
         if readable or arrivals.is_behind():
             rc = paho.client.loop_read()
             if rc or paho.sock is None:

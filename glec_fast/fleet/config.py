@@ -420,6 +420,15 @@ class MQTTConfig:
             "on, they are queued again and may arrive twice; off, they are counted as lost in the air.",
         ),
     )
+    flush_max_msg_s: int = field(
+        default=0,
+        metadata=setting(
+            "mqtt.connection.flush_max_msg_s",
+            whole(0, 1_000_000, "messages a second"),
+            "The most that are sent, alerts first, where the broker ends connections over more (AWS IoT Core: 100). "
+            "0 is as fast as it goes.",
+        ),
+    )
 
     def __post_init__(self) -> None:
         _check_urls(self.broker_urls)

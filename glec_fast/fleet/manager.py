@@ -285,6 +285,8 @@ class MQTTManager(process.OfOneProcess):
             raise
         self._outbox = cast("DurableOutbox", parts_of(self._client).outbox)
         self._outbox.session.use_aliases([self._topic(each.SUFFIX) for each in (Telemetry, Inference, Alert, Status)])
+        if config.flush_max_msg_s:
+            self._outbox.bound_rate(config.flush_max_msg_s)
         self._policy.aim = lambda: _aim(self._client, self._target)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect

@@ -14,6 +14,7 @@ from glec_fast.durable.transaction import Row
 from glec_fast.mqtt.inbound_message import InboundMessage
 from glec_fast.outbox._pace import Pace
 from glec_fast.outbox.handle import PublishHandle
+from glec_fast.outbox.quota import Quota
 from glec_fast.protocol._session import Session
 from glec_fast.runtime._lock import Condition, Lock
 
@@ -178,6 +179,9 @@ class Outbox:
     def tell_all(self, wanted: bool) -> None:
         """Whether `settle` makes a handle for each message that nobody holds one of."""
     @property
+    def pull_at_s(self) -> float:
+        """When `pull` has something to do though nothing happens, of `time.monotonic`."""
+    @property
     def is_due(self) -> bool:
         """True where `pull` has refused messages to send again."""
     def look_for_answers(self) -> None:
@@ -298,6 +302,9 @@ class RowOutbox(Outbox):
     def _said(self) -> set[int]: ...
     @property
     def _pulling(self) -> Lock: ...
+    quota: Quota | None
+    """Of what leaves, where that is bounded by count."""
+    _granted: int
     @property
     def pace(self) -> Pace:
         """How many bytes may be on their way."""
@@ -305,6 +312,7 @@ class RowOutbox(Outbox):
         """Encode the next rows as far as the window has room, and read more of them from the store."""
     def _pull(self) -> None: ...
     def _have_all_gone(self) -> bool: ...
+    def _fill_quota(self) -> bool: ...
     def abandon(self, ids: list[int]) -> list[int] | None:
         """See `glec_fast.durable.transaction.Outbox`."""
     def void_session(self) -> None:

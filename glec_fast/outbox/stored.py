@@ -18,6 +18,7 @@ from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
 from glec_fast.outbox._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.outbox.owners import OnOwnerAway, Owner, Owners
+from glec_fast.outbox.quota import Quota
 from glec_fast.outbox.server_limits import ServerLimits, limits_of
 from glec_fast.outbox.suspicion import Suspicion, Verdict
 from glec_fast.outbox.unanswered import Unanswered
@@ -179,6 +180,12 @@ class DurableOutbox(RowOutbox):
         with self.lock:
             self._tells_all = self.session.keeps_all_reasons = wanted
 
+    def bound_rate(self, most_per_s: int) -> None:
+        """Send at most so many PUBLISH packets a second, see `Quota`; before the first connection."""
+        with self.lock:
+            self.quota = Quota(most_per_s)
+            self._granted = self.session.publish_quota = 0
+
     @property
     def stored_count(self) -> int:
         """Messages in the store that are not finished."""
@@ -232,7 +239,7 @@ class DurableOutbox(RowOutbox):
         if not self.is_open:
             return self.is_awaited
         session = self.session
-        if self.store.is_failing:
+        if self.store.is_failing or session.publish_quota <= 0:
             return False
         if session.unsent_bytes > session.sendable_bytes:
             return True
@@ -252,7 +259,7 @@ class DurableOutbox(RowOutbox):
             session = self.session
             if not self.is_open or session.unsent_bytes > UNSENT_BYTES_MAX or self._is_link_full():
                 return None
-            if session.bounds_unproven and not session.has_room_unproven:
+            if (session.bounds_unproven and not session.has_room_unproven) or not self._fill_quota():
                 return None
             self._direct_id -= 1
             handle = PublishHandle(self._direct_id, self._published, 0)

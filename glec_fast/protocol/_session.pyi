@@ -122,6 +122,8 @@ class Session:
         """Those of them that were answered."""
     byte_window: int
     """`admit_rows` takes rows that are bounded only while fewer bytes than that are unanswered."""
+    publish_quota: int
+    """So many PUBLISH packets `admit_rows` may encode; any that is encoded counts."""
 
     def on_accepted(self) -> None:
         """CONNACK came, which answers what has left by then."""

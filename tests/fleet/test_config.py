@@ -139,6 +139,7 @@ MALFORMED: dict[str, list[object]] = {
     "broker_name": ["", 5, [], ["a"] * 3, [5], "a\n", "x" * 256],
     "on_owner_away": ["stay", None, True],
     "max_unreleased": [0, 65_535, 1.0, None],
+    "flush_max_msg_s": [-1, 1_000_001, 1.5, True, None],
     "status_retained": [1, "yes", None],
     "status_interval_s": [-1, math.nan, math.inf, "300", True],
     "overflow": ["", "newest", None],

@@ -41,6 +41,7 @@ SETTING_VALUES: dict[str, tuple[str, object]] = {
     "max_in_flight": ("100", 100),
     "max_unreleased": ("21", 21),
     "status_interval_s": ("0", 0),
+    "flush_max_msg_s": ("100", 100),
     "status_retained": ("false", False),
     "qos0_commit_delay_s": ("0.25", 0.25),
     "wait_for_disk": ("false", False),
