@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glec_fast import __version__
+from glec_fast.cli import service_install
 from glec_fast.cli.environment import config_from, directory_from
 from glec_fast.errors import ConfigError, GlecError, MessageError
 from glec_fast.fleet.manager import MQTTManager
@@ -62,6 +63,7 @@ _QUESTION = re.compile(rb'\s*\{\s*"ask"\s*:')
 def add_parser(subparsers: SubParsers) -> None:
     parser = subparsers.add_parser("service", help=SUMMARY, description=__doc__)
     parser.set_defaults(run=run)
+    service_install.add_parser(parser.add_subparsers(metavar="install"))
 
 
 def run(_arguments: argparse.Namespace) -> int:
