@@ -24,7 +24,7 @@ LINTERS := $(VENV)/.linters
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 DOCUMENTERS := $(VENV)/.documenters
 
-.PHONY: demo test build lint docs package brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 compat fuzz fuzz-clocks fuzz-files vectors badlink bench clean
+.PHONY: demo test build lint docs package sbom reproducible brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 compat fuzz fuzz-clocks fuzz-files vectors badlink bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -71,13 +71,26 @@ lint: $(LINTERS)
 docs: $(DOCUMENTERS)
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
-# The wheel from the sdist alone, installed where the source tree cannot be seen.
+# Sdist and wheel in dist/, the wheel from the sdist alone, as PyPI would take them, and installed where the source tree
+# cannot be seen.
+PACKAGED := $(abspath build/packaged)
 package: $(LINTERS)
 	rm -rf dist
-	$(BIN)/python -m build --quiet --outdir dist
-	$(PYTHON) -m venv --clear build/packaged
-	build/packaged/bin/pip install --quiet dist/*.whl
-	cd build/packaged && bin/python -c "import glec_fast, glec_fast.protocol._session as s; print(glec_fast.__version__, s.__file__)"
+	$(BIN)/python packaging/build.py dist
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv --clear --without-pip $(PACKAGED)
+	$(BIN)/pip --python $(PACKAGED) install --quiet dist/*.whl
+	cd $(PACKAGED) && bin/python -c "import glec_fast, glec_fast.protocol._session as s; print(glec_fast.__version__, s.__file__)"
+	cd $(PACKAGED) && bin/glec-fast service install --root image --program /opt/glec-fast/bin/glec-fast
+
+# What is in an installation, in CycloneDX's JSON: dist/glec-fast.cdx.json.
+sbom: package
+	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file dist/glec-fast.cdx.json $(PACKAGED)
+
+# dist/ built twice, the second time from the first's sdist, in another directory: the same bytes.
+reproducible: $(LINTERS)
+	rm -rf dist
+	$(BIN)/python packaging/build.py --twice dist
 
 # ARM wheels in wheels/dist, tested under emulation. Needs root. TARGETS=aarch64 builds one of the two.
 wheels: $(WHEEL_TOOLS)
