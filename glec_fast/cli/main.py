@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from glec_fast import __version__
 from glec_fast.cli import in_doubt as in_doubt_command
 from glec_fast.cli import metrics, publish, queue, service, settings, subscribe, top
+from glec_fast.cli.bench import command as bench_command
 from glec_fast.cli.demo import command as demo_command
 from glec_fast.cli.doctor import command as doctor_command
 from glec_fast.cli.doctor import pin
@@ -30,6 +31,7 @@ EXIT_PIPE_CLOSED = 141
 
 SUBCOMMANDS = (
     demo_command,
+    bench_command,
     service,
     metrics,
     top,
