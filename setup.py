@@ -37,7 +37,7 @@ setup(
             for path in EXTENSIONS
         ],
         build_dir="build/cython",
-        include_path=[".", "cext/fleet", "cext/outbox", "cext/protocol"],
+        include_path=[".", "cext/fleet", "cext/outbox", "cext/protocol", "cext/runtime"],
         annotate=DEBUG,
         show_all_warnings=DEBUG,
         compiler_directives={

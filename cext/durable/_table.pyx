@@ -20,8 +20,10 @@ from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_CheckExact, PyUnicode_GET_LENGTH
 from libc.errno cimport errno
 from libc.stddef cimport size_t
-from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t
+from libc.stdint cimport INT64_MAX, INT64_MIN, int64_t, uint64_t
 from libc.string cimport memchr, memset
+
+cimport histogram
 
 from glec_fast.errors import MessageError
 from glec_fast.durable.foreign_rows import (
@@ -162,6 +164,7 @@ cdef str READ_KEPT = (
     " WHERE typeof(client_id) = 'text' AND typeof(broker) = 'text' AND typeof(in_flight) = 'blob' ORDER BY id")
 cdef str KEEP_SESSION = "INSERT OR REPLACE INTO glec_kept_session (client_id, broker, in_flight) VALUES (?, ?, ?)"
 cdef str DELETE_KEPT = "DELETE FROM glec_kept_session WHERE client_id = ? AND broker = ?"
+cdef str OLDEST = f"SELECT min(timestamp) FROM mqtt_offline_queue WHERE timestamp BETWEEN 0 AND {TIME_MAX_MS}"
 cdef str STRANGERS = "SELECT id FROM mqtt_offline_queue WHERE id > ? ORDER BY timestamp, id"
 cdef str ADOPT = (
     "UPDATE mqtt_offline_queue SET id = ?2, timestamp = ?3,"
@@ -432,6 +435,29 @@ cdef class Finished:
         taken.clear()
 
 
+cdef class DiskTimes:
+    cdef uint64_t rows[3]
+    cdef histogram.Histogram latency
+
+    def note(self, list rows not None, int64_t now_ms):
+        cdef Py_ssize_t index
+        cdef tuple row
+        cdef int qos
+        for index in range(PyList_GET_SIZE(rows)):
+            row = <tuple>PyList_GET_ITEM(rows, index)
+            qos = row[3]
+            self.rows[min(max(qos, 0), 2)] += 1
+            histogram.note(&self.latency, now_ms - <int64_t>row[TIMESTAMP_COLUMN])
+
+    @property
+    def counts(self) -> tuple:
+        return self.rows[0], self.rows[1], self.rows[2]
+
+    @property
+    def writing(self) -> tuple:
+        return histogram.read(&self.latency)
+
+
 cdef class QueueTable:
     cdef object connection, execute, executemany
     cdef str encoding
@@ -456,6 +482,9 @@ cdef class QueueTable:
 
     def data_version(self) -> int:
         return self.execute("PRAGMA data_version").get
+
+    def oldest_ms(self):
+        return self.execute(OLDEST).get
 
     def strangers(self, int64_t through_id) -> list:
         return [message_id for (message_id,) in self.execute(STRANGERS, (through_id,))]

@@ -255,7 +255,8 @@ cdef class RowOutbox(Outbox):
     cdef Py_ssize_t _admit(self, list rows, Py_ssize_t first, bint is_bounded) except -1:
         """`Session.admit_rows`; what went with QoS 0, as alerts do too where their QoS is lowered, is in the air."""
         cdef uint64_t encoded = self.session.unacknowledged_count
-        cdef Py_ssize_t index, gone = self.session.admit_rows(rows, first, is_bounded)
+        cdef Py_ssize_t index, gone = self.session.admit_rows(
+            rows, first, is_bounded, self.store.queue_offset_ms)
         cdef tuple row
         cdef list refused
         if self.session.unacknowledged_count != encoded:
@@ -270,6 +271,11 @@ cdef class RowOutbox(Outbox):
         """QoS 0 that goes past the store, as a row; the caller holds the lock."""
         self.session.admit(row[0], row[1], row[2], 0, *row[6:])
         self._in_the_air.add(row)
+
+    def on_acks(self, bytes acks not None, finished, dict reasons) -> int:
+        """See `Outbox.on_acks`."""
+        self.session.now_ms = self.store.since_boot_ms()
+        return Outbox.on_acks(self, acks, finished, reasons)
 
     def _finish(self, list ids):
         """The broker has these, or nobody will; the caller holds the lock."""

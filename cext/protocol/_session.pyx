@@ -68,10 +68,11 @@ from cpython.list cimport PyList_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from cython cimport final
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MIN, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cimport exchanges
+cimport histogram
 cimport send_buffer
 cimport topic_aliases
 cimport vector
@@ -105,6 +106,7 @@ from glec_fast.errors import MessageError, ProtocolError
 
 cdef enum:
     WITH_EXTRAS_COLUMNS = 8
+    WITH_TIME_COLUMNS = 5
     UNBOUNDED_BYTES = 0x7FFFFFFF
     PING_BYTES = 2
     FIRST_BYTE_OF_PINGREQ = 0xC0
@@ -130,6 +132,8 @@ cdef enum Outcome:
     GIVEN_UP
 
 
+# As when a message was accepted, where nobody knows.
+cdef int64_t NOT_TIMED = INT64_MIN
 cdef bytes PINGREQ_PACKET = b"\xc0\x00"
 
 
@@ -203,6 +207,12 @@ cdef class Session:
     cdef readonly int admitted_command
     # Messages of QoS 0, over all connections: encoded, and proven or of a connection that has ended.
     cdef readonly uint64_t unacknowledged_count, proven_count
+    # Milliseconds since boot, as of what `on_acks` is given next: whoever wants `acknowledging` sets it.
+    cdef public int64_t now_ms
+    # By QoS: PUBLISH packets encoded, and messages acknowledged.
+    cdef uint64_t encoded[3]
+    cdef uint64_t acknowledged[3]
+    cdef histogram.Histogram latency
     # QoS 0 is encoded only as far as `UNPROVEN_MAX_BYTES` allow.
     cdef public bint bounds_unproven
 
@@ -638,6 +648,7 @@ cdef class Session:
         if gated:
             self.dirty = self.out.gate_wanted = True
         self.publish_quota -= 1
+        self.encoded[flags >> 1 & 3] += 1
         self.publish_begin = send_buffer.encoded_to(&self.out)
         send_buffer.append(&self.out, <size_t>(at - start))
         if alias:
@@ -696,11 +707,11 @@ cdef class Session:
         packet_id: 0, or one taken with `reserve_packet_id`.
         Raises MessageError where MQTT cannot carry it. After any error nothing is kept of it.
         """
-        self._admit(message_id, topic, payload, qos, retain, properties, packet_id)
+        self._admit(message_id, topic, payload, qos, retain, properties, packet_id, NOT_TIMED)
         return self.out.tail - self.out.head
 
     cdef int _admit(self, int64_t message_id, object topic, object payload, int qos, bint retain, object properties,
-                    uint16_t packet_id) except -1:
+                    uint16_t packet_id, int64_t accepted_ms) except -1:
         cdef uint8_t flags
         cdef uint64_t end
         cdef Mark* mark
@@ -720,7 +731,7 @@ cdef class Session:
         if self.parked:
             aside = self.parked.get(message_id)
             if aside is not None:
-                self._resume(message_id, aside, topic, payload, flags, properties)
+                self._resume(message_id, aside, topic, payload, flags, properties, accepted_ms)
                 del self.parked[message_id]
                 self.parked_places -= qos == 2
                 self.places_max = max(self.places_max, self._places())
@@ -730,23 +741,26 @@ cdef class Session:
             if not packet_id:
                 raise AssertionError("no packet id is free; the window was exceeded")
         end = self._encode_publish(topic, payload, flags, packet_id, properties, qos == 2 and self.durable)
-        exchange = exchanges.open(&self.table, packet_id, message_id, <uint8_t>qos, SENT)
+        exchange = exchanges.open(&self.table, packet_id, message_id, <uint8_t>qos, SENT, accepted_ms)
         self._ask(exchange, end)
         if qos == 2:
             self.places_max = max(self.places_max, self._places())
         return 0
 
-    def admit_rows(self, list rows, Py_ssize_t start, bint is_bounded=False) -> int:
+    def admit_rows(self, list rows, Py_ssize_t start, bint is_bounded=False, queue_offset_ms=None) -> int:
         """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
 
         None fits once `publish_quota` is used up. is_bounded: they fit only while fewer than `byte_window` bytes are
-        unanswered.
+        unanswered. queue_offset_ms: of the times in column five against the time since boot; None: unknown.
         A row of eight columns or more has retain and packed properties in its seventh and eighth.
         Returns the index of the first that did not fit: behind it none goes, so that the order stays.
         A row that MQTT cannot carry, as another program may have left one, is handed back by `take_refused`.
         """
         cdef tuple row
         cdef Py_ssize_t index
+        cdef bint is_timed = queue_offset_ms is not None
+        cdef int64_t offset_ms = queue_offset_ms if is_timed else 0
+        cdef int64_t accepted_ms
         for index in range(start, len(rows)):
             row = rows[index]
             if self.publish_quota <= 0 or is_bounded and not self._has_byte_room():
@@ -756,10 +770,13 @@ cdef class Session:
             try:
                 if not self._fits(row[0], row[3]):
                     return index
+                accepted_ms = NOT_TIMED
+                if is_timed and len(row) >= WITH_TIME_COLUMNS:
+                    accepted_ms = <int64_t>row[4] - offset_ms
                 if len(row) < WITH_EXTRAS_COLUMNS:
-                    self._admit(row[0], row[1], row[2], row[3], False, None, 0)
+                    self._admit(row[0], row[1], row[2], row[3], False, None, 0, accepted_ms)
                 else:
-                    self._admit(row[0], row[1], row[2], row[3], row[6], row[7], 0)
+                    self._admit(row[0], row[1], row[2], row[3], row[6], row[7], 0, accepted_ms)
             except (ValueError, TypeError, OverflowError):
                 self.refused.append(row[0])
             except MemoryError:
@@ -784,7 +801,7 @@ cdef class Session:
         return not is_used_up
 
     cdef int _resume(self, int64_t message_id, tuple aside, object topic, object payload, uint8_t flags,
-                     object properties) except -1:
+                     object properties, int64_t accepted_ms) except -1:
         cdef uint16_t packet_id = aside[0]
         cdef uint8_t state = aside[1]
         cdef uint8_t qos = aside[2]
@@ -796,7 +813,7 @@ cdef class Session:
             if self.durable and (self.dirty or self.version > self.committed_version):
                 # The link broke between PUBREC and its commit.
                 self.out.gate_wanted = True
-            exchange = exchanges.open(&self.table, packet_id, message_id, qos, RELEASED)
+            exchange = exchanges.open(&self.table, packet_id, message_id, qos, RELEASED, accepted_ms)
             self._encode_ack(PUBREL | 2, packet_id, 0)
             self._ask(exchange, send_buffer.encoded_to(&self.out))
             exchange.left_before = left
@@ -807,7 +824,7 @@ cdef class Session:
         # DUP only where the first copy may have left (section 3.3.1.1): some brokers swallow a first copy that has it.
         end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties,
                                    False)
-        exchange = exchanges.open(&self.table, packet_id, message_id, qos, SENT)
+        exchange = exchanges.open(&self.table, packet_id, message_id, qos, SENT, accepted_ms)
         self._ask(exchange, end)
         exchange.left_before = left
         return 0
@@ -946,6 +963,9 @@ cdef class Session:
         self.answered_count += outcome != GIVEN_UP
         if outcome == DONE:
             (<int64_t*>vector.push(&self.done))[0] = exchange.message_id
+            self.acknowledged[exchange.qos] += 1
+            if exchange.accepted_ms != NOT_TIMED:
+                histogram.note(&self.latency, self.now_ms - exchange.accepted_ms)
         elif outcome == REFUSED:
             self.refused.append(exchange.message_id)
         if durable:
@@ -956,6 +976,21 @@ cdef class Session:
             retired.packet_id = packet_id
         exchanges.close(&self.table, exchange, ID_TAKEN if durable else ID_FREE)
         return 0
+
+    @property
+    def encoded_counts(self) -> tuple:
+        """PUBLISH packets that were encoded, of QoS 0, 1 and 2; also those of a message that goes again."""
+        return self.encoded[0], self.encoded[1], self.encoded[2]
+
+    @property
+    def acknowledged_counts(self) -> tuple:
+        """Messages that the server has acknowledged, of QoS 0, 1 and 2; of QoS 0 those that the socket has taken."""
+        return self.left_count, self.acknowledged[1], self.acknowledged[2]
+
+    @property
+    def acknowledging(self) -> tuple:
+        """How long messages took from their acceptance to their acknowledgement: what `Latency.of` takes."""
+        return histogram.read(&self.latency)
 
     @property
     def has_doubtful(self) -> bool:
@@ -1297,7 +1332,7 @@ cdef class Session:
         if self.durable:
             self.dirty = self.out.gate_wanted = True
         # Whether the server ever had it does not matter: nobody is to be told.
-        exchange = exchanges.open(&self.table, packet_id, message_id, 2, RELEASED)
+        exchange = exchanges.open(&self.table, packet_id, message_id, 2, RELEASED, NOT_TIMED)
         self._encode_ack(PUBREL | 2, packet_id, 0)
         self._ask(exchange, send_buffer.encoded_to(&self.out))
         exchange.left_before = True

@@ -26,6 +26,8 @@ cdef struct Exchange:
     uint64_t asked_end
     # Messages of QoS 0 before it in the stream: its answer proves them, too.
     uint64_t asked_behind
+    # When its message was accepted, in milliseconds since boot; INT64_MIN where nobody knows.
+    int64_t accepted_ms
     uint16_t packet_id
     uint8_t qos
     uint8_t state
@@ -90,7 +92,8 @@ cdef inline int reserve(Table* table) except -1:
     return 0
 
 
-cdef inline Exchange* open(Table* table, uint16_t packet_id, int64_t message_id, uint8_t qos, uint8_t state) noexcept:
+cdef inline Exchange* open(Table* table, uint16_t packet_id, int64_t message_id, uint8_t qos, uint8_t state,
+                           int64_t accepted_ms) noexcept:
     # After `reserve`.
     cdef int index = table.first_free
     cdef Exchange* exchange = &table.exchanges[index]
@@ -99,6 +102,7 @@ cdef inline Exchange* open(Table* table, uint16_t packet_id, int64_t message_id,
     table.in_flight += 1
     exchange.message_id = message_id
     exchange.asked_end = 0
+    exchange.accepted_ms = accepted_ms
     exchange.packet_id = packet_id
     exchange.qos = qos
     exchange.state = state

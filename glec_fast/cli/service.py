@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Mapping
 
+    from glec_fast.fleet.metrics import Metrics
+
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 SUMMARY = "publish for the other programs of a gateway, under systemd"
@@ -77,13 +79,21 @@ def run(_arguments: argparse.Namespace) -> int:
             notifier.say("READY=1")
             while True:
                 service.turn(notifier.period_s)
-                # Figures need the locks of every thread: one that hangs keeps the watchdog waiting.
-                metrics = manager.get_metrics()
-                link = "connected" if metrics.is_connected else "no link"
-                if not manager.is_queue_damaged():
-                    notifier.keep_alive(f"{link}, {metrics.queue_size} messages waiting")
+                if notifier.is_due and not manager.is_queue_damaged():
+                    # Figures need the locks of every thread: one that hangs keeps the watchdog waiting.
+                    notifier.keep_alive(status_of(manager.get_metrics()))
     finally:
         notifier.say("STOPPING=1")
+
+
+def status_of(metrics: Metrics) -> str:
+    """One line for `systemctl status`."""
+    link = "connected" if metrics.is_connected else f"no link for {metrics.in_state_s:.0f} s"
+    text = f"{link}, {metrics.queue_size} messages waiting"
+    if metrics.oldest_s >= 1:
+        text += f", the oldest for {metrics.oldest_s:.0f} s"
+    dropped = sum(metrics.drops.values())
+    return f"{text}, {dropped} dropped" if dropped else text
 
 
 class Service:
@@ -270,9 +280,12 @@ class Notifier:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.sendto(text.encode(), self._address)
 
+    @property
+    def is_due(self) -> bool:
+        """True where the watchdog is to hear that we live."""
+        return time.monotonic() >= self._next_s
+
     def keep_alive(self, status: str) -> None:
-        """Feed the watchdog, at most as often as it needs."""
-        now_s = time.monotonic()
-        if now_s >= self._next_s:
-            self._next_s = now_s + self.period_s / 2
-            self.say(f"WATCHDOG=1\nSTATUS={status}")
+        """Feed the watchdog, and say how it goes."""
+        self._next_s = time.monotonic() + self.period_s / 2
+        self.say(f"WATCHDOG=1\nSTATUS={status}")

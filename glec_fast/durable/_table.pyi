@@ -76,6 +76,20 @@ def raised_by(function: Callable[..., object], *arguments: object) -> BaseExcept
 def hand_over(function: Callable[[list[_T]], object], items: list[_T]) -> BaseException | None:
     """What `function` raises for a copy of `items`, None where it returns; which is empty then."""
 
+class DiskTimes:
+    """How many rows reached the disk, and how long after their acceptance. Any thread may call it."""
+
+    def note(self, rows: list[_Row], now_ms: int) -> None:
+        """These have been synchronised; `now_ms` is the queue's time."""
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Rows of QoS 0, 1 and 2."""
+
+    @property
+    def writing(self) -> tuple[list[int], int, int]:
+        """How long they took: what `Latency.of` takes."""
+
 def take_image(outbox: Outbox, kept: list[tuple[int, int]], in_doubt: list[tuple[int, Decision]]) -> tuple[int, bytes]:
     """(version, image) of an outbox, and what is in doubt behind the others in `in_doubt`."""
 
@@ -128,6 +142,8 @@ class QueueTable:
     def data_version(self) -> int:
         """Another number than before where another connection has written to the file since. Within a transaction."""
 
+    def oldest_ms(self) -> int | None:
+        """The earliest timestamp that is a time; None where there is none."""
     def strangers(self, through_id: int) -> list[int]:
         """The ids above `through_id`, in the order of their rows."""
 

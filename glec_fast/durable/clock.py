@@ -145,6 +145,15 @@ class QueueClock:
         """What a row is stamped with, and what its expiry is compared with."""
         return self._clocks.since_boot_ms() + self._offset_ms
 
+    @property
+    def offset_ms(self) -> int:
+        """Of the queue's time against the milliseconds since boot."""
+        return self._offset_ms
+
+    def since_boot_ms(self) -> int:
+        """Milliseconds since boot, which never step. Any thread."""
+        return self._clocks.since_boot_ms()
+
     def unix_ms(self) -> int:
         """What to tell others: the wall clock once it was set, the queue's time before."""
         wall_ms = self._clocks.wall_ms()

@@ -25,6 +25,7 @@ class ClockSteps:
     _writer: Writer
     # One whose end is not noted.
     _moving: Move | None = None
+    count: int = 0
 
     def follow(self) -> None:
         """Before a transaction: mend all times, in one of their own, where the wall clock has stepped."""
@@ -49,6 +50,7 @@ class ClockSteps:
                 return
             self._note(move)
         text = f"the wall clock stepped: the times of queued messages were moved by {step.by_ms / 1000:.1f} s"
+        self.count += 1
         direction = "forwards" if step.by_ms > 0 else "backwards"
         self._status.log.note(logging.WARNING, "steps of the wall clock", direction, text=text)
 

@@ -72,7 +72,7 @@ _CACHE_KIB = 512
 LOG_RESERVE_BYTES = 256 * 1024
 # The write-ahead log starts over at its front after so many pages of 4 KiB. A commit that makes it longer waits for the
 # disk twice as long, as the file system's own records are written too.
-_LOG_PAGES = 256
+LOG_PAGES = 256
 # Longer it is only while a transaction, or somebody who reads for long, needs it.
 LOG_BYTES_MAX = 2 << 20
 # An id that was given once must not be given again, also where the damage took the record of the highest.
@@ -150,7 +150,7 @@ def open_database(path: Path, *, is_known: bool = False) -> apsw.Connection:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")
-        connection.pragma("wal_autocheckpoint", _LOG_PAGES)
+        connection.pragma("wal_autocheckpoint", LOG_PAGES)
         connection.pragma("journal_size_limit", LOG_BYTES_MAX)
         connection.pragma("temp_store", "memory")
         if not is_known:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-from glec_fast.durable._table import QueueTable, accept
+from glec_fast.durable._table import DiskTimes, QueueTable, accept
 from glec_fast.durable.clock import Anchor, Clocks, QueueClock
 from glec_fast.durable.extras import Extras
 from glec_fast.durable.schedule import Schedule
@@ -41,6 +41,7 @@ class Intake:
         self.next_id = table.last_id() + 1
         self.last_timestamp_ms = table.last_timestamp_ms()
         self.clock = QueueClock(clocks, self._last_anchor(table, is_salvaged), self.next_id)
+        self.disk_times = DiskTimes()
         self.pending: list[Row] = []
         self.writing: list[Row] = []
         # No row on disk comes behind (timestamp, id), and all that are to come do.

@@ -94,6 +94,7 @@ class Outgoing:
         started_s = time.monotonic()
         try:
             saved.save(self._writer.table, image)
+            self._writer.syncs += 1
         except (apsw.Error, OSError) as error:
             # The writer tries the same, and reports it where it fails as well.
             logger.debug("the in-flight state was not written at once: %s", error)

@@ -25,6 +25,7 @@ from glec_fast.durable.committer import Committer
 from glec_fast.durable.dropping import DROP_ROWS_MAX, Dropping
 from glec_fast.durable.ending import Ending
 from glec_fast.durable.extras import Extras
+from glec_fast.durable.figures import Figures
 from glec_fast.durable.file import QueueFile, Salvage
 from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
 from glec_fast.durable.inflight_log import log_of
@@ -41,6 +42,7 @@ from glec_fast.durable.status import Status
 from glec_fast.durable.supply import Supply
 from glec_fast.durable.transaction import Outbox, Row
 from glec_fast.durable.writer import Writer
+from glec_fast.runtime.latency import Latency
 from glec_fast.runtime.process import OfOneProcess
 from glec_fast.runtime.summing_log import SummingLog
 
@@ -127,7 +129,7 @@ class Store(OfOneProcess):
         self._outgoing = outgoing = Outgoing(status, schedule, reader, writer)
         self._caretaker = caretaker = Caretaker(file, reader, writer, intake, dropping, status, schedule)
         self._supply = Supply(status, schedule, intake, jobs, outgoing, dropping, file, reader, writer, max_queue_size)
-        steps = ClockSteps(status, intake, reader, writer)
+        self._clock_steps = steps = ClockSteps(status, intake, reader, writer)
         ending = Ending(self, status, intake, jobs, file, reader, writer, caretaker)
         parts = status, schedule, intake, jobs, outgoing, dropping, writer, caretaker, steps, room
         self._committer = Committer(*parts, max_queue_size, on_dropped, ending.leave)
@@ -275,6 +277,28 @@ class Store(OfOneProcess):
             with suppress(FileNotFoundError):
                 total += log.stat().st_size
         return total
+
+    def figures(self) -> Figures:
+        """What it has counted. Any thread."""
+        intake = self._intake
+        with self._lock:
+            counts = Counter(row[3] for row in (*intake.writing, *intake.pending))
+            on_disk = intake.disk_times.counts
+            size = intake.row_count
+        accepted = (on_disk[0] + counts[0], on_disk[1] + counts[1], on_disk[2] + counts[2])
+        oldest_ms = self._supply.oldest_ms() if size else None
+        oldest_s = 0.0 if oldest_ms is None else max(intake.clock.now_ms() - oldest_ms, 0) / 1000
+        writing = Latency.of(*intake.disk_times.writing)
+        return Figures(accepted, on_disk, writing, oldest_s, self._writer.syncs, self._clock_steps.count)
+
+    @property
+    def queue_offset_ms(self) -> int:
+        """Of the times of rows against `since_boot_ms`."""
+        return self._intake.clock.offset_ms
+
+    def since_boot_ms(self) -> int:
+        """Milliseconds since boot, which never step."""
+        return self._intake.clock.since_boot_ms()
 
     def unix_ms(self) -> int:
         """Unix time in milliseconds, as well as it is known."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import apsw
@@ -21,6 +22,9 @@ from glec_fast.durable.schedule import DONE_COMMIT_DELAY_S, Schedule
 from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Row
 from glec_fast.durable.writer import Writer
+
+# The store's thread holds the reader's lock while it drops rows on a disk that may be slow.
+_OLDEST_WAIT_S = 0.05
 
 
 @dataclass(eq=False, repr=False)
@@ -42,6 +46,8 @@ class Supply:
     _given_up_max: int
     # Whose refusal is not yet counted, and the job that does.
     _refused: dict[int, Job] = field(default_factory=dict)
+    # As of when it was last looked for.
+    _oldest_ms: int | None = None
 
     def rewind(self, protected: Iterable[int], finished: Iterable[int], withheld: Iterable[int]) -> None:
         with self._reader.lock, self._status.lock:
@@ -91,6 +97,16 @@ class Supply:
             except apsw.Error as error:
                 self.on_read_failure(error)
                 return []
+
+    def oldest_ms(self) -> int | None:
+        """The queue's time at which the oldest row came, None if nobody knows; as it was before where that is busy."""
+        if self._status.is_needed():
+            return self._oldest_ms
+        with self._reader.lock.attempt(_OLDEST_WAIT_S) as is_ours:
+            if is_ours:
+                with suppress(apsw.Error):
+                    self._oldest_ms = self._reader.table.oldest_ms()
+        return self._oldest_ms
 
     def _unsendable(self) -> frozenset[int]:
         """As of before a read: the writer may delete them, and forget that, meanwhile. The caller holds both locks."""

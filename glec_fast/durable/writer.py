@@ -11,7 +11,7 @@ import apsw
 
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
-from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX, check_changed
+from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX, LOG_PAGES, check_changed
 from glec_fast.durable.dropping import Dropping
 from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX
 from glec_fast.durable.inflight_log import SavedImage
@@ -51,6 +51,9 @@ class Writer:
         self.lock = Lock("Writer.lock")
         # The last transaction, of whichever thread.
         self.took_s = 0.0
+        # Of the disk, by whoever held `lock`; and pages that this connection has written to its log.
+        self.syncs = 0
+        self._pages = 0
         self.image = SavedImage(path, log)
         self.path, self._log = path, path.with_name(path.name + "-wal")
         self._reader = reader
@@ -63,6 +66,7 @@ class Writer:
     def use(self, connection: apsw.Connection) -> None:
         """Go on with another connection, to a file that has all that the one before had, as far as it could be read."""
         self.connection = connection
+        self._pages = 0
         self.table = QueueTable(connection)
         self._data_version = self.table.data_version()
         self._schema_version = connection.pragma("schema_version")
@@ -178,6 +182,7 @@ class Writer:
             yield
             try:
                 self.table.commit(commit)
+                self._note_syncs()
             except apsw.Error as error:
                 if not self._is_on_disk(commit):
                     raise
@@ -185,6 +190,14 @@ class Writer:
                 commit.is_committed = True
         finally:
             self._roll_back()
+
+    def _note_syncs(self) -> None:
+        pages, before = self.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0], self._pages
+        if pages == before:
+            return
+        self._pages = pages
+        # The log, and the file once the log is long enough to be moved into it.
+        self.syncs += 1 + 2 * (pages // LOG_PAGES - before // LOG_PAGES)
 
     def _is_on_disk(self, commit: Commit | Move) -> bool:
         """What was said of the commit may be about what came behind it; the disk says what became of it."""

@@ -10,6 +10,8 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _STATM = "/proc/self/statm"
 # More than its seven numbers ever take.
 _STATM_BYTES = 256
+_IO = "/proc/self/io"
+_IO_BYTES = 1024
 
 
 def memory_usage_mb() -> int:
@@ -21,6 +23,21 @@ def memory_usage_mb() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     try:
         return int(os.read(descriptor, _STATM_BYTES).split()[1]) * _PAGE_BYTES // _MIB
+    finally:
+        os.close(descriptor)
+
+
+def disk_written_bytes() -> int:
+    """What this process has had the kernel write to disks; 0 where that does not say."""
+    try:
+        descriptor = os.open(_IO, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        for line in os.read(descriptor, _IO_BYTES).splitlines():
+            if line.startswith(b"write_bytes:"):
+                return int(line.split()[1])
+        return 0
     finally:
         os.close(descriptor)
 

@@ -30,7 +30,7 @@ from glec_fast.engine.routes import Routes
 from glec_fast.errors import ConfigError, ConnectionLostError, MessageError, PinningError, QueueClosedError
 from glec_fast.fleet._payload import encode_message
 from glec_fast.fleet.config import MQTTConfig, Target
-from glec_fast.fleet.device import available_storage_mb, memory_usage_mb
+from glec_fast.fleet.device import available_storage_mb, disk_written_bytes, memory_usage_mb
 from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
 from glec_fast.fleet.metrics import LinkState, Metrics
 from glec_fast.fleet.payload import as_payload, check_kind
@@ -38,6 +38,7 @@ from glec_fast.mqtt.client import Client, parts_of
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.runtime import process
 from glec_fast.runtime._lock import Lock
+from glec_fast.runtime.latency import Latency
 from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.tls.config import TLSConfig
 from glec_fast.transport.way_out import parse_proxy, proxy_arguments
@@ -480,6 +481,8 @@ class MQTTManager(process.OfOneProcess):
             # Its name is gone; it is put back, or `is_queue_damaged` says so.
             queue_bytes = 0
         link = parts_of(self._client).dispatcher.link
+        session = self._outbox.session
+        stored = self._store.figures()
         return Metrics(
             state=self._state,
             in_state_s=time.monotonic() - self._state_since_s,
@@ -501,6 +504,17 @@ class MQTTManager(process.OfOneProcess):
             expiring_certificates=self._connector.expiring(self._clocks.wall_ms() / 1000),
             weaknesses=self._outbox.weaknesses.counts(),
             lost_in_the_air=self._outbox.lost_in_the_air,
+            accepted=self._outbox.accepted_counts(stored.accepted),
+            on_disk=stored.on_disk,
+            published=session.encoded_counts,
+            acknowledged=session.acknowledged_counts,
+            to_disk=stored.writing,
+            to_acknowledgement=Latency.of(*session.acknowledging),
+            oldest_s=stored.oldest_s,
+            disk_written_bytes=disk_written_bytes(),
+            disk_syncs=stored.syncs,
+            clock_steps=stored.clock_steps,
+            certificates=self._connector.certificates,
         )
 
     def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:

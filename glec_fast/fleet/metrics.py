@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 from glec_fast.engine.connector import CertificateExpiry
+from glec_fast.runtime.latency import NONE_YET, Latency
+
+_CERTIFICATES = ("expiring_certificates", "certificates")
+_LATENCIES = ("to_disk", "to_acknowledgement")
+_BY_QOS = ("accepted", "on_disk", "published", "acknowledged")
 
 LinkState: TypeAlias = Literal["idle", "connecting", "connected", "closed"]
 
@@ -27,6 +32,13 @@ class Metrics:
     pin_failures: connections refused as no key was pinned. expiring_certificates: those of the last handshake that end
     within 30 days. weaknesses: what the broker does that makes QoS 2 less than exactly once, and how often; see
     `glec_fast.outbox.weaknesses.Weakness`.
+
+    By QoS 0, 1 and 2: accepted, messages that `publish` took; on_disk, those that were synchronised; published, PUBLISH
+    packets made, also of what goes again; acknowledged, messages that the broker has answered (QoS 0: handed to the
+    network). to_disk, to_acknowledgement: how long from the acceptance to that. oldest_s: how long the oldest message
+    has waited. disk_written_bytes: what this process had the kernel write to disks, of all it does; 0 where the kernel
+    does not say. disk_syncs: of the queue. clock_steps: of the wall clock, which moved the times of all messages.
+    certificates: all of the last handshake, with their ends.
     """
 
     is_connected: bool
@@ -49,14 +61,40 @@ class Metrics:
     queue_bytes: int = 0
     drops_by_qos: Mapping[str, Sequence[int]] = field(default_factory=dict)
     lost_in_the_air: int = 0
+    accepted: Sequence[int] = (0, 0, 0)
+    on_disk: Sequence[int] = (0, 0, 0)
+    published: Sequence[int] = (0, 0, 0)
+    acknowledged: Sequence[int] = (0, 0, 0)
+    to_disk: Latency = NONE_YET
+    to_acknowledgement: Latency = NONE_YET
+    oldest_s: float = 0.0
+    disk_written_bytes: int = 0
+    disk_syncs: int = 0
+    clock_steps: int = 0
+    certificates: tuple[CertificateExpiry, ...] = ()
 
 
 def metrics_as_json(metrics: Metrics) -> dict[str, Any]:
     """A snapshot as what JSON carries."""
-    return {**vars(metrics), "expiring_certificates": [each._asdict() for each in metrics.expiring_certificates]}
+    content = dict(vars(metrics))
+    for name in _CERTIFICATES:
+        content[name] = [each._asdict() for each in content[name]]
+    for name in _LATENCIES:
+        content[name] = content[name]._asdict()
+    return content
 
 
 def metrics_from_json(content: Mapping[str, Any]) -> Metrics:
-    """The snapshot of which `metrics_as_json` made this."""
-    certificates = tuple(CertificateExpiry(**each) for each in content["expiring_certificates"])
-    return Metrics(**{**content, "expiring_certificates": certificates})
+    """The snapshot of which `metrics_as_json` made this, also of another version: what that does not tell is 0."""
+    known = {each.name for each in fields(Metrics)}
+    values = {name: value for name, value in content.items() if name in known}
+    for name in _CERTIFICATES:
+        values[name] = tuple(CertificateExpiry(**each) for each in values.get(name, ()))
+    for name in _LATENCIES:
+        if name in values:
+            buckets = tuple((end_s, count) for end_s, count in values[name]["buckets"])
+            values[name] = Latency(**{**values[name], "buckets": buckets})
+    for name in _BY_QOS:
+        if name in values:
+            values[name] = tuple(values[name])
+    return Metrics(**values)

@@ -81,6 +81,8 @@ class DurableOutbox(RowOutbox):
         # When what was refused is sent again.
         self._again_at_s = 0.0
         self._direct_id = 0
+        # Of the ids that went past the store: what was said, and what was queued after all.
+        self._uncounted = 0
         # What was in the air is queued again; so no more of it is on its way than is known.
         self._resend_unproven = self.session.bounds_unproven = resend_unproven
         # In the air as connections ended, and not queued again yet.
@@ -192,6 +194,10 @@ class DurableOutbox(RowOutbox):
         # It learns of what is finished once that is worth a transaction.
         return max(self.store.size - len(self._finished), 0)
 
+    def accepted_counts(self, stored: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Messages that `publish` has taken, by QoS. stored: those that the store was given."""
+        return stored[0] - self._direct_id - self._uncounted, stored[1], stored[2]
+
     def __len__(self) -> int:
         return self.stored_count + len(self._direct)
 
@@ -282,6 +288,7 @@ class DurableOutbox(RowOutbox):
                 return False
             is_kept = retain and (limits is None or limits.retain_available)
             self._direct_id -= 1
+            self._uncounted += 1
             qos = min(session.room(), 1)
             if qos:
                 self._said.add(self._direct_id)
@@ -607,6 +614,7 @@ class DurableOutbox(RowOutbox):
             extras = as_kept(row, properties.get("MessageExpiryInterval"))
             try:
                 self.store.append(row[1], row[2], 0, urgent=False, ttl_ms=lasts_ms, extras=extras)
+                self._uncounted += 1
             except (QueueStorageError, QueueClosedError):
                 break
             del self._unproven[0]
@@ -618,6 +626,7 @@ class DurableOutbox(RowOutbox):
         register = Registration(handle, self._handles)
         try:
             self.store.append(topic, payload, 0, urgent=False, extras=extras, register=register)
+            self._uncounted += 1
         except (QueueStorageError, QueueClosedError):
             handle._set_as_dropped(DropReason.LINK_LOST)
             self._tell_dropped([Dropped(handle.message_id, topic, 0, DropReason.LINK_LOST)])

@@ -179,13 +179,28 @@ class Session:
         packet_id: 0, or one taken with `reserve_packet_id`.
         Raises MessageError where MQTT cannot carry it. After any error nothing is kept of it.
         """
-    def admit_rows(self, rows: list[tuple[Any, ...]], start: int, is_bounded: bool = False) -> int:
+    def admit_rows(
+        self, rows: list[tuple[Any, ...]], start: int, is_bounded: bool = False, queue_offset_ms: int | None = None
+    ) -> int:
         """`admit` the rows (message id, topic, payload, qos, ...) from index `start` on while they fit.
 
+        queue_offset_ms: of the times in the fifth column against the milliseconds since boot; None: unknown.
         A row of eight columns or more has retain and packed properties in its seventh and eighth.
         Returns the index of the first that did not fit: behind it none goes, so that the order stays.
         A row that MQTT cannot carry, as another program may have left one, is handed back by `take_refused`.
         """
+    now_ms: int
+    """Milliseconds since boot, as of what `on_acks` is given next: whoever wants `acknowledging` sets it."""
+    @property
+    def encoded_counts(self) -> tuple[int, int, int]:
+        """PUBLISH packets that were encoded, of QoS 0, 1 and 2; also those of a message that goes again."""
+    @property
+    def acknowledged_counts(self) -> tuple[int, int, int]:
+        """Messages that the server has acknowledged, of QoS 0, 1 and 2; of QoS 0 those that the socket has taken."""
+    @property
+    def acknowledging(self) -> tuple[list[int], int, int]:
+        """How long messages took from their acceptance to their acknowledgement: what `Latency.of` takes."""
+
     def on_acks(self, packets: bytes) -> None:
         """Take PUBACK, PUBREC and PUBCOMP packets, whole and checked by `glec_fast.protocol._inbound`.
 

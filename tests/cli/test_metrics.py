@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +21,7 @@ from glec_fast.durable.outcomes import DropReason
 from glec_fast.engine.connector import CertificateExpiry
 from glec_fast.fleet.metrics import Metrics, metrics_as_json, metrics_from_json
 from glec_fast.fleet.prometheus import prometheus_text
+from glec_fast.runtime.latency import Latency
 from support.gateway import TIMEOUT_S, eventually, quick_config
 from support.places import REPOSITORY
 
@@ -48,6 +51,17 @@ FULL = Metrics(
     sent_bytes=12,
     received_bytes=13,
     queue_bytes=14,
+    accepted=(15, 16, 17),
+    on_disk=(18, 19, 20),
+    published=(21, 22, 23),
+    acknowledged=(24, 25, 26),
+    to_disk=Latency(3, 0.75, 0.5, 0.01, 0.5, ((0.001, 1), (0.002, 2), (0.004, 2), (0.512, 3))),
+    to_acknowledgement=Latency(1, 86_400.0, 86_400.0, 86_400.0, 86_400.0, ((134_217.728, 1),)),
+    oldest_s=27.5,
+    disk_written_bytes=28,
+    disk_syncs=29,
+    clock_steps=30,
+    certificates=(CertificateExpiry("broker", f"CN={ODD}", 1_800_000_000.5),),
 )
 
 
@@ -75,19 +89,42 @@ def test_the_text_is_read_by_prometheus_s_own_parser() -> None:
     }
     assert samples["glec_fast_sent_bytes_total",] == 12
     assert samples["glec_fast_certificate_expires_timestamp_seconds", "broker", f"CN={ODD}"] == 1_800_000_000.5
+    assert [samples["glec_fast_messages_acknowledged_total", qos] for qos in "012"] == [24, 25, 26]
+    to_disk = {key[1]: value for key, value in samples.items() if key[0] == "glec_fast_publish_to_disk_seconds_bucket"}
+    assert (to_disk["0.001"], to_disk["0.004"], to_disk["+Inf"]) == (1, 2, 3)
+    assert list(to_disk.values()) == sorted(to_disk.values())
+    assert (samples["glec_fast_publish_to_disk_seconds_count",], samples["glec_fast_publish_to_disk_seconds_sum",]) == (
+        3,
+        0.75,
+    )
     kinds = {name: family.type for name, family in families.items()}
     assert kinds["glec_fast_connects"] == "counter"
     assert kinds["glec_fast_queue_bytes"] == "gauge"
 
 
+def test_prometheus_s_own_tool_finds_nothing_to_blame() -> None:
+    tool = shutil.which("promtool") or shutil.which(REPOSITORY / "build/promtool/usr/bin/promtool")
+    if tool is None:
+        pytest.skip("there is no promtool: make promtool")
+    checked = subprocess.run(
+        [tool, "check", "metrics"], input=prometheus_text(FULL, ODD, "1"), capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+
+
 def test_a_snapshot_goes_through_json() -> None:
-    assert metrics_from_json(json.loads(json.dumps(metrics_as_json(FULL)))) == FULL
+    content = json.loads(json.dumps(metrics_as_json(FULL)))
+    assert metrics_from_json(content) == FULL
+    del content["accepted"], content["to_disk"]
+    content["of_a_later_version"] = 1
+    older = metrics_from_json(content)
+    assert (older.accepted, older.to_disk, older.on_disk) == ((0, 0, 0), Latency(), FULL.on_disk)
 
 
 def test_the_dashboard_and_the_page_name_what_there_is() -> None:
     names = set(re.findall(r"^# TYPE (\S+)", prometheus_text(FULL, "D"), re.MULTILINE))
     dashboard = (REPOSITORY / "packaging/grafana/glec-fast.json").read_text()
-    assert set(re.findall(r"glec_fast_\w+", dashboard)) <= names
+    assert {re.sub("_bucket$", "", name) for name in re.findall(r"glec_fast_\w+", dashboard)} <= names
     assert json.loads(dashboard)["panels"]
     page = (REPOSITORY / "docs/metrics.md").read_text()
     assert set(re.findall(r"^\| `(glec_fast_\w+)", page, re.MULTILINE)) == names
@@ -126,6 +163,11 @@ def test_the_figures_of_a_running_service(running: Path, tmp_path: Path, capsys:
     assert figures.sent_bytes > 20
     assert figures.received_bytes > 8
     assert figures.queue_bytes > 4096
+    assert (figures.accepted, figures.on_disk, figures.published, figures.acknowledged) == ((0, 0, 1),) * 4
+    assert (figures.to_disk.messages, figures.to_acknowledgement.messages) == (1, 1)
+    assert figures.to_disk.max_s <= figures.to_acknowledgement.max_s
+    # The row, and the images for PUBLISH and PUBREL.
+    assert figures.disk_syncs >= 2
     assert main(["metrics", "--socket", str(running)]) == 0
     assert 'glec_fast_messages_sent_total{client_id="DTG-TEST"} 1\n' in capsys.readouterr().out
     path = tmp_path / "glec.prom"

@@ -44,5 +44,12 @@ def test_one_snapshot_is_read_at_each_collection(broker: Broker, tmp_path: Path)
             "receive": True,
         }
         assert points["glec_fast.link.up"][0].value == 1
+        counts = {
+            kind: [point.value for point in points[f"glec_fast.messages.{kind}"]]
+            for kind in ("accepted", "on_disk", "published", "acknowledged")
+        }
+        assert counts == {kind: [0, 3, 0] for kind in counts}
+        took = {point.attributes["quantile"]: point.value for point in points["glec_fast.publish.to_acknowledgement"]}
+        assert 0 <= took["0.5"] <= took["0.99"] <= took["1"] < TIMEOUT_S
         assert points["glec_fast.queue.size"][0].value > 4096
     provider.shutdown()

@@ -84,6 +84,11 @@ class DictStore:
 
     # ---- for the outbox
 
+    queue_offset_ms = 0
+
+    def since_boot_ms(self) -> int:
+        return 0
+
     @property
     def size(self) -> int:
         return len(self.disk.rows)
