@@ -155,6 +155,24 @@ class BrokerRefusalError(GlecError, ConnectionError):
         self.reason_code = reason_code
 
 
+class SubscriptionRefusedError(GlecError):
+    """The broker does not let this client have a filter's messages. It is asked again on the next connection.
+
+    `topic_filter` is the one; `reason_code` is that of SUBACK (MQTT 3.1.1, 3.9.3; MQTT 5, 3.9.3).
+    """
+
+    advice = "check what the broker's access rules let this client subscribe to"
+    retryable = True
+
+    def __init__(self, topic_filter: str, reason_code: int) -> None:
+        super().__init__(f"the broker refused the subscription to {topic_filter!r} (reason code 0x{reason_code:02X})")
+        self.topic_filter = topic_filter
+        self.reason_code = reason_code
+
+    def __reduce__(self) -> tuple[type[SubscriptionRefusedError], tuple[str, int]]:
+        return type(self), (self.topic_filter, self.reason_code)
+
+
 class TLSError(GlecError, ConnectionError):
     """No TLS connection to the broker: it was refused, by us or by it, before a byte of MQTT was sent."""
 

@@ -15,6 +15,9 @@ PAYLOAD_MAX_BYTES = 268_435_455 - TOPIC_MAX_BYTES - 4
 _LEVEL_MAX_BYTES = TOPIC_MAX_BYTES - 64
 _ID_MAX = 2**63 - 1
 _TTL_MAX_MS = 10**15
+# $share, the group, and a filter of one level.
+_SHARED_LEVELS_MIN = 3
+_MAX_QOS = 2
 # A byte of the remaining length has seven bits.
 _LENGTH_BITS = 7
 # Control characters, and code points that are no characters: a server may end the connection over any of them (MQTT
@@ -51,6 +54,29 @@ def check_text(name: str, text: str) -> None:
         sign = found[0]
         what = "a NUL character" if sign == "\0" else f"U+{ord(sign):04X}"
         raise MessageError(f"{name} {text[:100]!r} has {what}, over which servers end the connection (MQTT 1.5.3)")
+
+
+def check_filter(topic_filter: str, qos: int) -> None:
+    """Refuse a topic filter (MQTT 4.7, 4.8.2) or QoS that cannot be subscribed to. Raises MessageError."""
+    if not isinstance(topic_filter, str) or not topic_filter:
+        raise MessageError(f"topic filter is {type(topic_filter).__name__} or empty; give one such as 'fleet/+/config'")
+    check_text("topic filter", topic_filter)
+    size_bytes = _utf8_size(f"topic filter {topic_filter[:100]!r}", topic_filter)
+    if size_bytes > TOPIC_MAX_BYTES:
+        raise MessageError(f"topic filter of {size_bytes} bytes; MQTT carries at most {TOPIC_MAX_BYTES}")
+    levels = topic_filter.split("/")
+    if levels[0] == "$share":
+        if len(levels) < _SHARED_LEVELS_MIN or not levels[1] or set(levels[1]) & {"+", "#"} or levels[2:] == [""]:
+            raise MessageError(
+                f"topic filter {topic_filter!r} is no shared one; write $share/group/filter (MQTT 5, 4.8.2)"
+            )
+        levels = levels[2:]
+    for place, level in enumerate(levels, 1):
+        if ("#" in level and (level != "#" or place < len(levels))) or ("+" in level and level != "+"):
+            says = "+ stands for a whole level, # for all that follow, at the end (MQTT 4.7.1)"
+            raise MessageError(f"topic filter {topic_filter!r} has a wildcard out of its place; {says}")
+    if type(qos) is not int or not 0 <= qos <= _MAX_QOS:
+        raise MessageError(f"qos is {qos!r}; it must be 0, 1 or 2")
 
 
 def packet_bytes(topic: str, payload: str | bytes, qos: int, packed: bytes | None) -> int:

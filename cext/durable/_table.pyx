@@ -459,7 +459,8 @@ cdef class DiskTimes:
 
 
 cdef class QueueTable:
-    cdef object connection, execute, executemany
+    cdef readonly object connection
+    cdef object execute, executemany
     cdef str encoding
     cdef public int64_t deleted
     cdef readonly tuple position

@@ -128,6 +128,9 @@ class QueueTable:
 
     deleted: int
     @property
+    def connection(self) -> apsw.Connection:
+        """For statements of a job on tables beside the queue's."""
+    @property
     def position(self) -> tuple[float, int]: ...
     @property
     def met(self) -> int: ...

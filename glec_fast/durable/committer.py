@@ -292,7 +292,9 @@ class Committer:
     def _tell_all(self, commit: Commit) -> None:
         """What came of a transaction; a second call tells what the first had no time to."""
         for job in commit.jobs:
-            job.finished.set()
+            error = raised_by(job.tell)
+            if error is not None:
+                self._status.log.note(logging.ERROR, "errors behind the queue's statements", repr(error), error=error)
         outbox = commit.outbox
         if commit.dropped:
             self._note_drops(commit.dropped)

@@ -3,7 +3,8 @@
 The table and its indexes are the specification's ("Database Schema"), so that a file can move between clients. What
 exactly-once needs stands beside it in `glec_session`, and of brokers that are away in `glec_kept_session`; what it
 could not keep to in `glec_in_doubt`; where the times of its rows come from, in `glec_clock`; what of a message has no
-column in the given table, in `glec_extras`; rows that no message can be made of, in `glec_set_aside`.
+column in the given table, in `glec_extras`; rows that no message can be made of, in `glec_set_aside`. Of what comes in:
+packet ids of QoS 2 in `glec_received`.
 `PRAGMA user_version` is the version of the whole; in a file whose first owner counts there for himself, as Android's
 do, `glec_version` has ours.
 """
@@ -48,6 +49,9 @@ CREATE TABLE IF NOT EXISTS glec_clock (
 CREATE TABLE IF NOT EXISTS glec_set_aside (
     number INTEGER PRIMARY KEY AUTOINCREMENT, time BIGINT NOT NULL, reason TEXT NOT NULL, message_id INTEGER NOT NULL,
     topic, payload, qos, timestamp, ttl, retry_count, retain, expiry_interval, properties);
+CREATE TABLE IF NOT EXISTS glec_received (
+    client_id TEXT NOT NULL, broker TEXT NOT NULL, packet_id INTEGER NOT NULL,
+    PRIMARY KEY (client_id, broker, packet_id)) WITHOUT ROWID;
 """
 _VERSION_TABLE = "CREATE TABLE glec_version (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL)"
 

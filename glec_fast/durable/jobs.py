@@ -20,13 +20,30 @@ if TYPE_CHECKING:
 class Job:
     """A statement for the writer thread, and where its result goes."""
 
-    def __init__(self, statement: Callable[[QueueTable], Any], *, lasting: bool = False) -> None:
+    def __init__(
+        self,
+        statement: Callable[[QueueTable], Any],
+        *,
+        lasting: bool = False,
+        told: Callable[[Any], None] | None = None,
+    ) -> None:
         self.statement = statement
+        # Called by the store's thread with the result, once that is on disk; of a statement that nobody waits for.
+        self.told = told
         # Nobody waits for it: where the disk fails it is tried again.
         self.lasting = lasting
         self.finished = Event()
         self.result: Any = None
         self.error: BaseException | None = None
+
+    def tell(self) -> None:
+        """It is on disk, or was refused with `error`, which is raised where nobody waits for it."""
+        self.finished.set()
+        if self.told is None:
+            return
+        if self.error is not None:
+            raise self.error
+        self.told(self.result)
 
     def run(self, connection: apsw.Connection, table: QueueTable) -> None:
         """Run the statement. What it raises is its caller's, and undone; what the disk refuses is the transaction's."""

@@ -248,6 +248,16 @@ class Store(OfOneProcess):
         """Run `statement` on the writer's table inside a transaction and return its result, once that is on disk."""
         return self._committer.run(statement)
 
+    def submit(self, statement: Callable[[QueueTable], T], told: Callable[[T], None]) -> None:
+        """`run`, without waiting: `told` gets the result in the store's thread, once that is on disk; briefly.
+
+        Where the disk fails it is tried again, for as long as the file is open; `told` may be called again with the
+        same. Raises QueueClosedError.
+        """
+        with self._lock:
+            self._status.refuse_if_closed()
+            self._jobs.add(Job(statement, lasting=True, told=told))
+
     def request_commit(self) -> None:
         """Have the writer commit now."""
         with self._lock:

@@ -430,6 +430,32 @@ class MQTTConfig:
         ),
     )
 
+    handler_threads: int = field(
+        default=4,
+        metadata=setting(
+            "mqtt.inbox.handler_threads",
+            whole(1, 64, "threads"),
+            "Threads at most that run handlers of messages and commands; they start when something comes.",
+        ),
+    )
+    inbox_max_size: int = field(
+        default=1000,
+        metadata=setting(
+            "mqtt.inbox.max_size",
+            whole(1, 65_535, "messages"),
+            "The most that have come and are not handled. More of QoS 0 are dropped; of QoS 1 and 2 the broker keeps "
+            "them (Receive Maximum in MQTT 5).",
+        ),
+    )
+    inbox_max_bytes: int = field(
+        default=4_000_000,
+        metadata=setting(
+            "mqtt.inbox.max_bytes",
+            whole(65_536, 268_435_455, "bytes"),
+            "What these may take, and in MQTT 5 the largest packet that the broker may send.",
+        ),
+    )
+
     def __post_init__(self) -> None:
         _check_urls(self.broker_urls)
         object.__setattr__(self, "broker_urls", tuple(self.broker_urls))

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -16,6 +17,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from glec_fast._paho import MQTTMessage
 from glec_fast.durable.clock import Clocks
 from glec_fast.durable.extras import UserProperties, extras_with
 from glec_fast.durable.in_doubt import InDoubt
@@ -27,7 +29,14 @@ from glec_fast.engine.policy import Failed, Policy
 from glec_fast.engine.probe import probe
 from glec_fast.engine.refusal import refusal
 from glec_fast.engine.routes import Routes
-from glec_fast.errors import ConfigError, ConnectionLostError, MessageError, PinningError, QueueClosedError
+from glec_fast.errors import (
+    ConfigError,
+    ConnectionLostError,
+    MessageError,
+    PinningError,
+    QueueClosedError,
+    SubscriptionRefusedError,
+)
 from glec_fast.fleet._payload import encode_message
 from glec_fast.fleet.config import MQTTConfig, Target
 from glec_fast.fleet.device import available_storage_mb, disk_written_bytes, memory_usage_mb
@@ -42,9 +51,13 @@ from glec_fast.runtime.latency import Latency
 from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.tls.config import TLSConfig
 from glec_fast.transport.way_out import parse_proxy, proxy_arguments
-from glec_fast.validation import check_publish
+from glec_fast.validation import check_filter, check_publish
 
 if TYPE_CHECKING:
+    from glec_fast.fleet.incoming import Incoming
+    from glec_fast.fleet.subscriptions import Subscription
+    from glec_fast.mqtt.inbound_message import InboundMessage
+    from glec_fast.outbox.received import Received
     from glec_fast.outbox.stored import DurableOutbox
 
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
@@ -70,6 +83,9 @@ class ConnectionCallback:
 
     def on_reconnecting(self) -> None:
         """An attempt to connect again begins."""
+
+    def on_subscription_refused(self, topic_filter: str, cause: SubscriptionRefusedError) -> None:
+        """The broker refuses a filter of `subscribe`. It is asked again on the next connection."""
 
     def on_connect_failed(self, cause: Exception) -> None:
         """An attempt failed: PinningError, TLSError, TLSFileError, BrokerRefusalError, or the network's OSError.
@@ -104,13 +120,15 @@ class FleetPolicy(Policy):
         self._log = log
         self._routes = routes
         self._initial_delay_s = config.retry_initial_delay_ms / 1000
+        # True where the broker has messages that it sends again on a new connection alone.
+        self.must_ask_again: Callable[[], bool] = _never
         # Has the client connect to the current route.
         self.aim: Callable[[], None] = _nowhere
 
     @property
     def is_moving(self) -> bool:  # type: ignore[override]
         """See `Policy`."""
-        return self._routes.is_returning
+        return self._routes.is_returning or self.must_ask_again()
 
     def begin_attempt(self) -> None:
         """See `Policy`."""
@@ -167,6 +185,11 @@ def _nowhere() -> None:
     """Until there is a client."""
 
 
+def _never() -> bool:
+    """Until something comes."""
+    return False
+
+
 def _client_of(config: MQTTConfig, store: Store, policy: Policy, connector: SecureConnector, target: Target) -> Client:
     broker = target.broker
     client = Client(
@@ -217,10 +240,14 @@ def _aim(client: Client, target: Target) -> None:
 
 
 def _session_of(config: MQTTConfig) -> dict[str, Any]:
-    """What MQTT 5 has to be told for a session that ends with the connection (3.1.2.4, 3.1.2.11.2)."""
-    if config.protocol_version != _MQTT_5 or not config.clean_session:
+    """What MQTT 5 is told: how much may come at once (3.1.2.11), and if the session ends with the connection."""
+    if config.protocol_version != _MQTT_5:
         return {}
     properties = Properties(PacketTypes.CONNECT)
+    properties.ReceiveMaximum = config.inbox_max_size
+    properties.MaximumPacketSize = config.inbox_max_bytes
+    if not config.clean_session:
+        return {"properties": properties}
     properties.SessionExpiryInterval = 0
     return {"clean_start": True, "properties": properties}
 
@@ -293,6 +320,13 @@ class MQTTManager(process.OfOneProcess):
         self._client.on_disconnect = self._on_disconnect
         self._client.on_pre_connect = self._on_pre_connect
         self._client.on_connect_fail = self._on_connect_fail
+        self._client.on_message = self._on_message  # type: ignore[assignment]
+        self._client.on_subscribe = self._client.on_unsubscribe = self._on_subscription_answer
+        self._client.manual_ack_set(True)
+        self._received = cast("Received", parts_of(self._client).dispatcher.received)
+        self._received.keeps_qos_1 = True
+        # Once something is subscribed to, or comes.
+        self._incoming_or_none: Incoming | None = None
         process.watch_forks(self)
 
     @property
@@ -358,6 +392,8 @@ class MQTTManager(process.OfOneProcess):
                 return
             self._closed = True
             self._enter("closed")
+        if self._incoming_or_none is not None:
+            self._incoming_or_none.close()
         if self.is_connected():
             self._say("OFFLINE")
         self._client.close()
@@ -365,6 +401,64 @@ class MQTTManager(process.OfOneProcess):
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every accepted message is finished; False after the time-out, with nothing lost."""
         return self._store.wait_empty(timeout_s)
+
+    # ---- receiving
+
+    def subscribe(self, topic_filter: str, handler: Callable[[MQTTMessage], object], qos: int = 1) -> Subscription:
+        """Have `handler` called with each message that matches, from now on, over reconnects and sessions.
+
+        Before `connect` or behind it. topic_filter: with wildcards + and #, or $share/group/filter; a second handler
+        for the same filter takes the first one's place. qos: the highest that the broker is to send with, 0 to 2.
+
+        The handler runs in a thread of a pool (`handler_threads`), never the network's, one message of a filter after
+        another in their order; a message that matches several filters goes to the handler of each. The broker hears
+        that a message of QoS 1 or 2 has arrived once its handlers have returned: one that a crash cut into comes again,
+        with `message.dup`. QoS 2 comes once otherwise, also over crashes and cut links. A handler that raises is logged
+        and counted, and its message does not come again.
+
+            manager.subscribe("fleet/config", lambda message: apply(json.loads(message.payload)), qos=2)
+
+        Raises MessageError for a filter that MQTT does not know, QueueClosedError after `disconnect`.
+        """
+        check_filter(topic_filter, qos)
+        return self._incoming.subscribe(topic_filter, handler, qos)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Have the broker send it no more, also where an earlier process subscribed to it.
+
+        What has come already is still handled. Raises MessageError, QueueClosedError.
+        """
+        check_filter(topic_filter, 0)
+        self._incoming.unsubscribe(topic_filter)
+
+    @property
+    def _incoming(self) -> Incoming:
+        with self._lock:
+            if self._closed:
+                raise QueueClosedError("the manager has disconnected: make another one to go on")
+            if self._incoming_or_none is None:
+                # Not for programs that only publish.
+                from glec_fast.fleet.incoming import Incoming
+
+                told = partial(self._tell, "on_subscription_refused")
+                self._incoming_or_none = Incoming(self._client, self._received, self.config, self._log, told)
+                self._policy.must_ask_again = self._incoming_or_none.must_ask_again
+            incoming = self._incoming_or_none
+        incoming.begin()
+        return incoming
+
+    def _on_message(self, _client: paho.Client, _userdata: Any, message: InboundMessage) -> None:
+        try:
+            self._incoming.take(message)
+        except QueueClosedError:
+            # The broker keeps it.
+            return
+
+    def _on_subscription_answer(
+        self, _client: paho.Client, _userdata: Any, packet_id: int, reasons: list[ReasonCode], _properties: Any
+    ) -> None:
+        if self._incoming_or_none is not None:
+            self._incoming_or_none.on_answer(packet_id, reasons)
 
     # ---- publishing
 
@@ -515,6 +609,7 @@ class MQTTManager(process.OfOneProcess):
             disk_syncs=stored.syncs,
             clock_steps=stored.clock_steps,
             certificates=self._connector.certificates,
+            **({} if self._incoming_or_none is None else self._incoming_or_none.figures()),
         )
 
     def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:
@@ -548,6 +643,8 @@ class MQTTManager(process.OfOneProcess):
     def _tick(self) -> float:
         """Do what is due; returns the seconds until something is."""
         self._policy.look_for_proof(self._outbox.session.answered_count)
+        if self._incoming_or_none is not None:
+            self._incoming_or_none.tick()
         now_s = time.monotonic()
         if now_s >= self._next_status_s:
             self._next_status_s = now_s + self.config.status_interval_s
@@ -580,7 +677,7 @@ class MQTTManager(process.OfOneProcess):
         self,
         _client: paho.Client,
         _userdata: Any,
-        _flags: paho.ConnectFlags,
+        flags: paho.ConnectFlags,
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
@@ -600,6 +697,8 @@ class MQTTManager(process.OfOneProcess):
             self._reconnect_count += self._connected_once
         self._connected_once = self._was_connected = True
         self._say("ONLINE")
+        if self._incoming_or_none is not None:
+            self._incoming_or_none.on_connected(session_present=flags.session_present)
         self._next_status_s = time.monotonic() + (self.config.status_interval_s or float("inf"))
         self._note_link(logging.INFO, f"connected to {self._target.url}")
         self._tell("on_connected")
@@ -629,6 +728,8 @@ class MQTTManager(process.OfOneProcess):
         _properties: Properties | None,
     ) -> None:
         self._policy.look_for_proof(self._outbox.session.answered_count, has_ended=True)
+        if self._incoming_or_none is not None:
+            self._incoming_or_none.on_disconnected()
         is_by_broker = flags.is_disconnect_packet_from_server
         is_lost = reason.is_failure or is_by_broker
         why = f"the broker ended it: {reason}" if is_by_broker else parts_of(self._client).ending.cause or str(reason)

@@ -29,6 +29,9 @@ class Metrics:
     drops: by reason, see `DropReason`. drops_by_qos: by reason, those of QoS 0, 1 and 2; not what a damaged file lost.
     lost_in_the_air: QoS 0 messages, among the drops, that had left when a link died; nothing proves that they arrived.
     in_doubt: QoS 2 messages that a broker had received before it lost its session; see docs/internals/exactly-once.md.
+    messages_received: those that came. messages_unhandled: those of QoS 0 that were too many, and those that no handler
+    had subscribed to. inbox_size: those that came and are not handled yet. handler_errors: exceptions that handlers
+    raised. subscriptions_refused: refusals by the broker.
     pin_failures: connections refused as no key was pinned. expiring_certificates: those of the last handshake that end
     within 30 days. weaknesses: what the broker does that makes QoS 2 less than exactly once, and how often; see
     `glec_fast.outbox.weaknesses.Weakness`.
@@ -72,6 +75,11 @@ class Metrics:
     disk_syncs: int = 0
     clock_steps: int = 0
     certificates: tuple[CertificateExpiry, ...] = ()
+    messages_received: int = 0
+    messages_unhandled: int = 0
+    inbox_size: int = 0
+    handler_errors: int = 0
+    subscriptions_refused: int = 0
 
 
 def metrics_as_json(metrics: Metrics) -> dict[str, Any]:

@@ -90,6 +90,12 @@ def _families(metrics: Metrics, version: str) -> Iterable[_Family]:
     yield counter("disk_syncs", "Times that the queue had the disk synchronise.", metrics.disk_syncs)
     yield counter("clock_steps", "Steps of the wall clock that moved the times of messages.", metrics.clock_steps)
     yield gauge("queue_bytes", "What the queue file and its logs take on the disk.", metrics.queue_bytes)
+    yield counter("messages_received", "Messages that came.", metrics.messages_received)
+    says = "Messages that came and were dropped: too many, or no handler."
+    yield counter("messages_unhandled", says, metrics.messages_unhandled)
+    yield gauge("inbox_messages", "Messages that came and are not handled yet.", metrics.inbox_size)
+    yield counter("handler_errors", "Exceptions that handlers of messages raised.", metrics.handler_errors)
+    yield counter("subscriptions_refused", "Subscriptions that the broker refused.", metrics.subscriptions_refused)
     in_doubt = "QoS 2 messages that a broker had before it lost its session."
     yield counter("messages_in_doubt", in_doubt, metrics.in_doubt)
     weaknesses = [({"weakness": name}, float(count), "") for name, count in metrics.weaknesses.items()]

@@ -327,6 +327,19 @@ class Client(process.OfOneProcess, WithCallbacks):
     def _tell_dropped(self, dropped: list[Dropped]) -> None:
         tell_dropped(_paho.Paho(self), self._policy, self.on_drop, dropped, self.store.log)
 
+    # ---- receiving
+
+    def ack(self, mid: int, qos: int) -> MQTTErrorCode:
+        """Acknowledge a message that arrived, where `manual_ack` is set: its `mid` and `qos`. From any thread.
+
+        With a store, one of QoS 2 is recorded on disk, and not given to the program again, also by the next process.
+        """
+        received = self._parts.dispatcher.received
+        if received is None or qos != _MAX_QOS or not self._manual_ack:
+            return super().ack(mid, qos)
+        received.acknowledge(mid)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
     # ---- leaving
 
     def disconnect(self, reasoncode: ReasonCode | None = None, properties: Properties | None = None) -> MQTTErrorCode:

@@ -21,6 +21,8 @@ from glec_fast._paho import MQTTMessage, Paho, has_filters, own_method
 from glec_fast.errors import ProtocolError
 from glec_fast.mqtt.inbound_message import InboundMessage, properties_from, reason_from
 from glec_fast.outbox._outbox import Outbox, take_up, tell, tell_waiters
+from glec_fast.outbox.received import Received
+from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.protocol._inbound import ACKS, NEED_DATA, Inbound
 from glec_fast.transport._link import Link
 
@@ -53,6 +55,8 @@ class Dispatcher:
     """Of one client. For whoever has its loop; `finished` may be extended under the outbox's lock only."""
 
     def __init__(self, paho: Paho, outbox: Outbox, ending: Ending) -> None:
+        # With a store; without, the packet ids of QoS 2 are paho's, in memory.
+        self.received: Received | None = Received(outbox) if isinstance(outbox, DurableOutbox) else None
         self._paho = paho
         self._ending = ending
         # Neither is replaced in a client's life.
@@ -214,14 +218,17 @@ class Dispatcher:
 
     def _deliver(self, sock: Any) -> None:
         """Each message to its callbacks, and its acknowledgement behind it."""
-        arrived, paho = self._arrived, self._paho
+        arrived, paho, kept = self._arrived, self._paho, self.received
         is_logging = self.inbound.one_by_one
         with paho.callback_mark:
             while arrived:
                 message = arrived[0]
                 if is_logging:
                     self._log_received(message)
-                if message.qos < 2:
+                if kept is not None:
+                    if kept.is_new(message):
+                        self._hand_over(message)
+                elif message.qos < _EXACTLY_ONCE:
                     self._hand_over(message)
                 if paho.sock is not sock:
                     return
@@ -236,6 +243,11 @@ class Dispatcher:
             self._arrived.popleft()
             return
         is_manual = self._paho.is_manual
+        if self.received is not None and message.qos == _EXACTLY_ONCE:
+            self._arrived.popleft()
+            if not is_manual:
+                self.received.acknowledge(message.mid)
+            return
         self._outbox.acknowledge(self._arrived, self._paho.received, is_manual)
         if self.inbound.one_by_one and not (message.qos == 1 and is_manual):
             name = "PUBREC" if message.qos == _EXACTLY_ONCE else "PUBACK"
@@ -325,6 +337,9 @@ class Dispatcher:
     def _on_pubrel(self, mid: int) -> MQTTErrorCode:
         if self.inbound.one_by_one:
             self._paho.log(LogLevel.MQTT_LOG_DEBUG, "Received PUBREL (Mid: %d)", mid)
+        if self.received is not None:
+            self.received.release(mid)
+            return MQTTErrorCode.MQTT_ERR_SUCCESS
         message = self._paho.received.get(mid)
         sock = self._paho.sock
         if message is not None:

@@ -77,7 +77,10 @@ class Greeting:
         address = f"{paho.host}:{paho.port}"
         owner = self.owner._replace(name=self.owner.name or address, members={*self.owner.members, address})
         self._takeover.turn_to(owner.name)
-        self._outbox.identify(paho.client_id.decode("utf-8", "backslashreplace"), *owner)
+        client_id = paho.client_id.decode("utf-8", "backslashreplace")
+        self._outbox.identify(client_id, *owner)
+        if self._dispatcher.received is not None:
+            self._dispatcher.received.turn_to((client_id, owner.name), owner.members)
 
     def aim(self, host: str, port: int, transport: Literal["tcp", "websockets"], path: str, owner: Owner) -> None:
         """Where the next connection leads, and whose session is there; see `identify`."""
@@ -93,6 +96,8 @@ class Greeting:
         self._link.begin()
         self._liveness.begin()
         self.identify()
+        if self._dispatcher.received is not None:
+            self._dispatcher.received.begin()
         self._expect()
         session.protocol_version = int(paho.protocol)
         session.offered_may_leave = paho.is_tls or paho.transport == "websockets"
@@ -146,6 +151,8 @@ class Greeting:
         rc = self._link.do(self._connect_again_if_needed, bool(body[0] & 1))
         if rc is not None:
             return rc
+        if not body[0] & 1 and not self._forget_received():
+            return MQTTErrorCode.MQTT_ERR_CONN_LOST
         sock = paho.sock
         accepted = self._on_accepted(body)
         if not outbox.is_open:
@@ -162,10 +169,6 @@ class Greeting:
         """(whether the server has the session, how many exchanges it takes at once)."""
         paho = self._paho
         session_present = bool(connack[0] & 1)
-        if not session_present:
-            # The server has nothing of an earlier session (MQTT 3.2.2.2): a PUBREL can only be for a new message.
-            with paho.received_lock:
-                paho.received.clear()
         properties: dict[str, Any] = {}
         if paho.protocol == _MQTT_5:
             properties = dict(vars(properties_from(PacketTypes.CONNACK, connack[2:])))
@@ -178,6 +181,23 @@ class Greeting:
         self._outbox.meet(properties, self._asked_expiry_s())
         # MQTT 5, 3.2.2.3.3; the highest value where the server names none.
         return session_present, int(properties.get("ReceiveMaximum", _RECEIVE_MAXIMUM))
+
+    def _forget_received(self) -> bool:
+        """The server has nothing of an earlier session (3.2.2.2): what it sends from here on is new.
+
+        False where that cannot be put on disk: a message would be taken for one of the earlier session later.
+        """
+        received = self._dispatcher.received
+        if received is None:
+            with self._paho.received_lock:
+                self._paho.received.clear()
+            return True
+        try:
+            received.forget()
+        except GlecError as error:
+            self._paho.log(LogLevel.MQTT_LOG_ERR, "what came in earlier cannot be forgotten: %s", error)
+            return False
+        return True
 
     def _asked_expiry_s(self) -> int:
         """For how long the broker was asked to keep the session once the connection ends, in seconds; 0 not at all."""

@@ -169,6 +169,10 @@ class DurableOutbox(RowOutbox):
         withheld = self._owners.withheld
         self.store.rewind(withheld.union(parked) if withheld else parked, finished, withheld)
 
+    def wake(self) -> None:
+        """Have what is ready leave before long. From any thread."""
+        self._on_work()
+
     def left_packet_ids(self) -> list[int]:
         """See `Outbox.left_packet_ids`."""
         return self._owners.left_packet_ids(self._identity)

@@ -30,6 +30,7 @@ class Guard(NamedTuple):
 # By the name that each was made with. The network thread is whoever runs a client's loop.
 LOCKS: dict[str, Guard] = {
     "MQTTManager._lock": Guard("whether it is connected or closed, and its counters", "all", ("Store._lock",)),
+    "Inbox._lock": Guard("which messages are held, and which routes there are", "all"),
     "Link.lock": Guard(
         "the socket's bytes and the parser: one thread at either",
         "the network thread, and who publishes",

@@ -1,0 +1,46 @@
+"""Packet ids of QoS 2 that were received and are not released: statements for the store's jobs.
+
+An identity is (client id, broker), whose session they are of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from glec_fast.durable._table import QueueTable
+
+Identity: TypeAlias = tuple[str, str]
+
+_RENAME = "UPDATE OR REPLACE glec_received SET broker = ? WHERE client_id = ? AND broker = ?"
+_SELECT = "SELECT packet_id FROM glec_received WHERE client_id = ? AND broker = ?"
+_DELETE = "DELETE FROM glec_received WHERE client_id = ? AND broker = ? AND packet_id = ?"
+_DELETE_ALL = "DELETE FROM glec_received WHERE client_id = ? AND broker = ?"
+_PACKET_ID_MAX = 65_535
+
+
+def received_ids(table: QueueTable, identity: Identity, members: Collection[str]) -> set[int]:
+    """Those of the identity. What stands under the name of one of its members is from here on its own."""
+    client_id, broker = identity
+    bindings = [(broker, client_id, member) for member in members if member != broker]
+    table.connection.executemany(_RENAME, bindings)
+    rows = table.connection.execute(_SELECT, identity)
+    return {packet_id for (packet_id,) in rows if type(packet_id) is int and 0 < packet_id <= _PACKET_ID_MAX}
+
+
+def add_received(table: QueueTable, identity: Identity, packet_ids: Iterable[int]) -> None:
+    """They are recorded, whether they were before or not."""
+    rows = [(*identity, each) for each in packet_ids]
+    table.connection.executemany("INSERT OR IGNORE INTO glec_received VALUES (?, ?, ?)", rows)
+
+
+def delete_received(table: QueueTable, identity: Identity, packet_ids: Iterable[int]) -> None:
+    """They are released."""
+    rows = [(*identity, each) for each in packet_ids]
+    table.connection.executemany(_DELETE, rows)
+
+
+def forget_session(table: QueueTable, identity: Identity) -> None:
+    """The broker has no session of ours."""
+    table.connection.execute(_DELETE_ALL, identity)

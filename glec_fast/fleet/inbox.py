@@ -1,0 +1,188 @@
+"""What has arrived: which routes it goes to, how much is held at once, and when the broker hears that it is done.
+
+One place takes a message in (`take`, in the network thread) and gives it to its routes. What runs a program's handlers
+is elsewhere, and says `done`. Nothing here waits, and nothing here has a thread.
+
+    take -> routes -> (handlers, wherever they run) -> done by all routes -> acknowledged
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+from glec_fast.mqtt.filters import Filters
+from glec_fast.runtime._lock import Lock
+
+if TYPE_CHECKING:
+    from glec_fast.mqtt.inbound_message import InboundMessage
+    from glec_fast.outbox.received import Received
+    from glec_fast.runtime.summing_log import SummingLog
+
+# A program that starts may subscribe a moment after the broker has sent what it kept for it.
+UNCLAIMED_S = 30.0
+
+
+class Arrival:
+    """One message, on its way through its routes; each calls `Inbox.done` for it once."""
+
+    __slots__ = ("arrived_s", "message", "routes_left")
+
+    def __init__(self, message: InboundMessage, routes_left: int) -> None:
+        self.message = message
+        self.routes_left = routes_left
+        # Of `time.monotonic`.
+        self.arrived_s = time.monotonic()
+
+    @property
+    def size_bytes(self) -> int:
+        """What is counted of it."""
+        return len(self.message.payload) + len(self.message.topic)
+
+
+Route: TypeAlias = Callable[[Arrival], None]
+
+
+class Inbox:
+    """Of one manager. `take` and `tick` are for the network thread, the rest for any.
+
+    received: keeps QoS 1, too.
+
+    messages_max, bytes_max: held at once, waiting or being handled; a single message may be larger. One of QoS 0 that
+    is too many is dropped; one of QoS 1 or 2 is left with the broker, see `must_ask_again`.
+    """
+
+    def __init__(self, received: Received, log: SummingLog, messages_max: int, bytes_max: int) -> None:
+        self._received = received
+        self._log = log
+        self._messages_max = messages_max
+        self._bytes_max = bytes_max
+        self._lock = Lock("Inbox._lock")
+        self._routes = Filters()
+        # Of QoS 1 and 2, that no route wants yet.
+        self._unclaimed: deque[Arrival] = deque()
+        self._claim_by_s = time.monotonic() + UNCLAIMED_S
+        self._held = self._held_bytes = 0
+        self._has_left_some = False
+        self.received_count = self.dropped_count = 0
+
+    # ---- routes
+
+    def add_route(self, topic_filter: str, route: Route) -> None:
+        """Messages that match go to `route`, in the network thread or the caller's: it must not wait."""
+        with self._lock:
+            self._routes[topic_filter] = route
+            claimed = [each for each in self._unclaimed if self._routes_of(each.message)]
+            self._unclaimed = deque(each for each in self._unclaimed if each not in claimed)
+        for arrival in claimed:
+            self._give(arrival)
+
+    def remove_route(self, topic_filter: str) -> bool:
+        """No message goes to it any more; False where there was none."""
+        with self._lock:
+            try:
+                del self._routes[topic_filter]
+            except KeyError:
+                return False
+            return True
+
+    def _routes_of(self, message: InboundMessage) -> list[Route]:
+        return list(self._routes.iter_match(message.topic))
+
+    # ---- the way in
+
+    def take(self, message: InboundMessage) -> None:
+        """A message that came; see `Received.is_new`."""
+        arrival = Arrival(message, 0)
+        size_bytes = arrival.size_bytes
+        with self._lock:
+            self.received_count += 1
+            is_full = self._held > 0 and (
+                self._held >= self._messages_max or self._held_bytes + size_bytes > self._bytes_max
+            )
+            if not is_full:
+                self._held += 1
+                self._held_bytes += size_bytes
+            elif message.qos:
+                self._has_left_some = True
+        if not is_full:
+            self._give(arrival)
+            return
+        if message.qos:
+            self._received.leave(message)
+            text = "more messages came than may be held: the broker is asked for them again once there is room"
+            self._log.note(logging.WARNING, "messages left with the broker", "too many at once", text=text)
+        else:
+            self._drop(message, "they came faster than they were handled")
+
+    def _give(self, arrival: Arrival) -> None:
+        with self._lock:
+            routes = self._routes_of(arrival.message)
+            arrival.routes_left = len(routes)
+            if not routes and arrival.message.qos and time.monotonic() < self._claim_by_s:
+                self._unclaimed.append(arrival)
+                return
+        for route in routes:
+            route(arrival)
+        if not routes:
+            self._drop(arrival.message, "no handler has subscribed to their topic")
+            self.done(arrival)
+
+    def _drop(self, message: InboundMessage, why: str) -> None:
+        self.dropped_count += 1
+        text = f"a message that came was dropped: {why} (topic {message.topic!r})"
+        self._log.note(logging.WARNING, "messages that came and were dropped", why, text=text)
+
+    def tick(self) -> None:
+        """Nobody waits for ever for whoever might subscribe."""
+        if not self._unclaimed or time.monotonic() < self._claim_by_s:
+            return
+        with self._lock:
+            unclaimed, self._unclaimed = self._unclaimed, deque()
+        for arrival in unclaimed:
+            self._give(arrival)
+
+    # ---- the way out
+
+    def done(self, arrival: Arrival, then: Callable[[], None] | None = None) -> bool:
+        """A route has done with it; behind the last, the broker hears of it. then: see `Received.acknowledge`."""
+        if not self._is_last(arrival):
+            return False
+        message = arrival.message
+        try:
+            return message.qos > 0 and self._received.acknowledge(message.mid, message, then)
+        finally:
+            self._let_go(arrival)
+
+    def done_on_disk(self, arrival: Arrival) -> None:
+        """As `done`, where a transaction of the route's own had `Received.record` in it."""
+        if self._is_last(arrival):
+            if arrival.message.qos:
+                self._received.on_recorded(arrival.message)
+            self._let_go(arrival)
+
+    def _is_last(self, arrival: Arrival) -> bool:
+        with self._lock:
+            arrival.routes_left -= 1
+            return arrival.routes_left <= 0
+
+    def _let_go(self, arrival: Arrival) -> None:
+        with self._lock:
+            self._held -= 1
+            self._held_bytes -= arrival.size_bytes
+
+    @property
+    def held(self) -> int:
+        """Messages that wait or are being handled."""
+        return self._held
+
+    def must_ask_again(self) -> bool:
+        """True where messages were left with the broker and there is room for them: a new connection brings them."""
+        return self._has_left_some and self._held == 0
+
+    def on_connected(self) -> None:
+        """The broker sends again what was left with it."""
+        self._has_left_some = False

@@ -1,0 +1,124 @@
+"""What comes to a gateway, put together: subscriptions, the inbox that takes messages in, the threads that handle them.
+
+Made when a program first subscribes, so that one that only publishes pays nothing for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from glec_fast.errors import QueueClosedError
+from glec_fast.fleet.handlers import HandlerPool
+from glec_fast.fleet.inbox import Arrival, Inbox
+from glec_fast.fleet.subscriptions import Subscription, Subscriptions
+
+if TYPE_CHECKING:
+    from paho.mqtt.reasoncodes import ReasonCode
+
+    from glec_fast.errors import SubscriptionRefusedError
+    from glec_fast.fleet.config import MQTTConfig
+    from glec_fast.mqtt.client import Client
+    from glec_fast.mqtt.inbound_message import InboundMessage
+    from glec_fast.outbox.received import Received
+    from glec_fast.runtime.summing_log import SummingLog
+
+# How long `close` waits for handlers that run.
+_HANDLERS_S = 5.0
+
+
+class Incoming:
+    """Of one manager. `on_...`, `take` and `tick` are for the network thread, the rest for any."""
+
+    def __init__(
+        self,
+        client: Client,
+        received: Received,
+        config: MQTTConfig,
+        log: SummingLog,
+        on_refused: Callable[[str, SubscriptionRefusedError], None],
+    ) -> None:
+        self._pool = HandlerPool(config.handler_threads, log)
+        self._inbox = Inbox(received, log, config.inbox_max_size, config.inbox_max_bytes)
+        self._subscriptions = Subscriptions(client, log, on_refused)
+        self._client = client
+        self._has_begun = False
+
+    def begin(self) -> None:
+        """Made behind `connect`, it has not heard of the connection. Not under a lock."""
+        if not self._has_begun:
+            self._has_begun = True
+            if self._client.is_connected():
+                self._subscriptions.on_connected(session_present=True)
+
+    def subscribe(self, topic_filter: str, handler: Callable[[Any], object], qos: int) -> Subscription:
+        """See `MQTTManager.subscribe`."""
+        self._inbox.add_route(topic_filter, partial(self._handle, topic_filter, handler))
+        return self._subscriptions.want(topic_filter, qos)
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """See `MQTTManager.unsubscribe`."""
+        self._subscriptions.unwant(topic_filter)
+        self._inbox.remove_route(topic_filter)
+
+    def _handle(self, topic_filter: str, handler: Callable[[Any], object], arrival: Arrival) -> None:
+        """A route to the pool, which has a lane for each filter."""
+
+        def call() -> bool:
+            try:
+                handler(arrival.message)
+            except Exception as error:
+                self._pool.note_error(error)
+            try:
+                # Also where it raised: what its handler cannot handle now it cannot handle a second time. The next is
+                # handled once this one is on disk, so that a crash makes no more than one come again.
+                return self._inbox.done(arrival, partial(self._pool.free, topic_filter))
+            except QueueClosedError:
+                # It took longer than `close` waits: the broker sends it again to the next process.
+                return False
+
+        self._pool.submit(topic_filter, call)
+
+    # ---- the network thread
+
+    def take(self, message: InboundMessage) -> None:
+        """A message has come."""
+        self._inbox.take(message)
+
+    def tick(self) -> None:
+        """Now and then."""
+        self._inbox.tick()
+
+    def must_ask_again(self) -> bool:
+        """See `Inbox`."""
+        return self._inbox.must_ask_again()
+
+    def on_connected(self, *, session_present: bool) -> None:
+        """CONNACK has come."""
+        self._inbox.on_connected()
+        self._subscriptions.on_connected(session_present=session_present)
+
+    def on_disconnected(self) -> None:
+        """The connection is gone."""
+        self._subscriptions.on_disconnected()
+
+    def on_answer(self, packet_id: int, reasons: list[ReasonCode]) -> None:
+        """SUBACK or UNSUBACK has come."""
+        self._subscriptions.on_answer(packet_id, [reason.value for reason in reasons])
+
+    # ---- figures, and the end
+
+    def figures(self) -> dict[str, int]:
+        """Fields of `Metrics`."""
+        return {
+            "messages_received": self._inbox.received_count,
+            "messages_unhandled": self._inbox.dropped_count,
+            "inbox_size": self._inbox.held,
+            "handler_errors": self._pool.error_count,
+            "subscriptions_refused": self._subscriptions.refused_count,
+        }
+
+    def close(self) -> None:
+        """Begin no handler any more, and wait for those that run, 5 s at most."""
+        self._pool.close(_HANDLERS_S)

@@ -1,0 +1,213 @@
+"""What the broker is to send: the program's subscriptions, brought to the broker and kept there over reconnects.
+
+What is wanted and what the broker has are two tables; whatever they differ by is asked for, at most once at a time for
+each filter. A broker that still has the session has its subscriptions too, so nothing is asked for again. A process
+asks once anew, as it cannot know which of an earlier one's moments the session is from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from glec_fast.errors import SubscriptionRefusedError
+from glec_fast.runtime._lock import Condition
+
+if TYPE_CHECKING:
+    from glec_fast.mqtt.client import Client
+    from glec_fast.runtime.summing_log import SummingLog
+
+_REFUSED = 0x80
+# Filters in one packet: far below what any broker takes.
+_BATCH_MAX = 50
+
+
+class Subscription:
+    """What `MQTTManager.subscribe` returns. Thread-safe."""
+
+    def __init__(self, owner: Subscriptions, topic_filter: str, qos: int) -> None:
+        self._owner = owner
+        self.topic_filter = topic_filter
+        self.qos = qos
+
+    @property
+    def granted_qos(self) -> int | None:
+        """The highest QoS that the broker sends with; None until it has answered, and after `unsubscribe`."""
+        return self._owner.granted_qos(self.topic_filter, self.qos)
+
+    def wait_granted(self, timeout_s: float | None = None) -> bool:
+        """Wait until the broker has the subscription; False after the time-out. Not in a callback.
+
+        Raises SubscriptionRefusedError where the broker refuses it on this connection.
+        """
+        return self._owner.wait_granted(self.topic_filter, self.qos, timeout_s)
+
+
+class Subscriptions:
+    """Of one manager. `on_...` are for the network thread, the rest for any; no lock is held while a packet is put."""
+
+    def __init__(
+        self, client: Client, log: SummingLog, on_refused: Callable[[str, SubscriptionRefusedError], None]
+    ) -> None:
+        self._client = client
+        self._log = log
+        self._on_refused = on_refused
+        self._changed = Condition()
+        # Filter -> QoS.
+        self._wanted: dict[str, int] = {}
+        # Filter -> (the QoS that was asked for, the one that was granted).
+        self._held: dict[str, tuple[int, int]] = {}
+        self._refused: dict[str, SubscriptionRefusedError] = {}
+        # Of this connection: filters that were asked for, by the request's packet id; a QoS of None ends one.
+        self._requests: dict[int, dict[str, int | None]] = {}
+        # Answers that came before `_ask` knew the id of its request.
+        self._early: dict[int, list[int]] = {}
+        self._asking: set[str] = set()
+        # Counts connections; 0 while there is none.
+        self._connection = self._last_connection = 0
+        self.refused_count = 0
+
+    # ---- the program
+
+    def want(self, topic_filter: str, qos: int) -> Subscription:
+        """Have the broker send what matches, from now on or as soon as there is a connection."""
+        with self._changed:
+            self._wanted[topic_filter] = qos
+            self._refused.pop(topic_filter, None)
+        self._ask()
+        return Subscription(self, topic_filter, qos)
+
+    def unwant(self, topic_filter: str) -> None:
+        """Have the broker send it no more."""
+        with self._changed:
+            self._wanted.pop(topic_filter, None)
+            self._refused.pop(topic_filter, None)
+            # Also where it is an earlier process's that it has it from.
+            self._held.setdefault(topic_filter, (0, 0))
+            self._changed.notify_all()
+        self._ask()
+
+    def granted_qos(self, topic_filter: str, qos: int) -> int | None:
+        """See `Subscription`."""
+        with self._changed:
+            return self._granted(topic_filter, qos)
+
+    def _granted(self, topic_filter: str, qos: int) -> int | None:
+        asked_for, granted = self._held.get(topic_filter, (None, 0))
+        return granted if self._wanted.get(topic_filter) == qos == asked_for else None
+
+    def wait_granted(self, topic_filter: str, qos: int, timeout_s: float | None) -> bool:
+        """See `Subscription`."""
+        with self._changed:
+
+            def is_answered() -> bool:
+                is_over = self._wanted.get(topic_filter) != qos or topic_filter in self._refused
+                return is_over or self._granted(topic_filter, qos) is not None
+
+            self._changed.wait_for(is_answered, timeout_s)
+            if topic_filter in self._refused and self._wanted.get(topic_filter) == qos:
+                raise self._refused[topic_filter]
+            return self._granted(topic_filter, qos) is not None
+
+    # ---- the network thread
+
+    def on_connected(self, *, session_present: bool) -> None:
+        """CONNACK has come."""
+        with self._changed:
+            self._last_connection += 1
+            self._connection = self._last_connection
+            self._requests.clear()
+            self._early.clear()
+            self._asking.clear()
+            self._refused.clear()
+            if not session_present:
+                self._held.clear()
+        self._ask()
+
+    def on_disconnected(self) -> None:
+        """Whatever was asked for and not answered is asked for again."""
+        with self._changed:
+            self._connection = 0
+
+    def on_answer(self, packet_id: int, codes: list[int]) -> None:
+        """SUBACK or UNSUBACK; codes: one for each filter, or none before MQTT 5 for the latter."""
+        with self._changed:
+            request = self._requests.pop(packet_id, None)
+            if request is None:
+                self._early[packet_id] = codes
+                return
+            refused = self._note(request, codes)
+        self._tell(refused)
+        self._ask()
+
+    def _note(self, request: dict[str, int | None], codes: list[int]) -> list[SubscriptionRefusedError]:
+        """The caller holds the lock."""
+        refused = []
+        for place, (topic_filter, qos) in enumerate(request.items()):
+            code = codes[place] if place < len(codes) else 0
+            self._asking.discard(topic_filter)
+            if qos is None:
+                # Also refused: it is not there, or it stays, and no other request would help.
+                self._held.pop(topic_filter, None)
+            elif code >= _REFUSED:
+                self.refused_count += 1
+                self._held.pop(topic_filter, None)
+                error = SubscriptionRefusedError(topic_filter, code)
+                if self._wanted.get(topic_filter) == qos:
+                    self._refused[topic_filter] = error
+                refused.append(error)
+            else:
+                self._held[topic_filter] = qos, code
+        self._changed.notify_all()
+        return refused
+
+    def _tell(self, refused: list[SubscriptionRefusedError]) -> None:
+        for error in refused:
+            self._log.note(logging.ERROR, "subscriptions refused", error.topic_filter, text=str(error))
+            self._on_refused(error.topic_filter, error)
+
+    # ---- from one table to the other
+
+    def _ask(self) -> None:
+        """Ask the broker for what it does not have yet. From any thread."""
+        while True:
+            with self._changed:
+                connection = self._connection
+                if not connection:
+                    return
+                request = self._next_request()
+                if not request:
+                    return
+                self._asking.update(request)
+            ends = None in request.values()
+            if ends:
+                rc, packet_id = self._client.unsubscribe(list(request))
+            else:
+                rc, packet_id = self._client.subscribe([(each, qos or 0) for each, qos in request.items()])
+            refused: list[SubscriptionRefusedError] = []
+            with self._changed:
+                if connection != self._connection:
+                    return
+                if rc or packet_id is None:
+                    # There is no connection any more; the next begins with it.
+                    self._asking.difference_update(request)
+                    return
+                codes = self._early.pop(packet_id, None)
+                if codes is None:
+                    self._requests[packet_id] = request
+                else:
+                    refused = self._note(request, codes)
+            self._tell(refused)
+
+    def _next_request(self) -> dict[str, int | None]:
+        """Either filters to subscribe to, or filters to end. The caller holds the lock."""
+        new: dict[str, int | None] = {}
+        for each, qos in self._wanted.items():
+            is_due = each not in self._asking and each not in self._refused and len(new) < _BATCH_MAX
+            if is_due and self._held.get(each, (None, 0))[0] != qos:
+                new[each] = qos
+        if new:
+            return new
+        gone = [each for each in self._held if each not in self._wanted and each not in self._asking]
+        return dict.fromkeys(gone[:_BATCH_MAX])

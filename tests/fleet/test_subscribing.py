@@ -1,0 +1,372 @@
+"""What comes to a manager: subscriptions kept over links and sessions, handlers in threads, one delivery of each."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from glec_fast import MessageError, MQTTManager, QueueClosedError, SubscriptionRefusedError
+from glec_fast.testbed.link import Link
+from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
+from support.odd_broker import CLOSE, SUBSCRIBE, OddBroker
+from support.wire_reference import PUBLISH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from conftest import StartBroker
+    from glec_fast.fleet.config import MQTTConfig
+    from glec_fast.testbed.broker import Broker
+    from support.wire_reference import Packet
+
+
+class Handled:
+    """What a handler was called with, in order. `gate`: handlers wait for it where it is not set."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.messages: list[Any] = []
+        self.threads: set[str] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, message: Any) -> None:
+        with self.changed:
+            self.threads.add(threading.current_thread().name)
+        assert self.gate.wait(TIMEOUT_S)
+        with self.changed:
+            self.messages.append(message)
+            self.changed.notify_all()
+
+    @property
+    def payloads(self) -> list[bytes]:
+        with self.changed:
+            return [each.payload for each in self.messages]
+
+    def wait_for(self, payloads: list[bytes]) -> bool:
+        with self.changed:
+            return self.changed.wait_for(lambda: [each.payload for each in self.messages] == payloads, TIMEOUT_S)
+
+
+@contextmanager
+def running(config: MQTTConfig) -> Iterator[tuple[MQTTManager, Recorder]]:
+    recorder = Recorder()
+    with MQTTManager(config) as manager:
+        manager.set_connection_callback(recorder)
+        yield manager, recorder
+
+
+@contextmanager
+def publishing(broker: Broker, directory: Path) -> Iterator[MQTTManager]:
+    """The platform: another manager, whose messages all reach the broker."""
+    directory.mkdir(exist_ok=True)
+    with MQTTManager(quick_config(broker.url, directory, client_id="platform")) as platform:
+        platform.connect()
+        yield platform
+
+
+@BOTH_VERSIONS
+@pytest.mark.parametrize("is_before", [True, False])
+def test_before_and_behind_connect(broker: Broker, tmp_path: Path, protocol_version: int, is_before: bool) -> None:
+    handled = Handled()
+    config = quick_config(broker.url, tmp_path, protocol_version=protocol_version)
+    with running(config) as (manager, recorder), publishing(broker, tmp_path / "platform") as platform:
+        if not is_before:
+            manager.connect()
+            assert recorder.wait_for_connections()
+        subscription = manager.subscribe("fleet/+/config", handled, qos=2)
+        if is_before:
+            manager.connect()
+        assert subscription.wait_granted(TIMEOUT_S)
+        assert subscription.granted_qos == 2
+        expected = []
+        for qos in (0, 1, 2):
+            platform.publish("fleet/1/config", f"{qos}", qos)
+            expected.append(f"{qos}".encode())
+            assert handled.wait_for(expected)
+        assert [each.qos for each in handled.messages] == [0, 1, 2]
+        assert all(name.startswith("glec-fast-handler") for name in handled.threads)
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+        assert manager.get_metrics().messages_received == 3
+
+
+@BOTH_VERSIONS
+def test_a_session_that_is_there_is_not_asked_again(
+    start_broker: StartBroker, tmp_path: Path, protocol_version: int
+) -> None:
+    broker, handled = start_broker(settings=["log_type all"]), Handled()
+    with Link((broker.host, broker.port)) as link:
+        _go_over_a_cut(broker, link, handled, tmp_path, protocol_version)
+    requests = [line for line in broker.log_text().splitlines() if "Received SUBSCRIBE from DTG-TEST" in line]
+    assert len(requests) == 2
+
+
+def _go_over_a_cut(broker: Broker, link: Link, handled: Handled, tmp_path: Path, protocol_version: int) -> None:
+    config = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, protocol_version=protocol_version)
+    with running(config) as (manager, recorder), publishing(broker, tmp_path / "platform") as platform:
+        first = manager.subscribe("a", handled, 1)
+        manager.connect()
+        assert first.wait_granted(TIMEOUT_S)
+        link.cut()
+        assert recorder.wait_for_losses()
+        platform.publish("a", "kept", 1)
+        link.restore()
+        assert handled.wait_for([b"kept"])
+        # One that comes anew is asked for alone.
+        assert manager.subscribe("b", handled, 1).wait_granted(TIMEOUT_S)
+        platform.publish("b", "too", 1)
+        assert handled.wait_for([b"kept", b"too"])
+
+
+def test_a_session_that_is_lost_is_asked_again(start_broker: StartBroker, tmp_path: Path) -> None:
+    broker, handled = start_broker(), Handled()
+    with running(quick_config(broker.url, tmp_path)) as (manager, recorder):
+        assert not manager.subscribe("a", handled, 2).wait_granted(0)
+        manager.connect()
+        assert recorder.wait_for_connections()
+        broker.kill()
+        assert recorder.wait_for_losses()
+        broker.restart()
+        assert recorder.wait_for_connections(2)
+        assert manager.subscribe("a", handled, 2).wait_granted(TIMEOUT_S)
+        with publishing(broker, tmp_path / "platform") as platform:
+            platform.publish("a", "x", 2)
+            assert handled.wait_for([b"x"])
+
+
+@BOTH_VERSIONS
+def test_what_the_broker_kept_while_the_process_was_away_comes_once(
+    broker: Broker, tmp_path: Path, protocol_version: int
+) -> None:
+    config = quick_config(broker.url, tmp_path, protocol_version=protocol_version)
+    with running(config) as (manager, _):
+        subscription = manager.subscribe("a", Handled(), 2)
+        manager.connect()
+        assert subscription.wait_granted(TIMEOUT_S)
+    with publishing(broker, tmp_path / "platform") as platform:
+        for qos in (1, 2):
+            platform.publish("a", f"kept-{qos}", qos)
+        assert platform.flush(TIMEOUT_S)
+    handled = Handled()
+    with running(config) as (manager, recorder):
+        manager.connect()
+        # The broker has sent it before the program says who wants it.
+        assert recorder.wait_for_connections()
+        assert eventually(lambda: manager.get_metrics().messages_received == 2)
+        manager.subscribe("a", handled, 2)
+        assert handled.wait_for([b"kept-1", b"kept-2"])
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+    again = Handled()
+    with running(config) as (manager, _):
+        assert not manager.subscribe("a", again, 2).wait_granted(0)
+        manager.connect()
+        with publishing(broker, tmp_path / "platform") as platform:
+            platform.publish("a", "new", 2)
+            assert again.wait_for([b"new"]), again.messages
+
+
+@BOTH_VERSIONS
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_handler_that_a_cut_link_finds_at_work_is_not_called_again(
+    broker: Broker, link: Link, tmp_path: Path, protocol_version: int, qos: int
+) -> None:
+    handled = Handled()
+    handled.gate.clear()
+    config = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, protocol_version=protocol_version)
+    with running(config) as (manager, recorder), publishing(broker, tmp_path / "platform") as platform:
+        subscription = manager.subscribe("a", handled, qos)
+        manager.connect()
+        assert subscription.wait_granted(TIMEOUT_S)
+        platform.publish("a", "once", qos)
+        assert eventually(lambda: bool(handled.threads))
+        link.cut()
+        assert recorder.wait_for_losses()
+        link.restore()
+        assert recorder.wait_for_connections(2)
+        handled.gate.set()
+        platform.publish("a", "next", qos)
+        assert handled.wait_for([b"once", b"next"])
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+
+
+def test_a_message_goes_to_every_handler_whose_filter_matches(broker: Broker, tmp_path: Path) -> None:
+    one, all_of_them = Handled(), Handled()
+    with running(quick_config(broker.url, tmp_path)) as (manager, _):
+        subscriptions = [manager.subscribe("a/b", one, 2), manager.subscribe("a/#", all_of_them, 2)]
+        manager.connect()
+        assert all(each.wait_granted(TIMEOUT_S) for each in subscriptions)
+        with publishing(broker, tmp_path / "platform") as platform:
+            platform.publish("a/c", "c", 2)
+            assert all_of_them.wait_for([b"c"])
+        assert one.payloads == []
+
+
+def test_a_slow_handler_holds_up_neither_the_network_nor_other_filters(broker: Broker, tmp_path: Path) -> None:
+    slow, quick = Handled(), Handled()
+    slow.gate.clear()
+    with running(quick_config(broker.url, tmp_path)) as (manager, _):
+        subscriptions = [manager.subscribe("slow", slow), manager.subscribe("quick", quick)]
+        manager.connect()
+        assert all(each.wait_granted(TIMEOUT_S) for each in subscriptions)
+        with publishing(broker, tmp_path / "platform") as platform:
+            platform.publish("slow", "1")
+            platform.publish("slow", "2")
+            platform.publish("quick", "3")
+            assert quick.wait_for([b"3"])
+            manager.publish("out", "x", 1).wait_for_publish(TIMEOUT_S)
+            slow.gate.set()
+            assert slow.wait_for([b"1", b"2"])
+
+
+def test_a_handler_that_raises_is_counted_and_told_of_in_the_log(
+    broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_message: object) -> None:
+        raise ValueError("cannot be applied")
+
+    with running(quick_config(broker.url, tmp_path)) as (manager, _):
+        subscription = manager.subscribe("a", fail, 2)
+        manager.connect()
+        assert subscription.wait_granted(TIMEOUT_S)
+        with publishing(broker, tmp_path / "platform") as platform:
+            platform.publish("a", "x", 2)
+            assert eventually(lambda: manager.get_metrics().handler_errors == 1)
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+        assert eventually(lambda: "cannot be applied" in caplog.text)
+
+
+class Refusals(Recorder):
+    """Keeps the filters that were refused."""
+
+    def on_subscription_refused(self, topic_filter: str, cause: SubscriptionRefusedError) -> None:
+        self._add((topic_filter, cause))
+
+
+class Refusing(OddBroker):
+    """Refuses the filters that have "secret" in them, and ends the connection with the topic "cut"."""
+
+    def answer(self, packet: Packet) -> bytes:
+        if packet.kind == PUBLISH and b"cut" in packet.body:
+            return CLOSE
+        if packet.kind != SUBSCRIBE:
+            return super().answer(packet)
+        return b"\x90\x03" + packet.body[:2] + (b"\x80" if b"secret" in packet.body else b"\x01")
+
+
+def test_a_refused_filter_is_told_of_and_asked_for_with_each_connection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusals = Refusals()
+    with Refusing() as broker, MQTTManager(quick_config(broker.url, tmp_path)) as manager:
+        manager.set_connection_callback(refusals)
+        manager.connect()
+        assert refusals.wait_for_connections()
+        allowed = manager.subscribe("allowed", Handled())
+        assert allowed.wait_granted(TIMEOUT_S)
+        refused = manager.subscribe("secret", Handled())
+        with pytest.raises(SubscriptionRefusedError, match="'secret'"):
+            refused.wait_granted(TIMEOUT_S)
+        assert refused.granted_qos is None
+        assert eventually(lambda: manager.get_metrics().subscriptions_refused == 1)
+        assert eventually(lambda: "refused the subscription to 'secret'" in caplog.text)
+        assert refusals.wait_for(lambda events: any(each[0] == "secret" for each in events))
+        manager.publish("cut", "", 0)
+        assert eventually(lambda: manager.get_metrics().subscriptions_refused == 2)
+
+
+def test_unsubscribe(start_broker: StartBroker, tmp_path: Path) -> None:
+    broker, handled = start_broker(settings=["log_type all"]), Handled()
+    config = quick_config(broker.url, tmp_path)
+    with running(config) as (manager, _), publishing(broker, tmp_path / "platform") as platform:
+        a, b = manager.subscribe("a", handled, 1), manager.subscribe("b", handled, 1)
+        manager.connect()
+        assert a.wait_granted(TIMEOUT_S)
+        assert b.wait_granted(TIMEOUT_S)
+        manager.unsubscribe("a")
+        assert a.granted_qos is None
+        assert eventually(lambda: "Received UNSUBSCRIBE" in broker.log_text())
+        platform.publish("a", "not wanted", 1)
+        platform.publish("b", "wanted", 1)
+        assert handled.wait_for([b"wanted"])
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_more_than_is_held_is_asked_for_again(broker: Broker, tmp_path: Path, qos: int) -> None:
+    handled = Handled()
+    handled.gate.clear()
+    config = quick_config(broker.url, tmp_path, inbox_max_size=3)
+    with running(config) as (manager, recorder), publishing(broker, tmp_path / "platform") as platform:
+        subscription = manager.subscribe("a", handled, qos)
+        manager.connect()
+        assert subscription.wait_granted(TIMEOUT_S)
+        sent = [f"{number}".encode() for number in range(10)]
+        for payload in sent:
+            platform.publish("a", payload, qos)
+        assert platform.flush(TIMEOUT_S)
+        assert eventually(lambda: manager.get_metrics().messages_received >= 10)
+        assert manager.get_metrics().inbox_size == 3
+        handled.gate.set()
+        assert eventually(lambda: set(handled.payloads) == set(sent))
+        if qos == 2:
+            assert len(handled.payloads) == len(sent)
+        assert recorder.wait_for_connections(2)
+
+
+def test_qos_0_beyond_what_is_held_is_dropped_and_counted(broker: Broker, tmp_path: Path) -> None:
+    handled = Handled()
+    handled.gate.clear()
+    with running(quick_config(broker.url, tmp_path, inbox_max_size=2)) as (manager, _):
+        subscription = manager.subscribe("a", handled, 0)
+        manager.connect()
+        assert subscription.wait_granted(TIMEOUT_S)
+        with publishing(broker, tmp_path / "platform") as platform:
+            for _ in range(5):
+                platform.publish("a", "x", 0)
+            assert eventually(lambda: manager.get_metrics().messages_unhandled == 3)
+        handled.gate.set()
+        assert handled.wait_for([b"x", b"x"])
+
+
+def test_disconnect_waits_for_a_handler_that_runs_and_begins_none(broker: Broker, tmp_path: Path) -> None:
+    handled = Handled()
+    handled.gate.clear()
+    manager = MQTTManager(quick_config(broker.url, tmp_path))
+    subscription = manager.subscribe("a", handled, 1)
+    manager.connect()
+    assert subscription.wait_granted(TIMEOUT_S)
+    with publishing(broker, tmp_path / "platform") as platform:
+        platform.publish("a", "runs", 1)
+        platform.publish("a", "waits", 1)
+        assert eventually(lambda: manager.get_metrics().inbox_size == 2)
+    leaving = threading.Thread(target=manager.disconnect)
+    leaving.start()
+    handled.gate.set()
+    leaving.join(TIMEOUT_S)
+    assert not leaving.is_alive()
+    assert handled.payloads in ([b"runs"], [b"runs", b"waits"])
+    with pytest.raises(QueueClosedError):
+        manager.subscribe("b", handled)
+
+
+@pytest.mark.parametrize("topic_filter", ["", "a/#/b", "a+", "a#", "a\0", None, "$share/g", "$share//a", "$share/+/a"])
+def test_a_filter_that_mqtt_does_not_know(tmp_path: Path, topic_filter: Any) -> None:
+    with (
+        running(quick_config("tcp://localhost:1", tmp_path)) as (manager, _),
+        pytest.raises(MessageError, match=r"topic filter|qos"),
+    ):
+        manager.subscribe(topic_filter, Handled())
+
+
+def test_a_shared_subscription(broker: Broker, tmp_path: Path) -> None:
+    handled = Handled()
+    with running(quick_config(broker.url, tmp_path, protocol_version=5)) as (manager, _):
+        subscription = manager.subscribe("$share/workers/jobs/+", handled, 2)
+        manager.connect()
+        assert subscription.wait_granted(TIMEOUT_S)
+        with publishing(broker, tmp_path / "platform") as platform:
+            platform.publish("jobs/1", "x", 2)
+            assert handled.wait_for([b"x"])

@@ -1,0 +1,104 @@
+"""A receiving process killed with SIGKILL at any moment, over a link that is cut: what came of QoS 2 came in once.
+
+KILLS says how often, a quarter of it for each kind and version (`make torture`), SEED which moments. A message that a
+kill found in its handler comes again, and says so; no other does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from glec_fast import MQTTManager
+from glec_fast.testbed.link import Link
+from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
+from support.places import REPOSITORY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from glec_fast.testbed.broker import Broker
+
+KILLS = int(os.environ.get("KILLS", "16"))
+SEED = int(os.environ.get("SEED", "1"))
+LIFE_MAX_STARTS = 3
+A_LIFE = 40
+
+
+class Receiver:
+    """The process; killed where nothing else was done."""
+
+    def __init__(self, **settings: object) -> None:
+        command = [sys.executable, str(REPOSITORY / "tests/support/receiver_child.py"), json.dumps(settings)]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
+
+    def wait_ready(self) -> None:
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n", self.kill()
+
+    def kill(self) -> bytes:
+        self._process.kill()
+        return self._process.communicate()[1]
+
+
+@BOTH_VERSIONS
+@pytest.mark.parametrize("kind", ["manager", "client"])
+def test_killed_at_any_moment(broker: Broker, tmp_path: Path, kind: str, protocol_version: int) -> None:
+    dice, kills = random.Random(SEED), KILLS // 4
+    seen, sent = tmp_path / "seen", []
+    with (
+        Link((broker.host, broker.port)) as link,
+        MQTTManager(quick_config(broker.url, tmp_path, client_id="platform")) as platform,
+    ):
+        settings = {
+            "kind": kind, "port": link.port, "protocol_version": protocol_version, "client_id": "DTG-IN",
+            "queue_path": str(tmp_path / "in.db"), "seen": str(seen),
+        }  # fmt: skip
+        platform.connect()
+        began_s = time.monotonic()
+        receiver = Receiver(**settings)
+        receiver.wait_ready()
+        life_max_s = LIFE_MAX_STARTS * (time.monotonic() - began_s)
+        # The broker has the subscription from here on.
+        assert eventually(lambda: _sent_one(platform, seen))
+        for _ in range(kills):
+            for _ in range(A_LIFE):
+                sent.append(f"{len(sent)}")
+                platform.publish("in", sent[-1], 2)
+            if dice.random() < 0.5:
+                link.cut()
+                link.restore()
+            time.sleep(dice.uniform(0, life_max_s))
+            receiver.kill()
+            receiver = Receiver(**settings)
+        receiver.wait_ready()
+        assert platform.flush(TIMEOUT_S)
+        assert eventually(lambda: set(sent) <= set(_lines(seen))), sorted(set(sent) - set(_lines(seen)))[:10]
+        receiver.kill()
+    lines = seen.read_text().splitlines()
+    counts = Counter(line.split()[0] for line in lines if line.split()[0].isdigit())
+    repeated = [payload for payload, count in counts.items() if count > 1]
+    # One at most was in its handler, or behind it and not on disk, in each life; what a client read at once, 20.
+    assert len(repeated) <= kills * (1 if kind == "manager" else 20), repeated
+    assert all(f"{payload} 1" in lines for payload in repeated), repeated
+    assert all(count <= 1 + kills for count in counts.values())
+
+
+def _sent_one(platform: MQTTManager, seen: Path) -> bool:
+    platform.publish("in", "first", 2).wait_for_publish(TIMEOUT_S)
+    return seen.exists() and "first" in seen.read_text()
+
+
+def _lines(seen: Path) -> list[str]:
+    return [line.split()[0] for line in seen.read_text().splitlines()]
