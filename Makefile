@@ -24,7 +24,7 @@ LINTERS := $(VENV)/.linters
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 DOCUMENTERS := $(VENV)/.documenters
 
-.PHONY: demo test build lint promtool docs package sbom reproducible brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 compat fuzz fuzz-clocks fuzz-files vectors badlink bench clean
+.PHONY: demo test build lint promtool docs package sbom reproducible brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 compat environments fuzz fuzz-clocks fuzz-files vectors badlink bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -135,6 +135,13 @@ paho21: $(BUILT)
 # Programs of others over paho and over ours, compared test by test: COMPAT_ARGS="aiomqtt --write". About half an hour.
 compat: $(BUILT)
 	$(BIN)/python compat/run.py $(COMPAT_ARGS)
+
+# Green threads, loops of others, notebooks and frozen programs, with the built package in an environment of their own.
+ENVIRONMENTS := $(abspath build/environments)
+environments: $(BUILT)
+	$(BIN)/python -m venv --clear $(ENVIRONMENTS)
+	$(ENVIRONMENTS)/bin/pip install --quiet '.[cli,test,environments]'
+	$(ENVIRONMENTS)/bin/pytest -q tests/environments $(TEST_ARGS)
 
 # FUZZ_STREAMS damaged streams of each protocol version into the parsers, under AddressSanitizer and UBSan.
 FUZZ := $(abspath build/fuzz)

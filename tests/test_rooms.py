@@ -47,4 +47,5 @@ def test_the_linter_holds_the_same_layers() -> None:
 
 def test_every_package_has_a_level() -> None:
     packages = {path.parent.name for path in (REPOSITORY / "glec_fast").glob("*/__init__.py")}
-    assert packages <= set(LEVEL)
+    # For PyInstaller alone; it imports nothing of ours, and nothing imports it.
+    assert packages - {"__pyinstaller"} <= set(LEVEL)

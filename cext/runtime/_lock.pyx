@@ -7,6 +7,9 @@ asking for `__exit__`, which it does before its block begins, and whose value it
 is unwound.
 
 All here is C from end to end: nothing of Python runs between a step and its note.
+
+With gevent or eventlet in the place of threads there is one thread of the system, and who waits must let the others
+run: `be_green`. Who holds what is then a matter of greenlets, which take turns only where one waits.
 """
 
 from cpython.exc cimport PyErr_CheckSignals
@@ -35,6 +38,44 @@ cdef enum:
     # Less than what a Python of 32 bits can wait.
     SLICE_S = 1000
 
+cdef double PAUSE_MAX_S = 0.01
+
+
+# Of green threads: which of them this is, how one makes room for the others, and a lock that does so where it waits.
+# None where threads are the system's.
+cdef object _get_current = None
+cdef object _pause = None
+cdef object _new_lock = None
+
+
+def be_green(get_current, pause, new_lock):
+    """See the stub."""
+    global _get_current, _pause, _new_lock
+    _get_current, _pause, _new_lock = get_current, pause, new_lock
+
+
+cdef unsigned long _me() except 0:
+    """Who asks: a thread, or a greenlet. The first is in C alone."""
+    if _get_current is None:
+        return PyThread_get_thread_ident()
+    current = _get_current()
+    return <unsigned long> <void*> current
+
+
+cdef bint _wait_green(PyThread_type_lock mutex, double timeout_s) except -1:
+    """As `_wait`, for a lock that another greenlet has while it waits for something else: seldom, and not for long."""
+    cdef double deadline_s = <double>monotonic() + timeout_s
+    cdef double pause_s = 0.0
+    cdef double remaining_s = PAUSE_MAX_S
+    while not PyThread_acquire_lock(mutex, NOWAIT_LOCK):
+        if timeout_s >= 0:
+            remaining_s = deadline_s - <double>monotonic()
+            if remaining_s <= 0:
+                return False
+        _pause(min(pause_s, remaining_s))
+        pause_s = min(2 * pause_s + 0.0001, PAUSE_MAX_S)
+    return True
+
 
 cdef bint _wait(PyThread_type_lock mutex, double timeout_s) except -1:
     """Take it; False after the time-out, below 0 for none. Signal handlers run meanwhile, and may raise."""
@@ -44,6 +85,8 @@ cdef bint _wait(PyThread_type_lock mutex, double timeout_s) except -1:
     cdef PyLockStatus status
     if PyThread_acquire_lock(mutex, NOWAIT_LOCK):
         return True
+    if _get_current is not None:
+        return _wait_green(mutex, timeout_s)
     while timeout_s != 0:
         slice_s = SLICE_S
         if timeout_s > 0:
@@ -108,13 +151,16 @@ cdef class Lock:
 
     cdef int take(self) except -1:
         """For C, and sections that are short whoever has them: no handler runs meanwhile."""
-        cdef unsigned long caller = PyThread_get_thread_ident()
+        cdef unsigned long caller = _me()
         if self.owner == caller:
             self.depth += 1
             return 0
         if not PyThread_acquire_lock(self.mutex, NOWAIT_LOCK):
-            with nogil:
-                PyThread_acquire_lock(self.mutex, WAIT_LOCK)
+            if _get_current is not None:
+                _wait_green(self.mutex, -1.0)
+            else:
+                with nogil:
+                    PyThread_acquire_lock(self.mutex, WAIT_LOCK)
         self.owner = caller
         self.depth = 1
         if _orders is not None:
@@ -123,7 +169,7 @@ cdef class Lock:
 
     cdef bint take_within(self, double timeout_s) except -1:
         """False after the time-out, below 0 for none. A handler that raises ends the wait."""
-        cdef unsigned long caller = PyThread_get_thread_ident()
+        cdef unsigned long caller = _me()
         if self.owner == caller:
             self.depth += 1
             return True
@@ -150,7 +196,7 @@ cdef class Lock:
         Not re-entrant: False at once where this thread has it.
         """
         cdef Hold hold = Hold.__new__(Hold)
-        if self.owner != PyThread_get_thread_ident() and self.take_within(timeout_s):
+        if self.owner != _me() and self.take_within(timeout_s):
             hold.lock = self
         return hold
 
@@ -161,7 +207,7 @@ cdef class Lock:
         """
         if blocking and timeout < 0:
             return self.take_within(-1.0)
-        return self.owner != PyThread_get_thread_ident() and self.take_within(timeout if blocking else 0.0)
+        return self.owner != _me() and self.take_within(timeout if blocking else 0.0)
 
     def release(self):
         """As threading.Lock's."""
@@ -176,7 +222,7 @@ cdef class Lock:
     @property
     def is_mine(self) -> bool:
         """True where the calling thread has it: a signal's handler, or a finaliser, has cut into what it guards."""
-        return self.owner == PyThread_get_thread_ident()
+        return self.owner == _me()
 
     def __enter__(self):
         """Does nothing: see `__exit__`."""
@@ -224,15 +270,32 @@ cdef class Hold:
 
 @no_gc
 cdef class Waiter:
-    """One thread that waits, by a mutex that is taken until somebody tells it."""
+    """One thread that waits, by a mutex that is taken until somebody tells it; a greenlet, by a lock of its own too."""
 
     cdef PyThread_type_lock mutex
+    cdef object green
 
     def __cinit__(self):
         self.mutex = PyThread_allocate_lock()
         if self.mutex is NULL:
             raise MemoryError
         PyThread_acquire_lock(self.mutex, WAIT_LOCK)
+        if _new_lock is not None:
+            self.green = _new_lock()
+            self.green.acquire()
+
+    cdef bint wait(self, double timeout_s) except -1:
+        """Until it is told; False after the time-out, below 0 for none."""
+        if self.green is None:
+            return _wait(self.mutex, timeout_s)
+        self.green.acquire(True, timeout_s if timeout_s >= 0 else -1)
+        return PyThread_acquire_lock(self.mutex, NOWAIT_LOCK)
+
+    cdef int tell(self) except -1:
+        PyThread_release_lock(self.mutex)
+        if self.green is not None:
+            self.green.release()
+        return 0
 
     def __dealloc__(self):
         if self.mutex is not NULL:
@@ -270,13 +333,13 @@ cdef class Condition:
         cdef int depth = lock.depth
         cdef bint is_told = False
         cdef double limit_s = -1.0 if timeout_s is None else max(<double>timeout_s, 0.0)
-        if lock.owner != PyThread_get_thread_ident():
+        if lock.owner != _me():
             raise RuntimeError("a wait without the lock")
         self.waiters.append(waiter)
         lock.depth = 1
         lock.give()
         try:
-            is_told = _wait(waiter.mutex, limit_s)
+            is_told = waiter.wait(limit_s)
         finally:
             lock.take()
             lock.depth = depth
@@ -314,7 +377,7 @@ cdef class Condition:
         cdef Waiter waiter
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
-            PyThread_release_lock(waiter.mutex)
+            waiter.tell()
         return 0
 
     def notify_all(self):
@@ -381,7 +444,7 @@ cdef class CallbackMark:
     @property
     def __exit__(self):
         cdef Mark mark = Mark.__new__(Mark)
-        mark.thread = PyThread_get_thread_ident()
+        mark.thread = _me()
         self.depths[mark.thread] = self.depths.get(mark.thread, 0) + 1
         mark.owner = self
         return mark
@@ -393,7 +456,7 @@ cdef class CallbackMark:
 
     def acquire(self, blocking=True, timeout=-1) -> bool:
         """False in a callback: paho then leaves the writing to the loop."""
-        return PyThread_get_thread_ident() not in self.depths
+        return _me() not in self.depths
 
     def release(self):
         """Does nothing: `acquire` took nothing."""

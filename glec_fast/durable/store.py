@@ -42,6 +42,7 @@ from glec_fast.durable.status import Status
 from glec_fast.durable.supply import Supply
 from glec_fast.durable.transaction import Outbox, Row
 from glec_fast.durable.writer import Writer
+from glec_fast.runtime import green
 from glec_fast.runtime.latency import Latency
 from glec_fast.runtime.process import OfOneProcess
 from glec_fast.runtime.summing_log import SummingLog
@@ -97,6 +98,7 @@ class Store(OfOneProcess):
         monotonic: Callable[[], float] = time.monotonic,
         log: SummingLog | None = None,
     ) -> None:
+        green.notice()
         self.max_queue_size = max_queue_size
         self.max_retry = max_retry
         self.log = log or SummingLog(monotonic)

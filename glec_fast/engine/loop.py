@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +9,7 @@ from paho.mqtt.enums import LogLevel, MQTTErrorCode
 
 from glec_fast._paho import ConnectionState
 from glec_fast.engine.farewell import LOOK_S
+from glec_fast.runtime.polling import UNKNOWN, WRITABLE
 from glec_fast.transport.poller import Poller, has_pending
 
 if TYPE_CHECKING:
@@ -139,13 +139,13 @@ class Loop:
             self._pollers.append(poller)
         except (TypeError, ValueError, OSError):
             return None
-        if flags & select.POLLNVAL:
+        if flags & UNKNOWN:
             return None
         if woken and wake is not None:
             # Before the pull: whoever wakes from here on is either seen by it or writes again.
             woken = self._link.hear(wake)
             self._link.do(self._outbox.pull)
-        return pending or bool(flags & ~select.POLLOUT), woken or bool(flags & select.POLLOUT)
+        return pending or bool(flags & ~WRITABLE), woken or bool(flags & WRITABLE)
 
     def do_misc(self) -> MQTTErrorCode:
         """What is due now and then, but for keep alive; what an exception kept from being done is made up for."""

@@ -33,7 +33,7 @@ from glec_fast.mqtt.views import OutMessages, OutPackets, counter
 from glec_fast.outbox._outbox import MemoryOutbox, Outbox, publish
 from glec_fast.outbox.owners import OnOwnerAway, Owner
 from glec_fast.outbox.stored import DurableOutbox
-from glec_fast.runtime import process
+from glec_fast.runtime import green, process
 from glec_fast.runtime._lock import CallbackMark, Lock
 from glec_fast.validation import PACKET_MAX_BYTES, check_publish, check_size
 
@@ -131,6 +131,7 @@ class Client(process.OfOneProcess, WithCallbacks):
         connector: Connector | None = None,
         policy: Policy | None = None,
     ) -> None:
+        green.notice()
         # (client, user data, Dropped) of each message that will not be sent; called by the store's thread.
         self.on_drop: Callable[[Any, Any, Dropped], None] | None = None
         # Where on_log is a method of a subclass, or is set, or a logger.

@@ -14,6 +14,17 @@ def watch(orders: Orders | None) -> None:
     `orders` is asked for each, and gets what it has not; it may not raise. None ends it. Call it while no lock is held.
     """
 
+def be_green(
+    get_current: Callable[[], object] | None,
+    pause: Callable[[float], object] | None,
+    new_lock: Callable[[], object] | None,
+) -> None:
+    """Hold and wait as greenlets, by what their library has for it; None each for the system's threads.
+
+    get_current: the greenlet that asks. pause: lets others run, for at least so many seconds. new_lock: as
+    `threading.Lock`. Call it while nothing is held.
+    """
+
 class Hold:
     """Gives a lock back once: at the end of a with statement, or where nothing refers to this any more."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import ssl
 import time
 from typing import Any, NamedTuple
 
 from glec_fast.errors import PinningError, TLSError, TLSFileError
+from glec_fast.runtime.polling import is_readable
 
 # Long enough for a busy broker nearby to answer, short enough that nobody notices it where no answer comes.
 _VERDICT_MIN_S = 0.25
@@ -106,9 +106,7 @@ def await_verdict(sock: ssl.SSLSocket, handshake_s: float) -> None:
     sock: does not block. Raises ssl.SSLError or ConnectionError where the peer is not content.
     """
     deadline_s = time.monotonic() + max(handshake_s, _VERDICT_MIN_S)
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    if not poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+    if not is_readable(sock, max(0.0, deadline_s - time.monotonic()) * 1000):
         return
     try:
         data = sock.recv(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import socket
 import time
 from collections import deque
@@ -14,6 +13,7 @@ from math import ceil
 from typing import Any, NamedTuple, TypeAlias
 
 from glec_fast.runtime._lock import Lock
+from glec_fast.runtime.polling import WRITABLE, new_poll
 from glec_fast.runtime.process import close_copy
 
 # So long an address is waited for before the next is tried beside it (RFC 8305, 5).
@@ -183,7 +183,7 @@ class _Race:
         self._attempt = attempt
         # Those that are tried, and until when, by their descriptors.
         self._running: dict[int, tuple[socket.socket, float]] = {}
-        self._poller = select.poll()
+        self._poller = new_poll()
         self._ends_s = self._next_s = 0.0
         self._failure: OSError | None = None
 
@@ -227,7 +227,7 @@ class _Race:
             self._attempt.leave(sock)
             raise
         self._running[sock.fileno()] = sock, now_s + self._timeout_s if self._route.for_each else self._ends_s
-        self._poller.register(sock, select.POLLOUT)
+        self._poller.register(sock, WRITABLE)
 
     def _wait_s(self, now_s: float) -> float:
         due_s = min((ends_s for _, ends_s in self._running.values()), default=now_s)

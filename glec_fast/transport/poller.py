@@ -1,9 +1,10 @@
-"""Waiting for a socket, and for whoever wakes the loop. poll, as select ends at descriptor 1,023."""
+"""Waiting for a socket, and for whoever wakes the loop."""
 
 from __future__ import annotations
 
-import select
 from typing import Any
+
+from glec_fast.runtime.polling import READABLE, WRITABLE, new_poll
 
 
 class Poller:
@@ -11,7 +12,7 @@ class Poller:
 
     def __init__(self) -> None:
         self._watched: tuple[int, int, bool] | None = None
-        self._poll = select.poll()
+        self._poll = new_poll()
 
     def wait(self, descriptor: int, waker: int, *, for_room: bool, timeout_ms: float) -> tuple[int, bool]:
         """(poll's flags for `descriptor`, whether `waker`, -1 for none, can be read).
@@ -20,10 +21,10 @@ class Poller:
         """
         watched = descriptor, waker, for_room
         if watched != self._watched:
-            self._poll = select.poll()
-            self._poll.register(descriptor, select.POLLIN | (select.POLLOUT if for_room else 0))
+            self._poll = new_poll()
+            self._poll.register(descriptor, READABLE | (WRITABLE if for_room else 0))
             if waker >= 0:
-                self._poll.register(waker, select.POLLIN)
+                self._poll.register(waker, READABLE)
             self._watched = watched
         flags, is_woken = 0, False
         for ready, its_flags in self._poll.poll(timeout_ms):

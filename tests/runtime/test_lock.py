@@ -12,6 +12,7 @@ import pytest
 
 from glec_fast.runtime._lock import CallbackMark, Condition, Event, Lock
 from glec_fast.runtime.thread import Thread
+from support import program
 from support.gateway import TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -258,3 +259,57 @@ def test_a_thread_is_alive_after_a_wait_for_its_end_was_cut_short() -> None:
     is_over.set()
     thread.join()
     assert not thread.is_alive()
+
+
+def test_locks_of_green_threads_wait_by_what_their_library_has() -> None:
+    """Threads stand for greenlets here: what says who asks, how to pause, and what to wait on is a program's own."""
+    text = """
+        import threading, time
+        from glec_fast.runtime._lock import Condition, Event, Lock, be_green
+        pauses, locks = [], []
+
+        def pause(seconds):
+            pauses.append(seconds)
+            time.sleep(seconds)
+
+        def new_lock():
+            locks.append(threading.Lock())
+            return locks[-1]
+
+        be_green(threading.current_thread, pause, new_lock)
+        lock, counts = Lock(), [0]
+
+        def count():
+            for _ in range(200):
+                with lock:
+                    found = counts[0]
+                    time.sleep(0)
+                    counts[0] = found + 1
+
+        threads = [threading.Thread(target=count) for _ in range(4)]
+        [each.start() for each in threads]
+        [each.join() for each in threads]
+        with lock, lock:
+            assert lock.is_mine and not lock.acquire(False)
+            other = threading.Thread(target=lambda: counts.append(lock.acquire(True, 0.05)))
+            other.start()
+            other.join()
+        assert counts == [800, False] and pauses and not lock.locked()
+        event, condition = Event(), Condition()
+        assert not event.wait(0.01) and locks
+        threading.Timer(0.05, event.set).start()
+        assert event.wait(30)
+        with condition:
+            assert not condition.wait(0.01)
+
+            def tell():
+                with condition:
+                    counts.append("told")
+                    condition.notify_all()
+
+            threading.Timer(0.05, tell).start()
+            assert condition.wait_for(lambda: "told" in counts, 30)
+        print("done")
+    """
+    ended = program.run(text)
+    assert (ended.stdout, ended.stderr) == ("done\n", "")

@@ -15,7 +15,7 @@ import glec_fast
 
 # Without `site`, whose hooks for an editable install import half of these themselves.
 BARE = (sys.executable, "-I", "-S", "-c")
-HEAVY = ("urllib.request", "http.client", "email", "datetime", "shutil", "tempfile", "ipaddress")
+HEAVY = ("urllib.request", "http.client", "email", "datetime", "shutil", "tempfile", "ipaddress", "dns.resolver")
 PATHS = sorted(
     {str(Path(package.__path__[0]).parent) for package in (apsw, orjson, glec_fast)}
     | {str(Path(paho.mqtt.__path__[0]).parents[1])}
