@@ -41,7 +41,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from harness import BENCHES, BenchError, machine, make_certificates, mosquitto, print_table
 
 import glec_fast
-from glec_fast.fleet.config import MQTTConfig
 from glec_fast.testbed.link import Link
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ SAMPLE_S = 0.004
 STAGES = ("import", "manager", "queued", "connected", "flushed", "reconnected", "peak")
 PACKAGES = [Path(package.__path__[0]) for package in (glec_fast, apsw, orjson, paho.mqtt)]
 PATH = sorted({str(each.parents[1] if each.name == "mqtt" else each.parent) for each in PACKAGES})
-HAS_BATCHES = "telemetry_batch_s" in MQTTConfig.__dataclass_fields__
 # IP and TCP with its time stamps: of what carries a message, and of the acknowledgement that comes back.
 SEGMENT_BYTES = 52
 DAY_S = 86_400
@@ -204,17 +202,14 @@ def measure_import(module: str) -> dict[str, float]:
 def measure_flash(args: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
     once = args.flash_messages
     delay = {"qos0_commit_delay_s": 3600}
+    batch = {"kind": "telemetry", "batch": BATCH, "messages": once}
     cases = [
         ("1 Hz, a commit every 5 s", {"kind": "telemetry", "rows_a_commit": 5, "messages": once}),
         ("the same, the queue full", {"kind": "telemetry", "rows_a_commit": 5, "messages": once, "filled": 1000}),
         ("an alert alone", {"kind": "alert", "rows_a_commit": 1, "messages": once // 5}),
+        ("in batches of 60 s, on disk every 5 s", {**batch, "rows_a_commit": 5}),
+        ("in batches of 60 s, on disk every 60 s", {**batch, "rows_a_commit": BATCH}),
     ]
-    if HAS_BATCHES:
-        batch = {"kind": "telemetry", "batch": BATCH, "messages": once}
-        cases += [
-            ("in batches of 60 s, on disk every 5 s", {**batch, "rows_a_commit": 5}),
-            ("in batches of 60 s, on disk every 60 s", {**batch, "rows_a_commit": BATCH}),
-        ]
     for title, case in cases:
         settings = {**delay, "queue_max_size": 1000 if case.get("filled") else 100_000}
         if case.get("batch"):
@@ -244,8 +239,6 @@ def measure_air(args: argparse.Namespace, directory: Path) -> Iterator[dict[str,
     tls = make_certificates(directory)
     pin = pin_of(tls.server.certificate_path)
     for title, batch in (("single messages", 0), ("batches of 60 s", BATCH)):
-        if batch and not HAS_BATCHES:
-            continue
         with (
             tempfile.TemporaryDirectory(dir=directory) as folder,
             mosquitto(nodelay=True, certificate=tls.server) as broker,

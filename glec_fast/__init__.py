@@ -27,6 +27,7 @@ from glec_fast.errors import (
     TLSFileError,
     UnsupportedError,
 )
+from glec_fast.fleet.batches import decode_batch
 from glec_fast.fleet.config import MQTTConfig
 from glec_fast.fleet.manager import ConnectionCallback, MQTTManager
 from glec_fast.fleet.messages import Alert, GpsFix, Inference, Status, Telemetry
@@ -84,4 +85,5 @@ __all__ = [
     "UnsupportedError",
     "Weakness",
     "build_ssl_context",
+    "decode_batch",
 ]

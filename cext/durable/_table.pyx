@@ -156,6 +156,8 @@ cdef str LOAD_CLOCK = (
     " AND typeof(wall_offset) = 'integer' AND wall_offset BETWEEN -?1 AND ?1"
     " AND typeof(queue_time) = 'integer' AND queue_time BETWEEN queue_offset AND ?1"
     " AND typeof(first_id) = 'integer' AND first_id BETWEEN 0 AND ?2")
+cdef str LOAD_GATHERED = (
+    "SELECT CAST(topic AS BLOB), CAST(payload AS BLOB), CAST(properties AS BLOB) FROM glec_gathered")
 cdef str LOAD_SESSION = (
     "SELECT CAST(client_id AS BLOB), CAST(broker AS BLOB), iif(typeof(client_id) = 'text' AND typeof(broker) = 'text'"
     " AND typeof(in_flight) = 'blob', in_flight, NULL) FROM glec_session WHERE id = 1")
@@ -764,6 +766,20 @@ cdef class QueueTable:
 
     def has(self, tuple row) -> bool:
         return bool(self.execute(HAS_ROW, (row[0], row[1], row[2], row[4])).get)
+
+    def has_gathered(self) -> bool:
+        return bool(self.execute("SELECT EXISTS (SELECT 1 FROM glec_gathered)").get)
+
+    def load_gathered(self) -> tuple:
+        topic, payload, properties = self.execute(LOAD_GATHERED).fetchone()
+        name, _ = as_message(topic, 0, payload, self.encoding)
+        return name, stored_payload(payload), properties
+
+    def save_gathered(self, tuple gathered):
+        if gathered:
+            self.execute("INSERT OR REPLACE INTO glec_gathered VALUES (1, ?, ?, ?)", gathered)
+        else:
+            self.execute("DELETE FROM glec_gathered")
 
     def load_session(self):
         row = self.execute(LOAD_SESSION).fetchone()

@@ -99,6 +99,9 @@ class Page:
             shown = f"{rates[-1]:,.0f} {unit}" if rates else f"{figures[name]:,} {unit.partition('/')[0]}"
             table.add_row(label, shown, _sparkline(rates))
         table.add_row("queue", f"{figures['queue_size']:,} msg", _sparkline(self._queue))
+        if figures["batches"]:
+            saved = f"{figures['batch_saved_bytes'] / 1000:,.0f} kB saved"
+            table.add_row("batches", f"{figures['batches']:,}", f"of {figures['batched_messages']:,} messages, {saved}")
         table.add_row("on disk", f"{figures['queue_bytes'] / 1024:,.0f} KiB", "")
         table.add_row("connects", f"{figures['connects']:,}", f"of {figures['attempts']:,} attempts")
         drops = ", ".join(f"{reason} {count:,}" for reason, count in figures["drops"].items() if count)

@@ -257,6 +257,15 @@ class QueueTable:
     def has(self, row: _Row) -> bool:
         """True where this very row is on disk."""
 
+    def has_gathered(self) -> bool:
+        """True where the row of what is gathered is there."""
+
+    def load_gathered(self) -> tuple[str, str | bytes, bytes]:
+        """(topic, payload, packed properties) of it. Raises MessageError where it is no message."""
+
+    def save_gathered(self, gathered: tuple[str, bytes, bytes] | tuple[()]) -> None:
+        """Replace it; nothing for none."""
+
     def load_session(self) -> tuple[str, str, bytes] | None:
         """(client id, broker, in-flight image) of the last process, or None. Raises ValueError where it is none."""
 

@@ -20,6 +20,7 @@ from glec_fast.durable._table import QueueTable, hand_over, keep_calling, raised
 from glec_fast.durable.caretaker import Caretaker
 from glec_fast.durable.clock_steps import ClockSteps
 from glec_fast.durable.dropping import Dropping
+from glec_fast.durable.gathering import Batch, Gathering
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Job, Jobs
 from glec_fast.durable.outcomes import Dropped
@@ -54,6 +55,7 @@ class Committer:
     _status: Status
     _schedule: Schedule
     _intake: Intake
+    _gathering: Gathering
     _jobs: Jobs
     _outgoing: Outgoing
     _dropping: Dropping
@@ -192,7 +194,7 @@ class Committer:
         started_s = time.monotonic()
         try:
             self._clock_steps.follow()
-            self._take_work(commit)
+            self._take_work(commit, self._gathering.join())
             self._caretaker.mend(commit)
             if self._intake.is_unsure:
                 self._intake.leave_out_found(commit, self._writer.table)
@@ -208,11 +210,14 @@ class Committer:
         self._intake.disk_times.note(commit.rows, self._intake.clock.now_ms())
         return commit
 
-    def _take_work(self, commit: Commit) -> None:
+    def _take_work(self, commit: Commit, gathered: tuple[Batch, int, bytes] | None) -> None:
         intake, schedule = self._intake, self._schedule
         with self._status.lock:
             is_closing = self._status.is_closing
+            self._gathering.close_if_due(gathered)
             intake.take(commit)
+            if commit.with_rows:
+                self._gathering.take(commit, gathered)
             if commit.rows:
                 schedule.on_rows_taken()
             self._jobs.take(commit)
@@ -247,6 +252,7 @@ class Committer:
             self._outgoing.on_committed(commit)
             self._dropping.on_deleted(commit.dropped)
             self._intake.on_committed(commit)
+            self._gathering.on_committed(commit)
             if commit.deleted:
                 self._caretaker.on_deleted()
             self._jobs.on_committed()
@@ -285,6 +291,7 @@ class Committer:
         self._status.log.note(logging.ERROR, _DISK, str(failure), text=str(failure), error=cause)
         with self._status.lock:
             self._intake.on_failure(failure)
+            self._gathering.on_failure(failure)
             self._jobs.on_failure(failure)
             self._outgoing.on_failure(error)
             self._schedule.request_retry()

@@ -3,8 +3,8 @@
 The table and its indexes are the specification's ("Database Schema"), so that a file can move between clients. What
 exactly-once needs stands beside it in `glec_session`, and of brokers that are away in `glec_kept_session`; what it
 could not keep to in `glec_in_doubt`; where the times of its rows come from, in `glec_clock`; what of a message has no
-column in the given table, in `glec_extras`; rows that no message can be made of, in `glec_set_aside`. Of what comes in:
-packet ids of QoS 2 in `glec_received`.
+column in the given table, in `glec_extras`; what waits for company to be a message, in `glec_gathered`; rows that no
+message can be made of, in `glec_set_aside`. Of what comes in: packet ids of QoS 2 in `glec_received`.
 `PRAGMA user_version` is the version of the whole; in a file whose first owner counts there for himself, as Android's
 do, `glec_version` has ours.
 """
@@ -46,6 +46,8 @@ CREATE TABLE IF NOT EXISTS glec_in_doubt (
 CREATE TABLE IF NOT EXISTS glec_clock (
     id INTEGER PRIMARY KEY CHECK (id = 1), boot_id TEXT NOT NULL, queue_offset BIGINT NOT NULL,
     wall_offset BIGINT NOT NULL, queue_time BIGINT NOT NULL, first_id INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS glec_gathered (
+    id INTEGER PRIMARY KEY CHECK (id = 1), topic TEXT NOT NULL, payload BLOB NOT NULL, properties BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS glec_set_aside (
     number INTEGER PRIMARY KEY AUTOINCREMENT, time BIGINT NOT NULL, reason TEXT NOT NULL, message_id INTEGER NOT NULL,
     topic, payload, qos, timestamp, ttl, retry_count, retain, expiry_interval, properties);
@@ -365,6 +367,7 @@ def _try_out(connection: apsw.Connection) -> None:
         "glec_kept_session": (ID_MAX, "", "", b"x"),
         "glec_in_doubt": (ID_MAX, 5, 6, "t", "d"),
         "glec_clock": (1, "b", 5, 6, 7, 8),
+        "glec_gathered": (1, "t", b"x", b"x"),
         "glec_set_aside": (ID_MAX, 5, "r", 6, None, b"x", "1", 2.5, *[None] * 5),
     }
     with _undone(connection):

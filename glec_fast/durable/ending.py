@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from glec_fast.durable._table import keep_for_ever
 from glec_fast.durable.caretaker import Caretaker
 from glec_fast.durable.file import QueueFile, discard
+from glec_fast.durable.gathering import Gathering
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Job, Jobs
 from glec_fast.durable.reader import Reader
@@ -33,6 +34,7 @@ class Ending:
     _store: Store
     _status: Status
     _intake: Intake
+    _gathering: Gathering
     _jobs: Jobs
     _file: QueueFile
     _reader: Reader
@@ -67,7 +69,8 @@ class Ending:
                     self._caretaker.keep_pending()
             with status.lock:
                 # Other threads may go on publishing.
-                left = [row for row in (*intake.writing, *intake.pending) if row[0] <= through_id]
+                left = sum([row[0] <= through_id for row in (*intake.writing, *intake.pending)])
+                left += self._gathering.unsaved
                 cause = status.failure
                 is_over = not left or status.has_ended
             remaining_s = deadline_s - time.monotonic()
@@ -79,7 +82,7 @@ class Ending:
         if left:
             slow = f"the disk took longer than {process.EXIT_TIMEOUT_S:g} s"
             path = self._file.path
-            logger.error("%d messages for %s are lost, as the program ended: %s", len(left), path, cause or slow)
+            logger.error("%d messages for %s are lost, as the program ended: %s", left, path, cause or slow)
 
     def _try_now(self, deadline_s: float) -> bool:
         """One more transaction, and what is finished goes with it; False where it failed, or has not ended in time."""

@@ -88,7 +88,7 @@ class Intake:
                 self._schedule.request()
                 self.progress.wait()
                 self._refuse_if_unusable()
-            message_id = self._add(topic, payload, qos, ttl_ms, extras, register)
+            message_id = self.add(topic, payload, qos, extras, register, ttl_ms)
             if urgent:
                 self._schedule.request()
             else:
@@ -118,22 +118,23 @@ class Intake:
             self._refuse_if_unusable()
             accepted = len(self.pending)
             try:
-                ids = [self._add(topic, payload, qos, ttl_ms) for topic, payload, qos in messages]
+                ids = [self.add(topic, payload, qos, ttl_ms=ttl_ms) for topic, payload, qos in messages]
             except BaseException:
                 del self.pending[accepted:]
                 raise
             self._schedule.request()
             return ids
 
-    def _add(
+    def add(
         self,
         topic: str,
         payload: str | bytes,
         qos: int,
-        ttl_ms: int | None,
         extras: Extras | None = None,
         register: Callable[[int], None] | None = None,
+        ttl_ms: int | None = None,
     ) -> int:
+        """`Store.append` without a wait or a request; the caller holds the lock."""
         now_ms = self.clock.now_ms()
         lasts_ms = self._ttl_ms if ttl_ms is None else ttl_ms
         if extras is not None and extras.expiry_interval_s is not None:

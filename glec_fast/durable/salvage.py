@@ -190,6 +190,7 @@ class _Remains:
         self._set_aside: list[_Values] = []
         self._clock: list[_Values] = []
         self._received: list[_Values] = []
+        self._gathered: list[_Values] = []
         self._last_id = 0
         self._is_sequence_known = False
         self._is_incomplete = False
@@ -242,6 +243,7 @@ class _Remains:
             ("glec_kept_session", self._kept),
             ("glec_in_doubt", self._in_doubt),
             ("glec_clock", self._clock),
+            ("glec_gathered", self._gathered),
             ("glec_set_aside", self._set_aside),
             ("glec_received", self._received),
         ):
@@ -404,7 +406,8 @@ class _Remains:
         self._clock = _rows(connection, "SELECT * FROM glec_clock WHERE id = 1")
         self._set_aside = _rows(connection, "SELECT * FROM glec_set_aside")
         self._received = _rows(connection, "SELECT client_id, broker, packet_id FROM glec_received")
-        for name, width in (("_clock", 6), ("_set_aside", 13), ("_kept", 4)):
+        self._gathered = _rows(connection, "SELECT * FROM glec_gathered WHERE id = 1")
+        for name, width in (("_clock", 6), ("_gathered", 4), ("_set_aside", 13), ("_kept", 4)):
             setattr(self, name, [row for row in getattr(self, name) if len(row) == width])
 
 

@@ -43,6 +43,8 @@ class Schedule:
         self._delete_due_s: float | None = None
         # So many finished rows the outbox had when it was last put off.
         self._put_off_at = 0
+        # When what is gathered is to be written, or to be a message.
+        self._gathered_due_s = float("inf")
         # So many wait for an empty queue: finished rows then go at once.
         self.eager = 0
 
@@ -63,6 +65,16 @@ class Schedule:
         if self._delete_due_s is None:
             self._delete_due_s = self.monotonic() + DONE_COMMIT_DELAY_S
         self.request(max(self._delete_due_s - self.monotonic(), 0.0))
+
+    def ask_at(self, due_s: float) -> None:
+        """Have a transaction made then, for what is gathered; in place of the time that was last said."""
+        before_s, self._gathered_due_s = self._gathered_due_s, due_s
+        if due_s < before_s:
+            self._work.notify_all()
+
+    def retry_due_s(self) -> float:
+        """When a disk that fails now is tried again."""
+        return self.monotonic() + _STORAGE_RETRY_S
 
     def request_retry(self) -> None:
         """After a failure of the disk."""
@@ -108,7 +120,7 @@ class Schedule:
     def wait(self, tidy_due_s: float) -> None:
         """Wait for what was asked for, a clean-up, or `tidy_due_s`; what was asked for is then the caller's."""
         while not self._status.is_closing:
-            due_s = min(self.cleanup_due_s, tidy_due_s)
+            due_s = min(self.cleanup_due_s, tidy_due_s, self._gathered_due_s)
             if self.deadline_s is not None:
                 due_s = min(due_s, self.deadline_s)
             remaining_s = due_s - self.monotonic()

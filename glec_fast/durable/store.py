@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import apsw
 
@@ -27,6 +27,7 @@ from glec_fast.durable.ending import Ending
 from glec_fast.durable.extras import Extras
 from glec_fast.durable.figures import Figures
 from glec_fast.durable.file import QueueFile, Salvage
+from glec_fast.durable.gathering import Batch, Company, Gathered, Gathering
 from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
 from glec_fast.durable.inflight_log import log_of
 from glec_fast.durable.intake import Intake
@@ -72,6 +73,7 @@ class Store(OfOneProcess):
     ttl_ms: age of expiry. max_retry: refusals before a row goes into quarantine, which keeps quarantine_max_size
     messages for quarantine_days.
     qos0_commit_delay_s: how long a QoS 0 message may wait in memory for others to share its transaction.
+    company: what `gather` makes of messages; None where nothing is gathered.
     cleanup_interval_s: between two clean-ups of expired and given-up rows, above 0.
     on_dropped: told of drops, by the store's thread, while no outbox is attached.
     clocks: the machine's where None. monotonic: seconds that waits are measured by. log: what an operator reads of it,
@@ -93,6 +95,7 @@ class Store(OfOneProcess):
         cleanup_interval_s: float = DEFAULT_CLEANUP_INTERVAL_S,
         quarantine_max_size: int = DEFAULT_QUARANTINE_SIZE,
         quarantine_days: float = DEFAULT_QUARANTINE_DAYS,
+        company: Company | None = None,
         on_dropped: Callable[[list[Dropped]], None] | None = None,
         clocks: Clocks | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -101,6 +104,7 @@ class Store(OfOneProcess):
         green.notice()
         self.max_queue_size = max_queue_size
         self.max_retry = max_retry
+        self.company = company
         self.log = log or SummingLog(monotonic)
         bounds = Bounds(quarantine_max_size, int(quarantine_days * DAY_MS))
         self._file = file = QueueFile(path)
@@ -110,6 +114,7 @@ class Store(OfOneProcess):
             self._reader = reader = Reader(file, alerts_first=queue_order == ALERTS_FIRST)
             table, is_salvaged = QueueTable(file.connection), file.salvage is not None
             self._intake = intake = Intake(status, schedule, table, ttl_ms, clocks or Clocks(), is_salvaged=is_salvaged)
+            self._gathering = gathering = Gathering(status, schedule, intake, company, qos0_commit_delay_s, table)
             self._dropping = dropping = Dropping(status.lock, reader, intake.clock, max_retry, bounds)
             is_ranked = (queue_order, overflow) != (FIFO, OLDEST)
             room = Overflow(Limits(max_queue_size, max_queue_bytes, overflow, is_ranked), reader, dropping)
@@ -132,8 +137,8 @@ class Store(OfOneProcess):
         self._caretaker = caretaker = Caretaker(file, reader, writer, intake, dropping, status, schedule)
         self._supply = Supply(status, schedule, intake, jobs, outgoing, dropping, file, reader, writer, max_queue_size)
         self._clock_steps = steps = ClockSteps(status, intake, reader, writer)
-        ending = Ending(self, status, intake, jobs, file, reader, writer, caretaker)
-        parts = status, schedule, intake, jobs, outgoing, dropping, writer, caretaker, steps, room
+        ending = Ending(self, status, intake, gathering, jobs, file, reader, writer, caretaker)
+        parts = status, schedule, intake, gathering, jobs, outgoing, dropping, writer, caretaker, steps, room
         self._committer = Committer(*parts, max_queue_size, on_dropped, ending.leave)
         self._committer.start()
         ending.watch()
@@ -156,7 +161,7 @@ class Store(OfOneProcess):
         intake = self._intake
         with self._lock:
             on_disk = max(intake.row_count - len(self._outgoing.finished), 0)
-            return on_disk + len(intake.pending) + len(intake.writing)
+            return on_disk + len(intake.pending) + len(intake.writing) + self._gathering.is_waiting
 
     @property
     def drops(self) -> dict[str, int]:
@@ -217,6 +222,23 @@ class Store(OfOneProcess):
         """
         return self._intake.append(topic, payload, qos, urgent, ttl_ms, extras, register)
 
+    def gather(self, payload: bytes, bytes_max: int, begin: Callable[[Batch], None]) -> Any:
+        """Accept a message that may wait for others, to be one with them; see `Gathering.add`."""
+        return self._gathering.add(payload, bytes_max, begin)
+
+    def close_batch(self) -> None:
+        """Have what is gathered be a message of the queue now."""
+        self._gathering.close()
+
+    @property
+    def gathered(self) -> Gathered:
+        """What was gathered so far, and what became of it."""
+        return self._gathering.totals
+
+    def wait_batch_durable(self, batch: Batch, timeout_s: float | None = None) -> bool:
+        """`wait_durable` for what is gathered in `batch` by now."""
+        return self._gathering.wait_durable(batch, timeout_s)
+
     def append_many(self, messages: Iterable[tuple[str, str | bytes, int]], ttl_ms: int | None = None) -> list[int]:
         """`append` all of (topic, payload, qos), in one transaction; one that cannot be a row refuses all."""
         return self._intake.append_many(messages, ttl_ms)
@@ -241,6 +263,7 @@ class Store(OfOneProcess):
         Also those that another program has put into the file until now.
         """
         started_s = time.monotonic()
+        self._gathering.close()
         if self.size == 0:
             self._committer.look(timeout_s)
             timeout_s = None if timeout_s is None else timeout_s - (time.monotonic() - started_s)

@@ -81,6 +81,8 @@ class Commit:
     identity: tuple[str, str] = ("", "")
     # Where the queue's time now comes from, if that is not yet on disk.
     anchor: Anchor | None = None
+    # What is gathered from now on: topic, payload, properties; nothing of it; or None where that is as it is on disk.
+    gathered: tuple[str, bytes, bytes] | tuple[()] | None = None
     jobs: list[Job] = field(default_factory=list)
     read_again: bool = False
     # The first after the file was salvaged in use.

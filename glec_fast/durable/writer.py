@@ -127,6 +127,8 @@ class Writer:
         if rows:
             table.insert(rows)
             self._overflow.note_rows(rows)
+        if commit.gathered is not None:
+            table.save_gathered(commit.gathered)
         if commit.anchor is not None:
             table.save_clock(commit.anchor)
         if commit.image is not None:

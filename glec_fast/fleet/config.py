@@ -455,6 +455,16 @@ class MQTTConfig:
             "What these may take, and in MQTT 5 the largest packet that the broker may send.",
         ),
     )
+    telemetry_batch_s: float = field(
+        default=0,
+        metadata=setting(
+            "mqtt.telemetry.batch_s",
+            number(0, 3600, "s"),
+            "How long telemetry waits for more, to be one message of glec/dtg/{client_id}/telemetry/batch: a JSON "
+            "array under zlib, sooner where it has 64 KiB of JSON. It is on disk within qos0_commit_delay_s. 0 sends "
+            "each alone.",
+        ),
+    )
 
     def __post_init__(self) -> None:
         _check_urls(self.broker_urls)

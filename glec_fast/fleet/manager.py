@@ -35,9 +35,11 @@ from glec_fast.errors import (
     MessageError,
     PinningError,
     QueueClosedError,
+    QueueStorageError,
     SubscriptionRefusedError,
 )
 from glec_fast.fleet._payload import encode_message
+from glec_fast.fleet.batches import company_of, saved_bytes
 from glec_fast.fleet.config import MQTTConfig, Target
 from glec_fast.fleet.device import available_storage_mb, disk_written_bytes, memory_usage_mb
 from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
@@ -302,6 +304,7 @@ class MQTTManager(process.OfOneProcess):
             quarantine_max_size=config.quarantine_max_size,
             quarantine_days=config.quarantine_days,
             qos0_commit_delay_s=config.qos0_commit_delay_s,
+            company=company_of(config),
             clocks=clocks,
             log=self._log,
         )
@@ -395,6 +398,9 @@ class MQTTManager(process.OfOneProcess):
         if self._incoming_or_none is not None:
             self._incoming_or_none.close()
         if self.is_connected():
+            if not self._store.is_own_thread():
+                # Sent before DISCONNECT, which waits for it; else it is written as the queue is closed.
+                self._store.close_batch()
             self._say("OFFLINE")
         self._client.close()
 
@@ -503,9 +509,19 @@ class MQTTManager(process.OfOneProcess):
         return self._outbox.publish(topic, data, qos, extras)
 
     def publish_telemetry(self, telemetry: Telemetry) -> PublishHandle:
-        """Publish to glec/dtg/{device_id}/telemetry with QoS 0. Raises as `publish`."""
+        """Publish to glec/dtg/{device_id}/telemetry with QoS 0. Raises as `publish`.
+
+        With `telemetry_batch_s` it is gathered, and its handle that of the batch: published once the batch is;
+        `wait_durable` has what is gathered on disk now. While the disk fails it goes alone, if there is a link.
+        """
         check_kind(telemetry, Telemetry, "publish_telemetry")
-        return self._publish_typed(telemetry)
+        if self._store.company is None:
+            return self._publish_typed(telemetry)
+        payload = encode_message(telemetry, self.device_id, self._store.unix_ms())
+        try:
+            return self._outbox.gather(payload)
+        except QueueStorageError:
+            return self._outbox.publish(self._topic(Telemetry.SUFFIX), payload, Telemetry.QOS)
 
     def publish_inference(self, inference: Inference) -> PublishHandle:
         """Publish to glec/dtg/{device_id}/inference with QoS 1. Raises as `publish`."""
@@ -574,6 +590,7 @@ class MQTTManager(process.OfOneProcess):
         except OSError:
             # Its name is gone; it is put back, or `is_queue_damaged` says so.
             queue_bytes = 0
+        gathered = self._store.gathered
         link = parts_of(self._client).dispatcher.link
         session = self._outbox.session
         stored = self._store.figures()
@@ -610,6 +627,9 @@ class MQTTManager(process.OfOneProcess):
             clock_steps=stored.clock_steps,
             certificates=self._connector.certificates,
             **({} if self._incoming_or_none is None else self._incoming_or_none.figures()),
+            batches=gathered.batches,
+            batched_messages=gathered.messages,
+            batch_saved_bytes=saved_bytes(gathered, self.device_id),
         )
 
     def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:

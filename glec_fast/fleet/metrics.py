@@ -28,6 +28,8 @@ class Metrics:
     sent_bytes, received_bytes: of all connections, MQTT's bytes alone, before TLS and TCP add theirs.
     drops: by reason, see `DropReason`. drops_by_qos: by reason, those of QoS 0, 1 and 2; not what a damaged file lost.
     lost_in_the_air: QoS 0 messages, among the drops, that had left when a link died; nothing proves that they arrived.
+    batches, batched_messages: telemetry in batches, and of how many messages; batch_saved_bytes: what that kept from
+    going out, before TLS and TCP.
     in_doubt: QoS 2 messages that a broker had received before it lost its session; see docs/internals/exactly-once.md.
     messages_received: those that came. messages_unhandled: those of QoS 0 that were too many, and those that no handler
     had subscribed to. inbox_size: those that came and are not handled yet. handler_errors: exceptions that handlers
@@ -80,6 +82,9 @@ class Metrics:
     inbox_size: int = 0
     handler_errors: int = 0
     subscriptions_refused: int = 0
+    batches: int = 0
+    batched_messages: int = 0
+    batch_saved_bytes: int = 0
 
 
 def metrics_as_json(metrics: Metrics) -> dict[str, Any]:

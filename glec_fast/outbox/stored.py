@@ -10,6 +10,7 @@ from typing import Any
 from paho.mqtt.enums import MQTTErrorCode
 
 from glec_fast.durable.extras import ROW_COLUMNS, Extras, as_kept
+from glec_fast.durable.gathering import Batch
 from glec_fast.durable.inflight_log import UnreadableImageError
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.store import Store
@@ -25,7 +26,7 @@ from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.outbox.weaknesses import Weakness, Weaknesses
 from glec_fast.protocol._inbound import unpack_properties
 from glec_fast.runtime import process
-from glec_fast.validation import PACKET_MAX_BYTES, check_packet
+from glec_fast.validation import PACKET_MAX_BYTES, check_packet, packet_bytes
 
 # The broker begins on these while the next are read.
 _PULL_ROWS_MAX = 250
@@ -37,6 +38,8 @@ _PINGREQ = b"\xc0\x00"
 _SAID = -1
 # Of QoS 0 that goes past the queue the broker is asked to answer as often: once in half a minute of telemetry.
 _UNASKED_BYTES_MAX = 16_000
+# What zlib may add to what it cannot make smaller, with what a longer packet's length takes.
+_AROUND_BATCH_BYTES = 64
 # Where nothing else is to be sent, so many at once show what a connection carries.
 _PROBES_MAX = 2048
 # Reason codes of a DISCONNECT that are about what was sent last (MQTT 5, 3.14.2.1), of those of a failure.
@@ -231,6 +234,28 @@ class DurableOutbox(RowOutbox):
         if qos == 2 and self._wait_for_disk and not self.lock.is_mine:
             self._wait_until_durable(handle)
         return handle
+
+    def gather(self, payload: bytes) -> PublishHandle:
+        """Take a message that waits for others, to be one with them; returns the handle of what they will be.
+
+        Its `message_id` is 0 until then. Raises as `publish`.
+        """
+        company, limits = self.store.company, self.limits
+        assert company is not None
+        packed = None if company.extras is None else company.extras.packed()
+        around_bytes = packet_bytes(company.topic, b"", 0, packed) + _AROUND_BATCH_BYTES
+        if len(payload) + around_bytes > self._max_packet_bytes:
+            check_packet(company.topic, payload, 0, packed, self._max_packet_bytes - _AROUND_BATCH_BYTES)
+        most_bytes = self._max_packet_bytes if limits is None else min(self._max_packet_bytes, limits.packet_max_bytes)
+        handle: PublishHandle = self.store.gather(
+            payload, min(company.bytes_max, most_bytes - around_bytes), self._begin_batch
+        )
+        return handle
+
+    def _begin_batch(self, batch: Batch) -> None:
+        wait_durable = self.store.wait_batch_durable
+        handle = PublishHandle(0, self._published, 0, lambda _id, timeout_s: wait_durable(batch, timeout_s))
+        batch.handle, batch.register = handle, Registration(handle, self._handles)
 
     def _has_waiting_rows(self) -> bool:
         # In the order in which a row goes its way, so that none is missed between two of them.

@@ -12,13 +12,18 @@ from paho.mqtt.enums import CallbackAPIVersion
 from glec_fast.testbed import ToolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
 
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
 
 CONNECT_TIMEOUT_S = 10.0
 END_TOPIC = "end-of-count"
+
+
+def whole(topic: str, payload: bytes) -> Iterable[tuple[str, bytes]]:
+    """The default: what arrives is one message."""
+    return ((topic, payload),)
 
 
 def payload_identity(topic: str, payload: bytes) -> Hashable:
@@ -56,7 +61,8 @@ class Subscriber:
 
     Its session is persistent: while it is away (`leave`, `start`) the broker keeps what it must get. Away is where it
     should be while its broker is killed: what paho's own subscriber makes of that is not asked here. `tally` maps the
-    identity and the QoS of a message to how often it came; an identity of None does not count. Thread-safe.
+    identity and the QoS of a message to how often it came; an identity of None does not count. `split` takes what
+    arrives apart, where it is several messages. Thread-safe.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class Subscriber:
         *,
         client_id: str = "independent-subscriber",
         identity: Callable[[str, bytes], Hashable | None] = payload_identity,
+        split: Callable[[str, bytes], Iterable[tuple[str, bytes]]] = whole,
         login: Login | None = None,
     ) -> None:
         self.host, self.port = broker.host, broker.port
@@ -73,6 +80,7 @@ class Subscriber:
         self._filters = [topic_filter] if topic_filter.endswith("#") else [topic_filter, self._end_topic]
         self._client_id = client_id
         self._identity = identity
+        self._split = split
         self._login = login or Login()
         self._changed = threading.Condition()
         self._is_subscribed = False
@@ -179,8 +187,9 @@ class Subscriber:
             else:
                 arrival = Arrival(message.topic, bytes(message.payload), message.qos)
                 self.arrivals.append(arrival)
-                if (identity := self._identity(arrival.topic, arrival.payload)) is not None:
-                    self.tally[identity, arrival.qos] += 1
+                for topic, payload in self._split(arrival.topic, arrival.payload):
+                    if (identity := self._identity(topic, payload)) is not None:
+                        self.tally[identity, arrival.qos] += 1
             self._changed.notify_all()
 
     def _note_refusal(self, text: str) -> None:

@@ -15,8 +15,9 @@ import pytest
 from glec_fast.cli.demo.drive import Drive, Kind
 from glec_fast.cli.demo.report import PlainReport, verdict_line, write_table
 from glec_fast.cli.demo.run import DemoRunError, DemoSettings, run_demo
-from glec_fast.cli.demo.verdict import Ledger, Measures, identify
+from glec_fast.cli.demo.verdict import Batches, Ledger, Measures, identify, split
 from glec_fast.cli.main import main
+from glec_fast.fleet.batches import encode_batch
 from support.places import REPOSITORY, SHARED_DATA
 
 RECORDING = SHARED_DATA / "drive6_1hz.csv.gz"
@@ -43,6 +44,16 @@ def ledger():
 
 def first(ledger: Ledger, kind: Kind) -> tuple[tuple[str, int], int]:
     return next((identity, kind.qos) for identity in ledger.numbers if identity[0] == kind.topic)
+
+
+def test_the_messages_of_a_batch_count_as_each_alone():
+    messages = [b'{"timestamp":1}', b'{"timestamp":2}']
+    payload = encode_batch(messages)
+    assert list(split("glec/dtg/x/telemetry/batch", payload)) == [("glec/dtg/x/telemetry", each) for each in messages]
+    assert list(split("glec/dtg/x/alerts", payload)) == [("glec/dtg/x/alerts", payload)]
+    assert list(split("glec/dtg/x/telemetry/batch", b"[]")) == []
+    arrivals = [("glec/dtg/x/telemetry/batch", payload, 0), ("glec/dtg/x/alerts", b"{}", 2)]
+    assert Batches.of(arrivals) == (1, 2, len(payload), 30)
 
 
 def test_all_received_once_is_good(ledger):
@@ -134,6 +145,14 @@ def test_nothing_is_lost_over_a_cut_link_and_two_kills():
     assert any(line.startswith("the vehicle noticed") for line in lines)
 
 
+def test_nothing_is_lost_where_telemetry_is_gathered():
+    result = run_demo(DemoSettings(SHORT, speed=FAST, batch_s=60), Lines())
+    assert result.ok, result
+    assert result.batches is not None
+    assert 1 < result.batches.batches < result.batches.messages == result.received["0"]
+    assert result.batches.payload_bytes * 4 < result.batches.alone_bytes
+
+
 def test_a_recorded_drive_goes_through_the_command_line_as_json(capsys):
     if not RECORDING.exists():
         pytest.skip(f"the recorded drive {RECORDING} is not here; it is not part of the project")
@@ -217,6 +236,7 @@ def test_the_command_exits_1_for_a_bad_verdict(faulty, monkeypatch, capsys):
     [
         (["--speed", "0"], "argument --speed: 0 is not a number above 0"),
         (["--speed", "nan"], "argument --speed: nan is not a number above 0"),
+        (["--batch", "3601"], "argument --batch: 3601 is more than 3600"),
         (["--speed", "fast"], "argument --speed: fast is not a number above 0"),
         (["--kills", "-1"], "argument --kills"),
         (["--kills", "1.5"], "argument --kills: 1.5 is not a whole number from 0 to 100"),

@@ -147,6 +147,7 @@ MALFORMED: dict[str, list[object]] = {
     "ack_timeout_s": [-1, math.nan, math.inf, "60", True, None],
     "resend_unproven": [0, 1, "yes", "true", None],
     "qos0_commit_delay_s": [-1, math.nan, 3601, None],
+    "telemetry_batch_s": [-1, math.nan, 3601, "1", True, None],
 }
 QUEUE_MALFORMED: dict[str, list[object]] = {
     "queue_max_size": [0, -1, 1.5, True, 100_000_001, None],

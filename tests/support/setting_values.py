@@ -44,6 +44,7 @@ SETTING_VALUES: dict[str, tuple[str, object]] = {
     "flush_max_msg_s": ("100", 100),
     "status_retained": ("false", False),
     "qos0_commit_delay_s": ("0.25", 0.25),
+    "telemetry_batch_s": ("60", 60),
     "wait_for_disk": ("false", False),
     "resend_in_doubt": ("true", True),
     "answer_timeout_s": ("5.5", 5.5),

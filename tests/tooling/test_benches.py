@@ -221,3 +221,17 @@ def test_what_a_topic_alias_takes_off_the_wire() -> None:
     for kind in ("live", "flushed"):
         # The first message names it.
         assert plain[kind] - with_alias[kind] > 28, by_setting
+
+
+def test_the_footprint_is_measured_in_all_its_parts() -> None:
+    small = "--messages 100 --reconnects 1 --flash-messages 60 --air-messages 60 --keepalive 1 --intervals 1 --rounds 1"
+    command = [sys.executable, str(BENCHES / "bench_footprint.py"), *small.split(), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert all(each["peak"] >= each["import"] > 0 for each in report["memory"])
+    assert [each["module"] for each in report["import"]] == ["paho.mqtt.client", "glec_fast"]
+    single, gathered = (each["tls_bytes_per_message"] for each in report["air"])
+    assert gathered * 4 < single
+    assert len(report["flash"]) == 5
+    assert report["idle"]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 MAX_KILLS = 100
+MAX_BATCH_S = 3600
 
 SUMMARY = "a drive through a cut link and a killed process"
 DESCRIPTION = """\
@@ -34,6 +35,9 @@ def add_parser(subparsers: SubParsers) -> None:
     parser.add_argument("--drive", metavar="FILE", help="a recorded drive, see below (default: a made-up one)")
     parser.add_argument("--speed", metavar="N", type=_speed, help="play it N times as fast (default: in about 18 s)")
     parser.add_argument("--kills", metavar="N", type=_kills, default=1, help="kill the publisher N times (default: 1)")
+    parser.add_argument(
+        "--batch", metavar="S", type=_batch, default=0.0, help="gather telemetry for S seconds of the drive, up to 3600"
+    )
     parser.add_argument("--broker", metavar="URL", help="tcp:// or ssl://host:port (default: start a mosquitto)")
     parser.add_argument("--ca-cert", metavar="FILE", help="PEM file to verify --broker with (default: the system's)")
     parser.add_argument(
@@ -55,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         ca_cert=arguments.ca_cert,
         username=arguments.username,
         kills=arguments.kills,
+        batch_s=arguments.batch,
     )
     try:
         with closing(open_report(sys.stderr if arguments.json else sys.stdout)) as report:
@@ -77,6 +82,13 @@ def _speed(text: str) -> float:
     if not 0 < speed < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return speed
+
+
+def _batch(text: str) -> float:
+    seconds = _speed(text)
+    if seconds > MAX_BATCH_S:
+        raise argparse.ArgumentTypeError(f"{text} is more than {MAX_BATCH_S}")
+    return seconds
 
 
 def _kills(text: str) -> int:

@@ -106,7 +106,11 @@ def open_report(stream: TextIO) -> Report:
 
 
 def write_json(result: Result, stream: TextIO) -> None:
-    stream.write(json.dumps(dataclasses.asdict(result)) + "\n")
+    found = dataclasses.asdict(result)
+    batches = found.pop("batches")
+    if batches is not None:
+        found["batches"] = batches._asdict()
+    stream.write(json.dumps(found) + "\n")
 
 
 def write_table(result: Result, stream: TextIO) -> None:
@@ -172,6 +176,11 @@ def _figures(result: Result) -> list[tuple[str, str]]:
         ("memory, peak", f"{result.memory_bytes:,} bytes private to the publishing process"),
         ("processes killed", str(result.kills)),
     ]
+    if result.batches is not None and result.batches.messages:
+        batches = result.batches
+        each, alone = batches.payload_bytes / batches.messages, batches.alone_bytes / batches.messages
+        saved = f"{each:,.0f} bytes a message, alone {alone:,.0f}"
+        figures.append(("telemetry in batches", f"{batches.messages:,} in {batches.batches:,}: {saved}"))
     if any(result.unconfirmed.values()):
         figures.append(("unconfirmed", "not yet on disk at a kill, or QoS 0 in the air at the cut"))
     return figures

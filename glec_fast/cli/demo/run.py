@@ -16,7 +16,7 @@ from glec_fast.cli.demo.process import ENDED, VehicleProcess, VehicleReport, fil
 from glec_fast.cli.demo.report import Progress, Report
 from glec_fast.cli.demo.target import Target, parse_target
 from glec_fast.cli.demo.vehicle import PASSWORD_VARIABLE, VehicleSettings
-from glec_fast.cli.demo.verdict import Ledger, Measures, Result, identify
+from glec_fast.cli.demo.verdict import Batches, Ledger, Measures, Result, identify, split
 from glec_fast.testbed.broker import Broker
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Login, Subscriber
@@ -53,7 +53,10 @@ class DemoRunError(DemoError):
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the command line asks for. `broker_url` None starts a broker; `speed` None fits the drive to 18 s."""
+    """What the command line asks for. `broker_url` None starts a broker; `speed` None fits the drive to 18 s.
+
+    batch_s: of the drive's time, for which telemetry is gathered; 0 for each alone.
+    """
 
     drive: Drive
     speed: float | None = None
@@ -61,6 +64,7 @@ class DemoSettings:
     ca_cert: str | None = None
     username: str | None = None
     kills: int = 1
+    batch_s: float = 0.0
     vehicle_module: str = VEHICLE_MODULE
 
 
@@ -78,6 +82,7 @@ def run_demo(settings: DemoSettings, report: Report) -> Result:
         subscriber = stack.enter_context(_subscriber(subscriber_target, device_id, settings))
         link = stack.enter_context(Link(target.address))
         duration_s = max(ledger.duration_ms / 1000, 1.0)
+        speed = settings.speed or duration_s / DEFAULT_PLAY_S
         vehicle = VehicleSettings(
             broker_url=target.url_through(link.port),
             client_id=device_id,
@@ -87,7 +92,8 @@ def run_demo(settings: DemoSettings, report: Report) -> Result:
             drive=settings.drive,
             start_ms=start_ms,
             first_number=0,
-            speed=settings.speed or duration_s / DEFAULT_PLAY_S,
+            speed=speed,
+            batch_s=settings.batch_s / speed,
             flush_timeout_s=FLUSH_TIMEOUT_S,
             ca_cert=target.ca_cert,
             username=settings.username,
@@ -97,7 +103,8 @@ def run_demo(settings: DemoSettings, report: Report) -> Result:
         scenario = Scenario(settings, vehicle, ledger, link, subscriber, report, duration_s)
         stack.callback(scenario.close)
         scenario.play()
-        return ledger.judge(subscriber.tally, scenario.measures, broker_name)
+        result = ledger.judge(subscriber.tally, scenario.measures, broker_name)
+        return replace(result, batches=Batches.of(subscriber.arrivals)) if settings.batch_s else result
 
 
 def _find_broker(settings: DemoSettings, directory: Path, stack: ExitStack) -> tuple[Target, Target, str]:
@@ -125,6 +132,7 @@ def _subscriber(target: Target, device_id: str, settings: DemoSettings) -> Subsc
         f"glec/dtg/{device_id}/#",
         client_id=f"{device_id}-counter",
         identity=identify,
+        split=split,
         login=login,
     )
 

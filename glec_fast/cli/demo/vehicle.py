@@ -65,6 +65,7 @@ class VehicleSettings:
     start_ms: int
     first_number: int
     speed: float
+    batch_s: float
     flush_timeout_s: float
     ca_cert: str | None = None
     username: str | None = None
@@ -197,7 +198,7 @@ class Vehicle:
 
     def _publish(self, message: Message) -> None:
         say("begun", message.number)
-        may_leave_at_once = self._manager.is_connected()
+        may_leave_at_once = self._manager.is_connected() and not self._settings.batch_s
         handle = self._PUBLISHERS[message.kind](self, message)
         if message.kind.qos == 0:
             # Behind others one goes to the disk with a link too; and then out, and may be in the air at the cut.
@@ -314,6 +315,7 @@ def run(settings: VehicleSettings, manager_class: type[MQTTManager] = MQTTManage
             queue_max_size=settings.queue_max_size,
             retry_initial_delay_ms=RETRY_INITIAL_DELAY_MS,
             retry_max_delay_ms=RETRY_MAX_DELAY_MS,
+            telemetry_batch_s=settings.batch_s,
             qos0_commit_delay_s=QOS0_COMMIT_DELAY_S / max(1.0, settings.speed),
         )
     )

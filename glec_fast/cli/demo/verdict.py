@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from glec_fast.errors import MessageError
+from glec_fast.fleet.batches import decode_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from glec_fast.cli.demo.drive import Message
 
@@ -21,6 +24,8 @@ QOS_LEVELS = (0, 1, 2)
 
 # The last word of the topic, and the time in the payload: unique within a drive.
 Identity = tuple[str, int]
+# Behind the topic that the messages of a batch would have had.
+_BATCH = "/batch"
 ByQos = dict[str, int]
 
 
@@ -34,9 +39,39 @@ def identify(topic: str, payload: bytes) -> Identity | None:
     return (topic.rpartition("/")[2], timestamp_ms) if isinstance(timestamp_ms, int) else None
 
 
+def split(topic: str, payload: bytes) -> Iterator[tuple[str, bytes]]:
+    """The messages in what arrived, as each would have come alone."""
+    single, is_batch, _ = topic.partition(_BATCH)
+    if not is_batch:
+        yield topic, payload
+        return
+    try:
+        messages = decode_batch(payload)
+    except MessageError:
+        # It counts as none, so that what was in it is missed.
+        return
+    for message in messages:
+        yield single, json.dumps(message, separators=(",", ":")).encode()
+
+
+class Batches(NamedTuple):
+    """Telemetry that came in batches: how many, of how many messages, of how many bytes; and alone it had had these."""
+
+    batches: int
+    messages: int
+    payload_bytes: int
+    alone_bytes: int
+
+    @classmethod
+    def of(cls, arrivals: Iterable[tuple[str, bytes, int]]) -> Batches:
+        found = [(payload, list(split(topic, payload))) for topic, payload, _ in arrivals if topic.endswith(_BATCH)]
+        alone = [each for _, messages in found for _, each in messages]
+        return cls(len(found), len(alone), sum(len(payload) for payload, _ in found), sum(map(len, alone)))
+
+
 @dataclass(frozen=True)
 class Result:
-    """What the demo found. `ok` is its exit status."""
+    """What the demo found. `ok` is its exit status. batches: None where telemetry is not gathered."""
 
     published: ByQos
     received: ByQos
@@ -49,6 +84,7 @@ class Result:
     disk_bytes: int
     memory_bytes: int
     broker: str
+    batches: Batches | None = None
 
     @property
     def ok(self) -> bool:
