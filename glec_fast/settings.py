@@ -185,6 +185,11 @@ def _check_path(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be the path of a file", field=name)
 
 
+def _check_optional_path(name: str, value: object) -> None:
+    if value is not None:
+        _check_path(name, value)
+
+
 def _flag(text: str) -> bool:
     text = trimmed(text)
     if text not in ("true", "false"):
@@ -217,6 +222,7 @@ def _range_in_words(what: str, lowest: float, highest: float, unit: str) -> str:
 
 FLAG = Kind("true or false", _flag, _check_flag)
 PATH = Kind("path of a file", trimmed, _check_path, is_path=True)
+OPTIONAL_PATH = Kind("path of a file", trimmed, _check_optional_path, is_path=True)
 # Python takes their content as well; whoever holds them checks that.
 FILE = Kind("path of a file", trimmed, is_path=True)
 PINS = Kind('"sha256/" and 44 characters of base64 each; several with commas between them', comma_separated)

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import apsw
-
-from glec_fast.durable._table import QueueTable
-from glec_fast.durable.database import connect, storage_error
+from glec_fast.cli.queue_file import read_table
 from glec_fast.durable.in_doubt import Decision, InDoubt
-from glec_fast.errors import QueueFormatError
 
 if TYPE_CHECKING:
     import argparse
@@ -46,16 +41,6 @@ def line_of(entry: InDoubt) -> str:
 
 
 def read_ledger(path: Path) -> list[InDoubt]:
-    """The ledger in a queue file, oldest first. Raises QueueStorageError, QueueFormatError."""
-    if not path.exists():
-        raise QueueFormatError(f"{path} is no file: name the queue_path of a program that ran")
-    try:
-        with closing(connect(path, apsw.SQLITE_OPEN_READONLY)) as connection:
-            rows = QueueTable(connection).read_in_doubt()
-    except apsw.NotADBError as error:
-        raise QueueFormatError(f"{path} is not a queue file: name the queue_path of a program that ran") from error
-    except apsw.SQLError as error:
-        raise QueueFormatError(f"{path} has no ledger ({error}): name the queue_path of a program that ran") from error
-    except apsw.Error as error:
-        raise storage_error(path, error) from error
+    """The ledger in a queue file, oldest first. Raises QueueStorageError, QueueFormatError, MessageError."""
+    rows = read_table(path, lambda table: table.read_in_doubt())
     return [InDoubt(*row[:4], Decision(row[4])) for row in rows]

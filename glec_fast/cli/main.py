@@ -49,7 +49,7 @@ class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line; the usage is what --help is for."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_UNUSABLE, f"{self.prog}: {message}\n")
+        self.exit(EXIT_UNUSABLE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:

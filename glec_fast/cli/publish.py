@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glec_fast.cli.arguments import seconds, topic
 from glec_fast.cli.connection import Connection, add_connection_options, config_of
 from glec_fast.errors import ConfigError, PublishError
 from glec_fast.fleet.manager import MQTTManager
@@ -30,7 +31,7 @@ _AHEAD_MAX = 1000
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("pub", help=SUMMARY, description=__doc__)
-    parser.add_argument("-t", "--topic", metavar="TOPIC", required=True)
+    parser.add_argument("-t", "--topic", metavar="TOPIC", type=topic, required=True)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-m", "--message", metavar="TEXT", help="one message")
     what.add_argument("-f", "--file", metavar="FILE", type=Path, help="one message, the content of FILE")
@@ -40,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("-q", "--qos", type=int, choices=(0, 1, 2), default=1, help="(default: %(default)s)")
     parser.add_argument("-r", "--retain", action="store_true", help="the broker keeps it for those who come later")
     parser.add_argument("--store", metavar="QUEUE", help="put them into this queue file first")
-    parser.add_argument("--timeout", metavar="S", type=float, default=30.0, help="(default: %(default)s)")
+    parser.add_argument("--timeout", metavar="S", type=seconds, default=30.0, help="(default: %(default)s)")
     add_connection_options(parser)
     parser.set_defaults(run=run)
 

@@ -10,18 +10,18 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import apsw
 from paho.mqtt.client import topic_matches_sub
 
+from glec_fast.cli.arguments import count_of, topic_filter
 from glec_fast.cli.in_doubt import run as run_in_doubt
-from glec_fast.durable.database import connect, storage_error
+from glec_fast.cli.queue_file import fetch
+from glec_fast.cli.service_client import add_socket_option, ask_owner_of
 from glec_fast.durable.foreign_rows import as_time_ms
-from glec_fast.errors import ConfigError, MessageError, QueueFormatError
+from glec_fast.errors import ConfigError, QueueLockedError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _EXIT_NOT_DONE = 1
 _PAGE_ROWS = 200
+_COUNTED_ROWS = 5000
 _FOLLOW_PERIOD_S = 1.0
 _PAYLOAD = "CAST(payload AS BLOB)"
 _SELECT = f"SELECT id, CAST(topic AS BLOB), qos, timestamp, ttl, retry_count, length({_PAYLOAD})"
@@ -62,17 +63,19 @@ def add_views(subjects: SubParsers) -> None:
         ("export", run_export, "every message as a line of JSON"),
         ("tail", run_tail, "the messages that came last"),
         ("in-doubt", run_in_doubt, "QoS 2 messages that a broker may have lost, or have had twice"),
-        ("purge", run_purge, "delete messages; the file must not be in use"),
+        ("purge", run_purge, "delete messages, also of the running service"),
     ):
         parser = subjects.add_parser(name, help=text, description=text)
         parser.add_argument("path", metavar="PATH", type=Path, help="the queue file")
         if name in ("list", "export", "tail", "purge"):
             parser.add_argument("--qos", type=int, choices=(0, 1, 2), help="of this QoS alone")
-            parser.add_argument("--topic", metavar="FILTER", help="of these topics alone; + and # as in MQTT")
+            parser.add_argument(
+                "--topic", metavar="FILTER", type=topic_filter, help="of these topics alone; + and # as in MQTT"
+            )
         if name in ("list", "tail"):
             default = 50 if name == "list" else 10
             parser.add_argument(
-                "--limit", metavar="N", type=int, default=default, help="at most N (default: %(default)s)"
+                "--limit", metavar="N", type=count_of, default=default, help="at most N (default: %(default)s)"
             )
         if name == "show":
             parser.add_argument("id", metavar="ID", type=int, help="as `list` shows it")
@@ -81,18 +84,17 @@ def add_views(subjects: SubParsers) -> None:
             parser.add_argument("--follow", action="store_true", help="go on with what comes, until it is interrupted")
         if name == "purge":
             parser.add_argument("--yes", action="store_true", help="do not ask")
+            add_socket_option(parser)
         if name in ("stats", "list", "in-doubt"):
             parser.add_argument("--json", action="store_true", help="print JSON")
         parser.set_defaults(run=run)
 
 
 def run_stats(arguments: argparse.Namespace) -> int:
-    query = "SELECT qos, count(*), total(length(CAST(payload AS BLOB))), min(timestamp), max(timestamp) FROM "
-    rows = _fetched(arguments.path, query + "mqtt_offline_queue GROUP BY qos ORDER BY qos", ())
     now_ms = time.time() * 1000
     by_qos = [
-        {"qos": qos, "messages": count, "payload_bytes": int(total), "oldest_s": _age_s(first, now_ms)}
-        for qos, count, total, first, _ in rows
+        {"qos": qos, "messages": count, "payload_bytes": total, "oldest_s": _age_s(first, now_ms)}
+        for qos, (count, total, first) in sorted(_totals(arguments.path).items(), key=lambda each: str(each[0]))
     ]
     named = [arguments.path.with_name(arguments.path.name + suffix) for suffix in ("", "-wal", "-qos2")]
     disk_bytes = sum(path.stat().st_size for path in named if path.exists())
@@ -105,6 +107,28 @@ def run_stats(arguments: argparse.Namespace) -> int:
         text = f"QoS {row['qos']}  {row['messages']:>9,} messages  {row['payload_bytes']:>12,} bytes of payload"
         sys.stdout.write(f"{text}  the oldest of {_span(row['oldest_s'])} ago\n")
     return 0
+
+
+def _totals(path: Path) -> dict[Any, tuple[int, int, Any]]:
+    """QoS -> messages, bytes of payload, the earliest time; a page at a time, so that no look is long."""
+    # Without the payload itself, which is on other pages where it is large.
+    query = (
+        "SELECT qos, count(*), total(size), min(timestamp), max(id) FROM"
+        " (SELECT id, qos, octet_length(payload) AS size, timestamp FROM mqtt_offline_queue WHERE id > ?1 ORDER BY id"
+        " LIMIT ?2) GROUP BY qos"
+    )
+    found: dict[Any, tuple[int, int, Any]] = {}
+    last_id = -(1 << 63)
+    while rows := fetch(path, query, (last_id, _COUNTED_ROWS)):
+        for qos, count, size, first, _ in rows:
+            before = found.get(qos, (0, 0, first))
+            found[qos] = (
+                before[0] + count,
+                before[1] + int(size),
+                min(before[2], first, key=lambda at: as_time_ms(at, 0)),
+            )
+        last_id = max(row[4] for row in rows)
+    return found
 
 
 def run_list(arguments: argparse.Namespace) -> int:
@@ -122,7 +146,7 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 def run_show(arguments: argparse.Namespace) -> int:
     query = f"{_SELECT}, {_PAYLOAD} FROM mqtt_offline_queue WHERE id = ?"
-    rows = _fetched(arguments.path, query, (arguments.id,))
+    rows = fetch(arguments.path, query, (arguments.id,))
     if not rows:
         sys.stderr.write(f"glec-fast: no message {arguments.id} waits: it was sent or dropped\n")
         return _EXIT_NOT_DONE
@@ -144,7 +168,7 @@ def run_export(arguments: argparse.Namespace) -> int:
 def run_tail(arguments: argparse.Namespace) -> int:
     last_id = 0
     newest = f"FROM mqtt_offline_queue ORDER BY id DESC LIMIT {_PAGE_ROWS}"
-    rows = _fetched(arguments.path, f"{_SELECT} {newest}", ())
+    rows = fetch(arguments.path, f"{_SELECT} {newest}", ())
     shown = [row for row in map(_waiting, reversed(rows)) if _is_wanted(row, arguments)]
     while True:
         sys.stdout.writelines(line_of(row) for row in shown[-arguments.limit :] if row.id > last_id)
@@ -154,7 +178,7 @@ def run_tail(arguments: argparse.Namespace) -> int:
         last_id = max([last_id, *(row[0] for row in rows)])
         time.sleep(_FOLLOW_PERIOD_S)
         query = f"{_SELECT} FROM mqtt_offline_queue WHERE id > ? ORDER BY id LIMIT ?"
-        rows = _fetched(arguments.path, query, (last_id, _PAGE_ROWS))
+        rows = fetch(arguments.path, query, (last_id, _PAGE_ROWS))
         shown = [row for row in map(_waiting, rows) if _is_wanted(row, arguments)]
 
 
@@ -171,8 +195,15 @@ def run_purge(arguments: argparse.Namespace) -> int:
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             sys.stderr.write("nothing was deleted\n")
             return _EXIT_NOT_DONE
-    with OfflineQueueManager(arguments.path) as queue:
-        deleted = sum(queue.delete(message_id) for message_id in ids)
+    try:
+        with OfflineQueueManager(arguments.path) as queue:
+            deleted = sum(queue.delete(message_id) for message_id in ids)
+    except QueueLockedError:
+        answers = ask_owner_of(arguments.path, arguments.socket, "purge", ids)
+        count = sum(answer["asked"] for answer in answers)
+        text = f"the service deletes {count:,} messages, but for those that are on their way already"
+        sys.stdout.write(text + "\n")
+        return 0
     sys.stdout.write(f"{deleted:,} messages deleted\n")
     return 0
 
@@ -186,11 +217,11 @@ def line_of(row: Waiting) -> str:
 def _matching(arguments: argparse.Namespace, *, with_payload: bool = False) -> Iterator[Waiting]:
     """In the order of sending, a page at a time: between two, nothing of the file is held."""
     query = f"{_SELECT}{f', {_PAYLOAD}' if with_payload else ''} {_ORDER}"
-    for row in map(_waiting, _fetched(arguments.path, query.replace(_PLACE, "timestamp IS NULL"), (_PAGE_ROWS,))):
+    for row in map(_waiting, fetch(arguments.path, query.replace(_PLACE, "timestamp IS NULL"), (_PAGE_ROWS,))):
         if _is_wanted(row, arguments):
             yield row
     place: tuple[Any, Any] = _BEFORE_ALL
-    while rows := _fetched(arguments.path, query, (*place, _PAGE_ROWS)):
+    while rows := fetch(arguments.path, query, (*place, _PAGE_ROWS)):
         yield from (row for row in map(_waiting, rows) if _is_wanted(row, arguments))
         place = rows[-1][3], rows[-1][0]
 
@@ -223,19 +254,6 @@ def _as_json(row: Waiting) -> dict[str, Any]:
         return {**content, "payload": payload.decode()}
     except UnicodeDecodeError:
         return {**content, "payload_hex": payload.hex()}
-
-
-def _fetched(path: Path, query: str, arguments: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    """All rows of a short query. Raises QueueFormatError, QueueStorageError, MessageError."""
-    if not path.exists():
-        raise MessageError(f"{path} is no file: name the queue_path of a program that ran")
-    try:
-        with closing(connect(path, apsw.SQLITE_OPEN_READONLY)) as connection:
-            return connection.execute(query, arguments).fetchall()
-    except (apsw.SQLError, apsw.NotADBError) as error:
-        raise QueueFormatError(f"{path} is not a queue file ({error}): name the queue_path of a program") from error
-    except apsw.Error as error:
-        raise storage_error(path, error) from error
 
 
 def _age_s(queued: object, now_ms: float) -> float:

@@ -3,8 +3,8 @@
 A program connects to the Unix socket (SOCK_SEQPACKET) and sends one JSON object a packet:
 `{"topic": "glec/dtg/D/alerts", "qos": 2, "payload": ...}`, the payload a string or an object, of at most 256 KiB as it
 is published. The answer to each is `{"id": N}` once QoS 1 or 2 is on disk (QoS 0: once accepted), or
-`{"error": "...", "retryable": true or false}`. `{"ask": "health"}` and `{"ask": "metrics"}` are answered with the
-figures of this moment. A packet that is larger than the
+`{"error": "...", "retryable": true or false}`. `{"ask": "health"}`, `{"ask": "metrics"}` and `{"ask": "log"}` are
+answered with what is so at this moment. A packet that is larger than the
 sender's SO_SNDBUF (208 KiB unless it sets that) is refused by the kernel (EMSGSIZE). Its content may go as a memfd, of
 which the descriptor (SCM_RIGHTS) is sent with any one byte.
 
@@ -19,29 +19,26 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import os
-import re
-import selectors
 import socket
 import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glec_fast import __version__
 from glec_fast.cli import service_install
 from glec_fast.cli.environment import config_from, directory_from
-from glec_fast.errors import ConfigError, GlecError, MessageError
+from glec_fast.errors import GlecError, MessageError
 from glec_fast.fleet.manager import MQTTManager
-from glec_fast.fleet.metrics import metrics_as_json
+from glec_fast.fleet.packet_server import PacketServer
 from glec_fast.fleet.payload import as_payload
-from glec_fast.runtime.summing_log import SummingLog
+from glec_fast.fleet.questions import Questions, asked
+from glec_fast.fleet.upkeep import upkeep_of
 from glec_fast.validation import TOPIC_MAX_BYTES
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from glec_fast.fleet.metrics import Metrics
 
@@ -53,13 +50,6 @@ MAX_PAYLOAD_BYTES = 256 * 1024
 # JSON may write a byte as \u0000.
 MAX_PACKET_BYTES = 6 * (MAX_PAYLOAD_BYTES + TOPIC_MAX_BYTES) + 1024
 DISK_TIMEOUT_S = 10.0
-BACKLOG = 128
-# So that no program takes the descriptors that the link to the broker needs; others wait for one to leave.
-MAX_CLIENTS = 256
-_ACCEPT_PAUSE_S = 1.0
-# Between two turns the watchdog hears that we live; a disk that hangs holds up each answer for DISK_TIMEOUT_S.
-_TURN_MAX_S = 5.0
-_QUESTION = re.compile(rb'\s*\{\s*"ask"\s*:')
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -97,102 +87,31 @@ def status_of(metrics: Metrics) -> str:
 
 
 class Service:
-    """The socket and its clients; one thread."""
+    """Publishes what programs send to its socket, and answers what they ask; one thread. Raises ConfigError."""
 
     def __init__(self, manager: MQTTManager, path: Path) -> None:
         self._manager = manager
-        self._path = path
-        self._log = SummingLog()
-        self._selector = selectors.DefaultSelector()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._questions = Questions(manager, upkeep_of(manager))
         try:
-            # The queue's lock has shown that no other service is alive to own a socket left here.
-            path.unlink(missing_ok=True)
-            self._listener.bind(os.fspath(path))
-            path.chmod(0o660)
-            self._listener.listen(BACKLOG)
-        except OSError as error:
-            self._listener.close()
-            raise ConfigError(f"{path} cannot be listened on ({error}): check RUNTIME_DIRECTORY") from error
-        self._listener.setblocking(False)
-        self._is_listening = False
-        self._listen_at_s = 0.0
+            self._server = PacketServer(path, self._answer, MAX_PACKET_BYTES)
+        except BaseException:
+            self._questions.close()
+            raise
 
     def turn(self, timeout_s: float) -> None:
         """Answer what has come, or wait for it for at most `timeout_s`. What is left after 5 s is for the next turn."""
-        if not self._is_listening:
-            self._listen_again()
-        self._log.tick()
-        ends_s = time.monotonic() + _TURN_MAX_S
-        for key, _ in self._selector.select(timeout_s if self._is_listening else min(timeout_s, _ACCEPT_PAUSE_S)):
-            if key.fileobj is self._listener:
-                self._accept()
-            else:
-                assert isinstance(key.fileobj, socket.socket)
-                self._serve(key.fileobj)
-            if time.monotonic() > ends_s:
-                break
-
-    def _listen_again(self) -> None:
-        if time.monotonic() >= self._listen_at_s and len(self._selector.get_map()) < MAX_CLIENTS:
-            self._selector.register(self._listener, selectors.EVENT_READ)
-            self._is_listening = True
-
-    def _accept(self) -> None:
-        """Take all that wait, as far as there is room."""
-        while self._is_listening:
-            try:
-                client, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                # Out of descriptors or memory, as a rule; those that are connected are served on.
-                text = f"no further program can connect for now: {error}"
-                self._log.note(logging.ERROR, "programs that could not connect", str(error), text=text)
-                self._listen_at_s = time.monotonic() + _ACCEPT_PAUSE_S
-                self._stop_listening()
-                return
-            client.setblocking(False)
-            self._selector.register(client, selectors.EVENT_READ)
-            if len(self._selector.get_map()) > MAX_CLIENTS:
-                text = f"{MAX_CLIENTS} programs are connected, the most that are served at once"
-                self._log.note(logging.WARNING, "times that no more programs were let in", "the most", text=text)
-                self._stop_listening()
-
-    def _stop_listening(self) -> None:
-        self._selector.unregister(self._listener)
-        self._is_listening = False
+        self._server.turn(timeout_s)
 
     def close(self) -> None:
         """Let go of every client, and of the socket."""
-        for key in list(self._selector.get_map().values()):
-            assert isinstance(key.fileobj, socket.socket)
-            key.fileobj.close()
-        self._listener.close()
-        self._selector.close()
-        self._path.unlink(missing_ok=True)
-
-    def _serve(self, client: socket.socket) -> None:
-        try:
-            packet, descriptors, _, _ = socket.recv_fds(client, MAX_PACKET_BYTES + 1, 1, socket.MSG_CMSG_CLOEXEC)
-            try:
-                if packet:
-                    client.send(json.dumps(self._answer(packet, descriptors)).encode())
-                    return
-            finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
-        except OSError:
-            # It went, or does not read its answers: what it published is accepted all the same.
-            pass
-        self._selector.unregister(client)
-        client.close()
+        self._server.close()
+        self._questions.close()
 
     def _answer(self, packet: bytes, descriptors: list[int]) -> dict[str, object]:
         try:
-            question = question_of(packet)
+            question = asked(packet)
             if question is not None:
-                return QUESTIONS[question](self._manager)
+                return self._questions.answer_to(question)
             topic, payload, qos = request_of(content_of(descriptors[0]) if descriptors else packet)
             handle = self._manager.publish(topic, payload, qos)
             if qos and not handle.wait_durable(DISK_TIMEOUT_S):
@@ -226,40 +145,6 @@ def request_of(packet: bytes) -> tuple[str, str | bytes, int]:
     if size_bytes > MAX_PAYLOAD_BYTES:
         raise MessageError(f"a payload has {size_bytes} bytes, more than {MAX_PAYLOAD_BYTES}: send a smaller one")
     return request["topic"], payload, request.get("qos", 1)
-
-
-def question_of(packet: bytes) -> str | None:
-    """What a packet asks; None where it is a message to be published. Raises MessageError."""
-    if not _QUESTION.match(packet):
-        return None
-    try:
-        question = json.loads(packet).get("ask")
-    except (ValueError, RecursionError) as error:
-        raise MessageError(f"a packet is not JSON ({error}): send one object") from error
-    if question not in QUESTIONS:
-        raise MessageError(f"a question must be one of {', '.join(QUESTIONS)}: write it as " + '{"ask": "health"}')
-    assert isinstance(question, str)
-    return question
-
-
-def _health(manager: MQTTManager) -> dict[str, object]:
-    metrics = manager.get_metrics()
-    return {
-        # Without a link too: what comes is kept on disk until there is one.
-        "healthy": not manager.is_queue_damaged(),
-        "state": metrics.state,
-        "in_state_s": metrics.in_state_s,
-        "last_failure": metrics.last_failure,
-        "queue_size": metrics.queue_size,
-    }
-
-
-def _metrics(manager: MQTTManager) -> dict[str, object]:
-    figures = metrics_as_json(manager.get_metrics())
-    return {"client_id": manager.device_id, "version": __version__, "metrics": figures}
-
-
-QUESTIONS: Mapping[str, Callable[[MQTTManager], dict[str, object]]] = {"health": _health, "metrics": _metrics}
 
 
 class Notifier:

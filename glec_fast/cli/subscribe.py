@@ -12,6 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from glec_fast.cli.arguments import count_of, seconds, topic_filter
 from glec_fast.cli.connection import Connection, add_connection_options, config_of
 from glec_fast.errors import BrokerRefusalError
 
@@ -29,10 +30,12 @@ _LOOK_PERIOD_S = 0.5
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser("sub", help=SUMMARY, description=__doc__)
-    parser.add_argument("-t", "--topic", metavar="FILTER", action="append", required=True, help="may be given again")
+    parser.add_argument(
+        "-t", "--topic", metavar="FILTER", type=topic_filter, action="append", required=True, help="may be given again"
+    )
     parser.add_argument("-q", "--qos", type=int, choices=(0, 1, 2), default=1, help="(default: %(default)s)")
-    parser.add_argument("-C", "--count", metavar="N", type=int, help="end after N messages")
-    parser.add_argument("-W", "--wait", metavar="S", type=float, help="end after so many seconds")
+    parser.add_argument("-C", "--count", metavar="N", type=count_of, help="end after N messages")
+    parser.add_argument("-W", "--wait", metavar="S", type=seconds, help="end after so many seconds")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("-v", "--verbose", action="store_true", help="the topic before each payload")
     how.add_argument("--json", action="store_true", help="an object a line: topic, payload, qos, retain, time_ms")

@@ -17,6 +17,8 @@ class DropReason(str, Enum):
     GIVEN_UP = "given_up"
     # The broker refused it, or ended connections over it, as often as it may. Kept in the queue file, see `quarantine`.
     QUARANTINED = "quarantined"
+    # Deleted by hand, see `MQTTManager.purge`.
+    PURGED = "purged"
     DAMAGED_FILE = "damaged_file"
     LINK_LOST = "link_lost"
     # QoS 0 that had left when the link died; nothing proves that it arrived, and it may have.

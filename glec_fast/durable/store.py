@@ -395,6 +395,13 @@ class Store(OfOneProcess):
         """Delete these entries; returns how many there were."""
         return self.run(lambda table: table.delete_set_aside(numbers))
 
+    def purge(self, ids: list[int]) -> int:
+        """Drop these messages, but for those that the server has or may have; returns how many there are in the queue.
+
+        They go with the next transaction, and are told of as drops.
+        """
+        return self.run(lambda table: self._supply.purge(table, ids))
+
     def drop_expired(self) -> int:
         """Drop every row whose time is over; returns how many, but for those in flight, which go behind them."""
         return self._drop_all(self._dropping.choose_expired)

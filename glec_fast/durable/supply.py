@@ -165,6 +165,14 @@ class Supply:
         with self._status.lock:
             self._jobs.add(Job(claim, lasting=True))
 
+    def purge(self, table: QueueTable, ids: list[int]) -> int:
+        """In a transaction; returns how many of them there are."""
+        heads = table.heads_by_id(ids)
+        self._dropping.claim(heads, DropReason.PURGED)
+        with self._status.lock:
+            self._schedule.request()
+        return len(heads)
+
     def refuse(self, ids: list[int]) -> None:
         def count(table: QueueTable) -> None:
             table.increment_retry_count(ids)

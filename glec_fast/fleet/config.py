@@ -17,6 +17,7 @@ from glec_fast.errors import ConfigError
 from glec_fast.outbox.owners import Owner
 from glec_fast.settings import (
     FLAG,
+    OPTIONAL_PATH,
     PATH,
     Kind,
     check_settings,
@@ -463,6 +464,15 @@ class MQTTConfig:
             "How long telemetry waits for more, to be one message of glec/dtg/{client_id}/telemetry/batch: a JSON "
             "array under zlib, sooner where it has 64 KiB of JSON. It is on disk within qos0_commit_delay_s. 0 sends "
             "each alone.",
+        ),
+    )
+    metrics_socket: str | os.PathLike[str] | None = field(
+        default=None,
+        metadata=setting(
+            "mqtt.metrics.socket",
+            OPTIONAL_PATH,
+            "A Unix socket of this program, made for its user and group, which `glec-fast metrics` and `glec-fast top` "
+            "ask. The service is asked over its own.",
         ),
     )
 

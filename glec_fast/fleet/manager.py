@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from glec_fast.durable.clock import Clocks
 from glec_fast.durable.extras import UserProperties, extras_with
 from glec_fast.durable.in_doubt import InDoubt
 from glec_fast.durable.outcomes import Dropped, DropReason
+from glec_fast.durable.quarantine import Quarantined
 from glec_fast.durable.store import Store
 from glec_fast.engine.backoff import Backoff
 from glec_fast.engine.connector import CertificateExpiry, SecureConnector
@@ -57,6 +58,7 @@ from glec_fast.validation import check_filter, check_publish
 
 if TYPE_CHECKING:
     from glec_fast.fleet.incoming import Incoming
+    from glec_fast.fleet.questions import Answering
     from glec_fast.fleet.subscriptions import Subscription
     from glec_fast.mqtt.inbound_message import InboundMessage
     from glec_fast.outbox.received import Received
@@ -330,6 +332,15 @@ class MQTTManager(process.OfOneProcess):
         self._received.keeps_qos_1 = True
         # Once something is subscribed to, or comes.
         self._incoming_or_none: Incoming | None = None
+        self._answering: Answering | None = None
+        if config.metrics_socket is not None:
+            from glec_fast.fleet.questions import Answering
+
+            try:
+                self._answering = Answering(self, Path(config.metrics_socket))
+            except BaseException:
+                self._client.close()
+                raise
         process.watch_forks(self)
 
     @property
@@ -342,6 +353,8 @@ class MQTTManager(process.OfOneProcess):
         probe(broker.host, broker.port, self.config.connection_timeout_s, self._routes.on_probed)
 
     def _in_child(self, pid: int) -> None:
+        if self._answering is not None:
+            self._answering.let_go_in_child()
         process.forbid(self, pid, {"disconnect": None, "is_connected": False})
 
     # ---- connection
@@ -397,6 +410,8 @@ class MQTTManager(process.OfOneProcess):
             self._enter("closed")
         if self._incoming_or_none is not None:
             self._incoming_or_none.close()
+        if self._answering is not None:
+            self._answering.close()
         if self.is_connected():
             if not self._store.is_own_thread():
                 # Sent before DISCONNECT, which waits for it; else it is written as the queue is closed.
@@ -567,6 +582,31 @@ class MQTTManager(process.OfOneProcess):
     def in_doubt(self) -> list[InDoubt]:
         """The ledger of QoS 2 messages whose fate MQTT cannot tell; see `OfflineQueueManager.in_doubt`."""
         return self._store.in_doubt()
+
+    def quarantined(self) -> list[Quarantined]:
+        """What the broker would not take, oldest first; see docs/internals/quarantine.md."""
+        return self._store.quarantined()
+
+    def retry_quarantined(self, numbers: Iterable[int]) -> list[int]:
+        """Accept the messages of these entries anew; see `OfflineQueueManager.retry_quarantined`."""
+        given = [self._store.retry_quarantined(number) for number in numbers]
+        return [message_id for message_id in given if message_id is not None]
+
+    def delete_quarantined(self, numbers: Iterable[int]) -> int:
+        """Delete these entries for good; returns how many there were."""
+        return self._store.delete_quarantined(list(numbers))
+
+    def purge(self, message_ids: Iterable[int]) -> int:
+        """Delete messages unsent, but for those that the broker has or may have; returns how many were in the queue.
+
+        They count as dropped, with the reason `purged`, and the drop callback is told of each.
+        """
+        return self._store.purge(list(message_ids))
+
+    @property
+    def broker_url(self) -> str:
+        """The URL that the connection leads to, or the next is to."""
+        return self._target.url
 
     def get_metrics(self) -> Metrics:
         """A snapshot of the counters."""

@@ -111,7 +111,7 @@ def by_hand(tmp_path: Path) -> Iterator[Service]:
 def test_programs_that_are_too_many_wait_until_one_leaves(
     by_hand: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("glec_fast.cli.service.MAX_CLIENTS", 2)
+    monkeypatch.setattr("glec_fast.fleet.packet_server.MAX_CLIENTS", 2)
     programs = [connected(tmp_path) for _ in range(3)]
     for program in programs:
         program.send(REQUEST)
@@ -130,7 +130,7 @@ def test_programs_that_are_too_many_wait_until_one_leaves(
 def test_without_descriptors_it_serves_on_and_takes_others_later(
     by_hand: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("glec_fast.cli.service._ACCEPT_PAUSE_S", 0.0)
+    monkeypatch.setattr("glec_fast.fleet.packet_server._ACCEPT_PAUSE_S", 0.0)
     with closing(connected(tmp_path)) as first:
         by_hand.turn(0)
         second = connected(tmp_path)
@@ -255,7 +255,7 @@ def test_a_turn_ends_in_time_for_the_watchdog_and_the_next_goes_on(
         by_hand.turn(0)
     for program in programs:
         program.send(REQUEST)
-    monkeypatch.setattr("glec_fast.cli.service._TURN_MAX_S", -1.0)
+    monkeypatch.setattr("glec_fast.fleet.packet_server._TURN_MAX_S", -1.0)
     answered = []
     for _ in programs:
         by_hand.turn(0)

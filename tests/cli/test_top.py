@@ -10,7 +10,9 @@ from rich.console import Console
 
 from glec_fast.cli.main import main
 from glec_fast.cli.top import Page, _span
+from glec_fast.engine.connector import CertificateExpiry
 from glec_fast.fleet.metrics import Metrics, metrics_as_json
+from glec_fast.runtime.latency import Latency
 
 
 def answer(**figures: Any) -> dict[str, Any]:
@@ -26,9 +28,12 @@ def answer(**figures: Any) -> dict[str, Any]:
     return {"client_id": "DTG-SN-12345", "version": "1", "metrics": metrics_as_json(metrics)}
 
 
+LINES = [{"time_ms": number, "level": "WARNING", "text": f"line {number}\nof " + "x" * 200} for number in range(50)]
+
+
 def shown(page: Page, width: int = 80) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(page.render())
+    Console(file=out, width=width).print(page.fitted(24))
     return out.getvalue()
 
 
@@ -50,10 +55,26 @@ def test_it_fits_a_small_terminal() -> None:
     page = Page()
     for second in range(100):
         large = {"messages_sent": second * 10**6, "sent_bytes": second * 10**9, "queue_size": 10**6 + second}
-        page.take(answer(**large, last_failure="no connection: " + "x" * 500, drops={"overflow": 10**9}), float(second))
+        latency = Latency(10**9, 10**9, 10**6, 0.0123, 12_345.0)
+        counts = {
+            "accepted": (10**9,) * 3,
+            "on_disk": (10**9,) * 3,
+            "to_disk": latency,
+            "clock_steps": 12,
+            "oldest_s": 10**7,
+        }
+        certificates = (CertificateExpiry("broker", "CN=x", 2e9),)
+        drops = {"drops": {"overflow": 10**9}, "drops_by_qos": {"overflow": [10**9, 0, 0]}}
+        figures = {**large, **counts, **drops, "certificates": certificates}
+        page.take(answer(**figures, last_failure="no connection: " + "x" * 500), float(second), LINES)
     lines = shown(page).splitlines()
     assert max(map(len, lines)) <= 80
     assert len(lines) <= 24
+    text = "\n".join(lines)
+    assert "line 49 of x" in text
+    assert "p50 12 ms" in text
+    assert "a certificate ends in" in text
+    assert len(shown(page, 200).splitlines()) <= 24
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.9, "59 s"), (3661, "1 h 1 min"), (90_000, "1 d 1 h")])
@@ -62,10 +83,15 @@ def test_spans(seconds: float, text: str) -> None:
 
 
 def test_one_page_for_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("glec_fast.cli.top.ask", lambda _path, _question: answer(queue_size=5))
+    monkeypatch.setattr(
+        "glec_fast.cli.top.ask",
+        lambda _path, question: answer(queue_size=5) if question == "metrics" else {"lines": LINES},
+    )
     assert main(["top"]) == 0
     out = capsys.readouterr().out
     assert "DTG-SN-12345" in out
+    assert "line 45" in out
+    assert "line 44" not in out
     assert "\x1b" not in out
 
 

@@ -169,6 +169,8 @@ def test_what_no_message_can_be_made_of_stays(path: Path, capsys: pytest.Capture
 def test_a_file_that_is_not_there_or_in_use(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["queue", "quarantine", "list", str(path.with_name("none.db"))]) == 2
     with OfflineQueueManager(path):
-        assert main(["queue", "quarantine", "list", str(path)]) == 2
+        assert main(["queue", "quarantine", "list", str(path)]) == 0
+        socket = str(path.with_name("no.sock"))
+        assert main(["queue", "quarantine", "delete", str(path), "1", "--socket", socket]) == 2
     assert not path.with_name("none.db").exists()
     assert len(capsys.readouterr().err.splitlines()) == 2

@@ -53,6 +53,7 @@ SETTING_VALUES: dict[str, tuple[str, object]] = {
     "handler_threads": ("2", 2),
     "inbox_max_size": ("50", 50),
     "inbox_max_bytes": ("100000", 100_000),
+    "metrics_socket": ("/run/glec/ask.sock", "/run/glec/ask.sock"),
     "ca_cert": ("/ca.crt", "/ca.crt"),
     "client_cert": ("/client.crt", "/client.crt"),
     "client_key": ("/client.key", "/client.key"),
