@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -123,6 +124,60 @@ def test_fastapi_gateway(broker: Broker, tmp_path: Path) -> None:
             server.terminate()
             server.communicate(timeout=TIMEOUT_S)
         assert counts(subscriber) == {"alerts": 1}
+
+
+def test_paho_unchanged(broker: Broker, tmp_path: Path) -> None:
+    """Offline it delivers nothing and loses nothing: the next start of the same program sends both runs' messages."""
+    program = [sys.executable, "-W", "error", str(EXAMPLES / "paho_unchanged.py")]
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        offline = [*program, "--broker", f"tcp://127.0.0.1:{nobody.getsockname()[1]}", "--wait", "0"]
+        assert run(offline, tmp_path) == "0 of 11 delivered\n"
+    with Subscriber(broker, "house/#") as subscriber:
+        assert run([*program, "--broker", broker.url, "--wait", "30"], tmp_path) == "11 of 11 delivered\n"
+        assert counts(subscriber) == {"temperature": 20, "alarm": 2}
+    assert "glec_fast" not in (EXAMPLES / "paho_unchanged.py").read_text().split("# ---- as it was")[1]
+
+
+def test_the_vehicle_of_the_containers(broker: Broker, tmp_path: Path) -> None:
+    arguments = command("compose/vehicle.py", broker.port, tmp_path / "queue.db", "--port", "0")
+    with Subscriber(broker, "glec/#") as subscriber:
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as vehicle:
+            assert vehicle.stdout is not None
+            port = int(vehicle.stdout.readline().split()[-1])
+            assert subscriber.wait_for(lambda arrivals: any(each.topic.endswith("/telemetry") for each in arrivals), 30)
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+                page = answer.read().decode()
+            vehicle.terminate()
+            assert vehicle.wait(TIMEOUT_S) == 0
+        assert re.search(r'^glec_fast_link_state\{client_id="DTG-COMPOSE",state="connected"\} 1$', page, re.MULTILINE)
+        assert counts(subscriber)["telemetry"] >= 1
+        assert payloads(subscriber, "status")[-1]["status"] == "OFFLINE"
+
+
+def test_the_containers_are_described_as_docker_reads_it() -> None:
+    """For syntax, and that what it names is there; no container is built here."""
+    yaml = pytest.importorskip("yaml")
+    folder = EXAMPLES / "compose"
+    services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
+    assert set(services) == {"broker", "vehicle", "prometheus", "grafana"}
+    mounted = [each.split(":")[0] for service in services.values() for each in service["volumes"]]
+    assert [each for each in mounted if each.startswith(".") and not (folder / each).exists()] == []
+    for path in folder.rglob("*.y*ml"):
+        assert yaml.safe_load(path.read_text())
+    copied = re.findall(r"^COPY (.*) \S+$", (folder / "Dockerfile").read_text(), re.MULTILINE)
+    assert [each for line in copied for each in line.split() if not (REPOSITORY / each).exists()] == []
+    options = subprocess.run(
+        [sys.executable, folder / "vehicle.py", "--help"], capture_output=True, text=True, timeout=60
+    )
+    assert [
+        each for each in services["vehicle"]["command"] if each.startswith("--") and each not in options.stdout
+    ] == []
+    if shutil.which("docker-compose"):
+        done = subprocess.run(
+            ["docker-compose", "config", "--quiet"], capture_output=True, text=True, timeout=60, cwd=folder
+        )
+        assert done.returncode == 0, done.stderr
 
 
 def post(url: str, body: object) -> tuple[int, dict[str, Any]]:
