@@ -24,7 +24,7 @@ LINTERS := $(VENV)/.linters
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 DOCUMENTERS := $(VENV)/.documenters
 
-.PHONY: demo test build lint promtool docs package sbom reproducible brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 compat environments fuzz fuzz-clocks fuzz-files vectors badlink bench clean
+.PHONY: demo test build lint promtool docs package sbom reproducible brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 compat environments fuzz fuzz-clocks fuzz-files vectors badlink refused bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -169,6 +169,10 @@ vectors: $(BUILT)
 HOURS ?= 1
 badlink: $(BUILT)
 	BAD_LINK_S=$$(( $(HOURS) * 3600 )) SEED=$(SEED) $(BIN)/python -m pytest -q -s --show-capture=no tests/promises/test_bad_link.py $(TEST_ARGS)
+
+# Every kind of message that a broker will not take in front of others, in each way that it says so.
+refused: $(BUILT)
+	ALL_REFUSED=1 $(BIN)/python -m pytest -q $(PARALLEL) tests/promises/test_refused_in_front.py $(TEST_ARGS)
 
 # `make demo` and `make test`, as committed, in an empty Debian root of SUITE. Needs root.
 fresh:

@@ -555,12 +555,18 @@ class DurableOutbox(RowOutbox):
         elif tries:
             logger.debug("the connection ended over message %d, try %d", exposed[0], tries)
 
-    def _judge(self, carried_bytes: int) -> None:
-        """So much was carried by this connection, which lasts: what stands aside may be for quarantine by now."""
+    def _judge(self, carried_bytes: int) -> list[Verdict]:
+        """So much was carried by this connection, which lasts: what stands aside may be for quarantine by now.
+
+        It is not sent any more; for `_quarantine`, which logs, and so is called without a lock.
+        """
         with self.lock:
             verdicts = self._suspicion.judge(carried_bytes)
             self._leaving.update(verdict.message_id for verdict in verdicts)
             self.has_suspects = not self._suspicion.is_idle
+        return verdicts
+
+    def _quarantine(self, verdicts: list[Verdict]) -> None:
         for verdict in verdicts:
             why = _why(verdict)
             text = f"message {verdict.message_id} goes into quarantine: {why}"
@@ -707,7 +713,7 @@ class DurableOutbox(RowOutbox):
                 self._suspicion.begin()
             self.is_narrow = self._unanswered.is_careful or bool(self._suspicion.suspects)
             self._has_held_back = False
-            self._judge(0)
+            verdicts = self._judge(0)
             parked, finished = self._begin_connection(1 if self.is_narrow else self._receive_maximum)
             if not self.is_narrow:
                 self._allow_aliases()
@@ -717,6 +723,7 @@ class DurableOutbox(RowOutbox):
             # QoS 0 messages may still wait in memory for company; now they can go.
             self.store.request_commit()
             self._pull()
+        self._quarantine(verdicts)
 
     def _allow_aliases(self) -> None:
         """Not while it is narrow: what ends connections may be the aliases themselves."""
@@ -783,7 +790,7 @@ class DurableOutbox(RowOutbox):
         if self.probes:
             self.probes -= 1
             if not self.probes and self.is_open:
-                self._judge(carried_bytes)
+                self._quarantine(self._judge(carried_bytes))
                 if self._suspicion.aside:
                     self._probe()
         if not asked:

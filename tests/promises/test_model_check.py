@@ -2,7 +2,8 @@
 
 While the broker keeps its session no message is lost, none of QoS 2 comes twice, first deliveries are in order, and it
 never gets stuck. Where the broker loses it, only what it had acknowledged with PUBREC may be missing. One that
-takes QoS 2 as QoS 1 loses nothing, and stops nothing.
+takes QoS 2 as QoS 1 loses nothing, and stops nothing. A message that the broker ends connections over, and one that
+becomes too old on its way, go, and nothing of this changes for the others.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ SHALLOW = {
     "QoS 1 and 2": Bounds((1, 2)),
     "QoS 2 taken as QoS 1": Bounds((2, 2), knows_qos_2=False),
     "alerts first": Bounds((1, 2), window=1, alerts_first=True),
+    "one of QoS 2 is refused": Bounds((2, 2), cuts=0, crashes=1, refuses=1),
+    "one expires": Bounds((2, 2), cuts=0, crashes=1, window=1, ids=2, expiries=1),
     "the session is lost": Bounds((2,), cuts=1, crashes=1, lost_sessions=1),
     "the session is lost, handed on at PUBREL": Bounds(
         (2,), cuts=1, crashes=1, lost_sessions=1, hands_on_at_release=True
@@ -50,6 +53,10 @@ DEEP = {
     "alerts first, many faults": Bounds((1, 2), cuts=2, alerts_first=True),
     "alerts first, two of each": Bounds((1, 2, 1, 2), cuts=1, crashes=1, window=2, alerts_first=True),
     "alerts first, the session is lost": Bounds((1, 2), cuts=2, crashes=1, lost_sessions=1, alerts_first=True),
+    "the first of three is refused": Bounds((2, 2, 1), cuts=1, crashes=1, refuses=1, alerts_first=True),
+    "one is refused, one expires": Bounds((2, 2), cuts=1, crashes=1, refuses=1, expiries=1),
+    "one of QoS 1 is refused": Bounds((2, 1), cuts=1, crashes=1, refuses=2),
+    "two expire": Bounds((2, 1, 2), cuts=1, crashes=1, expiries=2),
     "three in a window of two": Bounds((2, 2, 2), cuts=1, crashes=1, window=2),
     "packet ids come round": Bounds((2, 2, 2, 2), cuts=0, crashes=1, window=1, ids=3),
     "the session is lost over two": Bounds((2, 2), cuts=1, crashes=1, lost_sessions=1, hands_on_at_release=True),

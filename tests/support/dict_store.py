@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from glec_fast.durable.outcomes import Dropped, DropReason
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -23,26 +25,40 @@ class Collected(NamedTuple):
     image: bytes
     in_doubt: list[tuple[int, Decision]]
     identity: tuple[str, str] = ("client", "broker")
+    # Go unsent: message id, why.
+    dropped: tuple[tuple[int, DropReason], ...] = ()
+
+
+class QuietLog:
+    """For what the outbox notes."""
+
+    def note(self, *_: object, **__: object) -> None:
+        """It is lost."""
 
 
 @dataclass
 class DictDisk:
-    """What a process leaves behind: rows by message id, and the in-flight image."""
+    """What a process leaves behind: rows by message id, the in-flight image, and what went unsent and why."""
 
     rows: dict[int, Row] = field(default_factory=dict)
     image: bytes = b""
     in_doubt: tuple[tuple[int, Decision], ...] = ()
     identity: tuple[str, str] = ("client", "broker")
     kept: dict[tuple[str, str], bytes] = field(default_factory=dict)
+    dropped: dict[int, DropReason] = field(default_factory=dict)
 
     def copied(self) -> DictDisk:
-        return DictDisk(dict(self.rows), self.image, self.in_doubt, self.identity, dict(self.kept))
+        kept, dropped = dict(self.kept), dict(self.dropped)
+        return DictDisk(dict(self.rows), self.image, self.in_doubt, self.identity, kept, dropped)
 
     def write(self, collected: Collected) -> None:
         """One transaction: all of it or nothing."""
         self.in_doubt += tuple(collected.in_doubt)
         for message_id in collected.done:
             self.rows.pop(message_id, None)
+        for message_id, reason in collected.dropped:
+            if self.rows.pop(message_id, None) is not None:
+                self.dropped[message_id] = reason
         self.image, self.identity = collected.image, collected.identity
 
 
@@ -55,6 +71,10 @@ class DictStore:
         self.wants_commit = False
         self.is_written_to = False
         self.pending: Collected | None = None
+        self.log = QuietLog()
+        # As in `glec_fast.durable.dropping`.
+        self.claimed: dict[int, DropReason] = {}
+        self.marked: dict[int, DropReason] = {}
         self._outbox: Outbox | None = None
         # Of the rows that are no alerts, where those have a lane of their own, and of alerts.
         self._positions = [0, 0]
@@ -68,8 +88,21 @@ class DictStore:
         assert self.pending is None
         assert self._outbox is not None
         self.wants_commit = False
+        self._settle_claims()
         finished = self._outbox.take_finished()
-        self.pending = Collected(finished, *self._outbox.take_image([]), self._next_identity)
+        image = self._outbox.take_image([])
+        self.pending = Collected(finished, *image, self._next_identity, tuple(self.marked.items()))
+
+    def _settle_claims(self) -> None:
+        assert self._outbox is not None
+        if not self.claimed:
+            return
+        staying = self._outbox.abandon(list(self.claimed))
+        if staying is None:
+            self.wants_commit = True
+            return
+        self.marked.update({each: reason for each, reason in self.claimed.items() if each not in staying})
+        self.claimed.clear()
 
     def end_commit(self) -> None:
         """It is on disk, and the outbox is told."""
@@ -77,10 +110,20 @@ class DictStore:
         assert pending is not None
         assert self._outbox is not None
         self.disk.write(pending)
+        for message_id, _ in pending.dropped:
+            self.marked.pop(message_id, None)
+        if pending.dropped:
+            self._outbox.on_dropped([Dropped(message_id, "t", 2, reason) for message_id, reason in pending.dropped])
         self._outbox.on_committed(pending.version, 0)
 
+    def expire(self, message_id: int) -> None:
+        """It has become too old."""
+        self.claimed[message_id] = DropReason.EXPIRED
+        self.wants_commit = True
+
     def fingerprint(self) -> object:
-        return tuple(self._positions), self._skipped, self.wants_commit, self._next_identity
+        going = tuple(self.claimed.items()), tuple(self.marked.items())
+        return tuple(self._positions), self._skipped, self.wants_commit, self._next_identity, going
 
     # ---- for the outbox
 
@@ -93,8 +136,16 @@ class DictStore:
     def size(self) -> int:
         return len(self.disk.rows)
 
-    has_backlog = True
-    max_retry = 3
+    @property
+    def has_backlog(self) -> bool:
+        return bool(self._ahead(0)) or self.has_alerts
+
+    is_handing_out = False
+    max_retry = 1
+
+    def quarantine(self, ids: list[int], _why: str) -> None:
+        self.claimed.update(dict.fromkeys(ids, DropReason.QUARANTINED))
+        self.wants_commit = True
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -125,7 +176,7 @@ class DictStore:
         """It never is."""
 
     def on_rows_taken(self) -> None:
-        """With a backlog, whatever it says, nobody asks."""
+        """Nobody waits for them."""
 
     def kept_sessions(self) -> dict[tuple[str, str], bytes]:
         return dict(self.disk.kept)
@@ -171,7 +222,7 @@ class DictStore:
         found = self._ahead(lane)[:limit]
         if found:
             self._positions[lane] = found[-1][0]
-        return [row for row in found if row[0] not in self._skipped], len(found) < limit
+        return [row for row in found if row[0] not in self._skipped and row[0] not in self.marked], len(found) < limit
 
     def missing(self, ids: list[int]) -> list[int]:
         return [message_id for message_id in ids if message_id not in self.disk.rows]

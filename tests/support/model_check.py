@@ -11,12 +11,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from glec_fast import Decision
+from glec_fast import Decision, DropReason
 from glec_fast.outbox.stored import DurableOutbox
 from support.dict_store import DictDisk, DictStore
 from support.scripted_broker import PINGRESP, ScriptedBroker
 from support.session_model import decode_image
-from support.wire_reference import PUBREL, ack, parse
+from support.wire_reference import PUBLISH, PUBREL, ack, parse
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 ALL_BYTES = 1 << 20
 ACK_BYTES = 4
 PACKET_ID_MAX = 65_535
+PINGREQ = b"\xc0\x00"
+# Something can go on without another fault.
+PROGRESS = {"send", "broker handles", "answer arrives", "connect", "begin commit", "end commit", "look"}
 
 
 class Bounds(NamedTuple):
@@ -31,7 +34,8 @@ class Bounds(NamedTuple):
 
     cuts, crashes, lost_sessions, older_sessions: how often each may happen; with the last, a session comes back as it
     was at an earlier time. owners: brokers there are, of an owner each; on_owner_away: what is then done. moves: how
-    often another one is turned to. max_unreleased: places of each broker, 0 for any number.
+    often another one is turned to. refuses: the number of a message that the broker ends the connection over, 0 for
+    none. expiries: messages that may become too old. max_unreleased: places of each broker, 0 for any number.
     """
 
     qos: tuple[int, ...] = (2, 2)
@@ -42,6 +46,8 @@ class Bounds(NamedTuple):
     owners: int = 1
     on_owner_away: Literal["wait", "move"] = "move"
     moves: int = 0
+    refuses: int = 0
+    expiries: int = 0
     max_unreleased: int = 0
     window: int = 10
     protocol_version: int = 4
@@ -65,6 +71,7 @@ class Root:
     lost_sessions: int
     older_sessions: int
     moves: int
+    expiries: int
     # What the broker will come back with.
     saved: tuple[tuple[int, str], ...] | None
     # Messages whose PUBREC a broker had sent that then lost its session: MQTT cannot tell their fate.
@@ -82,6 +89,7 @@ class World:
         self.at = root.at
         self.cuts, self.crashes, self.lost_sessions = root.cuts, root.crashes, root.lost_sessions
         self.older_sessions, self.moves, self.saved = root.older_sessions, root.moves, root.saved
+        self.expiries = root.expiries
         self.in_doubt = root.in_doubt
         self.answers = b""
         self.linked = False
@@ -102,6 +110,7 @@ class World:
             pass
         self._payload_of = {number + 1: f"{qos}-{number + 1}" for number, qos in enumerate(bounds.qos)}
         self._payloads = set(self._payload_of.values())
+        self._refused = self._payload_of[bounds.refuses].encode() if bounds.refuses else b"none"
 
     @property
     def broker(self) -> ScriptedBroker:
@@ -128,6 +137,8 @@ class World:
                 found.append("broker handles")
             if self.answers:
                 found.append("answer arrives")
+            if self.outbox._suspicion.aside and not self.outbox.probes:
+                found.append("look")
             if self.cuts:
                 found.append("cut")
             if self.lost_sessions:
@@ -144,6 +155,9 @@ class World:
             found.append("end commit")
         elif self.store.wants_commit:
             found.append("begin commit")
+        if self.expiries:
+            going = {*self.store.claimed, *self.store.marked}
+            found += [f"message {each} expires" for each in self.disk.rows if each not in going]
         if self.crashes:
             found.append("crash")
             if self.store.pending is not None:
@@ -151,7 +165,10 @@ class World:
         return found
 
     def do(self, step: str) -> None:
-        getattr(self, "_" + step.replace(" ", "_"))()
+        if step.startswith("message"):
+            self._expires(int(step.split()[1]))
+        else:
+            getattr(self, "_" + step.replace(" ", "_"))()
         self._check()
 
     def after_crash(self, step: str) -> Root:
@@ -164,23 +181,40 @@ class World:
             broker.inbox = b""
         return Root(
             disk, tuple(brokers), tuple(self.present), self.at, self.cuts, self.crashes - 1, self.lost_sessions,
-            self.older_sessions, self.moves, self.saved, self.in_doubt,
+            self.older_sessions, self.moves, self.expiries, self.saved, self.in_doubt,
         )  # fmt: skip
 
     def _send(self) -> None:
         waiting = self.session.peek(ALL_BYTES)
         size = _first_packet_bytes(waiting)
+        while waiting[:size].endswith(PINGREQ) and waiting[size:].startswith(PINGREQ):
+            size += len(PINGREQ)
         self.session.on_sent(size)
         self.broker.feed(waiting[:size])
         self._settle()
 
     def _broker_handles(self) -> None:
+        packet = parse(self.broker.inbox)[0][0]
+        if packet.kind == PUBLISH and packet.body.endswith(self._refused):
+            self.outbox.is_broken_off = True
+            self._unlink()
+            return
         self.answers += self.broker.handle(1)
+        while self.answers.endswith(PINGRESP) and self.broker.inbox.startswith(PINGREQ):
+            self.answers += self.broker.handle(1)
+
+    def _look(self) -> None:
+        self.outbox.look_for_answers()
+
+    def _expires(self, message_id: int) -> None:
+        self.expiries -= 1
+        self.store.expire(message_id)
 
     def _answer_arrives(self) -> None:
         if self.answers.startswith(PINGRESP):
-            self.answers = self.answers[len(PINGRESP) :]
-            self.outbox.on_pingresp()
+            while self.answers.startswith(PINGRESP):
+                self.answers = self.answers[len(PINGRESP) :]
+                self.outbox.on_pingresp()
             return
         answer, self.answers = self.answers[:ACK_BYTES], self.answers[ACK_BYTES:]
         self.session.on_acks(answer)
@@ -255,7 +289,9 @@ class World:
         for payload, count in counts.items():
             is_told = payload in again or payload[0] != "2" or not kept_all
             assert count == 1 or is_told, f"{payload} came {count} times"
-        rows = {row[2] for row in self.disk.rows.values()}
+        rows = {row[2] for row in self.disk.rows.values()} | {self._payload_of[each] for each in self.disk.dropped}
+        for message_id, reason in self.disk.dropped.items():
+            assert reason is DropReason.EXPIRED or message_id == self._bounds.refuses, f"{message_id} is not to blame"
         held = {payload for broker in self.brokers for payload in broker.held.values()}
         for payload in self._payloads:
             is_somewhere = payload in rows or payload in counts or payload in held
@@ -286,12 +322,21 @@ class World:
         return (
             tuple(self.disk.rows), frozenset(_image(self.disk.image)), tuple(map(_broker_key, self.brokers)),
             self.answers, self.linked, tuple(self.present), self.at, self.cuts, self.crashes, self.lost_sessions,
-            self.older_sessions, self.moves, self.saved, self.in_doubt, self.disk.identity,
+            self.older_sessions, self.moves, self.expiries, self.saved, self.in_doubt, self.disk.identity,
+            tuple(self.disk.dropped.items()), self._suspicion_key(),
             tuple(self.disk.kept.items()), self.outbox.is_session_foreign, self.session.stale,
             None if pending is None else (tuple(pending.done), frozenset(_image(pending.image))),
             self.store.fingerprint(), tuple(outbox._finished.ids), tuple(row[0] for row in outbox._rows),
             outbox._rows_gone, tuple(row[0] for row in outbox._alerts), outbox._alerts_gone, outbox._more_to_read,
             self.session.in_flight, self.session.unreleased,
+        )  # fmt: skip
+
+    def _suspicion_key(self) -> Hashable:
+        outbox, suspicion = self.outbox, self.outbox._suspicion
+        return (
+            tuple(sorted(suspicion._exposures.items())), tuple(sorted(suspicion._tries.items())),
+            frozenset(suspicion.suspects), frozenset(suspicion.aside), suspicion.control_bytes, outbox.probes,
+            outbox.is_narrow, outbox._has_held_back, frozenset(outbox._leaving),
         )  # fmt: skip
 
     def probe_kept(self) -> Hashable:
@@ -373,7 +418,7 @@ def search(bounds: Bounds, states_max: int) -> Found:
     disk = DictDisk(rows) if bounds.owners == 1 else DictDisk(rows, identity=("", ""))
     first = Root(
         disk, tuple(broker.copied() for _ in present), present, 0, bounds.cuts, bounds.crashes, bounds.lost_sessions,
-        bounds.older_sessions, bounds.moves, None, frozenset(),
+        bounds.older_sessions, bounds.moves, bounds.expiries, None, frozenset(),
     )  # fmt: skip
     stack: list[tuple[Root, tuple[str, ...], tuple[str, ...]]] = [(first, (), ())]
     seen: set[int] = set()
@@ -394,7 +439,7 @@ def search(bounds: Bounds, states_max: int) -> Found:
                 continue
             seen.add(key)
             steps = world.steps()
-            if not set(steps) & {"send", "broker handles", "answer arrives", "connect", "begin commit", "end commit"}:
+            if not set(steps) & PROGRESS:
                 ends += 1
                 assert world.is_done(), "nothing can happen any more, and messages are left"
             for step in steps:
