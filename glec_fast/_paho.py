@@ -9,6 +9,7 @@ it returns need it too.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +23,22 @@ class _Late(ModuleType):
     """Stands in for a module of that name until something of it is asked for, which imports the module."""
 
     def __getattr__(self, name: str) -> Any:
+        if name in _PROXY_QUESTIONS and not any(each.lower().endswith("_proxy") for each in os.environ):
+            return _no_proxies
         return getattr(importlib.import_module(self.__name__), name)
 
 
-# What paho imports and hardly ever uses. The first is for proxies, with all of http and email: 2 MB of memory. The
-# second is for addresses in brackets in a URL: 260 KiB. The third, where it is installed, for `connect_srv`: 3 MB.
-_RARELY_USED = ("urllib.request", "ipaddress", "dns.resolver")
+def _no_proxies(_host: str = "") -> dict[str, str]:
+    return {}
+
+
+# What paho, dataclasses and logging import and hardly ever use. The first is for proxies, with all of http and email: 2
+# MB of memory. The second is for addresses in brackets in a URL: 260 KiB. The third, where it is installed, for
+# `connect_srv`: 3 MB. The fourth is for classes without a docstring: 800 KiB. The last is for errors that are logged:
+# 200 KiB.
+_RARELY_USED = ("urllib.request", "ipaddress", "dns.resolver", "inspect", "traceback")
+# What paho asks the first at each connection, where PySocks is installed; none without such a variable.
+_PROXY_QUESTIONS = ("getproxies", "proxy_bypass")
 
 
 @contextmanager
@@ -47,6 +58,9 @@ def _imported_late(names: Sequence[str]) -> Iterator[None]:
 
 
 with _imported_late(_RARELY_USED):
+    import dataclasses  # noqa: F401
+    import logging  # noqa: F401
+
     import paho.mqtt
     from paho.mqtt import client as paho_client
     from paho.mqtt.client import MQTTMessage, MQTTMessageInfo, WebsocketConnectionError, error_string

@@ -351,3 +351,21 @@ def test_repr_shows_neither_key_nor_password() -> None:
         assert PRIMARY in text
     assert "client.key" not in repr(TLSConfig("ca.crt", "client.crt", "client.key"))
     assert "client.crt" in repr(TLSConfig("ca.crt", "client.crt", "client.key"))
+
+
+def test_the_systems_authorities_are_loaded_again_only_where_they_have_changed(
+    authority: CertificateAuthority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = tmp_path / "system.pem"
+    system.write_bytes(authority.certificate_path.read_bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", str(system))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    source = TLSContextSource(TLSConfig())
+    made = source.get()
+    assert len(made.ssl_context.get_ca_certs()) == 1
+    assert source.get() is made
+    CertificateAuthority(tmp_path, "another")
+    replaced = tmp_path / "new.pem"
+    replaced.write_bytes(authority.certificate_path.read_bytes() + b"\n")
+    replaced.replace(system)
+    assert source.get() is not made

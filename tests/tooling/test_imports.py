@@ -10,12 +10,29 @@ from pathlib import Path
 import apsw
 import orjson
 import paho.mqtt
+import pytest
 
 import glec_fast
 
 # Without `site`, whose hooks for an editable install import half of these themselves.
 BARE = (sys.executable, "-I", "-S", "-c")
-HEAVY = ("urllib.request", "http.client", "email", "datetime", "shutil", "tempfile", "ipaddress", "dns.resolver")
+HEAVY = (
+    "urllib.request",
+    "http.client",
+    "email",
+    "datetime",
+    "shutil",
+    "tempfile",
+    "ipaddress",
+    "dns.resolver",
+    "inspect",
+    "traceback",
+)
+# Of all that the package gives, above a bare interpreter, compiled files or not. 10 MB today.
+EVERYTHING_KIB_MAX = 16_000
+ANONYMOUS = (
+    "anonymous = lambda: next(int(line.split()[1]) for line in open('/proc/self/smaps_rollup') if 'Anonymous' in line);"
+)
 PATHS = sorted(
     {str(Path(package.__path__[0]).parent) for package in (apsw, orjson, glec_fast)}
     | {str(Path(paho.mqtt.__path__[0]).parents[1])}
@@ -28,7 +45,7 @@ def run(code: str) -> object:
 
 
 def test_what_is_rarely_used_is_not_imported() -> None:
-    loaded = run("import glec_fast; print(json.dumps(sorted(set(sys.modules) - before)))")
+    loaded = run("from glec_fast import *; print(json.dumps(sorted(set(sys.modules) - before)))")
     assert isinstance(loaded, list)
     assert "paho.mqtt.client" in loaded
     assert [name for name in HEAVY if name in loaded] == []
@@ -57,3 +74,31 @@ def test_what_a_program_has_imported_before_stays() -> None:
         "print(json.dumps(client.urllib.request is before))"
     )
     assert run(code) is True
+
+
+def test_a_part_loads_no_other() -> None:
+    loaded = run("import glec_fast; print(json.dumps(sorted(set(sys.modules) - before)))")
+    assert isinstance(loaded, list)
+    assert [name for name in loaded if name.startswith("glec_fast")] == ["glec_fast", "glec_fast._paho"]
+    loaded = run("from glec_fast import Client; print(json.dumps(sorted(set(sys.modules) - before)))")
+    assert isinstance(loaded, list)
+    assert not [name for name in loaded if name.startswith("glec_fast.fleet")]
+
+
+def test_each_name_is_there_and_each_package() -> None:
+    code = (
+        "import glec_fast; found = {name: getattr(glec_fast, name).__module__ for name in glec_fast.__all__};"
+        "from glec_fast import *;"
+        "print(json.dumps([sorted(found), hasattr(glec_fast, 'nothing'), glec_fast.errors.__name__,"
+        " set(glec_fast.__all__) <= set(dir(glec_fast))]))"
+    )
+    assert run(code) == [sorted(glec_fast.__all__), False, "glec_fast.errors", True]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="memory is read where Linux tells it")
+def test_all_of_it_stays_small() -> None:
+    code = f"{ANONYMOUS} bare = anonymous(); from glec_fast import *; print(anonymous() - bare)"
+    # The second finds compiled files, if they may be kept at all.
+    taken = [run(code) for _ in range(2)]
+    assert isinstance(taken[1], int)
+    assert taken[1] < EVERYTHING_KIB_MAX
