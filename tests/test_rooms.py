@@ -13,6 +13,7 @@ CEXT = REPOSITORY / "cext"
 LAYERS = (
     {"cli"},
     {"testbed"},
+    {"aio"},
     {"fleet"},
     {"mqtt"},
     {"engine"},

@@ -71,6 +71,8 @@ class Committer:
     _unfinished: list[Commit] = field(default_factory=list)
     _torn_count: int = 0
     _has_failed: bool = False
+    # Called by the thread after each transaction, whatever came of it, and at its end; with no lock held.
+    on_turn: Callable[[], None] | None = None
 
     def start(self) -> None:
         """Start the thread."""
@@ -181,11 +183,18 @@ class Committer:
             if commit is None and (self._intake.is_unsure or self._caretaker.may_mend):
                 commit = self._attempt()
         if commit is None:
+            self._tell_of_turn()
             return False
         self._tell_all(commit)
         self._unfinished.remove(commit)
         self._torn_count = 0
+        self._tell_of_turn()
         return True
+
+    def _tell_of_turn(self) -> None:
+        error = None if self.on_turn is None else raised_by(self.on_turn)
+        if error is not None:
+            self._status.log.note(logging.ERROR, "errors in callbacks of the queue", repr(error), error=error)
 
     def _attempt(self) -> Commit | None:
         """A transaction that is noted, and not told yet; None where it failed."""
@@ -339,3 +348,4 @@ class Committer:
             self._jobs.refuse()
             self._intake.progress.notify_all()
         self._caretaker.close()
+        self._tell_of_turn()

@@ -179,7 +179,7 @@ class Intake:
             self._schedule.eager += 1
             self._schedule.request()
             try:
-                while self.row_count or self.pending or self.writing or self._telling:
+                while not self.is_empty:
                     remaining_s = None if deadline_s is None else deadline_s - time.monotonic()
                     is_too_late = remaining_s is not None and remaining_s <= 0
                     if is_too_late or self._status.has_ended or self._status.is_own_thread():
@@ -188,6 +188,12 @@ class Intake:
                 return True
             finally:
                 self._schedule.eager -= 1
+
+    @property
+    def is_empty(self) -> bool:
+        """True where nothing is on disk or on its way there, and all has been told."""
+        with self._lock:
+            return not (self.row_count or self.pending or self.writing or self._telling)
 
     @property
     def committed(self) -> Key:

@@ -48,6 +48,8 @@ class Outgoing:
         self._delete_rows_max: int | None = None
         # The outbox has let go of rows that are deleted by the transaction under way: an image without that is wrong.
         self.is_abandoning = False
+        # Who asks for an image never waits for a disk.
+        self.is_left_to_writer = False
 
     def refuse_second(self) -> None:
         """Raises ConfigError where the store has an outbox."""
@@ -60,7 +62,7 @@ class Outgoing:
         """See `Store.commit_image`."""
         writer = self._writer
         version = None
-        if writer.took_s < _QUICK_COMMIT_S:
+        if writer.took_s < _QUICK_COMMIT_S and not self.is_left_to_writer:
             wait_s = _TURN_WAIT_S if writer.took_s < _SWIFT_COMMIT_S else 0.0
             with writer.lock.attempt(wait_s) as is_our_turn:
                 if is_our_turn:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import apsw
@@ -269,6 +269,45 @@ class Store(OfOneProcess):
             timeout_s = None if timeout_s is None else timeout_s - (time.monotonic() - started_s)
         return self._intake.wait_empty(timeout_s)
 
+    def watch(self, on_turn: Callable[[], None] | None) -> None:
+        """Have `on_turn` called by the store's thread after each transaction, whatever came of it, and at its end.
+
+        For who may not wait: `committed_id`, `is_empty` and `pending_count` have changed by then.
+        """
+        self._committer.on_turn = on_turn
+
+    @property
+    def committed_id(self) -> int:
+        """Every message that was accepted with an id up to this one is on disk, or was."""
+        return self._intake.committed_id
+
+    @property
+    def pending_count(self) -> int:
+        """Messages that the next transaction takes. `append` waits where there are 10,000."""
+        return len(self._intake.pending)
+
+    @property
+    def is_empty(self) -> bool:
+        """True where every message is finished and its row deleted; see `wait_empty`."""
+        return self._intake.is_empty
+
+    @contextmanager
+    def hastened(self) -> Iterator[None]:
+        """Meanwhile what is finished is deleted without the usual delay, as somebody waits for that."""
+        with self._lock:
+            self._schedule.eager += 1
+            self._schedule.request()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._schedule.eager -= 1
+
+    def leave_images_to_writer(self, is_left: bool) -> None:
+        """Whether `commit_image` leaves all of it to the store's thread, so that its caller never waits for a disk."""
+        with self._lock:
+            self._outgoing.is_left_to_writer = is_left
+
     def run(self, statement: Callable[[QueueTable], T]) -> T:
         """Run `statement` on the writer's table inside a transaction and return its result, once that is on disk."""
         return self._committer.run(statement)
@@ -287,6 +326,11 @@ class Store(OfOneProcess):
         """Have the writer commit now."""
         with self._lock:
             self._schedule.request()
+
+    @property
+    def is_closed(self) -> bool:
+        """True once nothing more is written."""
+        return self._status.has_ended
 
     def refuse_if_closed(self) -> None:
         """Raises QueueClosedError after `close`."""

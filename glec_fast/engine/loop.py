@@ -13,6 +13,8 @@ from glec_fast.runtime.polling import UNKNOWN, WRITABLE
 from glec_fast.transport.poller import Poller, has_pending
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from glec_fast._paho import Paho
     from glec_fast.engine.arrivals import Arrivals
     from glec_fast.engine.farewell import Farewell
@@ -31,6 +33,10 @@ _NEVER_S = float("inf")
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 _CONN_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
 _LEAVING = ConnectionState.MQTT_CS_DISCONNECTING, ConnectionState.MQTT_CS_DISCONNECTED
+
+
+class HandedOver(Exception):  # noqa: N818 - nothing has failed
+    """This thread's part in the loop is over, and the connection goes on with another's."""
 
 
 class Loop:
@@ -57,6 +63,8 @@ class Loop:
         self._pollers: list[Poller] = []
         # When what is due now and then was done, of `time.monotonic`.
         self.misc_done_s = float("-inf")
+        # Asked before each turn: True where the next ones are another's, see `NetworkThread.hand_over`.
+        self.is_anothers: Callable[[], bool] | None = None
 
     def turn(self, timeout_s: float) -> MQTTErrorCode:
         """Wait for at most `timeout_s`, and do what there is to do. Raises ValueError where it is below 0."""
@@ -68,6 +76,8 @@ class Loop:
             return self._no_connection()
         if self._reader.is_torn:
             return self._reader.end_torn()
+        if self.is_anothers is not None and self.is_anothers():
+            raise HandedOver
         if farewell.is_waiting:
             farewell.leave_when_due()
             if paho.sock is None:

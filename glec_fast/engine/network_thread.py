@@ -11,6 +11,7 @@ from paho.mqtt.enums import MQTTErrorCode
 
 from glec_fast._paho import ConnectionState
 from glec_fast.engine import farewell as farewells
+from glec_fast.engine.loop import HandedOver
 from glec_fast.runtime import process
 from glec_fast.runtime.thread import Thread
 from glec_fast.transport.dial import break_link
@@ -69,6 +70,9 @@ class NetworkThread:
         self._delay_s: float | None = None
         self._waited_until_s = float("-inf")
         self._short_lives = 0
+        # Called by the thread as its last act, where its loop says that a connection goes on with another's loop.
+        self.hand_over: Callable[[], None] | None = None
+        self._is_handed_over = False
 
     @property
     def is_running(self) -> bool:
@@ -116,10 +120,7 @@ class NetworkThread:
         disconnect()
         paho.is_ending = True
         if thread in (None, threading.current_thread()):
-            if paho.sock is not None:
-                self._farewell.leave_now()
-                paho.client.loop_write()
-                paho.close()
+            self._leave_alone()
         elif thread is not None:
             thread.join(LEAVE_TIMEOUT_S)
             # Nothing ends a look-up but the system. The thread comes to nobody then, and ends.
@@ -131,8 +132,17 @@ class NetworkThread:
                 if not self._outbox.is_own_thread():
                     thread.join()
         if thread is not None and not thread.is_alive():
+            # Where it has ended to hand the connection over, and nobody has taken it.
+            self._leave_alone()
             # Nobody is to be woken; the next loop makes another pair.
             paho.close_wake_pair()
+
+    def _leave_alone(self) -> None:
+        """Without a thread that would send DISCONNECT."""
+        if self._paho.sock is not None:
+            self._farewell.leave_now()
+            self._paho.client.loop_write()
+            self._paho.close()
 
     def begin_exit(self, deadline_s: float) -> None:
         """The process ends. The connection is left as it is, so that the will is published, as with paho's thread.
@@ -192,8 +202,9 @@ class NetworkThread:
             while not self._run():
                 pass
         finally:
+            is_handed_over, self._is_handed_over = self._is_handed_over, False
             try:
-                if not paho.is_ending:
+                if not paho.is_ending and not is_handed_over:
                     self._close_for_good()
                 elif interrupt.is_set():
                     # A connection that was being made while `close` was called.
@@ -202,11 +213,15 @@ class NetworkThread:
                 paho.thread = None
                 # Where a callback of this thread has called `close`, nobody else would.
                 interrupt.clear()
+            if is_handed_over and self.hand_over is not None:
+                self.hand_over()
 
     def _run(self) -> bool:
         """True where the thread is to end."""
         try:
             self._paho.client.loop_forever(retry_first_connection=self._policy.retries_first)
+        except HandedOver:
+            self._is_handed_over = True
         except Exception as error:
             return not self._policy.goes_on(self, error)
         return True

@@ -104,13 +104,13 @@ class Writer:
 
     # ---- what leaves
 
-    def write(self) -> MQTTErrorCode:
-        """All that the socket takes."""
+    def write(self, rounds_max: int = 0) -> MQTTErrorCode:
+        """All that the socket takes, in at most `rounds_max` writes; 0 for any number."""
         paho = self._paho
         if paho.sock is None:
             return MQTTErrorCode.MQTT_ERR_NO_CONN
         try:
-            rc = self._write_all()
+            rc = self._write_all(rounds_max)
             # MQTT_ERR_AGAIN is below it.
             return paho.lose(rc) if rc > _SUCCESS else _SUCCESS
         finally:
@@ -122,9 +122,11 @@ class Writer:
                 else:
                     paho.unregister_write()
 
-    def _write_all(self) -> MQTTErrorCode:
+    def _write_all(self, rounds_max: int) -> MQTTErrorCode:
         outbox = self._outbox
+        rounds = 0
         while True:
+            rounds += 1
             try:
                 sent, is_last = self._link.write(self._paho, _SEND_BYTES)
             except BlockingIOError:
@@ -145,7 +147,7 @@ class Writer:
             self._link.do(outbox.pull)
             if outbox.has_trace:
                 self.log_sent()
-            if not outbox.session.sendable_bytes:
+            if not outbox.session.sendable_bytes or rounds == rounds_max:
                 return _SUCCESS
 
     def write_some(self) -> tuple[int, bool]:

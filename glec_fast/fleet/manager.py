@@ -392,7 +392,10 @@ class MQTTManager(process.OfOneProcess):
                 broker.host, broker.port, self.config.keepalive_s, address, **_session_of(self.config)
             )
             self._enter("connecting")
-            self._client.loop_start()
+            self._begin_loop()
+
+    def _begin_loop(self) -> None:
+        self._client.loop_start()
 
     def is_connected(self) -> bool:
         """True from the broker's acceptance until the connection is lost."""

@@ -73,6 +73,9 @@ class PublishHandle(MQTTMessageInfo):
                 if remaining_s is not None and remaining_s <= 0:
                     break
                 self._condition.wait(remaining_s)
+        self._raise_for_end()
+
+    def _raise_for_end(self) -> None:
         self._raise_for_error()
         if self._fate is False:
             left = "if it was on disk, it stays in the file"

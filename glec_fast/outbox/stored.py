@@ -52,7 +52,12 @@ logger = logging.getLogger("glec_fast")
 
 
 class DurableOutbox(RowOutbox):
-    """Messages in the store. Given to it as its outbox; `glec_fast.durable.transaction.Outbox` says who calls what."""
+    """Messages in the store. Given to it as its outbox; `glec_fast.durable.transaction.Outbox` says who calls what.
+
+    handle_type: what `publish` returns.
+    """
+
+    handle_type: type[PublishHandle] = PublishHandle
 
     def __init__(
         self,
@@ -222,7 +227,7 @@ class DurableOutbox(RowOutbox):
             handle = self._publish_direct(topic, payload, extras)
             if handle is not None:
                 return handle
-        handle = PublishHandle(0, self._published, qos, self.store.wait_durable)
+        handle = self.handle_type(0, self._published, qos, self.store.wait_durable)
         if 0 < self._most_queued <= len(self):
             handle.rc = MQTTErrorCode.MQTT_ERR_QUEUE_SIZE
             return handle
@@ -254,7 +259,7 @@ class DurableOutbox(RowOutbox):
 
     def _begin_batch(self, batch: Batch) -> None:
         wait_durable = self.store.wait_batch_durable
-        handle = PublishHandle(0, self._published, 0, lambda _id, timeout_s: wait_durable(batch, timeout_s))
+        handle = self.handle_type(0, self._published, 0, lambda _id, timeout_s: wait_durable(batch, timeout_s))
         batch.handle, batch.register = handle, Registration(handle, self._handles)
 
     def _has_waiting_rows(self) -> bool:
@@ -297,7 +302,7 @@ class DurableOutbox(RowOutbox):
             if (session.bounds_unproven and not session.has_room_unproven) or not self._fill_quota():
                 return None
             self._direct_id -= 1
-            handle = PublishHandle(self._direct_id, self._published, 0)
+            handle = self.handle_type(self._direct_id, self._published, 0)
             self._direct[self._direct_id] = (topic, payload, extras, handle)
             self._admit_direct((self._direct_id, topic, payload, 0, 0, 0, *columns))
             if session.unasked_bytes > max(session.byte_window // 4, _UNASKED_BYTES_MAX):
@@ -828,7 +833,7 @@ class DurableOutbox(RowOutbox):
                 return handle
             # Before it is looked for: what finishes meanwhile is told to the handle.
             # Of what QoS does not matter: nothing that asks for it is called for a message of the queue.
-            handle = PublishHandle(message_id, self._published, 1, self.store.wait_durable)
+            handle = self.handle_type(message_id, self._published, 1, self.store.wait_durable)
             self._handles[message_id] = handle
         held = self.store.holds(message_id)
         if held or handle.is_published():

@@ -44,6 +44,7 @@ class Scene:
         self.outbox: Any = SimpleNamespace(
             session=self.session,
             is_woken=False,
+            pull_at_s=float("inf"),
             is_left=False,
             is_stored=False,
             is_to_settle=False,

@@ -1,0 +1,195 @@
+"""Who turns the network loop of a client that lives in asyncio's.
+
+The network thread of `glec_fast.engine.network_thread` makes a connection: names are looked up, hands are shaken,
+CONNACK is answered and the first rows are read in it, which all may wait. Then it hands the connection over and ends.
+From there on asyncio's loop calls the engine as the socket allows, a little at a time. Where the connection ends, is to
+be left, or is to be moved, a thread takes it over again. So one or the other has the client's loop, never both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from paho.mqtt.enums import MQTTErrorCode
+
+from glec_fast._paho import Paho
+from glec_fast.mqtt.client import Client, parts_of
+
+if TYPE_CHECKING:
+    from glec_fast.durable.store import Store
+    from glec_fast.engine.policy import Policy
+    from glec_fast.runtime.summing_log import SummingLog
+
+# What is due now and then: keep alive, the heartbeat, messages that were refused.
+_MISC_INTERVAL_S = 0.25
+# A turn writes so often, each time what the socket takes and what a read of the queue brings.
+_WRITES_A_TURN = 1
+_NEVER_S = float("inf")
+
+
+class Hosting:
+    """Of one client. All but `_hand_over`, `is_anothers` and `_want_room` are for the loop's thread."""
+
+    def __init__(
+        self, client: Client, store: Store, policy: Policy, log: SummingLog, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._client = client
+        self._store = store
+        self._policy = policy
+        self._log = log
+        self._loop = loop
+        self._paho = Paho(client)
+        self._parts = parts = parts_of(client)
+        self._outbox = parts.outbox
+        self._is_leaving = False
+        # What the loop watches: the connection's socket and the end of the wake pair; None while a thread has them.
+        self._sock: Any = None
+        self._fd = self._wake_fd = -1
+        self._is_waiting_for_room = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._pull_timer: asyncio.TimerHandle | None = None
+        parts.thread.hand_over = self._hand_over
+        parts.loop.is_anothers = self.is_anothers
+
+    def begin(self) -> None:
+        """Have a thread connect."""
+        self._client.loop_start()
+
+    def is_anothers(self) -> bool:
+        """See `glec_fast.engine.loop.Loop`: a connection that is open, and stays so as far as anybody knows."""
+        return self._outbox.is_open and not self._is_leaving and not self._policy.is_moving
+
+    def give_back(self) -> None:
+        """The connection is to be left: a thread does so in order, which may wait."""
+        self._is_leaving = True
+        if self._sock is not None:
+            self._let_go()
+            self._client.loop_start()
+
+    def _hand_over(self) -> None:
+        # A loop that is closed by now has nobody who would close the manager, but the end of the process.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._take)
+
+    # ---- the loop's thread
+
+    def _take(self) -> None:
+        sock, wake = self._paho.sock, self._paho.wake_reader
+        if self._is_leaving or self._paho.thread is not None:
+            return
+        if sock is None:
+            self._client.loop_start()
+            return
+        self._sock, self._fd, self._wake_fd = sock, sock.fileno(), wake.fileno()
+        self._store.leave_images_to_writer(True)
+        self._client.on_socket_close = self._on_close
+        self._client.on_socket_register_write = self._want_room
+        self._client.on_socket_unregister_write = _nothing
+        self._loop.add_reader(self._fd, self._on_readable)
+        self._loop.add_reader(self._wake_fd, self._on_woken)
+        self._timer = self._loop.call_later(_MISC_INTERVAL_S, self._on_time)
+        # What has come, or was accepted, while nobody had the loop; of TLS, what no poll of the socket tells of.
+        self._do(self._client.loop_read)
+        self._on_woken()
+
+    def _let_go(self) -> None:
+        """Watch nothing any more; a thread may have the client's loop from here on."""
+        for timer in (self._timer, self._pull_timer):
+            if timer is not None:
+                timer.cancel()
+        self._stop_watching()
+        self._loop.remove_reader(self._wake_fd)
+        self._client.on_socket_close = None
+        self._client.on_socket_register_write = None
+        self._client.on_socket_unregister_write = None
+        self._paho.is_registered = False
+        self._sock = self._timer = self._pull_timer = None
+        self._store.leave_images_to_writer(False)
+
+    def _stop_watching(self) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            self._loop.remove_writer(self._fd)
+        self._fd = -1
+        self._is_waiting_for_room = False
+
+    def _on_close(self, _client: Any, _userdata: Any, _sock: Any) -> None:
+        # Before its number is another's.
+        self._stop_watching()
+
+    def _on_readable(self) -> None:
+        self._do(self._client.loop_read)
+
+    def _on_woken(self) -> None:
+        self._do(self._pull)
+
+    def _on_room(self) -> None:
+        self._do(_no_step)
+
+    def _on_time(self) -> None:
+        self._timer = self._loop.call_later(_MISC_INTERVAL_S, self._on_time)
+        if self._policy.is_moving:
+            self._let_go()
+            self._client.loop_start()
+            return
+        self._do(self._client.loop_misc)
+
+    def _pull(self) -> MQTTErrorCode:
+        link = self._parts.dispatcher.link
+        link.hear(self._paho.wake_reader)
+        link.do(self._outbox.pull)
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _do(self, step: Callable[[], MQTTErrorCode]) -> None:
+        """One step of the engine, and a write of what it made ready."""
+        if self._sock is None:
+            return
+        paho, session = self._paho, self._outbox.session
+        try:
+            rc = step()
+            if not rc and paho.sock is self._sock and session.sendable_bytes:
+                rc = self._parts.writer.write(_WRITES_A_TURN)
+        except Exception as error:
+            # As with a thread: nothing that fails here may end it while the manager lives.
+            self._log.note(logging.ERROR, "failures of the network thread", repr(error), error=error)
+            paho.close()
+            rc = MQTTErrorCode.MQTT_ERR_CONN_LOST
+        if rc or paho.sock is not self._sock:
+            self._let_go()
+            self._client.loop_start()
+            return
+        self._watch_for_room(bool(session.sendable_bytes))
+        pull_at_s = self._outbox.pull_at_s
+        if pull_at_s < _NEVER_S and self._pull_timer is None:
+            self._pull_timer = self._loop.call_later(max(pull_at_s - time.monotonic(), 0.0), self._on_pull_time)
+
+    def _on_pull_time(self) -> None:
+        """A broker's quota has room."""
+        self._pull_timer = None
+        self._do(self._pull)
+
+    def _watch_for_room(self, is_wanted: bool) -> None:
+        if is_wanted and not self._is_waiting_for_room:
+            self._loop.add_writer(self._fd, self._on_room)
+        elif self._is_waiting_for_room and not is_wanted:
+            self._loop.remove_writer(self._fd)
+        self._is_waiting_for_room = is_wanted
+
+    def _want_room(self, _client: Any, _userdata: Any, _sock: Any) -> None:
+        """By any thread, see `glec_fast.engine.writing.Writer`; within a step of ours, which ends by looking."""
+        if asyncio._get_running_loop() is not self._loop:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._on_room)
+
+
+def _no_step() -> MQTTErrorCode:
+    return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+
+def _nothing(_client: Any, _userdata: Any, _sock: Any) -> None:
+    """Whether there is room to wait for is looked at behind each step."""

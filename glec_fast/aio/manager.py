@@ -1,0 +1,359 @@
+"""AsyncMQTTManager: the fleet API for a program that runs on asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+from glec_fast.aio.handle import DeliveryHandle
+from glec_fast.aio.hosting import Hosting
+from glec_fast.durable.clock import Clocks
+from glec_fast.durable.extras import UserProperties
+from glec_fast.durable.in_doubt import InDoubt
+from glec_fast.durable.outcomes import Dropped
+from glec_fast.errors import QueueClosedError, QueueStorageError
+from glec_fast.fleet.config import MQTTConfig
+from glec_fast.fleet.manager import ConnectionCallback, MQTTManager
+from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
+from glec_fast.fleet.metrics import Metrics
+from glec_fast.outbox.handle import PublishHandle
+
+T = TypeVar("T")
+
+# A transaction takes so many, so that none takes long; who publishes more waits for the next.
+_PENDING_MAX = 1000
+
+
+class _HostedManager(MQTTManager):
+    """A manager whose network is in the loop, and which never waits for the disk."""
+
+    def __init__(self, config: MQTTConfig, loop: asyncio.AbstractEventLoop, clocks: Clocks | None) -> None:
+        super().__init__(replace(config, wait_for_disk=False), clocks=clocks)
+        self.config = config
+        self._outbox.handle_type = DeliveryHandle
+        self.store = self._store
+        self.hosting = Hosting(self._client, self._store, self._policy, self._log, loop)
+
+    def _begin_loop(self) -> None:
+        self.hosting.begin()
+
+
+class AsyncMQTTManager:
+    """Publishes from a vehicle gateway to the fleet platform, as `MQTTManager` does, on the loop of the program.
+
+        async with AsyncMQTTManager(config) as manager:
+            handle = await manager.publish_alert(alert)   # it is on disk
+            await handle                                  # the broker has it
+
+    It is the same engine, queue and session: a file of one can be used by the other. The network runs on the loop, a
+    thread writes to the disk, and another makes connections, so that nothing holds the loop up. For asyncio and uvloop.
+
+    All methods are for the loop that entered it. Cancelled at any point, they lose and double nothing: what `publish`
+    has accepted is sent once, also where its wait for the disk was cancelled.
+    Raises, when it is entered, ConfigError and the errors of `glec_fast.durable.store.Store`.
+
+    clocks: the machine's where None.
+    """
+
+    def __init__(self, config: MQTTConfig, *, clocks: Clocks | None = None) -> None:
+        self.config = config
+        self._clocks = clocks
+        self._opened: _HostedManager | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # (message id, who waits until it is on disk), in the order of ids.
+        self._undurable: deque[tuple[int, asyncio.Future[None]]] = deque()
+        # Who waits for room to publish, the first first; and for the next transaction.
+        self._crowd: deque[asyncio.Future[None]] = deque()
+        self._next_turn: asyncio.Future[None] | None = None
+        self._is_look_due = False
+
+    # ---- beginning and end
+
+    async def __aenter__(self) -> AsyncMQTTManager:
+        """Open the queue and begin to connect; returns once the queue is open. Connects for ever (`auto_reconnect`)."""
+        if self._loop is not None:
+            raise QueueClosedError("a manager is entered once: make another one to go on")
+        self._loop = loop = asyncio.get_running_loop()
+        opening = loop.run_in_executor(None, _HostedManager, self.config, loop, self._clocks)
+        try:
+            manager = await _to_the_end(opening)
+        except asyncio.CancelledError:
+            # Nobody else would let go of the file.
+            if not opening.cancelled() and opening.exception() is None:
+                await _to_the_end(loop.run_in_executor(None, opening.result().disconnect))
+            raise
+        self._opened = manager
+        manager.store.watch(self._on_turn)
+        manager.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """Leave the broker, write what is pending and let go of the queue file. Idempotent.
+
+        What was not sent stays in the file. It takes 5 s at most where the link is dead. Cancelled, it ends no sooner,
+        so that the file is free afterwards. Raises QueueStorageError where something could not be written.
+        """
+        manager = self._manager
+        manager.hosting.give_back()
+        try:
+            await _to_the_end(self._running_loop.run_in_executor(None, manager.disconnect))
+        finally:
+            # Those who waited for it hear that it is closed.
+            self._look()
+
+    @property
+    def _manager(self) -> _HostedManager:
+        if self._opened is None:
+            raise QueueClosedError("use it within `async with`")
+        return self._opened
+
+    @property
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            raise QueueClosedError("use it within `async with`")
+        return self._loop
+
+    async def _aside(self, call: Callable[..., T], *arguments: Any) -> T:
+        """In a thread, as it may wait for the disk."""
+        return await self._running_loop.run_in_executor(None, partial(call, *arguments))
+
+    # ---- publishing
+
+    async def publish(
+        self,
+        topic: str,
+        payload: object,
+        qos: int = 1,
+        *,
+        retain: bool = False,
+        user_properties: UserProperties | None = None,
+        content_type: str | None = None,
+        response_topic: str | None = None,
+        correlation_data: bytes | None = None,
+    ) -> DeliveryHandle:
+        """Accept a message, and return its handle once it is on disk; QoS 0 at once. Arguments and errors as in
+        `MQTTManager.publish`.
+
+        It never waits for the network. With `wait_for_disk=False` it returns at once. Cancelled before the message was
+        accepted, as many others are on their way to the disk, it publishes nothing; later, the message is sent.
+        """
+        manager = self._manager
+        properties = {
+            "user_properties": user_properties,
+            "content_type": content_type,
+            "response_topic": response_topic,
+            "correlation_data": correlation_data,
+        }
+        return await self._accept(partial(manager.publish, topic, payload, qos, retain=retain, **properties))  # type: ignore[arg-type]
+
+    async def publish_telemetry(self, telemetry: Telemetry) -> DeliveryHandle:
+        """Publish to glec/dtg/{device_id}/telemetry with QoS 0; see `publish`."""
+        return await self._accept(partial(self._manager.publish_telemetry, telemetry))
+
+    async def publish_inference(self, inference: Inference) -> DeliveryHandle:
+        """Publish to glec/dtg/{device_id}/inference with QoS 1; see `publish`."""
+        return await self._accept(partial(self._manager.publish_inference, inference))
+
+    async def publish_alert(self, alert: Alert) -> DeliveryHandle:
+        """Publish to glec/dtg/{device_id}/alerts with QoS 2; see `publish`."""
+        return await self._accept(partial(self._manager.publish_alert, alert))
+
+    async def publish_status(self, status: Status | None = None) -> DeliveryHandle:
+        """Publish to glec/dtg/{device_id}/status with QoS 1; without an argument, the gateway's own figures."""
+        return await self._accept(partial(self._manager.publish_status, status))
+
+    async def _accept(self, publish: Callable[[], PublishHandle]) -> DeliveryHandle:
+        if self._crowd or self._manager.store.pending_count >= _PENDING_MAX:
+            await self._wait_for_room()
+        handle = cast("DeliveryHandle", publish())
+        if self._crowd:
+            # What makes room for them.
+            self._manager.store.request_commit()
+        if handle.qos and self.config.wait_for_disk:
+            await self._wait_until_durable(handle)
+        return handle
+
+    async def _wait_for_room(self) -> None:
+        future = self._running_loop.create_future()
+        self._crowd.append(future)
+        self._manager.store.request_commit()
+        try:
+            await future
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                # It was this one's turn.
+                self._let_in(1)
+            raise
+
+    def _let_in(self, count: int) -> None:
+        while self._crowd and count > 0:
+            future = self._crowd.popleft()
+            if not future.done():
+                future.set_result(None)
+                count -= 1
+
+    async def _wait_until_durable(self, handle: DeliveryHandle) -> None:
+        store, message_id = self._manager.store, handle.message_id
+        while store.committed_id < message_id:
+            future = self._running_loop.create_future()
+            self._undurable.append((message_id, future))
+            store.request_commit()
+            await future
+            if store.committed_id >= message_id:
+                return
+            try:
+                # It does not wait.
+                store.wait_durable(message_id, 0.0)
+            except QueueStorageError:
+                if await self._aside(store.withdraw, message_id):
+                    raise
+
+    async def flush(self, timeout_s: float | None = None) -> bool:
+        """Wait until every accepted message is finished; False after the time-out, with nothing lost."""
+        loop, store = self._running_loop, self._manager.store
+        deadline_s = None if timeout_s is None else loop.time() + timeout_s
+        store.close_batch()
+        if store.size == 0:
+            # What another program has put into the file is found by a transaction.
+            await self._aside(store.run, _look_at_file)
+        with store.hastened():
+            while not store.is_empty:
+                remaining_s = None if deadline_s is None else deadline_s - loop.time()
+                if remaining_s is not None and remaining_s <= 0:
+                    return False
+                if self._next_turn is None:
+                    self._next_turn = loop.create_future()
+                await asyncio.wait([self._next_turn], timeout=remaining_s)
+                store.refuse_if_closed()
+        return True
+
+    # ---- told by the store's thread
+
+    def _on_turn(self) -> None:
+        if self._is_look_due:
+            return
+        self._is_look_due = True
+        # A program may end its loop without leaving.
+        with suppress(RuntimeError):
+            self._running_loop.call_soon_threadsafe(self._look)
+
+    def _look(self) -> None:
+        """A transaction is over: let those go on who waited for it."""
+        self._is_look_due = False
+        store, waiting = self._manager.store, self._undurable
+        committed_id = store.committed_id
+        while waiting and waiting[0][0] <= committed_id:
+            _set(waiting.popleft()[1])
+        if waiting and (store.is_failing or store.is_closed):
+            # They ask themselves what became of it.
+            failed, self._undurable = waiting, deque()
+            for _, future in failed:
+                _set(future)
+        self._let_in(len(self._crowd) if store.is_closed else _PENDING_MAX - store.pending_count)
+        if self._next_turn is not None:
+            _set(self._next_turn)
+            self._next_turn = None
+
+    # ---- the rest of the manager
+
+    @property
+    def device_id(self) -> str:
+        """The device's name in topics and payloads: the client id."""
+        return self.config.client_id
+
+    def is_connected(self) -> bool:
+        """True from the broker's acceptance until the connection is lost."""
+        return self._opened is not None and self._opened.is_connected()
+
+    def set_connection_callback(self, callback: ConnectionCallback) -> None:
+        """Tell `callback` of connections made and lost, on the loop. An exception in it goes to the loop's handler."""
+        self._manager.set_connection_callback(_OnLoop(callback, self._running_loop))
+
+    def set_drop_callback(self, callback: Callable[[Dropped], None] | None) -> None:
+        """Tell `callback` of each message that is dropped, on the loop."""
+        told = None if callback is None else partial(_on_loop, self._running_loop, callback)
+        self._manager.set_drop_callback(told)
+
+    async def handle_for(self, message_id: int) -> DeliveryHandle | None:
+        """The handle of a message published before; see `MQTTManager.handle_for`."""
+        return cast("DeliveryHandle | None", await self._aside(self._manager.handle_for, message_id))
+
+    async def in_doubt(self) -> list[InDoubt]:
+        """The ledger of QoS 2 messages whose fate MQTT cannot tell; see `OfflineQueueManager.in_doubt`."""
+        return await self._aside(self._manager.in_doubt)
+
+    def is_queue_damaged(self) -> bool:
+        """See `MQTTManager.is_queue_damaged`."""
+        return self._manager.is_queue_damaged()
+
+    def get_metrics(self) -> Metrics:
+        """A snapshot of the counters."""
+        return self._manager.get_metrics()
+
+    def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:
+        """What only the caller knows, for the status heartbeat: CAN frames so far, battery in volts."""
+        self._manager.report_vehicle(can_messages_received=can_messages_received, battery_voltage=battery_voltage)
+
+    def enable_debug_logging(self, enabled: bool = True) -> None:
+        """Log every packet to the logger "glec_fast" at DEBUG; False ends it."""
+        self._manager.enable_debug_logging(enabled)
+
+
+class _OnLoop(ConnectionCallback):
+    """Hands on to the loop what the thread that connects has to tell."""
+
+    def __init__(self, callback: ConnectionCallback, loop: asyncio.AbstractEventLoop) -> None:
+        self._callback = callback
+        self._loop = loop
+
+    def on_connected(self) -> None:
+        _on_loop(self._loop, self._callback.on_connected)
+
+    def on_connection_lost(self, cause: Exception | None) -> None:
+        _on_loop(self._loop, self._callback.on_connection_lost, cause)
+
+    def on_reconnecting(self) -> None:
+        _on_loop(self._loop, self._callback.on_reconnecting)
+
+    def on_connect_failed(self, cause: Exception) -> None:
+        _on_loop(self._loop, self._callback.on_connect_failed, cause)
+
+
+def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: object) -> None:
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(call, *arguments)
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _look_at_file(_table: object) -> None:
+    """A transaction that does nothing looks."""
+
+
+async def _to_the_end(future: asyncio.Future[T]) -> T:
+    """Its result. Cancelled meanwhile, it is waited for all the same, and then CancelledError is raised."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:  # noqa: PERF203 - each cancellation is one
+            cancelled = error
+    if cancelled is not None:
+        # Told to nobody else.
+        future.exception()
+        raise cancelled
+    return future.result()
