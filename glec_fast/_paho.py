@@ -11,11 +11,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from operator import attrgetter
-from types import CodeType, ModuleType
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 
@@ -64,10 +64,11 @@ with _imported_late(_RARELY_USED):
     import paho.mqtt
     from paho.mqtt import client as paho_client
     from paho.mqtt.client import MQTTMessage, MQTTMessageInfo, WebsocketConnectionError, error_string
+    from paho.mqtt.enums import MQTTErrorCode
     from paho.mqtt.matcher import MQTTMatcher
 
 if TYPE_CHECKING:
-    from paho.mqtt.enums import LogLevel, MQTTErrorCode
+    from paho.mqtt.enums import LogLevel
 
 __all__ = ["MQTTMessage", "MQTTMessageInfo", "Paho", "PahoClient", "WebsocketConnectionError", "error_string"]
 
@@ -75,13 +76,19 @@ METHODS = (
     "_call_socket_close",
     "_call_socket_register_write",
     "_call_socket_unregister_write",
+    "_check_keepalive",
     "_create_socket",
     "_create_socket_connection",
     "_do_on_disconnect",
+    "_do_on_publish",
     "_easy_log",
     "_get_proxy",
     "_handle_connack",
     "_handle_on_message",
+    "_handle_pubackcomp",
+    "_handle_publish",
+    "_handle_pubrec",
+    "_handle_pubrel",
     "_loop",
     "_loop_rc_handle",
     "_messages_reconnect_reset",
@@ -90,14 +97,22 @@ METHODS = (
     "_pack_remaining_length",
     "_packet_handle",
     "_packet_queue",
+    "_packet_read",
+    "_packet_write",
     "_raise_for_invalid_topic",
     "_reconnect_wait",
     "_reset_sockets",
     "_send_connect",
     "_send_pingreq",
+    "_send_puback",
+    "_send_pubcomp",
+    "_send_publish",
+    "_send_pubrec",
     "_sock_close",
     "_sock_recv",
+    "_sock_send",
     "_ssl_wrap_socket",
+    "_thread_main",
 )
 ATTRIBUTES = (
     "_bind_address",
@@ -286,15 +301,35 @@ def has_own_websocket() -> bool:
     return paho_client._WebsocketWrapper is not WebsocketWrapper
 
 
-# What our own code has in the place of a method of paho's; a program that has its own there is asked first.
-_REPLACED = {name: vars(PahoClient)[name] for name in ("_handle_on_message",)}
+# What our own code does in the place of these; a program that has its own there is asked for each.
+_OVERRIDABLE = (
+    *("_packet_handle", "_handle_publish", "_handle_on_message", "_handle_pubrel", "_handle_pubackcomp"),
+    *("_handle_pubrec", "_do_on_publish", "_send_publish", "_send_puback", "_send_pubrec", "_send_pubcomp"),
+    *("_sock_recv", "_sock_send"),
+)
+# Those of them that move bytes.
+_MOVE_BYTES = ("_sock_recv", "_sock_send")
+_overridable_of = attrgetter(*_OVERRIDABLE)
 
 
-def own_method(client: Any, name: str) -> Any:
-    """The program's own method of that name, which a subclass or another has put there; None where it is paho's."""
-    if name not in vars(client) and getattr(type(client), name) is _REPLACED[name]:
-        return None
-    return getattr(client, name)
+class Overrides:
+    """Which private methods of paho a program has put its own in the place of: in a subclass, or in another's class.
+
+    Thread-safe. `ours`: the class whose methods are not the program's.
+    """
+
+    def __init__(self, ours: type) -> None:
+        self._ours = _overridable_of(ours)
+        self._names = frozenset(_OVERRIDABLE)
+
+    def of(self, client: Any) -> dict[str, Any]:
+        """Name -> method. Nearly always empty, and asked for with every read."""
+        kind, own = type(client), vars(client)
+        if self._names.isdisjoint(own) and _overridable_of(kind) == self._ours:
+            return {}
+        theirs = zip(_OVERRIDABLE, _overridable_of(kind), self._ours, strict=True)
+        names = [name for name, method, base in theirs if method is not base or name in own]
+        return {name: getattr(client, name) for name in names}
 
 
 def _field(name: str) -> Any:
@@ -319,6 +354,21 @@ def noted(name: str, method: str) -> Any:
     return property(read, note)
 
 
+_SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
+
+
+class _Tapped:
+    """In the place of a client, for its socket: bytes go through the program's own `_sock_recv` and `_sock_send`."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @property
+    def sock(self) -> Any:
+        client = self._client
+        return None if client._sock is None else SimpleNamespace(recv=client._sock_recv, send=client._sock_send)
+
+
 class Paho:
     """One client's fields and methods of paho's, by names of ours, for the parts that the client is made of.
 
@@ -326,7 +376,7 @@ class Paho:
     looked up when they are called, so a program's subclass may have its own.
     """
 
-    __slots__ = ("client",)
+    __slots__ = ("client", "holder")
 
     # ---- the connection
     sock = _field("_sock")
@@ -383,6 +433,16 @@ class Paho:
     def __init__(self, client: Any) -> None:
         # For what is paho's public API, and to call callbacks with.
         self.client: PahoClient = client
+        # Whose `sock` bytes are moved by.
+        self.holder: Paho | _Tapped = self
+
+    def note_connection(self, own: dict[str, Any]) -> None:
+        """A connection is made. own: see `Overrides`."""
+        self.holder = self if own.keys().isdisjoint(_MOVE_BYTES) else _Tapped(self.client)
+
+    def through(self, sock: Any) -> Any:
+        """What reads from it: `sock` itself as a rule."""
+        return sock if self.holder is self else self.holder.sock
 
     @property
     def host(self) -> str:
@@ -445,6 +505,10 @@ class Paho:
         """Close the socket, where there is one."""
         self.client._sock_close()
 
+    def run_thread(self) -> None:
+        """What the network thread does, from its beginning to its end."""
+        self.client._thread_main()
+
     def close_wake_pair(self) -> None:
         """The sockets to wake the loop by."""
         self.client._reset_sockets(sockpair_only=True)
@@ -455,8 +519,12 @@ class Paho:
 
     def handle_packet(self, command: int, body: bytes) -> MQTTErrorCode:
         """Have paho handle a whole packet. Raises MalformedPacket."""
+        return self.enter_packet(command, body, self.client._packet_handle)
+
+    def enter_packet(self, command: int, body: bytes, handle: Callable[[], Any]) -> MQTTErrorCode:
+        """`handle()`, one of paho's handlers or of the program's in its place, of a whole packet."""
         self.packet = whole_packet(command, body)
-        return self.client._packet_handle()
+        return handle() or _SUCCESS
 
     def open_tcp(self) -> Any:
         """A socket that is connected to the broker, or to it through a proxy. Raises OSError."""

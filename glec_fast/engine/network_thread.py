@@ -90,7 +90,7 @@ class NetworkThread:
         paho.is_ending = False
         self._stops_by_s = None
         name = f"paho-mqtt-client-{paho.client_id.decode()}"
-        paho.thread = Thread(target=self._main, name=name, daemon=True)
+        paho.thread = Thread(target=paho.run_thread, name=name, daemon=True)
         paho.thread.start()
         return _SUCCESS
 
@@ -195,7 +195,7 @@ class NetworkThread:
 
     # ---- the thread itself
 
-    def _main(self) -> None:
+    def main(self) -> None:
         """Where its loop raises, the policy says whether it begins again."""
         paho, interrupt = self._paho, self._connector.interrupt
         try:

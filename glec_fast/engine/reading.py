@@ -148,7 +148,7 @@ class Reader:
         ended, failure = _SUCCESS, None
         for _ in range(_RECORDS_A_READ if paho.is_tls else 1):
             try:
-                size = self._link.read(sock, _RECEIVE_BYTES, now_s)
+                size = self._link.read(paho.through(sock), _RECEIVE_BYTES, now_s)
             except ssl.SSLWantWriteError:
                 # A handshake within the connection.
                 paho.register_write()

@@ -128,7 +128,7 @@ class Writer:
         while True:
             rounds += 1
             try:
-                sent, is_last = self._link.write(self._paho, _SEND_BYTES)
+                sent, is_last = self._link.write(self._paho.holder, _SEND_BYTES)
             except BlockingIOError:
                 return MQTTErrorCode.MQTT_ERR_AGAIN
             except OSError as error:
@@ -152,7 +152,7 @@ class Writer:
 
     def write_some(self) -> tuple[int, bool]:
         """(bytes that the socket took, whether DISCONNECT was among them). Raises BlockingIOError, OSError."""
-        return self._link.write(self._paho, _SEND_BYTES)
+        return self._link.write(self._paho.holder, _SEND_BYTES)
 
     def _write_for_thread(self) -> None:
         """Under load the network thread waits long for the GIL. What follows from the writing stays its business."""

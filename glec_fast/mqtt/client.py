@@ -181,8 +181,10 @@ class Client(process.OfOneProcess, WithCallbacks):
 
     def _compose(self, outbox: Outbox, timeouts_s: dict[str, float]) -> None:
         self._outbox = outbox
-        self._parts = parts = compose(self, outbox, self._connector, self._policy, **timeouts_s)
-        outbox.is_traced = self._is_logging
+        self._own_at_first = _overrides.of(self)
+        self._send_mark = CallbackMark()
+        self._parts = parts = compose(self, outbox, self._connector, self._policy, _overrides, **timeouts_s)
+        self._note_logging()
         outbox.session.protocol_version = int(self._protocol)
         # For `publish`: where something is to be sent, and where what is sent is logged.
         self._after_publish, self._log_sent = parts.writer.after_publish, parts.writer.log_sent
@@ -252,7 +254,7 @@ class Client(process.OfOneProcess, WithCallbacks):
         is_method = type(self).on_log is not PahoClient.on_log  # type: ignore[comparison-overlap]
         self._is_logging = is_method or self._on_log is not None or self._logger is not None
         if "_outbox" in self.__dict__:
-            self._outbox.is_traced = self._is_logging
+            self._outbox.is_traced = self._is_logging or "_send_publish" in self._own_at_first
 
     # ---- publishing
 
@@ -323,7 +325,7 @@ class Client(process.OfOneProcess, WithCallbacks):
 
     def _note_on_publish(self) -> None:
         """Messages whose handle nobody holds cost something only where they are asked for."""
-        self._outbox.tell_all(bool(self.on_publish))
+        self._outbox.tell_all(bool(self.on_publish) or "_do_on_publish" in self._own_at_first)
 
     def _tell_dropped(self, dropped: list[Dropped]) -> None:
         tell_dropped(_paho.Paho(self), self._policy, self.on_drop, dropped, self.store.log)
@@ -426,7 +428,7 @@ class Client(process.OfOneProcess, WithCallbacks):
 
         Returns MQTT_ERR_SUCCESS, MQTT_ERR_NO_CONN, or why the connection has ended.
         """
-        return self._parts.reader.read()
+        return self._packet_read()
 
     def want_write(self) -> bool:
         """True where bytes wait for the socket, so that a program's own loop is to wait for room. From any thread."""
@@ -434,7 +436,7 @@ class Client(process.OfOneProcess, WithCallbacks):
 
     def loop_write(self) -> MQTTErrorCode:
         """For a loop of the program's own: the socket has room. Returns as `loop_read`."""
-        return self._parts.writer.write()
+        return self._packet_write()
 
     def loop_misc(self) -> MQTTErrorCode:
         """For a loop of the program's own: keep alive, and what else is due; once a second.
@@ -448,7 +450,48 @@ class Client(process.OfOneProcess, WithCallbacks):
             self._parts.ending.note(cause)
             self._easy_log(LogLevel.MQTT_LOG_ERR, "closing the connection: %s", cause)
             return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
-        return self._parts.loop.do_misc() or self._parts.liveness.check()
+        # One of the program's own returns nothing.
+        return self._parts.loop.do_misc() or self._check_keepalive() or MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    # ---- what a program's subclass may have its own of: see `Overrides`
+
+    def _check_keepalive(self) -> MQTTErrorCode:  # type: ignore[override]
+        return self._parts.liveness.check()
+
+    def _thread_main(self) -> None:
+        self._parts.thread.main()
+
+    def _packet_read(self) -> MQTTErrorCode:
+        return self._parts.reader.read()
+
+    def _packet_write(self) -> MQTTErrorCode:
+        return self._parts.writer.write()
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        self._parts.dispatcher.take_message()
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_pubrel(self) -> MQTTErrorCode:
+        return self._parts.dispatcher.take_pubrel(int.from_bytes(self._in_packet["packet"][:2], "big"))
+
+    def _handle_pubrec(self) -> MQTTErrorCode:
+        # The session has it already; so with the next.
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _handle_pubackcomp(self, cmd: Any) -> MQTTErrorCode:
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _do_on_publish(self, mid: int, reason_code: ReasonCode, properties: Properties) -> MQTTErrorCode:
+        if on_publish := self.on_publish:
+            is_first = self._callback_api_version == CallbackAPIVersion.VERSION1
+            self._parts.dispatcher.call_on_publish(on_publish, mid, () if is_first else (reason_code, properties))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _send_publish(self, mid: int, *args: Any, **kwargs: Any) -> MQTTErrorCode:
+        if self._send_mark.acquire(False):
+            return super()._send_publish(mid, *args, **kwargs)
+        # The outbox has encoded it already, and the program's own method is told.
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _packet_queue(
         self, command: int, packet: bytes | bytearray, mid: int, qos: int, info: Any = None
@@ -569,3 +612,6 @@ class Client(process.OfOneProcess, WithCallbacks):
 def parts_of(client: Client) -> Parts:
     """What the client is made of, for other packages of ours."""
     return client._parts
+
+
+_overrides = _paho.Overrides(Client)

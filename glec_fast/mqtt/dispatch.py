@@ -17,9 +17,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import MalformedPacket, Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from glec_fast._paho import MQTTMessage, Paho, has_filters, own_method
+from glec_fast._paho import MQTTMessage, Overrides, Paho, has_filters
 from glec_fast.errors import ProtocolError
-from glec_fast.mqtt.inbound_message import InboundMessage, properties_from, reason_from
+from glec_fast.mqtt.inbound_message import InboundMessage, packed_publish, properties_from, reason_from
 from glec_fast.outbox._outbox import Outbox, take_up, tell, tell_waiters
 from glec_fast.outbox.received import Received
 from glec_fast.outbox.stored import DurableOutbox
@@ -39,6 +39,7 @@ _EXACTLY_ONCE = 2
 _PUBCOMP = b"\x70\x02"
 _PUBREL_TYPE, _SUBACK_TYPE, _UNSUBACK_TYPE = 0x60, 0x90, 0xB0
 PINGRESP, _DISCONNECT_TYPE = 0xD0, 0xE0
+_PUBREC_TYPE = 0x50
 _ACK_NAMES = {0x40: "PUBACK", 0x50: "PUBREC", 0x70: "PUBCOMP"}
 
 
@@ -54,7 +55,7 @@ class _At(enum.Enum):
 class Dispatcher:
     """Of one client. For whoever has its loop; `finished` may be extended under the outbox's lock only."""
 
-    def __init__(self, paho: Paho, outbox: Outbox, ending: Ending) -> None:
+    def __init__(self, paho: Paho, outbox: Outbox, ending: Ending, overrides: Overrides) -> None:
         # With a store; without, the packet ids of QoS 2 are paho's, in memory.
         self.received: Received | None = Received(outbox) if isinstance(outbox, DurableOutbox) else None
         self._paho = paho
@@ -71,8 +72,9 @@ class Dispatcher:
         self._reasons: dict[int, tuple[int, int, int, bytes]] = {}
         self._failed_at = _At.NOTHING
         self._has_told_of_qos_1 = False
-        # A program's own `_handle_on_message`, in place of what is done here.
-        self._own_hand_over: Any = None
+        self._overrides = overrides
+        # The program's own methods in the place of paho's, by their names: asked for what is done here else.
+        self._own: dict[str, Any] = overrides.of(paho.client)
 
     def is_behind(self) -> bool:
         """True where something has come, or left, that no callback was told of yet."""
@@ -81,8 +83,8 @@ class Dispatcher:
     def handle(self, sock: Any) -> MQTTErrorCode:
         """Every whole packet that is there, until the connection ends or is about to."""
         inbound, outbox, link = self.inbound, self._outbox, self.link
-        inbound.one_by_one = outbox.is_traced
-        self._own_hand_over = own_method(self._client, "_handle_on_message")
+        self._own = self._overrides.of(self._client)
+        inbound.one_by_one = outbox.is_traced or bool(self._own)
         while True:
             if self.finished or self._arrived or link.packet is not None:
                 rc = self._handle_held(sock)
@@ -102,6 +104,8 @@ class Dispatcher:
                 link.do(outbox.after_settle)
                 if inbound.one_by_one:
                     self._log_ack(inbound.acks, link.answer_bytes)
+                    if self._own:
+                        self._tell_of_ack(inbound.acks)
                 if outbox.session.downgraded_count and not self._has_told_of_qos_1:
                     self._note_qos_1()
         if outbox.answer_bytes > _ANSWERS_MAX_BYTES:
@@ -124,7 +128,9 @@ class Dispatcher:
                 return MQTTErrorCode.MQTT_ERR_SUCCESS
         if self._arrived:
             self._failed_at = _At.MESSAGE
-            self._deliver(sock)
+            rc = self._deliver(sock)
+            if rc:
+                return rc
         self._failed_at = _At.NOTHING
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
@@ -163,6 +169,16 @@ class Dispatcher:
         if answer_bytes:
             self._paho.log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", mid)
 
+    def _tell_of_ack(self, ack: bytes) -> None:
+        """A program that has its own handler of acknowledgements; what it returns changes nothing any more."""
+        enter = self._own.get("_packet_handle")
+        if enter is None and ack[0] == _PUBREC_TYPE:
+            enter = self._own.get("_handle_pubrec")
+        elif enter is None and (handler := self._own.get("_handle_pubackcomp")):
+            enter = partial(handler, _ACK_NAMES[ack[0]])
+        if enter is not None:
+            self._paho.enter_packet(ack[0], ack[2:], enter)
+
     def _note_qos_1(self) -> None:
         self._has_told_of_qos_1 = True
         text = "the server acknowledges QoS 2 as QoS 1 (PUBACK): messages may arrive twice"
@@ -188,7 +204,10 @@ class Dispatcher:
     def tell_published(self, *, again: bool = True) -> None:
         """Call `on_publish` for each. again: where it raises, it is called again for the same message."""
         on_publish = self._client.on_publish
-        if on_publish:
+        own = self._own.get("_do_on_publish")
+        if own is not None:
+            tell(self.finished, self._reasons, partial(self._enter_on_publish, own, on_publish), again)
+        elif on_publish:
             tell(self.finished, self._reasons, partial(self._call_on_publish, on_publish), again)
         else:
             tell_waiters(self.finished, self._reasons)
@@ -200,15 +219,26 @@ class Dispatcher:
         # It has left all the same, also where a callback raises; those behind it are told of in the loop's next turn.
         self.tell_published(again=False)
 
+    def _reason_of(self, handle: PublishHandle) -> tuple[ReasonCode, Properties]:
+        return _reason_and_properties(handle, self._reasons.get(handle.mid))
+
+    def _enter_on_publish(self, own: Any, on_publish: Any, handle: PublishHandle) -> None:
+        """As with paho, whose own is for what was acknowledged."""
+        if handle.qos:
+            own(handle.mid, *self._reason_of(handle))
+        elif on_publish:
+            self._call_on_publish(on_publish, handle)
+
     def _call_on_publish(self, on_publish: Any, handle: PublishHandle) -> None:
+        is_first = self._paho.callback_version == CallbackAPIVersion.VERSION1
+        self.call_on_publish(on_publish, handle.mid, () if is_first else self._reason_of(handle))
+
+    def call_on_publish(self, on_publish: Any, mid: int, more: tuple[Any, ...]) -> None:
+        """Call it. more: what the second version of paho's callbacks is given besides."""
         paho, client = self._paho, self._client
         with paho.callback_mark:
             try:
-                if paho.callback_version == CallbackAPIVersion.VERSION1:
-                    on_publish(client, paho.userdata, handle.mid)
-                else:
-                    reason = self._reasons.get(handle.mid)
-                    on_publish(client, paho.userdata, handle.mid, *_reason_and_properties(handle, reason))
+                on_publish(client, paho.userdata, mid, *more)
             except Exception as error:
                 paho.log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_publish: %s", error)
                 if not self._client.suppress_exceptions:
@@ -216,25 +246,40 @@ class Dispatcher:
 
     # ---- messages
 
-    def _deliver(self, sock: Any) -> None:
+    def _deliver(self, sock: Any) -> MQTTErrorCode:
         """Each message to its callbacks, and its acknowledgement behind it."""
-        arrived, paho, kept = self._arrived, self._paho, self.received
-        is_logging = self.inbound.one_by_one
+        arrived, paho = self._arrived, self._paho
+        enter = self._own.get("_packet_handle") or self._own.get("_handle_publish")
         with paho.callback_mark:
-            while arrived:
+            while arrived and paho.sock is sock and not self._outbox.session.has_last:
                 message = arrived[0]
-                if is_logging:
-                    self._log_received(message)
-                if kept is not None:
-                    if kept.is_new(message):
-                        self._hand_over(message)
-                elif message.qos < _EXACTLY_ONCE:
-                    self._hand_over(message)
-                if paho.sock is not sock:
-                    return
-                self._acknowledge()
-                if self._outbox.session.has_last:
-                    return
+                if enter is None:
+                    self.take_message()
+                    continue
+                is_5 = paho.protocol == MQTTProtocolVersion.MQTTv5
+                rc = paho.enter_packet(*packed_publish(message, is_5=is_5), enter)
+                if paho.sock is sock and arrived and arrived[0] is message:
+                    # The program has kept it from what is done here: nobody is told, and nothing answered.
+                    arrived.popleft()
+                if rc:
+                    return rc
+        return _SUCCESS
+
+    def take_message(self) -> None:
+        """The first that has arrived, to its callbacks, and answer it."""
+        paho, kept = self._paho, self.received
+        if not self._arrived:
+            return
+        message, sock = self._arrived[0], paho.sock
+        if self.inbound.one_by_one:
+            self._log_received(message)
+        if kept is not None:
+            if kept.is_new(message):
+                self._hand_over(message)
+        elif message.qos < _EXACTLY_ONCE:
+            self._hand_over(message)
+        if paho.sock is sock:
+            self._acknowledge()
 
     def _acknowledge(self) -> None:
         """The first that has arrived is through its callbacks."""
@@ -243,6 +288,8 @@ class Dispatcher:
             self._arrived.popleft()
             return
         is_manual = self._paho.is_manual
+        if self._own and self._answer_by_own(message, is_manual=is_manual):
+            return
         if self.received is not None and message.qos == _EXACTLY_ONCE:
             self._arrived.popleft()
             if not is_manual:
@@ -253,6 +300,19 @@ class Dispatcher:
             name = "PUBREC" if message.qos == _EXACTLY_ONCE else "PUBACK"
             self._paho.log(LogLevel.MQTT_LOG_DEBUG, f"Sending {name} (Mid: %d)", message.mid)
 
+    def _answer_by_own(self, message: InboundMessage, *, is_manual: bool) -> bool:
+        """True where the program has its own method that answers."""
+        answer = self._own.get("_send_pubrec" if message.qos == _EXACTLY_ONCE else "_send_puback")
+        if answer is None or self.received is not None:
+            return False
+        self._arrived.popleft()
+        if message.qos == _EXACTLY_ONCE:
+            self._paho.received[message.mid] = message
+            answer(message.mid)
+        elif not is_manual:
+            answer(message.mid)
+        return True
+
     def _hand_over(self, message: MQTTMessage, received: dict[int, Any] | None = None) -> None:
         """To the callbacks whose filter matches, else to `on_message`; the caller has said that this is a callback.
 
@@ -260,8 +320,9 @@ class Dispatcher:
         others; the first that was raised is, behind them.
         """
         received = {} if received is None else received
-        if self._own_hand_over is not None:
-            take_up(received, message.mid, self._own_hand_over, message)
+        own = self._own.get("_handle_on_message")
+        if own is not None:
+            take_up(received, message.mid, own, message)
             return
         callbacks: list[Any] = []
         if has_filters(self._filters):
@@ -311,7 +372,10 @@ class Dispatcher:
     def _on_packet(self, command: int, body: bytes) -> MQTTErrorCode:
         kind = command & 0xF0
         if kind == _PUBREL_TYPE:
-            return self._on_pubrel(body[0] << 8 | body[1])
+            enter = self._own.get("_packet_handle") or self._own.get("_handle_pubrel")
+            if enter is None:
+                return self.take_pubrel(body[0] << 8 | body[1])
+            return self._paho.enter_packet(command, body, enter)
         if kind in (_SUBACK_TYPE, _UNSUBACK_TYPE):
             self._outbox.release_packet_id(body[0] << 8 | body[1])
         elif kind == PINGRESP and self._outbox.probes > 1:
@@ -334,7 +398,8 @@ class Dispatcher:
             self._paho.log(LogLevel.MQTT_LOG_DEBUG, "Received malformed packet: %s", error)
             return MQTTErrorCode.MQTT_ERR_PROTOCOL
 
-    def _on_pubrel(self, mid: int) -> MQTTErrorCode:
+    def take_pubrel(self, mid: int) -> MQTTErrorCode:
+        """Release the message, and answer."""
         if self.inbound.one_by_one:
             self._paho.log(LogLevel.MQTT_LOG_DEBUG, "Received PUBREL (Mid: %d)", mid)
         if self.received is not None:
@@ -350,6 +415,8 @@ class Dispatcher:
         if not self._paho.is_manual and self._paho.sock is sock:
             if self.inbound.one_by_one:
                 self._paho.log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBCOMP (Mid: %d)", mid)
+            if answer := self._own.get("_send_pubcomp"):
+                return answer(mid)  # type: ignore[no-any-return]
             self._outbox.put_ack(_PUBCOMP + mid.to_bytes(2, "big"))
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 

@@ -18,7 +18,7 @@ from glec_fast.outbox.owners import Owner
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from glec_fast._paho import Paho
+    from glec_fast._paho import Overrides, Paho
     from glec_fast.engine.farewell import Farewell
     from glec_fast.engine.liveness import Liveness
     from glec_fast.engine.takeover import Takeover
@@ -51,8 +51,10 @@ class Greeting:
         farewell: Farewell,
         takeover: Takeover,
         liveness: Liveness,
+        overrides: Overrides,
     ) -> None:
         self._paho = paho
+        self._overrides = overrides
         self._outbox = outbox
         self._dispatcher = dispatcher
         self._link = dispatcher.link
@@ -94,6 +96,7 @@ class Greeting:
         paho, session = self._paho, self._outbox.session
         self._dispatcher.drop()
         self._link.begin()
+        paho.note_connection(self._overrides.of(paho.client))
         self._liveness.begin()
         self.identify()
         if self._dispatcher.received is not None:

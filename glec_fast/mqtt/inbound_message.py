@@ -66,11 +66,34 @@ class InboundMessage(MQTTMessage):
 _PICKLED = ("_topic", "payload", "qos", "mid", "dup", "retain", "timestamp", "state")
 
 
-def _restored(kind: type[InboundMessage], fields: dict[str, Any]) -> InboundMessage:
+class OwnMessage(MQTTMessage):
+    """One of ours that a program is shown: paho's, which can be handed on to another process."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Also for `copy`."""
+        fields = {name: getattr(self, name) for name in (*_PICKLED, "properties")}
+        return _restored, (type(self), fields)
+
+
+def _restored(kind: type[Any], fields: dict[str, Any]) -> Any:
     message = object.__new__(kind)
     for name, value in fields.items():
         setattr(message, name, value)
+    message.info = MQTTMessageInfo(message.mid)
     return message
+
+
+def packed_publish(message: InboundMessage, *, is_5: bool) -> tuple[int, bytes]:
+    """(first byte, body) of the PUBLISH that it came in (3.3)."""
+    topic = message.topic.encode()
+    body = len(topic).to_bytes(2, "big") + topic
+    if message.qos:
+        body += message.mid.to_bytes(2, "big")
+    if is_5:
+        body += bytes(message.properties.pack()) if message.properties is not None else b"\0"
+    return 0x30 | message.dup << 3 | message.qos << 1 | message.retain, body + message.payload
 
 
 def _copy_of(template: Any) -> Any:
@@ -117,7 +140,7 @@ def reason_from(packet_type: int, code: int) -> ReasonCode:
 
 def unsent_message(message: Message) -> MQTTMessage:
     """One that waits in memory, as paho's class."""
-    unsent = MQTTMessage(message.mid, message.topic.encode())
+    unsent = OwnMessage(message.mid, message.topic.encode())
     unsent.payload, unsent.qos, unsent.retain = message.payload, message.qos, message.retain
     unsent.info, unsent.state = message.handle, MessageState.MQTT_MS_PUBLISH
     return unsent

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from glec_fast._paho import Paho
+from glec_fast._paho import Overrides, Paho
 from glec_fast.durable.store import Store
 from glec_fast.engine.connecting import Connecting
 from glec_fast.engine.ending import Ending
@@ -58,17 +58,19 @@ def compose(
     outbox: Outbox,
     connector: Connector,
     policy: Policy,
+    overrides: Overrides,
     *,
     answer_timeout_s: float = 0.0,
     ack_timeout_s: float = 0.0,
 ) -> Parts:
     """The parts of `client`; see `Liveness` for the last two."""
     paho, takeover, ending = Paho(client), Takeover(), Ending()
+    own = overrides.of(client)
     liveness = Liveness(paho, outbox, ending, answer_timeout_s=answer_timeout_s, ack_timeout_s=ack_timeout_s)
-    dispatcher = Dispatcher(paho, outbox, ending)
+    dispatcher = Dispatcher(paho, outbox, ending, overrides)
     wakeup = Wakeup(paho, outbox, dispatcher.link)
     farewell = Farewell(paho, outbox, dispatcher, wakeup, takeover)
-    writer = Writer(paho, outbox, dispatcher, wakeup, farewell, partial(log_sent, paho, outbox))
+    writer = Writer(paho, outbox, dispatcher, wakeup, farewell, partial(log_sent, paho, outbox, own, client._send_mark))
     connecting = Connecting(paho, farewell, connector, policy, ending, silence_max_s=2 * answer_timeout_s)
     reader = Reader(paho, outbox, dispatcher, connecting, writer, farewell, ending)
     return Parts(
@@ -81,7 +83,7 @@ def compose(
         reader=reader,
         loop=Loop(paho, outbox, dispatcher, reader, writer, farewell, policy),
         thread=NetworkThread(paho, outbox, dispatcher, wakeup, farewell, writer, connector, policy),
-        greeting=Greeting(paho, outbox, dispatcher, writer, farewell, takeover, liveness),
+        greeting=Greeting(paho, outbox, dispatcher, writer, farewell, takeover, liveness, overrides),
         liveness=liveness,
         ending=ending,
     )

@@ -12,14 +12,25 @@ from glec_fast.mqtt.inbound_message import properties_from
 if TYPE_CHECKING:
     from glec_fast._paho import Paho
     from glec_fast.outbox._outbox import Message, Outbox
+    from glec_fast.runtime._lock import CallbackMark
 
-_PUBREL = 0x60
+_PUBLISH, _PUBREL = 0x30, 0x60
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 
 
-def log_sent(paho: Paho, outbox: Outbox) -> None:
-    """What was encoded since the last call. From any thread."""
+def log_sent(paho: Paho, outbox: Outbox, own: dict[str, Any], mark: CallbackMark) -> None:
+    """What was encoded since the last call. From any thread.
+
+    own: see `Overrides`. mark: says that the program's own `_send_publish` is being told, and need send nothing.
+    """
     for message, command in outbox.take_trace():
+        if command & 0xF0 == _PUBLISH and "_send_publish" in own:
+            properties = (
+                None if message.properties is None else properties_from(PacketTypes.PUBLISH, message.properties)
+            )
+            sent = message.mid, message.topic.encode(), message.payload, message.qos, message.retain, command >> 3 & 1
+            with mark:
+                own["_send_publish"](*sent, message.handle, properties)
         if command & 0xF0 == _PUBREL:
             paho.log(LogLevel.MQTT_LOG_DEBUG, "Sending PUBREL (Mid: %d)", message.mid)
         else:

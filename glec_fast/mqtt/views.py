@@ -16,7 +16,7 @@ from paho.mqtt.packettypes import PacketTypes
 
 from glec_fast._paho import MQTTMessage, encode_payload
 from glec_fast.errors import UnsupportedError
-from glec_fast.mqtt.inbound_message import properties_from
+from glec_fast.mqtt.inbound_message import OwnMessage, properties_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +97,7 @@ class OutMessages(MutableMapping[int, MQTTMessage]):
                 yield mid, self._as_paho_s(found, is_waiting=mid in waiting)
 
     def _as_paho_s(self, found: Message, *, is_waiting: bool) -> MQTTMessage:
-        message = MQTTMessage(found.mid, found.topic.encode())
+        message = OwnMessage(found.mid, found.topic.encode())
         message.payload, message.qos, message.retain, message.info = (
             found.payload,
             found.qos,

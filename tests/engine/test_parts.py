@@ -98,6 +98,8 @@ class Scene:
             lose=lambda rc: rc,
             close=self.note("close"),
             close_wake_pair=self.note("close_wake_pair"),
+            holder=None,
+            through=lambda sock: sock,
             client=SimpleNamespace(
                 loop=self.note("loop"),
                 loop_read=self.note("loop_read"),
@@ -328,7 +330,11 @@ class TestNetworkThread:
         wakeup: Any = SimpleNamespace(wake=scene.note("wake"), open=scene.note("open"))
         farewell: Any = SimpleNamespace(is_waiting=False, leave_now=scene.note("leave_now"))
         writer: Any = SimpleNamespace()
-        return NetworkThread(scene.paho, scene.outbox, scene.arrivals, wakeup, farewell, writer, Connector(), Policy())
+        thread = NetworkThread(
+            scene.paho, scene.outbox, scene.arrivals, wakeup, farewell, writer, Connector(), Policy()
+        )
+        scene.paho.run_thread = thread.main
+        return thread
 
     def test_it_goes_on_behind_what_a_callback_raised(
         self, thread: NetworkThread, scene: Scene, monkeypatch: pytest.MonkeyPatch
