@@ -7,6 +7,8 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from glec_fast.durable.limits import THIN
+from glec_fast.durable.outcomes import DropReason
 from support.clock import Clock
 from support.faulty_disk import Event, FaultyDisk, Note
 from support.power_cut import Files, Medium, lay_out
@@ -36,9 +38,10 @@ class Accepted(NamedTuple):
 
 
 class DroppedAs(NamedTuple):
-    """The program is told that this message is gone."""
+    """The program is told that this message is gone. is_kept: into quarantine."""
 
     message_id: int
+    is_kept: bool
 
 
 class TransactionBegins(NamedTuple):
@@ -67,7 +70,10 @@ class LinkCut(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """What one life is about. `max_queue_size` and `ttl_ms` small enough make overflow and expiry part of it."""
+    """What one life is about. Limits of the queue and `ttl_ms` small enough make overflow and expiry part of it.
+
+    refuses_every: the broker ends connections over every so many-th message; 0 for none.
+    """
 
     seed: int
     actions: int = 200
@@ -76,6 +82,14 @@ class Settings:
     max_unreleased: int = 5
     max_queue_size: int = 1000
     ttl_ms: int = 1000_000
+    max_queue_bytes: int = 0
+    queue_order: str = "fifo"
+    overflow: str = "oldest"
+    refuses_every: int = 0
+
+    def refuses(self, payload: str) -> bool:
+        """True where the broker does."""
+        return bool(self.refuses_every) and int(payload.split("-")[1]) % self.refuses_every == 0
 
 
 class Life:
@@ -97,6 +111,8 @@ class Life:
         actions = (
             (self._publish, 10), (self._send, 12), (self._broker_handles, 12), (self._broker_answers, 12),
             (self._commit, 4), (self._cut, 2), (self._let_time_pass, 1), (self._restart, 0.4),
+            (self._be_offline, 1 if self._settings.overflow == THIN else 0),
+            (self._go_on, 4 if self._settings.refuses_every else 0),
         )  # fmt: skip
         self._gateway.connect()
         for _ in range(self._settings.actions):
@@ -115,7 +131,7 @@ class Life:
             for each in dropped:
                 # Nothing is promised of QoS 0.
                 if each.qos:
-                    self._disk.note(DroppedAs(each.message_id))
+                    self._disk.note(DroppedAs(each.message_id, each.reason is DropReason.QUARANTINED))
             on_dropped(dropped)
 
         gateway.outbox.take_finished = watched_take_finished  # type: ignore[method-assign]
@@ -124,7 +140,7 @@ class Life:
 
     def _publish(self) -> None:
         for _ in range(self._chance.choice((1, 1, 1, 2, 5))):
-            qos = self._chance.choice((0, 1, 2, 2))
+            qos = self._chance.choice((0, 0, 0, 1, 2) if self._settings.overflow == THIN else (0, 1, 2, 2))
             self._number += 1
             payload = f"{qos}-{self._number}-" + "x" * self._chance.choice((0, 0, 300, 5000))
             handle = self._gateway.publish(payload, qos, retain=is_retained(payload))
@@ -135,12 +151,34 @@ class Life:
                 self._unsure.append((handle, accepted))
 
     def _send(self) -> None:
-        limit_bytes = self._chance.choice((1, 7, 60, 400, 1 << 20))
+        self._send_bytes(self._chance.choice((1, 7, 60, 400, 1 << 20)))
+
+    def _send_bytes(self, limit_bytes: int) -> None:
         self._broker.feed(self._gateway.send(limit_bytes, lambda data: self._disk.note(Left(data))))
 
     def _broker_handles(self) -> None:
-        self._answers += self._broker.handle(self._chance.choice((1, 2, 10)))
+        is_over = False
+        for _ in range(self._chance.choice((1, 2, 10))):
+            packets, _ = parse(self._broker.inbox)
+            is_over = bool(packets) and self._is_refused(packets[0])
+            if is_over:
+                break
+            self._answers += self._broker.handle(1)
         self._disk.note(BrokerIs(self._broker.copied()))
+        if is_over:
+            self._end_over_a_message()
+
+    def _is_refused(self, packet: Packet) -> bool:
+        settings = self._settings
+        return packet.kind == PUBLISH and settings.refuses(publication_of(packet, settings.protocol_version).payload)
+
+    def _end_over_a_message(self) -> None:
+        """In order, so that its last answers are heard, or by a reset."""
+        if self._chance.random() < 0.5:
+            self._gateway.receive(self._answers)
+        self._gateway.outbox.is_broken_off = True
+        self._broker.inbox = b""
+        self._cut()
 
     def _broker_answers(self) -> None:
         size = self._chance.choice((1, 3, 4, 8, 100))
@@ -160,11 +198,29 @@ class Life:
         self._gateway.cut()
         self._gateway.connect()
 
+    def _be_offline(self) -> None:
+        self._end_connection()
+        self._gateway.cut()
+        for _ in range(4):
+            self._publish()
+        self._commit()
+        self._gateway.connect()
+
     def _end_connection(self) -> None:
         self._broker.cut(arrives=self._chance.random() < 0.5)
         self._answers = b""
         self._disk.note(BrokerIs(self._broker.copied()))
         self._disk.note(LinkCut())
+
+    def _go_on(self) -> None:
+        """A while without faults, but for those of messages."""
+        for _ in range(5):
+            self._gateway.commit()
+            self._gateway.outbox.look_for_answers()
+            self._send_bytes(1 << 20)
+            self._broker_handles()
+            data, self._answers = self._answers, b""
+            self._gateway.receive(data)
 
     def _let_time_pass(self) -> None:
         self._clock.now_s += self._chance.choice((2, 8, 22))
@@ -197,6 +253,10 @@ def open_gateway(path: Path, settings: Settings, clock: Clock) -> ScriptedGatewa
         max_unreleased=settings.max_unreleased,
         protocol_version=settings.protocol_version,
         max_queue_size=settings.max_queue_size,
+        max_queue_bytes=settings.max_queue_bytes,
+        queue_order=settings.queue_order,
+        overflow=settings.overflow,
+        max_retry=1,
         ttl_ms=settings.ttl_ms,
         clock=clock,
     )
@@ -209,6 +269,8 @@ class Moment:
     broker: ScriptedBroker
     accepted: dict[str, Accepted] = field(default_factory=dict)
     may_be_gone: set[int] = field(default_factory=set)
+    # Those of them that are in quarantine then.
+    may_be_kept: set[int] = field(default_factory=set)
     now_s: float = Clock().now_s
     # The part of a packet with which the wire ends.
     unfinished: bytes = b""
@@ -259,19 +321,21 @@ def moments(log: list[Event], medium: Medium, settings: Settings, start: Moment)
             moment.on_note(event.what, settings.protocol_version)
         else:
             medium.on_event(event)
-        moment.may_be_gone.update(gone_from.get(index, ()))
+        gone = gone_from.get(index, ())
+        moment.may_be_gone.update(each.message_id for each in gone)
+        moment.may_be_kept.update(each.message_id for each in gone if each.is_kept)
         yield moment
 
 
-def _may_be_gone_from(log: list[Event]) -> dict[int, list[int]]:
+def _may_be_gone_from(log: list[Event]) -> dict[int, list[DroppedAs]]:
     """Index -> the messages whose deletion unsent may be on disk from there on: where its transaction began."""
-    found: dict[int, list[int]] = {}
+    found: dict[int, list[DroppedAs]] = {}
     began = 0
     for index, event in enumerate(log):
         if isinstance(event, Note) and isinstance(event.what, TransactionBegins):
             began = index
         elif isinstance(event, Note) and isinstance(event.what, DroppedAs):
-            found.setdefault(began, []).append(event.what.message_id)
+            found.setdefault(began, []).append(event.what)
     return found
 
 
@@ -288,6 +352,8 @@ def check_resumed(files: Files, folder: Path, moment: Moment, settings: Settings
         assert gateway.store.salvage is None, "a power cut is no damage"
         _check_explained(gateway, moment)
         rows = gateway.rows()
+        kept = {each.message_id for each in gateway.store.quarantined()}
+        assert kept.isdisjoint(rows), "both in the queue and in quarantine"
         assert gateway.retained() == {message_id for message_id in rows if is_retained(rows[message_id])}
         finish(gateway, broker)
         assert gateway.retained() == set()
@@ -297,6 +363,13 @@ def check_resumed(files: Files, folder: Path, moment: Moment, settings: Settings
         if accepted.message_id in moment.may_be_gone or clock.now_s - accepted.published_s > settings.ttl_ms / 1000
     }
     check_counts(broker, moment, may_miss=may_miss)
+    if not settings.refuses_every:
+        check_order(broker)
+    counts = broker.counts()
+    for payload, accepted in moment.accepted.items():
+        if accepted.message_id in moment.may_be_kept and payload not in counts:
+            is_old = clock.now_s - accepted.published_s > settings.ttl_ms / 1000
+            assert accepted.message_id in kept or is_old, f"{payload[:9]} is neither sent nor in quarantine"
 
 
 def recorded_recovery(files: Files, folder: Path, moment: Moment, settings: Settings) -> tuple[list[Event], Moment]:
@@ -346,6 +419,14 @@ def finish(
         if gateway.store.size == 0:
             return
     raise AssertionError(f"{gateway.store.size} messages are stuck")
+
+
+def check_order(broker: ScriptedBroker) -> None:
+    """Of first copies, within each QoS, on one topic (MQTT 3.1.1 and 5, 4.6)."""
+    for qos in "12":
+        firsts = [payload for payload in dict.fromkeys(broker.delivered) if payload[0] == qos]
+        numbers = [int(payload.split("-")[1]) for payload in firsts]
+        assert numbers == sorted(numbers), f"QoS {qos} out of order"
 
 
 def check_counts(broker: ScriptedBroker, moment: Moment, *, may_miss: set[str]) -> None:
