@@ -24,7 +24,7 @@ LINTERS := $(VENV)/.linters
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 DOCUMENTERS := $(VENV)/.documenters
 
-.PHONY: demo test build lint promtool docs package sbom reproducible brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 compat environments fuzz fuzz-clocks fuzz-files vectors badlink refused bench clean
+.PHONY: demo test build commands lint promtool docs package sbom reproducible brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 compat environments fuzz fuzz-clocks fuzz-files vectors badlink refused bench clean
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -58,6 +58,10 @@ torture: $(BUILT)
 # from another thread. About a quarter of an hour on a small machine.
 interrupts: $(BUILT)
 	cd tests && $(abspath $(BIN))/python -m support.interrupts --points $(POINTS) --seed $(SEED)
+
+# KILLS vehicles killed while they run commands, over a link that is cut. About ten minutes on a small machine.
+commands: $(BUILT)
+	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/python -m pytest -q tests/promises/test_kills_commands.py $(TEST_ARGS)
 
 build: $(BUILT)
 

@@ -4,7 +4,8 @@ The table and its indexes are the specification's ("Database Schema"), so that a
 exactly-once needs stands beside it in `glec_session`, and of brokers that are away in `glec_kept_session`; what it
 could not keep to in `glec_in_doubt`; where the times of its rows come from, in `glec_clock`; what of a message has no
 column in the given table, in `glec_extras`; what waits for company to be a message, in `glec_gathered`; rows that no
-message can be made of, in `glec_set_aside`. Of what comes in: packet ids of QoS 2 in `glec_received`.
+message can be made of, in `glec_set_aside`. Of what comes in: packet ids of QoS 2 in `glec_received`, commands and
+their replies in `glec_command`.
 `PRAGMA user_version` is the version of the whole; in a file whose first owner counts there for himself, as Android's
 do, `glec_version` has ours.
 """
@@ -54,13 +55,17 @@ CREATE TABLE IF NOT EXISTS glec_set_aside (
 CREATE TABLE IF NOT EXISTS glec_received (
     client_id TEXT NOT NULL, broker TEXT NOT NULL, packet_id INTEGER NOT NULL,
     PRIMARY KEY (client_id, broker, packet_id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS glec_command (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, id BLOB NOT NULL, digest BLOB NOT NULL,
+    packet_id INTEGER NOT NULL, qos INTEGER NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL, properties BLOB,
+    reply BLOB, UNIQUE (name, id));
 """
 _VERSION_TABLE = "CREATE TABLE glec_version (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL)"
 
 COLUMNS = ("id", "topic", "payload", "qos", "timestamp", "ttl", "retry_count")
 # What a table of others may lack, as it has a meaning without: it never expires, and was never refused.
 _ADDED = {"ttl": f"BIGINT NOT NULL DEFAULT {TIME_MAX_MS}", "retry_count": "INTEGER DEFAULT 0"}
-_NUMBERED = ("mqtt_offline_queue", "glec_in_doubt", "glec_set_aside")
+_NUMBERED = ("mqtt_offline_queue", "glec_in_doubt", "glec_set_aside", "glec_command")
 # A later version adds one; what is above that is a damaged header.
 _VERSION_MAX = 1000
 _HEADER = b"SQLite format 3\x00"

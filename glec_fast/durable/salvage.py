@@ -191,6 +191,7 @@ class _Remains:
         self._clock: list[_Values] = []
         self._received: list[_Values] = []
         self._gathered: list[_Values] = []
+        self._commands: list[_Values] = []
         self._last_id = 0
         self._is_sequence_known = False
         self._is_incomplete = False
@@ -246,6 +247,7 @@ class _Remains:
             ("glec_gathered", self._gathered),
             ("glec_set_aside", self._set_aside),
             ("glec_received", self._received),
+            ("glec_command", self._commands),
         ):
             if rows:
                 places = ", ".join("?" * len(rows[0]))
@@ -407,7 +409,9 @@ class _Remains:
         self._set_aside = _rows(connection, "SELECT * FROM glec_set_aside")
         self._received = _rows(connection, "SELECT client_id, broker, packet_id FROM glec_received")
         self._gathered = _rows(connection, "SELECT * FROM glec_gathered WHERE id = 1")
-        for name, width in (("_clock", 6), ("_gathered", 4), ("_set_aside", 13), ("_kept", 4)):
+        self._commands = _rows(connection, "SELECT * FROM glec_command")
+        widths = ("_clock", 6), ("_gathered", 4), ("_set_aside", 13), ("_kept", 4), ("_commands", 10)
+        for name, width in widths:
             setattr(self, name, [row for row in getattr(self, name) if len(row) == width])
 
 

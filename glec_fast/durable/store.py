@@ -322,6 +322,41 @@ class Store(OfOneProcess):
             self._status.refuse_if_closed()
             self._jobs.add(Job(statement, lasting=True, told=told))
 
+    def append_with(
+        self,
+        topic: str,
+        payload: str | bytes,
+        qos: int,
+        statement: Callable[[QueueTable], object],
+        told: Callable[[], None],
+        extras: Extras | None = None,
+    ) -> int:
+        """`append`, and `statement` in the very transaction that has the message; `told` as of `submit`."""
+        message_id = 0
+
+        def run(table: QueueTable) -> bool:
+            # Not where the disk took no rows with this transaction.
+            if not table.holds(message_id):
+                return False
+            statement(table)
+            return True
+
+        def on_told(is_done: bool) -> None:
+            if is_done:
+                told()
+            else:
+                # Before the next transaction is begun.
+                self._jobs.add(job)
+
+        job = Job(run, lasting=True, told=on_told)
+
+        def register(given_id: int) -> None:
+            nonlocal message_id
+            message_id = given_id
+            self._jobs.add(job)
+
+        return self._intake.append(topic, payload, qos, True, None, extras, register)
+
     def request_commit(self) -> None:
         """Have the writer commit now."""
         with self._lock:
@@ -418,21 +453,11 @@ class Store(OfOneProcess):
         if found is None:
             return None
         topic, payload, qos, extras = found
-        message_id = 0
-
-        def move(table: QueueTable) -> bool:
-            # Not where the disk took no rows with this transaction.
-            return table.holds(message_id) and table.delete_set_aside([number]) > 0
-
-        def register(given_id: int) -> None:
-            nonlocal message_id
-            message_id = given_id
-            self._jobs.add(Job(move, lasting=True))
-
         extras = None if extras is None else Extras(*extras)
-        self._intake.append(topic, payload, qos, True, None, extras, register)
+        message_id = self.append_with(
+            topic, payload, qos, lambda table: table.delete_set_aside([number]), lambda: None, extras
+        )
         self.wait_durable(message_id)
-        self.run(move)
         return message_id
 
     def delete_quarantined(self, numbers: list[int]) -> int:

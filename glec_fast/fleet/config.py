@@ -476,6 +476,23 @@ class MQTTConfig:
         ),
     )
 
+    command_history_size: int = field(
+        default=1000,
+        metadata=setting(
+            "mqtt.commands.history_size",
+            whole(1, 1_000_000, "commands"),
+            "The last commands whose replies are kept on disk, for duplicates; an older one would be run again.",
+        ),
+    )
+    command_reply_max_bytes: int = field(
+        default=8192,
+        metadata=setting(
+            "mqtt.commands.reply_max_bytes",
+            whole(256, 1_000_000, "bytes"),
+            "The largest reply to a command; in the place of a larger one goes an error.",
+        ),
+    )
+
     def __post_init__(self) -> None:
         _check_urls(self.broker_urls)
         object.__setattr__(self, "broker_urls", tuple(self.broker_urls))

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from glec_fast.runtime._lock import Condition
 from glec_fast.runtime.summing_log import SummingLog
@@ -15,100 +16,80 @@ from glec_fast.runtime.thread import Thread
 # A thread that has had nothing to do for so long ends.
 _IDLE_S = 30.0
 
+# Called with the handler's result and what it raised, in the thread that ran it; True keeps the lane until `free`.
+Done: TypeAlias = Callable[[Any, BaseException | None], bool]
+
+
+class Call(NamedTuple):
+    """A program's handler, with what it is called, and who hears what came of it."""
+
+    handler: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    done: Done
+
+
+class Executor(Protocol):
+    """Whatever runs handlers: `HandlerPool`, or a loop of the program's own. Thread-safe; it does not wait."""
+
+    error_count: int
+
+    def submit(self, lane: Hashable, call: Call) -> bool:
+        """Have it run behind all that the lane has; False after `close`."""
+
+    def go_on(self, lane: Hashable, call: Call) -> None:
+        """Have the lane, which was kept by its first call, run this one in its place."""
+
+    def free(self, lane: Hashable) -> None:
+        """The lane was kept: its next call may begin."""
+
+    def note_error(self, error: BaseException) -> None:
+        """A handler has failed."""
+
+    def close(self, timeout_s: float) -> bool:
+        """Begin no call any more, and wait for those that run; False after the time-out."""
+
 
 class HandlerPool:
-    """Runs calls, those of one lane one after another in their order, and several lanes at once. Thread-safe.
+    """Runs calls, those of one lane one after another in their order, and several lanes at once. See `Executor`.
 
-    A call that returns True keeps its lane, until `free` says that the next may begin. How many calls wait is for
-    whoever submits them to bound. thread_count: threads at most; they start when needed.
+    How many calls wait is for whoever submits them to bound. thread_count: threads at most; they start when needed.
     """
 
     def __init__(self, thread_count: int, log: SummingLog) -> None:
         self._thread_count = thread_count
         self._log = log
         self._changed = Condition()
-        # Of each lane that has any, its calls. The first of one that is `_busy` runs.
-        self._lanes: dict[Hashable, deque[Callable[[], object]]] = {}
+        # Of each lane that has any, its calls, of which the first runs, is about to, or keeps the lane.
+        self._lanes: dict[Hashable, deque[Call]] = {}
         self._ready: deque[Hashable] = deque()
         self._threads: list[Thread] = []
         self._idle_count = 0
         self._is_closed = False
         self.error_count = 0
 
-    def submit(self, lane: Hashable, call: Callable[[], object]) -> bool:
-        """Have `call` run behind all that the lane has; False after `close`."""
+    def submit(self, lane: Hashable, call: Call) -> bool:
+        """See `Executor`."""
         with self._changed:
             if self._is_closed:
                 return False
             calls = self._lanes.get(lane)
             if calls is not None:
                 calls.append(call)
-                return True
-            self._lanes[lane] = deque([call])
-            self._ready.append(lane)
-            if self._idle_count < len(self._ready) and len(self._threads) < self._thread_count:
-                thread = Thread(target=self._run, name="glec-fast-handler", daemon=True)
-                self._threads.append(thread)
-                thread.start()
             else:
-                self._changed.notify_all()
+                self._lanes[lane] = deque([call])
+                self._make_ready(lane)
             return True
 
-    def is_own_thread(self) -> bool:
-        """True in a thread of the pool, which must not wait for itself."""
-        return threading.current_thread() in self._threads
-
-    def close(self, timeout_s: float) -> bool:
-        """Begin no call any more, and wait for those that run; False after the time-out.
-
-        In one of them it waits for no other.
-        """
+    def go_on(self, lane: Hashable, call: Call) -> None:
+        """See `Executor`."""
         with self._changed:
-            self._is_closed = True
-            self._ready.clear()
-            self._lanes.clear()
-            self._changed.notify_all()
-            threads = list(self._threads)
-        deadline_s = time.monotonic() + timeout_s
-        if not self.is_own_thread():
-            for thread in threads:
-                thread.join(max(deadline_s - time.monotonic(), 0.0))
-        return not any(thread.is_alive() for thread in threads)
-
-    def _run(self) -> None:
-        while (lane := self._next_lane()) is not None:
-            with self._changed:
-                calls = self._lanes.get(lane)
-            if calls is None:
-                continue
-            keeps_lane: object = False
-            try:
-                keeps_lane = calls[0]()
-            except BaseException as error:
-                # Also a SystemExit: it is the handler's end, not the pool's.
-                self.note_error(error)
-            if keeps_lane is not True:
-                self.free(lane)
-
-    def note_error(self, error: BaseException) -> None:
-        """A handler has failed."""
-        self.error_count += 1
-        self._log.note(logging.ERROR, "errors in handlers of messages", repr(error), error=error)
-
-    def _next_lane(self) -> Hashable | None:
-        with self._changed:
-            self._idle_count += 1
-            try:
-                while not self._ready:
-                    if self._is_closed or not self._changed.wait(_IDLE_S):
-                        self._threads.remove(threading.current_thread())  # type: ignore[arg-type]
-                        return None
-                return self._ready.popleft()
-            finally:
-                self._idle_count -= 1
+            calls = self._lanes.get(lane)
+            if calls is not None:
+                calls[0] = call
+                self._make_ready(lane)
 
     def free(self, lane: Hashable) -> None:
-        """The lane's first call is over. From any thread."""
+        """See `Executor`."""
         with self._changed:
             calls = self._lanes.get(lane)
             if calls is None:
@@ -116,7 +97,71 @@ class HandlerPool:
                 return
             calls.popleft()
             if calls:
-                self._ready.append(lane)
-                self._changed.notify_all()
+                self._make_ready(lane)
             else:
                 del self._lanes[lane]
+
+    def _make_ready(self, lane: Hashable) -> None:
+        """The caller holds the lock."""
+        self._ready.append(lane)
+        if self._idle_count < len(self._ready) and len(self._threads) < self._thread_count:
+            thread = Thread(target=self._run, name="glec-fast-handler", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        else:
+            self._changed.notify_all()
+
+    def note_error(self, error: BaseException) -> None:
+        """See `Executor`."""
+        self.error_count += 1
+        self._log.note(logging.ERROR, "errors in handlers of messages", repr(error), error=error)
+
+    def close(self, timeout_s: float) -> bool:
+        """See `Executor`. In a handler it waits for no other."""
+        with self._changed:
+            self._is_closed = True
+            self._ready.clear()
+            self._lanes.clear()
+            self._changed.notify_all()
+            threads = list(self._threads)
+        deadline_s = time.monotonic() + timeout_s
+        if threading.current_thread() not in threads:
+            for thread in threads:
+                thread.join(max(deadline_s - time.monotonic(), 0.0))
+        return not any(thread.is_alive() for thread in threads)
+
+    # ---- its threads
+
+    def _run(self) -> None:
+        while (found := self._next()) is not None:
+            lane, call = found
+            if not self._do(call):
+                self.free(lane)
+
+    def _do(self, call: Call) -> bool:
+        """True where the lane is kept."""
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = call.handler(*call.arguments)
+        except BaseException as raised:
+            # Also a SystemExit: it is the handler's end, not the pool's.
+            error = raised
+        try:
+            return call.done(result, error)
+        except Exception as raised:
+            self.note_error(raised)
+            return False
+
+    def _next(self) -> tuple[Hashable, Call] | None:
+        with self._changed:
+            self._idle_count += 1
+            try:
+                while not self._ready:
+                    if self._is_closed or not self._changed.wait(_IDLE_S):
+                        self._threads.remove(threading.current_thread())  # type: ignore[arg-type]
+                        return None
+                lane = self._ready.popleft()
+                return lane, self._lanes[lane][0]
+            finally:
+                self._idle_count -= 1

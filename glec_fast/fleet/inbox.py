@@ -18,6 +18,7 @@ from glec_fast.mqtt.filters import Filters
 from glec_fast.runtime._lock import Lock
 
 if TYPE_CHECKING:
+    from glec_fast.durable._table import QueueTable
     from glec_fast.mqtt.inbound_message import InboundMessage
     from glec_fast.outbox.received import Received
     from glec_fast.runtime.summing_log import SummingLog
@@ -118,6 +119,14 @@ class Inbox:
         else:
             self._drop(message, "they came faster than they were handled")
 
+    def take_again(self, message: InboundMessage, route: Route) -> None:
+        """One that was kept; to `route` alone, and counted as held."""
+        arrival = Arrival(message, 1)
+        with self._lock:
+            self._held += 1
+            self._held_bytes += arrival.size_bytes
+        route(arrival)
+
     def _give(self, arrival: Arrival) -> None:
         with self._lock:
             routes = self._routes_of(arrival.message)
@@ -157,12 +166,26 @@ class Inbox:
         finally:
             self._let_go(arrival)
 
-    def done_on_disk(self, arrival: Arrival) -> None:
-        """As `done`, where a transaction of the route's own had `Received.record` in it."""
-        if self._is_last(arrival):
-            if arrival.message.qos:
-                self._received.on_recorded(arrival.message)
-            self._let_go(arrival)
+    def record(self, table: QueueTable, arrival: Arrival) -> bool:
+        """Within a transaction of the route's own, whose end `done_on_disk` tells: no crash makes it come again.
+
+        False where other routes have yet to be done with it.
+        """
+        if arrival.routes_left > 1:
+            return False
+        self._received.record(table, arrival.message)
+        return True
+
+    def done_on_disk(self, arrival: Arrival, *, is_recorded: bool) -> None:
+        """As `done`, behind a transaction of the route's own, for which `record` returned `is_recorded`."""
+        if not self._is_last(arrival):
+            return
+        message = arrival.message
+        if message.qos and is_recorded:
+            self._received.on_recorded(message)
+        elif message.qos:
+            self._received.acknowledge(message.mid, message)
+        self._let_go(arrival)
 
     def _is_last(self, arrival: Arrival) -> bool:
         with self._lock:

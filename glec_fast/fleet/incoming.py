@@ -9,15 +9,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from glec_fast.errors import QueueClosedError
-from glec_fast.fleet.handlers import HandlerPool
+from glec_fast.errors import MessageError, QueueClosedError
+from glec_fast.fleet.handlers import Call, Executor, HandlerPool
 from glec_fast.fleet.inbox import Arrival, Inbox
 from glec_fast.fleet.subscriptions import Subscription, Subscriptions
+from glec_fast.runtime._lock import Lock
 
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
 
     from glec_fast.errors import SubscriptionRefusedError
+    from glec_fast.fleet.commands import Commands
     from glec_fast.fleet.config import MQTTConfig
     from glec_fast.mqtt.client import Client
     from glec_fast.mqtt.inbound_message import InboundMessage
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 # How long `close` waits for handlers that run.
 _HANDLERS_S = 5.0
+# Whoever sends a command says with which.
+_COMMANDS_QOS = 2
 
 
 class Incoming:
@@ -39,10 +43,13 @@ class Incoming:
         log: SummingLog,
         on_refused: Callable[[str, SubscriptionRefusedError], None],
     ) -> None:
-        self._pool = HandlerPool(config.handler_threads, log)
+        self._executor: Executor = HandlerPool(config.handler_threads, log)
         self._inbox = Inbox(received, log, config.inbox_max_size, config.inbox_max_bytes)
         self._subscriptions = Subscriptions(client, log, on_refused)
-        self._client = client
+        self._commands: Commands | None = None
+        self._commands_topic = f"glec/dtg/{config.client_id}/commands"
+        self._config, self._log, self._lock = config, log, Lock("Incoming._lock")
+        self._client, self._store = client, client.store
         self._has_begun = False
 
     def begin(self) -> None:
@@ -52,33 +59,63 @@ class Incoming:
             if self._client.is_connected():
                 self._subscriptions.on_connected(session_present=True)
 
+    def declare(self, name: str, handler: Any, on_crash: Any) -> None:
+        """See `MQTTManager.command`."""
+        commands_filter = f"{self._commands_topic}/+"
+        with self._lock:
+            is_first = self._commands is None
+            if self._commands is None:
+                # Not for programs that have none.
+                from glec_fast.fleet.commands import Commands
+
+                self._commands = Commands(
+                    self._store,
+                    self._inbox,
+                    self._executor,
+                    self._log,
+                    topic=self._commands_topic,
+                    history_size=self._config.command_history_size,
+                    reply_max_bytes=self._config.command_reply_max_bytes,
+                )
+            commands = self._commands
+        commands.declare(name, handler, on_crash)
+        if is_first:
+            if self._client.is_connected():
+                commands.on_connected(session_present=True)
+            self._inbox.add_route(commands_filter, commands.take)
+            self._subscriptions.want(commands_filter, _COMMANDS_QOS)
+
     def subscribe(self, topic_filter: str, handler: Callable[[Any], object], qos: int) -> Subscription:
         """See `MQTTManager.subscribe`."""
+        self._refuse_commands(topic_filter)
         self._inbox.add_route(topic_filter, partial(self._handle, topic_filter, handler))
         return self._subscriptions.want(topic_filter, qos)
 
     def unsubscribe(self, topic_filter: str) -> None:
         """See `MQTTManager.unsubscribe`."""
+        self._refuse_commands(topic_filter)
         self._subscriptions.unwant(topic_filter)
         self._inbox.remove_route(topic_filter)
 
-    def _handle(self, topic_filter: str, handler: Callable[[Any], object], arrival: Arrival) -> None:
-        """A route to the pool, which has a lane for each filter."""
+    def _refuse_commands(self, topic_filter: str) -> None:
+        if topic_filter == f"{self._commands_topic}/+":
+            raise MessageError(f"{topic_filter!r} is that of commands: give each its handler with `command`")
 
-        def call() -> bool:
-            try:
-                handler(arrival.message)
-            except Exception as error:
-                self._pool.note_error(error)
+    def _handle(self, topic_filter: str, handler: Callable[[Any], object], arrival: Arrival) -> None:
+        """A route to the executor, which has a lane for each filter."""
+
+        def done(_result: object, error: BaseException | None) -> bool:
+            if error is not None:
+                self._executor.note_error(error)
             try:
                 # Also where it raised: what its handler cannot handle now it cannot handle a second time. The next is
                 # handled once this one is on disk, so that a crash makes no more than one come again.
-                return self._inbox.done(arrival, partial(self._pool.free, topic_filter))
+                return self._inbox.done(arrival, partial(self._executor.free, topic_filter))
             except QueueClosedError:
                 # It took longer than `close` waits: the broker sends it again to the next process.
                 return False
 
-        self._pool.submit(topic_filter, call)
+        self._executor.submit(topic_filter, Call(handler, (arrival.message,), done))
 
     # ---- the network thread
 
@@ -89,6 +126,8 @@ class Incoming:
     def tick(self) -> None:
         """Now and then."""
         self._inbox.tick()
+        if self._commands is not None:
+            self._commands.tick()
 
     def must_ask_again(self) -> bool:
         """See `Inbox`."""
@@ -97,6 +136,8 @@ class Incoming:
     def on_connected(self, *, session_present: bool) -> None:
         """CONNACK has come."""
         self._inbox.on_connected()
+        if self._commands is not None:
+            self._commands.on_connected(session_present=session_present)
         self._subscriptions.on_connected(session_present=session_present)
 
     def on_disconnected(self) -> None:
@@ -109,16 +150,19 @@ class Incoming:
 
     # ---- figures, and the end
 
-    def figures(self) -> dict[str, int]:
+    def figures(self) -> dict[str, Any]:
         """Fields of `Metrics`."""
         return {
+            "commands": {} if self._commands is None else dict(self._commands.counts),
             "messages_received": self._inbox.received_count,
             "messages_unhandled": self._inbox.dropped_count,
             "inbox_size": self._inbox.held,
-            "handler_errors": self._pool.error_count,
+            "handler_errors": self._executor.error_count,
             "subscriptions_refused": self._subscriptions.refused_count,
         }
 
     def close(self) -> None:
         """Begin no handler any more, and wait for those that run, 5 s at most."""
-        self._pool.close(_HANDLERS_S)
+        self._executor.close(_HANDLERS_S)
+        if self._commands is not None:
+            self._commands.close()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -57,6 +57,7 @@ from glec_fast.transport.way_out import parse_proxy, proxy_arguments
 from glec_fast.validation import check_filter, check_publish
 
 if TYPE_CHECKING:
+    from glec_fast.fleet.commands import CommandContext, OnCrash
     from glec_fast.fleet.incoming import Incoming
     from glec_fast.fleet.questions import Answering
     from glec_fast.fleet.subscriptions import Subscription
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from glec_fast.outbox.received import Received
     from glec_fast.outbox.stored import DurableOutbox
 
+CommandHandler = TypeVar("CommandHandler", bound="Callable[[dict[str, Any], CommandContext], Any]")
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
 _HOUR_MS = 60 * 60 * 1000
@@ -454,6 +456,31 @@ class MQTTManager(process.OfOneProcess):
         """
         check_filter(topic_filter, 0)
         self._incoming.unsubscribe(topic_filter)
+
+    def command(self, name: str, *, on_crash: OnCrash = "fail") -> Callable[[CommandHandler], CommandHandler]:
+        """Have the function below handle commands of this name: glec/dtg/{device_id}/commands/{name}.
+
+            @manager.command("unlock_doors", on_crash="retry")
+            def unlock_doors(arguments, context):
+                return {"unlocked": doors.unlock(arguments["doors"])}
+
+        A command is a JSON object: its arguments, with "id" unless it has Correlation Data (MQTT 5), and "expires_at"
+        in Unix milliseconds if it has no Message Expiry. Each id is run once: a duplicate gets the reply that was kept.
+        What the handler returns is the result, as JSON; the reply goes through the queue to {name}/reply, or to the
+        command's Response Topic with its Correlation Data (MQTT 5), as {"id", "status": "done", "result"}. Where it
+        raises, or is not run, the status is "error", and "error" has a code and a message.
+
+        on_crash: what becomes of a command that the end of the process cut into. "fail" answers that it was
+        interrupted, and runs it at most once; "retry" runs it again, with `context.is_retry`, so at least once.
+        Commands of one name run one after another, in the threads of `subscribe`. Declare them before `connect`.
+        Raises ConfigError, QueueClosedError after `disconnect`.
+        """
+
+        def declare(handler: CommandHandler) -> CommandHandler:
+            self._incoming.declare(name, handler, on_crash)
+            return handler
+
+        return declare
 
     @property
     def _incoming(self) -> Incoming:

@@ -33,7 +33,8 @@ class Metrics:
     in_doubt: QoS 2 messages that a broker had received before it lost its session; see docs/internals/exactly-once.md.
     messages_received: those that came. messages_unhandled: those of QoS 0 that were too many, and those that no handler
     had subscribed to. inbox_size: those that came and are not handled yet. handler_errors: exceptions that handlers
-    raised. subscriptions_refused: refusals by the broker.
+    raised. subscriptions_refused: refusals by the broker. commands: by what they came to, see
+    `glec_fast.fleet.commands.OUTCOMES`.
     pin_failures: connections refused as no key was pinned. expiring_certificates: those of the last handshake that end
     within 30 days. weaknesses: what the broker does that makes QoS 2 less than exactly once, and how often; see
     `glec_fast.outbox.weaknesses.Weakness`.
@@ -85,6 +86,7 @@ class Metrics:
     batches: int = 0
     batched_messages: int = 0
     batch_saved_bytes: int = 0
+    commands: Mapping[str, int] = field(default_factory=dict)
 
 
 def metrics_as_json(metrics: Metrics) -> dict[str, Any]:

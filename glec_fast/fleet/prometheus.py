@@ -99,6 +99,8 @@ def _families(metrics: Metrics, version: str) -> Iterable[_Family]:
     yield gauge("inbox_messages", "Messages that came and are not handled yet.", metrics.inbox_size)
     yield counter("handler_errors", "Exceptions that handlers of messages raised.", metrics.handler_errors)
     yield counter("subscriptions_refused", "Subscriptions that the broker refused.", metrics.subscriptions_refused)
+    outcomes = [({"outcome": name}, float(count), "") for name, count in metrics.commands.items()]
+    yield _Family("glec_fast_commands_total", "counter", "Commands, by what they came to.", outcomes)
     in_doubt = "QoS 2 messages that a broker had before it lost its session."
     yield counter("messages_in_doubt", in_doubt, metrics.in_doubt)
     weaknesses = [({"weakness": name}, float(count), "") for name, count in metrics.weaknesses.items()]

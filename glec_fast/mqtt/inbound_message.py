@@ -77,6 +77,16 @@ class OwnMessage(MQTTMessage):
         return _restored, (type(self), fields)
 
 
+def kept_message(topic: str, payload: bytes, packed: bytes | None) -> InboundMessage:
+    """One that came earlier, from what was kept of it: nobody is to hear that it came. packed: its properties."""
+    fields = {
+        "_topic": topic.encode(), "payload": payload, "qos": 0, "mid": 0, "dup": True, "retain": False,
+        "timestamp": 0.0, "state": MessageState.MQTT_MS_INVALID, "_packed": packed,
+    }  # fmt: skip
+    message: InboundMessage = _restored(InboundMessage, fields)
+    return message
+
+
 def _restored(kind: type[Any], fields: dict[str, Any]) -> Any:
     message = object.__new__(kind)
     for name, value in fields.items():

@@ -78,6 +78,14 @@ def test_quickstart_without_a_broker_keeps_all_for_the_next_start(broker: Broker
         assert counts(subscriber) == {"telemetry": 20, "alerts": 2}
 
 
+def test_commands(broker: Broker, tmp_path: Path) -> None:
+    arguments = command("commands.py", broker.port, tmp_path / "queue.db")
+    reply = '{"id":"c-1","status":"done","result":{"unlocked":2}}\nagain the same\n'
+    assert run(arguments, tmp_path) == "unlocking ['left', 'right'] (command c-1)\n" + reply
+    # The id is known to the queue.
+    assert run(arguments, tmp_path) == reply
+
+
 def test_can_bus(broker: Broker, tmp_path: Path) -> None:
     pytest.importorskip("can", reason="python-can is not installed: pip install -e '.[examples]'")
     pytest.importorskip("cantools", reason="cantools is not installed: pip install -e '.[examples]'")

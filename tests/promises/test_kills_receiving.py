@@ -6,11 +6,8 @@ kill found in its handler comes again, and says so; no other does.
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -20,7 +17,7 @@ import pytest
 from glec_fast import MQTTManager
 from glec_fast.testbed.link import Link
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
-from support.places import REPOSITORY
+from support.killed import Killed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,25 +28,6 @@ KILLS = int(os.environ.get("KILLS", "16"))
 SEED = int(os.environ.get("SEED", "1"))
 LIFE_MAX_STARTS = 3
 A_LIFE = 40
-
-
-class Receiver:
-    """The process; killed where nothing else was done."""
-
-    def __init__(self, **settings: object) -> None:
-        command = [sys.executable, str(REPOSITORY / "tests/support/receiver_child.py"), json.dumps(settings)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-        )
-
-    def wait_ready(self) -> None:
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"ready\n", self.kill()
-
-    def kill(self) -> bytes:
-        self._process.kill()
-        return self._process.communicate()[1]
 
 
 @BOTH_VERSIONS
@@ -67,7 +45,7 @@ def test_killed_at_any_moment(broker: Broker, tmp_path: Path, kind: str, protoco
         }  # fmt: skip
         platform.connect()
         began_s = time.monotonic()
-        receiver = Receiver(**settings)
+        receiver = Killed("receiver_child", **settings)
         receiver.wait_ready()
         life_max_s = LIFE_MAX_STARTS * (time.monotonic() - began_s)
         # The broker has the subscription from here on.
@@ -81,7 +59,7 @@ def test_killed_at_any_moment(broker: Broker, tmp_path: Path, kind: str, protoco
                 link.restore()
             time.sleep(dice.uniform(0, life_max_s))
             receiver.kill()
-            receiver = Receiver(**settings)
+            receiver = Killed("receiver_child", **settings)
         receiver.wait_ready()
         assert platform.flush(TIMEOUT_S)
         assert eventually(lambda: set(sent) <= set(_lines(seen))), sorted(set(sent) - set(_lines(seen)))[:10]

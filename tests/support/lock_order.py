@@ -31,6 +31,8 @@ class Guard(NamedTuple):
 LOCKS: dict[str, Guard] = {
     "MQTTManager._lock": Guard("whether it is connected or closed, and its counters", "all", ("Store._lock",)),
     "Inbox._lock": Guard("which messages are held, and which routes there are", "all"),
+    "Incoming._lock": Guard("that there is one record of commands", "all"),
+    "Commands._lock": Guard("which commands run, and who waits for their replies", "all"),
     "Link.lock": Guard(
         "the socket's bytes and the parser: one thread at either",
         "the network thread, and who publishes",

@@ -54,6 +54,8 @@ SETTING_VALUES: dict[str, tuple[str, object]] = {
     "inbox_max_size": ("50", 50),
     "inbox_max_bytes": ("100000", 100_000),
     "metrics_socket": ("/run/glec/ask.sock", "/run/glec/ask.sock"),
+    "command_history_size": ("10", 10),
+    "command_reply_max_bytes": ("1024", 1024),
     "ca_cert": ("/ca.crt", "/ca.crt"),
     "client_cert": ("/client.crt", "/client.crt"),
     "client_key": ("/client.key", "/client.key"),

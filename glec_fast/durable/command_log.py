@@ -1,0 +1,82 @@
+"""Commands that came, by name and id: what has begun, and what was answered. Statements for the store's jobs.
+
+An entry is begun before its handler runs, and has its reply once that is over. What is begun and has none when a
+process starts was cut into by the end of the one before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from glec_fast.durable._table import QueueTable
+
+_FIND = "SELECT digest, packet_id, reply FROM glec_command WHERE name = ? AND id = ?"
+_BEGIN = (
+    "INSERT INTO glec_command (name, id, digest, packet_id, qos, topic, payload, properties)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+)
+# Once it is answered, nobody asks for what it was.
+_END = (
+    "INSERT INTO glec_command (name, id, digest, packet_id, qos, topic, payload, reply)"
+    " VALUES (?, ?, ?, ?, ?, ?, x'', ?)"
+    " ON CONFLICT (name, id) DO UPDATE SET reply = excluded.reply, packet_id = excluded.packet_id, payload = x'',"
+    " properties = NULL"
+)
+_TRIM = "DELETE FROM glec_command WHERE number <= (SELECT max(number) FROM glec_command) - ?"
+_BEGUN = (
+    "SELECT name, id, packet_id, qos, topic, payload, properties FROM glec_command WHERE reply IS NULL ORDER BY number"
+)
+
+
+class Key(NamedTuple):
+    """id: what its sender calls it. digest: of its arguments, as an id may be used for another command by mistake."""
+
+    name: str
+    id: bytes
+    digest: bytes
+
+
+class Origin(NamedTuple):
+    """The PUBLISH that a command came with. properties: packed, with their length; None before MQTT 5."""
+
+    packet_id: int
+    qos: int
+    topic: str
+    payload: bytes
+    properties: bytes | None
+
+
+class Entry(NamedTuple):
+    """reply: None where it is begun."""
+
+    digest: bytes
+    packet_id: int
+    reply: bytes | None
+
+
+def find(table: QueueTable, key: Key) -> Entry | None:
+    """What is known of a command."""
+    row = table.connection.execute(_FIND, key[:2]).fetchone()
+    return None if row is None else Entry(*row)
+
+
+def begin(table: QueueTable, key: Key, origin: Origin) -> None:
+    """Its handler is to run."""
+    table.connection.execute(_BEGIN, (*key, *origin))
+
+
+def unbegin(table: QueueTable, key: Key) -> None:
+    """Its handler did not run after all."""
+    table.connection.execute("DELETE FROM glec_command WHERE name = ? AND id = ? AND reply IS NULL", key[:2])
+
+
+def end(table: QueueTable, key: Key, origin: Origin, reply: bytes, entries_max: int) -> None:
+    """It is answered; the oldest entries beyond `entries_max` are forgotten."""
+    table.connection.execute(_END, (*key, *origin[:3], reply))
+    table.connection.execute(_TRIM, (entries_max,))
+
+
+def begun(table: QueueTable) -> list[tuple[str, bytes, Origin]]:
+    """(name, id, origin) of each that is begun, the oldest first."""
+    return [(name, identifier, Origin(*origin)) for name, identifier, *origin in table.connection.execute(_BEGUN)]

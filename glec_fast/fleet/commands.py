@@ -1,0 +1,487 @@
+"""Commands to a device: each run once, and answered, over duplicates, cut links, kills and power cuts.
+
+    command -> begun, on disk -> handler -> one transaction: done, its reply (queued), the end of the exchange
+
+A command is known by its name and id. One that is known is not run again: it gets the reply that was kept, or that of
+the one that is running. One that is begun on disk and runs in no process was cut into; what its handler declared says
+what follows. Nothing here waits or has a thread: the store's thread goes on where a transaction was needed, and an
+executor runs handlers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+from glec_fast.durable import command_log
+from glec_fast.durable.command_log import Key, Origin
+from glec_fast.durable.extras import extras_with
+from glec_fast.errors import ConfigError, GlecError, MessageError, QueueClosedError, QueueStorageError
+from glec_fast.fleet.handlers import Call, Executor
+from glec_fast.fleet.payload import as_payload
+from glec_fast.mqtt.inbound_message import kept_message
+from glec_fast.runtime._lock import Lock
+from glec_fast.validation import check_publish, check_topic_level
+
+if TYPE_CHECKING:
+    from glec_fast._paho import MQTTMessage
+    from glec_fast.durable._table import QueueTable
+    from glec_fast.durable.store import Store
+    from glec_fast.fleet.inbox import Arrival, Inbox
+    from glec_fast.mqtt.inbound_message import InboundMessage
+    from glec_fast.runtime.summing_log import SummingLog
+
+OnCrash: TypeAlias = Literal["retry", "fail"]
+Handler: TypeAlias = Callable[[dict[str, Any], "CommandContext"], Any]
+
+# Replies go ahead of telemetry and results, and arrive once.
+REPLY_QOS = 2
+_REQUEST_MAX_BYTES = 65_536
+_TEXT_MAX = 200
+_ID_MAX = 256
+
+# ---- what a command may come to; `Metrics.commands` counts them
+DONE = "done"
+FAILED = "failed"
+UNKNOWN = "unknown_command"
+EXPIRED = "expired"
+INTERRUPTED = "interrupted"
+INVALID = "invalid"
+CONFLICT = "id_in_use"
+DUPLICATE = "duplicate"
+OUTCOMES = (DONE, FAILED, UNKNOWN, EXPIRED, INTERRUPTED, INVALID, CONFLICT, DUPLICATE)
+
+
+@dataclass(frozen=True)
+class CommandContext:
+    """What a handler is told beside its arguments.
+
+    id: the command's, as text; that of Correlation Data that is no text in hexadecimal. is_retry: an earlier process
+    began to run it, and came to its end before the command did. message: as it came.
+    """
+
+    name: str
+    id: str
+    is_retry: bool
+    message: MQTTMessage
+
+
+class _Declared(NamedTuple):
+    handler: Handler
+    on_crash: OnCrash
+
+
+class RefusedCommandError(Exception):
+    """A command that is answered with an error; outcome: one of `OUTCOMES`."""
+
+    def __init__(self, outcome: str, text: str) -> None:
+        super().__init__(text)
+        self.outcome = outcome
+
+
+class Request(NamedTuple):
+    """A command as it came. problem: why it cannot be run. expires_s: of `time.monotonic`; expires_at_ms: Unix time."""
+
+    key: Key
+    id: str
+    arguments: dict[str, Any]
+    problem: RefusedCommandError | None
+    expires_s: float
+    expires_at_ms: float
+
+    def is_expired(self, unix_ms: int) -> bool:
+        """True where nobody waits for it any more."""
+        return time.monotonic() >= self.expires_s or unix_ms >= self.expires_at_ms
+
+
+class Found(NamedTuple):
+    """What is known of a command: why it is not run, or the reply that was kept; with neither it is run.
+
+    is_repeated: the broker has not heard that this very message came. is_retry: it was begun before.
+    """
+
+    refused: RefusedCommandError | None
+    reply: bytes | None = None
+    is_repeated: bool = False
+    is_retry: bool = False
+
+
+@dataclass(eq=False)
+class Running:
+    """A command from its first arrival until its reply is on disk. Guarded by the lock of its owner.
+
+    arrivals: those that wait for the reply. reply: once there is one.
+    """
+
+    request: Request
+    origin: Origin
+    arrivals: list[Arrival]
+    reply: bytes | None = None
+    is_retry: bool = False
+    # On disk; and its handler was called.
+    is_begun: bool = False
+    is_started: bool = False
+    # Of answers that are not on disk yet.
+    ends: int = 0
+
+
+class Commands:
+    """Of one manager. `take` and `on_connected` are for the network thread, the rest for any.
+
+    topic: the level above the names. history_size: commands whose replies are kept. reply_max_bytes: of a reply.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        inbox: Inbox,
+        executor: Executor,
+        log: SummingLog,
+        *,
+        topic: str,
+        history_size: int,
+        reply_max_bytes: int,
+    ) -> None:
+        self._store = store
+        self._inbox = inbox
+        self._executor = executor
+        self._log = log
+        self._topic = topic
+        self._history_size = history_size
+        self._reply_max_bytes = reply_max_bytes
+        self._declared: dict[str, _Declared] = {}
+        self._lock = Lock("Commands._lock")
+        # By name and id.
+        self._running: dict[tuple[str, bytes], Running] = {}
+        # Answers that the disk did not take.
+        self._unanswered: deque[Callable[[], None]] = deque()
+        self._has_looked = False
+        self.counts = dict.fromkeys(OUTCOMES, 0)
+
+    def declare(self, name: str, handler: Handler, on_crash: OnCrash) -> None:
+        """Have `handler` run commands of this name. Raises ConfigError."""
+        check_topic_level("name", name)
+        if on_crash not in ("retry", "fail"):
+            raise ConfigError(f"on_crash is {on_crash!r}; it must be 'retry' or 'fail'", field="on_crash")
+        self._declared[name] = _Declared(handler, on_crash)
+
+    # ---- the way in
+
+    def take(self, arrival: Arrival) -> None:
+        """A route of the inbox."""
+        message = arrival.message
+        name = message.topic.rpartition("/")[2]
+        origin = Origin(message.mid, message.qos, message.topic, bytes(message.payload), message._packed)
+        try:
+            request = self._parse(name, message)
+        except RefusedCommandError as refused:
+            # Without an id nobody can tell it from its duplicate.
+            self._answer(arrival, name, None, _error_reply("", refused), None)
+            self._count(refused.outcome)
+            return
+        self._take(arrival, request, origin)
+
+    def _take(self, arrival: Arrival, request: Request, origin: Origin) -> None:
+        key = request.key
+        with self._lock:
+            running = self._running.get(key[:2])
+            if running is None:
+                running = self._running[key[:2]] = Running(request, origin, [arrival])
+                is_first = True
+            else:
+                is_first, is_same = False, running.request.key == key
+                if is_same and running.reply is None:
+                    running.arrivals.append(arrival)
+                    return
+        if is_first:
+            call = Call(self._begin, (running,), self._on_asked)
+            self._executor.submit(self._lane(running), call)
+        elif is_same and running.reply is not None:
+            self._count(DUPLICATE)
+            self._answer(arrival, key.name, None, running.reply, None)
+        else:
+            self._refuse_conflict(arrival, request)
+
+    def _lane(self, running: Running) -> Hashable:
+        """Commands of one name run one after another."""
+        return "command", running.request.key.name
+
+    def _refuse_conflict(self, arrival: Arrival, request: Request) -> None:
+        self._count(CONFLICT)
+        self._answer(arrival, request.key.name, None, _error_reply(request.id, _conflict()), None)
+
+    def _parse(self, name: str, message: InboundMessage) -> Request:
+        """Raises RefusedCommandError where there is no id."""
+        properties = message.properties
+        correlation: bytes | None = getattr(properties, "CorrelationData", None)
+        arguments: Any = {}
+        problem: RefusedCommandError | None = None
+        if len(message.payload) > _REQUEST_MAX_BYTES:
+            problem = RefusedCommandError(
+                INVALID, f"a command of {len(message.payload)} bytes; at most {_REQUEST_MAX_BYTES}"
+            )
+        elif message.payload.strip():
+            try:
+                arguments = json.loads(message.payload)
+            except (ValueError, RecursionError) as error:
+                problem = RefusedCommandError(INVALID, f"the payload is no JSON: {str(error)[:_TEXT_MAX]}")
+        if problem is None and not isinstance(arguments, dict):
+            problem = RefusedCommandError(INVALID, "the payload must be a JSON object of arguments")
+        if problem is not None:
+            arguments = {}
+        given = arguments.pop("id", None)
+        expires_at_ms = arguments.pop("expires_at", None)
+        if expires_at_ms is not None and (
+            isinstance(expires_at_ms, bool) or not isinstance(expires_at_ms, (int, float))
+        ):
+            problem = problem or RefusedCommandError(INVALID, "expires_at must be Unix time in milliseconds")
+            expires_at_ms = None
+        if given is not None:
+            shown = given if isinstance(given, str) else json.dumps(given)
+            identifier = b"j" + shown.encode("utf-8", "surrogatepass")
+        elif correlation is not None:
+            shown, identifier = _shown(correlation), b"c" + correlation
+        else:
+            raise problem or RefusedCommandError(
+                INVALID, 'a command needs an id: "id" in its JSON, or Correlation Data (MQTT 5)'
+            )
+        if not 1 < len(identifier) <= _ID_MAX:
+            raise RefusedCommandError(INVALID, f"the id must have 1 to {_ID_MAX - 1} bytes")
+        if problem is None and name not in self._declared:
+            problem = RefusedCommandError(UNKNOWN, f"there is no command {name[:_TEXT_MAX]!r}")
+        digest = sha256(json.dumps(arguments, sort_keys=True).encode()).digest()
+        expiry_s = getattr(properties, "MessageExpiryInterval", None)
+        return Request(
+            Key(name, identifier, digest),
+            shown,
+            arguments,
+            problem,
+            float("inf") if expiry_s is None else time.monotonic() + expiry_s,
+            float("inf") if expires_at_ms is None else expires_at_ms,
+        )
+
+    # ---- is it known?
+
+    def _begin(self, running: Running) -> None:
+        """Its turn has come."""
+        self._store.submit(lambda table: self._look(table, running), lambda found: self._on_found(running, found))
+
+    def _on_asked(self, _result: object, error: BaseException | None) -> bool:
+        if error is not None and not isinstance(error, QueueClosedError):
+            self._executor.note_error(error)
+        # Until `_on_found`. Closed, it is the next process's.
+        return True
+
+    def _look(self, table: QueueTable, running: Running) -> Found:
+        """In a transaction."""
+        request = running.request
+        key, problem = request.key, request.problem
+        known = command_log.find(table, key)
+        if known is None:
+            if problem is None and request.is_expired(self._store.unix_ms()):
+                problem = RefusedCommandError(EXPIRED, "the command came too late, and was not run")
+            if problem is None:
+                command_log.begin(table, key, running.origin)
+            return Found(problem)
+        if known.digest != key.digest:
+            return Found(_conflict())
+        if known.reply is not None:
+            message = running.arrivals[0].message
+            # The very PUBLISH that was answered, and whose acknowledgement was lost.
+            is_repeated = message.dup and message.qos > 0 and message.mid == known.packet_id
+            return Found(None, known.reply, is_repeated=is_repeated)
+        declared = self._declared.get(key.name)
+        if declared is None or declared.on_crash == "fail" or request.is_expired(self._store.unix_ms()):
+            says = "the device stopped while the command ran; it may have been carried out"
+            return Found(RefusedCommandError(INTERRUPTED, says))
+        return Found(None, is_retry=True)
+
+    def _on_found(self, running: Running, found: Found) -> None:
+        """In the store's thread."""
+        lane = self._lane(running)
+        if found.refused is None and found.reply is None:
+            with self._lock:
+                if running.is_begun:
+                    return
+                running.is_begun, running.is_retry = True, found.is_retry
+            self._executor.go_on(lane, Call(self._call, (running,), lambda *came: self._on_done(running, *came)))
+            return
+        if found.refused is not None:
+            self._finish(running, found.refused.outcome, _error_reply(running.request.id, found.refused))
+        elif found.reply is not None:
+            self._finish(running, DUPLICATE, found.reply, is_kept=True, is_repeated=found.is_repeated)
+        self._executor.free(lane)
+
+    # ---- run it
+
+    def _call(self, running: Running) -> Any:
+        request, running.is_started = running.request, True
+        if request.is_expired(self._store.unix_ms()):
+            raise RefusedCommandError(EXPIRED, "the command waited for too long, and was not run")
+        context = CommandContext(request.key.name, request.id, running.is_retry, running.arrivals[0].message)
+        return self._declared[request.key.name].handler(request.arguments, context)
+
+    def _on_done(self, running: Running, result: Any, error: BaseException | None) -> bool:
+        request, outcome = running.request, DONE
+        reply = b""
+        if error is None:
+            try:
+                reply = _reply({"id": request.id, "status": DONE, "result": result})
+                if len(reply) > self._reply_max_bytes:
+                    says = f"it ran, and its reply of {len(reply)} bytes is more than {self._reply_max_bytes}"
+                    error = RefusedCommandError(FAILED, says)
+            except (GlecError, TypeError, ValueError, RecursionError) as odd:
+                error = RefusedCommandError(FAILED, f"it ran, and its result cannot be JSON: {odd}"[:_TEXT_MAX])
+        elif not isinstance(error, RefusedCommandError):
+            self._executor.note_error(error)
+            error = RefusedCommandError(FAILED, f"{type(error).__name__}: {error}"[:_TEXT_MAX])
+        if isinstance(error, RefusedCommandError):
+            outcome, reply = error.outcome, _error_reply(request.id, error)
+        self._finish(running, outcome, reply)
+        return False
+
+    # ---- answer
+
+    def _finish(
+        self, running: Running, outcome: str, reply: bytes, *, is_kept: bool = False, is_repeated: bool = False
+    ) -> None:
+        """There is a reply for all that wait. is_kept: it is on disk already; is_repeated: the first has had it."""
+        with self._lock:
+            running.reply = reply
+            arrivals, running.arrivals = running.arrivals, running.arrivals[:1]
+            running.ends = len(arrivals)
+            self.counts[outcome] += 1
+            self.counts[DUPLICATE] += len(arrivals) - 1
+        end = None if is_kept or outcome == CONFLICT else reply
+        for place, arrival in enumerate(arrivals):
+            said = None if is_repeated and place == 0 else reply
+            self._answer(arrival, running.request.key.name, running, said, end)
+
+    def _answer(
+        self, arrival: Arrival, name: str, running: Running | None, reply: bytes | None, end: bytes | None
+    ) -> None:
+        """Queue the reply, in the transaction that ends the command and its exchange; see `_finish`."""
+        is_told = is_recorded = False
+
+        def statement(table: QueueTable) -> None:
+            nonlocal is_recorded
+            if running is not None and end is not None:
+                command_log.end(table, running.request.key, running.origin, end, self._history_size)
+            is_recorded = self._inbox.record(table, arrival)
+
+        def told(_result: object = None) -> None:
+            nonlocal is_told
+            if is_told:
+                return
+            is_told = True
+            self._inbox.done_on_disk(arrival, is_recorded=is_recorded)
+            if running is not None:
+                self._on_ended(running)
+
+        try:
+            self._queue(arrival, name, reply, statement, told)
+        except QueueStorageError:
+            # The disk takes nothing now.
+            self._unanswered.append(lambda: self._answer(arrival, name, running, reply, end))
+        except QueueClosedError:
+            # The broker sends it again to the next process.
+            return
+
+    def _queue(
+        self,
+        arrival: Arrival,
+        name: str,
+        reply: bytes | None,
+        statement: Callable[[QueueTable], None],
+        told: Callable[..., None],
+    ) -> None:
+        if reply is not None:
+            properties = arrival.message.properties
+            topic = getattr(properties, "ResponseTopic", None) or f"{self._topic}/{name}/reply"
+            try:
+                check_publish(topic, REPLY_QOS)
+                correlation = getattr(properties, "CorrelationData", None)
+                extras = extras_with(retain=False, correlation_data=correlation)
+                self._store.append_with(topic, reply, REPLY_QOS, statement, told, extras)
+            except MessageError as error:
+                self._log.note(logging.ERROR, "commands that cannot be answered", repr(error), error=error)
+            else:
+                return
+        self._store.submit(statement, told)
+
+    def _on_ended(self, running: Running) -> None:
+        with self._lock:
+            running.ends -= 1
+            if running.ends <= 0:
+                self._running.pop(running.request.key[:2], None)
+
+    def _count(self, outcome: str) -> None:
+        with self._lock:
+            self.counts[outcome] += 1
+
+    # ---- now and then
+
+    def tick(self) -> None:
+        """What the disk did not take is tried again."""
+        for _ in range(len(self._unanswered)):
+            self._unanswered.popleft()()
+
+    def on_connected(self, *, session_present: bool) -> None:
+        """What an earlier process began, and the broker does not send again, is brought to its end."""
+        is_first, self._has_looked = not self._has_looked, True
+        if session_present and not is_first:
+            return
+
+        def told(found: list[tuple[str, bytes, Origin]]) -> None:
+            for name, identifier, origin in found:
+                if origin.qos and session_present:
+                    continue
+                with self._lock:
+                    is_running = (name, identifier) in self._running
+                if not is_running and name in self._declared:
+                    self._inbox.take_again(kept_message(origin.topic, origin.payload, origin.properties), self.take)
+
+        self._store.submit(command_log.begun, told)
+
+    def close(self) -> None:
+        """No handler begins any more: what has not begun is left to the next process, as if it had not come."""
+        try:
+            # What is being begun is known behind that.
+            self._store.run(lambda _table: None)
+            with self._lock:
+                waiting = [each for each in self._running.values() if each.is_begun and not each.is_started]
+            for each in waiting:
+                if not each.is_retry:
+                    self._store.submit(partial(command_log.unbegin, key=each.request.key), lambda _: None)
+        except (QueueStorageError, QueueClosedError):
+            # The next process takes it for cut into.
+            return
+
+
+def _conflict() -> RefusedCommandError:
+    return RefusedCommandError(CONFLICT, "the id was used for a command with other arguments: give each its own")
+
+
+def _reply(content: dict[str, Any]) -> bytes:
+    data = as_payload(content)
+    return data.encode() if isinstance(data, str) else data
+
+
+def _error_reply(identifier: str, refused: RefusedCommandError) -> bytes:
+    error = {"code": refused.outcome, "message": str(refused)}
+    return _reply({"id": identifier, "status": "error", "error": error})
+
+
+def _shown(correlation: bytes) -> str:
+    try:
+        text = correlation.decode()
+    except UnicodeDecodeError:
+        return correlation.hex()
+    return text if text.isprintable() else correlation.hex()

@@ -1,0 +1,289 @@
+"""Commands to a device: each run once and answered once, over duplicates, expiry, bad handlers and unknown names."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import paho.mqtt.client as paho
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from glec_fast import ConfigError, MessageError, MQTTManager
+from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from glec_fast.fleet.commands import CommandContext
+    from glec_fast.testbed.broker import Broker
+    from glec_fast.testbed.link import Link
+
+COMMANDS = "glec/dtg/DTG-TEST/commands"
+V5 = MQTTProtocolVersion.MQTTv5
+
+
+class Platform:
+    """Sends commands as anybody's client would, and keeps the replies: (topic, what it says, Correlation Data)."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._changed = threading.Condition()
+        self.replies: list[tuple[str, dict[str, Any], bytes | None]] = []
+        self._client = paho.Client(CallbackAPIVersion.VERSION2, client_id="platform", protocol=V5)
+        self._is_ready = threading.Event()
+        self._client.on_connect = lambda client, *_: client.subscribe([(f"{COMMANDS}/+/reply", 2), ("answers/#", 2)])
+        self._client.on_subscribe = lambda *_: self._is_ready.set()
+        self._client.on_message = self._on_message
+        self._client.connect(broker.host, broker.port)
+        self._client.loop_start()
+        assert self._is_ready.wait(TIMEOUT_S)
+
+    def _on_message(self, _client: object, _userdata: object, message: paho.MQTTMessage) -> None:
+        with self._changed:
+            correlation = getattr(message.properties, "CorrelationData", None)
+            self.replies.append((message.topic, json.loads(message.payload), correlation))
+            self._changed.notify_all()
+
+    def send(self, name: str, payload: Any, qos: int = 2, **properties: Any) -> None:
+        found = Properties(PacketTypes.PUBLISH)
+        for key, value in properties.items():
+            setattr(found, key, value)
+        data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+        self._client.publish(f"{COMMANDS}/{name}", data, qos, properties=found).wait_for_publish(TIMEOUT_S)
+
+    def wait_for(self, count: int) -> list[dict[str, Any]]:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.replies) >= count, TIMEOUT_S), self.replies
+            return [reply for _, reply, _ in self.replies]
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+@pytest.fixture
+def platform(broker: Broker) -> Iterator[Platform]:
+    found = Platform(broker)
+    yield found
+    found.close()
+
+
+class Doors:
+    """A handler that counts what it did; `gate` holds it."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[dict[str, Any], CommandContext]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, arguments: dict[str, Any], context: CommandContext) -> Any:
+        self.calls.append((arguments, context))
+        assert self.gate.wait(TIMEOUT_S)
+        return {"unlocked": arguments.get("doors", 0)}
+
+
+@contextmanager
+def vehicle(url: str, directory: Path, doors: Any, on_crash: Any = "fail", **settings: Any) -> Iterator[MQTTManager]:
+    with MQTTManager(quick_config(url, directory, **settings)) as manager:
+        manager.command("unlock_doors", on_crash=on_crash)(doors)
+        manager.connect()
+        # The platform's first command must not come before the subscription.
+        subscription = manager.subscribe("ready", print)
+        assert subscription.wait_granted(TIMEOUT_S)
+        yield manager
+
+
+@BOTH_VERSIONS
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_a_command_is_run_and_answered(
+    broker: Broker, platform: Platform, tmp_path: Path, protocol_version: int, qos: int
+) -> None:
+    doors = Doors()
+    with vehicle(broker.url, tmp_path, doors, protocol_version=protocol_version) as manager:
+        platform.send("unlock_doors", {"id": "c-1", "doors": 4}, qos)
+        assert platform.wait_for(1) == [{"id": "c-1", "status": "done", "result": {"unlocked": 4}}]
+        assert platform.replies[0][0] == f"{COMMANDS}/unlock_doors/reply"
+        ((arguments, context),) = doors.calls
+        assert arguments == {"doors": 4}
+        assert (context.name, context.id, context.is_retry) == ("unlock_doors", "c-1", False)
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+        assert {name: count for name, count in manager.get_metrics().commands.items() if count} == {"done": 1}
+
+
+def test_response_topic_and_correlation_data(broker: Broker, platform: Platform, tmp_path: Path) -> None:
+    with vehicle(broker.url, tmp_path, Doors(), protocol_version=5):
+        platform.send("unlock_doors", {"doors": 2}, ResponseTopic="answers/1", CorrelationData=b"\xff\x01")
+        platform.send("unlock_doors", b"", CorrelationData=b"plain")
+        platform.wait_for(2)
+    assert platform.replies == [
+        ("answers/1", {"id": "ff01", "status": "done", "result": {"unlocked": 2}}, b"\xff\x01"),
+        (f"{COMMANDS}/unlock_doors/reply", {"id": "plain", "status": "done", "result": {"unlocked": 0}}, b"plain"),
+    ]
+
+
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_a_duplicate_gets_the_reply_that_was_kept(broker: Broker, platform: Platform, tmp_path: Path, qos: int) -> None:
+    doors = Doors()
+    with vehicle(broker.url, tmp_path, doors):
+        for expires_at in (2e12, 3e12):
+            platform.send("unlock_doors", {"id": 7, "doors": 4, "expires_at": expires_at}, qos)
+        first, second = platform.wait_for(2)
+        assert first == second == {"id": "7", "status": "done", "result": {"unlocked": 4}}
+    # Also the next process.
+    with vehicle(broker.url, tmp_path, doors):
+        platform.send("unlock_doors", {"id": 7, "doors": 4}, qos)
+        assert platform.wait_for(3)[2] == first
+    assert len(doors.calls) == 1
+
+
+def test_a_duplicate_of_one_that_runs_gets_its_reply(broker: Broker, platform: Platform, tmp_path: Path) -> None:
+    doors = Doors()
+    doors.gate.clear()
+    with vehicle(broker.url, tmp_path, doors) as manager:
+        for _ in range(3):
+            platform.send("unlock_doors", {"id": "a"})
+        assert eventually(lambda: manager.get_metrics().inbox_size == 3)
+        doors.gate.set()
+        assert len(platform.wait_for(3)) == 3
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+        counts = manager.get_metrics().commands
+        assert (counts["done"], counts["duplicate"]) == (1, 2)
+    assert len(doors.calls) == 1
+
+
+def test_an_id_with_other_arguments_is_refused(broker: Broker, platform: Platform, tmp_path: Path) -> None:
+    doors = Doors()
+    with vehicle(broker.url, tmp_path, doors):
+        platform.send("unlock_doors", {"id": "a", "doors": 1})
+        platform.wait_for(1)
+        platform.send("unlock_doors", {"id": "a", "doors": 2})
+        reply = platform.wait_for(2)[1]
+        assert (reply["id"], reply["status"], reply["error"]["code"]) == ("a", "error", "id_in_use")
+        platform.send("unlock_doors", {"id": "a", "doors": 1})
+        assert platform.wait_for(3)[2]["result"] == {"unlocked": 1}
+    assert len(doors.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "properties", "code"),
+    [
+        ("open_roof", {"id": "a"}, {}, "unknown_command"),
+        ("unlock_doors", {"id": "a", "expires_at": 1000}, {}, "expired"),
+        ("unlock_doors", {"id": "a", "expires_at": "soon"}, {}, "invalid"),
+        ("unlock_doors", b"{", {"CorrelationData": b"a"}, "invalid"),
+        ("unlock_doors", b"[1]", {"CorrelationData": b"a"}, "invalid"),
+        ("unlock_doors", b"[" * 60_000, {"CorrelationData": b"a"}, "invalid"),
+        ("unlock_doors", {"id": "a", "filler": "x" * 70_000}, {"CorrelationData": b"a"}, "invalid"),
+        ("unlock_doors", {"doors": 1}, {}, "invalid"),
+        ("unlock_doors", {"id": ""}, {}, "invalid"),
+        ("unlock_doors", {"id": "x" * 300}, {}, "invalid"),
+    ],
+)
+def test_what_is_not_run_is_answered_so(
+    broker: Broker, platform: Platform, tmp_path: Path, name: str, payload: Any, properties: Any, code: str
+) -> None:
+    doors = Doors()
+    with vehicle(broker.url, tmp_path, doors, protocol_version=5) as manager:
+        platform.send(name, payload, **properties)
+        (reply,) = platform.wait_for(1)
+        assert (reply["status"], reply["error"]["code"]) == ("error", code)
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+        assert manager.get_metrics().commands[code] == 1
+    assert doors.calls == []
+
+
+def test_one_that_waits_longer_than_its_message_expiry_is_not_run(
+    broker: Broker, platform: Platform, tmp_path: Path
+) -> None:
+    doors = Doors()
+    doors.gate.clear()
+    with vehicle(broker.url, tmp_path, doors, protocol_version=5):
+        platform.send("unlock_doors", {"id": "first"})
+        assert eventually(lambda: len(doors.calls) == 1)
+        platform.send("unlock_doors", {"id": "late"}, MessageExpiryInterval=1)
+        sent_s = time.monotonic()
+        assert eventually(lambda: time.monotonic() > sent_s + 1.1)
+        doors.gate.set()
+        assert platform.wait_for(2)[1]["error"]["code"] == "expired"
+    assert len(doors.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("returned", "text"),
+    [(ValueError("the lock is frozen"), "ValueError: the lock is frozen"), (object(), "JSON"), ("x" * 9000, "9")],
+)
+def test_a_handler_that_fails(broker: Broker, platform: Platform, tmp_path: Path, returned: Any, text: str) -> None:
+    def handler(_arguments: object, _context: object) -> Any:
+        if isinstance(returned, Exception):
+            raise returned
+        return returned
+
+    with vehicle(broker.url, tmp_path, handler):
+        platform.send("unlock_doors", {"id": "a"})
+        (reply,) = platform.wait_for(1)
+        assert reply["error"]["code"] == "failed"
+        assert text in reply["error"]["message"]
+        platform.send("unlock_doors", {"id": "a"})
+        assert platform.wait_for(2)[1] == reply
+
+
+@pytest.mark.parametrize("result", [None, True, 1.5, "text", [1, {"a": None}], {}])
+def test_results_are_json(broker: Broker, platform: Platform, tmp_path: Path, result: Any) -> None:
+    with vehicle(broker.url, tmp_path, lambda _arguments, _context: result):
+        platform.send("unlock_doors", {"id": "a"})
+        assert platform.wait_for(1)[0]["result"] == result
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_cut_link_while_it_runs(broker: Broker, link: Link, platform: Platform, tmp_path: Path, qos: int) -> None:
+    doors = Doors()
+    doors.gate.clear()
+    with vehicle(f"tcp://127.0.0.1:{link.port}", tmp_path, doors) as manager:
+        platform.send("unlock_doors", {"id": "a"}, qos)
+        assert eventually(lambda: len(doors.calls) == 1)
+        link.cut()
+        doors.gate.set()
+        link.restore()
+        platform.wait_for(1)
+        platform.send("unlock_doors", {"id": "b"}, qos)
+        assert [reply["id"] for reply in platform.wait_for(2)] == ["a", "b"]
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+    assert len(doors.calls) == 2
+
+
+def test_one_that_disconnect_did_not_let_begin_is_run_by_the_next_process(
+    broker: Broker, platform: Platform, tmp_path: Path
+) -> None:
+    doors = Doors()
+    doors.gate.clear()
+    with vehicle(broker.url, tmp_path, doors) as manager:
+        for name in ("runs", "waits"):
+            platform.send("unlock_doors", {"id": name})
+        assert eventually(lambda: manager.get_metrics().inbox_size == 2)
+        leaving = threading.Thread(target=manager.disconnect)
+        leaving.start()
+        assert eventually(lambda: manager.get_metrics().state == "closed")
+        doors.gate.set()
+        leaving.join(TIMEOUT_S)
+    with vehicle(broker.url, tmp_path, doors):
+        assert sorted(reply["id"] for reply in platform.wait_for(2)) == ["runs", "waits"]
+        assert {reply["status"] for reply in platform.wait_for(2)} == {"done"}
+    assert [context.id for _, context in doors.calls] == ["runs", "waits"]
+    assert not any(context.is_retry for _, context in doors.calls)
+
+
+def test_declarations_that_make_no_sense(tmp_path: Path) -> None:
+    with MQTTManager(quick_config("tcp://localhost:1", tmp_path)) as manager:
+        for name in ("", "a/b", "+", "#"):
+            with pytest.raises(ConfigError):
+                manager.command(name)(Doors())
+        with pytest.raises(ConfigError, match="on_crash"):
+            manager.command("a", on_crash="again")(Doors())  # type: ignore[arg-type]
+        with pytest.raises(MessageError, match="commands"):
+            manager.subscribe(f"{COMMANDS}/+", print)
