@@ -10,7 +10,7 @@ import argparse
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from glec_fast import __version__
 from glec_fast.cli import in_doubt as in_doubt_command
@@ -19,6 +19,7 @@ from glec_fast.cli.bench import command as bench_command
 from glec_fast.cli.demo import command as demo_command
 from glec_fast.cli.doctor import command as doctor_command
 from glec_fast.cli.doctor import pin
+from glec_fast.cli.plan import command as plan_command
 from glec_fast.errors import GlecError
 
 if TYPE_CHECKING:
@@ -39,14 +40,27 @@ SUBCOMMANDS = (
     in_doubt_command,
     doctor_command,
     pin,
+    plan_command,
     settings,
     publish,
     subscribe,
 )
 
 
+class Paragraphs(argparse.HelpFormatter):
+    """Breaks the lines of each paragraph at words, for the width of the terminal."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        filled = [super(Paragraphs, self)._fill_text(each, width, indent) for each in text.strip().split("\n\n")]
+        return "\n\n".join(filled)
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Says what is wrong in one line; the usage is what --help is for."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        options.setdefault("formatter_class", Paragraphs)
+        super().__init__(*arguments, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_UNUSABLE, f"{self.prog}: {message}; see {self.prog} --help\n")

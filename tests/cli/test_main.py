@@ -37,6 +37,9 @@ def test_pin_takes_a_url_as_well(text: str) -> None:
     ("arguments", "says"),
     [
         (["pin", "tcp://host:1883"], "tcp:// shows no key: give HOST:PORT of a TLS listener"),
+        (["demo", "--ca-cert", "x"], "--ca-cert belongs to --broker URL"),
+        (["demo", "--username", "x"], "--username belongs to --broker URL"),
+        (["queue", "stats", "/"], "/ is a folder: name the queue file in it"),
         (["in-doubt", "/nowhere/q.db"], "/nowhere/q.db is no file"),
         (["in-doubt", "{text}"], "{text} is not a queue file"),
     ],
@@ -50,6 +53,66 @@ def test_what_cannot_be_is_said_in_one_line(
     said = capsys.readouterr()
     assert says.format(text=path) in said.err
     assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["weather"], "invalid choice: 'weather'"),
+        (["queue", "stats"], "the following arguments are required: PATH"),
+        (["pub", "-t", "a/#", "-m", "x"], "argument -t/--topic: topic 'a/#' has a wildcard"),
+        (
+            ["pub", "-t", "a", "-m", "x", "--timeout", "nan"],
+            "argument --timeout: 'nan' is no number of seconds above 0",
+        ),
+        (["sub", "-t", "#/a"], "argument -t/--topic: topic filter '#/a' has a wildcard out of its place"),
+        (["sub", "-t", "a", "-C", "0"], "argument -C/--count: '0' is no whole number above 0"),
+        (["sub", "-t", "a", "-W", "-1"], "argument -W/--wait: '-1' is no number of seconds above 0"),
+        (["queue", "list", "q.db", "--limit", "x"], "argument --limit: 'x' is no whole number above 0"),
+        (["queue", "list", "q.db", "--topic", "a+"], "argument --topic: topic filter 'a+' has a wildcard out of its"),
+        (["plan", "--offline-hours", "25"], "argument --offline-hours: 25 is more than a day"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_that_says_where_to_look(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    said = capsys.readouterr()
+    assert left.value.code == 2
+    assert says in said.err
+    assert "--help\n" in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+COMMANDS = (
+    *(
+        "",
+        "demo",
+        "bench",
+        "service",
+        "service install",
+        "metrics",
+        "top",
+        "plan",
+        "in-doubt",
+        "doctor",
+        "pin",
+        "settings",
+    ),
+    *("pub", "sub", "queue", "queue stats", "queue list", "queue purge", "queue quarantine", "queue quarantine retry"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_breaks_its_lines_at_words(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as left:
+        main([*command.split(), "--help"])
+    assert left.value.code == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

@@ -64,9 +64,7 @@ MEASURES = (
 
 
 def add_parser(subparsers: SubParsers) -> None:
-    parser = subparsers.add_parser(
-        "bench", help=SUMMARY, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = subparsers.add_parser("bench", help=SUMMARY, description=__doc__)
     parser.add_argument("--seconds", metavar="S", type=_seconds, default=SECONDS, help="for each figure (default: 3)")
     parser.add_argument("--messages", metavar="N", type=_count, default=MESSAGES, help="at most (default: 10000)")
     parser.add_argument("--bytes", metavar="N", type=_count, default=PAYLOAD_BYTES, help="of payload (default: 300)")

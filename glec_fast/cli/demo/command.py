@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from glec_fast.cli.demo.drive import Drive
 from glec_fast.cli.demo.recording import columns_help
+from glec_fast.errors import ConfigError
 
 if TYPE_CHECKING:
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -20,8 +21,9 @@ MAX_BATCH_S = 3600
 
 SUMMARY = "a drive through a cut link and a killed process"
 DESCRIPTION = """\
-Publish a vehicle's drive to a real broker, cut its link, kill the publishing process, restore the link, and count
-what arrives. Exit status 1 if a message that was on disk is lost, or one of QoS 2 comes twice."""
+Publish a vehicle's drive to a real broker, cut its link, kill the publishing
+process, restore the link, and count what arrives. Exit status 1 if a message
+that was on disk is lost, or one of QoS 2 comes twice."""
 
 
 def add_parser(subparsers: SubParsers) -> None:
@@ -52,6 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     from glec_fast.cli.demo.report import open_report, write_json, write_table
     from glec_fast.cli.demo.run import DemoRunError, DemoSettings, run_demo
 
+    if arguments.broker is None:
+        for name in ("ca_cert", "username"):
+            if getattr(arguments, name) is not None:
+                raise ConfigError(f"--{name.replace('_', '-')} belongs to --broker URL: name the broker as well")
     settings = DemoSettings(
         drive=Drive(path=arguments.drive),
         speed=arguments.speed,

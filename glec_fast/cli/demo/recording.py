@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+# Of the narrowest terminal.
+_HELP_WIDTH = 79
 DELIMITERS = ",;\t"
 # How Torque marks a reading that it does not have (yet).
 NO_READING = "-"
@@ -214,7 +216,9 @@ class Found:
 
 def columns_help() -> str:
     """What `--drive` reads, for people."""
-    lines = ["What --drive reads: a CSV file with a header; commas, semicolons or tabs; plain or gzip; the columns"]
+    lines = _wrapped(
+        "What --drive reads: a CSV file with a header; commas, semicolons or tabs; plain or gzip; the columns", 0
+    )
     for column in (*REQUIRED, *OPTIONAL):
         optional = " (optional)" if column in OPTIONAL else ""
         lines += _wrapped(f"  {column.name:23}{column.meaning}{optional}", 25)
@@ -229,7 +233,7 @@ def columns_help() -> str:
 
 
 def _wrapped(text: str, indent: int) -> list[str]:
-    return textwrap.wrap(text, 110, subsequent_indent=" " * indent)
+    return textwrap.wrap(text, _HELP_WIDTH, subsequent_indent=" " * indent)
 
 
 def read_samples(path: Path) -> Iterator[Sample]:
