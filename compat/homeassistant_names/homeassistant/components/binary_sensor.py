@@ -1,0 +1,3 @@
+"""Classes of binary sensors."""
+
+BinarySensorDeviceClass = ("battery", "cold", "connectivity", "door", "heat", "light", "motion", "power", "window")

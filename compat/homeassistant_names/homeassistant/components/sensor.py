@@ -1,0 +1,3 @@
+"""Classes of sensors."""
+
+SensorDeviceClass = ("battery", "current", "energy", "humidity", "power", "pressure", "temperature", "voltage")

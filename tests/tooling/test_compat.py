@@ -1,0 +1,90 @@
+"""What `make compat` says of a package: by outcomes made here, without one."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from support.places import REPOSITORY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RUNNER = REPOSITORY / "compat" / "run.py"
+
+pytestmark = pytest.mark.skipif(not RUNNER.exists(), reason="reads compat/, which a wheel has not")
+
+
+@pytest.fixture(scope="module")
+def compat() -> Any:
+    if sys.version_info < (3, 11):
+        pytest.skip("the runner reads TOML, which Python has from 3.11 on")
+    spec = importlib.util.spec_from_file_location("compat_run", RUNNER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["compat_run"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def amiss(compat: Any, theirs: dict[str, str], ours: dict[str, str], **entry: Any) -> int:
+    package = compat.Package("package", "1", **entry)
+    results = compat.Result(theirs), compat.Result(ours)
+    found: int = compat.report(package, *results, compat.differing(*results), {"known"})
+    return found
+
+
+def test_what_differs_is_amiss_unless_it_is_named(compat: Any) -> None:
+    tests = {"tests": ["tests"]}
+    assert amiss(compat, {"a": "passed", "b": "failed"}, {"a": "passed", "b": "failed"}, **tests) == 0
+    assert amiss(compat, {"a": "passed", "known": "passed"}, {"a": "passed", "known": "failed"}, **tests) == 0
+    assert amiss(compat, {"a": "passed", "b": "passed"}, {"a": "passed", "b": "failed"}, **tests) == 1
+    assert amiss(compat, {"a": "passed", "b": "passed"}, {"a": "passed"}, **tests) == 1
+
+
+def test_a_job_that_fails_with_either_is_amiss(compat: Any) -> None:
+    failed = {"0: True": "passed", "ended with 1": "failed"}
+    assert amiss(compat, failed, failed, job="job.py") == 1
+    assert amiss(compat, {}, {}, tests=["tests"]) == 1
+    assert amiss(compat, {"a": "failed"}, {"a": "failed"}, tests=["tests"]) == 1
+
+
+def test_a_failed_job_does_not_count_as_passed(compat: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tmp_path / "job.py"
+    job.write_text("print('RESULT', 1); raise SystemExit(3)")
+    package = compat.Package("package", "1", job=str(job))
+    monkeypatch.setenv("COMPAT_DIR", str(tmp_path))
+    package.folder().mkdir()
+    monkeypatch.setattr(compat.Package, "python", lambda _: sys.executable)
+
+    class Broker:
+        host, port, tls_port = "127.0.0.1", 1, 2
+
+    result = package.run(ours=False, broker=Broker, ca=tmp_path)
+    assert result.outcomes == {"0: 1": "passed", "ended with 3": "failed"}
+
+
+def test_a_test_of_a_report_is_found_again(compat: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMPAT_DIR", str(tmp_path))
+    package = compat.Package("package", "1", tests=["tests"])
+    module = package.folder() / "source" / "package-1" / "tests" / "test_client.py"
+    module.parent.mkdir(parents=True)
+    module.touch()
+    assert package._node("tests.test_client.TestIt::test_a[x-1]") == "tests/test_client.py::TestIt::test_a[x-1]"
+    assert package._node("tests.test_client::test_a") == "tests/test_client.py::test_a"
+
+
+def test_each_package_is_one_version_with_tests_or_a_job(compat: Any) -> None:
+    import tomllib
+
+    entries = tomllib.loads((RUNNER.parent / "packages.toml").read_text())["package"]
+    packages = [compat.Package(**entry) for entry in entries]
+    assert len({(each.name, each.version) for each in packages}) == len(packages)
+    for each in packages:
+        assert bool(each.tests) != bool(each.job)
+        assert not each.job or (RUNNER.parent / "jobs" / each.job).exists()
+        assert all((RUNNER.parent / path).is_dir() for path in each.path)
