@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,11 @@ def tool(name: str) -> str:
     return str(path)
 
 
-def by_mypy(program: Path, tmp_path: Path) -> dict[int, str]:
-    """Line -> finding, of that program alone. From elsewhere, so that it is found as by a program of others."""
+def by_mypy(program: Path, tmp_path: Path, paths: list[str] | None = None) -> dict[int, str]:
+    """Line -> finding, of that program alone. From elsewhere, so that it is found as by a program of others.
+
+    paths: where the package is, the tree where None; empty for where it is installed.
+    """
     command = [
         tool("mypy"),
         "--strict",
@@ -37,7 +41,7 @@ def by_mypy(program: Path, tmp_path: Path) -> dict[int, str]:
         str(tmp_path),
         str(program),
     ]
-    environment = os.environ | {"MYPYPATH": str(ROOT)}
+    environment = os.environ | {"MYPYPATH": os.pathsep.join([str(ROOT)] if paths is None else paths)}
     ended = subprocess.run(
         command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=tmp_path, env=environment, check=False
     )
@@ -46,10 +50,11 @@ def by_mypy(program: Path, tmp_path: Path) -> dict[int, str]:
     return {int(line): text for line, text in found}
 
 
-def by_pyright(program: Path, tmp_path: Path) -> dict[int, str]:
+def by_pyright(program: Path, tmp_path: Path, paths: list[str] | None = None) -> dict[int, str]:
+    """As `by_mypy`."""
     settings = {
         "typeCheckingMode": "standard",
-        "extraPaths": [str(ROOT)],
+        "extraPaths": [str(ROOT)] if paths is None else paths,
         "include": [str(program)],
         "venvPath": str(Path(sys.prefix).parent),
         "venv": Path(sys.prefix).name,
@@ -77,6 +82,15 @@ def test_each_mistake_is_found(check: object, tmp_path: Path) -> None:
     program = PROGRAMS / "bad.py"
     bad = {number for number, line in enumerate(program.read_text().splitlines(), 1) if line.endswith("# BAD")}
     assert check(program, tmp_path).keys() == bad  # type: ignore[operator]
+
+
+@CHECKERS
+def test_an_editable_install_is_found(check: object, tmp_path: Path) -> None:
+    """By a path, and not by a hook in Python's import, which no checker follows."""
+    installed = Path(sysconfig.get_path("purelib")).glob("__editable__*.pth")
+    if str(ROOT) not in [each.read_text().strip() for each in installed]:
+        pytest.skip("this environment has no editable install of this tree by a path: make build")
+    assert check(PROGRAMS / "good.py", tmp_path, []) == {}  # type: ignore[operator]
 
 
 def test_the_stub_has_every_name_of_paho_s_module() -> None:
