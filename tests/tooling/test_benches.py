@@ -235,3 +235,35 @@ def test_the_footprint_is_measured_in_all_its_parts() -> None:
     assert gathered * 4 < single
     assert len(report["flash"]) == 5
     assert report["idle"]
+
+
+def test_durable_publishers_are_killed_and_counted(tmp_path: Path) -> None:
+    options = ["--contenders", "glec-fast", "--messages", "50", "--rounds", "1", "--kills", "2"]
+    files = ["--json", str(tmp_path / "durable.json"), "--plot", str(tmp_path / "durable.svg")]
+    command = [sys.executable, str(BENCHES / "bench_durable.py"), *options, *files]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "durable.json").read_text())["results"]
+    assert [(each["contender"], each["qos"]) for each in results] == [
+        ("glec-fast", 1),
+        ("glec-fast", 2),
+    ]
+    for each in results:
+        assert min(each["rate_msg_s"], each["cpu_us_per_message"], each["write_bytes_per_message"]) > 0
+        assert each["accepted"] > 0
+        assert each["lost"] == 0
+        assert each["qos"] == 1 or each["doubled"] == 0
+    assert (tmp_path / "durable.svg").read_text().count("<rect") == 1 + len(results)
+
+
+def test_a_message_that_is_accepted_and_never_arrives_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A contender that keeps nothing: the count must see it."""
+    monkeypatch.syspath_prepend(BENCHES)
+    import bench_durable
+
+    forgets = "import sys; print('ready', *range(9), sep=chr(10), flush=True)"
+    monkeypatch.setattr(bench_durable, "QUIET_S", 0.1)
+    figures = bench_durable.trouble(
+        bench_durable.CONTENDERS[0], [sys.executable, "-c", f"{forgets}; sys.stdin.read()"], 1, 1, None
+    )
+    assert figures["lost"] == figures["accepted"] > 0
