@@ -28,6 +28,12 @@ DOCUMENTERS := $(VENV)/.documenters
 
 demo: $(BUILT)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
+	@echo
+	@echo "Where to go next:"
+	@echo "  docs/tutorial.md                                    a truck of your own that survives a kill, in 15 minutes"
+	@echo "  docs/questions.md                                   twelve questions, and where each is answered"
+	@echo "  $(BIN)/glec-fast bench --broker tcp://YOUR-BROKER   what it reaches on your own broker, in a minute"
+	@echo "  $(BIN)/python examples/quickstart.py                the first of the programs in examples/"
 
 test: $(BUILT)
 	$(BIN)/python -m pytest $(PARALLEL) $(TEST_ARGS)
@@ -189,13 +195,14 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info glec_fast/*/*.so
 
 $(BIN)/python:
+	@echo "== The first call builds, in a minute or two: a virtual environment in $(VENV), packages from PyPI, eight extensions"
 	.ci/system-packages $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
 
 # Editable: changed Python needs no new build, changed Cython does.
 $(BUILT): pyproject.toml setup.py $(wildcard cext/*/*) | $(BIN)/python
 	.ci/system-packages $(PYTHON)
-	$(BIN)/pip install --quiet --editable '.[cli,test]'
+	.ci/progress $(BIN)/pip install --verbose --editable '.[cli,test]'
 	touch $@
 
 $(LINTERS): pyproject.toml $(BUILT)
