@@ -16,6 +16,7 @@ from glec_fast.aio.hosting import Hosting
 from glec_fast.durable.clock import Clocks
 from glec_fast.durable.extras import UserProperties
 from glec_fast.durable.in_doubt import InDoubt
+from glec_fast.durable.intake import PENDING_ROWS_MAX
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.errors import QueueClosedError, QueueStorageError
 from glec_fast.fleet.config import MQTTConfig
@@ -26,8 +27,9 @@ from glec_fast.outbox.handle import PublishHandle
 
 T = TypeVar("T")
 
-# A transaction takes so many, so that none takes long; who publishes more waits for the next.
-_PENDING_MAX = 1000
+# A transaction takes so many, so that none takes long; who publishes more waits for the next. Far from where the store
+# has a caller's thread wait, here the loop's: others publish too.
+_PENDING_MAX = PENDING_ROWS_MAX // 2
 
 
 class _HostedManager(MQTTManager):

@@ -18,7 +18,7 @@ from glec_fast.runtime.process import EXIT_TIMEOUT_S
 
 # So many rows may wait for the disk before `append` waits for it too. 10,000 took 2 MB of memory in each burst, and a
 # transaction of more is no quicker a row.
-_PENDING_ROWS_MAX = 500
+PENDING_ROWS_MAX = 500
 # Above every id that is given.
 _ID_MAX = 1 << 62
 
@@ -85,7 +85,7 @@ class Intake:
         may_wait = not self._status.is_needed()
         with self._lock:
             self._refuse_if_unusable()
-            while len(self.pending) >= _PENDING_ROWS_MAX and may_wait:
+            while len(self.pending) >= PENDING_ROWS_MAX and may_wait:
                 self._schedule.request()
                 self.progress.wait()
                 self._refuse_if_unusable()

@@ -28,9 +28,11 @@ from glec_fast import (
     TLSConfig,
 )
 from glec_fast.aio import AsyncMQTTManager
+from glec_fast.durable.intake import PENDING_ROWS_MAX
 from glec_fast.testbed.link import Link
 from glec_fast.transport import dial
 from support.async_runs import ON_BOTH_LOOPS, eventually, run
+from support.faulty_disk import FaultyDisk
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, quick_config
 
 if TYPE_CHECKING:
@@ -427,3 +429,20 @@ def test_messages_in_json_and_with_properties(
     run(program)
     assert subscriber.wait_for_count(1)
     assert json.loads(subscriber.payloads("t")[0]) == {"a": 1}
+
+
+def test_a_slow_disk_holds_callers_up_and_not_the_loop(tmp_path: Path) -> None:
+    async def program(disk: FaultyDisk) -> None:
+        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
+            count = 3 * PENDING_ROWS_MAX
+            with disk.held():
+                tasks = [asyncio.create_task(manager.publish("t", b"%d" % number, 1)) for number in range(count)]
+                # Each has its turns, where the loop has any.
+                for _ in range(10):
+                    await asyncio.sleep(0)
+                assert not any(task.done() for task in tasks)
+            await asyncio.gather(*tasks)
+        assert rows(tmp_path) == [str(number) for number in range(count)]
+
+    with FaultyDisk(tmp_path) as disk:
+        run(lambda: program(disk))
