@@ -28,6 +28,7 @@ from glec_fast.engine.backoff import Backoff
 from glec_fast.engine.connector import CertificateExpiry, SecureConnector
 from glec_fast.engine.policy import Failed, Policy
 from glec_fast.engine.probe import probe
+from glec_fast.engine.proof import SHORT_LIFE_S, SHORT_LIVES, Proof
 from glec_fast.engine.refusal import refusal
 from glec_fast.engine.routes import Routes
 from glec_fast.errors import (
@@ -69,8 +70,6 @@ CommandHandler = TypeVar("CommandHandler", bound="Callable[[dict[str, Any], Comm
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
 _HOUR_MS = 60 * 60 * 1000
-# A second client of our name, and a broker that drops everybody, end connections sooner.
-PROVEN_AFTER_S = 30.0
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 # MQTT 5, 3.2.2.2: of the will.
 _RETAIN_NOT_SUPPORTED = 0x9A
@@ -118,8 +117,7 @@ class FleetPolicy(Policy):
             config.retry_jitter,
         )
         self.retries_first = config.auto_reconnect
-        # Since when a connection lasts that has not proved itself, and the acknowledgements before it.
-        self._unproven: tuple[float, int] | None = None
+        self._proof = Proof()
         self.pin_failures = 0
         self.on_dropped = on_dropped
         self._tick = tick
@@ -158,18 +156,20 @@ class FleetPolicy(Policy):
 
     def on_accepted(self, answered_count: int) -> None:
         """The broker accepts a connection; so many acknowledgements came before it. It may yet end it at once."""
-        self._unproven = time.monotonic(), answered_count
+        self._proof.begin(time.monotonic(), answered_count)
 
-    def look_for_proof(self, answered_count: int, *, has_ended: bool = False) -> None:
-        """A connection that brought an acknowledgement, or lasted a while, lets the waits begin anew."""
-        if self._unproven is None:
-            return
-        began_s, before = self._unproven
-        if answered_count > before or time.monotonic() - began_s >= PROVEN_AFTER_S:
+    def look_for_proof(self, answered_count: int) -> None:
+        """A connection that has proved itself lets the waits begin anew."""
+        if self._proof.look(time.monotonic(), answered_count):
             self.backoff.reset()
-            self._unproven = None
-        elif has_ended:
-            self._unproven = None
+
+    def on_ended(self, answered_count: int, *, in_order: bool) -> None:
+        """A connection that was accepted has ended, in order by the broker or otherwise."""
+        self.look_for_proof(answered_count)
+        if self._proof.end(time.monotonic(), in_order=in_order):
+            cause = f"the broker ended {SHORT_LIVES} in a row within {SHORT_LIFE_S:g} s of accepting them"
+            hint = "is there another client with this client id? The waits before the next grow"
+            self._log.note(logging.WARNING, "connections that do not last", cause, text=f"{cause}: {hint}")
 
     def fail_attempt(self, error: OSError) -> bool:
         """See `Policy`."""
@@ -817,7 +817,7 @@ class MQTTManager(process.OfOneProcess):
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
-        self._policy.look_for_proof(self._outbox.session.answered_count, has_ended=True)
+        self._policy.on_ended(self._outbox.session.answered_count, in_order=self._outbox.is_left)
         if self._incoming_or_none is not None:
             self._incoming_or_none.on_disconnected()
         is_by_broker = flags.is_disconnect_packet_from_server

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,12 +13,14 @@ from glec_fast.engine.backoff import Backoff
 from glec_fast.engine.routes import Routes
 from glec_fast.fleet.manager import FleetPolicy
 from glec_fast.runtime.summing_log import SummingLog
-from support.gateway import TIMEOUT_S, eventually, quick_config
+from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
 from support.odd_broker import OddBroker
 
 if TYPE_CHECKING:
     import socket
     from pathlib import Path
+
+    from glec_fast.testbed.broker import Broker
 
 
 @pytest.mark.parametrize(("jitter", "least"), [("none", 1.0), ("equal", 0.5), ("full", 0.0)])
@@ -73,8 +76,42 @@ def test_a_broker_that_accepts_and_drops_does_not_let_the_waits_begin_anew(
             assert waits[:5] == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16], rel=0.5)
             broker.drops = False
             manager.publish("t", "=x", 1).wait_for_publish(TIMEOUT_S)
-            assert eventually(lambda: manager._policy._unproven is None), "an acknowledgement is proof"
-            assert manager._policy.backoff.next_delay_s() == pytest.approx(0.01)
+            # Behind so many that were dropped, only one that lasts is proof.
+            assert manager._policy.backoff.next_delay_s() == pytest.approx(0.16)
+
+
+@BOTH_VERSIONS
+def test_two_clients_of_one_name_wait_longer_and_longer_and_say_so_once(
+    broker: Broker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    protocol_version: int,
+) -> None:
+    """Each has its status acknowledged before the other comes, and has the broker end the other's connection."""
+    waits: list[float] = []
+
+    def wait(_policy: object, interrupt: threading.Event, delay_s: float) -> bool:
+        waits.append(delay_s)
+        return interrupt.wait(delay_s)
+
+    monkeypatch.setattr("glec_fast.engine.policy.Policy.wait", wait)
+    with ExitStack() as stack:
+        for name in ("one", "other"):
+            (tmp_path / name).mkdir()
+            config = quick_config(
+                broker.url,
+                tmp_path / name,
+                retry_initial_delay_ms=10,
+                retry_max_delay_ms=640,
+                retry_jitter="none",
+                status_interval_s=300,
+                protocol_version=protocol_version,
+            )
+            stack.enter_context(MQTTManager(config)).connect()
+        assert eventually(lambda: any(each > 0.3 for each in waits))
+        assert eventually(lambda: "is there another client with this client id?" in caplog.text)
+    assert 1 <= caplog.text.count("is there another client with this client id?") <= 2, "once for each of them"
 
 
 def test_a_connection_without_acknowledgements_proves_itself_by_lasting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +124,7 @@ def test_a_connection_without_acknowledgements_proves_itself_by_lasting(monkeypa
         assert policy.next_delay_s() == 2.0
         policy.on_accepted(5)
         now_s += lasts_s
-        policy.look_for_proof(5, has_ended=True)
+        policy.on_ended(5, in_order=True)
         assert policy.next_delay_s() == expected_s
 
 

@@ -65,17 +65,20 @@ class HTTPProxy:
             except OSError:
                 return
             self._socks.append(client)
-            request = b""
-            while not request.endswith(b"\r\n\r\n"):
-                request += client.recv(1)
-            self.requests.append(request)
-            host, _, port = request.split()[1].decode().rpartition(":")
-            server = socket.create_connection((host, int(port)))
+            server = socket.create_connection(self._agree(client))
             self._socks.append(server)
-            client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
             for source, sink in ((client, server), (server, client)):
                 self._threads.append(threading.Thread(target=relay, args=(source, sink), daemon=True))
                 self._threads[-1].start()
+
+    def _agree(self, client: socket.socket) -> tuple[str, int]:
+        request = b""
+        while not request.endswith(b"\r\n\r\n"):
+            request += client.recv(1)
+        self.requests.append(request)
+        client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        host, _, port = request.split()[1].decode().rpartition(":")
+        return host, int(port)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -84,6 +87,35 @@ class HTTPProxy:
             thread.join(TIMEOUT_S)
         for sock in self._socks:
             sock.close()
+
+
+class SOCKSProxy(HTTPProxy):
+    """SOCKS 5 with a user name and a password (RFC 1928, RFC 1929)."""
+
+    def _agree(self, client: socket.socket) -> tuple[str, int]:
+        version, count = received(client, 2)
+        assert (version, 2 in received(client, count)) == (5, True)
+        client.sendall(b"\x05\x02")
+        login = received(client, 2)
+        login += received(client, login[1] + 1)
+        login += received(client, login[-1])
+        client.sendall(b"\x01\x00")
+        request = received(client, 5)
+        request += received(client, request[4] if request[3] == 3 else 3)
+        port = received(client, 2)
+        self.requests.append(login + request)
+        client.sendall(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x00")
+        host = request[5:].decode() if request[3] == 3 else socket.inet_ntoa(request[4:])
+        return host, int.from_bytes(port, "big")
+
+
+def received(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        part = sock.recv(count - len(data))
+        assert part, "the peer has left"
+        data += part
+    return data
 
 
 def relay(source: socket.socket, sink: socket.socket) -> None:
@@ -104,6 +136,39 @@ def test_a_proxy_is_asked_for_the_broker_and_given_its_login(broker: Broker, tmp
         (request,) = proxy.requests
         assert request.startswith(b"CONNECT ")
         assert b"proxy-authorization: basic dXNlcjpwQHNz".lower() in request.lower()
+    finally:
+        proxy.close()
+
+
+@pytest.mark.parametrize(("scheme", "host"), [("socks5", b"\x01\x7f\x00\x00\x01"), ("socks5h", b"\x03\x09localhost")])
+def test_a_socks_proxy_looks_the_name_up_or_not(broker: Broker, tmp_path: Path, scheme: str, host: bytes) -> None:
+    proxy = SOCKSProxy()
+    try:
+        url = broker.url.replace("127.0.0.1", "localhost")
+        publish_one(quick_config(url, tmp_path, proxy_url=f"{scheme}://user:p%40ss@127.0.0.1:{proxy.port}")).close()
+        (request,) = proxy.requests
+        assert request == b"\x01\x04user\x04p@ss" + b"\x05\x01\x00" + host
+    finally:
+        proxy.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5h"])
+def test_tls_goes_through_a_proxy(
+    tls_broker: Broker, authority: CertificateAuthority, tmp_path: Path, scheme: str
+) -> None:
+    """The name that is verified is the broker's."""
+    proxy = HTTPProxy() if scheme == "http" else SOCKSProxy()
+    try:
+        config = quick_config(
+            f"ssl://localhost:{tls_broker.tls_port}",
+            tmp_path,
+            proxy_url=f"{scheme}://user:p%40ss@127.0.0.1:{proxy.port}",
+            tls_config=TLSConfig(authority.certificate_path),
+        )
+        with MQTTManager(config) as manager:
+            manager.connect()
+            manager.publish("t", "x", 1).wait_for_publish(TIMEOUT_S)
+        assert len(proxy.requests) == 1
     finally:
         proxy.close()
 
