@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
 
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
-_PASSWORD = next(name for name, each in SETTINGS.items() if each.name == "password")
+PASSWORD = next(name for name, each in SETTINGS.items() if each.name == "password")
 
 
 def add_connection_options(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device-id", metavar="ID", help="what {DEVICE_ID} in FILE stands for")
     group.add_argument("--broker", metavar="URL", help="in place of FILE, such as ssl://host:8883")
     group.add_argument("--ca-cert", metavar="FILE", help="the authority of --broker; without it, the system's")
-    group.add_argument("--username", metavar="NAME", help=f"at --broker; its password comes from {_PASSWORD}")
+    group.add_argument("--username", metavar="NAME", help=f"at --broker; its password comes from {PASSWORD}")
     group.add_argument("--client-id", metavar="ID", help="(default: the device's with -pub or -sub behind it)")
 
 
@@ -47,15 +47,18 @@ def config_of(arguments: argparse.Namespace) -> MQTTConfig:
         return MQTTConfig.from_properties(arguments.config, device_id=arguments.device_id)
     if arguments.config is not None:
         raise ConfigError("--broker and --config name two brokers: give one of them")
-    tls_config = None if arguments.ca_cert is None else TLSConfig(arguments.ca_cert)
-    password = os.environ.get(_PASSWORD) if arguments.username is not None else None
     name = arguments.client_id or arguments.device_id or f"glec-fast-{os.getpid()}"
+    return config_at(arguments.broker, name, arguments.ca_cert, arguments.username)
+
+
+def config_at(url: str, client_id: str, ca_cert: str | None, username: str | None) -> MQTTConfig:
+    """The settings for a broker that is named by a URL alone. Raises ConfigError."""
     return MQTTConfig(
-        broker_url=arguments.broker,
-        client_id=name,
-        username=arguments.username,
-        password=password,
-        tls_config=tls_config,
+        broker_url=url,
+        client_id=client_id,
+        username=username,
+        password=os.environ.get(PASSWORD) if username is not None else None,
+        tls_config=None if ca_cert is None else TLSConfig(ca_cert),
     )
 
 

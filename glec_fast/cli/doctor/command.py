@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
+from glec_fast.cli.connection import PASSWORD
 from glec_fast.cli.doctor.finding import Finding
 from glec_fast.errors import ConfigError
 
@@ -23,17 +26,22 @@ EXIT_FAILED = 1
 SUMMARY = "say what stands between this gateway and its broker"
 DESCRIPTION = """\
 Go through settings, DNS, TCP, TLS, certificates, pins, login, clock, queue file and disk; say what was found and what
-to do. Of several broker_urls each is looked at. Nothing is changed. The login is made as CLIENT_ID-doctor. Exit status
-1 if a check failed."""
+to do. Of several broker_urls each is looked at. Nothing is changed. The login is made as CLIENT_ID-doctor. With URL or
+--probe also find out what the broker is: versions, QoS 2, retain, limits, sessions, Nagle's algorithm. That publishes
+a few messages to glec-fast/doctor/CLIENT_ID-doctor, and leaves none behind. Exit status 1 if a check failed."""
 _CHECK_WIDTH = len("client certificate")
 
 
 def add_parser(subparsers: SubParsers) -> None:
     parser = subparsers.add_parser("doctor", help=SUMMARY, description=DESCRIPTION)
+    parser.add_argument("url", metavar="URL", nargs="?", help="a broker alone, such as ssl://host:8883, and what it is")
     parser.add_argument(
         "--config", metavar="FILE", help="broker_config.properties (default: the environment of glec-fast service)"
     )
     parser.add_argument("--device-id", metavar="ID", help="what {DEVICE_ID} in FILE stands for, and the client id")
+    parser.add_argument("--ca-cert", metavar="FILE", help="the authority of URL; without it, the system's")
+    parser.add_argument("--username", metavar="NAME", help=f"at URL; its password comes from {PASSWORD}")
+    parser.add_argument("--probe", action="store_true", help="also find out what the broker is, as with URL; see above")
     parser.add_argument(
         "--as-device",
         action="store_true",
@@ -50,13 +58,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     findings: list[Finding] = []
     try:
-        config = _config(arguments.config, arguments.device_id, os.environ)
+        config = _config(arguments, os.environ)
     except ConfigError as error:
         url = None
         made: Iterable[Finding] = [Finding("settings", "failed", str(error), "mend that; nothing else was looked at")]
     else:
         url = config.broker_url
-        made = examine(config, as_device=arguments.as_device, ntp_server=arguments.ntp)
+        made = examine(
+            config,
+            as_device=arguments.as_device,
+            ntp_server=arguments.ntp,
+            probes=arguments.probe or arguments.url is not None,
+            is_url_alone=arguments.url is not None,
+        )
         findings.append(Finding("settings", "ok", f"{url} as {config.client_id}"))
     if not arguments.json:
         for finding in findings:
@@ -74,18 +88,38 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if failed else 0
 
 
-def _config(path: str | None, device_id: str | None, environment: Mapping[str, str]) -> MQTTConfig:
+def _config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> MQTTConfig:
+    from glec_fast.cli.connection import config_at
     from glec_fast.cli.environment import config_from
     from glec_fast.fleet.config import MQTTConfig
 
-    if path is None:
+    if arguments.url is not None:
+        if arguments.config is not None:
+            raise ConfigError("URL and --config name two brokers: give one of them")
+        name = arguments.device_id or f"glec-fast-{os.getpid()}"
+        return config_at(arguments.url, name, arguments.ca_cert, arguments.username)
+    for name in ("ca_cert", "username"):
+        if getattr(arguments, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} belongs to URL: name the broker as well")
+    if arguments.config is None:
         return config_from(environment)
-    return MQTTConfig.from_properties(path, device_id=device_id)
+    return MQTTConfig.from_properties(arguments.config, device_id=arguments.device_id)
 
 
 def _write(finding: Finding, stream: TextIO) -> None:
     status = finding.status.upper() if finding.status == "failed" else finding.status
-    stream.write(f"{status:8} {finding.check:{_CHECK_WIDTH}} {finding.found}\n")
+    _write_lines(f"{status:8} {finding.check:{_CHECK_WIDTH}} ", finding.found, stream)
     if finding.advice and finding.status != "ok":
-        stream.write(f"{'':8} {'':{_CHECK_WIDTH}} -> {finding.advice}\n")
+        _write_lines(f"{'':8} {'':{_CHECK_WIDTH}} -> ", finding.advice, stream)
     stream.flush()
+
+
+def _write_lines(head: str, text: str, stream: TextIO) -> None:
+    """One line for a pipe; on a terminal, as many as it needs, broken at words."""
+    lines = [head + text]
+    if stream.isatty():
+        width = max(shutil.get_terminal_size().columns - 1, len(head) + 20)
+        lines = textwrap.wrap(
+            head + text, width, subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
+        )
+    stream.writelines(f"{line}\n" for line in lines)

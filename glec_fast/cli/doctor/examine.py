@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glec_fast.cli.doctor.broker import CHECKS as BROKER_CHECKS
+from glec_fast.cli.doctor.broker import examine_broker
 from glec_fast.cli.doctor.clock import examine_clock
 from glec_fast.cli.doctor.finding import Finding
 from glec_fast.cli.doctor.local import examine_disk, examine_files, examine_queue
-from glec_fast.cli.doctor.login import examine_login
+from glec_fast.cli.doctor.login import SUFFIX, examine_login
 from glec_fast.cli.doctor.network import TLS_CHECKS, Examined, examine_addresses, examine_tls
 from glec_fast.tls.config import TLSConfig
 from glec_fast.tls.files import Material
@@ -23,8 +25,18 @@ if TYPE_CHECKING:
     from glec_fast.tls.config import TLSContext
 
 
-def examine(config: MQTTConfig, *, as_device: bool = False, ntp_server: str | None = None) -> Iterator[Finding]:
-    """The findings, each as soon as it is made. as_device: see `examine_login`. ntp_server: host or host:port."""
+def examine(
+    config: MQTTConfig,
+    *,
+    as_device: bool = False,
+    ntp_server: str | None = None,
+    probes: bool = False,
+    is_url_alone: bool = False,
+) -> Iterator[Finding]:
+    """The findings, each as soon as it is made. as_device: see `examine_login`. ntp_server: host or host:port.
+
+    probes: with what the broker is. is_url_alone: there is no gateway, and no queue.
+    """
     files, context = examine_files(config)
     yield from files
     chain: list[Shown] = []
@@ -32,7 +44,10 @@ def examine(config: MQTTConfig, *, as_device: bool = False, ntp_server: str | No
         if len(config.urls) > 1:
             yield Finding("broker", "ok", f"{number} of {len(config.urls)}: {url}")
         way = replace(config, broker_url=url, broker_urls=(), broker_name=None)
-        yield from _examine_broker(way, context, chain, as_device=as_device)
+        yield from _examine_broker(way, context, chain, as_device=as_device, probes=probes)
+    if is_url_alone:
+        yield examine_clock(_past(config, tuple(chain), None), ntp_server)
+        return
     queue = examine_queue(config)
     yield examine_clock(_past(config, tuple(chain), queue.latest_s), ntp_server)
     yield queue.finding
@@ -40,7 +55,7 @@ def examine(config: MQTTConfig, *, as_device: bool = False, ntp_server: str | No
 
 
 def _examine_broker(
-    config: MQTTConfig, context: TLSContext | None, chain: list[Shown], *, as_device: bool
+    config: MQTTConfig, context: TLSContext | None, chain: list[Shown], *, as_device: bool, probes: bool
 ) -> Iterator[Finding]:
     """One URL. chain: extended by the certificates that were seen."""
     addresses = examine_addresses(config.broker, config.connection_timeout_s)
@@ -57,10 +72,17 @@ def _examine_broker(
         yield from examined.findings
         chain += examined.chain
         is_reachable = all(finding.status in ("ok", "warning") for finding in examined.findings)
+    login = Finding("login", "skipped", "there is no connection to log in over")
     if is_reachable:
-        yield examine_login(config, as_device=as_device)
+        login = examine_login(config, as_device=as_device)
+    yield login
+    if not probes:
+        return
+    if login.status == "ok" and config.broker.transport == "tcp":
+        yield from examine_broker(config, config.client_id + SUFFIX)
     else:
-        yield Finding("login", "skipped", "there is no connection to log in over")
+        reason = "there was no login" if login.status != "ok" else "it is not tried out over WebSocket"
+        yield from (Finding(check, "skipped", reason) for check in BROKER_CHECKS)
 
 
 def _unencrypted() -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
+from glec_fast.cli.doctor.crossed import speaks_tls
 from glec_fast.cli.doctor.finding import Finding
 from glec_fast.engine.connector import SecureConnector
 from glec_fast.engine.refusal import refusal
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from glec_fast.fleet.config import MQTTConfig
 
 # The device's own id would push its running service off the broker.
-_SUFFIX = "-doctor"
+SUFFIX = "-doctor"
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 
 
@@ -32,7 +33,7 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
     and with a session that ends at once.
     """
     broker = config.broker
-    client_id = config.client_id if as_device else config.client_id + _SUFFIX
+    client_id = config.client_id if as_device else config.client_id + SUFFIX
     is_clean = config.clean_session or not as_device
     session: dict[str, Any] = {}
     if config.protocol_version == _MQTT_5:
@@ -72,8 +73,7 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
         client.disconnect()
         client.loop(0)
     if not answers:
-        found = "the broker closed the connection" if ended else "the broker did not answer CONNECT in time"
-        return Finding("login", "failed", found, "see whether an MQTT broker listens there, and its log")
+        return _unanswered(config, ended=ended)
     if answers[0].is_failure:
         text, _, advice = str(refusal(answers[0], config.broker_url)).partition("; ")
         if not as_device and answers[0].value in (133, 135):
@@ -85,6 +85,21 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
     if config.protocol_version != _MQTT_5:
         found += ", with MQTT 3.1.1; mosquitto keeps its word on QoS 2 better, and faster, with protocol_version 5"
     return Finding("login", "ok", found)
+
+
+def _unanswered(config: MQTTConfig, *, ended: bool) -> Finding:
+    """No CONNACK came. ended: the broker has closed the connection."""
+    if not config.broker.tls and speaks_tls(config.broker, config.connection_timeout_s):
+        found = "TLS is spoken there, and it was spoken to in the clear"
+        return Finding("login", "failed", found, "use ssl:// (or wss://) in broker_url")
+    if not ended:
+        advice = "see whether an MQTT broker listens there, and its log"
+        return Finding("login", "failed", "the broker did not answer CONNECT in time", advice)
+    found = "the broker closed the connection before CONNACK"
+    advice = (
+        "see whether an MQTT broker listens there, and its log: it may refuse the version, the client id or the user"
+    )
+    return Finding("login", "failed", found, advice)
 
 
 def _await_answer(client: Client, answers: list[ReasonCode], deadline_s: float) -> bool:

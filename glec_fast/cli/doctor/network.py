@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
+from glec_fast.cli.doctor.crossed import speaks_mqtt
 from glec_fast.cli.doctor.finding import Finding
 from glec_fast.cli.doctor.peer import Peer, Shown, look_at, look_without_scruples, shown, suite_of, utc
 from glec_fast.engine.connector import EXPIRY_NOTICE_S
@@ -198,6 +199,9 @@ class _Handshake:
             self._add(failure)
         else:
             self._add(Failure("tls", failure.found, failure.advice))
+        if "tls" in self._findings and self._broker.transport == "tcp" and speaks_mqtt(self._broker, self._timeout_s):
+            found = "the peer does not speak TLS on this port, but MQTT in the clear"
+            self._add(Failure("tls", found, "name the broker's TLS port, 8883 as a rule; tcp:// would be open to all"))
         return chain
 
     def _refused_by_peer(self, failure: Failure) -> Failure:
