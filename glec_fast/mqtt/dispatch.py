@@ -248,15 +248,15 @@ class Dispatcher:
 
     def _deliver(self, sock: Any) -> MQTTErrorCode:
         """Each message to its callbacks, and its acknowledgement behind it."""
-        arrived, paho = self._arrived, self._paho
         enter = self._own.get("_packet_handle") or self._own.get("_handle_publish")
+        if enter is None:
+            self._take_messages(sock)
+            return _SUCCESS
+        arrived, paho = self._arrived, self._paho
+        is_5 = paho.protocol == MQTTProtocolVersion.MQTTv5
         with paho.callback_mark:
             while arrived and paho.sock is sock and not self._outbox.session.has_last:
                 message = arrived[0]
-                if enter is None:
-                    self.take_message()
-                    continue
-                is_5 = paho.protocol == MQTTProtocolVersion.MQTTv5
                 rc = paho.enter_packet(*packed_publish(message, is_5=is_5), enter)
                 if paho.sock is sock and arrived and arrived[0] is message:
                     # The program has kept it from what is done here: nobody is told, and nothing answered.
@@ -266,20 +266,27 @@ class Dispatcher:
         return _SUCCESS
 
     def take_message(self) -> None:
-        """The first that has arrived, to its callbacks, and answer it."""
-        paho, kept = self._paho, self.received
-        if not self._arrived:
-            return
-        message, sock = self._arrived[0], paho.sock
-        if self.inbound.one_by_one:
-            self._log_received(message)
-        if kept is not None:
-            if kept.is_new(message):
-                self._hand_over(message)
-        elif message.qos < _EXACTLY_ONCE:
-            self._hand_over(message)
-        if paho.sock is sock:
-            self._acknowledge()
+        """The first that has arrived, where there is one."""
+        self._take_messages(self._paho.sock, only_first=True)
+
+    def _take_messages(self, sock: Any, *, only_first: bool = False) -> None:
+        arrived, paho, kept = self._arrived, self._paho, self.received
+        is_logging = self.inbound.one_by_one
+        with paho.callback_mark:
+            while arrived:
+                message = arrived[0]
+                if is_logging:
+                    self._log_received(message)
+                if kept is not None:
+                    if kept.is_new(message):
+                        self._hand_over(message)
+                elif message.qos < _EXACTLY_ONCE:
+                    self._hand_over(message)
+                if paho.sock is not sock:
+                    return
+                self._acknowledge()
+                if only_first or self._outbox.session.has_last:
+                    return
 
     def _acknowledge(self) -> None:
         """The first that has arrived is through its callbacks."""
@@ -320,8 +327,7 @@ class Dispatcher:
         others; the first that was raised is, behind them.
         """
         received = {} if received is None else received
-        own = self._own.get("_handle_on_message")
-        if own is not None:
+        if self._own and (own := self._own.get("_handle_on_message")):
             take_up(received, message.mid, own, message)
             return
         callbacks: list[Any] = []
