@@ -3,7 +3,7 @@
 Each package of packages.toml has an environment of its own, outside the tree, and comes from PyPI in the version that
 is named. Ours is put in paho's place by `python -m glec_fast.mqtt`. With names as arguments, those packages alone.
 A test that differs is run again, alone, up to twice over either: what fails now and then with both is no difference.
---write: also docs/compatibility.md. COMPAT_DIR: where environments and sources are kept, ~/.cache/glec-fast-compat.
+--write: also docs/compatibility.md, with the last row of each package that was run before. COMPAT_DIR: where environments and sources are kept, ~/.cache/glec-fast-compat.
 Ends with 1 where any test differs that docs/differences.md does not name, and where a job fails.
 """
 
@@ -66,6 +66,10 @@ class Package:
     def folder(self) -> Path:
         default = Path.home() / ".cache" / "glec-fast-compat"
         return Path(os.environ.get("COMPAT_DIR", default)) / f"{self.name}-{self.version}"
+
+    def last_row(self) -> Path:
+        """Of the table: what came of it when it was run last."""
+        return self.folder() / "row.md"
 
     def python(self) -> Path:
         return self.folder() / "venv" / "bin" / "python"
@@ -228,7 +232,7 @@ def main() -> int:
 
     entries = tomllib.loads((HERE / "packages.toml").read_text())["package"]
     packages = [Package(**entry) for entry in entries if not given.names or entry["name"] in given.names]
-    rows, named, amiss = [], named_differences(), 0
+    named, amiss = named_differences(), 0
     with TemporaryDirectory() as folder:
         authority = CertificateAuthority(Path(folder))
         listener = [f"listener {COMMON_PORT} 127.0.0.1"] if is_free(COMMON_PORT) else []
@@ -238,10 +242,12 @@ def main() -> int:
                 theirs, ours = compare(package, broker, authority.certificate_path)
                 differ = differing(theirs, ours)
                 amiss += report(package, theirs, ours, differ, named)
-                rows.append(row_of(package, theirs, ours, differ))
-                print(rows[-1], flush=True)
+                row = row_of(package, theirs, ours, differ)
+                package.last_row().write_text(row)
+                print(row, flush=True)
     if given.write:
-        write(rows)
+        every = [Package(**entry).last_row() for entry in entries]
+        write([path.read_text() for path in every if path.exists()])
     return 1 if amiss else 0
 
 
@@ -267,21 +273,22 @@ def row_of(package: Package, theirs: Result, ours: Result, differ: list[str]) ->
         f"{each.count('passed')}" + (f", {each.count('failed')} failed" if each.count("failed") else "")
         for each in (theirs, ours)
     ]
-    skipped = theirs.count("skipped")
-    return f"| {package.name} {package.version} | {kind} | {figures[0]} | {figures[1]} | {skipped} | {len(differ)} |"
+    day = datetime.datetime.now(tz=datetime.timezone.utc).date()
+    counts = f"{figures[0]} | {figures[1]} | {theirs.count('skipped')} | {len(differ)}"
+    return f"| {package.name} {package.version} | {kind} | {counts} | {day} |"
 
 
 def write(rows: list[str]) -> None:
-    day = datetime.datetime.now(tz=datetime.timezone.utc).date()
     (ROOT / "docs" / "compatibility.md").write_text(
         f"""# Programs of others over `glec_fast.mqtt`
 
 `make compat` fetches these packages from PyPI, runs each over paho-mqtt {PAHO} and, by `python -m glec_fast.mqtt`, over our class, and compares
 test by test. A package whose sdist has no tests does its main job against a broker instead; each line that it prints counts as one test.
-Run on {day} with Python {sys.version_info.major}.{sys.version_info.minor}. What differs is explained in [differences.md](differences.md), in the rows that name the test.
+Run with Python {sys.version_info.major}.{sys.version_info.minor}. What differs is explained in [differences.md](differences.md), in the rows that name the test. What fails with either wants
+what is not there: certificates that have not expired (paho 2.1), a broker of its own (ebus-mqtt-client).
 
-| package | what is run | passed with paho | passed with ours | skipped | different |
-|---|---|---|---|---|---|
+| package | what is run | passed with paho | passed with ours | skipped | different | run on |
+|---|---|---|---|---|---|---|
 """
         + "\n".join(rows)
         + "\n"

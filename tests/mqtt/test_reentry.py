@@ -19,7 +19,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from support.wire_reference import PUBLISH
 from support.peer import Peer
 
-faulthandler.dump_traceback_later(20, exit=True)
+faulthandler.dump_traceback_later(90, exit=True)
 qos, with_acks, is_stored = json.loads(sys.argv[1])
 peer = Peer()
 stored = {"client_id": "c", "store": tempfile.mkdtemp() + "/queue.db"} if is_stored else {}
