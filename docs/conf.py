@@ -17,3 +17,5 @@ autodoc_typehints = "signature"
 
 html_theme = "furo"
 html_title = f"glec-fast {release}"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
