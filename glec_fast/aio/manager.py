@@ -9,10 +9,12 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from glec_fast.aio.executor import LoopExecutor
 from glec_fast.aio.handle import DeliveryHandle
 from glec_fast.aio.hosting import Hosting
+from glec_fast.aio.messages import Messages, Stream
 from glec_fast.durable.clock import Clocks
 from glec_fast.durable.extras import UserProperties
 from glec_fast.durable.in_doubt import InDoubt
@@ -25,6 +27,14 @@ from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
 from glec_fast.fleet.metrics import Metrics
 from glec_fast.outbox.handle import PublishHandle
 
+if TYPE_CHECKING:
+    from glec_fast._paho import MQTTMessage
+    from glec_fast.errors import SubscriptionRefusedError
+    from glec_fast.fleet.commands import CommandContext, OnCrash
+    from glec_fast.fleet.handlers import Executor
+    from glec_fast.fleet.subscriptions import Subscription
+
+CommandHandler = TypeVar("CommandHandler", bound="Callable[[dict[str, Any], CommandContext], Any]")
 T = TypeVar("T")
 
 # A transaction takes so many, so that none takes long; who publishes more waits for the next. Far from where the store
@@ -42,8 +52,25 @@ class _HostedManager(MQTTManager):
         self.store = self._store
         self.hosting = Hosting(self._client, self._store, self._policy, self._log, loop)
 
+        self._loop = loop
+        # Filter -> what iterates over it.
+        self.streams: dict[str, Stream] = {}
+
     def _begin_loop(self) -> None:
         self.hosting.begin()
+
+    def _make_executor(self) -> Executor:
+        return LoopExecutor(self._loop, self._log)
+
+    def _tell(self, event: str, *arguments: object) -> None:
+        if event == "on_subscription_refused":
+            _on_loop(self._loop, self._refuse, *arguments)
+        super()._tell(event, *arguments)
+
+    def _refuse(self, topic_filter: str, error: SubscriptionRefusedError) -> None:
+        stream = self.streams.get(topic_filter)
+        if stream is not None:
+            stream.refuse(error)
 
 
 class AsyncMQTTManager:
@@ -74,6 +101,8 @@ class AsyncMQTTManager:
         self._crowd: deque[asyncio.Future[None]] = deque()
         self._next_turn: asyncio.Future[None] | None = None
         self._is_look_due = False
+        # Declared before it is entered.
+        self._declared: list[tuple[str, OnCrash, Any]] = []
 
     # ---- beginning and end
 
@@ -92,6 +121,8 @@ class AsyncMQTTManager:
             raise
         self._opened = manager
         manager.store.watch(self._on_turn)
+        for name, on_crash, handler in self._declared:
+            manager.command(name, on_crash=on_crash)(handler)
         manager.connect()
         return self
 
@@ -108,6 +139,8 @@ class AsyncMQTTManager:
         """
         manager = self._manager
         manager.hosting.give_back()
+        for stream in manager.streams.values():
+            stream.close()
         try:
             await _to_the_end(self._running_loop.run_in_executor(None, manager.disconnect))
         finally:
@@ -240,6 +273,64 @@ class AsyncMQTTManager:
                 store.refuse_if_closed()
         return True
 
+    # ---- receiving
+
+    def messages(self, topic_filter: str, qos: int = 1) -> Messages:
+        """Iterate over what comes for a filter, from now on, over reconnects and sessions; see `MQTTManager.subscribe`.
+
+            async for message in manager.messages("fleet/config", qos=2):
+                apply(json.loads(message.payload))
+
+        The broker hears that a message of QoS 1 or 2 has arrived once the next one is asked for, or the loop is left.
+        What comes while nobody asks waits in the inbox, and beyond it at the broker: also after `break`, until it is
+        gone on with or `unsubscribe` is called. It ends with the manager; what was not handled comes again then.
+        Raises MessageError for a filter that MQTT does not know; while it waits, SubscriptionRefusedError.
+        """
+        manager = self._manager
+        stream = manager.streams.get(topic_filter)
+        if stream is None:
+            stream = Stream()
+            manager.subscribe(topic_filter, stream.handle, qos)
+            manager.streams[topic_filter] = stream
+        return Messages(stream)
+
+    def subscribe(self, topic_filter: str, handler: Callable[[MQTTMessage], object], qos: int = 1) -> Subscription:
+        """Have `handler`, a function or a coroutine function, called on the loop; see `MQTTManager.subscribe`."""
+        subscription = self._manager.subscribe(topic_filter, handler, qos)
+        self._forget_stream(topic_filter)
+        return subscription
+
+    def unsubscribe(self, topic_filter: str) -> None:
+        """Have the broker send it no more; see `MQTTManager.unsubscribe`."""
+        self._manager.unsubscribe(topic_filter)
+        self._forget_stream(topic_filter)
+
+    def _forget_stream(self, topic_filter: str) -> None:
+        stream = self._manager.streams.pop(topic_filter, None)
+        if stream is not None:
+            stream.close()
+
+    def command(self, name: str, *, on_crash: OnCrash = "fail") -> Callable[[CommandHandler], CommandHandler]:
+        """Have the function below, or coroutine function, handle commands of this name; see `MQTTManager.command`.
+
+            manager = AsyncMQTTManager(config)
+
+            @manager.command("unlock_doors")
+            async def unlock_doors(arguments, context):
+                return {"unlocked": await doors.unlock(arguments["doors"])}
+
+        Declare them before `async with`. They run on the loop, those of one name one after another.
+        """
+
+        def declare(handler: CommandHandler) -> CommandHandler:
+            if self._opened is None:
+                self._declared.append((name, on_crash, handler))
+            else:
+                self._opened.command(name, on_crash=on_crash)(handler)
+            return handler
+
+        return declare
+
     # ---- told by the store's thread
 
     def _on_turn(self) -> None:
@@ -331,8 +422,11 @@ class _OnLoop(ConnectionCallback):
     def on_connect_failed(self, cause: Exception) -> None:
         _on_loop(self._loop, self._callback.on_connect_failed, cause)
 
+    def on_subscription_refused(self, topic_filter: str, cause: SubscriptionRefusedError) -> None:
+        _on_loop(self._loop, self._callback.on_subscription_refused, topic_filter, cause)
 
-def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: object) -> None:
+
+def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(call, *arguments)
 

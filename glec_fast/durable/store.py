@@ -283,7 +283,7 @@ class Store(OfOneProcess):
 
     @property
     def pending_count(self) -> int:
-        """Messages that the next transaction takes. `append` waits where there are 10,000."""
+        """Messages that the next transaction takes. `append` waits where there are `PENDING_ROWS_MAX`."""
         return len(self._intake.pending)
 
     @property

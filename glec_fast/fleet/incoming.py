@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from glec_fast.errors import MessageError, QueueClosedError
-from glec_fast.fleet.handlers import Call, Executor, HandlerPool
+from glec_fast.fleet.handlers import Call, Executor
 from glec_fast.fleet.inbox import Arrival, Inbox
 from glec_fast.fleet.subscriptions import Subscription, Subscriptions
 from glec_fast.runtime._lock import Lock
@@ -42,8 +42,9 @@ class Incoming:
         config: MQTTConfig,
         log: SummingLog,
         on_refused: Callable[[str, SubscriptionRefusedError], None],
+        executor: Executor,
     ) -> None:
-        self._executor: Executor = HandlerPool(config.handler_threads, log)
+        self._executor = executor
         self._inbox = Inbox(received, log, config.inbox_max_size, config.inbox_max_bytes)
         self._subscriptions = Subscriptions(client, log, on_refused)
         self._commands: Commands | None = None

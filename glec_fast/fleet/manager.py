@@ -59,6 +59,7 @@ from glec_fast.validation import check_filter, check_publish
 
 if TYPE_CHECKING:
     from glec_fast.fleet.commands import CommandContext, OnCrash
+    from glec_fast.fleet.handlers import Executor
     from glec_fast.fleet.incoming import Incoming
     from glec_fast.fleet.questions import Answering
     from glec_fast.fleet.subscriptions import Subscription
@@ -492,11 +493,18 @@ class MQTTManager(process.OfOneProcess):
                 from glec_fast.fleet.incoming import Incoming
 
                 told = partial(self._tell, "on_subscription_refused")
-                self._incoming_or_none = Incoming(self._client, self._received, self.config, self._log, told)
+                given = self._client, self._received, self.config, self._log, told
+                self._incoming_or_none = Incoming(*given, self._make_executor())
                 self._policy.must_ask_again = self._incoming_or_none.must_ask_again
             incoming = self._incoming_or_none
         incoming.begin()
         return incoming
+
+    def _make_executor(self) -> Executor:
+        """What runs handlers."""
+        from glec_fast.fleet.handlers import HandlerPool
+
+        return HandlerPool(self.config.handler_threads, self._log)
 
     def _on_message(self, _client: paho.Client, _userdata: Any, message: InboundMessage) -> None:
         try:

@@ -1,0 +1,259 @@
+"""Publishing on asyncio: AsyncMQTTManager, with its queue on disk, beside aiomqtt and mqttium, which are in memory.
+
+  sequence      each QoS 1 message is published, and its acknowledgement awaited, before the next
+  concurrent    --messages QoS 1 messages, whose publish and acknowledgement are awaited by --tasks tasks
+
+Each contender in a process of its own, in turn, round by round, against one mosquitto; the figures are medians over
+--rounds. And what a flush of --backlog messages does to a loop: the longest a callback took (as asyncio's debug mode
+measures it), and the longest that a task which sleeps 1 ms was late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from harness import BenchError, machine, mosquitto, print_table
+
+from glec_fast import MQTTConfig
+from glec_fast.aio import AsyncMQTTManager
+
+TIMEOUT_S = 600.0
+PAYLOAD = b"x" * 300
+TOPIC = "bench/aio"
+CONTENDERS = ("glec", "glec-uvloop", "aiomqtt", "mqttium")
+_TICK_S = 0.001
+
+Publish = Callable[[], Awaitable[None]]
+
+
+async def in_sequence(publish: Publish, messages: int) -> float:
+    started_s = time.perf_counter()
+    for _ in range(messages):
+        await publish()
+    return messages / (time.perf_counter() - started_s)
+
+
+async def concurrently(publish: Publish, messages: int, tasks: int) -> float:
+    remaining = iter(range(messages))
+
+    async def work() -> None:
+        for _ in remaining:
+            await publish()
+
+    started_s = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(tasks)))
+    return messages / (time.perf_counter() - started_s)
+
+
+async def measure(publish: Publish, options: argparse.Namespace) -> dict[str, float]:
+    await in_sequence(publish, 20)
+    return {
+        "sequence": await in_sequence(publish, options.sequence),
+        "concurrent": await concurrently(publish, options.messages, options.tasks),
+    }
+
+
+async def run_glec(port: int, directory: Path, options: argparse.Namespace) -> dict[str, float]:
+    async with AsyncMQTTManager(glec_config(port, directory)) as manager:
+
+        async def publish() -> None:
+            await (await manager.publish(TOPIC, PAYLOAD, 1))
+
+        return await measure(publish, options)
+
+
+async def run_aiomqtt(port: int, _directory: Path, options: argparse.Namespace) -> dict[str, float]:
+    import aiomqtt
+
+    # It warns of more than ten calls at once, each time.
+    logger = logging.getLogger("aiomqtt-bench")
+    logger.setLevel(logging.ERROR)
+    async with aiomqtt.Client(
+        "127.0.0.1", port, max_inflight_messages=options.tasks, timeout=TIMEOUT_S, logger=logger
+    ) as client:
+        return await measure(lambda: client.publish(TOPIC, PAYLOAD, 1), options)
+
+
+async def run_mqttium(port: int, _directory: Path, options: argparse.Namespace) -> dict[str, float]:
+    from mqttium.api import AsyncClient
+
+    client = AsyncClient(max_outbound_inflight=options.tasks)
+    await client.connect("127.0.0.1", port)
+
+    async def publish() -> None:
+        receipt = await client.publish(TOPIC, PAYLOAD, qos=1)
+        await receipt.wait()
+
+    figures = await measure(publish, options)
+    await client.disconnect()
+    return figures
+
+
+def glec_config(port: int, directory: Path, **settings: Any) -> MQTTConfig:
+    return MQTTConfig(
+        broker_url=f"tcp://127.0.0.1:{port}",
+        client_id="DTG-AIO",
+        queue_path=directory / "queue.db",
+        queue_max_size=1_000_000,
+        queue_max_bytes=1 << 30,
+        status_interval_s=0,
+        **settings,
+    )
+
+
+async def run_flush(port: int, directory: Path, options: argparse.Namespace) -> dict[str, float]:
+    """The backlog is there; the loop is watched from the connection on until it is flushed."""
+    loop = asyncio.get_running_loop()
+    callbacks_s: list[float] = []
+    late_s: list[float] = []
+    run = asyncio.Handle._run
+
+    def timed(handle: asyncio.Handle) -> None:
+        started_s = time.perf_counter()
+        run(handle)
+        callbacks_s.append(time.perf_counter() - started_s)
+
+    async def tick() -> None:
+        while True:
+            due_s = loop.time() + _TICK_S
+            await asyncio.sleep(_TICK_S)
+            late_s.append(loop.time() - due_s)
+
+    async with AsyncMQTTManager(glec_config(port, directory)) as manager:
+        while not manager.is_connected():
+            await asyncio.sleep(0.001)
+        ticking = loop.create_task(tick())
+        asyncio.Handle._run = timed  # type: ignore[method-assign]
+        started_s = time.perf_counter()
+        is_flushed = await manager.flush(TIMEOUT_S)
+        wall_s = time.perf_counter() - started_s
+        asyncio.Handle._run = run  # type: ignore[method-assign]
+        ticking.cancel()
+    if not is_flushed:
+        raise BenchError("the queue was not flushed in time")
+    return {
+        "flush_msg_s": options.backlog / wall_s,
+        "callbacks": float(len(callbacks_s)),
+        "callback_p999_ms": quantile(callbacks_s, 0.999) * 1000,
+        "callback_max_ms": max(callbacks_s) * 1000,
+        "late_p50_ms": quantile(late_s, 0.5) * 1000,
+        "late_p999_ms": quantile(late_s, 0.999) * 1000,
+        "late_max_ms": max(late_s) * 1000,
+    }
+
+
+def quantile(values: list[float], share: float) -> float:
+    return sorted(values)[min(int(len(values) * share), len(values) - 1)]
+
+
+def fill(directory: Path, messages: int) -> None:
+    """A queue file with a backlog, by a manager that finds no broker."""
+    from glec_fast import MQTTManager
+
+    with MQTTManager(glec_config(1, directory)) as manager:
+        for _ in range(messages):
+            manager.publish(TOPIC, PAYLOAD, 1)
+
+
+RUNS = {"glec": run_glec, "glec-uvloop": run_glec, "aiomqtt": run_aiomqtt, "mqttium": run_mqttium, "flush": run_flush}
+
+
+def run_here(options: argparse.Namespace) -> None:
+    """In a process of its own: what --run says; prints its figures."""
+    with tempfile.TemporaryDirectory(dir=options.directory) as name:
+        directory = Path(name)
+        if options.run == "flush":
+            fill(directory, options.backlog)
+        if options.run.endswith("uvloop"):
+            import uvloop
+
+            loop = uvloop.new_event_loop()
+        else:
+            loop = asyncio.new_event_loop()
+        try:
+            asyncio.set_event_loop(loop)
+            figures = loop.run_until_complete(RUNS[options.run](options.port, directory, options))
+        finally:
+            loop.close()
+    print(json.dumps(figures))
+
+
+def run_apart(name: str, port: int, options: argparse.Namespace) -> dict[str, float]:
+    arguments = ["--run", name, "--port", port, "--messages", options.messages, "--sequence", options.sequence]
+    arguments += ["--tasks", options.tasks, "--backlog", options.backlog]
+    arguments += [] if options.directory is None else ["--directory", options.directory]
+    command = [sys.executable, __file__, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S * 2, check=False)
+    if done.returncode != 0:
+        raise BenchError(f"{name} failed:\n{done.stderr}")
+    return dict(json.loads(done.stdout))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Publishing on asyncio, beside aiomqtt and mqttium.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--messages", type=int, default=20_000)
+    parser.add_argument("--sequence", type=int, default=300)
+    parser.add_argument("--tasks", type=int, default=1000)
+    parser.add_argument("--backlog", type=int, default=100_000)
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--nodelay", action="store_true", help="mosquitto with set_tcp_nodelay")
+    parser.add_argument("--directory", help="where the queue files are; a temporary one by default")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--run", choices=RUNS, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    logging.getLogger("glec_fast").setLevel(logging.ERROR)
+    if options.run:
+        run_here(options)
+        return 0
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (*options.contenders, "flush")}
+    try:
+        with mosquitto(nodelay=options.nodelay) as broker:
+            for _ in range(options.rounds):
+                for name, figures in rounds.items():
+                    figures.append(run_apart(name, broker.port, options))
+    except (BenchError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    medians = {
+        name: {key: statistics.median(each[key] for each in figures) for key in figures[0]}
+        for name, figures in rounds.items()
+    }
+    if args_json(options, medians):
+        return 0
+    base = medians.get("aiomqtt", {})
+    rows = [
+        [name, *(f"{medians[name][key]:,.0f}" for key in ("sequence", "concurrent"))]
+        + [f"{medians[name][key] / base[key]:.1f}" if base else "" for key in ("sequence", "concurrent")]
+        for name in options.contenders
+    ]
+    print_table("QoS 1, msg/s", ("", "sequence", "concurrent", "of aiomqtt", "of aiomqtt"), rows)
+    flush = medians["flush"]
+    print_table(
+        f"A flush of {options.backlog:,} messages on the loop",
+        ("", "figure"),
+        [[key, f"{value:,.2f}"] for key, value in flush.items()],
+    )
+    return 0
+
+
+def args_json(options: argparse.Namespace, medians: dict[str, dict[str, float]]) -> bool:
+    if options.json:
+        print(json.dumps({"machine": machine(), "messages": options.messages, "results": medians}, indent=2))
+    return bool(options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
