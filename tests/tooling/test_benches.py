@@ -267,3 +267,18 @@ def test_a_message_that_is_accepted_and_never_arrives_is_lost(monkeypatch: pytes
         bench_durable.CONTENDERS[0], [sys.executable, "-c", f"{forgets}; sys.stdin.read()"], 1, 1, None
     )
     assert figures["lost"] == figures["accepted"] > 0
+
+
+def test_weeks_without_a_link_keep_results_and_alerts_and_a_coarser_way(tmp_path: Path) -> None:
+    plot = tmp_path / "weeks.svg"
+    small = ["--days", "0.02", "--alerts-a-day", "500", "--queue-max-size", "400", "--svg", str(plot)]
+    command = [sys.executable, str(BENCHES / "simulate_weeks.py"), *small, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    accepted, kept = result["accepted"], result["kept"]
+    assert accepted == {"telemetry, QoS 0": 1728, "results, QoS 1": 29, "alerts, QoS 2": 10}
+    assert (kept["results, QoS 1"], kept["alerts, QoS 2"]) == (29, 10)
+    assert 200 < kept["telemetry, QoS 0"] <= 361
+    assert result["longest_gap_s"] < 60, "all of the way"
+    assert plot.read_text().startswith("<svg")
