@@ -15,6 +15,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from glec_fast import ConfigError, MessageError, MQTTManager
+from glec_fast.fleet import commands
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
 
 if TYPE_CHECKING:
@@ -198,20 +199,33 @@ def test_what_is_not_run_is_answered_so(
     assert doors.calls == []
 
 
+class LaterTime:
+    """The clock of commands, once `later_s` is set ahead of the others."""
+
+    later_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.later_s
+
+
 def test_one_that_waits_longer_than_its_message_expiry_is_not_run(
-    broker: Broker, platform: Platform, tmp_path: Path
+    broker: Broker, platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    doors = Doors()
+    doors, clock = Doors(), LaterTime()
+    monkeypatch.setattr(commands, "time", clock)
     doors.gate.clear()
-    with vehicle(broker.url, tmp_path, doors, protocol_version=5):
+    with vehicle(broker.url, tmp_path, doors, protocol_version=5) as manager:
         platform.send("unlock_doors", {"id": "first"})
         assert eventually(lambda: len(doors.calls) == 1)
-        platform.send("unlock_doors", {"id": "late"}, MessageExpiryInterval=1)
-        sent_s = time.monotonic()
-        assert eventually(lambda: time.monotonic() > sent_s + 1.1)
+        for name, expiry_s in (("late", 60), ("in time", 600)):
+            platform.send("unlock_doors", {"id": name}, MessageExpiryInterval=expiry_s)
+        assert eventually(lambda: manager.get_metrics().inbox_size == 3)
+        clock.later_s = 100.0
         doors.gate.set()
-        assert platform.wait_for(2)[1]["error"]["code"] == "expired"
-    assert len(doors.calls) == 1
+        replies = platform.wait_for(3)
+        assert [reply["status"] for reply in replies] == ["done", "error", "done"]
+        assert replies[1]["error"]["code"] == "expired"
+    assert [context.id for _, context in doors.calls] == ["first", "in time"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,209 @@
+"""QoS 2 that comes in: its packet id is on disk before PUBREC, gone before PUBCOMP, and of one session."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from glec_fast import Client
+from support.gateway import eventually
+from support.odd_broker import CONNECT, SUBSCRIBE, OddBroker
+from support.wire_reference import PUBCOMP, PUBREC, PUBREL, Packet, ack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Sender(OddBroker):
+    """Sends PUBLISH of QoS 2, and looks into the queue file as each answer comes.
+
+    sends: what goes out behind CONNACK of each connection. releases: whether PUBREC is answered with PUBREL.
+    """
+
+    def __init__(self, path: Path, *sends: bytes, present: bool = False, releases: bool = True) -> None:
+        super().__init__()
+        self._path = path
+        self.sends = list(sends)
+        self.present = present
+        self.releases = releases
+        # Of each PUBREC and PUBCOMP: (packet type, packet id, the ids on disk as it came).
+        self.answers: list[tuple[int, int, set[int]]] = []
+
+    def answer(self, packet: Packet) -> bytes:
+        if packet.kind == CONNECT:
+            # A session that it says it has is the client's from an earlier connection.
+            present = self.present or self.connections > 1
+            return bytes((0x20, 2, present, 0)) + (self.sends.pop(0) if self.sends else b"")
+        if packet.kind == SUBSCRIBE:
+            return b"\x90\x03" + packet.body[:2] + b"\x02"
+        if packet.kind in (PUBREC, PUBCOMP):
+            self.answers.append((packet.kind, packet.packet_id, on_disk(self._path)))
+            return ack(PUBREL, packet.packet_id) if packet.kind == PUBREC and self.releases else b""
+        return super().answer(packet)
+
+    def wait_for(self, *kinds: int) -> bool:
+        return eventually(lambda: [kind for kind, _, _ in self.answers] == list(kinds))
+
+
+def on_disk(path: Path) -> set[int]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return {packet_id for (packet_id,) in connection.execute("SELECT packet_id FROM glec_received")}
+
+
+def publish(payload: str, packet_id: int, *, dup: bool = False) -> bytes:
+    body = b"\x00\x01t" + packet_id.to_bytes(2, "big") + payload.encode()
+    return bytes((0x3C if dup else 0x34, len(body))) + body
+
+
+def make(path: Path, client_id: str = "receiver", **options: Any) -> Client:
+    """Whatever port the broker has, its session is the same."""
+    return Client(CallbackAPIVersion.VERSION2, client_id, store=path, broker_name="b", **options)
+
+
+@contextmanager
+def receiving(broker: OddBroker, path: Path, **options: Any) -> Iterator[tuple[Client, list[Any]]]:
+    """A client, and what `on_message` got."""
+    client = make(path, **options)
+    client.reconnect_delay_set(0.05, 0.05)  # type: ignore[arg-type]
+    came: list[Any] = []
+    client.on_message = lambda _client, _userdata, message: came.append(message)
+    with client:
+        client.connect("127.0.0.1", broker.port)
+        client.loop_start()
+        yield client, came
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+def test_the_id_is_on_disk_before_pubrec_and_gone_before_pubcomp(path: Path) -> None:
+    sent = publish("a", 7) + publish("b", 8)
+    with Sender(path, sent) as broker, receiving(broker, path) as (_, came):
+        assert eventually(lambda: len(broker.answers) == 4)
+        assert [message.payload for message in came] == [b"a", b"b"]
+        for kind, packet_id, known in broker.answers:
+            assert (packet_id in known) == (kind == PUBREC)
+
+
+def test_one_that_is_known_is_answered_and_not_handed_on(path: Path) -> None:
+    with (
+        Sender(path, publish("a", 7), publish("a", 7, dup=True), releases=False) as broker,
+        receiving(broker, path) as (client, came),
+    ):
+        assert broker.wait_for(PUBREC)
+        client.reconnect()
+        assert broker.wait_for(PUBREC, PUBREC)
+        assert len(came) == 1
+
+
+def test_the_next_process_knows_what_the_last_received(path: Path) -> None:
+    with Sender(path, publish("a", 7), releases=False) as broker, receiving(broker, path):
+        assert broker.wait_for(PUBREC)
+    with Sender(path, publish("a", 7, dup=True), present=True) as broker, receiving(broker, path) as (_, came):
+        assert broker.wait_for(PUBREC, PUBCOMP)
+        assert came == []
+        assert on_disk(path) == set()
+    with Sender(path, publish("b", 7), present=True) as broker, receiving(broker, path) as (_, came):
+        assert broker.wait_for(PUBREC, PUBCOMP)
+        assert [message.payload for message in came] == [b"b"]
+
+
+def test_pubrel_of_one_that_the_last_process_received(path: Path) -> None:
+    with Sender(path, publish("a", 7), releases=False) as broker, receiving(broker, path):
+        assert broker.wait_for(PUBREC)
+    with Sender(path, ack(PUBREL, 7) + ack(PUBREL, 9), present=True) as broker, receiving(broker, path) as (_, came):
+        assert broker.wait_for(PUBCOMP, PUBCOMP)
+        assert came == []
+        # One that nobody knows is answered too, or the server would wait for ever.
+        assert {packet_id for _, packet_id, _ in broker.answers} == {7, 9}
+        assert on_disk(path) == set()
+
+
+def test_a_new_session_has_its_ids_anew(path: Path) -> None:
+    with Sender(path, publish("a", 7), releases=False) as broker, receiving(broker, path):
+        assert broker.wait_for(PUBREC)
+        assert on_disk(path) == {7}
+    seen: list[set[int]] = []
+    with Sender(path, publish("b", 7, dup=True)) as broker:
+        client = make(path)
+        came: list[Any] = []
+        client.on_connect = lambda *_: seen.append(on_disk(path))
+        client.on_message = lambda _client, _userdata, message: came.append(message.payload)
+        with client:
+            client.connect("127.0.0.1", broker.port)
+            client.loop_start()
+            assert broker.wait_for(PUBREC, PUBCOMP)
+    # Before a subscription can bring anything.
+    assert seen == [set()]
+    assert came == [b"b"]
+
+
+def test_a_first_sending_shows_that_the_ids_of_an_earlier_process_are_over(path: Path) -> None:
+    with Sender(path, publish("a", 7), releases=False) as broker, receiving(broker, path):
+        assert broker.wait_for(PUBREC)
+    with Sender(path, publish("b", 7), present=True) as broker, receiving(broker, path) as (_, came):
+        assert broker.wait_for(PUBREC, PUBCOMP)
+        assert [message.payload for message in came] == [b"b"]
+
+
+def test_ids_are_of_one_client_id(path: Path) -> None:
+    with Sender(path, publish("a", 7), releases=False) as broker, receiving(broker, path):
+        assert broker.wait_for(PUBREC)
+        came: list[Any] = []
+    with Sender(path, publish("b", 7, dup=True)) as broker:
+        client = make(path, client_id="another")
+        client.on_message = lambda _client, _userdata, message: came.append(message.payload)
+        with client:
+            client.connect("127.0.0.1", broker.port)
+            client.loop_start()
+            assert broker.wait_for(PUBREC, PUBCOMP)
+    assert came == [b"b"]
+
+
+def test_what_the_program_acknowledges_itself(path: Path) -> None:
+    with (
+        Sender(path, publish("a", 7), publish("a", 7, dup=True)) as broker,
+        receiving(broker, path, manual_ack=True) as (client, came),
+    ):
+        assert eventually(lambda: len(came) == 1)
+        client.reconnect()
+        assert broker.answers == []
+        assert client.ack(7, 2) == 0
+        assert broker.wait_for(PUBREC, PUBCOMP)
+        assert len(came) == 1
+
+
+def test_what_was_not_acknowledged_is_given_to_the_next_process(path: Path) -> None:
+    with Sender(path, publish("a", 7)) as broker, receiving(broker, path, manual_ack=True) as (_, came):
+        assert eventually(lambda: len(came) == 1)
+    with Sender(path, publish("a", 7, dup=True), present=True) as broker, receiving(broker, path) as (_, came):
+        assert broker.wait_for(PUBREC, PUBCOMP)
+        assert [message.dup for message in came] == [True]
+
+
+def test_a_callback_that_raises_is_called_again_and_nothing_is_answered_before(path: Path) -> None:
+    calls: list[bytes] = []
+
+    def fail_once(_client: Client, _userdata: object, message: Any) -> None:
+        calls.append(message.payload)
+        if len(calls) == 1:
+            raise ValueError("once")
+
+    with Sender(path, publish("a", 7)) as broker:
+        client = make(path)
+        client.on_message = fail_once
+        with client:
+            client.connect("127.0.0.1", broker.port)
+            with pytest.raises(ValueError, match="once"):
+                eventually(lambda: client.loop(0.01) != 0)
+            assert broker.answers == []
+            client.loop_start()
+            assert broker.wait_for(PUBREC, PUBCOMP)
+    assert calls == [b"a", b"a"]
