@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import closing, contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from glec_fast import Client
-from support.gateway import eventually
+from glec_fast.outbox.received import Received
+from support.gateway import TIMEOUT_S, eventually
 from support.odd_broker import CONNECT, SUBSCRIBE, OddBroker
+from support.scripted_gateway import BROKER_NAME, CLIENT_ID, ScriptedGateway
 from support.wire_reference import PUBCOMP, PUBREC, PUBREL, Packet, ack
 
 if TYPE_CHECKING:
@@ -90,6 +94,50 @@ def test_the_id_is_on_disk_before_pubrec_and_gone_before_pubcomp(path: Path) -> 
         assert [message.payload for message in came] == [b"a", b"b"]
         for kind, packet_id, known in broker.answers:
             assert (packet_id in known) == (kind == PUBREC)
+
+
+@contextmanager
+def held_disk(gateway: ScriptedGateway) -> Iterator[None]:
+    """Within it no transaction comes to its end; behind it all have."""
+    is_held, goes_on = threading.Event(), threading.Event()
+
+    def hold(_table: object) -> None:
+        is_held.set()
+        assert goes_on.wait(TIMEOUT_S)
+
+    holding = threading.Thread(target=gateway.store.run, args=(hold,))
+    holding.start()
+    assert is_held.wait(TIMEOUT_S)
+    yield
+    goes_on.set()
+    holding.join(TIMEOUT_S)
+    gateway.store.run(lambda _table: None)
+
+
+def leaving(gateway: ScriptedGateway) -> bytes:
+    """What may leave, which then has."""
+    with gateway.outbox.lock:
+        chunk = gateway.session.peek(1000)
+        gateway.session.on_sent(len(chunk))
+    return chunk
+
+
+def test_an_answer_waits_for_the_disk(path: Path) -> None:
+    """A quick one would not show it."""
+    with ScriptedGateway(path) as gateway:
+        received = Received(gateway.outbox)
+        received.turn_to((CLIENT_ID, BROKER_NAME), ())
+        gateway.outbox.put_packet(b"\x10\x00", first=True)
+        leaving(gateway)
+        assert received.is_new(SimpleNamespace(mid=7, qos=2, dup=False))
+        with held_disk(gateway):
+            received.acknowledge(7)
+            assert leaving(gateway) == b""
+        assert leaving(gateway) == ack(PUBREC, 7)
+        with held_disk(gateway):
+            received.release(7)
+            assert leaving(gateway) == b""
+        assert leaving(gateway) == ack(PUBCOMP, 7)
 
 
 def test_one_that_is_known_is_answered_and_not_handed_on(path: Path) -> None:
