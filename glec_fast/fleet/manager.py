@@ -794,9 +794,10 @@ class MQTTManager(process.OfOneProcess):
         with self._lock:
             self._reconnect_count += self._connected_once
         self._connected_once = self._was_connected = True
-        self._say("ONLINE")
         if self._incoming_or_none is not None:
             self._incoming_or_none.on_connected(session_present=flags.session_present)
+        # Behind the subscriptions: whoever hears of it may send a command.
+        self._say("ONLINE")
         self._next_status_s = time.monotonic() + (self.config.status_interval_s or float("inf"))
         self._note_link(logging.INFO, f"connected to {self._target.url}")
         self._tell("on_connected")

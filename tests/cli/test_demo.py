@@ -15,7 +15,7 @@ import pytest
 from glec_fast.cli.demo.drive import Drive, Kind
 from glec_fast.cli.demo.report import PlainReport, verdict_line, write_table
 from glec_fast.cli.demo.run import DemoRunError, DemoSettings, run_demo
-from glec_fast.cli.demo.verdict import Batches, Ledger, Measures, identify, split
+from glec_fast.cli.demo.verdict import Batches, CommandCounts, Ledger, Measures, identify, split
 from glec_fast.cli.main import main
 from glec_fast.fleet.batches import encode_batch
 from support.places import REPOSITORY, SHARED_DATA
@@ -23,7 +23,7 @@ from support.places import REPOSITORY, SHARED_DATA
 RECORDING = SHARED_DATA / "drive6_1hz.csv.gz"
 KEYS = {
     "published", "received", "lost", "duplicates", "unconfirmed", "flush_rate_msg_s", "kills", "queue_peak",
-    "disk_bytes", "memory_bytes", "broker",
+    "disk_bytes", "memory_bytes", "broker", "command",
 }  # fmt: skip
 SHORT = Drive(duration_s=600)
 FAST = 300.0
@@ -109,6 +109,13 @@ def test_strange_messages_count_for_nothing(ledger):
     assert ledger.judge(tally, Measures(), "b").ok
 
 
+@pytest.mark.parametrize(("runs", "replies"), [(0, 0), (2, 2), (1, 1)])
+def test_a_command_that_did_not_run_once_is_bad(ledger, runs, replies):
+    ledger, tally = ledger
+    assert not ledger.judge(tally, Measures(command=CommandCounts(2, runs, replies)), "b").ok
+    assert ledger.judge(tally, Measures(command=CommandCounts(2, 1, 2)), "b").ok
+
+
 @pytest.mark.parametrize("payload", [b"", b"{", b"[1]", b'{"timestamp":"soon"}', b"\xff"])
 def test_a_payload_that_is_no_message_has_no_identity(payload):
     assert identify("glec/dtg/x/status", payload) is None
@@ -138,6 +145,7 @@ def test_nothing_is_lost_over_a_cut_link_and_two_kills():
     assert result.published == result.received
     assert result.duplicates["2"] == 0
     assert result.queue_peak > 100
+    assert result.command == CommandCounts(copies=2, runs=1, replies=2)
     assert result.flush_rate_msg_s > 0
     assert min(result.disk_bytes, result.memory_bytes) > 0
     assert sum("killed (SIGKILL)" in line for line in lines) == 2

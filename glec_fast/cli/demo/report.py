@@ -139,6 +139,8 @@ def verdict_line(result: Result) -> str:
         faults.append(f"{lost} lost")
     if twice := result.duplicates["2"]:
         faults.append(f"{twice} of QoS 2 came twice")
+    if not result.is_command_ok:
+        faults.append(f"a command ran {result.command.runs} times, with {result.command.replies} replies")
     total = sum(result.published.values())
     return f"FAILED: of {total} messages {' and '.join(faults)}" if faults else f"OK: {total} messages, none lost"
 
@@ -181,6 +183,9 @@ def _figures(result: Result) -> list[tuple[str, str]]:
         each, alone = batches.payload_bytes / batches.messages, batches.alone_bytes / batches.messages
         saved = f"{each:,.0f} bytes a message, alone {alone:,.0f}"
         figures.append(("telemetry in batches", f"{batches.messages:,} in {batches.batches:,}: {saved}"))
+    if result.command.copies:
+        sent = f"sent {result.command.copies} times while the link was cut"
+        figures.append(("command", f"{sent}: ran {result.command.runs} time, {result.command.replies} replies"))
     if any(result.unconfirmed.values()):
         figures.append(("unconfirmed", "not yet on disk at a kill, or QoS 0 in the air at the cut"))
     return figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import tempfile
@@ -15,7 +16,7 @@ from glec_fast.cli.demo import DemoError
 from glec_fast.cli.demo.process import ENDED, VehicleProcess, VehicleReport, file_set_bytes
 from glec_fast.cli.demo.report import Progress, Report
 from glec_fast.cli.demo.target import Target, parse_target
-from glec_fast.cli.demo.vehicle import PASSWORD_VARIABLE, VehicleSettings
+from glec_fast.cli.demo.vehicle import COMMAND, PASSWORD_VARIABLE, VehicleSettings
 from glec_fast.cli.demo.verdict import Batches, Ledger, Measures, Result, identify, split
 from glec_fast.testbed.broker import Broker
 from glec_fast.testbed.link import Link
@@ -43,6 +44,9 @@ DRIVE_AGE_MS = 24 * 3600 * 1000
 # The parts of the drive at which the link goes and comes back.
 CUT_AT = 0.25
 RESTORE_AT = 0.75
+# Of one command, as from a platform that got no reply.
+COMMAND_COPIES = 2
+COMMAND_ID = "demo-1"
 # How much further the vehicle may drive before the parent has acted on what it sees.
 LEEWAY = 0.02
 
@@ -98,6 +102,7 @@ def run_demo(settings: DemoSettings, report: Report) -> Result:
             ca_cert=target.ca_cert,
             username=settings.username,
             resolve=target.host if target.ca_cert else None,
+            commands=COMMAND_COPIES,
         )
         report.phase(f"{broker_name}; the vehicle reaches it through a link on port {link.port}")
         scenario = Scenario(settings, vehicle, ledger, link, subscriber, report, duration_s)
@@ -171,8 +176,12 @@ class Scenario:
         )
         cut_at, restore_at = int(self._total * CUT_AT), int(self._total * RESTORE_AT)
         self._drive_to(cut_at)
+        # Its status is behind its subscription for commands, on the one connection.
+        if not self._subscriber.wait_for_count(1, COUNT_TIMEOUT_S):
+            raise DemoRunError(f"nothing of the vehicle arrived within {COUNT_TIMEOUT_S:.0f} s")
         self._link.cut()
         self._report.phase(f"link cut after {len(self._ledger.begun)} messages")
+        self._send_command()
         for kill in range(1, self._settings.kills + 1):
             self._drive_to(cut_at + (restore_at - cut_at) * kill // (self._settings.kills + 1))
             self._kill_and_start_again()
@@ -209,12 +218,21 @@ class Scenario:
         self._process = self._start()
         self._report.phase(f"started again as process {self._process.pid} at message {self._ledger.next_number}")
 
+    def _send_command(self) -> None:
+        """The broker keeps it for a vehicle that cannot be reached."""
+        topic = f"glec/dtg/{self._vehicle.client_id}/commands/{COMMAND}"
+        for _ in range(COMMAND_COPIES):
+            self._subscriber.publish(topic, json.dumps({"id": COMMAND_ID}).encode(), 2)
+        self.measures.command.copies = COMMAND_COPIES
+        self._report.phase(f"command {COMMAND!r} sent {COMMAND_COPIES} times with one id, to a vehicle without a link")
+
     def _count(self) -> None:
         """Wait until the broker has read all that was sent to it, and the subscriber all that the broker had."""
         if not self._link.wait_for(lambda link: link.open_connections == 0, COUNT_TIMEOUT_S):
             raise DemoRunError(f"the broker did not end the connection within {COUNT_TIMEOUT_S:.0f} s")
         if not self._subscriber.wait_for_end(COUNT_TIMEOUT_S):
             raise DemoRunError(f"the broker did not deliver everything within {COUNT_TIMEOUT_S:.0f} s")
+        self.measures.command.replies = sum(each.topic.endswith("/reply") for each in self._subscriber.arrivals)
         self._show_progress()
 
     def _read_until(self, condition: Callable[[VehicleReport], bool], timeout_s: float, failure: str) -> None:
@@ -246,6 +264,9 @@ class Scenario:
                 self._report.phase(f"the vehicle noticed: {' '.join(cause)}")
             case ("unflushed", size):
                 self._report.phase(f"{size} messages are still in the queue after {FLUSH_TIMEOUT_S:.0f} s")
+            case ("ran", identifier):
+                self.measures.command.runs += identifier == COMMAND_ID
+                self._report.phase(f"the vehicle runs command {identifier}")
             case ("connected",) | ("done",):
                 pass
             case _:

@@ -8,6 +8,7 @@ and ends when stdin does. What it writes, one report a line, survives its death 
     connected       and: lost CAUSE
     queue N         so many messages are waiting
     flushed N S     N messages were waiting when the link came back, S seconds until none was
+    ran ID          a command of this id is run
     done            the drive is over and nothing is waiting; or: unflushed N
 """
 
@@ -21,7 +22,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from glec_fast import (
     Alert,
@@ -42,6 +43,8 @@ from glec_fast.fleet.device import available_storage_mb, memory_usage_mb
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from glec_fast.fleet.commands import CommandContext
+
 PASSWORD_VARIABLE = "GLEC_MQTT_PASSWORD"  # noqa: S105  # the name of a variable
 WATCH_PERIOD_S = 0.05
 DURABLE_TIMEOUT_S = 30.0
@@ -49,6 +52,7 @@ FLUSH_WORTH_TIMING = 10
 # A demo's outages last seconds, not hours.
 RETRY_INITIAL_DELAY_MS = 200
 RETRY_MAX_DELAY_MS = 1000
+COMMAND = "locate"
 # Of the drive's time: as many messages are in memory when the process is killed as there would be on the road.
 QOS0_COMMIT_DELAY_S = 5.0
 
@@ -70,6 +74,8 @@ class VehicleSettings:
     ca_cert: str | None = None
     username: str | None = None
     resolve: str | None = None
+    # Copies of commands that come, of which the last are waited for at the end of the drive.
+    commands: int = 0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -166,6 +172,25 @@ class Watch(ConnectionCallback):
     def _time_flush(self, waiting: int, connected_s: float) -> None:
         if self._manager.flush(self._flush_timeout_s):
             say("flushed", waiting, time.perf_counter() - connected_s)
+
+
+def declare_command(manager: MQTTManager) -> None:
+    """Have the vehicle do what a platform asks for, and say so."""
+
+    @manager.command(COMMAND, on_crash="fail")
+    def locate(_arguments: dict[str, Any], context: CommandContext) -> dict[str, Any]:
+        say("ran", context.id)
+        return {"queue": manager.get_metrics().queue_size}
+
+
+def await_commands(manager: MQTTManager, count: int, timeout_s: float) -> None:
+    """Until so many have come and are answered; whether they were is for the parent to count."""
+    deadline_s = time.monotonic() + timeout_s
+    while time.monotonic() < deadline_s:
+        metrics = manager.get_metrics()
+        if metrics.messages_received >= count and not metrics.inbox_size:
+            return
+        time.sleep(WATCH_PERIOD_S)
 
 
 class Vehicle:
@@ -321,9 +346,12 @@ def run(settings: VehicleSettings, manager_class: type[MQTTManager] = MQTTManage
     )
     watch = Watch(manager, settings.flush_timeout_s)
     manager.set_connection_callback(watch)
+    declare_command(manager)
     manager.connect()
     watch.start()
     complete = Vehicle(settings, manager, watch, Permission()).drive()
+    if complete:
+        await_commands(manager, settings.commands, settings.flush_timeout_s)
     flushed = complete and manager.flush(settings.flush_timeout_s)
     watch.stop()
     waiting = manager.get_metrics().queue_size

@@ -69,6 +69,15 @@ class Batches(NamedTuple):
         return cls(len(found), len(alone), sum(len(payload) for payload, _ in found), sum(map(len, alone)))
 
 
+@dataclass
+class CommandCounts:
+    """Of one command."""
+
+    copies: int = 0
+    runs: int = 0
+    replies: int = 0
+
+
 @dataclass(frozen=True)
 class Result:
     """What the demo found. `ok` is its exit status. batches: None where telemetry is not gathered."""
@@ -84,12 +93,19 @@ class Result:
     disk_bytes: int
     memory_bytes: int
     broker: str
+    # One that was sent while the link was cut: its copies, how often it ran, its replies.
+    command: CommandCounts
     batches: Batches | None = None
 
     @property
     def ok(self) -> bool:
-        """Nothing that was on disk is missing, and nothing of QoS 2 came twice."""
-        return not any(self.lost.values()) and not self.duplicates["2"]
+        """Nothing that was on disk is missing, nothing of QoS 2 came twice, and the command ran once."""
+        return not any(self.lost.values()) and not self.duplicates["2"] and self.is_command_ok
+
+    @property
+    def is_command_ok(self) -> bool:
+        """It ran once, and each copy of it was answered."""
+        return self.command.runs == bool(self.command.copies) and self.command.replies == self.command.copies
 
 
 @dataclass
@@ -102,6 +118,7 @@ class Measures:
     memory_bytes: int = 0
     flushed_messages: int = 0
     flush_s: float = 0.0
+    command: CommandCounts = field(default_factory=CommandCounts)
 
     def note_flush(self, messages: int, seconds: float) -> None:
         """Keep the largest flush: a few messages say nothing about the rate."""
@@ -158,6 +175,7 @@ class Ledger:
             disk_bytes=measures.disk_bytes,
             memory_bytes=measures.memory_bytes,
             broker=broker,
+            command=measures.command,
         )
 
     def _by_qos(self, numbers: Iterable[int]) -> ByQos:
