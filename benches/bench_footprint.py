@@ -205,13 +205,13 @@ def measure_flash(args: argparse.Namespace, directory: Path) -> Iterator[dict[st
     batch = {"kind": "telemetry", "batch": BATCH, "messages": once}
     cases = [
         ("1 Hz, a commit every 5 s", {"kind": "telemetry", "rows_a_commit": 5, "messages": once}),
-        ("the same, the queue full", {"kind": "telemetry", "rows_a_commit": 5, "messages": once, "filled": 1000}),
+        ("the same, the queue full", {"kind": "telemetry", "rows_a_commit": 5, "messages": once, "filled": 10_000}),
         ("an alert alone", {"kind": "alert", "rows_a_commit": 1, "messages": once // 5}),
         ("in batches of 60 s, on disk every 5 s", {**batch, "rows_a_commit": 5}),
         ("in batches of 60 s, on disk every 60 s", {**batch, "rows_a_commit": BATCH}),
     ]
     for title, case in cases:
-        settings = {**delay, "queue_max_size": 1000 if case.get("filled") else 100_000}
+        settings = {**delay, "queue_max_size": case.get("filled", 100_000)}
         if case.get("batch"):
             settings["telemetry_batch_s"] = 3600
 

@@ -104,24 +104,30 @@ def run_stages(order: dict) -> dict:
 
 def run_flash(order: dict) -> dict:
     """Bytes written a message. A commit is asked for where its delay would end; no time passes."""
-    from glec_fast import Alert, Telemetry
+    from glec_fast import Alert, GpsFix, Telemetry
 
     manager = manager_of(order, status_interval_s=0)
-    topic, payload = f"glec/dtg/{CLIENT_ID}/inference", '{"note":"' + "x" * 279 + '","n":'
+
+    def telemetry(number: int) -> object:
+        speed_kmh, rpm = number % 90 + 0.5, 1500.0 + number % 700
+        where = GpsFix(37.5665 + number * 1e-5, 126.978, speed_kmh)
+        return manager.publish_telemetry(
+            Telemetry(vehicle_speed=speed_kmh, engine_rpm=rpm, throttle_position=20.0, fuel_level=50.0, gps=where)
+        )
+
+    def alert(number: int) -> object:
+        details = {"deceleration": -4.21, "speed_before": number % 90 + 0.5, "speed_after": 12.5}
+        where = GpsFix(37.5665, 126.978, 60.5)
+        return manager.publish_alert(Alert("HARSH_BRAKING", "HIGH", location=where, details=details))
+
     for number in range(order["filled"]):
-        handle = manager.publish(topic, f"{payload}{number:05}}}", 0)
+        handle = telemetry(number)
     if order["filled"]:
         handle.wait_durable()
     before = of_proc("io", "write_bytes")
+    publish = alert if order["kind"] == "alert" else telemetry
     for number in range(1, order["messages"] + 1):
-        if order["kind"] == "alert":
-            manager.publish_alert(Alert("HARSH_BRAKING", "HIGH", details={"note": "x" * 150, "number": number}))
-            continue
-        speed_kmh, fuel_pct = number % 90 + 0.5, 50.0
-        sample = Telemetry(
-            vehicle_speed=speed_kmh, engine_rpm=1500.0 + number % 700, throttle_position=20.0, fuel_level=fuel_pct
-        )
-        handle = manager.publish_telemetry(sample)
+        handle = publish(number)
         if number % order["rows_a_commit"] == 0:
             handle.wait_durable()
         if order["batch"] and number % order["batch"] == 0:

@@ -82,9 +82,14 @@ _CHECKED_AT_OPEN_BYTES = 32 << 20
 # Of each connection. 512 took 700 KiB more, and a flush was no faster.
 _CACHE_KIB = 128
 LOG_RESERVE_BYTES = 256 * 1024
-# The write-ahead log starts over at its front after so many pages of 4 KiB. A commit that makes it longer waits for the
+# Pages of a new file. A transaction of a few rows changes a few pages, of which most is as it was: with pages of 4 KiB
+# twice as much goes to the flash. A file that has other pages keeps them.
+PAGE_BYTES = 1024
+# Those of files of versions before this one.
+FORMER_PAGE_BYTES = 4096
+# The write-ahead log starts over at its front after so many bytes of pages. A commit that makes it longer waits for the
 # disk twice as long, as the file system's own records are written too.
-LOG_PAGES = 256
+_LOG_BYTES = 1 << 20
 # Longer it is only while a transaction, or somebody who reads for long, needs it.
 LOG_BYTES_MAX = 2 << 20
 # An id that was given once must not be given again, also where the damage took the record of the highest.
@@ -141,6 +146,7 @@ def connect(path: Path, flags: int) -> apsw.Connection:
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
         # The first look at the file: one that is damaged is found out here.
         connection.pragma("cache_size", -_CACHE_KIB)
+        connection.pragma("page_size", PAGE_BYTES)
     except BaseException:
         connection.close(True)
         raise
@@ -162,7 +168,7 @@ def open_database(path: Path, *, is_known: bool = False) -> apsw.Connection:
         connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
         connection.pragma("journal_mode", "wal")
         connection.pragma("synchronous", "full")
-        connection.pragma("wal_autocheckpoint", LOG_PAGES)
+        connection.pragma("wal_autocheckpoint", _LOG_BYTES // connection.pragma("page_size"))
         connection.pragma("journal_size_limit", LOG_BYTES_MAX)
         connection.pragma("temp_store", "memory")
         if not is_known:

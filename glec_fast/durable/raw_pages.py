@@ -17,6 +17,7 @@ _PAGE_SIZE, _RESERVED = slice(16, 18), 20
 _FIRST_TRUNK, _FREE_COUNT = slice(32, 36), slice(36, 40)
 _HEADER_BYTES = 100
 _LEAF_OF_TABLE = 0x0D
+_KINDS_OF_LEAVES = frozenset((0x0A, _LEAF_OF_TABLE))
 # Of a page: its kind, first free block, count of cells; then where each cell is.
 _LEAF_HEAD_BYTES = 8
 _COLUMNS = 7
@@ -30,6 +31,24 @@ RawRow = tuple[Any, ...]
 
 class PageError(ValueError):
     """What is there is not of the format."""
+
+
+def bytes_in_pages(path: Path, page_bytes: int) -> int:
+    """How much of the file is in what must be leaves of trees, if its pages have this size or one of a quarter."""
+    count = 0
+    with path.open("rb") as file:
+        while page := file.read(page_bytes):
+            count += len(page) == page_bytes and _is_leaf(page)
+    return count * page_bytes
+
+
+def _is_leaf(page: bytes) -> bool:
+    kind, _, cells, start = struct.unpack_from(">BHHH", page)
+    if kind not in _KINDS_OF_LEAVES or not 0 < cells <= (len(page) - _LEAF_HEAD_BYTES) // 2:
+        return False
+    found = struct.unpack_from(f">{cells}H", page, _LEAF_HEAD_BYTES)
+    # Cells fill a page from its end.
+    return bool(start <= min(found) and len(page) // 4 <= max(found) < len(page))
 
 
 class RawPages:

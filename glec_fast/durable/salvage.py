@@ -16,10 +16,17 @@ from typing import Any, NamedTuple
 
 import apsw
 
-from glec_fast.durable.database import COLUMNS, IDS_LEFT_OUT, connect, create_schema
+from glec_fast.durable.database import (
+    COLUMNS,
+    FORMER_PAGE_BYTES,
+    IDS_LEFT_OUT,
+    PAGE_BYTES,
+    connect,
+    create_schema,
+)
 from glec_fast.durable.foreign_rows import ID_MAX, STAMP_MAX_MS, TIME_MAX_MS, are_extras, as_number, as_time_ms
 from glec_fast.durable.lock import create_file, sync_folder
-from glec_fast.durable.raw_pages import PageError, RawPages
+from glec_fast.durable.raw_pages import PageError, RawPages, bytes_in_pages
 
 # Text as bytes, which need not be any: an error would end the reading.
 _AS_FOUND = "iif(typeof({0}) = 'text', CAST({0} AS BLOB), {0})"
@@ -285,11 +292,13 @@ class _Remains:
     def _read_with_lent_header(self, path: Path) -> None:
         """Read a copy whose header, then whole first page, is that of a new file: the tables stand where they did."""
         lent = path.with_name(path.name + _LENT)
+        # With pages of another size than it has, some rows could be read too.
+        page_bytes = max((PAGE_BYTES, FORMER_PAGE_BYTES), key=lambda size: bytes_in_pages(path, size))
         try:
             for lent_bytes in (_HEADER_BYTES, None):
                 remove(lent)
                 create_file(lent)
-                page = _first_page(lent)
+                page = _first_page(lent, page_bytes)
                 remove(lent)
                 for suffix in ("", "-wal"):
                     source = path.with_name(path.name + suffix)
@@ -408,7 +417,9 @@ class _Remains:
         self._clock = _rows(connection, "SELECT * FROM glec_clock WHERE id = 1")
         self._set_aside = _rows(connection, "SELECT * FROM glec_set_aside")
         self._received = _rows(connection, "SELECT client_id, broker, packet_id FROM glec_received")
-        self._gathered = _rows(connection, "SELECT * FROM glec_gathered WHERE id = 1")
+        # With a lent first page another table may stand where it has this one.
+        types = "typeof(topic) = 'text' AND typeof(payload) = 'blob' AND typeof(properties) = 'blob'"
+        self._gathered = _rows(connection, f"SELECT * FROM glec_gathered WHERE id = 1 AND {types}")  # noqa: S608
         self._commands = _rows(connection, "SELECT * FROM glec_command")
         widths = ("_clock", 6), ("_gathered", 4), ("_set_aside", 13), ("_kept", 4), ("_commands", 10)
         for name, width in widths:
@@ -432,15 +443,15 @@ def _rows(connection: apsw.Connection, query: str) -> list[_Values]:
     return rows
 
 
-def _first_page(scratch: Path) -> bytes:
+def _first_page(scratch: Path, page_bytes: int) -> bytes:
     """The first page of a new file, with no count of pages of its own."""
     connection = apsw.Connection(str(scratch))
+    connection.pragma("page_size", page_bytes)
     create_schema(connection)
     # WAL is part of the header; a log beside the file is then read with it.
     connection.pragma("journal_mode", "wal")
-    size = connection.pragma("page_size")
     connection.close()
-    page = bytearray(scratch.read_bytes()[:size])
+    page = bytearray(scratch.read_bytes()[:page_bytes])
     page[_PAGES_VALID_FOR] = bytes(4)
     return bytes(page)
 

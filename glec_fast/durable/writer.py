@@ -11,7 +11,7 @@ import apsw
 
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
-from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX, LOG_PAGES, check_changed
+from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX, check_changed
 from glec_fast.durable.dropping import Dropping
 from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX
 from glec_fast.durable.inflight_log import SavedImage
@@ -24,9 +24,10 @@ from glec_fast.runtime.summing_log import SummingLog
 
 # Not one that SQLite gives.
 _NO_VERSION = -1
-# A file is written anew for so many unused pages, while it has no more than these others: as many as the log holds.
-_FREE_PAGES_MIN = 512
-_REWRITTEN_PAGES_MAX = 256
+# A file is written anew for so much in unused pages, while it has no more than this in others: as much as the log
+# holds.
+_FREE_BYTES_MIN = 2 << 20
+_REWRITTEN_BYTES_MAX = 1 << 20
 
 
 logger = logging.getLogger("glec_fast")
@@ -68,6 +69,7 @@ class Writer:
         self.connection = connection
         self._pages = 0
         self.table = QueueTable(connection)
+        self._log_pages = connection.pragma("wal_autocheckpoint")
         self._data_version = self.table.data_version()
         self._schema_version = connection.pragma("schema_version")
         self.image.on_file_changed()
@@ -146,8 +148,10 @@ class Writer:
         That of the log once it is in the file, where nobody reads behind it; that of the file once so little is left in
         it that to write it anew costs what a commit does. Raises apsw.Error, OSError.
         """
-        free_pages, page_bytes = self.connection.pragma("freelist_count"), self.connection.pragma("page_size")
-        if free_pages >= _FREE_PAGES_MIN and self.connection.pragma("page_count") - free_pages <= _REWRITTEN_PAGES_MAX:
+        page_bytes = self.connection.pragma("page_size")
+        free_bytes = self.connection.pragma("freelist_count") * page_bytes
+        used_bytes = self.connection.pragma("page_count") * page_bytes - free_bytes
+        if free_bytes >= _FREE_BYTES_MIN and used_bytes <= _REWRITTEN_BYTES_MAX:
             self._at_once("VACUUM")
         file_bytes = self.connection.pragma("page_count") * page_bytes
         if self._log.stat().st_size <= LOG_BYTES_MAX and self.path.stat().st_size <= file_bytes:
@@ -199,7 +203,7 @@ class Writer:
             return
         self._pages = pages
         # The log, and the file once the log is long enough to be moved into it.
-        self.syncs += 1 + 2 * (pages // LOG_PAGES - before // LOG_PAGES)
+        self.syncs += 1 + 2 * (pages // self._log_pages - before // self._log_pages)
 
     def _is_on_disk(self, commit: Commit | Move) -> bool:
         """What was said of the commit may be about what came behind it; the disk says what became of it."""

@@ -17,6 +17,7 @@ import pytest
 from glec_fast.durable import salvage
 from glec_fast.durable.database import SCHEMA_VERSION
 from glec_fast.durable.file import QueueFile
+from glec_fast.durable.raw_pages import bytes_in_pages
 from glec_fast.durable.store import Store
 from glec_fast.errors import GlecError, QueueFormatError, QueueLockedError, QueueStorageError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
@@ -25,7 +26,7 @@ from support.store import wait_for
 
 FAR_MS = 10**13
 ROOM_ROW = ("t", "payload 1 x", 1, 5)
-PAGE_BYTES = 4096
+PAGE_BYTES, FORMER_PAGE_BYTES = 1024, 4096
 
 
 @pytest.fixture
@@ -214,6 +215,31 @@ class TestAdopted:
         assert payload_numbers(path) == [9]
 
 
+def fill_as_before(path: Path, count: int) -> None:
+    """By a version whose files had pages of 4 KiB."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("glec_fast.durable.database.PAGE_BYTES", FORMER_PAGE_BYTES)
+        fill(path, count)
+    assert page_bytes(path) == FORMER_PAGE_BYTES
+
+
+def page_bytes(path: Path) -> int:
+    with closing(apsw.Connection(str(path))) as database:
+        size: int = database.pragma("page_size")
+        return size
+
+
+def test_a_file_keeps_its_pages_and_a_new_one_has_small_ones(path: Path, tmp_path: Path) -> None:
+    fill_as_before(path, 10)
+    with closing(Store(path)) as store:
+        store.append_many([("t", "x" * 300, 1)] * 100)
+        store.run(lambda table: table.delete(list(range(1, 111))))
+        store._writer.tidy()
+    assert page_bytes(path) == FORMER_PAGE_BYTES
+    fill(tmp_path / "new.db", 1)
+    assert page_bytes(tmp_path / "new.db") == PAGE_BYTES
+
+
 class TestDamaged:
     """Each damage: the file is kept under a new name, and what can be read goes on."""
 
@@ -251,6 +277,23 @@ class TestDamaged:
         assert len(numbers) == carried
         assert numbers == sorted(numbers)
         return numbers, lost
+
+    @pytest.mark.parametrize("overwritten", [(0, 16), (0, 100), (16, FORMER_PAGE_BYTES), (0, FORMER_PAGE_BYTES)])
+    def test_a_file_of_an_earlier_version_has_larger_pages(
+        self, path: Path, caplog: pytest.LogCaptureFixture, overwritten: tuple[int, int]
+    ) -> None:
+        fill_as_before(path, self.COUNT)
+        first, end = overwritten
+        damaged = self.damage(path, first, b"\xa5" * (end - first))
+        assert self.reopened(path, damaged, caplog) == (list(range(self.COUNT)), 0)
+        assert page_bytes(path) == PAGE_BYTES
+
+    def test_leaves_are_found_in_pages_of_either_size(self, path: Path, tmp_path: Path) -> None:
+        fill(path, self.COUNT)
+        former = tmp_path / "former.db"
+        fill_as_before(former, self.COUNT)
+        assert bytes_in_pages(path, PAGE_BYTES) > 4 * bytes_in_pages(path, FORMER_PAGE_BYTES)
+        assert bytes_in_pages(former, FORMER_PAGE_BYTES) > 4 * bytes_in_pages(former, PAGE_BYTES)
 
     @pytest.mark.parametrize("zeroed_bytes", [16, 100, PAGE_BYTES])
     def test_header_zeroed(self, filled: Path, caplog: pytest.LogCaptureFixture, zeroed_bytes: int) -> None:
@@ -361,7 +404,7 @@ class TestDamaged:
 
     def test_damage_met_in_use_is_mended_in_use(self, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("glec_fast.durable.database._CHECKED_AT_OPEN_BYTES", 0)
-        self.damage(filled, 60 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
+        self.damage(filled, 300 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
         with closing(Store(filled)) as store:
             assert store.salvage is None
             while not store.read(500)[1]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-PAGE_BYTES = 4096
+PAGE_BYTES = 1024
 FAR = 10**15
 INSERT = "INSERT INTO mqtt_offline_queue (topic, payload, qos, timestamp, ttl) VALUES ('t', '{}', 2, {}, {})"
 
@@ -502,7 +502,8 @@ class TestDamage:
     def test_who_waits_for_what_is_lost_hears_of_it(self, path: Path) -> None:
         path.parent.mkdir()
         with ScriptedGateway(path, window=20) as gateway:
-            handles = [gateway.publish(f"2-{number} " + "x" * 1000, 2) for number in range(400)]
+            # More would stand in pages without a structure that damage shows in.
+            handles = [gateway.publish(f"2-{number} " + "x" * 900, 2) for number in range(400)]
             gateway.store._writer.connection.wal_checkpoint()
             damage(path, 30, 90)
             gateway.store.refuse([150])

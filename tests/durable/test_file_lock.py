@@ -293,8 +293,8 @@ def test_a_damaged_file_is_salvaged_in_use_without_letting_go_of_it(path: Path) 
     file = QueueFile(path)
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     with path.open("r+b") as damaged:
-        damaged.seek(20 * 4096)
-        damaged.write(b"\xa5" * 4096)
+        damaged.seek(20 * 1024)
+        damaged.write(b"\xa5" * 1024)
     for number in (1, 2):
         before = file.connection
         file.salvage_in_use(apsw.CorruptError("a page"))

@@ -19,7 +19,7 @@ from support.scripted_broker import ScriptedBroker
 from support.scripted_gateway import ScriptedGateway
 
 NAME = "queue.db"
-PAGE_BYTES = 4096
+PAGE_BYTES = 1024
 ROWS = 60
 # The damage that is met in use is carried over by the next opening; its own may be met in use once more.
 OPENINGS_MAX = 4
