@@ -31,7 +31,7 @@ class DeliveryHandle(PublishHandle):
         wait_durable: Callable[[int, float | None], bool] | None = None,
     ) -> None:
         # Of those who wait, each in its own loop.
-        self._futures: list[asyncio.Future[None]] = []
+        self._futures: list[asyncio.Future[None]] | None = None
         super().__init__(mid, condition, qos, wait_durable)
 
     async def delivered(self) -> None:
@@ -40,20 +40,19 @@ class DeliveryHandle(PublishHandle):
         Raises PublishError where it was dropped, and QueueClosedError where its queue was closed first: what was on
         disk is sent by the file's next use. Cancelled, it leaves the message as it is.
         """
-        if self._fate is None:
-            future = asyncio.get_running_loop().create_future()
-            self._futures.append(future)
-            if self._fate is None:
-                try:
-                    await future
-                finally:
-                    # Unless whoever set the fate has taken them all.
-                    with suppress(ValueError):
-                        self._futures.remove(future)
-        self._raise_for_end()
+        await self
 
     def __await__(self) -> Generator[Any, None, None]:
-        return self.delivered().__await__()
+        if self._fate is None:
+            future = asyncio.get_running_loop().create_future()
+            if self._futures is None:
+                self._futures = [future]
+            else:
+                self._futures.append(future)
+            # Unless it ended meanwhile, and did not see who waits.
+            if self._fate is None:
+                yield from future
+        self._raise_for_end()
 
     @property
     def _fate(self) -> DropReason | bool | None:
@@ -63,8 +62,8 @@ class DeliveryHandle(PublishHandle):
     def _fate(self, fate: DropReason | bool | None) -> None:
         # By any thread: the loop that has the network, the store's at a drop, whoever closes.
         _FATE.__set__(self, fate)
-        if self._futures and fate is not None:
-            futures, self._futures = self._futures, []
+        if fate is not None and self._futures is not None:
+            futures, self._futures = self._futures, None
             for future in futures:
                 _end(future)
 

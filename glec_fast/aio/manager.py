@@ -18,7 +18,6 @@ from glec_fast.aio.messages import Messages, Stream
 from glec_fast.durable.clock import Clocks
 from glec_fast.durable.extras import UserProperties
 from glec_fast.durable.in_doubt import InDoubt
-from glec_fast.durable.intake import PENDING_ROWS_MAX
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.errors import QueueClosedError, QueueStorageError
 from glec_fast.fleet.config import MQTTConfig
@@ -37,9 +36,10 @@ if TYPE_CHECKING:
 CommandHandler = TypeVar("CommandHandler", bound="Callable[[dict[str, Any], CommandContext], Any]")
 T = TypeVar("T")
 
-# A transaction takes so many, so that none takes long; who publishes more waits for the next. Far from where the store
-# has a caller's thread wait, here the loop's: others publish too.
-_PENDING_MAX = PENDING_ROWS_MAX // 2
+# A transaction takes so many, so that none takes long; who publishes more waits for the next.
+_PENDING_MAX = 1000
+# Far from where the store has a caller's thread wait, here the loop's: others publish too.
+_STORE_PENDING_MAX = 4 * _PENDING_MAX
 
 
 class _HostedManager(MQTTManager):
@@ -50,6 +50,7 @@ class _HostedManager(MQTTManager):
         self.config = config
         self._outbox.handle_type = DeliveryHandle
         self.store = self._store
+        self.store.bound_pending(_STORE_PENDING_MAX)
         self.hosting = Hosting(self._client, self._store, self._policy, self._log, loop)
 
         self._loop = loop
@@ -183,41 +184,74 @@ class AsyncMQTTManager:
         It never waits for the network. With `wait_for_disk=False` it returns at once. Cancelled before the message was
         accepted, as many others are on their way to the disk, it publishes nothing; later, the message is sent.
         """
-        manager = self._manager
-        properties = {
-            "user_properties": user_properties,
-            "content_type": content_type,
-            "response_topic": response_topic,
-            "correlation_data": correlation_data,
-        }
-        return await self._accept(partial(manager.publish, topic, payload, qos, retain=retain, **properties))  # type: ignore[arg-type]
+        if self._is_crowded():
+            await self._wait_for_room()
+        handle = self._manager.publish(
+            topic,
+            payload,
+            qos,
+            retain=retain,
+            user_properties=user_properties,
+            content_type=content_type,
+            response_topic=response_topic,
+            correlation_data=correlation_data,
+        )
+        return await self._accepted(handle)
 
     async def publish_telemetry(self, telemetry: Telemetry) -> DeliveryHandle:
         """Publish to glec/dtg/{device_id}/telemetry with QoS 0; see `publish`."""
-        return await self._accept(partial(self._manager.publish_telemetry, telemetry))
+        if self._is_crowded():
+            await self._wait_for_room()
+        return await self._accepted(self._manager.publish_telemetry(telemetry))
 
     async def publish_inference(self, inference: Inference) -> DeliveryHandle:
         """Publish to glec/dtg/{device_id}/inference with QoS 1; see `publish`."""
-        return await self._accept(partial(self._manager.publish_inference, inference))
+        if self._is_crowded():
+            await self._wait_for_room()
+        return await self._accepted(self._manager.publish_inference(inference))
 
     async def publish_alert(self, alert: Alert) -> DeliveryHandle:
         """Publish to glec/dtg/{device_id}/alerts with QoS 2; see `publish`."""
-        return await self._accept(partial(self._manager.publish_alert, alert))
+        if self._is_crowded():
+            await self._wait_for_room()
+        return await self._accepted(self._manager.publish_alert(alert))
 
     async def publish_status(self, status: Status | None = None) -> DeliveryHandle:
         """Publish to glec/dtg/{device_id}/status with QoS 1; without an argument, the gateway's own figures."""
-        return await self._accept(partial(self._manager.publish_status, status))
-
-    async def _accept(self, publish: Callable[[], PublishHandle]) -> DeliveryHandle:
-        if self._crowd or self._manager.store.pending_count >= _PENDING_MAX:
+        if self._is_crowded():
             await self._wait_for_room()
-        handle = cast("DeliveryHandle", publish())
+        return await self._accepted(self._manager.publish_status(status))
+
+    def _is_crowded(self) -> bool:
+        return bool(self._crowd) or self._manager.store.pending_count >= _PENDING_MAX
+
+    async def _accepted(self, handle: PublishHandle) -> DeliveryHandle:
+        """Return it once its message is on disk."""
+        store, message_id = self._manager.store, handle.mid
         if self._crowd:
             # What makes room for them.
-            self._manager.store.request_commit()
+            store.request_commit()
         if handle.qos and self.config.wait_for_disk:
-            await self._wait_until_durable(handle)
-        return handle
+            while store.committed_id < message_id:
+                future = self._running_loop.create_future()
+                self._undurable.append((message_id, future))
+                if not self._manager.is_connected():
+                    # While there is a link, each message asks for it itself.
+                    store.request_commit()
+                await future
+                if store.committed_id < message_id:
+                    await self._hear_why(message_id)
+        return cast("DeliveryHandle", handle)
+
+    async def _hear_why(self, message_id: int) -> None:
+        """Raises what keeps a message from the disk, which it is not waiting for any more then."""
+        store = self._manager.store
+        try:
+            # It does not wait.
+            store.wait_durable(message_id, 0.0)
+        except QueueStorageError:
+            if await self._aside(store.withdraw, message_id):
+                raise
 
     async def _wait_for_room(self) -> None:
         future = self._running_loop.create_future()
@@ -237,22 +271,6 @@ class AsyncMQTTManager:
             if not future.done():
                 future.set_result(None)
                 count -= 1
-
-    async def _wait_until_durable(self, handle: DeliveryHandle) -> None:
-        store, message_id = self._manager.store, handle.message_id
-        while store.committed_id < message_id:
-            future = self._running_loop.create_future()
-            self._undurable.append((message_id, future))
-            store.request_commit()
-            await future
-            if store.committed_id >= message_id:
-                return
-            try:
-                # It does not wait.
-                store.wait_durable(message_id, 0.0)
-            except QueueStorageError:
-                if await self._aside(store.withdraw, message_id):
-                    raise
 
     async def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every accepted message is finished; False after the time-out, with nothing lost."""

@@ -45,6 +45,8 @@ class Intake:
         self.disk_times = DiskTimes()
         self.pending: list[Row] = []
         self.writing: list[Row] = []
+        # In the place of PENDING_ROWS_MAX, where it is not 0.
+        self.pending_max = 0
         # No row on disk comes behind (timestamp, id), and all that are to come do.
         self.committed_timestamp_ms = self.last_timestamp_ms
         self.committed_id = self.next_id - 1
@@ -85,7 +87,7 @@ class Intake:
         may_wait = not self._status.is_needed()
         with self._lock:
             self._refuse_if_unusable()
-            while len(self.pending) >= PENDING_ROWS_MAX and may_wait:
+            while len(self.pending) >= (self.pending_max or PENDING_ROWS_MAX) and may_wait:
                 self._schedule.request()
                 self.progress.wait()
                 self._refuse_if_unusable()

@@ -283,8 +283,12 @@ class Store(OfOneProcess):
 
     @property
     def pending_count(self) -> int:
-        """Messages that the next transaction takes. `append` waits where there are `PENDING_ROWS_MAX`."""
+        """Messages that the next transaction takes. `append` waits where there are too many."""
         return len(self._intake.pending)
+
+    def bound_pending(self, count: int) -> None:
+        """Have `append` wait only where so many wait for the disk already: for callers with a bound of their own."""
+        self._intake.pending_max = count
 
     @property
     def is_empty(self) -> bool:

@@ -131,7 +131,7 @@ class TestCommit:
     def test_more_than_memory_is_meant_for_does_not_wait_for_its_time(
         self, make_store: Callable[..., Store], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.intake._PENDING_ROWS_MAX", 10)
+        monkeypatch.setattr("glec_fast.durable.intake.PENDING_ROWS_MAX", 10)
         store = make_store(monotonic=Clock(0), qos0_commit_delay_s=5)
         appending = pool.submit(lambda: [store.append("t", "x", 0, urgent=False) for _ in range(11)])
         assert wait_for(appending.done)

@@ -176,7 +176,7 @@ class TestFaults:
     def test_a_slow_disk_slows_the_caller_down(
         self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, pool: ThreadPoolExecutor
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.intake._PENDING_ROWS_MAX", 5)
+        monkeypatch.setattr("glec_fast.durable.intake.PENDING_ROWS_MAX", 5)
         store = make_store()
         with held_writer(store, pool):
             for _ in range(5):
@@ -188,7 +188,7 @@ class TestFaults:
     def test_the_drop_callback_may_publish_into_a_full_store(
         self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.intake._PENDING_ROWS_MAX", 1)
+        monkeypatch.setattr("glec_fast.durable.intake.PENDING_ROWS_MAX", 1)
         published = threading.Event()
         answers: list[object] = []
 
