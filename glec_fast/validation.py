@@ -142,7 +142,8 @@ def check_topic_level(name: str, value: str) -> None:
     The value is not repeated: in a damaged file it may be another's, such as a password.
     """
     if not isinstance(value, str) or not value:
-        raise ConfigError(f"{name} is {type(value).__name__} or empty; it must be a non-empty str", field=name)
+        given = "empty" if value == "" else type(value).__name__
+        raise ConfigError(f"{name} is {given}; it must be a text of at least one character", field=name)
     if any(sign in value for sign in "/+#\0") or not value.isprintable():
         raise ConfigError(f"{name} has /, +, # or a control character; it becomes one level of a topic", field=name)
     if len(value.encode()) > _LEVEL_MAX_BYTES:

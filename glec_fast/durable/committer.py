@@ -216,7 +216,6 @@ class Committer:
             logger.exception("what a transaction left behind was cut into")
         self._writer.took_s = time.monotonic() - started_s
         self._on_success(commit)
-        self._intake.disk_times.note(commit.rows, self._intake.clock.now_ms())
         return commit
 
     def _take_work(self, commit: Commit, gathered: tuple[Batch, int, bytes] | None) -> None:

@@ -274,6 +274,9 @@ class Intake:
             self._schedule.request()
         if commit.rows or not self.row_count or commit.read_again:
             self.progress.notify_all()
+        if not commit.is_timed:
+            self.disk_times.note(commit.rows, self.clock.now_ms())
+            commit.is_timed = True
         self.writing, self._found = [], frozenset()
 
     def on_told(self) -> None:

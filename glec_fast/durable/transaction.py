@@ -94,3 +94,5 @@ class Commit:
     # Its COMMIT has returned; and what follows from that is known to the store.
     is_committed: bool = False
     is_noted: bool = False
+    # Its rows are counted among those on disk.
+    is_timed: bool = False

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from glec_fast import MQTTManager
 from glec_fast.cli.main import main
 from glec_fast.cli.top import Page, _span
 from glec_fast.engine.connector import CertificateExpiry
 from glec_fast.fleet.metrics import Metrics, metrics_as_json
 from glec_fast.runtime.latency import Latency
+from support.gateway import TIMEOUT_S, quick_config
+from support.queue_files import child_environment
 
 
 def answer(**figures: Any) -> dict[str, Any]:
@@ -105,3 +118,36 @@ def test_what_cannot_be_is_said_in_one_line(
     said = capsys.readouterr()
     assert says in said.err
     assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+def test_it_is_drawn_on_a_terminal_and_leaves_it_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "ask.sock"
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    with MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path, metrics_socket=path)):
+        command = [sys.executable, "-m", "glec_fast", "top", "--socket", str(path), "--period", "0.1"]
+        environment = {**child_environment(), "TERM": "xterm-256color"}
+        environment.pop("COLUMNS", None)
+        with subprocess.Popen(command, stdin=its, stdout=its, stderr=subprocess.PIPE, env=environment) as top:
+            os.close(its)
+            seen = b""
+            while seen.count(b"QoS 2") < 3:
+                assert select.select([ours], [], [], TIMEOUT_S)[0], seen
+                seen += os.read(ours, 65_536)
+            top.send_signal(signal.SIGINT)
+            while True:
+                try:
+                    read = os.read(ours, 65_536)
+                except OSError:
+                    # It has ended.
+                    break
+                if not read:
+                    break
+                seen += read
+            assert top.stderr is not None
+            assert top.stderr.read() == b"glec-fast: interrupted\n"
+            assert top.wait() == 130
+    os.close(ours)
+    # The other screen, and back.
+    assert seen.count(b"\x1b[?1049h") == seen.count(b"\x1b[?1049l") == 1
+    assert b"\x1b[2J" not in seen.partition(b"QoS 2")[2], "it is drawn over, and never cleared"

@@ -148,6 +148,12 @@ MALFORMED: dict[str, list[object]] = {
     "resend_unproven": [0, 1, "yes", "true", None],
     "qos0_commit_delay_s": [-1, math.nan, 3601, None],
     "telemetry_batch_s": [-1, math.nan, 3601, "1", True, None],
+    "handler_threads": [0, 65, 1.0, True, None],
+    "inbox_max_size": [0, 65_536, 1.0, True, None],
+    "inbox_max_bytes": [65_535, 268_435_456, 1e6, None],
+    "command_history_size": [0, 1_000_001, 1.0, True, None],
+    "command_reply_max_bytes": [255, 1_000_001, 1e3, None],
+    "metrics_socket": ["", 5, b"", True],
 }
 QUEUE_MALFORMED: dict[str, list[object]] = {
     "queue_max_size": [0, -1, 1.5, True, 100_000_001, None],
