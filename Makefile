@@ -60,7 +60,7 @@ moves: $(BUILT)
 # after every byte of a TLS connection, and the protocol searched deeper. About an hour on a small machine.
 torture: $(BUILT)
 	KILLS=$(KILLS) SEED=$(SEED) POWER_CUT_LIVES=$(LIVES) POWER_CUT_ACTIONS=200 MODEL_CHECK_DEPTH=2 LINK_STEP=1 $(BIN)/python -m pytest -q \
-		tests/promises/test_torture_kills.py tests/promises/test_kills_receiving.py tests/durable/test_power_cut.py tests/promises/test_model_check.py tests/promises/test_faulty_links.py $(TEST_ARGS)
+		tests/promises/test_torture_kills.py tests/promises/test_kills_receiving.py tests/durable/test_power_cut.py tests/durable/test_power_cut_receiving.py tests/promises/test_model_check.py tests/promises/test_faulty_links.py $(TEST_ARGS)
 
 # POINTS calls into the client, each cut into by an exception: at a line, between two byte codes, in bursts of signals,
 # from another thread. About a quarter of an hour on a small machine.
