@@ -48,7 +48,7 @@ TOPIC = "bench/durable"
 NUMBER = re.compile(rb'"number": ?(\d+)')
 START_TIMEOUT_S, RATE_TIMEOUT_S = 30.0, 400.0
 # A last life that brings nothing new for so long has nothing more.
-QUIET_S, LAST_LIFE_S = 6.0, 90.0
+QUIET_S, LAST_LIFE_S = 20.0, 600.0
 SEED = 1
 HEADER = ("contender", "QoS", "msg/s", "CPU us/msg", "written B/msg", "accepted", "lost", "doubled")
 

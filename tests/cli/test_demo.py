@@ -7,14 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from glec_fast.cli.demo.drive import Drive, Kind
 from glec_fast.cli.demo.report import PlainReport, verdict_line, write_table
-from glec_fast.cli.demo.run import DemoRunError, DemoSettings, run_demo
+from glec_fast.cli.demo.run import DemoRunError, DemoSettings, find_broker, run_demo
 from glec_fast.cli.demo.verdict import Batches, CommandCounts, Ledger, Measures, identify, split
 from glec_fast.cli.main import main
 from glec_fast.fleet.batches import encode_batch
@@ -329,3 +329,14 @@ def test_the_plain_report_writes_a_line_for_each_event(capsys):
     report.phase("link cut")
     report.close()
     assert capsys.readouterr().out.endswith("s] link cut\n")
+
+
+def test_without_the_package_that_makes_certificates_it_runs_without_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "glec_fast.testbed.certificates", None)
+    with ExitStack() as stack:
+        vehicle, subscriber, name = find_broker(DemoSettings(drive=SHORT), tmp_path, stack)
+        assert (vehicle.ca_cert, vehicle) == (None, subscriber)
+        assert "without TLS" in name
+        assert "pip install 'glec-fast[cli]'" in name

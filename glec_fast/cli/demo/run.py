@@ -81,7 +81,7 @@ def run_demo(settings: DemoSettings, report: Report) -> Result:
         raise DemoError(f"the drive is too short: it makes {total} messages, the demo needs {SHORTEST_DRIVE_MESSAGES}")
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="glec-fast-demo-")))
-        target, subscriber_target, broker_name = _find_broker(settings, directory, stack)
+        target, subscriber_target, broker_name = find_broker(settings, directory, stack)
         device_id = f"DTG-DEMO-{secrets.token_hex(4)}"
         subscriber = stack.enter_context(_subscriber(subscriber_target, device_id, settings))
         link = stack.enter_context(Link(target.address))
@@ -112,15 +112,18 @@ def run_demo(settings: DemoSettings, report: Report) -> Result:
         return replace(result, batches=Batches.of(subscriber.arrivals)) if settings.batch_s else result
 
 
-def _find_broker(settings: DemoSettings, directory: Path, stack: ExitStack) -> tuple[Target, Target, str]:
+def find_broker(settings: DemoSettings, directory: Path, stack: ExitStack) -> tuple[Target, Target, str]:
     """The broker for the vehicle, the same for the subscriber, and its name for people."""
     if settings.broker_url is not None:
         target = parse_target(settings.broker_url, settings.ca_cert)
         return target, target, f"{target.host}:{target.port}{' with TLS' if target.ca_cert else ''}"
     try:
         from glec_fast.testbed.certificates import CertificateAuthority
-    except ImportError as error:
-        raise DemoError("the demo needs the command line's packages. Run: pip install 'glec-fast[cli]'") from error
+    except ImportError:
+        # Certificates are made by a package of the extra: the rest of what is shown needs none.
+        broker = stack.enter_context(Broker(directory))
+        target = Target(broker.host, broker.port)
+        return target, target, f"{broker.version()} without TLS, for which there is: pip install 'glec-fast[cli]'"
     authority = CertificateAuthority(directory)
     broker = stack.enter_context(Broker(directory, certificate=authority.issue_server()))
     return (
