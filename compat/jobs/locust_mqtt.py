@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HOST, PORT = sys.argv[1:]
+HOST, PORT = sys.argv[1:3]
 Path("locustfile.py").write_text(f"""
 from locust import task, events
 from locust.contrib.mqtt import MqttUser

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HOST, PORT = sys.argv[1:]
+HOST, PORT = sys.argv[1:3]
 Path("suite.robot").write_text(f"""*** Settings ***
 Library    MQTTLibrary
 

@@ -189,7 +189,8 @@ class Client(process.OfOneProcess, WithCallbacks):
         # For `publish`: where something is to be sent, and where what is sent is logged.
         self._after_publish, self._log_sent = parts.writer.after_publish, parts.writer.log_sent
         paho_s = _paho.Paho(self)
-        self._out_messages = OutMessages(paho_s, outbox, parts.thread)  # type: ignore[assignment]
+        unforgotten = parts.dispatcher.unforgotten
+        self._out_messages = OutMessages(paho_s, outbox, parts.thread, unforgotten)  # type: ignore[assignment]
         self._out_packet = OutPackets(paho_s, outbox, parts.thread, parts.writer)  # type: ignore[assignment]
         self._note_on_publish()
 
@@ -278,7 +279,10 @@ class Client(process.OfOneProcess, WithCallbacks):
 
         From any thread. Raises UnsupportedError with a store: to drop what is on disk is for its limits.
         """
-        return [unsent_message(each) for each in self._outbox.clear()]
+        unforgotten = self._parts.dispatcher.unforgotten
+        dropped = [*unforgotten.values(), *self._outbox.clear()]
+        unforgotten.clear()
+        return [unsent_message(each) for each in dropped]
 
     # Written by `max_inflight_messages_set` and its like, and by programs themselves.
     _max_inflight_messages = _paho.noted("_max_inflight_messages", "_note_window")
@@ -482,6 +486,7 @@ class Client(process.OfOneProcess, WithCallbacks):
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _do_on_publish(self, mid: int, reason_code: ReasonCode, properties: Properties) -> MQTTErrorCode:
+        self._parts.dispatcher.forget_published()
         if on_publish := self.on_publish:
             is_first = self._callback_api_version == CallbackAPIVersion.VERSION1
             self._parts.dispatcher.call_on_publish(on_publish, mid, () if is_first else (reason_code, properties))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from glec_fast.transport._link import Link
 
 if TYPE_CHECKING:
     from glec_fast.engine.ending import Ending
+    from glec_fast.outbox._outbox import Message
     from glec_fast.outbox.handle import PublishHandle
 
 # An enum's members are looked up at some cost.
@@ -75,6 +77,11 @@ class Dispatcher:
         self._overrides = overrides
         # The program's own methods in the place of paho's, by their names: asked for what is done here else.
         self._own: dict[str, Any] = overrides.of(paho.client)
+        # For a `_do_on_publish` of the program's own: mid -> message, of those that may end with the next read, and of
+        # those that have, and that it has not let be forgotten. They go again on the next connection.
+        self._may_end: dict[int, Message] = {}
+        self.unforgotten: dict[int, Message] = {}
+        self._is_forgotten = True
 
     def is_behind(self) -> bool:
         """True where something has come, or left, that no callback was told of yet."""
@@ -85,6 +92,9 @@ class Dispatcher:
         inbound, outbox, link = self.inbound, self._outbox, self.link
         self._own = self._overrides.of(self._client)
         inbound.one_by_one = outbox.is_traced or bool(self._own)
+        if "_do_on_publish" in self._own and not outbox.is_stored:
+            messages = ((mid, self._may_end.get(mid) or outbox.find(mid)) for mid in outbox.message_ids())
+            self._may_end = {mid: message for mid, message in messages if message is not None}
         while True:
             if self.finished or self._arrived or link.packet is not None:
                 rc = self._handle_held(sock)
@@ -225,13 +235,29 @@ class Dispatcher:
     def _enter_on_publish(self, own: Any, on_publish: Any, handle: PublishHandle) -> None:
         """As with paho, whose own is for what was acknowledged."""
         if handle.qos:
+            self._is_forgotten = False
             own(handle.mid, *self._reason_of(handle))
+            message = self._may_end.pop(handle.mid, None)
+            if not self._is_forgotten and message is not None:
+                self.unforgotten[handle.mid] = message
         elif on_publish:
             self._call_on_publish(on_publish, handle)
 
     def _call_on_publish(self, on_publish: Any, handle: PublishHandle) -> None:
         is_first = self._paho.callback_version == CallbackAPIVersion.VERSION1
         self.call_on_publish(on_publish, handle.mid, () if is_first else self._reason_of(handle))
+
+    def forget_published(self) -> None:
+        """The message that is being told of need not be sent again."""
+        self._is_forgotten = True
+
+    def restore_unforgotten(self) -> None:
+        """On the connection that is being made they go again, as far as their ids are free."""
+        for mid, message in self.unforgotten.items():
+            with suppress(ValueError):
+                properties = message.properties
+                self._outbox.restore(mid, message.topic, message.payload, message.qos, message.retain, properties)
+        self.unforgotten.clear()
 
     def call_on_publish(self, on_publish: Any, mid: int, more: tuple[Any, ...]) -> None:
         """Call it. more: what the second version of paho's callbacks is given besides."""

@@ -97,6 +97,7 @@ class Greeting:
         self._dispatcher.drop()
         self._link.begin()
         paho.note_connection(self._overrides.of(paho.client))
+        self._dispatcher.restore_unforgotten()
         self._liveness.begin()
         self.identify()
         if self._dispatcher.received is not None:

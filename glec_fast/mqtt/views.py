@@ -37,25 +37,27 @@ class OutMessages(MutableMapping[int, MQTTMessage]):
     told. With a store it is as long as the queue, has the ids that are in it, and hands out and forgets no message.
     """
 
-    def __init__(self, paho: Paho, outbox: Outbox, thread: NetworkThread) -> None:
+    def __init__(self, paho: Paho, outbox: Outbox, thread: NetworkThread, unforgotten: dict[int, Message]) -> None:
         self._paho = paho
         self._outbox = outbox
         self._thread = thread
+        # Acknowledged, and the program has kept them from being forgotten.
+        self._unforgotten = unforgotten
 
     def __len__(self) -> int:
         if self._paho.is_ending and self._thread.is_running:
             # paho's loop asks whether it may end.
             return self._thread.unfinished()
-        return len(self._outbox)
+        return len(self._outbox) + len(self._unforgotten)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._outbox.message_ids())
+        return iter([*self._unforgotten, *self._outbox.message_ids()])
 
     def __contains__(self, mid: object) -> bool:
-        return isinstance(mid, int) and self._outbox.has_message(mid)
+        return isinstance(mid, int) and (mid in self._unforgotten or self._outbox.has_message(mid))
 
     def __getitem__(self, mid: int) -> MQTTMessage:
-        found = self._outbox.find(mid)
+        found = self._unforgotten.get(mid) or self._outbox.find(mid)
         if found is None:
             raise KeyError(mid)
         return self._as_paho_s(found, is_waiting=mid in self._outbox.waiting_ids())
@@ -67,7 +69,7 @@ class OutMessages(MutableMapping[int, MQTTMessage]):
         self._outbox.restore(mid, message.topic, payload, message.qos, bool(message.retain), properties)
 
     def __delitem__(self, mid: int) -> None:
-        if self._outbox.drop(mid) is None:
+        if self._unforgotten.pop(mid, None) is None and self._outbox.drop(mid) is None:
             raise KeyError(mid)
 
     def values(self) -> Any:
@@ -83,16 +85,17 @@ class OutMessages(MutableMapping[int, MQTTMessage]):
 
     def clear(self) -> None:
         """Forget all that are in memory."""
+        self._unforgotten.clear()
         if not self._outbox.is_stored:
             self._outbox.clear()
 
     def walk(self) -> Iterator[tuple[int, MQTTMessage]]:
         """(mid, message) of each that is still there when its turn comes."""
         outbox = self._outbox
-        mids = outbox.message_ids()
+        mids = list(self)
         waiting = outbox.waiting_ids() if mids else set()
         for mid in mids:
-            found = outbox.find(mid)
+            found = self._unforgotten.get(mid) or outbox.find(mid)
             if found is not None:
                 yield mid, self._as_paho_s(found, is_waiting=mid in waiting)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import socket
 import threading
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -168,6 +169,32 @@ def test_an_acknowledgement_can_be_put_off(make: Any, broker: Broker) -> None:
     super(Slow, client)._send_puback(client.owed[0])
     client.publish("t", b"2", 1)
     assert eventually(lambda: got == [(1, b"1"), (1, b"2")])
+    client.disconnect()
+    client.loop_stop()
+
+
+@BOTH
+def test_what_is_not_let_be_forgotten_goes_again(make: Any, start_broker: Any) -> None:
+    """As where a program acts as if an acknowledgement were lost."""
+    broker = start_broker(persistence=True)
+    client = make(V2, "forgetful")
+    client.reconnect_delay_set(1, 1)
+    got = connect(client, broker)
+    told, own = [], client._do_on_publish
+    client._do_on_publish = lambda mid, reason, properties: (told.append(mid), paho.MQTT_ERR_SUCCESS)[1]
+    kept = client.publish("t", b"kept", 1).mid
+    assert eventually(lambda: told == [kept] and got == [(1, b"kept")])
+    assert kept in client._out_messages
+    assert client._out_messages[kept].payload == b"kept"
+    client._do_on_publish = own
+    client.publish("t", b"forgotten", 1).wait_for_publish(TIMEOUT_S)
+    assert list(client._out_messages) == [kept]
+    again = threading.Event()
+    client.on_connect = lambda client, *_: client.subscribe("t", 2)
+    client.on_publish = lambda client, userdata, mid, reason, properties: again.set() if mid == kept else None
+    client._sock.shutdown(socket.SHUT_RDWR)
+    assert again.wait(TIMEOUT_S)
+    assert eventually(lambda: kept not in client._out_messages)
     client.disconnect()
     client.loop_stop()
 
