@@ -52,9 +52,13 @@ class LoopExecutor:
         self.error_count += 1
         self._log.note(logging.ERROR, "errors in handlers of messages", repr(error), error=error)
 
+    def refuse(self) -> None:
+        """Begin no call any more; one that is cancelled from here on was not handled."""
+        self._is_closed = True
+
     def close(self, timeout_s: float) -> bool:
         """See `Executor`. What runs after the time-out is cancelled, and was not handled. Not for the loop's thread."""
-        self._is_closed = True
+        self.refuse()
         if not self._send(self._close):
             return True
         is_over = self._are_over.wait(timeout_s)

@@ -56,12 +56,21 @@ class _HostedManager(MQTTManager):
         self._loop = loop
         # Filter -> what iterates over it.
         self.streams: dict[str, Stream] = {}
+        self._executor: LoopExecutor | None = None
 
     def _begin_loop(self) -> None:
         self.hosting.begin()
 
     def _make_executor(self) -> Executor:
-        return LoopExecutor(self._loop, self._log)
+        self._executor = LoopExecutor(self._loop, self._log)
+        return self._executor
+
+    def end_streams(self) -> None:
+        """What nobody has handled is the broker's still."""
+        if self._executor is not None:
+            self._executor.refuse()
+        for stream in self.streams.values():
+            stream.close()
 
     def _tell(self, event: str, *arguments: object) -> None:
         if event == "on_subscription_refused":
@@ -140,8 +149,7 @@ class AsyncMQTTManager:
         """
         manager = self._manager
         manager.hosting.give_back()
-        for stream in manager.streams.values():
-            stream.close()
+        manager.end_streams()
         try:
             await _to_the_end(self._running_loop.run_in_executor(None, manager.disconnect))
         finally:
@@ -326,7 +334,7 @@ class AsyncMQTTManager:
     def _forget_stream(self, topic_filter: str) -> None:
         stream = self._manager.streams.pop(topic_filter, None)
         if stream is not None:
-            stream.close()
+            stream.end()
 
     def command(self, name: str, *, on_crash: OnCrash = "fail") -> Callable[[CommandHandler], CommandHandler]:
         """Have the function below, or coroutine function, handle commands of this name; see `MQTTManager.command`.

@@ -23,11 +23,15 @@ class Stream:
         self._offered: tuple[MQTTMessage, asyncio.Future[None]] | None = None
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._refused: SubscriptionRefusedError | None = None
+        # Of the message that is offered, or was taken.
+        self._finished: asyncio.Future[None] | None = None
         self._is_closed = False
 
     async def handle(self, message: MQTTMessage) -> None:
         """A message has come; returns once it was handled."""
-        finished = self._loop.create_future()
+        if self._is_closed:
+            return
+        self._finished = finished = self._loop.create_future()
         # It was granted since.
         self._refused = None
         self._offered = message, finished
@@ -40,8 +44,17 @@ class Stream:
         self._wake_one()
 
     def close(self) -> None:
-        """No message comes any more. What was not handled is the broker's still."""
+        """The manager ends. What is not handled by now is the broker's still: `handle` is cancelled."""
+        if self._finished is not None:
+            self._finished.cancel()
+        self.end()
+
+    def end(self) -> None:
+        """Nobody wants the filter's messages any more: what comes, or waits, counts as handled."""
         self._is_closed = True
+        if self._offered is not None:
+            _set(self._offered[1])
+            self._offered = None
         while self._waiting:
             self._wake_one()
 

@@ -136,7 +136,12 @@ class Refusing(OddBroker):
     def answer(self, packet: Packet) -> bytes:
         if packet.kind != SUBSCRIBE:
             return super().answer(packet)
-        return b"\x90\x03" + packet.body[:2] + (b"\x80" if b"denied" in packet.body else b"\x01")
+        codes, at = b"", 2
+        while at < len(packet.body):
+            end = at + 2 + int.from_bytes(packet.body[at : at + 2], "big")
+            codes += b"\x80" if b"denied" in packet.body[at:end] else b"\x01"
+            at = end + 1
+        return bytes((0x90, 2 + len(codes))) + packet.body[:2] + codes
 
 
 def test_who_waits_for_messages_hears_of_the_end_and_of_a_refusal(tmp_path: Path) -> None:
@@ -146,8 +151,6 @@ def test_who_waits_for_messages_hears_of_the_end_and_of_a_refusal(tmp_path: Path
     async def program() -> None:
         config = quick_config(broker.url, tmp_path)
         async with AsyncMQTTManager(config) as manager:
-            # One filter a packet, as the broker answers for one.
-            assert await eventually(manager.is_connected)
             with pytest.raises(MessageError):
                 manager.messages("a/#/b")
             lasting, ended, refused = (
@@ -250,5 +253,23 @@ def test_a_handler_that_runs_as_the_manager_ends_is_ended(
                 platform.publish("t", "x", 1)
                 assert await eventually(lambda: manager.get_metrics().inbox_size == 1)
         assert await eventually(lambda: ended == ["cancelled"])
+
+    run(program)
+
+
+def test_unsubscribed_the_filter_is_over_and_holds_nothing_up(broker: Broker, tmp_path: Path) -> None:
+    async def program() -> None:
+        with publishing(broker, tmp_path / "platform") as platform:
+            async with AsyncMQTTManager(quick_config(broker.url, tmp_path)) as manager:
+                messages = manager.messages("t", 1)
+                await granted(manager, "t", 1)
+                for number in range(5):
+                    platform.publish("t", str(number), 1)
+                assert (await messages.__anext__()).payload == b"0"
+                assert await eventually(lambda: manager.get_metrics().inbox_size == 5)
+                manager.unsubscribe("t")
+                assert [message async for message in messages] == []
+                assert await eventually(lambda: manager.get_metrics().inbox_size == 0)
+                assert manager.get_metrics().handler_errors == 0
 
     run(program)

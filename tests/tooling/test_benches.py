@@ -282,3 +282,14 @@ def test_weeks_without_a_link_keep_results_and_alerts_and_a_coarser_way(tmp_path
     assert 200 < kept["telemetry, QoS 0"] <= 361
     assert result["longest_gap_s"] < 60, "all of the way"
     assert plot.read_text().startswith("<svg")
+
+
+def test_asyncio_beside_its_peers_and_what_a_flush_does_to_the_loop() -> None:
+    pytest.importorskip("aiomqtt", reason="aiomqtt is not installed: pip install -e '.[bench]'")
+    counts = ["--rounds", "1", "--messages", "200", "--sequence", "5", "--backlog", "500", "--tasks", "20"]
+    command = [sys.executable, str(BENCHES / "bench_aio.py"), *counts, "--contenders", "glec", "aiomqtt", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert all(results[name][key] > 0 for name in ("glec", "aiomqtt") for key in ("sequence", "concurrent"))
+    assert {"callback_p999_ms", "callback_cpu_max_ms", "late_max_ms"} <= results["flush"].keys()
