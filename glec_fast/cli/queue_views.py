@@ -80,6 +80,8 @@ def add_views(subjects: SubParsers) -> None:
         if name == "show":
             parser.add_argument("id", metavar="ID", type=int, help="as `list` shows it")
             parser.add_argument("--payload", action="store_true", help="write the payload alone, as it is")
+        if name == "export":
+            parser.add_argument("--jsonl", action="store_true", help="JSON Lines, as it is without it")
         if name == "tail":
             parser.add_argument("--follow", action="store_true", help="go on with what comes, until it is interrupted")
         if name == "purge":

@@ -24,7 +24,7 @@ from glec_fast.durable.transaction import Row
 from glec_fast.durable.writer import Writer
 
 # The store's thread holds the reader's lock while it drops rows on a disk that may be slow.
-_OLDEST_WAIT_S = 0.05
+_OLDEST_WAIT_S = 0.005
 
 
 @dataclass(eq=False, repr=False)

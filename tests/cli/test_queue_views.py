@@ -69,6 +69,7 @@ def test_one_message(path: Path, capsysbinary: Any) -> None:
 
 def test_an_export_holds_every_payload(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [json.loads(line) for line in printed(capsys, "export", path).splitlines()]
+    assert rows == [json.loads(line) for line in printed(capsys, "export", path, "--jsonl").splitlines()]
     assert [row["payload"] for row in rows[:-1]] == ["x" * number for number in range(COUNT)]
     assert (rows[-1]["topic"], rows[-1]["payload_hex"]) == ("b/\u00e9", "ff00")
 

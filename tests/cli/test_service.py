@@ -20,8 +20,9 @@ import pytest
 
 from glec_fast import MQTTManager, OfflineQueueManager
 from glec_fast.cli.environment import config_from
-from glec_fast.cli.service import MAX_PACKET_BYTES, MAX_PAYLOAD_BYTES, Notifier, Service, request_of
+from glec_fast.cli.service import MAX_PACKET_BYTES, MAX_PAYLOAD_BYTES, Notifier, Service, request_of, status_of
 from glec_fast.errors import ConfigError, MessageError
+from glec_fast.fleet.metrics import Metrics
 from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, eventually, quick_config
 
@@ -437,3 +438,18 @@ def test_the_watchdog_is_not_fed_while_a_damaged_queue_cannot_be_mended(
         manager._store._supply.on_read_failure(apsw.CorruptError("a page"))
         assert eventually(manager.is_queue_damaged)
     assert eventually(lambda: not manager.is_queue_damaged())
+
+
+@pytest.mark.parametrize(
+    ("figures", "text"),
+    [
+        ({"is_connected": True}, "connected, 0 messages waiting"),
+        (
+            {"is_connected": False, "in_state_s": 61.4, "queue_size": 3, "oldest_s": 59.6, "drops": {"expired": 2}},
+            "no link for 61 s, 3 messages waiting, the oldest for 60 s, 2 dropped",
+        ),
+    ],
+)
+def test_the_status_is_one_line(figures: dict[str, Any], text: str) -> None:
+    defaults = {"messages_sent": 0, "messages_failed": 0, "queue_size": 0, "reconnect_count": 0}
+    assert status_of(Metrics(**{**defaults, **figures})) == text
