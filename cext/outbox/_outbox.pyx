@@ -352,6 +352,11 @@ cdef class Outbox:
         """True where `pull` has refused messages to send again."""
         return False
 
+    @property
+    def has_timers(self) -> bool:
+        """True where something of it is to be looked at again before long, though nothing happens."""
+        return False
+
     def look_for_answers(self):
         """Now and then, on a connection that lasts: ask for acknowledgements that are overdue."""
 

@@ -45,7 +45,8 @@ _LEAVING = ConnectionState.MQTT_CS_DISCONNECTING, ConnectionState.MQTT_CS_DISCON
 
 
 class Liveness:
-    """Of one client. For whoever has its loop, which calls `check` at least once a second.
+    """Of one client. For whoever has its loop, which calls `check` at least once a second, or on an
+    idle connection when PINGREQ is due.
 
     answer_timeout_s: how long nothing may come back for what went out before PINGREQ asks, and how long its answer may
     take. 0 for paho's way: PINGREQ for the keep alive alone, which is the time of its answer, too.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from paho.mqtt import client as paho_client
 from paho.mqtt.enums import LogLevel, MQTTErrorCode
 
 from glec_fast._paho import ConnectionState
@@ -29,6 +30,10 @@ _GATHER_MIN_S = 0.0001
 # Keep alive and the like need no better; a busy loop has thousands of turns a second.
 _MISC_INTERVAL_S = 0.05
 _NEVER_S = float("inf")
+# While anything is on its way it is looked at so often.
+_BUSY_S = 1.0
+# Behind the moment that something is due, so that it is not missed by the clock's grain and waited for again.
+_BEHIND_S = 0.005
 # An enum's members are looked up at some cost.
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 _CONN_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
@@ -61,13 +66,16 @@ class Loop:
         self._farewell = farewell
         self._policy = policy
         self._pollers: list[Poller] = []
-        # When what is due now and then was done, of `time.monotonic`.
-        self.misc_done_s = float("-inf")
+        # When what is due now and then was done, of `time.monotonic`; and when the policy has something to do.
+        self.misc_done_s = self._policy_due_s = float("-inf")
         # Asked before each turn: True where the next ones are another's, see `NetworkThread.hand_over`.
         self.is_anothers: Callable[[], bool] | None = None
 
     def turn(self, timeout_s: float) -> MQTTErrorCode:
-        """Wait for at most `timeout_s`, and do what there is to do. Raises ValueError where it is below 0."""
+        """Wait for at most `timeout_s`, and do what there is to do. Raises ValueError where it is below 0.
+
+        The thread of `loop_start` waits until something is due, whatever paho's loop says.
+        """
         if timeout_s < 0.0:
             raise ValueError("Invalid timeout.")
         paho, arrivals, farewell = self._paho, self._arrivals, self._farewell
@@ -78,6 +86,8 @@ class Loop:
             return self._reader.end_torn()
         if self.is_anothers is not None and self.is_anothers():
             raise HandedOver
+        if paho.thread is not None:
+            timeout_s = self._quiet_s()
         if farewell.is_waiting:
             farewell.leave_when_due()
             if paho.sock is None:
@@ -113,6 +123,30 @@ class Loop:
             return _SUCCESS
         self.misc_done_s = now_s
         return paho.client.loop_misc()
+
+    def _quiet_s(self) -> float:
+        """For how long nothing is due that does not wake the loop.
+
+        On an idle connection, until the keep alive: a modem that is left alone sleeps.
+        """
+        paho, outbox = self._paho, self._outbox
+        session = outbox.session
+        if (
+            paho.state != ConnectionState.MQTT_CS_CONNECTED
+            or session.in_flight
+            or session.unsent_bytes
+            or session.pinged_to
+            or session.answered_to < session.sent_to
+            or outbox.is_to_settle
+            or outbox.has_timers
+            or paho.is_ending
+        ):
+            return _BUSY_S
+        due_s = self._policy_due_s - time.monotonic()
+        if paho.keepalive_s:
+            now_s = paho_client.time_func()
+            due_s = min(due_s, min(paho.sent_s, paho.received_s) + paho.keepalive_s - now_s)
+        return max(due_s + _BEHIND_S, 0.0)
 
     def let_acks_gather(self) -> None:
         """Under load, take acknowledgements by the hundred: a turn of the loop costs as much as the acks of many."""
@@ -160,7 +194,7 @@ class Loop:
     def do_misc(self) -> MQTTErrorCode:
         """What is due now and then, but for keep alive; what an exception kept from being done is made up for."""
         paho, outbox = self._paho, self._outbox
-        self._policy.tick()
+        self._policy_due_s = time.monotonic() + self._policy.tick()
         if self._policy.is_moving and paho.state == ConnectionState.MQTT_CS_CONNECTED:
             return self._leave_for_another()
         if paho.sock is not None:

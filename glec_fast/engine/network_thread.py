@@ -122,6 +122,7 @@ class NetworkThread:
         if thread in (None, threading.current_thread()):
             self._leave_alone()
         elif thread is not None:
+            self._wakeup.wake()
             thread.join(LEAVE_TIMEOUT_S)
             # Nothing ends a look-up but the system. The thread comes to nobody then, and ends.
             if thread.is_alive() and not self._connector.attempt.is_without_socket:

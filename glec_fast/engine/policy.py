@@ -34,7 +34,7 @@ class Policy:
 
     def tick(self) -> float:
         """Do what is due; returns the seconds until something is."""
-        return 1.0
+        return float("inf")
 
     def wait(self, interrupt: Event, delay_s: float) -> bool:
         """A part of the pause between two attempts; True where it was ended early."""

@@ -76,6 +76,10 @@ class Routes:
             self._put_off()
             self._may_answer()
 
+    def due_in_s(self) -> float:
+        """Until `tick` has something to do."""
+        return self._return_due_s - self._monotonic()
+
     def on_probed(self, answers: bool) -> None:
         """From any thread."""
         if answers and self._return_due_s != float("inf"):

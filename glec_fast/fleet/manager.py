@@ -144,7 +144,7 @@ class FleetPolicy(Policy):
         """See `Policy`."""
         self._log.tick()
         self._routes.tick()
-        return self._tick()
+        return max(min(self._tick(), self._log.due_in_s(), self._routes.due_in_s()), 0.0)
 
     def next_delay_s(self) -> float:
         """See `Policy`."""
@@ -353,7 +353,12 @@ class MQTTManager(process.OfOneProcess):
 
     def _look_for_first(self) -> None:
         broker = self._targets[0].broker
-        probe(broker.host, broker.port, self.config.connection_timeout_s, self._routes.on_probed)
+        probe(broker.host, broker.port, self.config.connection_timeout_s, self._on_probed)
+
+    def _on_probed(self, answers: bool) -> None:
+        self._routes.on_probed(answers)
+        # Nothing else would have it looked at before the keep alive.
+        self._client._wake()
 
     def _in_child(self, pid: int) -> None:
         if self._answering is not None:
@@ -750,7 +755,9 @@ class MQTTManager(process.OfOneProcess):
             # What is said while there is no link is no news once there is one.
             if self.is_connected():
                 self._say("ONLINE")
-        return self._next_status_s - now_s
+        due_s = self._next_status_s - now_s
+        # What has come and nobody has subscribed to has its own time.
+        return due_s if self._incoming_or_none is None else min(due_s, 1.0)
 
     def _set_will(self) -> None:
         """Told when the link has broken, with the figures of the moment of connecting: MQTT fixes a will in CONNECT."""

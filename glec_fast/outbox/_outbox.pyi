@@ -184,6 +184,9 @@ class Outbox:
     @property
     def is_due(self) -> bool:
         """True where `pull` has refused messages to send again."""
+    @property
+    def has_timers(self) -> bool:
+        """True where something of it is to be looked at again before long, though nothing happens."""
     def look_for_answers(self) -> None:
         """Now and then, on a connection that lasts: ask for acknowledgements that are overdue."""
     def hasten(self) -> None:

@@ -388,6 +388,12 @@ class DurableOutbox(RowOutbox):
         """True where `pull` has refused messages to send again."""
         return bool(self._again) and time.monotonic() >= self._again_at_s
 
+    @property
+    def has_timers(self) -> bool:
+        """See `Outbox.has_timers`."""
+        unproven = self._unanswered.suspects or self._suspicion.aside or self._unproven
+        return bool(not self.is_open or self.is_narrow or self._again or unproven or self._has_waiting_rows())
+
     def _end_orphans(self) -> None:
         """All rows were read: what is still parked may have lost its row, to damage or another use of the file."""
         self._may_have_orphans = False

@@ -162,6 +162,10 @@ class SummingLog:
         if self._due_s != float("inf"):
             _say(self._take_sums(self._monotonic()))
 
+    def due_in_s(self) -> float:
+        """Until `tick` has something to say."""
+        return self._due_s - self._monotonic()
+
     def _take_sums(self, now_s: float, *, all_of_them: bool = False) -> list[tuple[int, str, BaseException | None]]:
         if now_s < self._due_s and not all_of_them:
             return []

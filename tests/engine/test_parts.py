@@ -39,7 +39,14 @@ class Scene:
     def __init__(self) -> None:
         self.happened: list[str] = []
         self.session = SimpleNamespace(
-            sendable_bytes=0, in_flight=0, window=20, has_last=False, unsent_bytes=0, protocol_version=4
+            sendable_bytes=0,
+            in_flight=0,
+            window=20,
+            has_last=False,
+            unsent_bytes=0,
+            protocol_version=4,
+            # PINGREQ is on its way.
+            pinged_to=1,
         )
         self.outbox: Any = SimpleNamespace(
             session=self.session,
