@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from glec_fast.errors import MessageError, QueueClosedError
-from glec_fast.fleet.handlers import Call, Executor
+from glec_fast.fleet.handlers import Call, Executor, check_handler
 from glec_fast.fleet.inbox import Arrival, Inbox
 from glec_fast.fleet.subscriptions import Subscription, Subscriptions
 from glec_fast.runtime._lock import Lock
@@ -48,6 +48,8 @@ class Incoming:
         self._inbox = Inbox(received, log, config.inbox_max_size, config.inbox_max_bytes)
         self._subscriptions = Subscriptions(client, log, on_refused)
         self._commands: Commands | None = None
+        # To commands: from the first declaration that holds.
+        self._listens = False
         self._commands_topic = f"glec/dtg/{config.client_id}/commands"
         self._config, self._log, self._lock = config, log, Lock("Incoming._lock")
         self._client, self._store = client, client.store
@@ -62,9 +64,7 @@ class Incoming:
 
     def declare(self, name: str, handler: Any, on_crash: Any) -> None:
         """See `MQTTManager.command`."""
-        commands_filter = f"{self._commands_topic}/+"
         with self._lock:
-            is_first = self._commands is None
             if self._commands is None:
                 # Not for programs that have none.
                 from glec_fast.fleet.commands import Commands
@@ -80,15 +80,19 @@ class Incoming:
                 )
             commands = self._commands
         commands.declare(name, handler, on_crash)
-        if is_first:
+        with self._lock:
+            has_listened, self._listens = self._listens, True
+        if not has_listened:
             if self._client.is_connected():
                 commands.on_connected(session_present=True)
+            commands_filter = f"{self._commands_topic}/+"
             self._inbox.add_route(commands_filter, commands.take)
             self._subscriptions.want(commands_filter, _COMMANDS_QOS)
 
     def subscribe(self, topic_filter: str, handler: Callable[[Any], object], qos: int) -> Subscription:
         """See `MQTTManager.subscribe`."""
         self._refuse_commands(topic_filter)
+        check_handler(handler)
         self._inbox.add_route(topic_filter, partial(self._handle, topic_filter, handler))
         return self._subscriptions.want(topic_filter, qos)
 

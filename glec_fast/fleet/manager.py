@@ -450,7 +450,8 @@ class MQTTManager(process.OfOneProcess):
 
             manager.subscribe("fleet/config", lambda message: apply(json.loads(message.payload)), qos=2)
 
-        Raises MessageError for a filter that MQTT does not know, QueueClosedError after `disconnect`.
+        Raises MessageError for a filter that MQTT does not know, ConfigError for a handler that is no function,
+        QueueClosedError after `disconnect`.
         """
         check_filter(topic_filter, qos)
         return self._incoming.subscribe(topic_filter, handler, qos)

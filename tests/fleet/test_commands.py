@@ -292,6 +292,17 @@ def test_one_that_disconnect_did_not_let_begin_is_run_by_the_next_process(
     assert not any(context.is_retry for _, context in doors.calls)
 
 
+def test_a_declaration_behind_one_that_was_refused(broker: Broker, platform: Platform, tmp_path: Path) -> None:
+    with MQTTManager(quick_config(broker.url, tmp_path)) as manager:
+        with pytest.raises(ConfigError):
+            manager.command("a/b")(Doors())
+        manager.command("unlock_doors")(Doors())
+        manager.connect()
+        assert manager.subscribe("ready", print).wait_granted(TIMEOUT_S)
+        platform.send("unlock_doors", {"id": "a"})
+        assert platform.wait_for(1)[0]["status"] == "done"
+
+
 def test_declarations_that_make_no_sense(tmp_path: Path) -> None:
     with MQTTManager(quick_config("tcp://localhost:1", tmp_path)) as manager:
         for name in ("", "a/b", "+", "#"):
@@ -299,5 +310,8 @@ def test_declarations_that_make_no_sense(tmp_path: Path) -> None:
                 manager.command(name)(Doors())
         with pytest.raises(ConfigError, match="on_crash"):
             manager.command("a", on_crash="again")(Doors())  # type: ignore[arg-type]
+        for call in (manager.command("a"), lambda handler: manager.subscribe("a", handler)):
+            with pytest.raises(ConfigError, match="handler"):
+                call(None)  # type: ignore[operator]
         with pytest.raises(MessageError, match="commands"):
             manager.subscribe(f"{COMMANDS}/+", print)

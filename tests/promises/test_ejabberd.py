@@ -12,7 +12,7 @@ from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Login, Subscriber
 from support.child import Child
 from support.ejabberd import PASSWORD, USERNAME, Ejabberd, libraries
-from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, quick_config
+from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,3 +131,42 @@ def test_another_broker_and_back_again_swallows_nothing(
         assert subscriber.payloads() == [b"the first", b"the second"]
         assert elsewhere.wait_for_count(1)
         assert elsewhere.payloads() == [b"the first"]
+
+
+@BOTH_VERSIONS
+def test_what_comes_in_over_a_cut_link(ejabberd: Ejabberd, device: str, tmp_path: Path, protocol_version: int) -> None:
+    """QoS 2 is handed on once, and each command runs once and is answered once."""
+    sent = [b"%d" % number for number in range(60)]
+    came: list[bytes] = []
+    ran: list[str] = []
+    replies: list[bytes] = []
+    commands = f"glec/dtg/{device}/commands/count"
+    (tmp_path / "platform").mkdir()
+    with Link((ejabberd.host, ejabberd.port)) as link:
+        settings = {"client_id": device, "protocol_version": protocol_version, **LOGIN}
+        own = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, **settings)
+        others = quick_config(ejabberd.url, tmp_path / "platform", client_id=f"{device}-platform", **LOGIN)
+        with MQTTManager(own) as vehicle, MQTTManager(others) as platform:
+            vehicle.command("count")(lambda _arguments, context: ran.append(context.id))
+            incoming = vehicle.subscribe(f"{device}/in", lambda message: came.append(message.payload), 2)
+            answers = platform.subscribe(f"{commands}/reply", lambda message: replies.append(message.payload), 2)
+            vehicle.connect()
+            platform.connect()
+            assert incoming.wait_granted(TIMEOUT_S)
+            assert answers.wait_granted(TIMEOUT_S)
+            for number, payload in enumerate(sent):
+                platform.publish(f"{device}/in", payload, 2)
+                platform.publish(commands, {"id": payload.decode()}, 1 + number % 2)
+                if number % 20 == 10:
+                    # In the middle of them.
+                    assert eventually(lambda: len(came) > 0)
+                    link.cut()
+                    link.restore()
+            assert eventually(lambda: len(came) >= len(sent)), came
+            assert eventually(lambda: len(replies) >= len(sent)), replies
+            assert eventually(lambda: vehicle.get_metrics().inbox_size == 0)
+            assert platform.flush(TIMEOUT_S)
+            assert vehicle.flush(TIMEOUT_S)
+    assert sorted(came) == sorted(sent)
+    assert sorted(ran) == sorted(payload.decode() for payload in sent)
+    assert len(replies) == len(sent)
