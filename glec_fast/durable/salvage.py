@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -36,6 +37,7 @@ _SELECT = (
     + " FROM mqtt_offline_queue NOT INDEXED"
 )
 _HEADER_BYTES = 100
+_INNER_OF_TABLE = 0x05
 _PAGE_BYTES_MIN = 512
 _PAGE_SIZE, _PAGES = slice(16, 18), slice(28, 32)
 # Where the header has the change counter for which its own count of pages holds; 0 has SQLite measure the file instead.
@@ -290,22 +292,27 @@ class _Remains:
             connection.close(True)
 
     def _read_with_lent_header(self, path: Path) -> None:
-        """Read a copy whose header, then whole first page, is that of a new file: the tables stand where they did."""
+        """Read a copy whose header, then whole first page, then all of its schema is that of a new file.
+
+        The tables stand where they did.
+        """
         lent = path.with_name(path.name + _LENT)
         # With pages of another size than it has, some rows could be read too.
         page_bytes = max((PAGE_BYTES, FORMER_PAGE_BYTES), key=lambda size: bytes_in_pages(path, size))
         try:
-            for lent_bytes in (_HEADER_BYTES, None):
-                remove(lent)
-                create_file(lent)
-                page = _first_page(lent, page_bytes)
+            remove(lent)
+            create_file(lent)
+            pages = _schema_pages(lent, page_bytes)
+            for given in ({0: pages[0][:_HEADER_BYTES]}, {0: pages[0]}, pages):
                 remove(lent)
                 for suffix in ("", "-wal"):
                     source = path.with_name(path.name + suffix)
                     if source.exists():
                         copy(source, lent.with_name(lent.name + suffix))
                 with lent.open("r+b") as file:
-                    file.write(page[:lent_bytes])
+                    for at, page in given.items():
+                        file.seek(at)
+                        file.write(page)
                 if self._read(lent) and self._rows:
                     return
         finally:
@@ -443,17 +450,27 @@ def _rows(connection: apsw.Connection, query: str) -> list[_Values]:
     return rows
 
 
-def _first_page(scratch: Path, page_bytes: int) -> bytes:
-    """The first page of a new file, with no count of pages of its own."""
+def _schema_pages(scratch: Path, page_bytes: int) -> dict[int, bytes]:
+    """Where the schema's pages stand in a new file, and they: the first, with no count of pages of its own."""
     connection = apsw.Connection(str(scratch))
     connection.pragma("page_size", page_bytes)
     create_schema(connection)
     # WAL is part of the header; a log beside the file is then read with it.
     connection.pragma("journal_mode", "wal")
     connection.close()
-    page = bytearray(scratch.read_bytes()[:page_bytes])
-    page[_PAGES_VALID_FOR] = bytes(4)
-    return bytes(page)
+    data = scratch.read_bytes()
+    first = bytearray(data[:page_bytes])
+    first[_PAGES_VALID_FOR] = bytes(4)
+    pages = {0: bytes(first)}
+    if first[_HEADER_BYTES] == _INNER_OF_TABLE:
+        # Its cells begin with the number of the page below ("Database File Format", 1.6).
+        (cells,) = struct.unpack_from(">H", first, _HEADER_BYTES + 3)
+        places = (*struct.unpack_from(f">{cells}H", first, _HEADER_BYTES + 12), _HEADER_BYTES + 8)
+        for place in places:
+            (number,) = struct.unpack_from(">I", first, place)
+            at = (number - 1) * page_bytes
+            pages[at] = data[at : at + page_bytes]
+    return pages
 
 
 def _number(connection: apsw.Connection, query: str) -> int | None:

@@ -219,3 +219,18 @@ def test_a_cell_that_claims_a_gigabyte(filled: Path) -> None:
     check(filled, Counter())
     with closing(apsw.Connection(str(filled))) as connection:
         assert connection.execute("PRAGMA integrity_check(1)").get == "ok"
+
+
+def test_any_one_page_costs_no_more_than_what_it_has(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also one that has a part of the schema, of which there are several."""
+    with OfflineQueueManager(path) as queue:
+        queue.enqueue_many([("t", "x" * 100, 1)] * COUNT)
+    whole = path.read_bytes()
+    page_bytes = int.from_bytes(whole[16:18], "big")
+    for at in range(0, len(whole), page_bytes):
+        for beside in path.parent.glob(f"{path.name}*"):
+            beside.unlink()
+        path.write_bytes(whole[:at] + b"\xff" * 8 + whole[at + 8 :])
+        with OfflineQueueManager(path) as queue:
+            # A leaf has less than `page_bytes` of rows.
+            assert queue.get_queue_size() >= COUNT - page_bytes // 100, at // page_bytes + 1
