@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _MISC_INTERVAL_S = 0.25
 # A turn writes so often, each time what the socket takes and what a read of the queue brings.
 _WRITES_A_TURN = 1
+# And reads so much: some hundred messages, or some thousand acknowledgements.
+_RECEIVE_BYTES = 16 * 1024
 _NEVER_S = float("inf")
 
 
@@ -53,6 +55,7 @@ class Hosting:
         self._is_waiting_for_room = False
         self._timer: asyncio.TimerHandle | None = None
         self._pull_timer: asyncio.TimerHandle | None = None
+        parts.reader.receive_bytes, parts.reader.reads_a_turn = _RECEIVE_BYTES, 1
         parts.thread.hand_over = self._hand_over
         parts.loop.is_anothers = self.is_anothers
 

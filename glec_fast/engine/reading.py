@@ -62,6 +62,9 @@ class Reader:
         self._ending = ending
         # Acknowledgements come in a stream: more is there as a rule.
         self.is_stream = False
+        # Of one read, and so many of them at most where there is more.
+        self.receive_bytes = _RECEIVE_BYTES
+        self.reads_a_turn = _READS_A_TURN
 
     def read(self) -> MQTTErrorCode:
         """What has come: one read may bring many packets."""
@@ -91,7 +94,7 @@ class Reader:
                 paho.log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", failure)
             if ended:
                 return paho.lose(ended)
-            may_be_more = received_bytes >= _RECEIVE_BYTES and number < _READS_A_TURN
+            may_be_more = received_bytes >= self.receive_bytes and number + 1 < self.reads_a_turn
             if not may_be_more and not has_pending(sock):
                 break
         return _SUCCESS
@@ -148,7 +151,7 @@ class Reader:
         ended, failure = _SUCCESS, None
         for _ in range(_RECORDS_A_READ if paho.is_tls else 1):
             try:
-                size = self._link.read(paho.through(sock), _RECEIVE_BYTES, now_s)
+                size = self._link.read(paho.through(sock), self.receive_bytes, now_s)
             except ssl.SSLWantWriteError:
                 # A handshake within the connection.
                 paho.register_write()
@@ -167,7 +170,7 @@ class Reader:
                 ended = _CONN_LOST
                 break
             received_bytes += size
-            if received_bytes >= _RECEIVE_BYTES or paho.sock is not sock:
+            if received_bytes >= self.receive_bytes or paho.sock is not sock:
                 break
         if received_bytes:
             paho.note_received(now_s)

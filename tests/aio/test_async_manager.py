@@ -446,3 +446,22 @@ def test_a_slow_disk_holds_callers_up_and_not_the_loop(tmp_path: Path) -> None:
 
     with FaultyDisk(tmp_path) as disk:
         run(lambda: program(disk))
+
+
+def test_whose_turn_it_was_as_it_was_cancelled_lets_the_next_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nobody has room, but whom the test lets in.
+    monkeypatch.setattr("glec_fast.aio.manager._PENDING_MAX", 0)
+
+    async def program() -> None:
+        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
+            first, second = (asyncio.create_task(manager.publish("t", each, 1)) for each in ("first", "second"))
+            await asyncio.sleep(0)
+            manager._let_in(1)
+            first.cancel()
+            await asyncio.wait_for(second, TIMEOUT_S)
+            assert first.cancelled()
+
+    run(program)
+    assert rows(tmp_path) == ["second"]
