@@ -29,8 +29,8 @@ def in_table(report: Mapping[str, Any]) -> str:
     ]
     head = f"{report['broker']}, {report['payload_bytes']} bytes of payload, at most {report['seconds']:g} s a figure"
     foot = (
-        f"(n x): of paho's figure; last column: what is asked for, and how many times that is met. Queue file in "
-        f"{report['queue_directory']}."
+        "(n x): of paho's figure; last column: what is asked for, and how many times that is met. With a queue file\n"
+        f"each publish of QoS 2 waits until it is on the disk of {report['queue_directory']}; paho keeps nothing."
     )
     return "\n".join([head, "", *(line.rstrip() for line in lines), "", foot, ""])
 
@@ -68,5 +68,6 @@ def _row(name: str, figures: Mapping[str, Mapping[str, float]], key: str, form: 
         elif kind == PAHO or not paho:
             cells.append(format(value, form))
         else:
-            cells.append(f"{value:{form}} ({value / paho:.2g} x)")
+            times = value / paho
+            cells.append(f"{value:{form}} ({times:,.0f} x)" if times >= 100 else f"{value:{form}} ({times:.2g} x)")
     return (name, *cells, met)
