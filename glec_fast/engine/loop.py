@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # With a full window: long enough for the broker to answer a batch, short enough that it never runs out of work.
 _GATHER_S = 0.002
 _GATHER_MIN_S = 0.0001
+_GATHER_WINDOW = 1000
 # Keep alive and the like need no better; a busy loop has thousands of turns a second.
 _MISC_INTERVAL_S = 0.05
 _NEVER_S = float("inf")
@@ -154,7 +155,8 @@ class Loop:
             return
         session = self._outbox.session
         if not session.sendable_bytes:
-            pause_s = _GATHER_S * min(session.in_flight / session.window, 1.0)
+            # A small window, such as paho's own 20, is through in less than that: the broker would wait for us.
+            pause_s = _GATHER_S * min(session.in_flight / max(session.window, _GATHER_WINDOW), 1.0)
             if pause_s > _GATHER_MIN_S:
                 time.sleep(pause_s)
 
