@@ -21,14 +21,14 @@ def in_svg(report: Mapping[str, Any]) -> str:
     top = 0
     for qos in sorted({each["qos"] for each in valid}):
         ranked = sorted((each for each in valid if each["qos"] == qos), key=lambda each: -each["rate_msg_s"])
-        title = f"Durable, QoS {qos}: msg/s; of those accepted, after {report['kills']} kills and cut links"
+        title = f"Durable, QoS {qos}: msg/s (each decade as long); lost and doubled over {report['kills']} kills"
         parts.append(_text(8, top + 18, title, 'font-weight="bold"'))
         for index, each in enumerate(ranked):
             y = top + TITLE_HEIGHT + index * BAR_PITCH
             # From 10 msg/s on, each decade as long as any other: they are far apart.
             share = max(0.02, math.log10(max(each["rate_msg_s"], 10) / 10) / math.log10(max(most, 100) / 10))
             width = share * (WIDTH - LABEL_WIDTH - FIGURE_WIDTH)
-            colour = OURS if each["contender"] == "glec-fast" else OTHERS
+            colour = OURS if each["contender"] in ("glec-fast", "unwaited") else OTHERS
             figures = f"{each['rate_msg_s']:,.0f}"
             if "lost" in each:
                 figures += f"  ·  {each['lost']:,} of {each['accepted']:,} lost, {each['doubled']:,} doubled"
