@@ -120,19 +120,17 @@ class Loop:
             if rc or paho.sock is None:
                 return rc
         now_s = time.monotonic()
-        if paho.thread is not None and now_s - self.misc_done_s < _MISC_INTERVAL_S:
+        # Before a long wait it is done in any case: a callback may have changed what is due.
+        if paho.thread is not None and now_s - self.misc_done_s < _MISC_INTERVAL_S and self._is_busy():
             return _SUCCESS
         self.misc_done_s = now_s
         return paho.client.loop_misc()
 
-    def _quiet_s(self) -> float:
-        """For how long nothing is due that does not wake the loop.
-
-        On an idle connection, until the keep alive: a modem that is left alone sleeps.
-        """
+    def _is_busy(self) -> bool:
+        """True while anything is on its way, or was begun, that must be looked at though nothing wakes the loop."""
         paho, outbox = self._paho, self._outbox
         session = outbox.session
-        if (
+        return bool(
             paho.state != ConnectionState.MQTT_CS_CONNECTED
             or session.in_flight
             or session.unsent_bytes
@@ -141,8 +139,17 @@ class Loop:
             or outbox.is_to_settle
             or outbox.has_timers
             or paho.is_ending
-        ):
+            or self._policy.is_moving
+        )
+
+    def _quiet_s(self) -> float:
+        """For how long nothing is due that does not wake the loop.
+
+        On an idle connection, until the keep alive: a modem that is left alone sleeps.
+        """
+        if self._is_busy():
             return _BUSY_S
+        paho = self._paho
         due_s = self._policy_due_s - time.monotonic()
         if paho.keepalive_s:
             now_s = paho_client.time_func()
