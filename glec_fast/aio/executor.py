@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+from glec_fast.runtime._lock import Event
 
 if TYPE_CHECKING:
     from glec_fast.fleet.handlers import Call
@@ -30,7 +31,7 @@ class LoopExecutor:
         self._lanes: dict[Hashable, deque[Call]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
-        self._are_over = threading.Event()
+        self._are_over = Event()
         self.error_count = 0
 
     # ---- any thread

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from glec_fast.errors import GlecError, MessageError
 from glec_fast.fleet.metrics import metrics_as_json
 from glec_fast.fleet.packet_server import PacketServer
+from glec_fast.runtime._lock import Event
 from glec_fast.runtime.thread import Thread
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Answering:
         except BaseException:
             questions.close()
             raise
-        self._ending = ending = threading.Event()
+        self._ending = ending = Event()
 
         def run() -> None:
             while not ending.is_set():

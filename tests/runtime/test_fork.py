@@ -137,7 +137,7 @@ def test_every_call_on_a_manager(broker: Broker, tmp_path: Path) -> None:
 
         def work() -> None:
             for name in sorted(vars(MQTTManager)):
-                if callable(getattr(manager, name)) and not name.startswith("_"):
+                if not name.startswith("_") and callable(getattr(manager, name)):
                     if name in ("disconnect", "is_connected"):
                         assert not getattr(manager, name)()
                     else:
