@@ -192,9 +192,17 @@ class Committer:
         return True
 
     def _tell_of_turn(self) -> None:
-        error = None if self.on_turn is None else raised_by(self.on_turn)
+        if self.on_turn is not None:
+            self._tell("errors in callbacks of the queue", self.on_turn)
+
+    def _tell(self, kind: str, call: Callable[..., object], *arguments: object) -> None:
+        """Call one who waits for it; an error of its own is logged. kind: of the log line."""
+        error = raised_by(call, *arguments)
         if error is not None:
-            self._status.log.note(logging.ERROR, "errors in callbacks of the queue", repr(error), error=error)
+            self._status.log.note(logging.ERROR, kind, repr(error), error=error)
+            if not isinstance(error, Exception):
+                # From outside, so that another attempt is not cut into.
+                raised_by(call, *arguments)
 
     def _attempt(self) -> Commit | None:
         """A transaction that is noted, and not told yet; None where it failed."""
@@ -307,9 +315,9 @@ class Committer:
     def _tell_all(self, commit: Commit) -> None:
         """What came of a transaction; a second call tells what the first had no time to."""
         for job in commit.jobs:
-            error = raised_by(job.tell)
-            if error is not None:
-                self._status.log.note(logging.ERROR, "errors behind the queue's statements", repr(error), error=error)
+            job.finished.set()
+            if job.told is not None:
+                self._tell("errors behind the queue's statements", job.tell)
         outbox = commit.outbox
         if commit.dropped:
             self._note_drops(commit.dropped)
@@ -321,17 +329,10 @@ class Committer:
         with self._status.lock:
             self._intake.on_told()
         if outbox is not None and commit.is_salvaged:
-            error = raised_by(outbox.on_salvaged)
-            if error is not None:
-                self._status.log.note(logging.ERROR, "errors in the outbox", repr(error), error=error)
+            self._tell("errors in the outbox", outbox.on_salvaged)
         if outbox is not None:
-            arguments = commit.version, len(commit.rows) or int(commit.read_again)
-            error = raised_by(outbox.on_committed, *arguments)
-            if error is not None:
-                self._status.log.note(logging.ERROR, "errors in the outbox", repr(error), error=error)
-                if not isinstance(error, Exception):
-                    # From outside, so that another attempt is not cut into.
-                    raised_by(outbox.on_committed, *arguments)
+            new_rows = len(commit.rows) or int(commit.read_again)
+            self._tell("errors in the outbox", outbox.on_committed, commit.version, new_rows)
 
     def _note_drops(self, dropped: list[Dropped]) -> None:
         for reason, count in Counter(each.reason.value for each in dropped).items():

@@ -37,10 +37,8 @@ class Job:
         self.error: BaseException | None = None
 
     def tell(self) -> None:
-        """It is on disk, or was refused with `error`, which is raised where nobody waits for it."""
-        self.finished.set()
-        if self.told is None:
-            return
+        """It is on disk: have `told` called; or it was refused with `error`, which is raised."""
+        assert self.told is not None
         if self.error is not None:
             raise self.error
         self.told(self.result)

@@ -99,14 +99,21 @@ def check(store: Store, outbox: RecordingOutbox, path: Path, cutter: Cutter) -> 
     outbox.in_flight, outbox.version = b"new", 5
     outbox.finish(old[:3])
     store.drop((old[5], "t", "x", 1, 0, 0), DropReason.EXPIRED)
-    with ThreadPoolExecutor(2) as pool:
+    told: list[int] = []
+    pool = ThreadPoolExecutor(2)
+    try:
         with store._lock:
             cutter.is_armed = True
+            store.submit(lambda _table: 7, told.append)
         counted = pool.submit(store.run, lambda table: table.increment_retry_count([old[4]]))
         ids = [store.append("t", f"new {number}", 2) for number in range(3)]
         where = f"cut at {cutter.at}"
         assert store.wait_durable(ids[-1], WAIT_S), where
         assert counted.result(WAIT_S) == 1, where
+    finally:
+        # Not for what never ends.
+        pool.shutdown(wait=False)
+    outbox.wait(lambda _heard: set(told) == {7})
     outbox.wait(lambda heard: heard.commits[-1][0] == 5)
     outbox.wait(lambda heard: len(heard.dropped) == 1)
     store.run(lambda _table: None)
