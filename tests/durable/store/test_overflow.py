@@ -156,8 +156,8 @@ class TestBytes:
         kept = ids_on_disk(path)
         assert set(alerts) < set(kept)
         assert len(kept) + len(outbox.dropped) == 50 + 1200
-        # Of telemetry that takes 560 bytes in the file: more than half of what would fit.
-        assert len(kept) > self.LIMIT_BYTES / 560 / 2
+        # Of telemetry that takes a page of the file: more than half of what would fit.
+        assert len(kept) > self.LIMIT_BYTES / 1024 / 2
 
     def test_a_large_message_makes_room_for_itself(self, make_store: Callable[..., Store], path: Path) -> None:
         store = make_store(max_queue_bytes=self.LIMIT_BYTES, queue_order=ALERTS_FIRST, overflow=THIN)
