@@ -14,8 +14,8 @@ FILES ?= 2000
 LIVES ?= 10
 POINTS ?= 5000
 SEED ?= 1
-# One process a core; whoever is out of work takes from another's.
-PARALLEL ?= -n auto --dist worksteal
+# Two for each of two cores, as many tests wait; whoever is out of work takes from another's.
+PARALLEL ?= -n 4 --dist worksteal
 
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
