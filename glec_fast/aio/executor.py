@@ -96,10 +96,10 @@ class LoopExecutor:
             # Closed meanwhile.
             return
         calls.popleft()
-        if calls:
-            self._begin(lane, calls[0])
-        else:
+        if not calls:
             del self._lanes[lane]
+        elif not self._is_closed:
+            self._begin(lane, calls[0])
 
     def _begin(self, lane: Hashable, call: Call) -> None:
         task = self._loop.create_task(self._run(lane, call))

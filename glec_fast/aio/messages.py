@@ -25,10 +25,12 @@ class Stream:
         self._refused: SubscriptionRefusedError | None = None
         # Of the message that is offered, or was taken.
         self._finished: asyncio.Future[None] | None = None
-        self._is_closed = False
+        self._is_closed = self._has_ended = False
 
     async def handle(self, message: MQTTMessage) -> None:
         """A message has come; returns once it was handled."""
+        if self._has_ended:
+            raise asyncio.CancelledError
         if self._is_closed:
             return
         self._finished = finished = self._loop.create_future()
@@ -45,6 +47,7 @@ class Stream:
 
     def close(self) -> None:
         """The manager ends. What is not handled by now is the broker's still: `handle` is cancelled."""
+        self._has_ended = True
         if self._finished is not None:
             self._finished.cancel()
         self.end()
@@ -86,7 +89,14 @@ class Stream:
         return None
 
     def finish(self, finished: asyncio.Future[None]) -> None:
-        """From any thread, as a collector runs in any."""
+        """From any thread, as a collector runs in any. On the loop at once, as the manager may end next."""
+        try:
+            if asyncio.get_running_loop() is self._loop:
+                _set(finished)
+                return
+        except RuntimeError:
+            # A thread without a loop.
+            pass
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(_set, finished)
 

@@ -21,9 +21,10 @@ _END = (
     "INSERT INTO glec_command (name, id, digest, packet_id, qos, topic, payload, reply)"
     " VALUES (?, ?, ?, ?, ?, ?, x'', ?)"
     " ON CONFLICT (name, id) DO UPDATE SET reply = excluded.reply, packet_id = excluded.packet_id, payload = x'',"
-    " properties = NULL"
+    # Of those that are answered the latest are kept, however long they took.
+    " properties = NULL, number = (SELECT max(number) + 1 FROM glec_command)"
 )
-_TRIM = "DELETE FROM glec_command WHERE number <= (SELECT max(number) FROM glec_command) - ?"
+_TRIM = "DELETE FROM glec_command WHERE number <= (SELECT max(number) FROM glec_command) - ? AND reply IS NOT NULL"
 _BEGUN = (
     "SELECT name, id, packet_id, qos, topic, payload, properties FROM glec_command WHERE reply IS NULL ORDER BY number"
 )

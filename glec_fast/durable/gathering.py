@@ -228,6 +228,9 @@ class Gathering:
             extras = self._company.extras
             commit.gathered = self._company.topic, joined[2], b"" if extras is None else extras.properties
             self._saving = joined[:2]
+        elif self._is_row and not self._saved:
+            # It has the batch before, whose message goes to the queue with this transaction.
+            commit.gathered = ()
 
     def _close(self, joined: tuple[Batch, int, bytes]) -> None:
         batch, count, payload = joined

@@ -84,7 +84,7 @@ class Jobs:
 
     def give_back(self) -> None:
         """The transaction came to nothing: they wait again, but for those whose callers have heard of a failure."""
-        jobs = [job for job in self._running if not job.finished.is_set()] + self.waiting
+        jobs = [job for job in self._running if job.lasting or not job.finished.is_set()] + self.waiting
         self.waiting, self._running = jobs, []
 
     def on_failure(self, failure: QueueStorageError) -> None:

@@ -35,6 +35,8 @@ _NEVER_S = float("inf")
 _BUSY_S = 1.0
 # Behind the moment that something is due, so that it is not missed by the clock's grain and waited for again.
 _BEHIND_S = 0.005
+# Without a keep alive nothing may ever be due; poll(2) counts milliseconds in an int.
+_QUIET_MAX_S = 3600.0
 # An enum's members are looked up at some cost.
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 _CONN_LOST = MQTTErrorCode.MQTT_ERR_CONN_LOST
@@ -154,7 +156,7 @@ class Loop:
         if paho.keepalive_s:
             now_s = paho_client.time_func()
             due_s = min(due_s, min(paho.sent_s, paho.received_s) + paho.keepalive_s - now_s)
-        return max(due_s + _BEHIND_S, 0.0)
+        return min(max(due_s + _BEHIND_S, 0.0), _QUIET_MAX_S)
 
     def let_acks_gather(self) -> None:
         """Under load, take acknowledgements by the hundred: a turn of the loop costs as much as the acks of many."""

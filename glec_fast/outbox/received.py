@@ -202,7 +202,7 @@ class Received:
             if mid not in self._on_disk:
                 return False
             self._answer_owed(_PUBREC, mid)
-        elif mid in self._owed:
+        elif mid in self._owed and self._outbox.is_linked:
             self._answer_owed(_PUBACK, mid)
         else:
             self._unsaid.add(mid)

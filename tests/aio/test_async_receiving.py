@@ -273,3 +273,27 @@ def test_unsubscribed_the_filter_is_over_and_holds_nothing_up(broker: Broker, tm
                 assert manager.get_metrics().handler_errors == 0
 
     run(program)
+
+
+@ON_BOTH_LOOPS
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_a_loop_is_left_with_was_handled_though_the_manager_ends_next(
+    broker: Broker, tmp_path: Path, qos: int, kind: str
+) -> None:
+    config = quick_config(broker.url, tmp_path, protocol_version=5)
+    arrived: list[bytes] = []
+
+    async def program() -> None:
+        with publishing(broker, tmp_path / "platform") as platform:
+            async with AsyncMQTTManager(config) as manager:
+                manager.messages("t", qos)
+                await granted(manager, "t", qos)
+            for payload in ("1", "2", "3"):
+                platform.publish("t", payload, qos)
+                async with AsyncMQTTManager(config) as manager:
+                    async for message in manager.messages("t", qos):
+                        arrived.append(message.payload)
+                        break
+        assert arrived == [b"1", b"2", b"3"]
+
+    run(program, kind)

@@ -6,8 +6,9 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
-from glec_fast import MQTTManager
+from glec_fast import Client, MQTTManager
 from glec_fast.engine.loop import Loop
 from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
@@ -78,3 +79,19 @@ def test_ending_is_not_waited_for(broker: Broker, tmp_path: Path, turns: list[fl
     ending.start()
     ending.join(TIMEOUT_S)
     assert not ending.is_alive()
+
+
+def test_without_a_keep_alive_it_waits_for_what_comes(broker: Broker, turns: list[float]) -> None:
+    client = Client(CallbackAPIVersion.VERSION2)
+    came = threading.Event()
+    client.on_message = lambda *_: came.set()
+    client.connect(broker.host, broker.port, keepalive=0)
+    client.loop_start()
+    assert eventually(client.is_connected)
+    client.subscribe("back", 1)
+    client.publish("t", "x", 1).wait_for_publish(TIMEOUT_S)
+    assert eventually(lambda: turns[-1] > 60)
+    client.publish("back", "x", 1)
+    assert came.wait(TIMEOUT_S)
+    client.disconnect()
+    client.loop_stop()

@@ -259,3 +259,16 @@ def test_at_no_moment_is_one_in_no_place_or_in_two(make_store: Callable[..., Sto
     thread.join()
     assert looks > 1
     assert store.gathered.batches > 1
+
+
+def test_a_batch_that_is_over_is_in_one_place_though_the_next_has_begun(gathering: Store, path: Path) -> None:
+    gather(gathering, "a")
+    gathering._gathering._save_due_s = 0.0
+    gathering.run(lambda _table: None)
+    assert on_disk(path) == (["a"], [])
+    with gathering._lock:
+        # No transaction comes between the two.
+        gathering.close_batch()
+        gather(gathering, "b")
+    gathering.run(lambda _table: None)
+    assert on_disk(path) == ([], ["a"])
