@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import apsw
 import pytest
 
 from glec_fast.durable.limits import ALERTS_FIRST
@@ -114,7 +114,7 @@ def test_what_is_finished_and_what_is_in_flight(store: Store, outbox: RecordingO
 def test_an_alert_of_another_program(store: Store, outbox: RecordingOutbox, path: Path) -> None:
     put(store, "11")
     outbox.read_all()
-    with closing(sqlite3.connect(path)) as database, database:
+    with closing(apsw.Connection(str(path))) as database:
         database.execute(
             "INSERT INTO mqtt_offline_queue (topic, payload, qos, timestamp, ttl) VALUES ('t', 'x', 2, 5, 9e15)"
         )
