@@ -400,7 +400,8 @@ def test_a_manager_sends_what_was_published_before_it_leaves(
 ) -> None:
     manager = MQTTManager(quick_config(broker.url, tmp_path))
     manager.connect()
-    assert eventually(manager.is_connected)
+    # A moment after `is_connected` the queue is open for this connection; before, what is published stays in the file.
+    assert eventually(lambda: manager.is_connected() and manager._outbox.is_open)
     manager.publish("t", b"x", 1)
     manager.disconnect()
     assert arrived(subscriber) == [b"x"]
