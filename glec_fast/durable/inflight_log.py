@@ -120,8 +120,8 @@ class SavedImage:
         self._generation = os.urandom(_GENERATION_BYTES)
         self._number = 0
         self._descriptor = -1
-        # The log's, by which it is known whether it still has its name.
-        self._inode = 0
+        # Where the log was made: it is there as long as it has its name.
+        self._place = ""
         self._slot = 0
         # The row has this generation: what is written to the log goes on from it.
         self._is_log_valid = False
@@ -157,7 +157,7 @@ class SavedImage:
         """Make the log, from now on for images that come alone. Where there can be none, they go to the row."""
         try:
             self._descriptor = _make(log_of(self._queue_path))
-            self._inode = os.fstat(self._descriptor).st_ino
+            self._place = self._present_place()
         except OSError as error:
             self._note_slower(f"{self._log_name} cannot be made: {error}")
             # What there is of it may take the disk's last space.
@@ -205,11 +205,12 @@ class SavedImage:
     def _has_lost_its_name(self) -> bool:
         if self._descriptor < 0:
             return False
-        try:
-            # As text: a third of what a Path costs, before each image.
-            return os.stat(self._log_name).st_ino != self._inode  # noqa: PTH116
-        except FileNotFoundError:
-            return True
+        return self._present_place() != self._place
+
+    def _present_place(self) -> str:
+        # Not stat: where a file's times were asked for, the next write changes them, and its sync waits for the
+        # journal. The kernel marks what was deleted, and what another file has replaced, alike.
+        return os.readlink(f"/proc/self/fd/{self._descriptor}")  # noqa: PTH115
 
     def begin(self) -> None:
         """A transaction begins; of the one before, if it failed, nothing is left."""
