@@ -3,7 +3,8 @@
 Each package of packages.toml has an environment of its own, outside the tree, and comes from PyPI in the version that
 is named. Ours is put in paho's place by `python -m glec_fast.mqtt`. With names as arguments, those packages alone.
 A test that differs is run again, alone, up to twice over either: what fails now and then with both is no difference.
---write: also docs/compatibility.md, with the last row of each package that was run before. COMPAT_DIR: where environments and sources are kept, ~/.cache/glec-fast-compat.
+--write: also docs/compatibility.md, in which a package that was not run keeps its row. COMPAT_DIR: where environments
+and sources are kept, ~/.cache/glec-fast-compat.
 Ends with 1 where any test differs that docs/differences.md does not name, and where a job fails.
 """
 
@@ -27,6 +28,7 @@ import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "compat"
+TABLE = ROOT / "docs" / "compatibility.md"
 PAHO = "2.2.0"
 TIMEOUT_S = 1800
 TEST_TIMEOUT_S = 60
@@ -67,9 +69,17 @@ class Package:
         default = Path.home() / ".cache" / "glec-fast-compat"
         return Path(os.environ.get("COMPAT_DIR", default)) / f"{self.name}-{self.version}"
 
-    def last_row(self) -> Path:
-        """Of the table: what came of it when it was run last."""
-        return self.folder() / "row.md"
+    def label(self) -> str:
+        """How the table names it."""
+        return f"{self.name} {self.version}"
+
+    def link(self) -> Path:
+        """A folder with our package and nothing else of this tree, whichever tree made the environment."""
+        folder = self.folder() / "glec_fast_alone"
+        folder.mkdir(exist_ok=True)
+        (folder / "glec_fast").unlink(missing_ok=True)
+        (folder / "glec_fast").symlink_to(ROOT / "glec_fast")
+        return folder
 
     def python(self) -> Path:
         return self.folder() / "venv" / "bin" / "python"
@@ -88,12 +98,6 @@ class Package:
         )
         # Whatever the package asks for: both run over the same paho.
         self._pip("install", "--no-deps", f"paho-mqtt=={self.paho}")
-        site = next((self.folder() / "venv" / "lib").glob("python*/site-packages"))
-        link = self.folder() / "glec_fast_alone"
-        link.mkdir(exist_ok=True)
-        (link / "glec_fast").unlink(missing_ok=True)
-        (link / "glec_fast").symlink_to(ROOT / "glec_fast")
-        (site / "glec_fast.pth").write_text(f"{link}\n")
         if self.tests:
             self._pip("download", "--no-deps", "--no-binary", self.name, "-d", str(self.folder()), wanted)
             with tarfile.open(next(self.folder().glob("*.tar.gz"))) as archive:
@@ -120,7 +124,7 @@ class Package:
         """Over paho, or over our class. only: these tests of its own."""
         swap = ["-m", "glec_fast.mqtt"] if ours else []
         with TemporaryDirectory() as folder:
-            paths = [str(HERE / each) for each in self.path]
+            paths = [str(self.link()), *(str(HERE / each) for each in self.path)]
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": folder, "HOME": folder}
             if not self.tests:
                 command = [str(self.python()), *swap, str(HERE / "jobs" / self.job)]
@@ -243,11 +247,9 @@ def main() -> int:
                 differ = differing(theirs, ours)
                 amiss += report(package, theirs, ours, differ, named)
                 row = row_of(package, theirs, ours, differ)
-                package.last_row().write_text(row)
                 print(row, flush=True)
-    if given.write:
-        every = [Package(**entry).last_row() for entry in entries]
-        write([path.read_text() for path in every if path.exists()])
+                if given.write:
+                    TABLE.write_text(table([Package(**entry).label() for entry in entries], TABLE.read_text(), row))
     return 1 if amiss else 0
 
 
@@ -275,11 +277,14 @@ def row_of(package: Package, theirs: Result, ours: Result, differ: list[str]) ->
     ]
     day = datetime.datetime.now(tz=datetime.timezone.utc).date()
     counts = f"{figures[0]} | {figures[1]} | {theirs.count('skipped')} | {len(differ)}"
-    return f"| {package.name} {package.version} | {kind} | {counts} | {day} |"
+    return f"| {package.label()} | {kind} | {counts} | {day} |"
 
 
-def write(rows: list[str]) -> None:
-    (ROOT / "docs" / "compatibility.md").write_text(
+def table(labels: list[str], before: str, row: str) -> str:
+    """The page with that row in it; of those that it had before, the packages of these labels keep theirs."""
+    rows = {label_of(each): each for each in [*before.splitlines(), row] if each.startswith("| ")}
+    kept = [rows[label] for label in labels if label in rows]
+    return (
         f"""# Programs of others over `glec_fast.mqtt`
 
 `make compat` fetches these packages from PyPI, runs each over paho-mqtt {PAHO} and, by `python -m glec_fast.mqtt`, over our class, and compares
@@ -291,9 +296,13 @@ an older asyncio (mqtt-hass-base). Expected failures of theirs count as skipped.
 | package | what is run | passed with paho | passed with ours | skipped | different | run on |
 |---|---|---|---|---|---|---|
 """
-        + "\n".join(rows)
+        + "\n".join(kept)
         + "\n"
     )
+
+
+def label_of(row: str) -> str:
+    return row.split("|")[1].strip()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -88,3 +89,40 @@ def test_each_package_is_one_version_with_tests_or_a_job(compat: Any) -> None:
         assert bool(each.tests) != bool(each.job)
         assert not each.job or (RUNNER.parent / "jobs" / each.job).exists()
         assert all((RUNNER.parent / path).is_dir() for path in each.path)
+
+
+def test_the_table_is_what_was_run(compat: Any) -> None:
+    """One row of a package that is listed; those that were not run keep theirs, those that are gone have none."""
+    before = compat.table(["a 1", "b 1"], "| gone 1 | its tests |\n| b 1 | old |\n", "| a 1 | its tests |")
+    assert rows_of(before) == ["| a 1 | its tests |", "| b 1 | old |"]
+    assert rows_of(compat.table(["a 1", "b 1"], before, "| b 1 | new |")) == ["| a 1 | its tests |", "| b 1 | new |"]
+
+
+def test_every_package_has_the_row_that_the_runner_writes(compat: Any) -> None:
+    import tomllib
+
+    entries = tomllib.loads((RUNNER.parent / "packages.toml").read_text())["package"]
+    labels = [compat.Package(**entry).label() for entry in entries]
+    page = compat.TABLE.read_text()
+    rows = rows_of(page)
+    assert [compat.label_of(row) for row in rows] == labels
+    assert without_python(compat.table(labels, page, rows[0])) == without_python(page)
+
+
+def rows_of(page: str) -> list[str]:
+    return [line for line in page.splitlines() if line.startswith("| ")][1:]
+
+
+def without_python(page: str) -> str:
+    return re.sub(r"Python \d+\.\d+", "Python", page)
+
+
+def test_ours_is_that_of_this_tree(compat: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in an environment that another tree has made."""
+    monkeypatch.setenv("COMPAT_DIR", str(tmp_path))
+    package = compat.Package("package", "1", job="job.py")
+    package.folder().mkdir()
+    stale = package.folder() / "glec_fast_alone"
+    stale.mkdir()
+    (stale / "glec_fast").symlink_to(tmp_path / "another" / "glec_fast")
+    assert (package.link() / "glec_fast").resolve() == REPOSITORY / "glec_fast"
