@@ -237,7 +237,7 @@ cdef class Session:
     # So many PUBLISH packets `admit_rows` may encode; any that is encoded counts.
     cdef public int64_t publish_quota
 
-    # message id -> (packet id, state, qos, whether its question may have left)
+    # message id -> (packet id, state, qos, whether its question may have left, Exchange.left_in_lost)
     cdef dict parked
     # Packet ids that this connection may bring more answers for than their exchange explains.
     cdef set strays
@@ -806,6 +806,10 @@ cdef class Session:
         cdef uint8_t state = aside[1]
         cdef uint8_t qos = aside[2]
         cdef bint left = aside[3]
+        cdef bint left_in_lost = aside[4]
+        # Where a first copy may have left (3.3.1.1). Some brokers swallow a QoS 2 message with DUP where their session
+        # never had the first copy.
+        cdef bint is_dup = left or (left_in_lost and qos == 1)
         cdef Exchange* exchange
         cdef uint64_t end
         if state == RELEASED:
@@ -821,12 +825,12 @@ cdef class Session:
             return 0
         if left:
             self.strays.add(packet_id)
-        # DUP only where the first copy may have left (section 3.3.1.1): some brokers swallow a first copy that has it.
-        end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if left else 0)), packet_id, properties,
+        end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if is_dup else 0)), packet_id, properties,
                                    False)
         exchange = exchanges.open(&self.table, packet_id, message_id, qos, SENT, accepted_ms)
         self._ask(exchange, end)
         exchange.left_before = left
+        exchange.left_in_lost = left_in_lost
         return 0
 
     # ---- bytes in
@@ -1122,7 +1126,7 @@ cdef class Session:
             if state == RESERVED:
                 reserved[packet_id] = message_id
             else:
-                loaded[message_id] = (packet_id, state, 2, True)
+                loaded[message_id] = (packet_id, state, 2, True, False)
             packet_ids.add(packet_id)
         for packet_id in packet_ids:
             self.table.exchange_of[packet_id] = ID_TAKEN
@@ -1145,7 +1149,8 @@ cdef class Session:
                 continue
             left = exchange.left_before or exchange.asked_end <= sent
             if left or exchange.state == RELEASED or not self.durable:
-                self.parked[exchange.message_id] = (exchange.packet_id, exchange.state, exchange.qos, left)
+                self.parked[exchange.message_id] = (
+                    exchange.packet_id, exchange.state, exchange.qos, left, exchange.left_in_lost)
                 exchanges.close(&self.table, exchange, ID_TAKEN)
             else:
                 exchanges.close(&self.table, exchange, ID_FREE)
@@ -1175,7 +1180,7 @@ cdef class Session:
 
     def released_ids(self) -> list:
         """Those of `parked_ids` whose PUBREL may have left."""
-        return [message_id for message_id, (_packet_id, state, _qos, left) in self.parked.items()
+        return [message_id for message_id, (_packet_id, state, _qos, left, _) in self.parked.items()
                 if state == RELEASED and left]
 
     def unanswered_ids(self) -> list:
@@ -1224,7 +1229,7 @@ cdef class Session:
             staying.add((<Mark*>vector.at(&self.marks, index)).message_id)
         staying.update(self.refused)
         for message_id in wanted.intersection(self.parked):
-            packet_id, state, qos, _left = self.parked[message_id]
+            packet_id, state, qos, _left, _ = self.parked[message_id]
             if state == RELEASED:
                 staying.add(message_id)
                 continue
@@ -1323,7 +1328,7 @@ cdef class Session:
         aside = self.parked.get(message_id)
         if aside is None:
             return
-        packet_id, _state, qos, _left = aside
+        packet_id, _state, qos, _left, _ = aside
         if qos != 2:
             self.forget(message_id)
             return
@@ -1353,14 +1358,14 @@ cdef class Session:
             self.table.exchange_of[<uint16_t>packet_id] = ID_FREE
             self.dirty = True
         self.reserved.clear()
-        for message_id, (packet_id, state, qos, _left) in list(self.parked.items()):
+        for message_id, (packet_id, state, qos, left, left_in_lost) in list(self.parked.items()):
             if state == RELEASED:
                 in_doubt.append(message_id)
             if self.durable or state == RELEASED:
                 del self.parked[message_id]
                 self.table.exchange_of[packet_id] = ID_FREE
             else:
-                self.parked[message_id] = (packet_id, SENT, qos, False)
+                self.parked[message_id] = (packet_id, SENT, qos, False, left or left_in_lost)
             self.dirty = True
         self._count_parked()
         self.stale = 0

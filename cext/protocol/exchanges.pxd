@@ -33,6 +33,8 @@ cdef struct Exchange:
     uint8_t state
     # An earlier copy of that packet may have left, as a rule on a connection before this one.
     uint8_t left_before
+    # A copy of its PUBLISH may have left in a session that the server has lost since.
+    uint8_t left_in_lost
 
 cdef struct Table:
     # exchange_of[packet id] is ID_FREE, ID_TAKEN or the index of its exchange plus one.
@@ -107,6 +109,7 @@ cdef inline Exchange* open(Table* table, uint16_t packet_id, int64_t message_id,
     exchange.qos = qos
     exchange.state = state
     exchange.left_before = False
+    exchange.left_in_lost = False
     if qos == 2 and state == SENT:
         table.unreleased += 1
     return exchange

@@ -265,13 +265,14 @@ def sent_again(module: Any, *, session_present: bool, qos: int, **settings: Any)
 
 
 @BOTH
-def test_dup_is_for_a_session_that_may_have_the_message(module: Any) -> None:
+def test_dup_of_qos_2_is_for_a_session_that_may_have_the_message(module: Any) -> None:
     in_the_old, in_a_new = (
         [packet[0] for packet in sent_again(module, session_present=present, qos=1, clean_session=not present)]
         for present in (True, False)
     )
-    assert in_the_old == [0x3A, 0x3A]
-    assert in_a_new == ([0x32, 0x32] if is_ours(module) else [0x3A, 0x3A])
+    assert in_the_old == in_a_new == [0x3A, 0x3A]
+    in_a_new = [packet[0] for packet in sent_again(module, session_present=False, qos=2)]
+    assert in_a_new == ([0x34, 0x34] if is_ours(module) else [0x3C, 0x3C])
 
 
 @BOTH

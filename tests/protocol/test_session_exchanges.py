@@ -224,7 +224,8 @@ def test_session_lost_before_anything_was_received_sends_anew(durable: bool) -> 
     assert session.resume(False) == []
     session.admit_rows([(1, "t", "x", 1), (2, "t", "x", 2)], 0)
     commit(session)
-    assert [(kind, dup) for kind, _, dup in kinds(send_all(session))] == [(PUBLISH, False)] * 2
+    # Without a store QoS 1 is the same packet, of which a copy may have left (3.3.1.1).
+    assert [(kind, dup) for kind, _, dup in kinds(send_all(session))] == [(PUBLISH, not durable), (PUBLISH, False)]
 
 
 def test_pubrec_for_a_message_to_be_resent_is_answered_behind_it() -> None:

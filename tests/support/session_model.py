@@ -45,6 +45,7 @@ class Exchange:
     state: int
     question: Item
     left_before: bool = False
+    left_in_lost: bool = False
 
 
 @dataclass
@@ -66,7 +67,7 @@ class Model:
     version: int = 0
     committed_version: int = 0
     exchanges: dict[int, Exchange] = field(default_factory=dict)
-    parked: dict[int, tuple[int, int, int, bool]] = field(default_factory=dict)
+    parked: dict[int, tuple[int, int, int, bool, bool]] = field(default_factory=dict)
     retired: list[tuple[int, int]] = field(default_factory=list)
     last_packet_id: int = FIRST_FREE_ID - 1
     done: list[int] = field(default_factory=list)
@@ -110,9 +111,9 @@ class Model:
         if qos == 0:
             self.append(Item(publish(topic, payload, 0, 0, properties=properties), qos0_id=message_id))
             return
-        left_before = False
+        left_before = left_in_lost = False
         if message_id in self.parked:
-            packet_id, state, _qos, left_before = self.parked.pop(message_id)
+            packet_id, state, _qos, left_before, left_in_lost = self.parked.pop(message_id)
             if state == RELEASED:
                 # "Received" may not be on disk yet, where the last connection ended before its commit.
                 if self.durable and (self.dirty or self.version != self.committed_version):
@@ -126,9 +127,10 @@ class Model:
             packet_id = self.next_packet_id()
             if self.durable and qos == 2:
                 self.dirty = self.gate_wanted = True
-        packet = publish(topic, payload, qos, packet_id, dup=left_before, properties=properties)
+        is_dup = left_before or (left_in_lost and qos == 1)
+        packet = publish(topic, payload, qos, packet_id, dup=is_dup, properties=properties)
         item = self.append(Item(packet, needs=(message_id, packet_id, SENT) if qos == 2 else None))
-        self.exchanges[packet_id] = Exchange(message_id, packet_id, qos, SENT, item, left_before)
+        self.exchanges[packet_id] = Exchange(message_id, packet_id, qos, SENT, item, left_before, left_in_lost)
 
     def _pubrel(self, message_id: int, packet_id: int) -> Item:
         return Item(ack(PUBREL, packet_id), needs=(message_id, packet_id, RELEASED))
@@ -232,7 +234,8 @@ class Model:
         for exchange in self.exchanges.values():
             left = self.was_asked(exchange)
             if left or exchange.state == RELEASED or not self.durable:
-                self.parked[exchange.message_id] = (exchange.packet_id, exchange.state, exchange.qos, left)
+                aside = exchange.packet_id, exchange.state, exchange.qos, left, exchange.left_in_lost
+                self.parked[exchange.message_id] = aside
             else:
                 self.dirty = True
         self.exchanges.clear()
@@ -250,7 +253,7 @@ class Model:
         if self.durable:
             self.parked.clear()
         self.parked = {
-            message_id: (entry[0], SENT, entry[2], False)
+            message_id: (entry[0], SENT, entry[2], False, entry[3] or entry[4])
             for message_id, entry in self.parked.items()
             if entry[1] == SENT
         }
