@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     )
     from glec_fast.fleet.batches import decode_batch
     from glec_fast.fleet.config import MQTTConfig
-    from glec_fast.fleet.manager import ConnectionCallback, MQTTManager
+    from glec_fast.fleet.connection import ConnectionCallback
+    from glec_fast.fleet.manager import MQTTManager
     from glec_fast.fleet.messages import Alert, GpsFix, Inference, Status, Telemetry
     from glec_fast.fleet.metrics import Metrics
     from glec_fast.fleet.offline_queue import OfflineQueueManager, QueuedMessage, QueueStats
@@ -124,7 +125,8 @@ _HOMES = {
     ),
     "fleet.batches": ("decode_batch",),
     "fleet.config": ("MQTTConfig",),
-    "fleet.manager": ("ConnectionCallback", "MQTTManager"),
+    "fleet.connection": ("ConnectionCallback",),
+    "fleet.manager": ("MQTTManager",),
     "fleet.messages": ("Alert", "GpsFix", "Inference", "Status", "Telemetry"),
     "fleet.metrics": ("Metrics",),
     "fleet.offline_queue": ("OfflineQueueManager", "QueuedMessage", "QueueStats"),

@@ -21,7 +21,8 @@ from glec_fast.durable.in_doubt import InDoubt
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.errors import QueueClosedError, QueueStorageError
 from glec_fast.fleet.config import MQTTConfig
-from glec_fast.fleet.manager import ConnectionCallback, MQTTManager
+from glec_fast.fleet.connection import ConnectionCallback
+from glec_fast.fleet.manager import MQTTManager
 from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
 from glec_fast.fleet.metrics import Metrics
 from glec_fast.outbox.handle import PublishHandle
@@ -72,10 +73,9 @@ class _HostedManager(MQTTManager):
         for stream in self.streams.values():
             stream.close()
 
-    def _tell(self, event: str, *arguments: object) -> None:
-        if event == "on_subscription_refused":
-            _on_loop(self._loop, self._refuse, *arguments)
-        super()._tell(event, *arguments)
+    def _on_subscription_refused(self, topic_filter: str, error: SubscriptionRefusedError) -> None:
+        _on_loop(self._loop, self._refuse, topic_filter, error)
+        super()._on_subscription_refused(topic_filter, error)
 
     def _refuse(self, topic_filter: str, error: SubscriptionRefusedError) -> None:
         stream = self.streams.get(topic_filter)

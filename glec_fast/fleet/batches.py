@@ -14,6 +14,7 @@ from glec_fast.durable.extras import Extras
 from glec_fast.durable.gathering import Company, Gathered
 from glec_fast.errors import MessageError
 from glec_fast.fleet.messages import Telemetry
+from glec_fast.fleet.topics import topic_of
 from glec_fast.validation import packet_bytes
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _USUAL_BYTES = 200
 
 def batch_topic(device_id: str) -> str:
     """Where batches go."""
-    return f"glec/dtg/{device_id}/{Telemetry.SUFFIX}/batch"
+    return topic_of(device_id, f"{Telemetry.SUFFIX}/batch")
 
 
 def company_of(config: MQTTConfig) -> Company | None:

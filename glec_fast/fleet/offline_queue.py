@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import Clocks
-from glec_fast.durable.in_doubt import InDoubt
 from glec_fast.durable.outcomes import Dropped
-from glec_fast.durable.quarantine import Quarantined
 from glec_fast.durable.store import DEFAULT_MAX_QUEUE_SIZE, DEFAULT_MAX_RETRY, Store
 from glec_fast.durable.transaction import Row
 from glec_fast.errors import QueueStorageError
 from glec_fast.fleet.config import check_queue_settings
+from glec_fast.fleet.overseen import Overseen
 from glec_fast.fleet.payload import as_payload
 from glec_fast.protocol._session import Session
 from glec_fast.runtime import process
@@ -52,7 +51,7 @@ class QueueStats(NamedTuple):
     drops: Mapping[str, int]
 
 
-class OfflineQueueManager(process.OfOneProcess):
+class OfflineQueueManager(Overseen):
     """A durable first-in, first-out queue of messages in one SQLite file (specification, "Offline Queue").
 
     Every method that changes the queue returns once the change is on disk. Thread-safe. One process at a time.
@@ -183,29 +182,6 @@ class OfflineQueueManager(process.OfOneProcess):
 
         size, (oldest_ms, newest_ms) = self._store.run(measure)
         return QueueStats(size, oldest_ms, newest_ms, self._store.disk_bytes(), self._store.drops)
-
-    def in_doubt(self) -> list[InDoubt]:
-        """QoS 2 messages that a broker may or may not have passed on when it lost its session, oldest first.
-
-        Each says what was decided (`MQTTConfig.resend_in_doubt`). The newest 1,000 are kept.
-        """
-        return self._store.in_doubt()
-
-    def quarantined(self) -> list[Quarantined]:
-        """What stands aside, oldest first: messages that a broker refused, or ended connections over, and odd rows."""
-        return self._store.quarantined()
-
-    def retry_quarantined(self, numbers: Iterable[int]) -> list[int]:
-        """Accept the messages of these entries anew, and return their new ids; a number without an entry has none.
-
-        Raises MessageError for an entry that no message can be made of; those before it are in the queue then.
-        """
-        given = [self._store.retry_quarantined(number) for number in numbers]
-        return [message_id for message_id in given if message_id is not None]
-
-    def delete_quarantined(self, numbers: Iterable[int]) -> int:
-        """Delete these entries for good; returns how many there were."""
-        return self._store.delete_quarantined(list(numbers))
 
     def _on_dropped(self, dropped: list[Dropped]) -> None:
         for each in dropped:

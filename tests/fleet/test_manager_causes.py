@@ -49,7 +49,7 @@ def failures_of(url: str, directory: Path, **settings: Any) -> list[Exception]:
         manager.connect()
         assert failures.wait_for(lambda _events: len(failures.failures) >= 3)
     # The last may have been cut short.
-    assert manager._attempts - len(failures.failures) in (0, 1), "one for each attempt"
+    assert manager._reports.attempts - len(failures.failures) in (0, 1), "one for each attempt"
     assert "connected" not in failures.events
     assert failures.causes == [], "what was never made was not lost"
     return failures.failures

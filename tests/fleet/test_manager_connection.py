@@ -80,7 +80,7 @@ def test_the_manager_waits_once_between_two_attempts(monkeypatch: pytest.MonkeyP
         def on_reconnecting(self) -> None:
             story.append("attempt")
 
-    monkeypatch.setattr("glec_fast.fleet.manager.FleetPolicy.wait", wait)
+    monkeypatch.setattr("glec_fast.fleet.policy.FleetPolicy.wait", wait)
     waits = {"retry_initial_delay_ms": 2000, "retry_max_delay_ms": 60_000, "retry_jitter": "none"}
     config = quick_config(CLOSED_URL, tmp_path, **waits)
     with MQTTManager(config) as manager:
@@ -103,7 +103,7 @@ def test_a_connection_begins_the_waits_anew(
             link.restore()
         return bool(interrupt.wait(0.01))
 
-    monkeypatch.setattr("glec_fast.fleet.manager.FleetPolicy.wait", wait)
+    monkeypatch.setattr("glec_fast.fleet.policy.FleetPolicy.wait", wait)
     times = {"retry_initial_delay_ms": 2000, "retry_max_delay_ms": 60_000, "retry_jitter": "none"}
     config = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, **times)
     link.cut()

@@ -33,7 +33,7 @@ def test_a_full_queue_without_a_link_is_a_few_lines(
         for number in range(60):
             manager.publish("t", str(number)).wait_durable(TIMEOUT_S)
         assert eventually(lambda: len(told) == 40)
-        assert eventually(lambda: manager._attempts > 5)
+        assert eventually(lambda: manager._reports.attempts > 5)
     drops = lines(caplog, "messages dropped")
     assert len(drops) == 2, "the first, and the sum of the others"
     assert sum(int(line.split()[0]) for line in drops) == 40
@@ -51,7 +51,7 @@ def test_each_change_of_the_connection_is_a_line(link: Link, tmp_path: Path, cap
         assert recorder.wait_for_connections()
         link.cut()
         assert recorder.wait_for_losses()
-        assert eventually(lambda: manager._attempts > 2)
+        assert eventually(lambda: manager._reports.attempts > 2)
         link.restore()
         assert recorder.wait_for_connections(2)
     said = lines(caplog, url)
@@ -71,6 +71,6 @@ def test_a_callback_that_fails_each_time_is_one_traceback(
     with MQTTManager(quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path)) as manager:
         manager.set_connection_callback(Failing())
         manager.connect()
-        assert eventually(lambda: manager._attempts > 10)
+        assert eventually(lambda: manager._reports.attempts > 10)
     assert caplog.text.count("Traceback") == 1
     assert lines(caplog, "errors in the connection callback in the last ")

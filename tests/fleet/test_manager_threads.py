@@ -117,7 +117,7 @@ def test_the_expired_are_dropped_and_the_others_arrive(broker: Broker, tmp_path:
 
 
 def test_the_clean_up_drops_the_expired_while_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glec_fast.fleet.manager.Store", partial(Store, cleanup_interval_s=0.05))
+    monkeypatch.setattr("glec_fast.fleet.client.Store", partial(Store, cleanup_interval_s=0.05))
     clock = Clock()
     with MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path), clocks=clock.clocks) as manager:
         handle = manager.publish("t", "old", 1)

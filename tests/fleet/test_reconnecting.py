@@ -11,7 +11,7 @@ import pytest
 from glec_fast import MQTTConfig, MQTTManager
 from glec_fast.engine.backoff import Backoff
 from glec_fast.engine.routes import Routes
-from glec_fast.fleet.manager import FleetPolicy
+from glec_fast.fleet.policy import FleetPolicy
 from glec_fast.runtime.summing_log import SummingLog
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
 from support.odd_broker import OddBroker
@@ -119,7 +119,7 @@ def test_two_clients_of_one_name_wait_longer_and_longer_and_say_so_once(
 
 def test_a_connection_without_acknowledgements_proves_itself_by_lasting(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
-    monkeypatch.setattr("glec_fast.fleet.manager.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("glec_fast.fleet.policy.time.monotonic", lambda: now_s)
     config = MQTTConfig("tcp://h", "c", retry_jitter="none")
     policy = FleetPolicy(config, lambda: 1.0, lambda _dropped: None, SummingLog(), Routes(1, lambda: None))
     for lasts_s, expected_s in ((29.0, 4.0), (31.0, 2.0)):

@@ -308,7 +308,7 @@ def test_a_wrong_pin_is_told_counted_and_tried_again_at_the_slow_rate(
         waits.append(delay_s)
         return False
 
-    monkeypatch.setattr("glec_fast.fleet.manager.FleetPolicy.wait", wait)
+    monkeypatch.setattr("glec_fast.fleet.policy.FleetPolicy.wait", wait)
     server = cases.authority.issue_server("good")
     pins = {"certificate_pins": [pin_of(server)]}
     with cases.peer(name="bad") as peer:
@@ -347,7 +347,7 @@ def test_a_fault_of_the_network_keeps_its_own_rate(
         waits.append(delay_s)
         return False
 
-    monkeypatch.setattr("glec_fast.fleet.manager.FleetPolicy.wait", wait)
+    monkeypatch.setattr("glec_fast.fleet.policy.FleetPolicy.wait", wait)
     with cases.unknown_ca().peer as peer:
         waits_ms = {"retry_initial_delay_ms": 2000, "retry_max_delay_ms": 77_000, "retry_jitter": "none"}
         config = config_for(peer.port, tmp_path, cases.trust(), **waits_ms)
