@@ -11,6 +11,7 @@ checked, a handle made, the message encoded where the window has room, and else 
 of the client.
 """
 
+from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_GetItem, PyDict_SetItem
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongAndOverflow
@@ -18,12 +19,12 @@ from cpython.object cimport PyObject, PyObject_SetAttr
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from cython cimport annotation_typing, freelist, no_gc
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 from libc.string cimport memchr
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from glec_fast.runtime._lock cimport Condition, Lock
-from mqtt_wire cimport REMAINING_LENGTH_MAX
+from mqtt_wire cimport PUBACK, PUBREC, REMAINING_LENGTH_MAX, store_u16
 
 from operator import index
 from weakref import KeyedRef, WeakValueDictionary
@@ -227,23 +228,31 @@ cdef class Outbox:
 
     def put_ack(self, bytes ack not None):
         """An acknowledgement of ours. It goes out before whatever is put or published after it."""
+        self._put_ack(ack)
+
+    cdef int _put_ack(self, bytes ack) except -1:
         with self.lock:
             self.acks += ack
             self.has_acks = True
-            self.answer_bytes += <size_t>len(ack)
+            self.answer_bytes += <size_t>PyBytes_GET_SIZE(ack)
+        return 0
 
     def acknowledge(self, arrived, received, bint is_manual):
         """The first of `arrived` has gone through its callbacks; QoS 2 goes to `received`, and has them yet to come.
 
-        is_manual: the program answers QoS 1 itself.
+        received: None for QoS 1. is_manual: the program answers QoS 1 itself.
         """
+        cdef uint8_t ack[ACK_BYTES]
         message = arrived.popleft()
         cdef int qos = message.qos
         cdef int mid = message.mid
         if qos == 2:
             received[mid] = message
         if qos == 2 or (qos == 1 and not is_manual):
-            self.put_ack(bytes((0x50 if qos == 2 else 0x40, 2, mid >> 8, mid & 0xFF)))
+            ack[0] = PUBREC if qos == 2 else PUBACK
+            ack[1] = 2
+            store_u16(ack + 2, <uint16_t>mid)
+            self._put_ack(PyBytes_FromStringAndSize(<const char*>ack, ACK_BYTES))
 
     def put_acks(self):
         """What `put_ack` gave may leave."""

@@ -317,21 +317,26 @@ class Dispatcher:
     def _acknowledge(self) -> None:
         """The first that has arrived is through its callbacks."""
         message = self._arrived[0]
-        if not message.qos:
+        qos = message.qos
+        if not qos:
             self._arrived.popleft()
             return
-        is_manual = self._paho.is_manual
+        paho = self._paho
+        is_manual = paho.is_manual
         if self._own and self._answer_by_own(message, is_manual=is_manual):
             return
-        if self.received is not None and message.qos == _EXACTLY_ONCE:
+        if qos == 1:
+            self._outbox.acknowledge(self._arrived, None, is_manual)
+        elif self.received is None:
+            self._outbox.acknowledge(self._arrived, paho.received, is_manual)
+        else:
             self._arrived.popleft()
             if not is_manual:
                 self.received.acknowledge(message.mid)
             return
-        self._outbox.acknowledge(self._arrived, self._paho.received, is_manual)
-        if self.inbound.one_by_one and not (message.qos == 1 and is_manual):
-            name = "PUBREC" if message.qos == _EXACTLY_ONCE else "PUBACK"
-            self._paho.log(LogLevel.MQTT_LOG_DEBUG, f"Sending {name} (Mid: %d)", message.mid)
+        if self.inbound.one_by_one and not (qos == 1 and is_manual):
+            name = "PUBREC" if qos == _EXACTLY_ONCE else "PUBACK"
+            paho.log(LogLevel.MQTT_LOG_DEBUG, f"Sending {name} (Mid: %d)", message.mid)
 
     def _answer_by_own(self, message: InboundMessage, *, is_manual: bool) -> bool:
         """True where the program has its own method that answers."""
@@ -352,9 +357,8 @@ class Dispatcher:
         received: where the message is taken from by its first callback. An exception of one does not keep it from the
         others; the first that was raised is, behind them.
         """
-        received = {} if received is None else received
         if self._own and (own := self._own.get("_handle_on_message")):
-            take_up(received, message.mid, own, message)
+            take_up({} if received is None else received, message.mid, own, message)
             return
         callbacks: list[Any] = []
         if has_filters(self._filters):
@@ -375,9 +379,12 @@ class Dispatcher:
         if failure is not None:
             raise failure
 
-    def _call(self, callback: Any, on_failure: str, message: MQTTMessage, received: dict[int, Any]) -> None:
+    def _call(self, callback: Any, on_failure: str, message: MQTTMessage, received: dict[int, Any] | None) -> None:
         try:
-            take_up(received, message.mid, callback, self._client, self._paho.userdata, message)
+            if received is None:
+                callback(self._client, self._paho.userdata, message)
+            else:
+                take_up(received, message.mid, callback, self._client, self._paho.userdata, message)
         except Exception as error:
             self._paho.log(LogLevel.MQTT_LOG_ERR, on_failure, error)
             if not self._client.suppress_exceptions:

@@ -119,7 +119,7 @@ class Outbox:
         """
     def put_ack(self, ack: bytes) -> None:
         """An acknowledgement of ours. It goes out before whatever is put or published after it."""
-    def acknowledge(self, arrived: deque[InboundMessage], received: dict[int, Any], is_manual: bool) -> None:
+    def acknowledge(self, arrived: deque[InboundMessage], received: dict[int, Any] | None, is_manual: bool) -> None:
         """The first of `arrived` has gone through its callbacks; QoS 2 goes to `received`, and has them yet to come.
 
         is_manual: the program answers QoS 1 itself.
