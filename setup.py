@@ -16,6 +16,7 @@ if SANITIZE:
 # cext/PACKAGE/NAME.pyx becomes glec_fast.PACKAGE.NAME.
 EXTENSIONS = (
     "durable/_table",
+    "fleet/_json",
     "fleet/_payload",
     "outbox/_outbox",
     "outbox/_pace",

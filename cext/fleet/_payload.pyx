@@ -1,199 +1,42 @@
-"""The four fleet messages and a JSON encoder for plain data.
+"""The four fleet messages.
 
 Contract
   - A message is checked when it is built and cannot change afterwards: numbers and strings are kept as exact
     Python int, float and str, `details` as the JSON bytes it becomes. What was built always encodes.
-  - One rule for a value, wherever it stands, in a message or in plain data. A number is what has `__index__` or
-    `__float__` and is neither text, a bool, a time, complex nor an array. An Enum's member is its name; where a number
-    is asked for, its value.
-  - Output is compact JSON in UTF-8, fields in the order of the specification ("Example Payloads"). An int stays an
-    int, a float stays a float that reads back bit for bit.
-  - What JSON or a reader in another language cannot carry is refused with MessageError or PayloadTypeError, which
-    name the field, show the value and say what to do.
+  - Output is compact JSON in UTF-8, fields in the order of the specification ("Example Payloads"); what a value becomes
+    is as in `_json`, and where a number is asked for, an Enum's member is its value.
+  - What cannot be sent is refused with MessageError or PayloadTypeError, which name the field, show the value and say
+    what to do.
   - No I/O, clock, log or shared mutable state: any thread may encode any message at any time.
 """
 
 import json
-import reprlib
-import struct
-from collections.abc import Iterable, Mapping
-from enum import Enum
-from math import inf, nan
-from operator import index
+from collections.abc import Mapping
 
-from glec_fast.errors import MessageError, PayloadTypeError
+from glec_fast.fleet.values import MISSING, YEAR_2000_MS, YEAR_2100_MS, conversion, likely_unit, plain_number
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches
-from cpython.float cimport PyFloat_AS_DOUBLE, PyFloat_FromDouble
-from cpython.long cimport (
-    PyLong_AsLongLongAndOverflow,
-    PyLong_AsUnsignedLongLong,
-)
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
-from cpython.object cimport PyObject
+from cpython.float cimport PyFloat_AS_DOUBLE
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
-from json_text cimport ESCAPED_ROOM, NUMBER_ROOM, put, put_double, put_escaped, put_int64, put_uint64
-
-
-cdef extern from *:
-    """
-    /* An ASCII string is its own UTF-8: most need no call. NULL with an exception set on failure. */
-    static inline const char *glec_utf8(PyObject *text, Py_ssize_t *size) {
-        if (PyUnicode_IS_COMPACT_ASCII(text)) {
-            *size = PyUnicode_GET_LENGTH(text);
-            return (const char *)PyUnicode_DATA(text);
-        }
-        return PyUnicode_AsUTF8AndSize(text, size);
-    }
-    """
-    # Checked by hand, so that the common case carries no try block.
-    const char* utf8_of "glec_utf8"(object text, Py_ssize_t* size) noexcept
-
+from glec_fast.fleet._json cimport encoded_data, plain_name, refuse, refuse_text, refuse_type
+from json_text cimport ESCAPED_ROOM, put, put_double, put_escaped, put_int64
+from utf8 cimport take_encode_error, utf8_of
 
 cdef enum:
-    MAX_DEPTH = 32                 # containers inside each other
     MAX_NAME_BYTES = 65535         # an MQTT string
-    MAX_PAYLOAD_BYTES = 268435455  # MQTT's largest remaining length
-    TEXT_CHUNK_BYTES = 4096        # a long string reserves its worst case by parts
     STACK_ROOM = 1024
     # Status, the longest: 190 bytes of literals and eight numbers of NUMBER_ROOM, without its strings.
     FIXED_ROOM = 512
 
-cdef int64_t YEAR_2000_MS = 946684800000
-cdef int64_t YEAR_2100_MS = 4102444800000
-
-
-# ----------------------------------------------------------------------------------------------------------- errors
-
-cdef str shown(object value):
-    """On one line, and not longer than a line."""
-    try:
-        return " ".join(reprlib.repr(value).split())
-    except Exception:  # a repr that fails (an int of 5,000 digits) must not hide the refusal
-        return f"<{type(value).__name__}>"
-
-
-cdef str described(object value):
-    """The value and its type, such as `5, an int`."""
-    name = type(value).__name__
-    return f"{shown(value)}, {'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
-
-
-cdef int refuse(str field, object value, str advice) except -1:
-    raise MessageError(f"{field} is {described(value)}: {advice}")
-
-
-# The default of what has none: a constructor without it would fail in Cython's code, which names no field.
-cdef object MISSING = object()
-
-
-cdef int refuse_type(str field, object value, str advice) except -1:
-    if value is MISSING:
-        raise PayloadTypeError(f"{field} is missing: {advice}")
-    raise PayloadTypeError(f"{field} is {described(value)}: {advice}")
-
-
-cdef int take_encode_error() except -1:
-    """After utf8_of failed, and before any Python code runs, which must not find an exception set."""
-    if not PyErr_ExceptionMatches(UnicodeEncodeError):
-        return -1
-    PyErr_Clear()
-    return 0
-
-
-cdef int refuse_text(str field, object text) except -1:
-    return refuse(field, text, "a lone surrogate has no UTF-8 form; replace it, e.g. by decoding with errors='replace'")
+cdef int64_t EARLIEST_MS = YEAR_2000_MS
+cdef int64_t LATEST_MS = YEAR_2100_MS
 
 
 # ----------------------------------------------------------------------------------------------- checks of one field
-
-# What a dtype's name begins with, of the libraries whose scalars and 0-d arrays have one: others convert with a loss.
-cdef tuple NUMERIC_DTYPES = ("int", "uint", "float", "bfloat", "longdouble")
-# In struct's terms: the floats in which a decimal of few digits is not the nearest double to itself.
-cdef dict NARROW_FLOATS = {"float16": "<e", "float32": "<f"}
-
-
-cdef str dtype_name(object value):
-    """Such as "float32"; None for what is not of an array library."""
-    dtype = getattr(value, "dtype", None)
-    if dtype is None:
-        return None
-    name = getattr(dtype, "name", None)
-    return name if isinstance(name, str) else str(dtype).rpartition(".")[2]
-
-
-cdef object shortest(double number, str layout):
-    """The least digits that a float of this layout reads back as itself: a confidence of 0.953 stays 0.953.
-
-    As a double it would be 0.953000009059906, digits that no sensor or model has given. Who reads the decimal into
-    the narrow float again gets the same one.
-    """
-    for digits in range(1, 9):
-        near = float(f"{number:.{digits}g}")
-        try:
-            if struct.unpack(layout, struct.pack(layout, near))[0] == number:
-                return near
-        except OverflowError:  # rounded up, above the largest
-            pass
-    return float(f"{number:.9g}")
-
-
-cdef object number_of(object value):
-    """An exact int or float of what is a number by its own account, not checked for its range; else None."""
-    if isinstance(value, (bool, str, bytes, bytearray)):
-        return None
-    if isinstance(value, float):
-        return PyFloat_FromDouble(PyFloat_AS_DOUBLE(value))
-    if isinstance(value, int):
-        return int.__index__(value)
-    name = dtype_name(value)
-    if name is not None and (not name.startswith(NUMERIC_DTYPES) or tuple(getattr(value, "shape", ())) != ()):
-        return None
-    try:
-        return int.__index__(index(value))
-    except TypeError:
-        pass
-    if not hasattr(type(value), "__float__"):
-        return None
-    try:
-        number = float(value)
-    except TypeError:
-        return None
-    except OverflowError:
-        return inf
-    except ValueError:  # a signalling NaN of decimal
-        return nan
-    layout = NARROW_FLOATS.get(name)
-    return number if layout is None else shortest(number, layout)
-
-
-cdef str conversion(object value):
-    """How to make what can be sent of a value that cannot."""
-    from datetime import date, datetime  # costs memory that only a refusal is worth
-
-    if isinstance(value, str):
-        return "; int() or float() makes one of a str"
-    if isinstance(value, (bytes, bytearray)):
-        return "; .decode() makes a str of bytes"
-    if type(value).__name__ in ("NAType", "NaTType", "MaskedConstant"):
-        return "; None or nothing where nothing was measured"
-    if isinstance(value, datetime):
-        return "; int(value.timestamp() * 1000) makes milliseconds of a datetime, .isoformat() a str"
-    if isinstance(value, date):
-        return "; .isoformat() makes a str of a date"
-    if getattr(value, "shape", ()):
-        return "; .tolist() makes lists of an array, .item() a number of one"
-    if hasattr(type(value), "__dataclass_fields__"):
-        return "; dataclasses.asdict() makes a dict of a dataclass"
-    if isinstance(value, Iterable) and not isinstance(value, (list, tuple, Mapping)):
-        return "; list() makes one of what can be iterated"
-    return ""
-
 
 cdef const char* utf8_name(object text, str field, Py_ssize_t* size) except NULL:
     """The string's own UTF-8, borrowed until the string dies."""
@@ -204,15 +47,9 @@ cdef const char* utf8_name(object text, str field, Py_ssize_t* size) except NULL
     if utf8 == NULL:
         take_encode_error()
         refuse_text(field, text)
-    elif size[0] > MAX_NAME_BYTES:
+    if size[0] > MAX_NAME_BYTES:
         refuse(field, text, f"give at most {MAX_NAME_BYTES} bytes of UTF-8, it has {size[0]}")
     return utf8
-
-
-cdef object plain_name(object value):
-    """An exact str for an enum's member or a subclass of str; anything else as it is."""
-    name = value.name if isinstance(value, Enum) else value
-    return str.__str__(name) if isinstance(name, str) else value
 
 
 cdef str checked_name(object value, str field, Py_ssize_t* room):
@@ -223,11 +60,6 @@ cdef str checked_name(object value, str field, Py_ssize_t* room):
     utf8_name(value, field, &size)
     room[0] += ESCAPED_ROOM * size
     return <str>value
-
-
-cdef object plain_number(object value):
-    """As number_of; of an enum's member, its value."""
-    return number_of(value.value if isinstance(value, Enum) else value)
 
 
 cdef object exact_int(object value, str field, str advice):
@@ -258,23 +90,10 @@ cdef int64_t checked_clock(object value) except -1:
     return timestamp_ms
 
 
-cdef str likely_unit(int64_t timestamp):
-    """What a time that is none in milliseconds was meant to be, and what to do."""
-    if YEAR_2000_MS // 1000 <= timestamp <= YEAR_2100_MS // 1000:
-        return "; this looks like seconds, multiply them by 1000"
-    if YEAR_2000_MS <= timestamp // 1000 <= YEAR_2100_MS:
-        return "; this looks like microseconds, divide them by 1000"
-    if YEAR_2000_MS <= timestamp // 1000000 <= YEAR_2100_MS:
-        return "; this looks like nanoseconds, divide them by 1000000"
-    if timestamp < YEAR_2000_MS:
-        return "; while the clock is not set leave it out, and the message gets the time of the queue"
-    return ""
-
-
 cdef int64_t checked_timestamp(object value) except -1:
     """A time that a caller gives: in seconds or nanoseconds it would be one of 1970, or far from now."""
     cdef int64_t timestamp_ms = checked_clock(value)
-    if not YEAR_2000_MS <= timestamp_ms <= YEAR_2100_MS:
+    if not EARLIEST_MS <= timestamp_ms <= LATEST_MS:
         refuse(
             "timestamp_ms",
             value,
@@ -332,254 +151,6 @@ cdef GpsFix checked_fix(object value, str field):
     if value is not None and not isinstance(value, GpsFix):
         refuse_type(field, value, "give a GpsFix or None; GpsFix(lat, lon, speed) makes one")
     return <GpsFix>value
-
-
-# ----------------------------------------------------------------------------------------------- encoder of any data
-
-cdef struct Place:
-    # Where in the data the encoder is; a chain of frames on the C stack, read only when an error is worded.
-    const Place* outer  # NULL at the root; the caller's, alive until it returns
-    PyObject* key       # the root's name or a dict's key, borrowed from the caller; NULL in a list
-    Py_ssize_t index    # in a list
-    int depth
-
-
-cdef str path(const Place* place):
-    if place.outer == NULL:
-        return <str>place.key
-    if place.key == NULL:
-        return f"{path(place.outer)}[{place.index}]"
-    return f"{path(place.outer)}[{shown(<object>place.key)}]"
-
-
-@cython.internal
-@cython.final
-@cython.auto_pickle(False)
-cdef class Buffer:
-    """Growing memory for one JSON text."""
-
-    cdef char* data  # owned, from __cinit__ until __dealloc__
-    cdef Py_ssize_t size
-    cdef Py_ssize_t capacity
-
-    def __cinit__(self):
-        self.size = 0
-        self.capacity = 256
-        self.data = <char*>PyMem_Malloc(self.capacity)
-        if self.data == NULL:
-            raise MemoryError
-
-    def __dealloc__(self):
-        PyMem_Free(self.data)
-
-    cdef int check_size(self) except -1:
-        if self.size > MAX_PAYLOAD_BYTES:
-            raise MessageError(
-                f"the payload is longer than {MAX_PAYLOAD_BYTES} bytes, the most MQTT can carry: split it"
-            )
-        return 0
-
-    cdef int grow(self, Py_ssize_t more) except -1:
-        cdef Py_ssize_t capacity
-        cdef char* data
-        # Checked first, so that twice the capacity fits 32 bits.
-        self.check_size()
-        capacity = max(2 * self.capacity, self.size + more)
-        data = <char*>PyMem_Realloc(self.data, capacity)
-        if data == NULL:
-            raise MemoryError
-        self.data = data
-        self.capacity = capacity
-        return 0
-
-    cdef inline char* reserve(self, Py_ssize_t more) except NULL:
-        """Where to write; `more` bytes are there."""
-        if self.capacity - self.size < more:
-            self.grow(more)
-        return self.data + self.size
-
-    cdef inline void commit(self, const char* end) noexcept:
-        self.size = end - self.data
-
-    cdef int add_byte(self, char byte) except -1:
-        self.reserve(1)[0] = byte
-        self.size += 1
-        return 0
-
-    cdef int add_text(self, object text, const Place* place) except -1:
-        cdef Py_ssize_t size, part
-        cdef const char* utf8 = utf8_of(text, &size)  # the string's own
-        cdef char* p
-        if utf8 == NULL:
-            take_encode_error()
-            return refuse_text(path(place), text)
-        part = min(size, TEXT_CHUNK_BYTES)
-        p = self.reserve(ESCAPED_ROOM * part + 2)
-        p[0] = c'"'
-        p = put_escaped(p + 1, utf8, part)
-        while part < size:
-            self.commit(p)
-            utf8 += part
-            size -= part
-            part = min(size, TEXT_CHUNK_BYTES)
-            p = put_escaped(self.reserve(ESCAPED_ROOM * part + 1), utf8, part)
-        p[0] = c'"'
-        self.commit(p + 1)
-        return 0
-
-    cdef int add_int(self, object value, const Place* place) except -1:
-        cdef int overflow
-        cdef long long number = PyLong_AsLongLongAndOverflow(value, &overflow)
-        cdef unsigned long long large
-        cdef char* p = self.reserve(NUMBER_ROOM)
-        if not overflow:
-            self.commit(put_int64(p, number))
-            return 0
-        try:
-            large = PyLong_AsUnsignedLongLong(value)
-        except OverflowError:
-            raise MessageError(
-                f"{path(place)} is {described(value)}: give an int from -2**63 to 2**64 - 1, or send it as a str"
-            ) from None
-        self.commit(put_uint64(p, large))
-        return 0
-
-    cdef int add_float(self, object value, object given, const Place* place) except -1:
-        cdef double number = PyFloat_AS_DOUBLE(value)
-        if not isfinite(number):
-            return refuse(path(place), given, "JSON has no such number; send None or leave it out")
-        self.commit(put_double(self.reserve(NUMBER_ROOM), number))
-        return 0
-
-    cdef int close(self, char bracket) except -1:
-        """End a container: each item left a comma behind."""
-        if self.data[self.size - 1] == c',':
-            self.size -= 1
-        return self.add_byte(bracket)
-
-    cdef int add_dict(self, dict items, const Place* inner) except -1:
-        cdef Place at = inner[0]
-        cdef Py_ssize_t start = self.size
-        self.add_byte(c'{')
-        for key, item in items.items():
-            if type(key) is not str:
-                self.size = start
-                return self.add_dict(self.named(items, inner), inner)
-            at.key = <PyObject*>key
-            self.add_text(key, &at)
-            self.add_byte(c':')
-            self.add(item, &at)
-            self.add_byte(c',')
-        return self.close(c'}')
-
-    cdef dict named(self, dict items, const Place* inner):
-        """The same with an exact str for each key."""
-        cdef dict plain = {}
-        for key, item in items.items():
-            name = plain_name(key)
-            if not isinstance(name, str):
-                raise PayloadTypeError(
-                    f"{path(inner.outer)} has the key {described(key)}: give a str"
-                )
-            if name in plain:
-                raise MessageError(
-                    f"{path(inner.outer)} has the key {shown(name)} twice, once as {shown(key)}: keep one"
-                )
-            plain[name] = item
-        return plain
-
-    cdef int add_items(self, object items, const Place* inner) except -1:
-        cdef Place at = inner[0]
-        self.add_byte(c'[')
-        for item in items:
-            self.add(item, &at)
-            self.add_byte(c',')
-            at.index += 1
-        return self.close(c']')
-
-    cdef int add_container(self, object value, const Place* place) except -1:
-        cdef Place inner
-        inner.outer = place
-        inner.key = NULL
-        inner.index = 0
-        inner.depth = place.depth + 1
-        if inner.depth > MAX_DEPTH:
-            return refuse(
-                path(place), value, f"containers may be nested {MAX_DEPTH} deep; flatten it, or break the cycle"
-            )
-        if type(value) is dict:
-            return self.add_dict(<dict>value, &inner)
-        if isinstance(value, (list, tuple)):
-            return self.add_items(value, &inner)
-        return self.add_dict(dict(value), &inner)
-
-    cdef int add_bool(self, bint value) except -1:
-        if value:
-            self.commit(put(self.reserve(4), b"true"))
-        else:
-            self.commit(put(self.reserve(5), b"false"))
-        return 0
-
-    cdef int add(self, object value, const Place* place) except -1:
-        if type(value) is str:
-            return self.add_text(value, place)
-        if type(value) is float:
-            return self.add_float(value, value, place)
-        if value is True or value is False:
-            return self.add_bool(value is True)
-        if type(value) is int:
-            return self.add_int(value, place)
-        if value is None:
-            self.commit(put(self.reserve(4), b"null"))
-            return 0
-        if type(value) is dict or type(value) is list:
-            return self.add_container(value, place)
-        return self.add_other(value, place)
-
-    cdef int add_other(self, object value, const Place* place) except -1:
-        """What is no plain data itself, but stands for some."""
-        plain = plain_name(value)
-        if type(plain) is str:
-            return self.add_text(plain, place)
-        if isinstance(value, (list, tuple, Mapping)):
-            return self.add_container(value, place)
-        plain = number_of(value)
-        if type(plain) is int:
-            return self.add_int(plain, place)
-        if type(plain) is float:
-            return self.add_float(plain, value, place)
-        if dtype_name(value) == "bool" and not getattr(value, "shape", ()):
-            return self.add_bool(bool(value))
-        return refuse_type(
-            path(place), value, f"give a str, int, float, bool, None, dict, list or tuple{conversion(value)}"
-        )
-
-
-cdef bytes encoded_data(object value, str name):
-    cdef Buffer buffer = Buffer()
-    cdef Place root
-    root.outer = NULL
-    root.key = <PyObject*>name
-    root.index = 0
-    root.depth = 0
-    buffer.add(value, &root)
-    buffer.check_size()
-    return PyBytes_FromStringAndSize(buffer.data, buffer.size)
-
-
-def as_number(value, str name, str advice):
-    """The exact int, of any size, or finite float that a value is; MessageError or, with `advice`, PayloadTypeError."""
-    number = plain_number(value)
-    if number is None:
-        refuse_type(name, value, advice + conversion(value))
-    if type(number) is float and not isfinite(PyFloat_AS_DOUBLE(number)):
-        refuse(name, value, "JSON has no such number; send it as a str")
-    return number
-
-
-def encode_json(obj):
-    """Compact JSON bytes of plain data; MessageError or PayloadTypeError for what JSON cannot carry."""
-    return encoded_data(obj, "the payload")
 
 
 # ---------------------------------------------------------------------------------------------------------- messages
@@ -675,7 +246,7 @@ cdef class Message(Record):
 
     cdef bytes encoded(self, object device_id, int64_t now):
         cdef char[STACK_ROOM] stack
-        cdef Buffer heap
+        cdef bytes heap
         cdef Py_ssize_t size, room
         cdef const char* utf8 = utf8_name(device_id, "device_id", &size)  # alive as long as the argument
         cdef char* start
@@ -686,8 +257,8 @@ cdef class Message(Record):
         if room <= STACK_ROOM:
             start = stack
         else:
-            heap = Buffer()
-            start = heap.reserve(room)
+            heap = PyBytes_FromStringAndSize(NULL, room)
+            start = PyBytes_AS_STRING(heap)
         end = self.put_message(start, now, utf8, size)
         return PyBytes_FromStringAndSize(start, end - start)
 
@@ -817,7 +388,7 @@ cdef class Alert(Message):
         self.severity = checked_name(severity, "severity", &self.text_room)
         self.location = checked_fix(location, "location")
         if details is not None:
-            if not isinstance(details, (dict, Mapping)):
+            if type(details) is not dict and not isinstance(details, Mapping):
                 refuse_type("details", details, "give a dict or None")
             self.details_json = encoded_data(details, "details")
             self.text_room += PyBytes_GET_SIZE(self.details_json)

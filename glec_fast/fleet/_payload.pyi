@@ -1,4 +1,4 @@
-"""The four fleet messages and a JSON encoder for plain data.
+"""The four fleet messages.
 
 Section "Example Payloads" of the MQTT Fleet Integration Architecture defines the fields and their order.
 
@@ -20,14 +20,14 @@ Rules that hold for all of them:
 - Objects compare, hash and copy by value, and can be pickled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import Enum
 from typing import ClassVar, Final, SupportsFloat, SupportsIndex, TypeAlias, final
 
-# At run time a Sequence must be a list or a tuple, and a number none of the types above.
+from glec_fast.fleet._json import _JsonValue
+
 _Number: TypeAlias = SupportsFloat | SupportsIndex
 _Integer: TypeAlias = SupportsIndex
-_JsonValue: TypeAlias = str | _Number | bool | Enum | Mapping[str, _JsonValue] | Sequence[_JsonValue] | None
 
 @final
 class GpsFix:
@@ -199,26 +199,9 @@ class Status:
         """See `Telemetry.encode`."""
     def __hash__(self) -> int: ...
 
-def as_number(value: object, name: str, advice: str) -> int | float:
-    """The exact int, of any size, or finite float that `value` is.
-
-    Raises MessageError, which calls it by `name`, or PayloadTypeError with `advice` for what is no number.
-    """
-
 def encode_message(message: object, device_id: str, clock_ms: int) -> bytes:
     """As the message's `encode`, with the time of a clock that may not be set yet: 0 to 2**63 - 1.
 
     A gateway without a clock battery starts in 1970, and its messages count all the same. Raises PayloadTypeError for
     what is none of the four messages.
-    """
-
-def encode_json(obj: _JsonValue) -> bytes:
-    """Compact JSON in UTF-8 of str, int, float, bool, None, dict (or another Mapping), list and tuple.
-
-    Numbers of other types and Enum members as said above; numpy's bool is a bool. Keys are str and keep their order.
-    Integers reach from -2**63 to 2**64 - 1; floats are finite; containers are nested at most 32 deep, so a cycle is
-    refused too; the result has at most 268,435,455 bytes.
-
-    Raises MessageError or PayloadTypeError, which give the path to the value. Thread-safe under the interpreter's lock:
-    `obj` must not be changed meanwhile.
     """

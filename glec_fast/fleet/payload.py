@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from enum import Enum
 
 from glec_fast.errors import MessageError, PayloadTypeError
-from glec_fast.fleet._payload import Alert, Inference, Status, Telemetry, as_number, encode_json
+from glec_fast.fleet._json import encode_json
+from glec_fast.fleet._payload import Alert, Inference, Status, Telemetry
+from glec_fast.fleet.values import as_number
 from glec_fast.validation import check_size
 
 

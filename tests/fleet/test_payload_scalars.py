@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from glec_fast.errors import MessageError, PayloadTypeError
-from glec_fast.fleet._payload import Alert, GpsFix, Inference, Status, Telemetry, encode_json
+from glec_fast.fleet._json import encode_json
+from glec_fast.fleet._payload import Alert, GpsFix, Inference, Status, Telemetry
 from glec_fast.fleet.payload import as_payload
 from support.payload_reference import REFERENCES, as_read_back, identical, number
 
