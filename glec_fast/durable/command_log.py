@@ -81,3 +81,8 @@ def end(table: QueueTable, key: Key, origin: Origin, reply: bytes, entries_max: 
 def begun(table: QueueTable) -> list[tuple[str, bytes, Origin]]:
     """(name, id, origin) of each that is begun, the oldest first."""
     return [(name, identifier, Origin(*origin)) for name, identifier, *origin in table.connection.execute(_BEGUN)]
+
+
+def void_packet_ids(table: QueueTable) -> None:
+    """They were of a session that has ended: no PUBLISH of another is a repetition of theirs."""
+    table.connection.execute("UPDATE glec_command SET packet_id = 0 WHERE packet_id <> 0")

@@ -53,7 +53,7 @@ CREATE TABLE IF NOT EXISTS glec_set_aside (
     number INTEGER PRIMARY KEY AUTOINCREMENT, time BIGINT NOT NULL, reason TEXT NOT NULL, message_id INTEGER NOT NULL,
     topic, payload, qos, timestamp, ttl, retry_count, retain, expiry_interval, properties);
 CREATE TABLE IF NOT EXISTS glec_received (
-    client_id TEXT NOT NULL, broker TEXT NOT NULL, packet_id INTEGER NOT NULL,
+    client_id TEXT NOT NULL, broker TEXT NOT NULL, packet_id INTEGER NOT NULL, mark INTEGER,
     PRIMARY KEY (client_id, broker, packet_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS glec_command (
     number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, id BLOB NOT NULL, digest BLOB NOT NULL,
@@ -299,6 +299,11 @@ def create_schema(connection: apsw.Connection) -> None:
             for column, declaration in _ADDED.items():
                 if column not in present:
                     connection.execute(f"ALTER TABLE mqtt_offline_queue ADD COLUMN {column} {declaration}")
+        if "glec_received" in names:
+            # Of an earlier version.
+            received = {row[1] for row in connection.execute("PRAGMA table_xinfo(glec_received)")}
+            if "mark" not in received:
+                connection.execute("ALTER TABLE glec_received ADD COLUMN mark INTEGER")
         is_ours = "mqtt_offline_queue" not in names or any(name.startswith("glec_") for name in names)
         connection.execute(SCHEMA)
         if "glec_version" in names or version == SCHEMA_VERSION:

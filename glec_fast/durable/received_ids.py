@@ -1,11 +1,12 @@
 """Packet ids of QoS 2 that were received and are not released: statements for the store's jobs.
 
-An identity is (client id, broker), whose session they are of.
+An identity is (client id, broker), whose session they are of. Beside each id stands the mark of its message, by which
+the same id of another session is told from it; None in a file of a version that had none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -14,25 +15,26 @@ if TYPE_CHECKING:
 Identity: TypeAlias = tuple[str, str]
 
 _RENAME = "UPDATE OR REPLACE glec_received SET broker = ? WHERE client_id = ? AND broker = ?"
-_SELECT = "SELECT packet_id FROM glec_received WHERE client_id = ? AND broker = ?"
+_SELECT = "SELECT packet_id, mark FROM glec_received WHERE client_id = ? AND broker = ?"
+_INSERT = "INSERT OR REPLACE INTO glec_received (client_id, broker, packet_id, mark) VALUES (?, ?, ?, ?)"
 _DELETE = "DELETE FROM glec_received WHERE client_id = ? AND broker = ? AND packet_id = ?"
 _DELETE_ALL = "DELETE FROM glec_received WHERE client_id = ? AND broker = ?"
 _PACKET_ID_MAX = 65_535
 
 
-def received_ids(table: QueueTable, identity: Identity, members: Collection[str]) -> set[int]:
-    """Those of the identity. What stands under the name of one of its members is from here on its own."""
+def received_ids(table: QueueTable, identity: Identity, members: Collection[str]) -> dict[int, int | None]:
+    """The identity's, with their marks. What stands under the name of one of its members is from here on its own."""
     client_id, broker = identity
     bindings = [(broker, client_id, member) for member in members if member != broker]
     table.connection.executemany(_RENAME, bindings)
     rows = table.connection.execute(_SELECT, identity)
-    return {packet_id for (packet_id,) in rows if type(packet_id) is int and 0 < packet_id <= _PACKET_ID_MAX}
+    return {packet_id: mark for packet_id, mark in rows if type(packet_id) is int and 0 < packet_id <= _PACKET_ID_MAX}
 
 
-def add_received(table: QueueTable, identity: Identity, packet_ids: Iterable[int]) -> None:
-    """They are recorded, whether they were before or not."""
-    rows = [(*identity, each) for each in packet_ids]
-    table.connection.executemany("INSERT OR IGNORE INTO glec_received VALUES (?, ?, ?)", rows)
+def add_received(table: QueueTable, identity: Identity, marks: Mapping[int, int | None]) -> None:
+    """They are recorded, whether they were before or not. marks: of each packet id."""
+    rows = [(*identity, packet_id, mark) for packet_id, mark in marks.items()]
+    table.connection.executemany(_INSERT, rows)
 
 
 def delete_received(table: QueueTable, identity: Identity, packet_ids: Iterable[int]) -> None:

@@ -423,12 +423,13 @@ class _Remains:
         self._in_doubt = _rows(connection, "SELECT number, time, message_id, topic, decision FROM glec_in_doubt")
         self._clock = _rows(connection, "SELECT * FROM glec_clock WHERE id = 1")
         self._set_aside = _rows(connection, "SELECT * FROM glec_set_aside")
-        self._received = _rows(connection, "SELECT client_id, broker, packet_id FROM glec_received")
+        # An earlier version had no marks.
+        self._received = [(*row, None)[:4] for row in _rows(connection, "SELECT * FROM glec_received")]
         # With a lent first page another table may stand where it has this one.
         types = "typeof(topic) = 'text' AND typeof(payload) = 'blob' AND typeof(properties) = 'blob'"
         self._gathered = _rows(connection, f"SELECT * FROM glec_gathered WHERE id = 1 AND {types}")  # noqa: S608
         self._commands = _rows(connection, "SELECT * FROM glec_command")
-        widths = ("_clock", 6), ("_gathered", 4), ("_set_aside", 13), ("_kept", 4), ("_commands", 10)
+        widths = ("_clock", 6), ("_gathered", 4), ("_set_aside", 13), ("_kept", 4), ("_received", 4), ("_commands", 10)
         for name, width in widths:
             setattr(self, name, [row for row in getattr(self, name) if len(row) == width])
 

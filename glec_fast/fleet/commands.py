@@ -25,6 +25,7 @@ from glec_fast.durable.command_log import Key, Origin
 from glec_fast.durable.extras import extras_with
 from glec_fast.errors import ConfigError, GlecError, MessageError, QueueClosedError, QueueStorageError
 from glec_fast.fleet.handlers import Call, Executor, check_handler
+from glec_fast.fleet.inbox import UNCLAIMED_S
 from glec_fast.fleet.payload import as_payload
 from glec_fast.mqtt.inbound_message import kept_message
 from glec_fast.runtime._lock import Lock
@@ -162,7 +163,9 @@ class Commands:
         self._running: dict[tuple[str, bytes], Running] = {}
         # Answers that the disk did not take.
         self._unanswered: deque[Callable[[], None]] = deque()
-        self._has_looked = False
+        # No connection has lasted long enough yet to say what of an earlier process the broker sends again.
+        self._is_settled = False
+        self._settles_at_s = float("inf")
         self.counts = dict.fromkeys(OUTCOMES, 0)
 
     def declare(self, name: str, handler: Handler, on_crash: OnCrash) -> None:
@@ -175,11 +178,12 @@ class Commands:
 
     # ---- the way in
 
-    def take(self, arrival: Arrival) -> None:
-        """A route of the inbox."""
+    def take(self, arrival: Arrival, origin: Origin | None = None) -> None:
+        """A route of the inbox. origin: the PUBLISH of one that was kept."""
         message = arrival.message
         name = message.topic.rpartition("/")[2]
-        origin = Origin(message.mid, message.qos, message.topic, bytes(message.payload), message._packed)
+        if origin is None:
+            origin = Origin(message.mid, message.qos, message.topic, bytes(message.payload), message._packed)
         try:
             request = self._parse(name, message)
         except RefusedCommandError as refused:
@@ -294,9 +298,8 @@ class Commands:
         if known.digest != key.digest:
             return Found(_conflict())
         if known.reply is not None:
-            message = running.arrivals[0].message
             # The very PUBLISH that was answered, and whose acknowledgement was lost.
-            is_repeated = message.dup and message.qos > 0 and message.mid == known.packet_id
+            is_repeated = running.arrivals[0].message.dup and running.origin.packet_id == known.packet_id
             return Found(None, known.reply, is_repeated=is_repeated)
         declared = self._declared.get(key.name)
         if declared is None or declared.on_crash == "fail" or request.is_expired(self._store.unix_ms()):
@@ -362,7 +365,9 @@ class Commands:
             self.counts[DUPLICATE] += len(arrivals) - 1
         end = None if is_kept or outcome == CONFLICT else reply
         for place, arrival in enumerate(arrivals):
-            said = None if is_repeated and place == 0 else reply
+            # Of one that was kept, the very PUBLISH may have come after all.
+            is_same = place > 0 and arrival.message.dup and arrival.message.mid == running.origin.packet_id
+            said = None if is_same or (is_repeated and place == 0) else reply
             self._answer(arrival, running.request.key.name, running, said, end)
 
     def _answer(
@@ -430,24 +435,41 @@ class Commands:
     # ---- now and then
 
     def tick(self) -> None:
-        """What the disk did not take is tried again."""
+        """What the disk did not take is tried again; what the broker has not sent again by now it will not."""
         for _ in range(len(self._unanswered)):
             self._unanswered.popleft()()
+        if time.monotonic() >= self._settles_at_s:
+            self._settles_at_s, self._is_settled = float("inf"), True
+            self._take_up(lambda _name, _origin: True)
 
-    def on_connected(self, *, session_present: bool) -> None:
-        """What an earlier process began, and the broker does not send again, is brought to its end."""
-        is_first, self._has_looked = not self._has_looked, True
-        if session_present and not is_first:
+    def on_connected(self, *, session_present: bool, is_continued: bool) -> None:
+        """What an earlier process began is brought to its end, also where the broker does not send it again.
+
+        That is so of QoS 0, of a session that is lost, and of what expired in the broker or was lost with its disk.
+        Where the broker has the session, it is given time to. is_continued: as of `Subscriptions`.
+        """
+        self._is_settled = self._is_settled and is_continued
+        if self._is_settled:
             return
+        self._settles_at_s = time.monotonic() + UNCLAIMED_S
+        if not session_present:
+            self._store.submit(command_log.void_packet_ids, lambda _: None)
+        self._take_up(lambda name, origin: name in self._declared and not (origin.qos and session_present))
+
+    def on_disconnected(self) -> None:
+        """The broker cannot send anything again."""
+        self._settles_at_s = float("inf")
+
+    def _take_up(self, is_due: Callable[[str, Origin], bool]) -> None:
+        """Run, or answer, what is begun on disk, and in no process."""
 
         def told(found: list[tuple[str, bytes, Origin]]) -> None:
             for name, identifier, origin in found:
-                if origin.qos and session_present:
-                    continue
                 with self._lock:
                     is_running = (name, identifier) in self._running
-                if not is_running and name in self._declared:
-                    self._inbox.take_again(kept_message(origin.topic, origin.payload, origin.properties), self.take)
+                if not is_running and is_due(name, origin):
+                    message = kept_message(origin.topic, origin.payload, origin.properties)
+                    self._inbox.take_again(message, partial(self.take, origin=origin))
 
         self._store.submit(command_log.begun, told)
 

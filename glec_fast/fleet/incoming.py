@@ -60,7 +60,7 @@ class Incoming:
         if not self._has_begun:
             self._has_begun = True
             if self._client.is_connected():
-                self._subscriptions.on_connected(session_present=True)
+                self._subscriptions.on_connected(session_present=True, is_continued=False)
 
     def declare(self, name: str, handler: Any, on_crash: Any) -> None:
         """See `MQTTManager.command`."""
@@ -84,7 +84,7 @@ class Incoming:
             has_listened, self._listens = self._listens, True
         if not has_listened:
             if self._client.is_connected():
-                commands.on_connected(session_present=True)
+                commands.on_connected(session_present=True, is_continued=False)
             commands_filter = f"{self._commands_topic}/+"
             self._inbox.add_route(commands_filter, commands.take)
             self._subscriptions.want(commands_filter, _COMMANDS_QOS)
@@ -138,16 +138,18 @@ class Incoming:
         """See `Inbox`."""
         return self._inbox.must_ask_again()
 
-    def on_connected(self, *, session_present: bool) -> None:
-        """CONNACK has come."""
+    def on_connected(self, *, session_present: bool, is_continued: bool) -> None:
+        """CONNACK has come. is_continued: the session is known to be that of the connection before."""
         self._inbox.on_connected()
         if self._commands is not None:
-            self._commands.on_connected(session_present=session_present)
-        self._subscriptions.on_connected(session_present=session_present)
+            self._commands.on_connected(session_present=session_present, is_continued=is_continued)
+        self._subscriptions.on_connected(session_present=session_present, is_continued=is_continued)
 
     def on_disconnected(self) -> None:
         """The connection is gone."""
         self._subscriptions.on_disconnected()
+        if self._commands is not None:
+            self._commands.on_disconnected()
 
     def on_answer(self, packet_id: int, reasons: list[ReasonCode]) -> None:
         """SUBACK or UNSUBACK has come."""

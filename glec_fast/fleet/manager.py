@@ -471,7 +471,8 @@ class MQTTManager(Overseen):
         self._reports.on_accepted()
         self._routes.on_accepted()
         if self._incoming_or_none is not None:
-            self._incoming_or_none.on_connected(session_present=flags.session_present)
+            is_continued = parts_of(self._client).greeting.is_continued
+            self._incoming_or_none.on_connected(session_present=flags.session_present, is_continued=is_continued)
         # Behind the subscriptions: whoever hears of it may send a command.
         self._heartbeat.begin()
         self._reports.tell_connected(self._target.url)

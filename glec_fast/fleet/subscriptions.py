@@ -1,8 +1,9 @@
 """What the broker is to send: the program's subscriptions, brought to the broker and kept there over reconnects.
 
 What is wanted and what the broker has are two tables; whatever they differ by is asked for, at most once at a time for
-each filter. A broker that still has the session has its subscriptions too, so nothing is asked for again. A process
-asks once anew, as it cannot know which of an earlier one's moments the session is from.
+each filter. A broker that still has the session has its subscriptions too, so nothing is asked for again. Where it may
+be another session that it has, all is: a process cannot know which of an earlier one's moments it is from, and a
+CONNECT that had no answer may have begun one.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ class Subscriptions:
 
     # ---- the network thread
 
-    def on_connected(self, *, session_present: bool) -> None:
-        """CONNACK has come."""
+    def on_connected(self, *, session_present: bool, is_continued: bool) -> None:
+        """CONNACK has come. is_continued: the session is known to be that of the connection before."""
         with self._changed:
             self._last_connection += 1
             self._connection = self._last_connection
@@ -123,6 +124,9 @@ class Subscriptions:
             self._refused.clear()
             if not session_present:
                 self._held.clear()
+            elif not is_continued:
+                # What it may have of the session before, and nobody wants any more, is still to be ended.
+                self._held = {each: held for each, held in self._held.items() if each not in self._wanted}
         self._ask()
 
     def on_disconnected(self) -> None:

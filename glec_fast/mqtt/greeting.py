@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from glec_fast._paho import Overrides, Paho
+    from glec_fast.durable.received_ids import Identity
     from glec_fast.engine.farewell import Farewell
     from glec_fast.engine.liveness import Liveness
     from glec_fast.engine.takeover import Takeover
@@ -65,6 +66,12 @@ class Greeting:
         self.owner = Owner("")
         # Whether the server was asked to forget the session.
         self._is_clean = False
+        # Whether the session of this connection is known to be that of the last one; see `_meet_session`.
+        self.is_continued = False
+        # CONNECTs that left since a server last accepted one, and were not refused; and whose session that one had.
+        self._unanswered = 0
+        self._met: Identity | None = None
+        self._identity: Identity = ("", "")
         self._liveness = liveness
 
     def session_asked_for(self, clean_start: Any, properties: Properties | None) -> tuple[Any, Properties | None]:
@@ -80,9 +87,10 @@ class Greeting:
         owner = self.owner._replace(name=self.owner.name or address, members={*self.owner.members, address})
         self._takeover.turn_to(owner.name)
         client_id = paho.client_id.decode("utf-8", "backslashreplace")
+        self._identity = client_id, owner.name
         self._outbox.identify(client_id, *owner)
         if self._dispatcher.received is not None:
-            self._dispatcher.received.turn_to((client_id, owner.name), owner.members)
+            self._dispatcher.received.turn_to(self._identity, owner.members)
 
     def aim(self, host: str, port: int, transport: Literal["tcp", "websockets"], path: str, owner: Owner) -> None:
         """Where the next connection leads, and whose session is there; see `identify`."""
@@ -116,6 +124,7 @@ class Greeting:
 
     def send_connect(self, send: Callable[[int], MQTTErrorCode], keepalive_s: int) -> MQTTErrorCode:
         """`send`, of what has the server forget a session that is not ours where that is due."""
+        self._unanswered += 1
         if not self._takeover.discards:
             return send(keepalive_s)
         name = "clean_start" if self._paho.protocol == _MQTT_5 else "clean_session"
@@ -149,13 +158,16 @@ class Greeting:
         if body[1] == _PAYLOAD_FORMAT_INVALID and paho.protocol == _MQTT_5:
             raise MalformedPacket("CONNACK with reason code 0x99, for which paho has no name")
         if body[1] != 0:
+            # A refused CONNECT begins no session.
+            self._unanswered -= 1
             return handle()
         if body[0] & 1 and self._is_clean and paho.protocol != MQTTProtocolVersion.MQTTv31:
             raise ProtocolError("the server has a session that it was asked to forget (3.2.2)", _PROTOCOL_ERROR)
+        self._meet_session(present=bool(body[0] & 1))
         rc = self._link.do(self._connect_again_if_needed, bool(body[0] & 1))
         if rc is not None:
             return rc
-        if not body[0] & 1 and not self._forget_received():
+        if not self._turn_to_received(present=bool(body[0] & 1)):
             return MQTTErrorCode.MQTT_ERR_CONN_LOST
         sock = paho.sock
         accepted = self._on_accepted(body)
@@ -168,6 +180,11 @@ class Greeting:
                 # Also where on_connect raised: what waits must not wait for ever.
                 self._link.do(outbox.resume, *accepted)
                 outbox.settle_into(self._dispatcher.finished)
+
+    def _meet_session(self, *, present: bool) -> None:
+        """Where a CONNECT before this one had no answer, the server may have begun the session that it has at that."""
+        self.is_continued = present and self._unanswered == 1 and self._met == self._identity
+        self._unanswered, self._met = 0, self._identity
 
     def _on_accepted(self, connack: bytes) -> tuple[bool, int]:
         """(whether the server has the session, how many exchanges it takes at once)."""
@@ -186,15 +203,19 @@ class Greeting:
         # MQTT 5, 3.2.2.3.3; the highest value where the server names none.
         return session_present, int(properties.get("ReceiveMaximum", _RECEIVE_MAXIMUM))
 
-    def _forget_received(self) -> bool:
-        """The server has nothing of an earlier session (3.2.2.2): what it sends from here on is new.
+    def _turn_to_received(self, *, present: bool) -> bool:
+        """Where the server has nothing of an earlier session (3.2.2), what it sends from here on is new.
 
         False where that cannot be put on disk: a message would be taken for one of the earlier session later.
         """
         received = self._dispatcher.received
         if received is None:
-            with self._paho.received_lock:
-                self._paho.received.clear()
+            if not present:
+                with self._paho.received_lock:
+                    self._paho.received.clear()
+            return True
+        if present:
+            received.resume(is_continued=self.is_continued)
             return True
         try:
             received.forget()

@@ -6,14 +6,19 @@ A message is handed on when its PUBLISH comes, and acknowledged once it was hand
 
 A PUBLISH whose id is known is answered, and not handed on. After a crash between the handling and the disk the server
 sends the message again, with DUP: the handler gets it twice, rather than never. The id is deleted before PUBCOMP, as
-the server may use it for a new message from there on. Ids are of one session: of another client id or owner they are
-others, and where the server has no session none is known.
+the server may use it for a new message from there on.
+
+Ids are of one session: of another client id or owner they are others, and where the server has no session none is
+known. Nobody can always know whether the server's session is the one that they are of: it may have begun another behind
+a CONNACK that was lost, or in the last moment of an earlier process. So each has the mark of its message, and one that
+has another mark, or that such a server sends for the first time (3.3.1.1), is new.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 from glec_fast.durable.received_ids import Identity, add_received, delete_received, forget_session, received_ids
 
@@ -22,13 +27,16 @@ if TYPE_CHECKING:
     from glec_fast.outbox.stored import DurableOutbox
 
 _AT_LEAST_ONCE = 1
+# No message's mark: what is on disk is of a session that has ended.
+_ENDED = -1
 _PUBACK, _PUBREC, _PUBCOMP = b"\x40\x02", b"\x50\x02", b"\x70\x02"
 
 
 class Received:
     """Of one client with a store. What it knows is guarded by the outbox's lock.
 
-    `begin`, `turn_to`, `forget`, `is_new` and `release` are for whoever has the client's loop; the rest for any thread.
+    `begin`, `turn_to`, `resume`, `forget`, `is_new` and `release` are for whoever has the client's loop; the rest for
+    any thread.
     """
 
     def __init__(self, outbox: DurableOutbox) -> None:
@@ -41,13 +49,13 @@ class Received:
         self.keeps_qos_1 = False
         # Handed on and not acknowledged, of QoS 1 with `keeps_qos_1` alone: packet id -> message.
         self._handed: dict[int, Any] = {}
-        # Of QoS 1, acknowledged while there was no connection to say so on.
-        self._unsaid: set[int] = set()
-        # Of QoS 2: what is to be on disk, and what is.
-        self._known: set[int] = set()
-        self._on_disk: set[int] = set()
-        # Those of an earlier process, whose session may have ended without this file's knowing.
-        self._loaded: set[int] = set()
+        # Of QoS 1, acknowledged while there was no connection to say so on, with its mark.
+        self._unsaid: dict[int, int] = {}
+        # Of QoS 2, with their marks: what is to be on disk, and what is.
+        self._known: dict[int, int | None] = {}
+        self._on_disk: dict[int, int | None] = {}
+        # Of all these, those whose session may have ended without our knowing.
+        self._unsure: set[int] = set()
         # What came on this connection, or was released on it, and has no answer yet.
         self._owed: set[int] = set()
         self._owed_pubcomp: set[int] = set()
@@ -64,7 +72,7 @@ class Received:
         with self._outbox.lock:
             told = self._begin_session()
             self.identity = identity
-            self._known, self._on_disk, self._loaded = found, set(found), set(found)
+            self._known, self._on_disk = found, dict(found)
         for then in told:
             then()
 
@@ -73,6 +81,12 @@ class Received:
         with self._outbox.lock:
             self._owed.clear()
             self._owed_pubcomp.clear()
+
+    def resume(self, *, is_continued: bool) -> None:
+        """The server has a session. is_continued: it is known to be that of the connection before."""
+        if not is_continued:
+            with self._outbox.lock:
+                self._unsure.update(self._handed, self._unsaid, self._known)
 
     def forget(self) -> None:
         """The server has no session: its next packet ids are of new messages.
@@ -95,7 +109,7 @@ class Received:
         """Returns whom to tell that there is nothing to wait for any more. The caller holds the lock."""
         told, self._then = list(self._then.values()), {}
         self.session_number += 1
-        for each in (self._handed, self._unsaid, self._known, self._loaded, self._owed, self._owed_pubcomp):
+        for each in (self._handed, self._unsaid, self._known, self._unsure, self._owed, self._owed_pubcomp):
             each.clear()
         return told
 
@@ -106,29 +120,41 @@ class Received:
         mid, qos = message.mid, message.qos
         if not qos or (qos == _AT_LEAST_ONCE and not self.keeps_qos_1):
             return True
+        is_to_be_deleted = False
         with self._outbox.lock:
             handed = self._handed.get(mid)
-            if handed is not None:
+            if handed is message:
+                # Its handling has raised an exception.
                 self._owed.add(mid)
-                # Where its handling raised an exception, it comes here again.
-                return handed is message
-            if qos == _AT_LEAST_ONCE and mid in self._unsaid:
-                self._unsaid.discard(mid)
-                if message.dup:
+                return True
+            if handed is not None and self._is_same(mid, _mark(handed), message):
+                self._owed.add(mid)
+                return False
+            if mid in self._unsaid:
+                if self._is_same(mid, self._unsaid.pop(mid), message) and message.dup:
                     self._answer(_PUBACK, mid)
                     return False
-            if mid in self._loaded and not message.dup:
-                # Sent for the first time (3.3.1.1): the session of that process has ended with its last moment.
-                self._loaded.discard(mid)
-                self._known.discard(mid)
-            if qos > _AT_LEAST_ONCE and mid in self._known:
-                self._owed.add(mid)
-                if mid in self._on_disk:
-                    self._answer_owed(_PUBREC, mid)
-                return False
+            elif mid in self._known:
+                if self._is_same(mid, self._known[mid], message):
+                    self._owed.add(mid)
+                    if mid in self._on_disk:
+                        self._answer_owed(_PUBREC, mid)
+                    return False
+                # A crash while it is handled would have it taken for the one that is on disk.
+                del self._known[mid]
+                self._on_disk[mid], is_to_be_deleted = _ENDED, True
+            self._unsure.discard(mid)
             self._handed[mid] = message
             self._owed.add(mid)
-            return True
+        if is_to_be_deleted:
+            self._store.submit(self._write, self._on_written)
+        return True
+
+    def _is_same(self, mid: int, mark: int | None, message: Any) -> bool:
+        """True where it is the message that came under this packet id before. The caller holds the lock."""
+        if mid in self._unsure and not message.dup:
+            return False
+        return mark is None or mark == _mark(message)
 
     def leave(self, message: Any) -> None:
         """It was handed on, and cannot be handled now: it is wanted again when the server sends it again."""
@@ -145,8 +171,8 @@ class Received:
                 # Not known (any more): the server must have its answer all the same (4.3.3).
                 self._answer(_PUBCOMP, mid)
                 return
-            self._known.discard(mid)
-            self._loaded.discard(mid)
+            self._known.pop(mid, None)
+            self._unsure.discard(mid)
             self._owed_pubcomp.add(mid)
         self._store.submit(self._write, self._on_written)
 
@@ -162,7 +188,7 @@ class Received:
             handed = self._handed.get(mid)
             if handed is None or (message is not None and handed is not message):
                 return False
-            is_recorded = self._end(mid, handed.qos)
+            is_recorded = self._end(handed)
             if not is_recorded and then is not None:
                 self._then[mid] = then
         if is_recorded:
@@ -181,7 +207,7 @@ class Received:
             if message.qos <= _AT_LEAST_ONCE or not self.holds(message):
                 return
             identity = self.identity
-        add_received(table, identity, [message.mid])
+        add_received(table, identity, {message.mid: _mark(message)})
 
     def on_recorded(self, message: Any) -> None:
         """The transaction of `record` is on disk. Not of QoS 0."""
@@ -190,44 +216,50 @@ class Received:
             if not self.holds(message):
                 return
             if message.qos > _AT_LEAST_ONCE:
-                self._on_disk.add(mid)
-            self._end(mid, message.qos)
+                self._on_disk[mid] = _mark(message)
+            self._end(message)
         self._send()
 
-    def _end(self, mid: int, qos: int) -> bool:
+    def _end(self, message: Any) -> bool:
         """True where the answer, if one is owed, is given. The caller holds the lock."""
+        mid = message.mid
         del self._handed[mid]
-        if qos > _AT_LEAST_ONCE:
-            self._known.add(mid)
-            if mid not in self._on_disk:
+        if message.qos > _AT_LEAST_ONCE:
+            self._known[mid] = _mark(message)
+            if self._is_to_be_written(mid):
                 return False
             self._answer_owed(_PUBREC, mid)
         elif mid in self._owed and self._outbox.is_linked:
             self._answer_owed(_PUBACK, mid)
         else:
-            self._unsaid.add(mid)
+            self._unsaid[mid] = _mark(message)
         return True
+
+    def _is_to_be_written(self, mid: int) -> bool:
+        return mid not in self._on_disk or self._on_disk[mid] != self._known[mid]
 
     # ---- the disk
 
-    def _write(self, table: QueueTable) -> tuple[int, list[int], list[int]]:
+    def _write(self, table: QueueTable) -> tuple[int, dict[int, int | None], list[int]]:
         """Have on disk what is known: (session number, added, deleted)."""
         with self._outbox.lock:
             number, identity = self.session_number, self.identity
-            added, deleted = list(self._known - self._on_disk), list(self._on_disk - self._known)
+            added = {mid: mark for mid, mark in self._known.items() if self._is_to_be_written(mid)}
+            deleted = [mid for mid in self._on_disk if mid not in self._known]
         if added:
             add_received(table, identity, added)
         if deleted:
             delete_received(table, identity, deleted)
         return number, added, deleted
 
-    def _on_written(self, written: tuple[int, list[int], list[int]]) -> None:
+    def _on_written(self, written: tuple[int, dict[int, int | None], list[int]]) -> None:
         number, added, deleted = written
         with self._outbox.lock:
             if number != self.session_number:
                 return
             self._on_disk.update(added)
-            self._on_disk.difference_update(deleted)
+            for mid in deleted:
+                self._on_disk.pop(mid, None)
             told = [self._then.pop(mid) for mid in added if mid in self._then]
             for mid in added:
                 self._answer_owed(_PUBREC, mid)
@@ -252,3 +284,10 @@ class Received:
     def _send(self) -> None:
         self._outbox.put_acks()
         self._outbox.wake()
+
+
+def _mark(message: Any) -> int:
+    """By which it is told from another message under its packet id."""
+    checksum: int = crc32(message.payload, crc32(message.topic.encode()))
+    size_bytes: int = len(message.payload)
+    return size_bytes << 34 | int(message.qos) << 32 | checksum

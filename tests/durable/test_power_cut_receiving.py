@@ -71,7 +71,8 @@ class Life:
         free = [each for each in range(1, PACKET_IDS) if each not in self._numbers]
         if not free:
             return
-        message = SimpleNamespace(mid=self._chance.choice(free), qos=2, dup=False)
+        payload = str(self._count).encode()
+        message = SimpleNamespace(mid=self._chance.choice(free), qos=2, dup=False, topic="t", payload=payload)
         self._numbers[message.mid] = self._count
         self._count += 1
         self._disk.note(Passed(PUBLISH, message.mid, self._numbers[message.mid]))

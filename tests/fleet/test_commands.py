@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as paho
@@ -15,8 +16,11 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from glec_fast import ConfigError, MessageError, MQTTManager
+from glec_fast.durable import command_log
+from glec_fast.durable.store import Store
 from glec_fast.fleet import commands
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
+from support.odd_broker import SUBSCRIBE, OddBroker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from glec_fast.fleet.commands import CommandContext
     from glec_fast.testbed.broker import Broker
     from glec_fast.testbed.link import Link
+    from support.wire_reference import Packet
 
 COMMANDS = "glec/dtg/DTG-TEST/commands"
 V5 = MQTTProtocolVersion.MQTTv5
@@ -252,6 +257,66 @@ def test_results_are_json(broker: Broker, platform: Platform, tmp_path: Path, re
     with vehicle(broker.url, tmp_path, lambda _arguments, _context: result):
         platform.send("unlock_doors", {"id": "a"})
         assert platform.wait_for(1)[0]["result"] == result
+
+
+def begin_in_an_earlier_process(directory: Path, name: str, identifier: str, qos: int) -> None:
+    """What a process leaves that is killed while the handler runs."""
+    payload = json.dumps({"id": identifier}).encode()
+    key = command_log.Key(name, b"j" + identifier.encode(), sha256(b"{}").digest())
+    origin = command_log.Origin(40_000 * bool(qos), qos, f"{COMMANDS}/{name}", payload, None)
+    with closing(Store(directory / "queue.db")) as store:
+        store.run(lambda table: command_log.begin(table, key, origin))
+
+
+@pytest.mark.parametrize("on_crash", ["fail", "retry"])
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_one_that_was_begun_and_does_not_come_again(
+    broker: Broker, platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qos: int, on_crash: Any
+) -> None:
+    """The broker has the session, and the command no more: it expired there, or went with what the broker lost."""
+    doors, clock = Doors(), LaterTime()
+    with vehicle(broker.url, tmp_path, doors):
+        pass
+    begin_in_an_earlier_process(tmp_path, "unlock_doors", "a", qos)
+    begin_in_an_earlier_process(tmp_path, "of_an_earlier_version", "b", qos)
+    monkeypatch.setattr(commands, "time", clock)
+    with vehicle(broker.url, tmp_path, doors, on_crash=on_crash):
+        if qos:
+            assert platform.replies == []
+        clock.later_s = 100.0
+        replies = {reply["id"]: reply for reply in platform.wait_for(2)}
+        if on_crash == "retry":
+            assert replies["a"]["status"] == "done"
+        else:
+            assert replies["a"]["error"]["code"] == "interrupted"
+        assert replies["b"]["error"]["code"] == "interrupted"
+    assert [context.is_retry for _, context in doors.calls] == [True] * (on_crash == "retry")
+
+
+class Repeating(OddBroker):
+    """Sends one command on each connection, under one packet id, and has each session only once."""
+
+    def __init__(self) -> None:
+        super().__init__(keeps_sessions=False)
+
+    def answer(self, packet: Packet) -> bytes:
+        if packet.kind != SUBSCRIBE:
+            return super().answer(packet)
+        topic = f"{COMMANDS}/unlock_doors".encode()
+        body = len(topic).to_bytes(2, "big") + topic + b"\x00\x05" + b'{"id": "a"}'
+        # The second has been sent before, too, and was lost.
+        return b"\x90\x03" + packet.body[:2] + b"\x01" + bytes((0x32 | (self.connections > 1) << 3, len(body))) + body
+
+
+def test_a_duplicate_under_the_packet_id_of_an_ended_session_is_answered(tmp_path: Path) -> None:
+    doors = Doors()
+    with Repeating() as broker:
+        for count in (1, 2):
+            with MQTTManager(quick_config(broker.url, tmp_path)) as manager:
+                manager.command("unlock_doors")(doors)
+                manager.connect()
+                assert eventually(lambda count=count: len(broker.delivered) == count)  # type: ignore[misc]
+    assert len(doors.calls) == 1
 
 
 @pytest.mark.parametrize("qos", [1, 2])

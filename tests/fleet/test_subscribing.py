@@ -11,7 +11,7 @@ import pytest
 from glec_fast import MessageError, MQTTManager, QueueClosedError, SubscriptionRefusedError
 from glec_fast.testbed.link import Link
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
-from support.odd_broker import CLOSE, SUBSCRIBE, OddBroker
+from support.odd_broker import CLOSE, CONNECT, SUBSCRIBE, OddBroker
 from support.wire_reference import PUBLISH
 
 if TYPE_CHECKING:
@@ -120,6 +120,70 @@ def _go_over_a_cut(broker: Broker, link: Link, handled: Handled, tmp_path: Path,
         assert manager.subscribe("b", handled, 1).wait_granted(TIMEOUT_S)
         platform.publish("b", "too", 1)
         assert handled.wait_for([b"kept", b"too"])
+
+
+class Forgetful(OddBroker):
+    """Loses its session, and the link under the CONNACK that says so. The next finds the session that began there.
+
+    A QoS 0 message to "cut" ends the connection.
+    """
+
+    def __init__(self, protocol_version: int) -> None:
+        super().__init__(protocol_version)
+        # Of each connection, the filters that it was asked for.
+        self.asked: list[list[bytes]] = []
+
+    def answer(self, packet: Packet) -> bytes:
+        is_5 = self.protocol_version == 5
+        if packet.kind == CONNECT:
+            self.asked.append([])
+            return CLOSE if self.connections == 2 else super().answer(packet)
+        if packet.kind == PUBLISH and b"cut" in packet.body:
+            return CLOSE
+        if packet.kind == SUBSCRIBE:
+            self.asked[-1].append(packet.body[4 + is_5 : -1])
+            return bytes((0x90, 3 + is_5)) + packet.body[:2] + bytes(is_5) + b"\x01"
+        return super().answer(packet)
+
+
+@BOTH_VERSIONS
+def test_a_session_that_began_unseen_is_asked_again(tmp_path: Path, protocol_version: int) -> None:
+    with (
+        Forgetful(protocol_version) as broker,
+        MQTTManager(quick_config(broker.url, tmp_path, protocol_version=protocol_version)) as manager,
+    ):
+        recorder = Recorder()
+        manager.set_connection_callback(recorder)
+        manager.connect()
+        assert recorder.wait_for_connections()
+        assert manager.subscribe("a", Handled()).wait_granted(TIMEOUT_S)
+        manager.publish("cut", "", 0)
+        assert eventually(lambda: broker.connections >= 3)
+        assert eventually(lambda: broker.asked[2:3] == [[b"a"]]), broker.asked
+        # The next one is known again.
+        manager.publish("cut", "", 0)
+        assert recorder.wait_for_connections(3)
+        assert manager.subscribe("b", Handled()).wait_granted(TIMEOUT_S)
+        assert broker.asked[3] == [b"b"]
+
+
+def test_each_broker_of_several_is_asked(start_broker: StartBroker, tmp_path: Path) -> None:
+    """Also one that has a session of ours, from another time, and other subscriptions."""
+    first, second, handled = start_broker(), start_broker(), Handled()
+    with running(quick_config(second.url, tmp_path, broker_name="two")) as (manager, recorder):
+        manager.connect()
+        assert recorder.wait_for_connections()
+    settings = {"broker_urls": [first.url, second.url], "broker_name": ["one", "two"]}
+    with running(quick_config(first.url, tmp_path, **settings)) as (manager, recorder):
+        subscription = manager.subscribe("a", handled, 1)
+        manager.connect()
+        assert subscription.wait_granted(TIMEOUT_S)
+        first.kill()
+        assert recorder.wait_for_connections(2)
+        with publishing(second, tmp_path / "platform") as platform:
+            assert eventually(lambda: subscription.granted_qos == 1)
+            platform.publish("a", "x", 1)
+            assert handled.wait_for([b"x"])
 
 
 def test_a_session_that_is_lost_is_asked_again(start_broker: StartBroker, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 from glec_fast import Client
 from glec_fast.outbox.received import Received
 from support.gateway import TIMEOUT_S, eventually
-from support.odd_broker import CONNECT, SUBSCRIBE, OddBroker
+from support.killed import Killed
+from support.odd_broker import CLOSE, CONNECT, SUBSCRIBE, OddBroker
 from support.scripted_gateway import BROKER_NAME, CLIENT_ID, ScriptedGateway
 from support.wire_reference import PUBCOMP, PUBREC, PUBREL, Packet, ack
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 class Sender(OddBroker):
     """Sends PUBLISH of QoS 2, and looks into the queue file as each answer comes.
 
-    sends: what goes out behind CONNACK of each connection. releases: whether PUBREC is answered with PUBREL.
+    sends: what goes out behind CONNACK of each connection; CLOSE in place of both. releases: whether PUBREC is answered
+    with PUBREL.
     """
 
     def __init__(self, path: Path, *sends: bytes, present: bool = False, releases: bool = True) -> None:
@@ -42,7 +44,8 @@ class Sender(OddBroker):
         if packet.kind == CONNECT:
             # A session that it says it has is the client's from an earlier connection.
             present = self.present or self.connections > 1
-            return bytes((0x20, 2, present, 0)) + (self.sends.pop(0) if self.sends else b"")
+            sent = self.sends.pop(0) if self.sends else b""
+            return CLOSE if sent is CLOSE else bytes((0x20, 2, present, 0)) + sent
         if packet.kind == SUBSCRIBE:
             return b"\x90\x03" + packet.body[:2] + b"\x02"
         if packet.kind in (PUBREC, PUBCOMP):
@@ -130,7 +133,7 @@ def test_an_answer_waits_for_the_disk(path: Path) -> None:
         received.turn_to((CLIENT_ID, BROKER_NAME), ())
         gateway.outbox.put_packet(b"\x10\x00", first=True)
         leaving(gateway)
-        assert received.is_new(SimpleNamespace(mid=7, qos=2, dup=False))
+        assert received.is_new(SimpleNamespace(mid=7, qos=2, dup=False, topic="t", payload=b"a"))
         with held_disk(gateway):
             received.acknowledge(7)
             assert leaving(gateway) == b""
@@ -200,6 +203,74 @@ def test_a_first_sending_shows_that_the_ids_of_an_earlier_process_are_over(path:
     with Sender(path, publish("b", 7), present=True) as broker, receiving(broker, path) as (_, came):
         assert broker.wait_for(PUBREC, PUBCOMP)
         assert [message.payload for message in came] == [b"b"]
+
+
+def received_and_killed(path: Path, broker: OddBroker, **settings: Any) -> Killed:
+    """A process that receives from `broker`, to be killed."""
+    return Killed(
+        "receiver_child", kind="client", port=broker.port, protocol_version=4, client_id="receiver",
+        queue_path=str(path), seen=str(path.with_name("seen")), broker_name="b", **settings,
+    )  # fmt: skip
+
+
+def test_killed_before_the_ids_of_an_ended_session_are_forgotten(path: Path) -> None:
+    """The server has begun a session, and the file has ids of the one before. A cut link has it repeat a PUBLISH."""
+    with Sender(path, publish("a", 7), releases=False) as broker:
+        process = received_and_killed(path, broker)
+        assert broker.wait_for(PUBREC)
+        process.kill()
+    with Sender(path) as broker:
+        process = received_and_killed(path, broker, dies_in="forget_session")
+        assert process.wait_killed()
+    assert on_disk(path) == {7}
+    with Sender(path, publish("b", 7, dup=True), present=True) as broker, receiving(broker, path) as (_, came):
+        assert broker.wait_for(PUBREC, PUBCOMP)
+        assert [message.payload for message in came] == [b"b"]
+
+
+@pytest.mark.parametrize(("payload", "dup"), [("a", False), ("b", False), ("b", True)])
+def test_a_session_that_began_with_a_connack_that_nobody_saw(path: Path, payload: str, dup: bool) -> None:
+    """The server lost its session, and the link broke under the CONNACK that said so."""
+    sends = publish("a", 7), CLOSE, publish(payload, 7, dup=dup)
+    with Sender(path, *sends, releases=False) as broker, receiving(broker, path) as (client, came):
+        assert broker.wait_for(PUBREC)
+        broker.releases = True
+        client.reconnect()
+        assert broker.wait_for(PUBREC, PUBREC, PUBCOMP)
+        assert [message.payload for message in came] == [b"a", payload.encode()]
+
+
+def test_one_that_is_handled_while_another_session_begins(path: Path) -> None:
+    sends = publish("a", 7), CLOSE, publish("b", 7, dup=True)
+    with Sender(path, *sends) as broker, receiving(broker, path, manual_ack=True) as (client, came):
+        assert eventually(lambda: len(came) == 1)
+        client.reconnect()
+        assert eventually(lambda: len(came) == 2)
+        assert broker.answers == []
+        assert client.ack(7, 2) == 0
+        assert broker.wait_for(PUBREC, PUBCOMP)
+
+
+def test_the_first_of_a_session_is_handed_on_though_its_like_is_on_disk(path: Path) -> None:
+    """It is not handled yet as the process is killed: what was on disk under its id is no more."""
+    with Sender(path, publish("a", 7), releases=False) as broker, receiving(broker, path):
+        assert broker.wait_for(PUBREC)
+    with Sender(path, publish("a", 7), present=True) as broker, receiving(broker, path, manual_ack=True) as (_, came):
+        assert eventually(lambda: len(came) == 1)
+        assert eventually(lambda: on_disk(path) == set())
+    with Sender(path, publish("a", 7, dup=True), present=True) as broker, receiving(broker, path) as (_, came):
+        assert broker.wait_for(PUBREC, PUBCOMP)
+        assert len(came) == 1
+
+
+def test_a_file_of_a_version_that_kept_ids_alone(path: Path) -> None:
+    with Sender(path, publish("a", 7), releases=False) as broker, receiving(broker, path):
+        assert broker.wait_for(PUBREC)
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("ALTER TABLE glec_received DROP COLUMN mark")
+    with Sender(path, publish("a", 7, dup=True), present=True) as broker, receiving(broker, path) as (_, came):
+        assert broker.wait_for(PUBREC, PUBCOMP)
+        assert came == []
 
 
 def test_ids_are_of_one_client_id(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -28,6 +29,12 @@ class Killed:
         """What it wrote to its standard error."""
         self._process.kill()
         return self._process.communicate()[1]
+
+    def wait_killed(self) -> bool:
+        """Until it has killed itself; True where it did."""
+        ended = self._process.wait(4 * TIMEOUT_S)
+        self.kill()
+        return ended == -signal.SIGKILL
 
     def leave(self) -> None:
         """Have it end by itself."""

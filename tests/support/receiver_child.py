@@ -2,25 +2,29 @@
 
 With "kind" it is a manager or a `Client` with a store. For each message under "in" it appends a line to the file
 "seen": the payload, and 1 where the broker said that it may have come before. It says "ready", and ends when its input
-does.
+does. "dies_in": the statement of `glec_fast.outbox.received` in which it kills itself.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from typing import Any
 
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from glec_fast import Client, MQTTConfig, MQTTManager
+from glec_fast.outbox import received
 from support.lock_order import FatalWatch
 
 
 def main() -> None:
     FatalWatch().start()
     settings = json.loads(sys.argv[1])
+    if "dies_in" in settings:
+        setattr(received, settings["dies_in"], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     seen = os.open(settings["seen"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def on_message(message: Any) -> None:
@@ -52,7 +56,13 @@ def _manager(settings: dict[str, Any], on_message: Any) -> Any:
 
 def _client(settings: dict[str, Any], on_message: Any) -> Any:
     version = MQTTProtocolVersion(settings["protocol_version"])
-    client = Client(CallbackAPIVersion.VERSION2, settings["client_id"], protocol=version, store=settings["queue_path"])
+    client = Client(
+        CallbackAPIVersion.VERSION2,
+        settings["client_id"],
+        protocol=version,
+        store=settings["queue_path"],
+        broker_name=settings.get("broker_name", ""),
+    )
     client.reconnect_delay_set(0.05, 0.05)  # type: ignore[arg-type]
     client.on_connect = lambda *_: client.subscribe("in", 2)
     client.on_message = lambda _client, _userdata, message: on_message(message)
