@@ -619,7 +619,7 @@ cdef class MemoryOutbox(Outbox):
 
     def has_to_send(self) -> bool:
         """True where something was published that is yet to leave on this connection, and can before long."""
-        return self.is_awaited and not self.is_open
+        return not self.is_open and (self.is_awaited or (self.is_greeting and self.has_waiting))
 
     def pull(self):
         """Admit what the window has room for."""

@@ -129,6 +129,8 @@ cdef class RowOutbox(Outbox):
     # Ids of messages that are of this connection alone, see `DurableOutbox.say`, in flight.
     cdef readonly set _said
     cdef public bint _tells_all
+    # The server has accepted the connection, and what waits is read for it before it is open.
+    cdef public bint is_opening
     # Something was acknowledged on this connection.
     cdef public bint has_progress
     # The window is one exchange, and no QoS 0 goes, until `_may_widen`.
@@ -411,6 +413,10 @@ cdef class RowOutbox(Outbox):
             self.has_progress = self.has_progress or self.is_open
         return len(given_up)
 
+    def greet(self, bint session_present, int receive_maximum):
+        """See `Outbox.greet`. From here on a program may see that it is connected."""
+        self.is_opening = True
+
     def _begin_connection(self, int receive_maximum) -> tuple:
         """(what is parked, what is finished): neither is to be read as new."""
         with self.lock:
@@ -427,7 +433,7 @@ cdef class RowOutbox(Outbox):
         and how many they were.
         """
         with self.lock:
-            self.is_open = False
+            self.is_open = self.is_opening = False
             proven, left = self.session.proven_count, self.session.left_count
             self.session.park()
             for message_id in self._said:

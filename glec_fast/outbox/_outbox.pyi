@@ -268,6 +268,8 @@ class RowOutbox(Outbox):
     _finished: Finished
     _in_doubt: list[tuple[int, Decision]]
     _tells_all: bool
+    is_opening: bool
+    """The server has accepted the connection, and what waits is read for it before it is open."""
     has_progress: bool
     """Something was acknowledged on this connection."""
     is_narrow: bool

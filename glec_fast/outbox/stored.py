@@ -277,7 +277,7 @@ class DurableOutbox(RowOutbox):
         connection, what was published since it was begun.
         """
         if not self.is_open:
-            return self.is_awaited
+            return self.is_awaited or (self.is_opening and not self.store.is_failing and self._has_waiting_rows())
         session = self.session
         if self.store.is_failing or session.publish_quota <= 0:
             return False
@@ -706,6 +706,7 @@ class DurableOutbox(RowOutbox):
             must_wait = self._unanswered.begin(self.session.released_ids(), time.monotonic())
         self.is_proving = must_wait
         if must_wait:
+            self.is_opening = False
             self._ask_for_answers()
         else:
             self._open()
@@ -730,7 +731,7 @@ class DurableOutbox(RowOutbox):
                 self._allow_aliases()
             self._again.clear()
             self._rewind(parked, finished)
-            self.is_open = True
+            self.is_open, self.is_opening = True, False
             # QoS 0 messages may still wait in memory for company; now they can go.
             self.store.request_commit()
             self._pull()

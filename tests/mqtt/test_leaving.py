@@ -15,6 +15,7 @@ import pytest
 
 import glec_fast.mqtt as mqtt
 from glec_fast import MQTTManager
+from glec_fast.mqtt.client import parts_of
 from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, eventually, quick_config
 from support.program import kept
@@ -400,12 +401,45 @@ def test_a_manager_sends_what_was_published_before_it_leaves(
 ) -> None:
     manager = MQTTManager(quick_config(broker.url, tmp_path))
     manager.connect()
-    # A moment after `is_connected` the queue is open for this connection; before, what is published stays in the file.
-    assert eventually(lambda: manager.is_connected() and manager._outbox.is_open)
+    assert eventually(manager.is_connected)
     manager.publish("t", b"x", 1)
     manager.disconnect()
     assert arrived(subscriber) == [b"x"]
     assert kept(tmp_path / "queue.db") == []
+
+
+@pytest.mark.parametrize("leave", ["disconnect", "close"])
+@pytest.mark.parametrize("kind", ["memory", "store"])
+def test_leaving_between_the_acceptance_and_the_opening_of_the_queue(
+    kind: str, leave: str, broker: Broker, subscriber: Subscriber, tmp_path: Path
+) -> None:
+    client = make(kind, tmp_path)
+    client.publish("t", "before", 1)
+    is_accepted, has_left = threading.Event(), threading.Event()
+
+    def on_connect(*_: object) -> None:
+        is_accepted.set()
+        assert has_left.wait(TIMEOUT_S)
+
+    client.on_connect = on_connect
+    client.connect(broker.host, broker.port)
+    client.loop_start()
+    assert is_accepted.wait(TIMEOUT_S)
+    client.publish("t", "behind it", 1)
+    if leave == "disconnect":
+        client.disconnect()
+        has_left.set()
+        client.loop_stop()
+        client.close()
+    else:
+        closing = threading.Thread(target=client.close)
+        closing.start()
+        assert eventually(lambda: parts_of(client).farewell.is_waiting or client._state.name == "MQTT_CS_DISCONNECTING")
+        has_left.set()
+        closing.join(TIMEOUT_S)
+    assert sorted(arrived(subscriber)) == [b"before", b"behind it"]
+    if kind == "store":
+        assert kept(tmp_path / "queue.db") == []
 
 
 @pytest.mark.parametrize("kind", ["memory", "store"])

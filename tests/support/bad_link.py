@@ -99,7 +99,7 @@ class Drive:
             if self._settings["resend_unproven"]:
                 subscriber.wait_for_all(set(published), FLUSH_TIMEOUT_S)
             else:
-                # Its answer proves what left before it, or the connection is found dead, and what was in the air counted.
+                # Its answer proves what left before it; else the connection is found dead, and what was lost counted.
                 manager.publish("t", "last", 1).wait_for_publish(FLUSH_TIMEOUT_S)
                 assert subscriber.wait_for_all({b"last"}, FLUSH_TIMEOUT_S)
             counts = Counter(subscriber.payloads())
