@@ -10,14 +10,16 @@ reference page docs/settings.md. To add a setting is to add a field:
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 from glec_fast.errors import ConfigError
-from glec_fast.validation import has_forbidden, is_utf8
+from glec_fast.validation import check_path, has_forbidden, is_utf8
+
+T = TypeVar("T")
 
 ENVIRONMENT_PREFIX = "GLEC_"
 _TEXT_MAX_BYTES = 65_535
@@ -77,6 +79,29 @@ def settings_of(settings_class: type, *, of_tls: bool = False) -> dict[str, Sett
         for each in fields(settings_class)
         if _METADATA_KEY in each.metadata
     }
+
+
+def refusing_unknown(settings_class: type[T]) -> type[T]:
+    """For a dataclass: a name that is no setting raises ConfigError, with the nearest that is one."""
+    plain = settings_class.__init__
+    known = [each.name for each in fields(settings_class)]  # type: ignore[arg-type]
+
+    @wraps(plain)
+    def checked(self: T, *values: object, **named: object) -> None:
+        for name in named.keys() - set(known):
+            raise ConfigError(f"{settings_class.__name__} has no setting {name!r}; {nearest(name, known)}", field=name)
+        plain(self, *values, **named)
+
+    setattr(settings_class, "__init__", checked)  # noqa: B010 - mypy takes it for a change of the signature
+    return settings_class
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to do about a name that is none of a setting."""
+    from difflib import get_close_matches  # costs memory that only a refusal is worth
+
+    found = get_close_matches(name, known, 1)
+    return f"did you mean {found[0]}?" if found else "`glec-fast settings` lists them"
 
 
 def check_settings(settings: Any) -> None:
@@ -180,14 +205,9 @@ def _check_flag(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be True or False", field=name)
 
 
-def _check_path(name: str, value: object) -> None:
-    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
-        raise ConfigError(f"{name} must be the path of a file", field=name)
-
-
 def _check_optional_path(name: str, value: object) -> None:
     if value is not None:
-        _check_path(name, value)
+        check_path(name, value)
 
 
 def _flag(text: str) -> bool:
@@ -221,7 +241,7 @@ def _range_in_words(what: str, lowest: float, highest: float, unit: str) -> str:
 
 
 FLAG = Kind("true or false", _flag, _check_flag)
-PATH = Kind("path of a file", trimmed, _check_path, is_path=True)
+PATH = Kind("path of a file", trimmed, check_path, is_path=True)
 OPTIONAL_PATH = Kind("path of a file", trimmed, _check_optional_path, is_path=True)
 # Python takes their content as well; whoever holds them checks that.
 FILE = Kind("path of a file", trimmed, is_path=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
 
 from glec_fast.errors import ConfigError, MessageError
 
@@ -124,6 +126,17 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def check_ids(name: str, ids: Iterable[int]) -> list[int]:
+    """Refuse what is no list of ids or numbers, as the queue has them; returns the list. Raises MessageError."""
+    says = f"{name} must be a list of ints, such as [1, 2]"
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise MessageError(says)
+    found = list(ids)
+    if not all(type(each) is int and -_ID_MAX <= each <= _ID_MAX for each in found):
+        raise MessageError(says)
+    return found
+
+
 def check_ttl(ttl_millis: int | None) -> None:
     """Refuse an age of expiry that is not a whole number of milliseconds. Raises MessageError."""
     if ttl_millis is not None and (type(ttl_millis) is not int or abs(ttl_millis) > _TTL_MAX_MS):
@@ -134,6 +147,27 @@ def check_id(message_id: int) -> None:
     """Refuse what cannot be a message id. Raises MessageError."""
     if type(message_id) is not int or not -_ID_MAX <= message_id <= _ID_MAX:
         raise MessageError(f"message id is {message_id!r}; it must be an int that `enqueue` returned")
+
+
+def check_timeout(timeout_s: float | None, name: str = "timeout_s") -> None:
+    """Refuse what is no length of time: a wait for NaN would never end. Raises ConfigError."""
+    if timeout_s is None:
+        return
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or timeout_s != timeout_s:
+        raise ConfigError(f"{name} is {timeout_s!r}; give seconds, or None to wait as long as it takes", field=name)
+
+
+def check_callback(name: str, callback: object) -> None:
+    """Refuse what cannot be called, long before it would be. Raises ConfigError."""
+    if not callable(callback):
+        raise ConfigError(f"{name} is {type(callback).__name__}; it must be a function", field=name)
+
+
+def check_path(name: str, path: object) -> None:
+    """Refuse what is no path, or none that a system has. Raises ConfigError."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{name} must be the path of a file, a str or a Path", field=name)
 
 
 def check_topic_level(name: str, value: str) -> None:

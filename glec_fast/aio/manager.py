@@ -26,6 +26,7 @@ from glec_fast.fleet.manager import MQTTManager
 from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
 from glec_fast.fleet.metrics import Metrics
 from glec_fast.outbox.handle import PublishHandle
+from glec_fast.validation import check_timeout
 
 if TYPE_CHECKING:
     from glec_fast._paho import MQTTMessage
@@ -282,6 +283,7 @@ class AsyncMQTTManager:
 
     async def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every accepted message is finished; False after the time-out, with nothing lost."""
+        check_timeout(timeout_s)
         loop, store = self._running_loop, self._manager.store
         deadline_s = None if timeout_s is None else loop.time() + timeout_s
         store.close_batch()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from glec_fast.errors import ConfigError
 from glec_fast.fleet.config import MQTTConfig
 from glec_fast.fleet.properties import load_properties, read_secret
-from glec_fast.settings import ENVIRONMENT_PREFIX, Setting, settings_of
+from glec_fast.settings import ENVIRONMENT_PREFIX, Setting, nearest, settings_of
 from glec_fast.tls.config import TLSConfig, warn_if_world_readable
 from glec_fast.tls.key_format import looks_like_a_key
 
@@ -69,11 +69,7 @@ def _check_names(environment: Mapping[str, str]) -> None:
     """A setting that is misspelt would be without effect, and nobody would know."""
     for name in environment:
         if name.startswith(ENVIRONMENT_PREFIX) and name not in _KNOWN:
-            from difflib import get_close_matches
-
-            nearest = get_close_matches(name, _KNOWN, 1)
-            advice = f"did you mean {nearest[0]}?" if nearest else "`glec-fast settings` lists them"
-            raise ConfigError(f"{name} in the environment is no setting; {advice}")
+            raise ConfigError(f"{name} in the environment is no setting; {nearest(name, _KNOWN)}")
 
 
 def _source(setting: Setting, environment: Mapping[str, str]) -> str | None:

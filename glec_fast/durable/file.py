@@ -37,6 +37,7 @@ from glec_fast.durable.salvage import (
     remove,
 )
 from glec_fast.errors import QueueFormatError, QueueReplacedError, QueueStorageError
+from glec_fast.validation import check_path
 
 __all__ = ["QueueFile", "Salvage", "discard", "holding", "is_damage", "look_into"]
 
@@ -50,6 +51,7 @@ class QueueFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        check_path("queue_path", path)
         # Links resolved: SQLite names its companions after the file.
         self.path = Path(path).resolve()
         self.salvage: Salvage | None = None

@@ -47,6 +47,7 @@ from glec_fast.runtime import green
 from glec_fast.runtime.latency import Latency
 from glec_fast.runtime.process import OfOneProcess
 from glec_fast.runtime.summing_log import SummingLog
+from glec_fast.validation import check_ids, check_timeout
 
 __all__ = ["DEFAULT_MAX_QUEUE_SIZE", "DEFAULT_MAX_RETRY", "Store"]
 
@@ -262,6 +263,7 @@ class Store(OfOneProcess):
 
         Also those that another program has put into the file until now.
         """
+        check_timeout(timeout_s)
         started_s = time.monotonic()
         self._gathering.close()
         if self.size == 0:
@@ -464,16 +466,18 @@ class Store(OfOneProcess):
         self.wait_durable(message_id)
         return message_id
 
-    def delete_quarantined(self, numbers: list[int]) -> int:
+    def delete_quarantined(self, numbers: Iterable[int]) -> int:
         """Delete these entries; returns how many there were."""
-        return self.run(lambda table: table.delete_set_aside(numbers))
+        checked = check_ids("numbers", numbers)
+        return self.run(lambda table: table.delete_set_aside(checked))
 
-    def purge(self, ids: list[int]) -> int:
+    def purge(self, ids: Iterable[int]) -> int:
         """Drop these messages, but for those that the server has or may have; returns how many there are in the queue.
 
         They go with the next transaction, and are told of as drops.
         """
-        return self.run(lambda table: self._supply.purge(table, ids))
+        checked = check_ids("message_ids", ids)
+        return self.run(lambda table: self._supply.purge(table, checked))
 
     def drop_expired(self) -> int:
         """Drop every row whose time is over; returns how many, but for those in flight, which go behind them."""

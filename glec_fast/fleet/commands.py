@@ -24,12 +24,12 @@ from glec_fast.durable import command_log
 from glec_fast.durable.command_log import Key, Origin
 from glec_fast.durable.extras import extras_with
 from glec_fast.errors import ConfigError, GlecError, MessageError, QueueClosedError, QueueStorageError
-from glec_fast.fleet.handlers import Call, Executor, check_handler
+from glec_fast.fleet.handlers import Call, Executor
 from glec_fast.fleet.inbox import UNCLAIMED_S
 from glec_fast.fleet.payload import as_payload
 from glec_fast.mqtt.inbound_message import kept_message
 from glec_fast.runtime._lock import Lock
-from glec_fast.validation import check_publish, check_topic_level
+from glec_fast.validation import check_callback, check_publish, check_topic_level
 
 if TYPE_CHECKING:
     from glec_fast._paho import MQTTMessage
@@ -171,7 +171,7 @@ class Commands:
     def declare(self, name: str, handler: Handler, on_crash: OnCrash) -> None:
         """Have `handler` run commands of this name. Raises ConfigError."""
         check_topic_level("name", name)
-        check_handler(handler)
+        check_callback("handler", handler)
         if on_crash not in ("retry", "fail"):
             raise ConfigError(f"on_crash is {on_crash!r}; it must be 'retry' or 'fail'", field="on_crash")
         self._declared[name] = _Declared(handler, on_crash)

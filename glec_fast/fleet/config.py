@@ -27,6 +27,7 @@ from glec_fast.settings import (
     optional_text,
     parsed,
     parsed_list,
+    refusing_unknown,
     setting,
     settings_of,
     trimmed,
@@ -85,6 +86,7 @@ def _ip_address(text: str) -> object:
     raise ValueError("it must be an IP address of this machine")
 
 
+@refusing_unknown
 @dataclass(frozen=True)
 class MQTTConfig:
     """Settings of one gateway; immutable. Raises ConfigError for one that is malformed or contradicts another.

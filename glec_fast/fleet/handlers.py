@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
-from glec_fast.errors import ConfigError
 from glec_fast.runtime._lock import Condition
 from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.runtime.thread import Thread
@@ -27,12 +26,6 @@ class Call(NamedTuple):
     handler: Callable[..., Any]
     arguments: tuple[Any, ...]
     done: Done
-
-
-def check_handler(handler: object) -> None:
-    """Refuse what cannot be called. Raises ConfigError."""
-    if not callable(handler):
-        raise ConfigError(f"handler is {type(handler).__name__}; it must be a function", field="handler")
 
 
 class Executor(Protocol):

@@ -37,6 +37,7 @@ class Heartbeat:
 
     def report_vehicle(self, can_messages_received: int | None, battery_voltage: float | None) -> None:
         """See `MQTTManager.report_vehicle`."""
+        Status("online", 0, battery_voltage, 0, 0, can_messages_received or 0, 0, 0)
         if can_messages_received is not None:
             self._can_frames = can_messages_received
         if battery_voltage is not None:

@@ -10,10 +10,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from glec_fast.errors import MessageError, QueueClosedError
-from glec_fast.fleet.handlers import Call, Executor, check_handler
+from glec_fast.fleet.handlers import Call, Executor
 from glec_fast.fleet.inbox import Arrival, Inbox
 from glec_fast.fleet.subscriptions import Subscription, Subscriptions
 from glec_fast.runtime._lock import Lock
+from glec_fast.validation import check_callback
 
 if TYPE_CHECKING:
     from paho.mqtt.reasoncodes import ReasonCode
@@ -92,7 +93,7 @@ class Incoming:
     def subscribe(self, topic_filter: str, handler: Callable[[Any], object], qos: int) -> Subscription:
         """See `MQTTManager.subscribe`."""
         self._refuse_commands(topic_filter)
-        check_handler(handler)
+        check_callback("handler", handler)
         self._inbox.add_route(topic_filter, partial(self._handle, topic_filter, handler))
         return self._subscriptions.want(topic_filter, qos)
 

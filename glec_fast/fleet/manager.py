@@ -22,6 +22,7 @@ from glec_fast.engine.probe import probe
 from glec_fast.engine.refusal import refusal
 from glec_fast.engine.routes import Routes
 from glec_fast.errors import (
+    ConfigError,
     MessageError,
     PinningError,
     QueueClosedError,
@@ -46,7 +47,7 @@ from glec_fast.runtime import process
 from glec_fast.runtime._lock import Lock
 from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.tls.config import TLSConfig
-from glec_fast.validation import check_filter, check_publish
+from glec_fast.validation import check_callback, check_filter, check_publish
 
 if TYPE_CHECKING:
     from glec_fast.fleet.commands import CommandContext, OnCrash
@@ -79,6 +80,8 @@ class MQTTManager(Overseen):
     """
 
     def __init__(self, config: MQTTConfig, *, clocks: Clocks | None = None) -> None:
+        if not isinstance(config, MQTTConfig):
+            raise ConfigError(f"config is {type(config).__name__}; give an MQTTConfig")
         self.config = config
         self._clocks = clocks or Clocks()
         self._lock = Lock("MQTTManager._lock")
@@ -164,6 +167,8 @@ class MQTTManager(Overseen):
 
         Of what was lost in the air, see `Metrics`, it is told by the network thread, as far as that knows which it was.
         """
+        if callback is not None:
+            check_callback("callback", callback)
         self._drops.callback = callback
 
     def connect(self) -> None:
@@ -410,7 +415,7 @@ class MQTTManager(Overseen):
 
         They count as dropped, with the reason `purged`, and the drop callback is told of each.
         """
-        return self._store.purge(list(message_ids))
+        return self._store.purge(message_ids)
 
     @property
     def broker_url(self) -> str:
@@ -423,7 +428,10 @@ class MQTTManager(Overseen):
         return self._figures.snapshot(self._clocks.wall_ms() / 1000, incoming, is_connected=self.is_connected())
 
     def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:
-        """What only the caller knows, for the status heartbeat: CAN frames so far, battery in volts."""
+        """What only the caller knows, for the status heartbeat: CAN frames so far, battery in volts.
+
+        Raises MessageError for what no status can have.
+        """
         self._heartbeat.report_vehicle(can_messages_received, battery_voltage)
 
     def enable_debug_logging(self, enabled: bool = True) -> None:

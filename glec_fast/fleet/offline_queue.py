@@ -13,7 +13,7 @@ from glec_fast.durable.clock import Clocks
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.store import DEFAULT_MAX_QUEUE_SIZE, DEFAULT_MAX_RETRY, Store
 from glec_fast.durable.transaction import Row
-from glec_fast.errors import QueueStorageError
+from glec_fast.errors import MessageError, QueueStorageError
 from glec_fast.fleet.config import check_queue_settings
 from glec_fast.fleet.overseen import Overseen
 from glec_fast.fleet.payload import as_payload
@@ -22,6 +22,7 @@ from glec_fast.runtime import process
 from glec_fast.validation import check_id, check_publish, check_ttl
 
 _HOUR_MS = 60 * 60 * 1000
+_ROW_LENGTH = 3
 
 logger = logging.getLogger("glec_fast")
 
@@ -122,7 +123,10 @@ class OfflineQueueManager(Overseen):
         """
         check_ttl(ttl_millis)
         checked = []
-        for topic, payload, qos in rows:
+        for row in rows if isinstance(rows, Iterable) else (rows,):
+            if not isinstance(row, tuple | list) or len(row) != _ROW_LENGTH:
+                raise MessageError(f"a row is {type(row).__name__}; give (topic, payload, qos) for each message")
+            topic, payload, qos = row
             check_publish(topic, qos)
             checked.append((topic, as_payload(payload), qos))
         ids = self._store.append_many(checked, ttl_millis)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from glec_fast.runtime.process import OfOneProcess
+from glec_fast.validation import check_ids
 
 if TYPE_CHECKING:
     from glec_fast.durable.in_doubt import InDoubt
@@ -37,9 +38,9 @@ class Overseen(OfOneProcess):
 
         Raises MessageError for an entry that no message can be made of; those before it are in the queue then.
         """
-        given = [self._store.retry_quarantined(number) for number in numbers]
+        given = [self._store.retry_quarantined(number) for number in check_ids("numbers", numbers)]
         return [message_id for message_id in given if message_id is not None]
 
     def delete_quarantined(self, numbers: Iterable[int]) -> int:
         """Delete these entries for good; returns how many there were."""
-        return self._store.delete_quarantined(list(numbers))
+        return self._store.delete_quarantined(numbers)

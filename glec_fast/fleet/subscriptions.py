@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from glec_fast.errors import SubscriptionRefusedError
 from glec_fast.runtime._lock import Condition
+from glec_fast.validation import check_timeout
 
 if TYPE_CHECKING:
     from glec_fast.mqtt.client import Client
@@ -42,6 +43,7 @@ class Subscription:
 
         Raises SubscriptionRefusedError where the broker refuses it on this connection.
         """
+        check_timeout(timeout_s)
         return self._owner.wait_granted(self.topic_filter, self.qos, timeout_s)
 
 

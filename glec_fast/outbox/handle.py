@@ -11,6 +11,7 @@ from glec_fast._paho import MQTTMessageInfo, error_string
 from glec_fast.durable.outcomes import DropReason
 from glec_fast.errors import PublishError, QueueClosedError
 from glec_fast.runtime._lock import Condition
+from glec_fast.validation import check_timeout
 
 
 class PublishHandle(MQTTMessageInfo):
@@ -56,6 +57,7 @@ class PublishHandle(MQTTMessageInfo):
 
         False at once for a QoS 0 message that went right to the broker. Raises QueueStorageError where the disk fails.
         """
+        check_timeout(timeout_s)
         wait_durable = getattr(self, "_wait_durable", None)
         return wait_durable is not None and wait_durable(self.mid, timeout_s)
 
@@ -66,6 +68,7 @@ class PublishHandle(MQTTMessageInfo):
         QueueClosedError where its queue was closed first: if it was on disk, the file's next use sends it.
         """
         self._raise_for_error()
+        check_timeout(timeout, "timeout")
         deadline_s = None if timeout is None else time.monotonic() + timeout
         with self._condition:
             while self._fate is None:

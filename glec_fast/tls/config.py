@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
 
 from glec_fast.errors import ConfigError
-from glec_fast.settings import FILE, FLAG, PINS, check_settings, one_of, optional_text, parsed_list, setting
+from glec_fast.settings import (
+    FILE,
+    FLAG,
+    PINS,
+    check_settings,
+    one_of,
+    optional_text,
+    parsed_list,
+    refusing_unknown,
+    setting,
+)
 from glec_fast.tls.files import Material, load_authorities, load_client, load_revocation_lists, read_files
 from glec_fast.tls.key_format import looks_like_a_key
 from glec_fast.tls.pinning import check_pins
@@ -39,6 +49,7 @@ def _check_protocol(text: str) -> None:
         raise ValueError("it must be the name of a protocol, of ASCII and at most 255 characters")
 
 
+@refusing_unknown
 @dataclass(frozen=True, repr=False)
 class TLSConfig:
     """How to reach a broker over TLS. Make one with `create_server_auth` or `create_mutual_tls`. Immutable.
