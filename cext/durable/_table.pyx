@@ -15,7 +15,6 @@ from cpython.bytes cimport PyBytes_CheckExact, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.long cimport PyLong_AsLongAndOverflow, PyLong_AsLongLongAndOverflow, PyLong_CheckExact
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_GET_ITEM, PyTuple_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize, PyUnicode_CheckExact, PyUnicode_GET_LENGTH
 from libc.errno cimport errno
@@ -25,9 +24,8 @@ from libc.string cimport memchr, memset
 
 cimport histogram
 
-from glec_fast.errors import MessageError
+from glec_fast.durable._steps import ranges_of
 from glec_fast.durable.foreign_rows import (
-    ID_MAX,
     STAMP_MAX_MS,
     TIME_MAX_MS,
     are_extras,
@@ -35,7 +33,7 @@ from glec_fast.durable.foreign_rows import (
     as_number,
     as_time_ms,
 )
-from glec_fast.durable.in_doubt import Decision
+from glec_fast.errors import MessageError
 from glec_fast.validation import PAYLOAD_MAX_BYTES, has_forbidden
 
 cdef extern from "sys/timex.h":
@@ -115,29 +113,6 @@ cdef str READ_ODD = (
     "SELECT CAST(topic AS BLOB), CAST(payload AS BLOB), typeof(payload), "
     + ", ".join([ODD_NUMBER.format(name) for name in ("qos", "timestamp", "ttl", "retry_count")])
     + " FROM mqtt_offline_queue WHERE id = ?")
-cdef str SET_ASIDE = (
-    "INSERT INTO glec_set_aside (time, reason, message_id, topic, payload, qos, timestamp, ttl, retry_count, retain,"
-    " expiry_interval, properties) SELECT ?3, ?2, id, topic,"
-    " payload, qos, timestamp, ttl, retry_count, retain, expiry_interval, properties FROM mqtt_offline_queue"
-    " LEFT JOIN glec_extras ON message_id = id WHERE id = ?1")
-# The newest, up to so many and so many bytes, but always the last; and none of an age that its time tells.
-cdef str TRIM_SET_ASIDE = (
-    "DELETE FROM glec_set_aside WHERE number <= (SELECT max(number) FROM glec_set_aside) - ?1"
-    " OR (typeof(time) = 'integer' AND time BETWEEN ?3 AND ?4) OR number IN"
-    " (SELECT number FROM (SELECT number, sum(length(CAST(payload AS BLOB))) OVER (ORDER BY number DESC) AS bytes"
-    " FROM glec_set_aside) WHERE bytes > ?2 AND number < (SELECT max(number) FROM glec_set_aside))")
-cdef str IS_ANY_SET_ASIDE = "SELECT EXISTS (SELECT 1 FROM glec_set_aside)"
-cdef str LIST_SET_ASIDE = (
-    "SELECT number, iif(typeof(time) = 'integer', time, 0), CAST(reason AS BLOB),"
-    " iif(typeof(message_id) = 'integer', message_id, 0), coalesce(CAST(topic AS BLOB), x''),"
-    " iif(typeof(qos) = 'integer', qos, 0), coalesce(length(CAST(payload AS BLOB)), 0),"
-    " iif(typeof(retry_count) = 'integer', retry_count, 0) FROM glec_set_aside ORDER BY number")
-cdef str READ_SET_ASIDE = (
-    "SELECT CAST(topic AS BLOB), CAST(payload AS BLOB), typeof(payload), "
-    + ODD_NUMBER.format("qos") + ", " + ", ".join(
-        [f"iif(typeof({name}) = 'text', x'', {name})" for name in ("retain", "expiry_interval", "properties")])
-    + " FROM glec_set_aside WHERE number = ?")
-
 cdef int64_t TIME_BOUND_MS = TIME_MAX_MS
 cdef Py_ssize_t PAYLOAD_BYTES = PAYLOAD_MAX_BYTES
 # Beyond that another writer may mean "never".
@@ -148,24 +123,6 @@ cdef str MOVE_TIMES = (
     " ttl = iif(ttl BETWEEN -?3 AND ?3, ttl + ?1, ttl)"
     " WHERE id >= ?2")
 
-# Times that fit each other: since boot is never below 0, nor is a boot as long ago as times can be.
-cdef str LOAD_CLOCK = (
-    "SELECT boot_id, queue_offset, wall_offset, queue_time, first_id FROM glec_clock WHERE id = 1"
-    " AND typeof(boot_id) = 'text' AND boot_id NOT GLOB '*[^ -~]*'"
-    " AND typeof(queue_offset) = 'integer' AND queue_offset BETWEEN -?1 AND ?1"
-    " AND typeof(wall_offset) = 'integer' AND wall_offset BETWEEN -?1 AND ?1"
-    " AND typeof(queue_time) = 'integer' AND queue_time BETWEEN queue_offset AND ?1"
-    " AND typeof(first_id) = 'integer' AND first_id BETWEEN 0 AND ?2")
-cdef str LOAD_GATHERED = (
-    "SELECT CAST(topic AS BLOB), CAST(payload AS BLOB), CAST(properties AS BLOB) FROM glec_gathered")
-cdef str LOAD_SESSION = (
-    "SELECT CAST(client_id AS BLOB), CAST(broker AS BLOB), iif(typeof(client_id) = 'text' AND typeof(broker) = 'text'"
-    " AND typeof(in_flight) = 'blob', in_flight, NULL) FROM glec_session WHERE id = 1")
-cdef str READ_KEPT = (
-    "SELECT CAST(client_id AS BLOB), CAST(broker AS BLOB), in_flight FROM glec_kept_session"
-    " WHERE typeof(client_id) = 'text' AND typeof(broker) = 'text' AND typeof(in_flight) = 'blob' ORDER BY id")
-cdef str KEEP_SESSION = "INSERT OR REPLACE INTO glec_kept_session (client_id, broker, in_flight) VALUES (?, ?, ?)"
-cdef str DELETE_KEPT = "DELETE FROM glec_kept_session WHERE client_id = ? AND broker = ?"
 cdef str OLDEST = f"SELECT min(timestamp) FROM mqtt_offline_queue WHERE timestamp BETWEEN 0 AND {TIME_MAX_MS}"
 cdef str STRANGERS = "SELECT id FROM mqtt_offline_queue WHERE id > ? ORDER BY timestamp, id"
 cdef str ADOPT = (
@@ -175,22 +132,6 @@ cdef str ADOPT_EXTRAS = "UPDATE OR REPLACE glec_extras SET message_id = ?2 WHERE
 cdef str HAS_ROW = (
     "SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id = ? AND topic = ? AND payload IS ? AND timestamp = ?)")
 cdef str SET_LAST_ID = "UPDATE sqlite_sequence SET seq = ? WHERE name = 'mqtt_offline_queue'"
-
-cdef str ADD_IN_DOUBT = (
-    "INSERT INTO glec_in_doubt (time, message_id, topic, decision)"
-    " SELECT ?, id, topic, ? FROM mqtt_offline_queue WHERE id = ?")
-cdef str TRIM_IN_DOUBT = "DELETE FROM glec_in_doubt WHERE number <= (SELECT max(number) FROM glec_in_doubt) - ?"
-cdef str ADD_ALL_IN_DOUBT = (
-    "INSERT INTO glec_in_doubt (time, message_id, topic, decision)"
-    " SELECT ?, id, topic, ? FROM (SELECT id, topic FROM mqtt_offline_queue WHERE qos = 2"
-    " ORDER BY timestamp, id LIMIT ?)")
-# Entries that a damaged page has made something else of are left out: a time within the years that a date can have.
-cdef str READ_IN_DOUBT = (
-    "SELECT number, time, message_id, CAST(topic AS BLOB), decision FROM glec_in_doubt"
-    " WHERE typeof(time) = 'integer' AND time BETWEEN 0 AND 253402300799000 AND typeof(message_id) = 'integer'"
-    f" AND typeof(topic) = 'text' AND decision IN ({', '.join([repr(each.value) for each in Decision])})"
-    " ORDER BY number")
-
 
 cdef object stored_payload(object payload):
     """TEXT where the bytes are UTF-8 without NUL, which SQLite's own functions take for the end; else as they are."""
@@ -237,39 +178,6 @@ def accept(intake, topic, payload, int qos, int64_t now_ms, int64_t expires_at_m
     if register is not None:
         register(message_id)
     return message_id
-
-
-def ranges_of(list ids) -> list:
-    cdef list ranges = []
-    cdef int64_t first, last, current
-    if not ids:
-        return ranges
-    ids.sort()
-    first = last = ids[0]
-    for current in ids:
-        if current > last + 1:
-            ranges.append((first, last))
-            first = current
-        last = current
-    ranges.append((first, last))
-    return ranges
-
-
-def merged(list ranges) -> list:
-    cdef list fewest = []
-    cdef int64_t first, last, next_first, next_last
-    if len(ranges) < 2:
-        return ranges
-    ranges.sort()
-    first, last = ranges[0]
-    for next_first, next_last in ranges:
-        if next_first > last + 1:
-            fewest.append((first, last))
-            first, last = next_first, next_last
-        elif next_last > last:
-            last = next_last
-    fewest.append((first, last))
-    return fewest
 
 
 def is_any_expired(list rows, now_ms) -> bool:
@@ -351,92 +259,6 @@ def known(list rows, int64_t through_id) -> int:
     return len(rows)
 
 
-# An exception that comes from outside (KeyboardInterrupt, PyThreadState_SetAsyncExc, a trace function) is raised
-# between two steps of Python code, never within C. So what must not come apart is done here.
-
-
-def keep_calling(function, goes_on):
-    cdef object error = None
-    cdef bint is_over = False
-    while not is_over:
-        try:
-            if error is not None:
-                caught, error = error, None
-                is_over = not goes_on(caught)
-                error = caught if is_over else None
-            if not is_over:
-                function()
-                is_over = True
-        except BaseException as raised:
-            error = raised
-    if error is not None:
-        raise error
-
-
-def raised_by(function, *arguments):
-    try:
-        function(*arguments)
-    except BaseException as error:
-        return error
-
-
-def hand_over(function, list items):
-    error = raised_by(function, items.copy())
-    items.clear()
-    return error
-
-
-def take_image(outbox, list kept, list in_doubt) -> tuple:
-    version, image, entries = outbox.take_image(kept)
-    in_doubt += entries
-    return version, image
-
-
-def remove_taken(list waiting, list taken):
-    del waiting[:PyList_GET_SIZE(taken)]
-    taken.clear()
-
-
-cdef class Finished:
-    # A stream finishes in order: thousands of ids are one range, and the next few make it longer.
-    cdef readonly list ids, ranges
-
-    def __init__(self):
-        self.ids = []
-        self.ranges = []
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def add(self, list ids not None):
-        cdef int64_t first, last, current
-        cdef Py_ssize_t followed = 0
-        cdef Py_ssize_t last_index = len(self.ranges) - 1
-        self.ids += ids
-        if last_index >= 0:
-            first, last = self.ranges[last_index]
-            for current in ids:
-                if current != last + 1:
-                    break
-                last = current
-                followed += 1
-            self.ranges[last_index] = (first, last)
-        if followed < len(ids):
-            self.ranges = merged(self.ranges + ranges_of(ids[followed:]))
-
-    def take_from(self, outbox):
-        self.add(outbox.take_finished())
-
-    def remove_first(self, Py_ssize_t count):
-        cdef list ids = self.ids[count:]
-        self.ranges = ranges_of(ids.copy())
-        self.ids = ids
-
-    def remove_taken(self, list taken):
-        self.remove_first(len(taken))
-        taken.clear()
-
-
 cdef class DiskTimes:
     cdef uint64_t rows[3]
     cdef histogram.Histogram latency
@@ -462,8 +284,8 @@ cdef class DiskTimes:
 
 cdef class QueueTable:
     cdef readonly object connection
+    cdef readonly str encoding
     cdef object execute, executemany
-    cdef str encoding
     cdef public int64_t deleted
     cdef readonly tuple position
     cdef readonly Py_ssize_t met
@@ -598,58 +420,27 @@ cdef class QueueTable:
             # Deleted meanwhile.
             return None
         topic, payload, kind, qos, timestamp, ttl, retry_count = found
-        payload = payload or b""
-        if kind != "blob" and self.encoding != "UTF-8":
-            payload = payload.decode(self.encoding, "surrogatepass").encode("utf-8", "surrogatepass")
         try:
-            name, level = as_message(topic, qos, payload, self.encoding)
+            name, stored, level = self.message_of(topic, payload, kind, qos)
             if with_extras:
                 extras = row[ROW_COLUMNS:]
                 if extras[0] is not None and not are_extras(*extras):
                     raise MessageError("its retain flag or properties are none")
         except MessageError as error:
-            self.unsendable.append((row[0], self._text(topic), qos if type(qos) is int else 0, str(error)))
+            self.unsendable.append((row[0], self.text(topic), qos if type(qos) is int else 0, str(error)))
             return None
-        return (row[0], name, stored_payload(payload), level, as_time_ms(timestamp, 0), as_time_ms(ttl, TIME_MAX_MS),
+        return (row[0], name, stored, level, as_time_ms(timestamp, 0), as_time_ms(ttl, TIME_MAX_MS),
                 *(extras if with_extras else (as_number(retry_count) or 0,) * (PyTuple_GET_SIZE(row) - ROW_COLUMNS)))
 
-    cdef str _text(self, topic):
-        """For those who are told: what of it is none is replaced."""
-        return "" if topic is None else (<bytes>topic).decode(self.encoding, "replace")
-
-    def set_aside(self, list reasons, int64_t time_ms):
-        self.executemany(SET_ASIDE, [(*pair, time_ms) for pair in reasons])
-
-    def trim_set_aside(self, int rows_max, int64_t bytes_max, int64_t from_ms, int64_t through_ms):
-        if self.execute(IS_ANY_SET_ASIDE).get:
-            self.execute(TRIM_SET_ASIDE, (rows_max, bytes_max, from_ms, through_ms))
-
-    def list_set_aside(self) -> list:
-        return [(*row[:2], self._text(row[2]), row[3], self._text(row[4]), *row[5:])
-                for row in self.execute(LIST_SET_ASIDE)]
-
-    def read_set_aside(self, int64_t number):
-        found = self.execute(READ_SET_ASIDE, (number,)).fetchone()
-        if found is None:
-            return None
-        topic, payload, kind, qos, retain, expiry_interval_s, properties = found
+    def message_of(self, topic, payload, kind, qos) -> tuple:
         payload = payload or b""
         if kind != "blob" and self.encoding != "UTF-8":
             payload = payload.decode(self.encoding, "surrogatepass").encode("utf-8", "surrogatepass")
         name, level = as_message(topic, qos, payload, self.encoding)
-        extras = None
-        if retain is not None:
-            if not are_extras(retain, expiry_interval_s, properties):
-                raise MessageError("its retain flag or properties are none")
-            extras = (bool(retain), expiry_interval_s, properties)
-        return name, stored_payload(payload), level, extras
+        return name, stored_payload(payload), level
 
-    def delete_set_aside(self, list numbers) -> int:
-        cdef int64_t deleted = 0
-        for number in numbers:
-            self.execute("DELETE FROM glec_set_aside WHERE number = ?", (number,))
-            deleted += self.connection.changes()
-        return deleted
+    def text(self, value) -> str:
+        return "" if value is None else (<bytes>value).decode(self.encoding, "replace")
 
     def heads_by_id(self, list ids) -> list:
         cdef list heads = []
@@ -685,7 +476,7 @@ cdef class QueueTable:
 
     def _heads(self, str statement, tuple bindings):
         for message_id, topic, qos, timestamp_ms in self.execute(statement, bindings):
-            yield message_id, self._text(topic), qos, timestamp_ms
+            yield message_id, self.text(topic), qos, timestamp_ms
 
     def increment_retry_count(self, list ids) -> int:
         cdef int64_t changed = 0
@@ -723,19 +514,6 @@ cdef class QueueTable:
             (TIME_MAX_MS,)).get
         return tuple([None if each is None else round(each) for each in times])
 
-    def add_in_doubt(self, int64_t time_ms, list entries, int limit):
-        self.executemany(ADD_IN_DOUBT, [(time_ms, decision, message_id) for message_id, decision in entries])
-        self.execute(TRIM_IN_DOUBT, (limit,))
-
-    def add_all_in_doubt(self, int64_t time_ms, decision, int limit) -> int:
-        self.execute(ADD_ALL_IN_DOUBT, (time_ms, decision, limit))
-        cdef int64_t count = self.connection.changes()
-        self.execute(TRIM_IN_DOUBT, (limit,))
-        return count
-
-    def read_in_doubt(self) -> list:
-        return [(*entry[:3], self._text(entry[3]), entry[4]) for entry in self.execute(READ_IN_DOUBT)]
-
     def move_times(self, int64_t by_ms, int64_t first_id, int64_t coming_ms) -> int:
         # Where older messages would then seem younger, also than those to come, which are stamped from `coming_ms` on,
         # their clock was as wrong, and their times are moved too. Times at the ends of the range, which another writer
@@ -752,60 +530,8 @@ cdef class QueueTable:
         self.execute(MOVE_TIMES, (by_ms, first, MOVED_MAX_MS))
         return first
 
-    def load_clock(self):
-        return self.execute(LOAD_CLOCK, (TIME_MAX_MS, ID_MAX)).fetchone()
-
-    def has_clock(self) -> bool:
-        return bool(self.execute("SELECT EXISTS (SELECT 1 FROM glec_clock)").get)
-
-    def save_clock(self, anchor):
-        self.execute("INSERT OR REPLACE INTO glec_clock VALUES (1, ?, ?, ?, ?, ?)", anchor)
-
     def holds(self, int64_t message_id) -> bool:
         return bool(self.execute("SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id = ?)", (message_id,)).get)
 
     def has(self, tuple row) -> bool:
         return bool(self.execute(HAS_ROW, (row[0], row[1], row[2], row[4])).get)
-
-    def has_gathered(self) -> bool:
-        return bool(self.execute("SELECT EXISTS (SELECT 1 FROM glec_gathered)").get)
-
-    def load_gathered(self) -> tuple:
-        topic, payload, properties = self.execute(LOAD_GATHERED).fetchone()
-        name, _ = as_message(topic, 0, payload, self.encoding)
-        return name, stored_payload(payload), properties
-
-    def save_gathered(self, tuple gathered):
-        if gathered:
-            self.execute("INSERT OR REPLACE INTO glec_gathered VALUES (1, ?, ?, ?)", gathered)
-        else:
-            self.execute("DELETE FROM glec_gathered")
-
-    def load_session(self):
-        row = self.execute(LOAD_SESSION).fetchone()
-        if row is None:
-            return None
-        client_id, broker, image = row
-        if image is None:
-            raise ValueError("its record of the session is of other types")
-        return client_id.decode(self.encoding), broker.decode(self.encoding), image
-
-    def save_session(self, str client_id, str broker, bytes image):
-        self.execute("INSERT OR REPLACE INTO glec_session VALUES (1, ?, ?, ?)", (client_id, broker, image))
-
-    def save_image(self, bytes image):
-        self.execute("UPDATE glec_session SET in_flight = ? WHERE id = 1", (image,))
-
-    def read_kept_sessions(self) -> list:
-        return [(client_id.decode(self.encoding), broker.decode(self.encoding), exchanges)
-                for client_id, broker, exchanges in self.execute(READ_KEPT)]
-
-    def keep_session(self, str client_id, str broker, exchanges):
-        if exchanges is None:
-            self.execute(DELETE_KEPT, (client_id, broker))
-        else:
-            self.execute(KEEP_SESSION, (client_id, broker, exchanges))
-
-
-def keep_for_ever(thing):
-    Py_INCREF(thing)

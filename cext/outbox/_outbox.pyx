@@ -36,7 +36,7 @@ from paho.mqtt.properties import Properties
 from glec_fast._paho import encode_payload
 from glec_fast.errors import UnsupportedError
 from glec_fast.protocol._session import Session
-from glec_fast.durable._table import Finished, merged
+from glec_fast.durable._steps import Finished, merged
 from glec_fast.outbox._pace import Pace
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.durable.in_doubt import Decision

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glec_fast.cli.queue_file import read_table
-from glec_fast.durable.in_doubt import Decision, InDoubt
+from glec_fast.durable.in_doubt import InDoubt, read_entries
 
 if TYPE_CHECKING:
     import argparse
@@ -42,5 +42,4 @@ def line_of(entry: InDoubt) -> str:
 
 def read_ledger(path: Path) -> list[InDoubt]:
     """The ledger in a queue file, oldest first. Raises QueueStorageError, QueueFormatError, MessageError."""
-    rows = read_table(path, lambda table: table.read_in_doubt())
-    return [InDoubt(*row[:4], Decision(row[4])) for row in rows]
+    return read_table(path, read_entries)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from glec_fast.cli.queue_file import read_table
 from glec_fast.cli.service_client import add_socket_option, ask_owner_of
-from glec_fast.durable.quarantine import Quarantined
+from glec_fast.durable.quarantine import Quarantined, read_entries
 from glec_fast.errors import MessageError, QueueLockedError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
 
@@ -124,7 +124,7 @@ def _ask_service(arguments: argparse.Namespace, question: str, number: int) -> d
 
 
 def _listed(path: Path) -> list[Quarantined]:
-    return [Quarantined(*row) for row in read_table(path, lambda table: table.list_set_aside())]
+    return read_table(path, read_entries)
 
 
 def line_of(entry: Quarantined) -> str:

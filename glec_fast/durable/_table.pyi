@@ -5,8 +5,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from glec_fast.durable.in_doubt import Decision
-from glec_fast.durable.transaction import Commit, Move, Outbox
+from glec_fast.durable.transaction import Commit, Move
 
 _T = TypeVar("_T")
 
@@ -52,29 +51,11 @@ def accept(
     Whatever cuts into it finds either nothing of the message or all. register: told the id, or None.
     """
 
-def ranges_of(ids: list[int]) -> list[tuple[int, int]]:
-    """Inclusive (first, last) ranges that cover just `ids`; sorts the list in place."""
-
-def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The fewest (first, last) ranges that cover what `ranges` cover; sorts the list in place."""
-
 def is_any_expired(rows: list[_Row], now_ms: int) -> bool:
     """True where the time of any of these rows is over."""
 
 def known(rows: list[_Row], through_id: int) -> int:
     """How many rows come before the first that has an id above `through_id`."""
-
-def keep_calling(function: Callable[[], object], goes_on: Callable[[BaseException], bool]) -> None:
-    """Call `function` until it returns, whatever is raised, and from wherever.
-
-    `goes_on` is told of each exception; where it says no, that is raised.
-    """
-
-def raised_by(function: Callable[..., object], *arguments: object) -> BaseException | None:
-    """What `function` raises, of whatever kind; None where it returns."""
-
-def hand_over(function: Callable[[list[_T]], object], items: list[_T]) -> BaseException | None:
-    """What `function` raises for a copy of `items`, None where it returns; which is empty then."""
 
 class DiskTimes:
     """How many rows reached the disk, and how long after their acceptance. Any thread may call it."""
@@ -90,32 +71,6 @@ class DiskTimes:
     def writing(self) -> tuple[list[int], int, int]:
         """How long they took: what `Latency.of` takes."""
 
-def take_image(outbox: Outbox, kept: list[tuple[int, int]], in_doubt: list[tuple[int, Decision]]) -> tuple[int, bytes]:
-    """(version, image) of an outbox, and what is in doubt behind the others in `in_doubt`."""
-
-def remove_taken(waiting: list[_T], taken: list[_T]) -> None:
-    """Remove those that came first, as many as `taken` has, and empty that: a second call removes nothing."""
-
-class Finished:
-    """The rows that are finished and not yet deleted: by id, and as the ranges that an image names them by."""
-
-    def __init__(self) -> None: ...
-    def __len__(self) -> int: ...
-    @property
-    def ids(self) -> list[int]:
-        """In the order in which they finished."""
-    @property
-    def ranges(self) -> list[tuple[int, int]]:
-        """The inclusive ranges that they make."""
-    def add(self, ids: list[int]) -> None:
-        """Behind those that are there."""
-    def take_from(self, outbox: Outbox) -> None:
-        """What an outbox has finished, behind those that are there."""
-    def remove_first(self, count: int) -> None:
-        """Remove the `count` that came first."""
-    def remove_taken(self, taken: list[int]) -> None:
-        """Remove those that came first, as many as `taken` has, and empty that: a second call removes nothing."""
-
 class QueueTable:
     """Statements on the connection of a `QueueFile`. The caller owns the connection and the transaction.
 
@@ -130,6 +85,9 @@ class QueueTable:
     @property
     def connection(self) -> apsw.Connection:
         """For statements of a job on tables beside the queue's."""
+    @property
+    def encoding(self) -> str:
+        """Of the bytes of a TEXT."""
     @property
     def position(self) -> tuple[float, int]: ...
     @property
@@ -167,6 +125,17 @@ class QueueTable:
 
     def delete_orphaned_extras(self) -> None:
         """Delete the extras of messages that another program has deleted."""
+
+    def message_of(
+        self, topic: bytes | None, payload: bytes | None, kind: str, qos: object
+    ) -> tuple[str, str | bytes, int]:
+        """(topic, payload as it is stored, QoS) of a row that was read as bytes; kind: SQLite's type of the payload.
+
+        Raises MessageError where no message can be made of it.
+        """
+
+    def text(self, value: bytes | None) -> str:
+        """A TEXT that was read as bytes, for those who are told: what of it is none is replaced."""
 
     def first_alert(self) -> tuple[float, int] | None:
         """(timestamp, id) of the first row of QoS 2; None where there is none, which takes a look at every row."""
@@ -206,24 +175,6 @@ class QueueTable:
     def heads_by_id(self, ids: list[int]) -> list[_Head]:
         """The heads of these messages, as far as there are any."""
 
-    def set_aside(self, reasons: list[tuple[int, str]], time_ms: int) -> None:
-        """Copy rows, by (id, reason), to where they wait for somebody to look at them. time_ms: Unix time."""
-
-    def trim_set_aside(self, rows_max: int, bytes_max: int, from_ms: int, through_ms: int) -> None:
-        """Keep of what is set aside the newest, up to so many and so many bytes, and none between these times."""
-
-    def list_set_aside(self) -> list[tuple[int, int, str, int, str, int, int, int]]:
-        """What is set aside, oldest first, as the fields of `Quarantined`."""
-
-    def read_set_aside(self, number: int) -> tuple[str, str | bytes, int, tuple[bool, int | None, bytes] | None] | None:
-        """(topic, payload, QoS, extras) of an entry that a message can be made of; None where there is none.
-
-        Raises MessageError where none can.
-        """
-
-    def delete_set_aside(self, numbers: list[int]) -> int:
-        """Delete these entries; returns how many there were."""
-
     def increment_retry_count(self, ids: list[int]) -> int:
         """Count one more failed attempt for each id; returns how many rows there were. Sorts the list in place."""
 
@@ -242,56 +193,11 @@ class QueueTable:
     def span_ms(self) -> tuple[int | None, int | None]:
         """(oldest, newest) timestamp, None each where the table is empty."""
 
-    def add_in_doubt(self, time_ms: int, entries: list[tuple[int, Decision]], limit: int) -> None:
-        """Record (message id, decision) of messages whose rows are still there, and keep the newest `limit`."""
-
-    def add_all_in_doubt(self, time_ms: int, decision: Decision, limit: int) -> int:
-        """Record that any message of QoS 2 may be in doubt, of the first `limit`; returns how many those are."""
-
-    def read_in_doubt(self) -> list[tuple[int, int, int, str, str]]:
-        """Every (number, time in ms, message id, topic, decision) recorded, oldest first."""
-
     def holds(self, message_id: int) -> bool:
         """True where there is a row of this id."""
 
     def has(self, row: _Row) -> bool:
         """True where this very row is on disk."""
 
-    def has_gathered(self) -> bool:
-        """True where the row of what is gathered is there."""
-
-    def load_gathered(self) -> tuple[str, str | bytes, bytes]:
-        """(topic, payload, packed properties) of it. Raises MessageError where it is no message."""
-
-    def save_gathered(self, gathered: tuple[str, bytes, bytes] | tuple[()]) -> None:
-        """Replace it; nothing for none."""
-
-    def load_session(self) -> tuple[str, str, bytes] | None:
-        """(client id, broker, in-flight image) of the last process, or None. Raises ValueError where it is none."""
-
-    def save_session(self, client_id: str, broker: str, image: bytes) -> None:
-        """Replace the session's row."""
-
-    def save_image(self, image: bytes) -> None:
-        """Replace the in-flight image of the session's row."""
-
-    def read_kept_sessions(self) -> list[tuple[str, str, bytes]]:
-        """(client id, broker, exchanges) of each session that was left and may be returned to, the oldest first."""
-
-    def keep_session(self, client_id: str, broker: str, exchanges: bytes | None) -> None:
-        """Write the exchanges of such a session, in place of those that were there; None forgets it."""
-
     def move_times(self, by_ms: int, first_id: int, coming_ms: int) -> int:
         """Add `by_ms` to the times of every message from `first_id` on; returns from which id on that was."""
-
-    def load_clock(self) -> tuple[str, int, int, int, int] | None:
-        """The fields of the clock's `Anchor`, or None where there is none that a clock can go on from."""
-
-    def has_clock(self) -> bool:
-        """True where there is a row, whatever it says."""
-
-    def save_clock(self, anchor: tuple[str, int, int, int, int]) -> None:
-        """Replace the clock's row."""
-
-def keep_for_ever(thing: object) -> None:
-    """Have nobody end `thing`, nor what it refers to: neither the garbage collector nor the interpreter's end."""

@@ -13,7 +13,7 @@ import apsw
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.dropping import Dropping
 from glec_fast.durable.file import QueueFile, discard, is_damage
-from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX
+from glec_fast.durable.in_doubt import add_entries
 from glec_fast.durable.inflight_log import SavedImage
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.outcomes import DropReason
@@ -112,7 +112,7 @@ class Caretaker:
         with copy:
             table = QueueTable(copy)
             if commit.in_doubt:
-                table.add_in_doubt(self._intake.clock.unix_ms(), commit.in_doubt, LEDGER_ROWS_MAX)
+                add_entries(table, self._intake.clock.unix_ms(), commit.in_doubt)
             table.delete(commit.deleting.copy())
             if commit.image is not None:
                 SavedImage(Path(copy.filename), self._status.log).write(table, commit.identity, commit.image)

@@ -16,7 +16,8 @@ from typing import TypeVar
 
 import apsw
 
-from glec_fast.durable._table import QueueTable, hand_over, keep_calling, raised_by
+from glec_fast.durable._steps import hand_over, keep_calling, raised_by
+from glec_fast.durable._table import QueueTable
 from glec_fast.durable.caretaker import Caretaker
 from glec_fast.durable.clock_steps import ClockSteps
 from glec_fast.durable.dropping import Dropping

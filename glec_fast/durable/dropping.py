@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 
+from glec_fast.durable import quarantine
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
 from glec_fast.durable.outcomes import Dropped, DropReason
@@ -115,7 +116,7 @@ class Dropping:
     def clean_up(self, table: QueueTable) -> bool:
         """Mark both, and delete what belongs to no row, or is old enough; True where there may be more of them."""
         table.delete_orphaned_extras()
-        table.trim_set_aside(*self._trimmed_to())
+        quarantine.trim(table, *self._trimmed_to())
         return DROP_ROWS_MAX in (self.choose_expired(table), self.choose_given_up(table))
 
     def mark_given_up(self, table: QueueTable, ids: Iterable[int]) -> None:
@@ -146,8 +147,8 @@ class Dropping:
                 if message_id in self.marked and message_id not in deleted
             ]
         if kept:
-            table.set_aside(kept, self._clock.unix_ms())
-            table.trim_set_aside(*self._trimmed_to())
+            quarantine.set_aside(table, kept, self._clock.unix_ms())
+            quarantine.trim(table, *self._trimmed_to())
         table.delete([each.message_id for each in marked])
         return marked
 

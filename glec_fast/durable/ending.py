@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from glec_fast.durable._table import keep_for_ever
+from glec_fast.durable._steps import keep_for_ever
 from glec_fast.durable.caretaker import Caretaker
 from glec_fast.durable.file import QueueFile, discard
 from glec_fast.durable.gathering import Gathering

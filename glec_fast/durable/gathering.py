@@ -17,6 +17,7 @@ from glec_fast.durable.extras import Extras
 from glec_fast.durable.foreign_rows import are_extras
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.schedule import Schedule
+from glec_fast.durable.state_rows import has_gathered, load_gathered
 from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Commit
 from glec_fast.errors import MessageError, QueueStorageError
@@ -101,14 +102,14 @@ class Gathering:
         # So many of the parts the row on disk has; and that of the transaction under way.
         self._saved = 0
         self._saving: tuple[Batch, int] | None = None
-        self._is_row = table.has_gathered()
+        self._is_row = has_gathered(table)
         if self._is_row:
             self._take_over(table)
 
     def _take_over(self, table: QueueTable) -> None:
         """What an earlier process had gathered is a message of the queue, with the transaction that empties its row."""
         try:
-            topic, payload, properties = table.load_gathered()
+            topic, payload, properties = load_gathered(table)
         except MessageError as error:
             logger.error("what was gathered to be one message is none, and is left out: %s", error)
             return

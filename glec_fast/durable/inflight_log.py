@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.lock import sync_folder
+from glec_fast.durable.state_rows import load_session, save_image, save_session
 from glec_fast.runtime.summing_log import SummingLog
 
 _SLOT_BYTES = 16 * 1024
@@ -134,7 +135,7 @@ class SavedImage:
         Raises UnreadableImageError where it cannot be told which is the latest; see `forget`.
         """
         try:
-            known = table.load_session()
+            known = load_session(table)
             if known is None:
                 self._is_log_ahead = False
                 return b""
@@ -150,7 +151,7 @@ class SavedImage:
     def forget(self, table: QueueTable) -> None:
         """Write that nothing is in flight, and nobody's the session; the log counts no more. Within a transaction."""
         self._number += 1
-        table.save_session("", "", _as_row(Numbered(self._generation, self._number, b"")))
+        save_session(table, "", "", _as_row(Numbered(self._generation, self._number, b"")))
         self._to_row = ("", ""), b""
 
     def open_log(self) -> None:
@@ -228,9 +229,9 @@ class SavedImage:
         self._is_log_ahead = True
         stored = _as_row(Numbered(self._generation, self._number, image))
         if self._is_log_valid and identity == self.identity:
-            table.save_image(stored)
+            save_image(table, stored)
         elif any(identity):
-            table.save_session(*identity, stored)
+            save_session(table, *identity, stored)
         self._to_row = identity, image
 
     def on_committed(self) -> None:
@@ -243,7 +244,7 @@ class SavedImage:
 
     def is_written(self, table: QueueTable) -> bool:
         """True where the row has the image of the last transaction that wrote one, whatever was said of it."""
-        known = table.load_session()
+        known = load_session(table)
         return self._to_row is not None and known is not None and from_row(known[2]).number == self._number
 
     def close(self) -> None:

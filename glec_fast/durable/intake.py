@@ -10,6 +10,7 @@ from glec_fast.durable._table import DiskTimes, QueueTable, accept
 from glec_fast.durable.clock import Anchor, Clocks, QueueClock
 from glec_fast.durable.extras import Extras
 from glec_fast.durable.schedule import Schedule
+from glec_fast.durable.state_rows import has_clock, load_clock
 from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import ALERT_QOS, Commit, Key, Row
 from glec_fast.errors import QueueStorageError
@@ -65,10 +66,10 @@ class Intake:
         if not self.row_count:
             # Nothing is left that any time must agree with.
             return None
-        anchor = table.load_clock()
+        anchor = load_clock(table)
         if anchor is not None:
-            return Anchor(*anchor)
-        return Anchor.lost(self.last_timestamp_ms) if is_salvaged or table.has_clock() else None
+            return anchor
+        return Anchor.lost(self.last_timestamp_ms) if is_salvaged or has_clock(table) else None
 
     # ---- callers
 

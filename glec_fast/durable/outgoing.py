@@ -7,7 +7,7 @@ import time
 
 import apsw
 
-from glec_fast.durable._table import Finished, ranges_of, remove_taken, take_image
+from glec_fast.durable._steps import Finished, ranges_of, remove_taken, take_image
 from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.schedule import Schedule

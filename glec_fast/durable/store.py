@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import apsw
 
+from glec_fast.durable import in_doubt, quarantine, state_rows
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.caretaker import Caretaker
 from glec_fast.durable.clock import Clocks
@@ -28,7 +29,7 @@ from glec_fast.durable.extras import Extras
 from glec_fast.durable.figures import Figures
 from glec_fast.durable.file import QueueFile, Salvage
 from glec_fast.durable.gathering import Batch, Company, Gathered, Gathering
-from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX, Decision, InDoubt
+from glec_fast.durable.in_doubt import Decision, InDoubt
 from glec_fast.durable.inflight_log import log_of
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Job, Jobs
@@ -443,25 +444,24 @@ class Store(OfOneProcess):
 
     def in_doubt(self) -> list[InDoubt]:
         """The ledger of messages whose fate MQTT cannot tell, oldest first; at most LEDGER_ROWS_MAX."""
-        rows = self.run(lambda table: table.read_in_doubt())
-        return [InDoubt(*row[:4], Decision(row[4])) for row in rows]
+        return self.run(in_doubt.read_entries)
 
     def quarantined(self) -> list[Quarantined]:
         """What stands aside, oldest first."""
-        return [Quarantined(*row) for row in self.run(lambda table: table.list_set_aside())]
+        return self.run(quarantine.read_entries)
 
     def retry_quarantined(self, number: int) -> int | None:
         """Accept the message of an entry anew, in the transaction that deletes the entry; returns its new id.
 
         None where there is no such entry. Raises MessageError where no message can be made of it.
         """
-        found = self.run(lambda table: table.read_set_aside(number))
+        found = self.run(lambda table: quarantine.read_entry(table, number))
         if found is None:
             return None
         topic, payload, qos, extras = found
         extras = None if extras is None else Extras(*extras)
         message_id = self.append_with(
-            topic, payload, qos, lambda table: table.delete_set_aside([number]), lambda: None, extras
+            topic, payload, qos, lambda table: quarantine.delete_entries(table, [number]), lambda: None, extras
         )
         self.wait_durable(message_id)
         return message_id
@@ -469,7 +469,7 @@ class Store(OfOneProcess):
     def delete_quarantined(self, numbers: Iterable[int]) -> int:
         """Delete these entries; returns how many there were."""
         checked = check_ids("numbers", numbers)
-        return self.run(lambda table: table.delete_set_aside(checked))
+        return self.run(lambda table: quarantine.delete_entries(table, checked))
 
     def purge(self, ids: Iterable[int]) -> int:
         """Drop these messages, but for those that the server has or may have; returns how many there are in the queue.
@@ -526,7 +526,7 @@ class Store(OfOneProcess):
 
         def forget(table: QueueTable) -> int:
             self._writer.image.forget(table)
-            return table.add_all_in_doubt(self.unix_ms(), Decision.SENT_AGAIN, LEDGER_ROWS_MAX)
+            return in_doubt.add_all(table, self.unix_ms(), Decision.SENT_AGAIN)
 
         count = self.run(forget)
         self.speak_next_for("", "")
@@ -544,11 +544,11 @@ class Store(OfOneProcess):
 
     def kept_sessions(self) -> dict[tuple[str, str], bytes]:
         """(client id, broker) -> exchanges of the sessions that `keep_session` was given, the oldest first."""
-        return {(client_id, broker): kept for client_id, broker, kept in self.run(lambda t: t.read_kept_sessions())}
+        return self.run(state_rows.read_kept_sessions)
 
     def keep_session(self, client_id: str, broker: str, exchanges: bytes | None) -> None:
         """Have on disk what is in flight with a broker that is left for another; None forgets that there is one."""
-        self.run(lambda table: table.keep_session(client_id, broker, exchanges))
+        self.run(lambda table: state_rows.keep_session(table, client_id, broker, exchanges))
 
     def speak_next_for(self, client_id: str, broker: str) -> None:
         """The name of the images that are taken from now on; on disk with the first of them."""

@@ -13,11 +13,12 @@ from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
 from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX, check_changed
 from glec_fast.durable.dropping import Dropping
-from glec_fast.durable.in_doubt import LEDGER_ROWS_MAX
+from glec_fast.durable.in_doubt import add_entries
 from glec_fast.durable.inflight_log import SavedImage
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.overflow import Overflow
 from glec_fast.durable.reader import Reader
+from glec_fast.durable.state_rows import save_clock, save_gathered
 from glec_fast.durable.transaction import Commit, Move
 from glec_fast.runtime._lock import Lock
 from glec_fast.runtime.summing_log import SummingLog
@@ -122,7 +123,7 @@ class Writer:
         table.deleted = 0
         if commit.in_doubt:
             # While their rows, which know their topics, are there.
-            table.add_in_doubt(clock.unix_ms(), commit.in_doubt, LEDGER_ROWS_MAX)
+            add_entries(table, clock.unix_ms(), commit.in_doubt)
         # Before the new rows, which then take the room of the old.
         if commit.deleting:
             table.delete_finished(commit.deleting)
@@ -130,9 +131,9 @@ class Writer:
             table.insert(rows)
             self._overflow.note_rows(rows)
         if commit.gathered is not None:
-            table.save_gathered(commit.gathered)
+            save_gathered(table, commit.gathered)
         if commit.anchor is not None:
-            table.save_clock(commit.anchor)
+            save_clock(table, commit.anchor)
         if commit.image is not None:
             self.image.write(table, commit.identity, commit.image)
         for job in commit.jobs:
@@ -176,7 +177,7 @@ class Writer:
         with self._transaction(move):
             move.first_id = self.table.move_times(move.step.by_ms, move.step.first_id, coming_ms)
             move.anchor = clock.after(move.step)
-            self.table.save_clock(move.anchor)
+            save_clock(self.table, move.anchor)
             move.last_timestamp_ms = self.table.last_timestamp_ms()
 
     @contextmanager

@@ -6,7 +6,7 @@ from weakref import WeakValueDictionary
 from paho.mqtt.client import PayloadType
 from paho.mqtt.properties import Properties
 
-from glec_fast.durable._table import Finished
+from glec_fast.durable._steps import Finished
 from glec_fast.durable.extras import Extras
 from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.store import Store

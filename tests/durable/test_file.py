@@ -18,6 +18,7 @@ from glec_fast.durable import salvage
 from glec_fast.durable.database import SCHEMA_VERSION
 from glec_fast.durable.file import QueueFile
 from glec_fast.durable.raw_pages import bytes_in_pages
+from glec_fast.durable.state_rows import load_session
 from glec_fast.durable.store import Store
 from glec_fast.errors import GlecError, QueueFormatError, QueueLockedError, QueueStorageError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
@@ -364,7 +365,7 @@ class TestDamaged:
             database.execute("INSERT INTO glec_session VALUES (1, 'client', 'host:1883', x'01')")
         self.damage(filled, 60 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
         with closing(Store(filled)) as store:
-            assert store.run(lambda table: table.load_session()) == ("client", "host:1883", b"\x01")
+            assert store.run(load_session) == ("client", "host:1883", b"\x01")
 
     def test_all_that_is_made_of_it_is_for_its_owner_only(self, filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Also what is there for a moment: looked at before each removal, and at the end."""

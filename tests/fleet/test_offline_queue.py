@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from glec_fast import OfflineQueueManager
 from glec_fast.durable.outcomes import Dropped, DropReason
+from glec_fast.durable.state_rows import save_image, save_session
 from glec_fast.errors import MessageError, PayloadTypeError, QueueClosedError
 from glec_fast.fleet.config import ConfigError
 from glec_fast.protocol._session import Session
@@ -339,12 +340,12 @@ def test_what_a_killed_client_had_delivered_is_not_in_the_queue(
     queue = make_queue()
     queue.enqueue_many([("t", str(number), 2) for number in range(6)])
     _, image = Session(durable=True).take_image([(1, 2), (4, 4)])
-    queue._store.run(lambda table: table.save_session("client", "host:1883", image))
+    queue._store.run(lambda table: save_session(table, "client", "host:1883", image))
     queue.release()
     queue = make_queue()
     assert [message.id for message in queue.dequeue_all()] == [3, 5, 6]
     assert queue.get_queue_size() == 3
-    queue._store.run(lambda table: table.save_image(image[:-1]))
+    queue._store.run(lambda table: save_image(table, image[:-1]))
     queue.release()
     queue = make_queue()
     assert "may still be in the queue" in caplog.text

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from glec_fast.durable.extras import RETAINED
 from glec_fast.durable.inflight_log import from_row, latest
+from glec_fast.durable.state_rows import load_session
 from glec_fast.durable.store import Store
 from glec_fast.outbox.stored import DurableOutbox
 from support.answers import Answers
@@ -125,7 +126,7 @@ class ScriptedGateway:
 
     def image(self) -> bytes:
         """The in-flight image on disk."""
-        known = self.store.run(lambda table: table.load_session())
+        known = self.store.run(load_session)
         return latest(self.store._file.path, from_row(known[2])).image if known is not None else b""
 
     def close(self) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import apsw
 
-from glec_fast.durable._table import QueueTable, merged, ranges_of
+from glec_fast.durable._steps import merged, ranges_of
+from glec_fast.durable._table import QueueTable
 from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.inflight_log import from_row, latest
 from glec_fast.durable.outcomes import Dropped

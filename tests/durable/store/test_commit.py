@@ -13,7 +13,7 @@ from typing import Any
 import apsw
 import pytest
 
-from glec_fast.durable._table import ranges_of
+from glec_fast.durable._steps import ranges_of
 from glec_fast.durable.in_doubt import Decision, InDoubt
 from glec_fast.durable.schedule import DONE_COMMIT_DELAY_S
 from glec_fast.durable.store import Store
@@ -214,7 +214,7 @@ class TestCommit:
     def test_the_newest_entries_of_the_ledger_are_kept(
         self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.writer.LEDGER_ROWS_MAX", 3)
+        monkeypatch.setattr("glec_fast.durable.in_doubt.LEDGER_ROWS_MAX", 3)
         store = make_store()
         outbox = RecordingOutbox(store)
         append(store, 5)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from glec_fast.durable._table import Finished, merged, ranges_of
+from glec_fast.durable._steps import Finished, merged, ranges_of
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 
 from glec_fast.durable import inflight_log
 from glec_fast.durable.inflight_log import UnreadableImageError, from_row, log_of
+from glec_fast.durable.state_rows import load_session, save_session
 from glec_fast.durable.store import Store
 from glec_fast.errors import QueueStorageError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
@@ -317,7 +318,7 @@ def test_what_stands_in_the_place_of_the_log_is_put_aside(make_store: Callable[.
 def test_a_row_with_a_flipped_bit_is_no_image(make_store: Callable[..., Store], path: Path) -> None:
     store = make_store()
     begun(RecordingOutbox(store))
-    *_names, stored = store.run(lambda table: table.load_session())  # type: ignore[misc]
+    *_names, stored = store.run(load_session)  # type: ignore[misc]
     assert from_row(stored).image == b"first"
     unnoticed = []
     for bit in range(len(stored) * 8):
@@ -338,7 +339,7 @@ def test_a_row_with_a_flipped_bit_is_no_image(make_store: Callable[..., Store], 
 
 def test_a_file_of_the_format_before_is_read(make_store: Callable[..., Store], path: Path) -> None:
     store = make_store()
-    store.run(lambda table: table.save_session("client", "host:1883", b"\x01image"))
+    store.run(lambda table: save_session(table, "client", "host:1883", b"\x01image"))
     # It had no log, so that there is none to be read.
     log_of(path).mkdir()
     assert store.load_session() == b"\x01image"
