@@ -325,7 +325,8 @@ class Overrides:
     def of(self, client: Any) -> dict[str, Any]:
         """Name -> method. Nearly always empty, and asked for with every read."""
         kind, own = type(client), vars(client)
-        if self._names.isdisjoint(own) and _overridable_of(kind) == self._ours:
+        # The other way round all that the client has would be walked through.
+        if own.keys().isdisjoint(self._names) and _overridable_of(kind) == self._ours:
             return {}
         theirs = zip(_OVERRIDABLE, _overridable_of(kind), self._ours, strict=True)
         names = [name for name, method, base in theirs if method is not base or name in own]

@@ -208,7 +208,7 @@ cdef class RowOutbox(Outbox):
         while self.is_open:
             if self._admit_alerts() and self._read_alerts():
                 continue
-            if not (self._admit_rows() and not self.session.sendable_bytes and self._read_rows()):
+            if not (self._admit_rows() and not self.session.sendable_bytes and self._may_read() and self._read_rows()):
                 break
         if self.quota is not None:
             with self.lock:
@@ -218,6 +218,10 @@ cdef class RowOutbox(Outbox):
         if self._may_have_orphans and self.is_open and not self._more_to_read and self._have_all_gone():
             if not self.store.has_alerts:
                 self._end_orphans()
+
+    cdef bint _may_read(self) except -1:
+        """False where `_read_rows` would find nothing, which is dearer to ask."""
+        return self._more_to_read or self.session.in_flight == 0
 
     cpdef bint _fill_quota(self) except -1:
         """Have the session know what may leave; False where nothing may. The caller holds the lock."""

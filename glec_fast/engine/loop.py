@@ -89,22 +89,17 @@ class Loop:
             return self._reader.end_torn()
         if self.is_anothers is not None and self.is_anothers():
             raise HandedOver
-        if paho.thread is not None:
-            timeout_s = self._quiet_s()
         if farewell.is_waiting:
             farewell.leave_when_due()
             if paho.sock is None:
                 return self._no_connection()
-            timeout_s = min(timeout_s, LOOK_S)
         pull_at_s = self._outbox.pull_at_s
-        if pull_at_s < _NEVER_S:
-            timeout_s = min(timeout_s, max(pull_at_s - time.monotonic(), 0.0))
         self.let_acks_gather()
         if self._reader.is_stream and not self._outbox.is_woken:
             # The read tells what is there as well as a wait.
             readable, writable = True, False
         else:
-            events = self.wait(sock, 0.0 if arrivals.is_behind() else timeout_s)
+            events = self.wait(sock, self._wait_s(timeout_s))
             if events is None:
                 farewell.end()
                 if paho.state not in _LEAVING:
@@ -128,16 +123,26 @@ class Loop:
         self.misc_done_s = now_s
         return paho.client.loop_misc()
 
+    def _wait_s(self, timeout_s: float) -> float:
+        if self._arrivals.is_behind():
+            return 0.0
+        if self._paho.thread is not None:
+            timeout_s = self._quiet_s()
+        if self._farewell.is_waiting:
+            timeout_s = min(timeout_s, LOOK_S)
+        pull_at_s = self._outbox.pull_at_s
+        return timeout_s if pull_at_s == _NEVER_S else min(timeout_s, max(pull_at_s - time.monotonic(), 0.0))
+
     def _is_busy(self) -> bool:
         """True while anything is on its way, or was begun, that must be looked at though nothing wakes the loop."""
         paho, outbox = self._paho, self._outbox
         session = outbox.session
         return bool(
-            paho.state != ConnectionState.MQTT_CS_CONNECTED
-            or session.in_flight
+            session.in_flight
             or session.unsent_bytes
             or session.pinged_to
             or session.answered_to < session.sent_to
+            or paho.state != ConnectionState.MQTT_CS_CONNECTED
             or outbox.is_to_settle
             or outbox.has_timers
             or paho.is_ending

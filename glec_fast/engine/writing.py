@@ -74,9 +74,11 @@ class Writer:
         paho = self._paho
         thread = paho.thread
         if thread is not None:
-            # The thread itself looks for something to send at every turn.
             if wake and not self._outbox.is_woken and threading.get_ident() != thread.ident:
                 self._wakeup.wake()
+            if paho.on_socket_register_write is None and paho.on_socket_unregister_write is None:
+                # The thread itself looks for something to send at every turn.
+                return _SUCCESS
         else:
             if wake:
                 self._wakeup.wake()
