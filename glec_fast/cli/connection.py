@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from glec_fast.cli.environment import SETTINGS, config_from
+from glec_fast.cli.environment import CLIENT_ID, SETTINGS, URL, config_from
 from glec_fast.engine.connector import SecureConnector
 from glec_fast.engine.refusal import refusal
 from glec_fast.errors import ConfigError, ConnectionLostError, GlecError, TLSError
 from glec_fast.fleet.config import MQTTConfig
 from glec_fast.mqtt.client import Client
+from glec_fast.settings import ENVIRONMENT_PREFIX
 from glec_fast.tls.config import TLSConfig
 
 if TYPE_CHECKING:
@@ -38,28 +39,40 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
 
 def config_of(arguments: argparse.Namespace) -> MQTTConfig:
     """The settings that the options name. Raises ConfigError."""
-    if arguments.broker is None:
+    return config_at("--broker URL", arguments.broker, arguments, arguments.client_id)
+
+
+def config_at(option: str, url: str | None, arguments: argparse.Namespace, client_id: str | None = None) -> MQTTConfig:
+    """The settings of a broker that is named by a URL alone, else those of --config or of the service's environment.
+
+    option: what the URL is called on the command line. Raises ConfigError, in the command line's words.
+    """
+    named = option.partition(" ")[0]
+    if url is None:
         for name in ("ca_cert", "username"):
             if getattr(arguments, name) is not None:
-                raise ConfigError(f"--{name.replace('_', '-')} belongs to --broker URL: name the broker as well")
-        if arguments.config is None:
-            return config_from(os.environ)
-        return MQTTConfig.from_properties(arguments.config, device_id=arguments.device_id)
+                raise ConfigError(f"--{name.replace('_', '-')} belongs to {option}: name the broker as well")
+        if arguments.config is not None:
+            return MQTTConfig.from_properties(arguments.config, device_id=arguments.device_id)
+        if arguments.device_id is not None:
+            raise ConfigError(f"--device-id belongs to --config or {option}: name the broker as well")
+        if not any(name.startswith((ENVIRONMENT_PREFIX, "CREDENTIALS_DIRECTORY")) for name in os.environ):
+            raise ConfigError(f"no broker is named: give {option} or --config FILE, or set {URL} and {CLIENT_ID}")
+        return config_from(os.environ)
     if arguments.config is not None:
-        raise ConfigError("--broker and --config name two brokers: give one of them")
-    name = arguments.client_id or arguments.device_id or f"glec-fast-{os.getpid()}"
-    return config_at(arguments.broker, name, arguments.ca_cert, arguments.username)
-
-
-def config_at(url: str, client_id: str, ca_cert: str | None, username: str | None) -> MQTTConfig:
-    """The settings for a broker that is named by a URL alone. Raises ConfigError."""
-    return MQTTConfig(
-        broker_url=url,
-        client_id=client_id,
-        username=username,
-        password=os.environ.get(PASSWORD) if username is not None else None,
-        tls_config=None if ca_cert is None else TLSConfig(ca_cert),
-    )
+        raise ConfigError(f"{named} and --config name two brokers: give one of them")
+    try:
+        return MQTTConfig(
+            broker_url=url,
+            client_id=client_id or arguments.device_id or f"glec-fast-{os.getpid()}",
+            username=arguments.username,
+            password=os.environ.get(PASSWORD) if arguments.username is not None else None,
+            tls_config=None if arguments.ca_cert is None else TLSConfig(arguments.ca_cert),
+        )
+    except ConfigError as error:
+        given = {"broker_url": named, "ca_cert": "--ca-cert", "tls_config": "--ca-cert", "username": "--username"}
+        given |= {"client_id": "--device-id" if client_id is None else "--client-id", "password": PASSWORD}
+        raise ConfigError(f"{given.get(error.field or '', named)}: {error}", field=error.field) from error
 
 
 class Connection:

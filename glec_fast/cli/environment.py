@@ -24,8 +24,8 @@ SETTINGS: Mapping[str, Setting] = {
     each.variable: each for each in (*settings_of(MQTTConfig).values(), *settings_of(TLSConfig, of_tls=True).values())
 }
 _BY_NAME = {each.name: each for each in SETTINGS.values()}
-_CLIENT_ID = _BY_NAME["client_id"].variable
-_URL, _URLS = _BY_NAME["broker_url"].variable, _BY_NAME["broker_urls"].variable
+CLIENT_ID = _BY_NAME["client_id"].variable
+URL, _URLS = _BY_NAME["broker_url"].variable, _BY_NAME["broker_urls"].variable
 _KNOWN = {CONFIG, *SETTINGS} | {name + FILE_SUFFIX for name, each in SETTINGS.items() if each.kind.is_secret}
 
 
@@ -35,10 +35,10 @@ def config_from(environment: Mapping[str, str]) -> MQTTConfig:
     properties = _properties_file(environment)
     if properties is not None:
         return _from_properties(properties, environment)
-    required = (_URLS if environment.get(_URLS) else _URL, _CLIENT_ID)
+    required = (_URLS if environment.get(_URLS) else URL, CLIENT_ID)
     missing = [name for name in required if not environment.get(name)]
     if missing:
-        raise ConfigError(f"{' and '.join(missing)} not set: put them into the service's environment file")
+        raise ConfigError(f"{' and '.join(missing)} not set: the service's environment file is the place for that")
     authority = _BY_NAME["ca_cert"]
     if not _source(authority, environment) and _source(_BY_NAME["client_cert"], environment):
         advice = f"put the broker's authority beside it, or set {authority.variable}"
@@ -115,7 +115,7 @@ def _credential(environment: Mapping[str, str], name: str) -> Path | None:
 def _properties_file(environment: Mapping[str, str]) -> Path | None:
     named = environment.get(CONFIG)
     path = Path(named) if named else _credential(environment, "broker_config.properties")
-    others = [name for name in sorted(_KNOWN - {CONFIG, _CLIENT_ID}) if environment.get(name)]
+    others = [name for name in sorted(_KNOWN - {CONFIG, CLIENT_ID}) if environment.get(name)]
     if path is not None and others:
         raise ConfigError(f"{' and '.join(others)} set beside {path}: keep the settings in one of the two places")
     return path
@@ -131,7 +131,7 @@ def _from_properties(path: Path, environment: Mapping[str, str]) -> MQTTConfig:
             settings["queue_path"] = _queue_path(environment)
         return MQTTConfig(**settings)
 
-    return load_properties(path, make, device_id=environment.get(_CLIENT_ID) or None, environment=environment)
+    return load_properties(path, make, device_id=environment.get(CLIENT_ID) or None, environment=environment)
 
 
 def _queue_path(environment: Mapping[str, str]) -> Path:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glec_fast.cli.listing import moment, write_entries
 from glec_fast.cli.queue_file import read_table
 from glec_fast.durable.in_doubt import InDoubt, read_entries
 
@@ -26,18 +24,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     entries = read_ledger(arguments.path)
-    if arguments.json:
-        sys.stdout.write(json.dumps([entry._asdict() for entry in entries], indent=2) + "\n")
-    elif entries:
-        sys.stdout.writelines(line_of(entry) for entry in entries)
-    else:
-        sys.stdout.write("no message was ever in doubt\n")
-    return 0
+    return write_entries(
+        entries, InDoubt._asdict, line_of, json_wanted=arguments.json, none="no message was ever in doubt"
+    )
 
 
 def line_of(entry: InDoubt) -> str:
-    when = datetime.fromtimestamp(entry.time_ms / 1000, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return f"{entry.number:6} {when} message {entry.message_id} {entry.topic} {entry.decision.value}\n"
+    return f"{entry.number:6} {moment(entry.time_ms)} message {entry.message_id} {entry.topic} {entry.decision.value}\n"
 
 
 def read_ledger(path: Path) -> list[InDoubt]:

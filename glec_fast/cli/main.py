@@ -62,6 +62,13 @@ class OneLineParser(argparse.ArgumentParser):
         options.setdefault("formatter_class", Paragraphs)
         super().__init__(*arguments, **options)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Here, and not at the top, whose help has nothing of this subcommand's.
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return parsed, unknown
+
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_UNUSABLE, f"{self.prog}: {message}; see {self.prog} --help\n")
 

@@ -6,13 +6,14 @@ over its socket; another program that has the file must be ended first.
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from glec_fast.cli.arguments import count_of
+from glec_fast.cli.listing import moment, write_entries
 from glec_fast.cli.queue_file import read_table
 from glec_fast.cli.service_client import add_socket_option, ask_owner_of
 from glec_fast.durable.quarantine import Quarantined, read_entries
@@ -21,9 +22,39 @@ from glec_fast.fleet.offline_queue import OfflineQueueManager
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
 
 EXIT_SOME_FAILED = 1
+
+
+class Order(NamedTuple):
+    """What can be done with entries: by us in the file, or by its owner, whose answer has `answer`.
+
+    told: what is said of what came of it, which is empty or 0 where there was no such entry.
+    """
+
+    name: str
+    help: str
+    act: Callable[[OfflineQueueManager, list[int]], Any]
+    answer: str
+    told: Callable[[Any], str]
+
+
+ORDERS = (
+    Order(
+        "retry",
+        "put messages back into the queue",
+        OfflineQueueManager.retry_quarantined,
+        "given",
+        lambda given: f"in the queue as message {given[0]}",
+    ),
+    Order(
+        "delete",
+        "delete messages for good",
+        OfflineQueueManager.delete_quarantined,
+        "deleted",
+        lambda _count: "deleted",
+    ),
+)
 
 
 def add_quarantine(subjects: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,93 +65,50 @@ def add_quarantine(subjects: argparse._SubParsersAction[argparse.ArgumentParser]
     listing.add_argument("path", metavar="PATH", type=Path, help="the queue file")
     listing.add_argument("--json", action="store_true", help="print one JSON array")
     listing.set_defaults(run=run_list)
-    for name, run, text in (
-        ("retry", run_retry, "put messages back into the queue"),
-        ("delete", run_delete, "delete messages for good"),
-    ):
-        action = actions.add_parser(name, help=text)
+    for order in ORDERS:
+        action = actions.add_parser(order.name, help=order.help)
         action.add_argument("path", metavar="PATH", type=Path, help="the queue file")
         add_socket_option(action)
         chosen = action.add_mutually_exclusive_group(required=True)
-        chosen.add_argument("numbers", metavar="NUMBER", type=int, nargs="*", default=[], help="as `list` shows them")
+        says = "as `list` shows them"
+        chosen.add_argument("numbers", metavar="NUMBER", type=count_of, nargs="*", default=[], help=says)
         chosen.add_argument("--all", action="store_true", help="all that `list` shows")
-        action.set_defaults(run=run)
+        action.set_defaults(run=run_order, order=order)
 
 
 def run_list(arguments: argparse.Namespace) -> int:
     entries = _listed(arguments.path)
-    if arguments.json:
-        sys.stdout.write(json.dumps([entry._asdict() for entry in entries], indent=2) + "\n")
-    elif entries:
-        sys.stdout.writelines(line_of(entry) for entry in entries)
-    else:
-        sys.stdout.write("nothing is in quarantine\n")
-    return 0
-
-
-def run_retry(arguments: argparse.Namespace) -> int:
-    def say(number: int, given: list[int]) -> bool:
-        if given:
-            sys.stdout.write(f"{number}: in the queue as message {given[0]}\n")
-        return bool(given)
-
-    return _for_each(
-        arguments,
-        say,
-        lambda queue, number: queue.retry_quarantined([number]),
-        lambda number: _ask_service(arguments, "retry", number)["given"],
+    return write_entries(
+        entries, Quarantined._asdict, line_of, json_wanted=arguments.json, none="nothing is in quarantine"
     )
 
 
-def run_delete(arguments: argparse.Namespace) -> int:
-    def say(number: int, count: int) -> bool:
-        if count:
-            sys.stdout.write(f"{number}: deleted\n")
-        return bool(count)
-
-    return _for_each(
-        arguments,
-        say,
-        lambda queue, number: queue.delete_quarantined([number]),
-        lambda number: _ask_service(arguments, "delete", number)["deleted"],
-    )
-
-
-def _for_each(
-    arguments: argparse.Namespace,
-    say: Callable[[int, Any], bool],
-    act: Callable[[OfflineQueueManager, int], Any],
-    ask_service: Callable[[int], Any],
-) -> int:
+def run_order(arguments: argparse.Namespace) -> int:
     """Act on each entry in the file, or have the service do it that has the file."""
-    status = 0
+    order: Order = arguments.order
     numbers = [entry.number for entry in _listed(arguments.path)] if arguments.all else arguments.numbers
+    status = 0
     with ExitStack() as stack:
         try:
             queue: OfflineQueueManager | None = stack.enter_context(OfflineQueueManager(arguments.path))
         except QueueLockedError:
             queue = None
         for number in numbers:
-            done = _attempt(number, lambda number: ask_service(number) if queue is None else act(queue, number))
-            if done is None or not say(number, done):
+            try:
+                done = _asked(arguments, order, number) if queue is None else order.act(queue, [number])
+                text = order.told(done) if done else ""
+            except MessageError as error:
+                text, done = f"no message can be made of it: {error}", None
+            if done:
+                sys.stdout.write(f"{number}: {text}\n")
+            else:
                 status = EXIT_SOME_FAILED
-                if done is not None:
-                    sys.stderr.write(f"{number}: nothing in quarantine has this number\n")
+                sys.stderr.write(f"{number}: {text or 'nothing in quarantine has this number'}\n")
     return status
 
 
-def _attempt(number: int, act: Callable[[int], Any]) -> Any:
-    """What came of it; None where no message could be made of the entry, which is said."""
-    try:
-        return act(number)
-    except MessageError as error:
-        sys.stderr.write(f"{number}: no message can be made of it: {error}\n")
-        return None
-
-
-def _ask_service(arguments: argparse.Namespace, question: str, number: int) -> dict[str, Any]:
-    answer: dict[str, Any] = ask_owner_of(arguments.path, arguments.socket, question, [number])[0]
-    return answer
+def _asked(arguments: argparse.Namespace, order: Order, number: int) -> Any:
+    return ask_owner_of(arguments.path, arguments.socket, order.name, [number])[0][order.answer]
 
 
 def _listed(path: Path) -> list[Quarantined]:
@@ -128,6 +116,5 @@ def _listed(path: Path) -> list[Quarantined]:
 
 
 def line_of(entry: Quarantined) -> str:
-    when = datetime.fromtimestamp(entry.time_ms / 1000, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     what = f"message {entry.message_id} {entry.topic!r} QoS {entry.qos} {entry.payload_bytes} bytes"
-    return f"{entry.number:6} {when} {what}: {entry.reason}\n"
+    return f"{entry.number:6} {moment(entry.time_ms)} {what}: {entry.reason}\n"

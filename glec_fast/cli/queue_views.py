@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ from paho.mqtt.client import topic_matches_sub
 
 from glec_fast.cli.arguments import count_of, topic_filter
 from glec_fast.cli.in_doubt import run as run_in_doubt
+from glec_fast.cli.listing import moment, write_entries
 from glec_fast.cli.queue_file import fetch
 from glec_fast.cli.service_client import add_socket_option, ask_owner_of
 from glec_fast.durable.foreign_rows import as_time_ms
@@ -58,7 +59,7 @@ def add_views(subjects: SubParsers) -> None:
     """The subjects that read, and `purge`."""
     for name, run, text in (
         ("stats", run_stats, "how many messages wait, how old they are, what they take on the disk"),
-        ("list", run_list, "the messages in the order in which they are sent"),
+        ("list", run_list, "the messages, the oldest first"),
         ("show", run_show, "one message with its payload"),
         ("export", run_export, "every message as a line of JSON"),
         ("tail", run_tail, "the messages that came last"),
@@ -78,7 +79,7 @@ def add_views(subjects: SubParsers) -> None:
                 "--limit", metavar="N", type=count_of, default=default, help="at most N (default: %(default)s)"
             )
         if name == "show":
-            parser.add_argument("id", metavar="ID", type=int, help="as `list` shows it")
+            parser.add_argument("id", metavar="ID", type=count_of, help="as `list` shows it")
             parser.add_argument("--payload", action="store_true", help="write the payload alone, as it is")
         if name == "export":
             parser.add_argument("--jsonl", action="store_true", help="JSON Lines, as it is without it")
@@ -134,16 +135,10 @@ def _totals(path: Path) -> dict[Any, tuple[int, int, Any]]:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
-    rows = _limited(_matching(arguments), arguments.limit)
-    if arguments.json:
-        sys.stdout.write(json.dumps([_as_json(row) for row in rows], indent=2) + "\n")
-        return 0
-    count = 0
-    for count, row in enumerate(rows, 1):  # noqa: B007 - looked at behind the loop
-        sys.stdout.write(line_of(row))
-    if not count:
-        sys.stdout.write("no message waits\n")
-    return 0
+    rows = islice(_matching(arguments), arguments.limit)
+    is_all = arguments.qos is None and arguments.topic is None
+    none = "no message waits" if is_all else "no such message waits"
+    return write_entries(rows, _as_json, line_of, json_wanted=arguments.json, none=none)
 
 
 def run_show(arguments: argparse.Namespace) -> int:
@@ -211,13 +206,12 @@ def run_purge(arguments: argparse.Namespace) -> int:
 
 
 def line_of(row: Waiting) -> str:
-    when = datetime.fromtimestamp(row.queued_ms / 1000, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     refused = f", refused {row.refusals} times" if row.refusals else ""
-    return f"{row.id:8} {when} QoS {row.qos} {row.payload_bytes:6} B {row.topic}{refused}\n"
+    return f"{row.id:8} {moment(row.queued_ms)} QoS {row.qos} {row.payload_bytes:6} B {row.topic}{refused}\n"
 
 
 def _matching(arguments: argparse.Namespace, *, with_payload: bool = False) -> Iterator[Waiting]:
-    """In the order of sending, a page at a time: between two, nothing of the file is held."""
+    """The oldest first, a page at a time: between two, nothing of the file is held."""
     query = f"{_SELECT}{f', {_PAYLOAD}' if with_payload else ''} {_ORDER}"
     for row in map(_waiting, fetch(arguments.path, query.replace(_PLACE, "timestamp IS NULL"), (_PAGE_ROWS,))):
         if _is_wanted(row, arguments):
@@ -232,11 +226,6 @@ def _is_wanted(row: Waiting, arguments: argparse.Namespace) -> bool:
     if arguments.qos is not None and row.qos != arguments.qos:
         return False
     return arguments.topic is None or topic_matches_sub(arguments.topic, row.topic)
-
-
-def _limited(rows: Iterator[Waiting], limit: int) -> Iterator[Waiting]:
-    for _, row in zip(range(limit), rows, strict=False):
-        yield row
 
 
 def _waiting(row: tuple[Any, ...]) -> Waiting:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from glec_fast.cli.arguments import seconds
 from glec_fast.cli.service_client import add_socket_option, ask
 from glec_fast.errors import ConfigError
 
@@ -35,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_socket_option(parser)
     parser.add_argument("--once", action="store_true", help="print one page and end")
     parser.add_argument(
-        "--period", metavar="S", type=float, default=1.0, help="between two looks (default: %(default)s)"
+        "--period", metavar="S", type=seconds, default=1.0, help="between two looks (default: %(default)s)"
     )
     parser.set_defaults(run=run)
 

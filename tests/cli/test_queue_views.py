@@ -55,7 +55,7 @@ def test_a_list_is_in_the_order_of_sending(path: Path, capsys: pytest.CaptureFix
 def test_filters(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for filters, count in ((["--qos", 1], 167), (["--topic", "t/+"], 500), (["--topic", "t/#", "--qos", 2], 166)):
         assert len(printed(capsys, "export", path, *filters).splitlines()) == count
-    assert printed(capsys, "list", path, "--topic", "nobody") == "no message waits\n"
+    assert printed(capsys, "list", path, "--topic", "nobody") == "no such message waits\n"
 
 
 def test_one_message(path: Path, capsysbinary: Any) -> None:

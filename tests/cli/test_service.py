@@ -392,8 +392,14 @@ def test_a_packet_that_is_too_long_is_refused() -> None:
 
 
 def test_it_is_silent_where_no_systemd_listens(tmp_path: Path) -> None:
-    Notifier({}).say("READY=1")
-    Notifier({"NOTIFY_SOCKET": str(tmp_path / "nobody")}).say("READY=1")
+    for environment in ({}, {"NOTIFY_SOCKET": str(tmp_path / "nobody")}):
+        notifier = Notifier(environment)
+        assert notifier.say("READY=1") is None
+        assert notifier.is_due
+        # All the same as with one: when the next is due, and no file of its own.
+        notifier.keep_alive("idle")
+        assert not notifier.is_due
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_queue_that_is_damaged_in_use_takes_messages_and_keeps_them(tmp_path: Path) -> None:

@@ -109,7 +109,8 @@ def test_one_page_for_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"), [(["--socket", "/nowhere"], "no service answers"), (["--period", "0"], "--period must be")]
+    ("arguments", "says"),
+    [(["--socket", "/nowhere"], "no service answers"), (["--period", "0.01"], "--period must be")],
 )
 def test_what_cannot_be_is_said_in_one_line(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]

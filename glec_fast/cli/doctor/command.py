@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import textwrap
@@ -15,10 +14,8 @@ from glec_fast.errors import ConfigError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from typing import TextIO
-
-    from glec_fast.fleet.config import MQTTConfig
 
     SubParsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -54,11 +51,12 @@ def add_parser(subparsers: SubParsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """0 if no check failed, else 1."""
+    from glec_fast.cli.connection import config_at
     from glec_fast.cli.doctor.examine import examine
 
     findings: list[Finding] = []
     try:
-        config = _config(arguments, os.environ)
+        config = config_at("URL", arguments.url, arguments)
     except ConfigError as error:
         url = None
         made: Iterable[Finding] = [Finding("settings", "failed", str(error), "mend that; nothing else was looked at")]
@@ -86,24 +84,6 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         sys.stdout.write(f"{failed} of {len(findings)} checks failed\n" if failed else "no check failed\n")
     return EXIT_FAILED if failed else 0
-
-
-def _config(arguments: argparse.Namespace, environment: Mapping[str, str]) -> MQTTConfig:
-    from glec_fast.cli.connection import config_at
-    from glec_fast.cli.environment import config_from
-    from glec_fast.fleet.config import MQTTConfig
-
-    if arguments.url is not None:
-        if arguments.config is not None:
-            raise ConfigError("URL and --config name two brokers: give one of them")
-        name = arguments.device_id or f"glec-fast-{os.getpid()}"
-        return config_at(arguments.url, name, arguments.ca_cert, arguments.username)
-    for name in ("ca_cert", "username"):
-        if getattr(arguments, name) is not None:
-            raise ConfigError(f"--{name.replace('_', '-')} belongs to URL: name the broker as well")
-    if arguments.config is None:
-        return config_from(environment)
-    return MQTTConfig.from_properties(arguments.config, device_id=arguments.device_id)
 
 
 def _write(finding: Finding, stream: TextIO) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from paho.mqtt.client import WebsocketConnectionError
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from glec_fast.cli.doctor.crossed import speaks_tls
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 # The device's own id would push its running service off the broker.
 SUFFIX = "-doctor"
+_WEBSOCKET_ADVICE = "see whether this port is the broker's for WebSocket, and the URL's path its own, /mqtt as a rule"
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 
 
@@ -66,6 +68,8 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
             client.tls_set_context(connector.context())
         client.connect(broker.host, broker.port, **session)
         ended = _await_answer(client, answers, started_s + config.connection_timeout_s)
+    except WebsocketConnectionError:
+        return _crossed(config) or Finding("login", "failed", "no WebSocket is spoken there", _WEBSOCKET_ADVICE)
     except OSError as error:
         failure = explain(error, broker.host)
         return Finding("login", "failed", failure.found, failure.advice)
@@ -87,11 +91,19 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
     return Finding("login", "ok", found)
 
 
+def _crossed(config: MQTTConfig) -> Finding | None:
+    """A TLS port that was spoken to in the clear."""
+    if config.broker.tls or not speaks_tls(config.broker, config.connection_timeout_s):
+        return None
+    found = "TLS is spoken there, and it was spoken to in the clear"
+    return Finding("login", "failed", found, "use ssl:// (or wss://) in broker_url")
+
+
 def _unanswered(config: MQTTConfig, *, ended: bool) -> Finding:
     """No CONNACK came. ended: the broker has closed the connection."""
-    if not config.broker.tls and speaks_tls(config.broker, config.connection_timeout_s):
-        found = "TLS is spoken there, and it was spoken to in the clear"
-        return Finding("login", "failed", found, "use ssl:// (or wss://) in broker_url")
+    crossed = _crossed(config)
+    if crossed is not None:
+        return crossed
     if not ended:
         advice = "see whether an MQTT broker listens there, and its log"
         return Finding("login", "failed", "the broker did not answer CONNECT in time", advice)

@@ -65,5 +65,9 @@ def address_of(text: str) -> tuple[str, int]:
     scheme, _, address = text.rpartition("://")
     if scheme not in ("", *TLS_SCHEMES):
         raise ConfigError(f"{scheme}:// shows no key: give HOST:PORT of a TLS listener, such as host:8883")
-    broker = parse_broker_url(f"ssl://{address.partition('/')[0]}")
+    try:
+        broker = parse_broker_url(f"ssl://{address.partition('/')[0] if scheme else address}")
+    except ConfigError as error:
+        # Without the text: it may be a URL with a password.
+        raise ConfigError("that is no HOST:PORT: give one such as host:8883, the port 1 to 65535") from error
     return broker.host, broker.port
