@@ -25,6 +25,9 @@ class _Late(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name in _PROXY_QUESTIONS and not any(each.lower().endswith("_proxy") for each in os.environ):
             return _no_proxies
+        if name == "system" and hasattr(os, "uname"):
+            # paho asks it of `platform` as it is imported.
+            return _system
         return getattr(importlib.import_module(self.__name__), name)
 
 
@@ -32,11 +35,18 @@ def _no_proxies(_host: str = "") -> dict[str, str]:
     return {}
 
 
-# What paho, dataclasses and logging import and hardly ever use. The first is for proxies, with all of http and email: 2
-# MB of memory. The second is for addresses in brackets in a URL: 260 KiB. The third, where it is installed, for
-# `connect_srv`: 3 MB. The fourth is for classes without a docstring: 800 KiB. The last is for errors that are logged:
-# 200 KiB.
-_RARELY_USED = ("urllib.request", "ipaddress", "dns.resolver", "inspect", "traceback")
+def _system() -> str:
+    return os.uname().sysname
+
+
+# What paho, and what it imports, hardly ever use. The first is for proxies, with all of http and email: 2 MB of memory.
+# The second is for addresses in brackets in a URL: 260 KiB. The third, where it is installed, for `connect_srv`: 3 MB.
+# The fourth is for classes without a docstring: 800 KiB. The fifth is for errors that are logged: 200 KiB. The others
+# are for the system's name, client ids that paho makes up, and sending whole files: 260 KiB.
+_RARELY_USED = (
+    *("urllib.request", "ipaddress", "dns.resolver", "inspect", "traceback"),
+    *("platform", "uuid", "selectors"),
+)
 # What paho asks the first at each connection, where PySocks is installed; none without such a variable.
 _PROXY_QUESTIONS = ("getproxies", "proxy_bypass")
 

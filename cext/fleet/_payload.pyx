@@ -10,7 +10,6 @@ Contract
   - No I/O, clock, log or shared mutable state: any thread may encode any message at any time.
 """
 
-import json
 from collections.abc import Mapping
 
 from glec_fast.fleet.values import MISSING, YEAR_2000_MS, YEAR_2100_MS, conversion, likely_unit, plain_number
@@ -397,6 +396,9 @@ cdef class Alert(Message):
     @property
     def details(self):
         """A fresh copy, as a reader of the JSON sees it, or None."""
+        # 100 KiB that a program which only sends has no use for.
+        import json
+
         return None if self.details_json is None else json.loads(self.details_json)
 
     @cython.binding(False)

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from glec_fast._paho import ConnectionState, has_own_websocket
 from glec_fast.runtime._lock import CallbackMark
-from glec_fast.transport.upgrade import upgrade
-from glec_fast.transport.websocket import WebSocket
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from glec_fast.engine.ending import Ending
     from glec_fast.engine.farewell import Farewell
     from glec_fast.engine.policy import Policy
+    from glec_fast.transport.websocket import WebSocket
 
 
 class Connecting:
@@ -95,6 +94,10 @@ class Connecting:
         return sock
 
     def _create_websocket(self) -> WebSocket:
+        # 60 KiB that most programs have no use for.
+        from glec_fast.transport.upgrade import upgrade
+        from glec_fast.transport.websocket import WebSocket
+
         paho = self._paho
         sock = paho.open_tcp()
         if paho.is_tls:

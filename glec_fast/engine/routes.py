@@ -7,9 +7,10 @@ decided here.
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
+
+from glec_fast.engine.backoff import draw
 
 # Until the first is looked for again; twice as long each time that nothing came of it.
 RETURN_MIN_S, RETURN_MAX_S = 30.0, 1800.0
@@ -24,7 +25,7 @@ class Routes:
     """`count` of them, in order. Belongs to the thread that connects.
 
     may_answer: asked in that thread whether the first may be there, to be answered by `on_probed` from any thread.
-    monotonic, spread: seconds, and a number between two; the machine's.
+    monotonic, draw: seconds, and a number from 0 to below 1; the machine's.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class Routes:
         count: int,
         may_answer: Callable[[], None],
         monotonic: Callable[[], float] = time.monotonic,
-        spread: Callable[[float, float], float] = random.uniform,
+        draw: Callable[[], float] = draw,
     ) -> None:
         self.current = 0
         # The connection is to be ended, for one to the first.
@@ -40,7 +41,7 @@ class Routes:
         self._count = count
         self._may_answer = may_answer
         self._monotonic = monotonic
-        self._spread = spread
+        self._draw = draw
         self._return_pause_s = RETURN_MIN_S
         self._return_due_s = float("inf")
         self._accepted_s: float | None = None
@@ -87,9 +88,9 @@ class Routes:
 
     def spread_s(self, delay_s: float) -> float:
         """Up to so many seconds, so that not all turn to a broker in one moment."""
-        return self._spread(0.0, delay_s)
+        return self._draw() * delay_s
 
     def _put_off(self) -> None:
         pause_s = self._return_pause_s
-        self._return_due_s = self._monotonic() + self._spread(pause_s * (1 - _JITTER), pause_s * (1 + _JITTER))
+        self._return_due_s = self._monotonic() + pause_s * (1 - _JITTER + 2 * _JITTER * self._draw())
         self._return_pause_s = min(pause_s * 2, RETURN_MAX_S)

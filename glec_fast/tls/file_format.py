@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from typing import NamedTuple
 
 from glec_fast.errors import CertificateError
@@ -158,6 +157,14 @@ def of_block(block: Block) -> str | None:
     return _LABELS.get(block.label)
 
 
+def in_a_command(path: str | None) -> str:
+    """The path as a shell takes it; FILE where there is none."""
+    # For refusals alone.
+    import shlex
+
+    return "FILE" if path is None else shlex.quote(path)
+
+
 def wrong_format(content: bytes, path: str | None, *, is_key: bool = False) -> str:
     """What a file is instead of what it should be, and what to do. path: None where it came as bytes."""
     try:
@@ -165,7 +172,7 @@ def wrong_format(content: bytes, path: str | None, *, is_key: bool = False) -> s
     except PemError as error:
         return damage(error, content, path)
     advice = _ADVICE.get(found or "", _OTHER)
-    command = (advice.key if is_key else advice.certificates).format("FILE" if path is None else shlex.quote(path))
+    command = (advice.key if is_key else advice.certificates).format(in_a_command(path))
     wanted = "no private key" if is_key else "no certificate"
     return f"it is {found}; {command}" if found else f"it is {wanted} in PEM or DER; {command}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shlex
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from glec_fast.errors import TLSFileError
-from glec_fast.tls.file_format import damage, wrong_format
+from glec_fast.tls.file_format import damage, in_a_command, wrong_format
 from glec_fast.tls.key_format import (
     Identity,
     MissingPackageError,
@@ -229,11 +228,10 @@ def _refused_identity(
         return TLSFileError(f"{certificates.label} cannot be used: it has a damaged certificate; copy it anew")
     cipher = legacy_cipher(private_key)
     if cipher is not None:
-        path = "FILE" if key.path is None else shlex.quote(key.path)
         says = (
             f"is encrypted with {cipher}, which OpenSSL reads with its legacy provider alone; openssl pkey -provider "
         )
-        says += f"legacy -provider default -in {path} -aes256 -out new.key"
+        says += f"legacy -provider default -in {in_a_command(key.path)} -aes256 -out new.key"
         return TLSFileError(f"{key.label} {says}")
     if private_key.is_encrypted:
         return TLSFileError(f"key_password does not open {key.label}; give the password that it was encrypted with")

@@ -380,7 +380,8 @@ class TestDamaged:
             remove(removed)
 
         remove = salvage.remove
-        monkeypatch.setattr("glec_fast.durable.salvage.remove", watched_remove)
+        for place in ("salvage", "remains"):
+            monkeypatch.setattr(f"glec_fast.durable.{place}.remove", watched_remove)
         self.damage(filled, 0, bytes(100))
         log = filled.with_name("queue.db-wal")
         log.touch(0o600)

@@ -13,7 +13,7 @@ class Trip:
     def __init__(self, count: int, spread: float = 0.5) -> None:
         self.now_s = 100.0
         self.asked = 0
-        self.routes = Routes(count, self._ask, lambda: self.now_s, lambda low, high: low + (high - low) * spread)
+        self.routes = Routes(count, self._ask, lambda: self.now_s, lambda: spread)
 
     def _ask(self) -> None:
         self.asked += 1
