@@ -8,8 +8,8 @@ cdef enum:
     IN_THE_AIR_MAX_BYTES = 512 * 1024
     IN_THE_AIR_MAX = 10_000
 
-# Encoded and not yet taken by the socket; more would only be memory.
-UNSENT_BYTES_MAX = 256 * 1024
+# Encoded and not yet taken by the socket. More would only be memory, and the buffer may be twice as large.
+UNSENT_BYTES_MAX = 128 * 1024
 
 
 cdef class InTheAir:
