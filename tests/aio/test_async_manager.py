@@ -248,13 +248,16 @@ def test_cancelled_at_any_await_nothing_is_lost_or_doubled(
 
 
 def test_cancelled_as_it_is_entered_or_left_it_lets_go_of_the_file(broker: Broker, tmp_path: Path) -> None:
+    used: list[str] = []
+
     async def program() -> None:
-        async def use() -> None:
+        async def use(name: str) -> None:
             async with AsyncMQTTManager(quick_config(broker.url, tmp_path)) as manager:
                 await manager.publish("t", "x")
+            used.append(name)
 
         for turns in range(12):
-            task = asyncio.ensure_future(use())
+            task = asyncio.ensure_future(use("cancelled"))
             for _ in range(turns):
                 await asyncio.sleep(0.002 * (turns % 3))
             task.cancel()
@@ -262,10 +265,10 @@ def test_cancelled_as_it_is_entered_or_left_it_lets_go_of_the_file(broker: Broke
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
-            # The next may have it.
-            await use()
+            await use(f"the next {turns}")
 
     run(program)
+    assert [name for name in used if name != "cancelled"] == [f"the next {turns}" for turns in range(12)]
 
 
 def test_who_waits_for_a_message_hears_that_it_was_dropped_or_left(tmp_path: Path) -> None:
@@ -357,10 +360,15 @@ def test_callbacks_are_called_on_the_loop(broker: Broker, tmp_path: Path) -> Non
 
 
 @ON_BOTH_LOOPS
-def test_over_tls_and_websocket(
-    start_broker: StartBroker, authority: CertificateAuthority, tmp_path: Path, kind: str
+def test_over_tls(
+    start_broker: StartBroker,
+    start_subscriber: StartSubscriber,
+    authority: CertificateAuthority,
+    tmp_path: Path,
+    kind: str,
 ) -> None:
     broker = start_broker(certificate=authority.issue_server(), settings=[])
+    subscriber = start_subscriber(broker)
     config = quick_config(
         broker.tls_url.replace("127.0.0.1", "localhost"),
         tmp_path,
@@ -370,10 +378,12 @@ def test_over_tls_and_websocket(
     async def program() -> None:
         async with AsyncMQTTManager(config) as manager:
             await connected(manager)
-            handles = await asyncio.gather(*(manager.publish("t", "x" * 300, 2) for _ in range(500)))
-            await asyncio.gather(*handles)
+            published = (manager.publish("t", f"{number} {'x' * 300}", 2) for number in range(500))
+            await asyncio.gather(*await asyncio.gather(*published))
 
     run(program, kind)
+    assert subscriber.wait_for_count(500)
+    assert len(set(subscriber.payloads("t"))) == 500
 
 
 def test_a_look_up_and_a_handshake_that_wait_hold_nothing_up(

@@ -30,11 +30,14 @@ def need(*packages: str) -> None:
             pytest.skip(f"{package} is not installed: `make environments` installs it")
 
 
-def run(name: str, *arguments: object, options: tuple[str, ...] = ()) -> None:
-    """To its end, with not a word on its standard error."""
+# Exit status, standard output and standard error of a program that found nothing amiss.
+DONE = (0, "done\n", "")
+
+
+def run(name: str, *arguments: object, options: tuple[str, ...] = ()) -> tuple[int, str, str]:
     command = [sys.executable, *options, str(PROGRAMS / name), *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=10 * TIMEOUT_S, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", ""), ended.stdout + ended.stderr
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["memory", "store"])
@@ -45,22 +48,22 @@ def test_green_threads(
 ) -> None:
     need(library)
     port, ca = (tls_broker.tls_port, authority.certificate_path) if is_tls else (tls_broker.port, "-")
-    run("green_threads.py", library, tls_broker.host, port, ca, tmp_path / "queue.db" if stored else "-")
+    assert run("green_threads.py", library, tls_broker.host, port, ca, tmp_path / "queue.db" if stored else "-") == DONE
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_a_loop_of_the_program_s_own(loop: str, broker: Broker) -> None:
     need(loop)
-    run("own_loop.py", loop, broker.host, broker.port)
+    assert run("own_loop.py", loop, broker.host, broker.port) == DONE
 
 
 def test_spawned_processes(broker: Broker) -> None:
-    run("spawned.py", broker.host, broker.port)
+    assert run("spawned.py", broker.host, broker.port) == DONE
 
 
 def test_a_strict_python_has_no_warning(tls_broker: Broker, authority: CertificateAuthority, tmp_path: Path) -> None:
     arguments = tls_broker.host, tls_broker.port, authority.certificate_path, tls_broker.tls_port, tmp_path
-    run("whole_life.py", *arguments, options=("-X", "dev", "-W", "error"))
+    assert run("whole_life.py", *arguments, options=("-X", "dev", "-W", "error")) == DONE
 
 
 def test_a_notebook(broker: Broker) -> None:

@@ -266,4 +266,6 @@ def test_starting_and_stopping_the_loop_many_times(broker: Broker) -> None:
         program.subscribed = False
         program.connect(broker)
         with running(program):
-            program.client.publish("t", "x", 1).wait_for_publish(TIMEOUT_S)
+            handle = program.client.publish("t", "x", 1)
+            handle.wait_for_publish(TIMEOUT_S)
+            assert handle.is_published()

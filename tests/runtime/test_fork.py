@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 V2 = paho.CallbackAPIVersion.VERSION2
 
 
-def in_child(work: Callable[[], object]) -> None:
-    """Run `work` in a forked child of this process; fails with its traceback, and where it hangs."""
+def failure_in_child(work: Callable[[], object]) -> str:
+    """The traceback of `work` in a forked child of this process, "it hung" where it did; "" where all went well."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         # Of threads in the parent, which are what this is about.
@@ -60,7 +60,7 @@ def in_child(work: Callable[[], object]) -> None:
     finally:
         watchdog.cancel()
     with os.fdopen(reader) as said:
-        assert status == 0, said.read() or "it hung"
+        return "" if status == 0 else said.read() or "it hung"
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def test_every_call_on_a_client(with_store: bool, broker: Broker, tmp_path: Path
             with client:
                 pass
 
-        in_child(work)
+        assert failure_in_child(work) == ""
         assert client.is_connected()
         client.publish("t", "x", 1).wait_for_publish(TIMEOUT_S)
 
@@ -145,7 +145,7 @@ def test_every_call_on_a_manager(broker: Broker, tmp_path: Path) -> None:
             with manager:
                 pass
 
-        in_child(work)
+        assert failure_in_child(work) == ""
         manager.publish("t", "x", 2).wait_for_publish(TIMEOUT_S)
 
 
@@ -160,7 +160,7 @@ def test_every_call_on_a_queue(kind: type, tmp_path: Path) -> None:
                 refused(getattr(queue, name))
         getattr(queue, end)()
 
-    in_child(work)
+    assert failure_in_child(work) == ""
     getattr(queue, end)()
 
 
@@ -178,7 +178,7 @@ def test_who_waits_for_a_message_of_the_parent(broker: Broker, tmp_path: Path) -
             assert not handle.is_published()
         refused(handles[1].wait_durable)
 
-    in_child(work)
+    assert failure_in_child(work) == ""
     for client in clients:
         client.close()
 
@@ -260,8 +260,11 @@ def test_while_the_owner_lives_the_child_does_not_get_its_file(tmp_path: Path) -
             with pytest.raises(QueueLockedError):
                 Store(tmp_path / "queue.db")
 
-        in_child(work)
-        in_child(lambda: in_child(work))
+        def work_in_a_child() -> None:
+            assert failure_in_child(work) == ""
+
+        assert failure_in_child(work) == ""
+        assert failure_in_child(work_in_a_child) == ""
         store.append("t", "y", 1)
     assert kept(tmp_path / "queue.db") == ["x", "y"]
 
@@ -464,7 +467,7 @@ def test_a_forked_child_holds_no_descriptor(broker: Broker, tmp_path: Path) -> N
             # Those of other tests are let go as well.
             assert open_sockets() <= before
 
-        in_child(work)
+        assert failure_in_child(work) == ""
 
 
 def test_a_client_that_never_connected_is_the_childs_own(broker: Broker, start_subscriber: StartSubscriber) -> None:
@@ -476,11 +479,11 @@ def test_a_client_that_never_connected_is_the_childs_own(broker: Broker, start_s
         client.connect(broker.host, broker.port)
         client.loop_start()
         client.publish("t", "child", 1).wait_for_publish(TIMEOUT_S)
-        in_child(lambda: refused(client.publish, "t", "grandchild"))
+        assert failure_in_child(lambda: refused(client.publish, "t", "grandchild")) == ""
         client.disconnect()
         client.loop_stop()
 
-    in_child(work)
+    assert failure_in_child(work) == ""
     assert subscriber.wait_for_count(1, TIMEOUT_S)
     client.connect(broker.host, broker.port)
     client.loop_start()
@@ -510,7 +513,7 @@ def test_methods_of_a_programs_own_class_are_left_alone(broker: Broker) -> None:
         refused(client.publish, "t", "x")
         refused(client.subscribe, "t")
 
-    in_child(work)
+    assert failure_in_child(work) == ""
     client.close()
 
 
@@ -590,7 +593,7 @@ def test_a_socket_that_is_being_connected_is_let_go(swallowed: int) -> None:
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(number)
 
-    in_child(work)
+    assert failure_in_child(work) == ""
     client.close()
 
 
@@ -608,7 +611,7 @@ def test_a_forked_child_is_told(module: Any, broker: Broker, start_subscriber: S
         else:
             refused(client.publish, "t", "x", 1)
 
-    in_child(work)
+    assert failure_in_child(work) == ""
     assert subscriber.wait_for_end(TIMEOUT_S)
     assert not subscriber.tally
     client.disconnect()

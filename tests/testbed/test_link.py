@@ -282,8 +282,8 @@ def test_close_may_be_called_twice_and_frees_the_port(echo):
     link = Link(echo.address)
     link.close()
     link.close()
-    with socket.create_server(link.address):
-        pass
+    with socket.create_server(link.address) as next_owner:
+        assert next_owner.getsockname() == link.address
 
 
 def test_a_faulty_link_changes_nothing_but_the_size_and_time_of_pieces(echo):

@@ -450,7 +450,8 @@ class TestClientKeys:
     def test_parameters_before_the_key(self, ours: Certificate, tmp_path: Path) -> None:
         """As openssl ecparam -genkey writes them."""
         before = b"-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"
-        self.load(tmp_path, ours.certificate_path.read_bytes(), before + ours.key_path.read_bytes()).get()
+        made = self.load(tmp_path, ours.certificate_path.read_bytes(), before + ours.key_path.read_bytes()).get()
+        assert made.client_certificate == leaf_der(ours.certificate_path)
 
 
 class TestPKCS12:
@@ -476,8 +477,10 @@ class TestPKCS12:
             assert made.client_certificate == leaf_der(ours.certificate_path)
 
     def test_its_key_beside_a_certificate_of_its_own(self, ours: Certificate, tmp_path: Path) -> None:
-        TLSContextSource(TLSConfig(None, ours.certificate_path, self.store(ours, tmp_path), PASSWORD)).get()
-        TLSContextSource(TLSConfig(None, self.store(ours, tmp_path), ours.key_path, PASSWORD)).get()
+        container = self.store(ours, tmp_path)
+        for certificate, key in ((ours.certificate_path, container), (container, ours.key_path)):
+            made = TLSContextSource(TLSConfig(None, certificate, key, PASSWORD)).get()
+            assert made.client_certificate == leaf_der(ours.certificate_path)
 
     @pytest.mark.parametrize("password", ["other", "", None])
     def test_a_wrong_password(self, ours: Certificate, tmp_path: Path, password: str | None) -> None:
