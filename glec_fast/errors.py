@@ -155,21 +155,40 @@ class BrokerRefusalError(GlecError, ConnectionError):
         self.reason_code = reason_code
 
 
+# Of MQTT 5, 3.9.3; before it 0x80 is all that there is.
+_SUBACK_REASONS = {
+    0x83: ", implementation specific error",
+    0x87: ", not authorized",
+    0x8F: ", topic filter invalid",
+    0x91: ", packet identifier in use",
+    0x97: ", quota exceeded",
+    0x9E: ", shared subscriptions not supported",
+    0xA1: ", subscription identifiers not supported",
+    0xA2: ", wildcard subscriptions not supported",
+}
+
+
 class SubscriptionRefusedError(GlecError):
     """The broker does not let this client have a filter's messages. It is asked again on the next connection.
 
-    `topic_filter` is the one; `reason_code` is that of SUBACK (MQTT 3.1.1, 3.9.3; MQTT 5, 3.9.3).
+    `topic_filter` is the one; `reason_code` is that of SUBACK (MQTT 3.1.1, 3.9.3; MQTT 5, 3.9.3), None where the broker
+    ends the connection over it instead: then it is asked again ten minutes later.
     """
 
     advice = "check what the broker's access rules let this client subscribe to"
     retryable = True
 
-    def __init__(self, topic_filter: str, reason_code: int) -> None:
-        super().__init__(f"the broker refused the subscription to {topic_filter!r} (reason code 0x{reason_code:02X})")
+    def __init__(self, topic_filter: str, reason_code: int | None) -> None:
+        if reason_code is None:
+            text = f"the broker ends the connection over the subscription to {topic_filter!r}"
+        else:
+            name = _SUBACK_REASONS.get(reason_code, "")
+            text = f"the broker refused the subscription to {topic_filter!r} (reason code 0x{reason_code:02X}{name})"
+        super().__init__(text)
         self.topic_filter = topic_filter
         self.reason_code = reason_code
 
-    def __reduce__(self) -> tuple[type[SubscriptionRefusedError], tuple[str, int]]:
+    def __reduce__(self) -> tuple[type[SubscriptionRefusedError], tuple[str, int | None]]:
         return type(self), (self.topic_filter, self.reason_code)
 
 

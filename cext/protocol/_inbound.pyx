@@ -113,7 +113,9 @@ cdef int _define(int identifier, str name, uint8_t kind, uint16_t packets, uint8
 cdef int _define_properties() except -1:
     """Section 2.2.2.2, without what only a client sends."""
     memset(PROPERTIES, 0, sizeof(PROPERTIES))
-    _define(1, "PayloadFormatIndicator", BYTE, IN_PUBLISH, IS_FLAG)
+    # Of any value, and a Response Topic of any text: brokers hand on what another client made of them. Where that ends
+    # the connection, the message comes again with the next, for ever.
+    _define(1, "PayloadFormatIndicator", BYTE, IN_PUBLISH, 0)
     _define(2, "MessageExpiryInterval", FOUR_BYTES, IN_PUBLISH)
     _define(3, "ContentType", STRING, IN_PUBLISH)
     _define(8, "ResponseTopic", STRING, IN_PUBLISH)
@@ -374,8 +376,6 @@ cdef Seen _check_properties(const uint8_t* at, size_t available, uint16_t packet
                 _refuse(BROKEN, f"{PROPERTY_NAMES[identifier]} of {number}; it is 0 or 1 (MQTT 5, 3.2.2.3, 3.3.2.3)")
             if identifier == 35:
                 seen.topic_alias = <uint16_t>number
-        elif identifier == 8 and _has_wildcard(at + index + 2, size - 2):
-            _refuse(BROKEN, "a response topic with a wildcard (MQTT 5, 3.3.2.3.5)")
         index += size
     return seen
 

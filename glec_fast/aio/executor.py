@@ -48,6 +48,9 @@ class LoopExecutor:
         """See `Executor`."""
         self._send(self._pass_on, lane)
 
+    def tick(self) -> None:
+        """See `Executor`: everything begins at once here."""
+
     def note_error(self, error: BaseException) -> None:
         """See `Executor`."""
         self.error_count += 1

@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from glec_fast.durable import command_log
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from glec_fast.durable._table import QueueTable
     from glec_fast.durable.store import Store
     from glec_fast.fleet.inbox import Arrival, Inbox
+    from glec_fast.mqtt.greeting import Accepted
     from glec_fast.mqtt.inbound_message import InboundMessage
     from glec_fast.runtime.summing_log import SummingLog
 
@@ -235,22 +237,25 @@ class Commands:
         elif message.payload.strip():
             try:
                 arguments = json.loads(message.payload)
+                # What can be read and not be written is nested too deep.
+                json.dumps(arguments)
             except (ValueError, RecursionError) as error:
                 problem = RefusedCommandError(INVALID, f"the payload is no JSON: {str(error)[:_TEXT_MAX]}")
         if problem is None and not isinstance(arguments, dict):
             problem = RefusedCommandError(INVALID, "the payload must be a JSON object of arguments")
         if problem is not None:
             arguments = {}
+        problem = problem or self._problem_of_response_topic(properties)
         given = arguments.pop("id", None)
         expires_at_ms = arguments.pop("expires_at", None)
-        if expires_at_ms is not None and (
-            isinstance(expires_at_ms, bool) or not isinstance(expires_at_ms, (int, float))
-        ):
+        if expires_at_ms is not None and not _is_number(expires_at_ms):
             problem = problem or RefusedCommandError(INVALID, "expires_at must be Unix time in milliseconds")
             expires_at_ms = None
         if given is not None:
             shown = given if isinstance(given, str) else json.dumps(given)
-            identifier = b"j" + shown.encode("utf-8", "surrogatepass")
+            if not _is_text(shown) or not (isinstance(given, str) or _is_number(given)):
+                raise RefusedCommandError(INVALID, "the id must be text or a number")
+            identifier = b"j" + shown.encode()
         elif correlation is not None:
             shown, identifier = _shown(correlation), b"c" + correlation
         else:
@@ -271,6 +276,22 @@ class Commands:
             float("inf") if expiry_s is None else time.monotonic() + expiry_s,
             float("inf") if expires_at_ms is None else expires_at_ms,
         )
+
+    def _problem_of_response_topic(self, properties: Any) -> RefusedCommandError | None:
+        topic = self._response_topic(properties)
+        if topic is None:
+            return None
+        try:
+            check_publish(topic, REPLY_QOS)
+        except MessageError as error:
+            return RefusedCommandError(INVALID, f"no reply can go to the Response Topic: {error}"[:_TEXT_MAX])
+        if topic.rpartition("/")[0] == self._topic:
+            return RefusedCommandError(INVALID, "the Response Topic is a command's: the reply would be a command")
+        return None
+
+    @staticmethod
+    def _response_topic(properties: Any) -> str | None:
+        return getattr(properties, "ResponseTopic", None) or None
 
     # ---- is it known?
 
@@ -345,7 +366,7 @@ class Commands:
                 error = RefusedCommandError(FAILED, f"it ran, and its result cannot be JSON: {odd}"[:_TEXT_MAX])
         elif not isinstance(error, RefusedCommandError):
             self._executor.note_error(error)
-            error = RefusedCommandError(FAILED, f"{type(error).__name__}: {error}"[:_TEXT_MAX])
+            error = RefusedCommandError(FAILED, _text_of(error))
         if isinstance(error, RefusedCommandError):
             outcome, reply = error.outcome, _error_reply(request.id, error)
         self._finish(running, outcome, reply)
@@ -410,9 +431,10 @@ class Commands:
     ) -> None:
         if reply is not None:
             properties = arrival.message.properties
-            topic = getattr(properties, "ResponseTopic", None) or f"{self._topic}/{name}/reply"
+            topic = self._response_topic(properties)
+            if topic is None or self._problem_of_response_topic(properties) is not None:
+                topic = f"{self._topic}/{name}/reply"
             try:
-                check_publish(topic, REPLY_QOS)
                 correlation = getattr(properties, "CorrelationData", None)
                 extras = extras_with(retain=False, correlation_data=correlation)
                 self._store.append_with(topic, reply, REPLY_QOS, statement, told, extras)
@@ -442,19 +464,19 @@ class Commands:
             self._settles_at_s, self._is_settled = float("inf"), True
             self._take_up(lambda _name, _origin: True)
 
-    def on_connected(self, *, session_present: bool, is_continued: bool) -> None:
+    def on_connected(self, accepted: Accepted) -> None:
         """What an earlier process began is brought to its end, also where the broker does not send it again.
 
         That is so of QoS 0, of a session that is lost, and of what expired in the broker or was lost with its disk.
-        Where the broker has the session, it is given time to. is_continued: as of `Subscriptions`.
+        Where the broker has the session, it is given time to.
         """
-        self._is_settled = self._is_settled and is_continued
+        self._is_settled = self._is_settled and accepted.is_continued
         if self._is_settled:
             return
         self._settles_at_s = time.monotonic() + UNCLAIMED_S
-        if not session_present:
+        if not accepted.session_present:
             self._store.submit(command_log.void_packet_ids, lambda _: None)
-        self._take_up(lambda name, origin: name in self._declared and not (origin.qos and session_present))
+        self._take_up(lambda name, origin: name in self._declared and not (origin.qos and accepted.session_present))
 
     def on_disconnected(self) -> None:
         """The broker cannot send anything again."""
@@ -500,6 +522,29 @@ def _reply(content: dict[str, Any]) -> bytes:
 def _error_reply(identifier: str, refused: RefusedCommandError) -> bytes:
     error = {"code": refused.outcome, "message": str(refused)}
     return _reply({"id": identifier, "status": "error", "error": error})
+
+
+def _is_number(value: Any) -> bool:
+    """Of JSON; NaN and infinities, which Python reads as well, are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_text(value: str) -> bool:
+    """JSON can name halves of characters, which have no UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _text_of(error: BaseException) -> str:
+    """For a reply, whatever a program's exception makes of it."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(it has no text)"
+    return f"{type(error).__name__}: {text}"[:_TEXT_MAX].encode(errors="replace").decode()
 
 
 def _shown(correlation: bytes) -> str:

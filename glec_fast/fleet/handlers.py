@@ -42,6 +42,9 @@ class Executor(Protocol):
     def free(self, lane: Hashable) -> None:
         """The lane was kept: its next call may begin."""
 
+    def tick(self) -> None:
+        """Now and then: what could not begin is tried again."""
+
     def note_error(self, error: BaseException) -> None:
         """A handler has failed."""
 
@@ -63,6 +66,7 @@ class HandlerPool:
         self._lanes: dict[Hashable, deque[Call]] = {}
         self._ready: deque[Hashable] = deque()
         self._threads: list[Thread] = []
+        # Threads that look for work, or are about to.
         self._idle_count = 0
         self._is_closed = False
         self.error_count = 0
@@ -78,7 +82,8 @@ class HandlerPool:
             else:
                 self._lanes[lane] = deque([call])
                 self._make_ready(lane)
-            return True
+        self._look_for_threads()
+        return True
 
     def go_on(self, lane: Hashable, call: Call) -> None:
         """See `Executor`."""
@@ -87,6 +92,7 @@ class HandlerPool:
             if calls is not None:
                 calls[0] = call
                 self._make_ready(lane)
+        self._look_for_threads()
 
     def free(self, lane: Hashable) -> None:
         """See `Executor`."""
@@ -100,16 +106,33 @@ class HandlerPool:
                 self._make_ready(lane)
             else:
                 del self._lanes[lane]
+        self._look_for_threads()
 
     def _make_ready(self, lane: Hashable) -> None:
-        """The caller holds the lock."""
+        """The caller holds the lock, and looks for threads behind it."""
         self._ready.append(lane)
-        if self._idle_count < len(self._ready) and len(self._threads) < self._thread_count:
-            thread = Thread(target=self._run, name="glec-fast-handler", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        else:
-            self._changed.notify_all()
+        self._changed.notify_all()
+
+    def _look_for_threads(self) -> None:
+        """Start those that are missing. Where the system has none, those that run go on, and `tick` tries again."""
+        try:
+            with self._changed:
+                while not self._is_closed and self._is_short_of_threads():
+                    thread = Thread(target=self._run, name="glec-fast-handler", daemon=True)
+                    thread.start()
+                    self._threads.append(thread)
+                    self._idle_count += 1
+        except (RuntimeError, MemoryError) as error:
+            text = f"no thread can be started for handlers, so that messages wait: {error}"
+            self._log.note(logging.ERROR, "threads for handlers that could not be started", str(error), text=text)
+
+    def _is_short_of_threads(self) -> bool:
+        return self._idle_count < len(self._ready) and len(self._threads) < self._thread_count
+
+    def tick(self) -> None:
+        """See `Executor`."""
+        if self._ready:
+            self._look_for_threads()
 
     def note_error(self, error: BaseException) -> None:
         """See `Executor`."""
@@ -135,7 +158,10 @@ class HandlerPool:
     def _run(self) -> None:
         while (found := self._next()) is not None:
             lane, call = found
-            if not self._do(call):
+            keeps_lane = self._do(call)
+            with self._changed:
+                self._idle_count += 1
+            if not keeps_lane:
                 self.free(lane)
 
     def _do(self, call: Call) -> bool:
@@ -155,7 +181,6 @@ class HandlerPool:
 
     def _next(self) -> tuple[Hashable, Call] | None:
         with self._changed:
-            self._idle_count += 1
             try:
                 while not self._ready:
                     if self._is_closed or not self._changed.wait(_IDLE_S):

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from glec_fast.fleet.subscriptions import identifier_of
 from glec_fast.mqtt.filters import Filters
 from glec_fast.runtime._lock import Lock
 
@@ -75,7 +76,7 @@ class Inbox:
     def add_route(self, topic_filter: str, route: Route) -> None:
         """Messages that match go to `route`, in the network thread or the caller's: it must not wait."""
         with self._lock:
-            self._routes[topic_filter] = route
+            self._routes[topic_filter] = identifier_of(topic_filter), route
             claimed = [each for each in self._unclaimed if self._routes_of(each.message)]
             self._unclaimed = deque(each for each in self._unclaimed if each not in claimed)
         for arrival in claimed:
@@ -91,7 +92,13 @@ class Inbox:
             return True
 
     def _routes_of(self, message: InboundMessage) -> list[Route]:
-        return list(self._routes.iter_match(message.topic))
+        """A server may send a copy for each of several filters (3.3.5), and says then which it is for."""
+        of_filters = getattr(message.properties, "SubscriptionIdentifier", None)
+        return [
+            route
+            for identifier, route in self._routes.iter_match(message.topic)
+            if of_filters is None or identifier in of_filters
+        ]
 
     # ---- the way in
 

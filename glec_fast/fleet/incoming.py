@@ -13,6 +13,7 @@ from glec_fast.errors import MessageError, QueueClosedError
 from glec_fast.fleet.handlers import Call, Executor
 from glec_fast.fleet.inbox import Arrival, Inbox
 from glec_fast.fleet.subscriptions import Subscription, Subscriptions
+from glec_fast.mqtt.client import parts_of
 from glec_fast.runtime._lock import Lock
 from glec_fast.validation import check_callback
 
@@ -53,7 +54,7 @@ class Incoming:
         self._listens = False
         self._commands_topic = f"glec/dtg/{config.client_id}/commands"
         self._config, self._log, self._lock = config, log, Lock("Incoming._lock")
-        self._client, self._store = client, client.store
+        self._client, self._store, self._greeting = client, client.store, parts_of(client).greeting
         self._has_begun = False
 
     def begin(self) -> None:
@@ -61,7 +62,7 @@ class Incoming:
         if not self._has_begun:
             self._has_begun = True
             if self._client.is_connected():
-                self._subscriptions.on_connected(session_present=True, is_continued=False)
+                self._subscriptions.on_connected(self._greeting.accepted)
 
     def declare(self, name: str, handler: Any, on_crash: Any) -> None:
         """See `MQTTManager.command`."""
@@ -85,7 +86,7 @@ class Incoming:
             has_listened, self._listens = self._listens, True
         if not has_listened:
             if self._client.is_connected():
-                commands.on_connected(session_present=True, is_continued=False)
+                commands.on_connected(self._greeting.accepted._replace(is_continued=False))
             commands_filter = f"{self._commands_topic}/+"
             self._inbox.add_route(commands_filter, commands.take)
             self._subscriptions.want(commands_filter, _COMMANDS_QOS)
@@ -132,6 +133,8 @@ class Incoming:
     def tick(self) -> None:
         """Now and then."""
         self._inbox.tick()
+        self._subscriptions.tick()
+        self._executor.tick()
         if self._commands is not None:
             self._commands.tick()
 
@@ -139,12 +142,12 @@ class Incoming:
         """See `Inbox`."""
         return self._inbox.must_ask_again()
 
-    def on_connected(self, *, session_present: bool, is_continued: bool) -> None:
-        """CONNACK has come. is_continued: the session is known to be that of the connection before."""
+    def on_connected(self) -> None:
+        """CONNACK has come."""
         self._inbox.on_connected()
         if self._commands is not None:
-            self._commands.on_connected(session_present=session_present, is_continued=is_continued)
-        self._subscriptions.on_connected(session_present=session_present, is_continued=is_continued)
+            self._commands.on_connected(self._greeting.accepted)
+        self._subscriptions.on_connected(self._greeting.accepted)
 
     def on_disconnected(self) -> None:
         """The connection is gone."""

@@ -465,7 +465,7 @@ class MQTTManager(Overseen):
         self,
         _client: paho.Client,
         _userdata: Any,
-        flags: paho.ConnectFlags,
+        _flags: paho.ConnectFlags,
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
@@ -479,8 +479,7 @@ class MQTTManager(Overseen):
         self._reports.on_accepted()
         self._routes.on_accepted()
         if self._incoming_or_none is not None:
-            is_continued = parts_of(self._client).greeting.is_continued
-            self._incoming_or_none.on_connected(session_present=flags.session_present, is_continued=is_continued)
+            self._incoming_or_none.on_connected()
         # Behind the subscriptions: whoever hears of it may send a command.
         self._heartbeat.begin()
         self._reports.tell_connected(self._target.url)

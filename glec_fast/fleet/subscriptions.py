@@ -4,13 +4,22 @@ What is wanted and what the broker has are two tables; whatever they differ by i
 each filter. A broker that still has the session has its subscriptions too, so nothing is asked for again. Where it may
 be another session that it has, all is: a process cannot know which of an earlier one's moments it is from, and a
 CONNECT that had no answer may have begun one.
+
+A broker may end the connection over a filter in place of an answer, as it may over a message. One that had none as the
+connection ended goes alone the next time, then behind all others, and in the end counts as refused.
 """
 
 from __future__ import annotations
 
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+from zlib import crc32
+
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from glec_fast.errors import SubscriptionRefusedError
 from glec_fast.runtime._lock import Condition
@@ -18,11 +27,24 @@ from glec_fast.validation import check_timeout
 
 if TYPE_CHECKING:
     from glec_fast.mqtt.client import Client
+    from glec_fast.mqtt.greeting import Accepted
     from glec_fast.runtime.summing_log import SummingLog
 
 _REFUSED = 0x80
 # Filters in one packet: far below what any broker takes.
 _BATCH_MAX = 50
+_IDENTIFIER_MAX = 268_435_455
+# So many connections in a row ended before a filter was answered, asked for alone: it is not the link.
+_UNANSWERED_MAX = 4
+# From the second on it is asked for once the connection has lasted so long, ...
+_LASTS_S = 2.0
+# ... and once it counts as refused, so much later.
+_REFUSED_S = 600.0
+
+
+def identifier_of(topic_filter: str) -> int:
+    """The filter's Subscription Identifier (MQTT 5, 3.8.2.1.2), the same in each process, as a session outlives one."""
+    return 1 + crc32(topic_filter.encode()) % _IDENTIFIER_MAX
 
 
 class Subscription:
@@ -67,8 +89,15 @@ class Subscriptions:
         # Answers that came before `_ask` knew the id of its request.
         self._early: dict[int, list[int]] = {}
         self._asking: set[str] = set()
+        # Filter -> connections in a row that ended before it was answered.
+        self._unanswered: Counter[str] = Counter()
+        # Of `time.monotonic`: when a filter may be asked for again that the broker ends connections over.
+        self._not_before_s: dict[str, float] = {}
         # Counts connections; 0 while there is none.
         self._connection = self._last_connection = 0
+        self._connected_s = 0.0
+        # The broker says of each message which filters it is for. A packet has one identifier for all its filters.
+        self._has_identifiers = False
         self.refused_count = 0
 
     # ---- the program
@@ -77,7 +106,7 @@ class Subscriptions:
         """Have the broker send what matches, from now on or as soon as there is a connection."""
         with self._changed:
             self._wanted[topic_filter] = qos
-            self._refused.pop(topic_filter, None)
+            self._acquit(topic_filter)
         self._ask()
         return Subscription(self, topic_filter, qos)
 
@@ -85,11 +114,17 @@ class Subscriptions:
         """Have the broker send it no more."""
         with self._changed:
             self._wanted.pop(topic_filter, None)
-            self._refused.pop(topic_filter, None)
+            self._acquit(topic_filter)
             # Also where it is an earlier process's that it has it from.
             self._held.setdefault(topic_filter, (0, 0))
             self._changed.notify_all()
         self._ask()
+
+    def _acquit(self, topic_filter: str) -> None:
+        """Whatever was held against it is no more. The caller holds the lock."""
+        self._refused.pop(topic_filter, None)
+        self._not_before_s.pop(topic_filter, None)
+        del self._unanswered[topic_filter]
 
     def granted_qos(self, topic_filter: str, qos: int) -> int | None:
         """See `Subscription`."""
@@ -115,26 +150,49 @@ class Subscriptions:
 
     # ---- the network thread
 
-    def on_connected(self, *, session_present: bool, is_continued: bool) -> None:
-        """CONNACK has come. is_continued: the session is known to be that of the connection before."""
+    def on_connected(self, accepted: Accepted) -> None:
+        """CONNACK has come."""
         with self._changed:
+            self._has_identifiers = accepted.takes_identifiers
             self._last_connection += 1
-            self._connection = self._last_connection
+            self._connection, self._connected_s = self._last_connection, time.monotonic()
             self._requests.clear()
             self._early.clear()
             self._asking.clear()
-            self._refused.clear()
-            if not session_present:
+            self._refused = {each: error for each, error in self._refused.items() if each in self._not_before_s}
+            if not accepted.session_present:
                 self._held.clear()
-            elif not is_continued:
+            elif not accepted.is_continued:
                 # What it may have of the session before, and nobody wants any more, is still to be ended.
                 self._held = {each: held for each, held in self._held.items() if each not in self._wanted}
         self._ask()
 
     def on_disconnected(self) -> None:
         """Whatever was asked for and not answered is asked for again."""
+        refused = []
         with self._changed:
             self._connection = 0
+            # In place of an answer the broker may have ended the connection; or the link has broken.
+            asked = [each for request in self._requests.values() for each, qos in request.items() if qos is not None]
+            self._requests.clear()
+            self._unanswered.update(asked)
+            for topic_filter in asked:
+                if self._unanswered[topic_filter] >= _UNANSWERED_MAX and topic_filter in self._wanted:
+                    self._not_before_s[topic_filter] = time.monotonic() + _REFUSED_S
+                    refused.append(self._refuse(topic_filter, None))
+            self._changed.notify_all()
+        self._tell(refused)
+
+    def tick(self) -> None:
+        """Now and then: what was not to be asked for at once."""
+        if not self._unanswered:
+            return
+        with self._changed:
+            now_s = time.monotonic()
+            for each in [each for each, not_before_s in self._not_before_s.items() if now_s >= not_before_s]:
+                del self._not_before_s[each]
+                self._refused.pop(each, None)
+        self._ask()
 
     def on_answer(self, packet_id: int, codes: list[int]) -> None:
         """SUBACK or UNSUBACK; codes: one for each filter, or none before MQTT 5 for the latter."""
@@ -153,20 +211,28 @@ class Subscriptions:
         for place, (topic_filter, qos) in enumerate(request.items()):
             code = codes[place] if place < len(codes) else 0
             self._asking.discard(topic_filter)
+            if qos is not None:
+                del self._unanswered[topic_filter]
+                self._not_before_s.pop(topic_filter, None)
             if qos is None:
                 # Also refused: it is not there, or it stays, and no other request would help.
                 self._held.pop(topic_filter, None)
             elif code >= _REFUSED:
-                self.refused_count += 1
                 self._held.pop(topic_filter, None)
-                error = SubscriptionRefusedError(topic_filter, code)
-                if self._wanted.get(topic_filter) == qos:
-                    self._refused[topic_filter] = error
-                refused.append(error)
+                is_current = self._wanted.get(topic_filter) == qos
+                refused.append(self._refuse(topic_filter, code, is_current=is_current))
             else:
                 self._held[topic_filter] = qos, code
         self._changed.notify_all()
         return refused
+
+    def _refuse(self, topic_filter: str, code: int | None, *, is_current: bool = True) -> SubscriptionRefusedError:
+        """The caller holds the lock, and tells of it."""
+        self.refused_count += 1
+        error = SubscriptionRefusedError(topic_filter, code)
+        if is_current:
+            self._refused[topic_filter] = error
+        return error
 
     def _tell(self, refused: list[SubscriptionRefusedError]) -> None:
         for error in refused:
@@ -182,7 +248,7 @@ class Subscriptions:
                 connection = self._connection
                 if not connection:
                     return
-                request = self._next_request()
+                request, has_identifiers = self._next_request(), self._has_identifiers
                 if not request:
                     return
                 self._asking.update(request)
@@ -190,7 +256,9 @@ class Subscriptions:
             if ends:
                 rc, packet_id = self._client.unsubscribe(list(request))
             else:
-                rc, packet_id = self._client.subscribe([(each, qos or 0) for each, qos in request.items()])
+                filters = [(each, qos or 0) for each, qos in request.items()]
+                properties = _identified(filters[0][0]) if has_identifiers else None
+                rc, packet_id = self._client.subscribe(filters, properties=properties)
             refused: list[SubscriptionRefusedError] = []
             with self._changed:
                 if connection != self._connection:
@@ -209,11 +277,27 @@ class Subscriptions:
     def _next_request(self) -> dict[str, int | None]:
         """Either filters to subscribe to, or filters to end. The caller holds the lock."""
         new: dict[str, int | None] = {}
+        new_max = 1 if self._has_identifiers else _BATCH_MAX
+        suspects: dict[str, int | None] = {}
         for each, qos in self._wanted.items():
-            is_due = each not in self._asking and each not in self._refused and len(new) < _BATCH_MAX
+            is_due = each not in self._asking and each not in self._refused and len(new) < new_max
             if is_due and self._held.get(each, (None, 0))[0] != qos:
-                new[each] = qos
+                (suspects if each in self._unanswered else new)[each] = qos
         if new:
             return new
         gone = [each for each in self._held if each not in self._wanted and each not in self._asking]
-        return dict.fromkeys(gone[:_BATCH_MAX])
+        if gone:
+            return dict.fromkeys(gone[:_BATCH_MAX])
+        # Alone, so that it is known which one the broker ends the connection over.
+        if suspects and not self._asking:
+            lasts = time.monotonic() >= self._connected_s + _LASTS_S
+            first = min(suspects, key=self._unanswered.__getitem__)
+            if lasts or self._unanswered[first] == 1:
+                return {first: suspects[first]}
+        return {}
+
+
+def _identified(topic_filter: str) -> Properties:
+    properties = Properties(PacketTypes.SUBSCRIBE)
+    properties.SubscriptionIdentifier = identifier_of(topic_filter)
+    return properties

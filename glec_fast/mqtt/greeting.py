@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from paho.mqtt import client as paho_client
 from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
@@ -40,6 +40,17 @@ _CLEAN, _HAS_PASSWORD = 0x02, 0x40
 _PROTOCOL_ERROR = 0x82
 
 
+class Accepted(NamedTuple):
+    """What is known of the session of a connection.
+
+    is_continued: it is known to be that of the connection before. takes_identifiers: Subscription Identifiers (MQTT 5).
+    """
+
+    session_present: bool = False
+    is_continued: bool = False
+    takes_identifiers: bool = False
+
+
 class Greeting:
     """Of one client. For whoever has its loop, but for `identify`: before there is one, for any thread."""
 
@@ -66,8 +77,8 @@ class Greeting:
         self.owner = Owner("")
         # Whether the server was asked to forget the session.
         self._is_clean = False
-        # Whether the session of this connection is known to be that of the last one; see `_meet_session`.
-        self.is_continued = False
+        # Of the last connection that a server accepted.
+        self.accepted = Accepted()
         # CONNECTs that left since a server last accepted one, and were not refused; and whose session that one had.
         self._unanswered = 0
         self._met: Identity | None = None
@@ -167,7 +178,7 @@ class Greeting:
         rc = self._link.do(self._connect_again_if_needed, bool(body[0] & 1))
         if rc is not None:
             return rc
-        if not self._turn_to_received(present=bool(body[0] & 1)):
+        if not self._turn_to_received():
             return MQTTErrorCode.MQTT_ERR_CONN_LOST
         sock = paho.sock
         accepted = self._on_accepted(body)
@@ -183,7 +194,8 @@ class Greeting:
 
     def _meet_session(self, *, present: bool) -> None:
         """Where a CONNECT before this one had no answer, the server may have begun the session that it has at that."""
-        self.is_continued = present and self._unanswered == 1 and self._met == self._identity
+        is_continued = present and self._unanswered == 1 and self._met == self._identity
+        self.accepted = Accepted(present, is_continued)
         self._unanswered, self._met = 0, self._identity
 
     def _on_accepted(self, connack: bytes) -> tuple[bool, int]:
@@ -193,6 +205,8 @@ class Greeting:
         properties: dict[str, Any] = {}
         if paho.protocol == _MQTT_5:
             properties = dict(vars(properties_from(PacketTypes.CONNACK, connack[2:])))
+            takes_identifiers = bool(properties.get("SubscriptionIdentifierAvailable", 1))
+            self.accepted = self.accepted._replace(takes_identifiers=takes_identifiers)
         if "ServerKeepAlive" in properties:
             # MQTT 5, 3.2.2.3.14; paho from 2.2 on.
             paho.keepalive_s = properties["ServerKeepAlive"]
@@ -203,19 +217,19 @@ class Greeting:
         # MQTT 5, 3.2.2.3.3; the highest value where the server names none.
         return session_present, int(properties.get("ReceiveMaximum", _RECEIVE_MAXIMUM))
 
-    def _turn_to_received(self, *, present: bool) -> bool:
+    def _turn_to_received(self) -> bool:
         """Where the server has nothing of an earlier session (3.2.2), what it sends from here on is new.
 
         False where that cannot be put on disk: a message would be taken for one of the earlier session later.
         """
-        received = self._dispatcher.received
+        received, present = self._dispatcher.received, self.accepted.session_present
         if received is None:
             if not present:
                 with self._paho.received_lock:
                     self._paho.received.clear()
             return True
         if present:
-            received.resume(is_continued=self.is_continued)
+            received.resume(is_continued=self.accepted.is_continued)
             return True
         try:
             received.forget()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from contextlib import closing, contextmanager
@@ -20,7 +21,8 @@ from glec_fast.durable import command_log
 from glec_fast.durable.store import Store
 from glec_fast.fleet import commands
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
-from support.odd_broker import SUBSCRIBE, OddBroker
+from support.odd_broker import SUBSCRIBE, OddBroker, granted
+from support.wire_reference import PUBREC, ack, remaining_length
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,6 +191,20 @@ def test_an_id_with_other_arguments_is_refused(broker: Broker, platform: Platfor
         ("unlock_doors", {"doors": 1}, {}, "invalid"),
         ("unlock_doors", {"id": ""}, {}, "invalid"),
         ("unlock_doors", {"id": "x" * 300}, {}, "invalid"),
+        ("unlock_doors", b'{"id": "\\ud800"}', {}, "invalid"),
+        ("unlock_doors", b'{"id": NaN}', {}, "invalid"),
+        ("unlock_doors", {"id": [1]}, {}, "invalid"),
+        ("unlock_doors", {"id": True}, {}, "invalid"),
+        ("unlock_doors", {"id": None}, {}, "invalid"),
+        ("unlock_doors", {}, {"CorrelationData": b""}, "invalid"),
+        ("unlock_doors", b"", {}, "invalid"),
+        ("unlock_doors", b'{"id": "\xff"}', {}, "invalid"),
+        ("unlock_doors", b'{"id": "a", "expires_at": NaN}', {}, "invalid"),
+        ("unlock_doors", b'{"id": "a", "expires_at": Infinity}', {}, "invalid"),
+        ("unlock_doors", {"id": "a", "expires_at": True}, {}, "invalid"),
+        ("unlock_doors", {"id": "a", "expires_at": -5}, {}, "expired"),
+        ("unlock_doors", {"id": "a", "expires_at": 1e-300}, {}, "expired"),
+        ("unlock_doors", {"id": "a"}, {"ResponseTopic": f"{COMMANDS}/unlock_doors"}, "invalid"),
     ],
 )
 def test_what_is_not_run_is_answered_so(
@@ -201,6 +217,44 @@ def test_what_is_not_run_is_answered_so(
         assert (reply["status"], reply["error"]["code"]) == ("error", code)
         assert eventually(lambda: manager.get_metrics().inbox_size == 0)
         assert manager.get_metrics().commands[code] == 1
+    assert doors.calls == []
+
+
+class RawPlatform(OddBroker):
+    """Sends one command with properties that no client of ours makes, and is sent the reply."""
+
+    def __init__(self, properties: bytes) -> None:
+        super().__init__(protocol_version=5)
+        topic = f"{COMMANDS}/unlock_doors".encode()
+        body = len(topic).to_bytes(2, "big") + topic + b"\x00\x05" + bytes([len(properties)]) + properties
+        body += b'{"id": "a"}'
+        self._command = b"\x32" + remaining_length(len(body)) + body
+
+    def answer(self, packet: Packet) -> bytes:
+        if packet.kind == SUBSCRIBE:
+            return granted(packet, 5) + self._command
+        return super().answer(packet)
+
+    def on_publish(self, packet: Packet) -> bytes:
+        self.delivered.append(packet.body)
+        return ack(PUBREC, packet.packet_id)
+
+
+@pytest.mark.parametrize("topic", [b"answers/+", b"answers/#", b"+"])
+def test_a_response_topic_with_a_wildcard_is_refused(tmp_path: Path, topic: bytes) -> None:
+    """mosquitto hands it on. A connection that ends over it would end with each repetition."""
+    doors = Doors()
+    with RawPlatform(b"\x08" + len(topic).to_bytes(2, "big") + topic) as broker:
+        config = quick_config(broker.url, tmp_path, protocol_version=5)
+        with MQTTManager(config) as manager:
+            manager.command("unlock_doors")(doors)
+            manager.connect()
+            assert eventually(lambda: len(broker.delivered) == 1)
+        (reply,) = broker.delivered
+    assert f"{COMMANDS}/unlock_doors/reply".encode() in reply
+    assert b'"id":"a","status":"error"' in reply
+    assert b"Response Topic" in reply
+    assert broker.connections == 1
     assert doors.calls == []
 
 
@@ -233,23 +287,46 @@ def test_one_that_waits_longer_than_its_message_expiry_is_not_run(
     assert [context.id for _, context in doors.calls] == ["first", "in time"]
 
 
+class Textless(Exception):  # noqa: N818 - as a program may have it
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
 @pytest.mark.parametrize(
     ("returned", "text"),
-    [(ValueError("the lock is frozen"), "ValueError: the lock is frozen"), (object(), "JSON"), ("x" * 9000, "9")],
+    [
+        (ValueError("the lock is frozen"), "ValueError: the lock is frozen"),
+        pytest.param(ValueError("\ud800"), "ValueError: ?", id="half a character"),
+        (KeyError("doors"), "KeyError: 'doors'"),
+        (Textless(), "Textless"),
+        (SystemExit(3), "SystemExit: 3"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (object(), "JSON"),
+        (float("nan"), "JSON"),
+        ({1: 2}, "JSON"),
+        (b"x", "JSON"),
+        ("x" * 9000, "9"),
+    ],
 )
-def test_a_handler_that_fails(broker: Broker, platform: Platform, tmp_path: Path, returned: Any, text: str) -> None:
+def test_a_handler_that_fails(
+    broker: Broker, platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returned: Any, text: str
+) -> None:
+    # pytest cannot hand on a log with half a character in it.
+    monkeypatch.setattr(logging.getLogger("glec_fast"), "disabled", True)
+
     def handler(_arguments: object, _context: object) -> Any:
-        if isinstance(returned, Exception):
+        if isinstance(returned, BaseException):
             raise returned
         return returned
 
-    with vehicle(broker.url, tmp_path, handler):
+    with vehicle(broker.url, tmp_path, handler) as manager:
         platform.send("unlock_doors", {"id": "a"})
         (reply,) = platform.wait_for(1)
         assert reply["error"]["code"] == "failed"
         assert text in reply["error"]["message"]
         platform.send("unlock_doors", {"id": "a"})
         assert platform.wait_for(2)[1] == reply
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
 
 
 @pytest.mark.parametrize("result", [None, True, 1.5, "text", [1, {"a": None}], {}])

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from glec_fast import MessageError, MQTTManager, QueueClosedError, SubscriptionRefusedError
+from glec_fast.fleet import subscriptions
 from glec_fast.testbed.link import Link
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
-from support.odd_broker import CLOSE, CONNECT, SUBSCRIBE, OddBroker
+from support.odd_broker import CLOSE, CONNECT, SUBSCRIBE, OddBroker, filters_of, granted
 from support.wire_reference import PUBLISH
 
 if TYPE_CHECKING:
@@ -134,15 +135,14 @@ class Forgetful(OddBroker):
         self.asked: list[list[bytes]] = []
 
     def answer(self, packet: Packet) -> bytes:
-        is_5 = self.protocol_version == 5
         if packet.kind == CONNECT:
             self.asked.append([])
             return CLOSE if self.connections == 2 else super().answer(packet)
         if packet.kind == PUBLISH and b"cut" in packet.body:
             return CLOSE
         if packet.kind == SUBSCRIBE:
-            self.asked[-1].append(packet.body[4 + is_5 : -1])
-            return bytes((0x90, 3 + is_5)) + packet.body[:2] + bytes(is_5) + b"\x01"
+            self.asked[-1] += filters_of(packet, self.protocol_version)
+            return granted(packet, self.protocol_version)
         return super().answer(packet)
 
 
@@ -269,6 +269,26 @@ def test_a_message_goes_to_every_handler_whose_filter_matches(broker: Broker, tm
         assert one.payloads == []
 
 
+@BOTH_VERSIONS
+def test_filters_that_overlap_have_one_copy_each(broker: Broker, tmp_path: Path, protocol_version: int) -> None:
+    """A server may send a copy for each (3.3.5); mosquitto does in MQTT 5."""
+    handlers = {each: Handled() for each in ("a/b", "a/#", "+/b", "$share/g/a/+", "a/c")}
+    config = quick_config(broker.url, tmp_path, protocol_version=protocol_version)
+    with running(config) as (manager, _), publishing(broker, tmp_path / "platform") as platform:
+        subscriptions = [manager.subscribe(each, handler, 2) for each, handler in handlers.items()]
+        manager.connect()
+        assert all(each.wait_granted(TIMEOUT_S) for each in subscriptions)
+        numbers = [b"%d" % number for number in range(5)]
+        for number in range(5):
+            platform.publish("a/b", f"{number}", 2)
+        platform.publish("a/c", "end", 2)
+        expected = {"a/b": numbers, "+/b": numbers, "a/c": [b"end"]}
+        expected |= {each: [*numbers, b"end"] for each in ("a/#", "$share/g/a/+")}
+        assert all(handlers[each].wait_for(payloads) for each, payloads in expected.items())
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+        assert {each: handler.payloads for each, handler in handlers.items()} == expected
+
+
 def test_a_slow_handler_holds_up_neither_the_network_nor_other_filters(broker: Broker, tmp_path: Path) -> None:
     slow, quick = Handled(), Handled()
     slow.gate.clear()
@@ -313,26 +333,35 @@ class Refusals(Recorder):
 class Refusing(OddBroker):
     """Refuses the filters that have "secret" in them, and ends the connection with the topic "cut"."""
 
+    def __init__(self, protocol_version: int) -> None:
+        super().__init__(protocol_version)
+        self.code = 0x87 if protocol_version == 5 else 0x80
+
     def answer(self, packet: Packet) -> bytes:
         if packet.kind == PUBLISH and b"cut" in packet.body:
             return CLOSE
         if packet.kind != SUBSCRIBE:
             return super().answer(packet)
-        return b"\x90\x03" + packet.body[:2] + (b"\x80" if b"secret" in packet.body else b"\x01")
+        return granted(packet, self.protocol_version, self.code if b"secret" in packet.body else 1)
 
 
+@BOTH_VERSIONS
 def test_a_refused_filter_is_told_of_and_asked_for_with_each_connection(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, protocol_version: int
 ) -> None:
     refusals = Refusals()
-    with Refusing() as broker, MQTTManager(quick_config(broker.url, tmp_path)) as manager:
+    with (
+        Refusing(protocol_version) as broker,
+        MQTTManager(quick_config(broker.url, tmp_path, protocol_version=protocol_version)) as manager,
+    ):
         manager.set_connection_callback(refusals)
         manager.connect()
         assert refusals.wait_for_connections()
         allowed = manager.subscribe("allowed", Handled())
         assert allowed.wait_granted(TIMEOUT_S)
         refused = manager.subscribe("secret", Handled())
-        with pytest.raises(SubscriptionRefusedError, match="'secret'"):
+        text = r"'secret' \(reason code 0x87, not authorized" if protocol_version == 5 else "'secret'"
+        with pytest.raises(SubscriptionRefusedError, match=text):
             refused.wait_granted(TIMEOUT_S)
         assert refused.granted_qos is None
         assert eventually(lambda: manager.get_metrics().subscriptions_refused == 1)
@@ -340,6 +369,44 @@ def test_a_refused_filter_is_told_of_and_asked_for_with_each_connection(
         assert refusals.wait_for(lambda events: any(each[0] == "secret" for each in events))
         manager.publish("cut", "", 0)
         assert eventually(lambda: manager.get_metrics().subscriptions_refused == 2)
+
+
+class Fatal(OddBroker):
+    """Ends the connection over whatever packet has "secret" among its filters."""
+
+    def answer(self, packet: Packet) -> bytes:
+        if packet.kind != SUBSCRIBE:
+            return super().answer(packet)
+        return CLOSE if b"secret" in packet.body else granted(packet, self.protocol_version)
+
+
+@BOTH_VERSIONS
+def test_a_filter_that_the_broker_ends_the_connection_over_stops_nothing_else(
+    tmp_path: Path, protocol_version: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told of as refused; other filters are granted, and messages go out on a connection that lasts."""
+    monkeypatch.setattr(subscriptions, "_LASTS_S", 0.1)
+    refusals = Refusals()
+    with (
+        Fatal(protocol_version) as broker,
+        MQTTManager(quick_config(broker.url, tmp_path, protocol_version=protocol_version)) as manager,
+    ):
+        manager.set_connection_callback(refusals)
+        others = [manager.subscribe(each, Handled()) for each in ("a", "b")]
+        refused = manager.subscribe("secret", Handled())
+        others.append(manager.subscribe("c", Handled()))
+        manager.connect()
+        with pytest.raises(SubscriptionRefusedError, match="ends the connection over"):
+            refused.wait_granted(TIMEOUT_S)
+        assert all(each.wait_granted(TIMEOUT_S) for each in others)
+        assert refusals.wait_for(lambda events: any(each[0] == "secret" for each in events))
+        assert eventually(lambda: broker.connections == 5 and manager.is_connected())
+        for _ in range(3):
+            manager.publish("t", "x", 1).wait_for_publish(TIMEOUT_S)
+        assert broker.connections == 5
+        # Whoever asks again is taken at his word.
+        manager.subscribe("secret", Handled())
+        assert eventually(lambda: broker.connections > 5)
 
 
 def test_unsubscribe(start_broker: StartBroker, tmp_path: Path) -> None:

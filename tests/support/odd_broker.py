@@ -16,6 +16,24 @@ CLOSE = b"close"
 RESET = b"reset"
 
 
+def filters_of(packet: Packet, protocol_version: int) -> list[bytes]:
+    """Those of a SUBSCRIBE; its properties are shorter than 128 bytes."""
+    body = packet.body[2:] if protocol_version != MQTT_5 else packet.body[3 + packet.body[2] :]
+    found = []
+    while body:
+        size = int.from_bytes(body[:2], "big")
+        found.append(body[2 : 2 + size])
+        body = body[3 + size :]
+    return found
+
+
+def granted(packet: Packet, protocol_version: int, code: int = 1) -> bytes:
+    """SUBACK, with one code for all filters."""
+    codes = bytes([code]) * len(filters_of(packet, protocol_version))
+    body = packet.body[:2] + bytes(protocol_version == MQTT_5) + codes
+    return bytes((0x90, len(body))) + body
+
+
 @dataclass
 class OddBroker:
     """As it stands it is right, over any number of connections, one after another; a subclass overrides what is odd.
