@@ -11,9 +11,10 @@ from glec_fast import MQTTManager
 from glec_fast.cli.main import main
 from support.doctor import CHECKS, Doctor
 from support.gateway import Recorder, quick_config
+from support.loopback import LoopbackServer
 from support.properties_file import write_properties
 from support.tls_cases import CASES, GOOD, NOT_A_PIN_OF_ANYONE, Case, Cases, Good, new_authority, pin_of
-from support.tls_peer import CountingRelay, Peer, TLSPeer
+from support.tls_peer import CountingRelay, TLSPeer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +118,7 @@ def test_a_stalled_handshake(cases: Cases, tmp_path: Path, doctor: Doctor) -> No
             while sock.recv(1000):
                 pass
 
-    with Peer(stall) as peer:
+    with LoopbackServer(stall) as peer:
         properties = write_properties(tmp_path, f"ssl://localhost:{peer.port}", cases.trust(), connection_timeout="0.5")
         report = doctor(properties)
     assert report.failed() == {"tls"}
@@ -162,7 +163,7 @@ def test_a_port_without_a_broker(tmp_path: Path, doctor: Doctor) -> None:
             sock.recv(1000)
 
     for serve, says in ((be_silent, "did not answer CONNECT"), (hang_up, "closed the connection")):
-        with Peer(serve) as peer:
+        with LoopbackServer(serve) as peer:
             properties = write_properties(tmp_path, f"tcp://127.0.0.1:{peer.port}", connection_timeout="0.5")
             report = doctor(properties)
         assert report.failed() == {"login"}

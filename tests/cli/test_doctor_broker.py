@@ -12,8 +12,8 @@ from glec_fast.cli.doctor.broker import CHECKS
 from glec_fast.cli.main import main
 from glec_fast.testbed.subscriber import Subscriber
 from support.doctor import Report
+from support.loopback import LoopbackServer
 from support.properties_file import write_properties
-from support.tls_peer import Peer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,7 +106,7 @@ def test_a_broker_that_closes_before_connack(ask: Any) -> None:
         with sock:
             sock.recv(1000)
 
-    with Peer(hang_up) as peer:
+    with LoopbackServer(hang_up) as peer:
         report = ask(f"tcp://127.0.0.1:{peer.port}")
     assert report.failed() == {"login"}
     assert report.found("login") == "the broker closed the connection before CONNACK"

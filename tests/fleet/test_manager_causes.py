@@ -14,7 +14,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from glec_fast import MQTTManager, TLSConfig
 from glec_fast.errors import BrokerRefusalError, ConnectionLostError, PinningError, TLSError
 from support.gateway import TIMEOUT_S, Recorder, quick_config
-from support.tls_peer import Peer
+from support.loopback import LoopbackServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +84,7 @@ def test_what_answers_is_no_broker(tmp_path: Path, caplog: pytest.LogCaptureFixt
             link.shutdown(socket.SHUT_WR)
             link.recv(4096)
 
-    with Peer(serve) as peer:
+    with LoopbackServer(serve) as peer:
         failures = failures_of(f"tcp://127.0.0.1:{peer.port}", tmp_path)
     assert all(isinstance(each, ConnectionLostError) and text in str(each) for each in failures)
     check_log(caplog, text)
@@ -188,7 +188,7 @@ def test_the_broker_says_why_it_ends_the_connection(
             while link.recv(4096):
                 pass
 
-    with Peer(serve) as peer:
+    with LoopbackServer(serve) as peer:
         url = f"tcp://127.0.0.1:{peer.port}"
         cause = lost_to(url, tmp_path, lambda: links[0].sendall(bytes((0xE0, 1, code))), protocol_version=5)
     assert f"the broker ended it: {text}" in cause

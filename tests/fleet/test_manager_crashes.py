@@ -14,7 +14,7 @@ from glec_fast import MQTTManager
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Subscriber
 from support.child import Child
-from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, quick_config
+from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, flush_over_cuts, quick_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,13 +105,7 @@ def test_the_link_cut_at_random_bytes_again_and_again(
             manager.publish("t", payload, int(payload[:1]))
         link.cut()
         manager.connect()
-        cuts = 0
-        while cuts < 20 and manager.get_metrics().queue_size:
-            # With no moment in between, in which the queue might empty.
-            link.restore_for(dice.randrange(1, longest_bytes), direction)
-            if link.wait_for(lambda link: link.is_down, 1.0):
-                cuts += 1
-        assert cuts >= 5
+        assert flush_over_cuts(manager, link, 20, lambda: (dice.randrange(1, longest_bytes), direction)) >= 5
         link.restore()
         assert manager.flush(TIMEOUT_S)
         assert_kept(subscriber, payloads)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +12,7 @@ from paho.mqtt import client as paho
 import glec_fast.mqtt as mqtt
 from glec_fast import UnsupportedError
 from support.gateway import TIMEOUT_S, eventually
+from support.loopback import LoopbackServer
 from support.wire_reference import PUBLISH, parse
 
 if TYPE_CHECKING:
@@ -27,58 +27,32 @@ BOTH = pytest.mark.parametrize("make", [paho.Client, mqtt.Client], ids=["paho", 
 Make = "Callable[..., Any]"
 
 
-class Silent:
-    """Accepts each connection, and acknowledges nothing but what `acknowledge` is told."""
+class Silent(LoopbackServer):
+    """Accepts each connection, and acknowledges nothing."""
 
     def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
+        super().__init__(self._keep)
         self.received: list[bytearray] = []
         self.socks: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            self.socks.append(sock)
-            self.received.append(bytearray())
-            self._threads.append(threading.Thread(target=self._read, args=(sock, self.received[-1])))
-            self._threads[-1].start()
-
-    def _read(self, sock: socket.socket, received: bytearray) -> None:
-        try:
-            sock.recv(4096)
-            sock.sendall(CONNACK)
-            while data := sock.recv(65_536):
-                received += data
-        except OSError:
-            return
+    def _keep(self, sock: socket.socket) -> None:
+        received = bytearray()
+        self.socks.append(sock)
+        self.received.append(received)
+        sock.recv(4096)
+        sock.sendall(CONNACK)
+        while data := sock.recv(65_536):
+            received += data
 
     def published(self, number: int = -1) -> list[int]:
         """Packet ids of what came on that connection."""
         return [packet.packet_id for packet in parse(bytes(self.received[number]))[0] if packet.kind == PUBLISH]
 
-    def cut(self) -> None:
-        self.socks[-1].shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for sock in self.socks:
-            sock.close()
-        for thread in self._threads:
-            thread.join(TIMEOUT_S)
-
 
 @pytest.fixture
 def server() -> Iterator[Silent]:
-    silent = Silent()
-    yield silent
-    silent.close()
+    with Silent() as silent:
+        yield silent
 
 
 def own_loop(client: Any, port: int) -> None:

@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +19,7 @@ from paho.mqtt.properties import Properties
 import glec_fast.mqtt as mqtt
 from glec_fast.engine import network_thread
 from support.gateway import TIMEOUT_S, eventually
+from support.loopback import LoopbackServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,59 +30,30 @@ V2 = paho.CallbackAPIVersion.VERSION2
 CONNACK, CONNACK_5 = b"\x20\x02\x00\x00", b"\x20\x03\x00\x00\x00"
 
 
-class Scripted:
+class Scripted(LoopbackServer):
     """Answers each connection with `answers`, the last of them again and again, then reads on. `heard`: what came."""
 
     def __init__(self, *answers: bytes, address: str = "127.0.0.1", closes: bool = False) -> None:
+        super().__init__(self._answer, address)
         self._answers, self._closes = answers, closes
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._listener = socket.create_server((address, 0), family=family)
-        self.port = self._listener.getsockname()[1]
         self.heard: list[bytearray] = []
         self.times_s: list[float] = []
-        self._socks: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
 
-    def _run(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            self._socks.append(sock)
-            self.times_s.append(time.monotonic())
-            heard = bytearray()
-            self.heard.append(heard)
-            with sock:
-                try:
-                    heard += sock.recv(4096)
-                    sock.sendall(self._answers[min(len(self.heard), len(self._answers)) - 1])
-                    while not self._closes and (data := sock.recv(4096)):
-                        heard += data
-                except OSError:
-                    continue
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for sock in self._socks:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        self._thread.join(TIMEOUT_S)
+    def _answer(self, sock: socket.socket) -> None:
+        self.times_s.append(time.monotonic())
+        heard = bytearray()
+        self.heard.append(heard)
+        answer = self._answers[min(len(self.heard), len(self._answers)) - 1]
+        heard += sock.recv(4096)
+        sock.sendall(answer)
+        while not self._closes and (data := sock.recv(4096)):
+            heard += data
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Scripted]]:
-    servers: list[Scripted] = []
-
-    def start(*answers: bytes, **options: Any) -> Scripted:
-        servers.append(Scripted(*answers, **options))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+    with ExitStack() as servers:
+        yield lambda *answers, **options: servers.enter_context(Scripted(*answers, **options))
 
 
 def publish(topic: bytes, payload: bytes, properties: bytes = b"") -> bytes:

@@ -9,6 +9,7 @@ import pytest
 from glec_fast.errors import ProtocolError
 from glec_fast.protocol._session import Session
 from support.answers import Answers
+from support.session_model import commit, receive
 from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, ack, parse, publish
 
 
@@ -18,17 +19,6 @@ def send_all(session: Session) -> bytes:
         session.on_sent(len(chunk))
         sent += chunk
     return sent
-
-
-def receive(session: Session, data: bytes) -> list[int]:
-    session.on_acks(data)
-    return session.take_done()
-
-
-def commit(session: Session) -> bytes:
-    version, image = session.take_image()
-    session.on_committed(version)
-    return image
 
 
 @pytest.mark.parametrize(

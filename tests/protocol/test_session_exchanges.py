@@ -7,7 +7,7 @@ import random
 import pytest
 
 from glec_fast.protocol._session import Session
-from support.session_model import decode_image
+from support.session_model import commit, decode_image, receive
 from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, ack, parse, publish
 
 ALL_BYTES = 1 << 30
@@ -18,17 +18,6 @@ def send_all(session: Session) -> bytes:
     chunk = session.peek(ALL_BYTES)
     session.on_sent(len(chunk))
     return chunk
-
-
-def receive(session: Session, data: bytes) -> list[int]:
-    session.on_acks(data)
-    return session.take_done()
-
-
-def commit(session: Session) -> bytes:
-    version, image = session.take_image()
-    session.on_committed(version)
-    return image
 
 
 def kinds(stream: bytes) -> list[tuple[int, int, bool]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from glec_fast.protocol._inbound import unpack_properties
+from support.loopback import LoopbackServer
 from support.wire_reference import PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, Packet, ack, parse, remaining_length
 
 if TYPE_CHECKING:
@@ -65,43 +65,34 @@ class AliasDecoder:
         return Publication(topic, payload, qos, packet.packet_id, packet.dup, alias, is_named, properties, size_bytes)
 
 
-class AliasServer:
+class AliasServer(LoopbackServer):
     """A server of one client, on loopback, with a session that outlives connections.
 
     cuts: after so many PUBLISHes each connection ends, once for each item. refuses: with 0x94, what comes by alias.
     """
 
     def __init__(self, maximum: int, *, cuts: tuple[int, ...] = (), packet_max: int = 0, refuses: bool = False) -> None:
+        super().__init__(self._serve_until_it_fails)
+        self.url = f"tcp://127.0.0.1:{self.port}"
         self.maximum = maximum
         self.arrived: list[Publication] = []
-        self.connections = 0
+        self._one_at_a_time = threading.Lock()
         self.faults: list[BaseException] = []
         self.changed = threading.Condition()
         self._cuts = list(cuts)
         self._packet_max = packet_max
         self._refuses = refuses
         self._held: set[int] = set()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"tcp://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._socks: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._accept)
-        self._thread.start()
 
-    def _accept(self) -> None:
-        while True:
+    def _serve_until_it_fails(self, sock: socket.socket) -> None:
+        # All that came on one is had before the next begins, as the session is theirs together.
+        with self._one_at_a_time:
             try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            self._socks.append(sock)
-            try:
-                with sock, suppress(OSError):
-                    self._serve(sock)
-            except BaseException as error:
+                self._speak(sock)
+            except AssertionError as error:
                 self.faults.append(error)
 
-    def _serve(self, sock: socket.socket) -> None:
-        self.connections += 1
+    def _speak(self, sock: socket.socket) -> None:
         decoder = AliasDecoder(self.maximum)
         left = self._cuts.pop(0) if self._cuts else -1
         rest = b""
@@ -144,18 +135,3 @@ class AliasServer:
             properties += b"\x27" + self._packet_max.to_bytes(4, "big")
         body = bytes([self.connections > 1, 0, len(properties)]) + properties
         return b"\x20" + bytes([len(body)]) + body
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for sock in self._socks:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
-
-    def __enter__(self) -> AliasServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from glec_fast import MQTTManager
+    from glec_fast.testbed.link import Direction, Link
+
 TIMEOUT_S = 15.0
 # Under the name `protocol_version`.
 BOTH_VERSIONS = pytest.mark.parametrize("protocol_version", [4, 5])
@@ -43,6 +46,19 @@ def eventually(condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> b
             return False
         time.sleep(_POLL_S)
     return True
+
+
+def flush_over_cuts(manager: MQTTManager, link: Link, cuts_max: int, life: Callable[[], tuple[int, Direction]]) -> int:
+    """Let what is queued flow through a link that is cut again and again; returns how often it was.
+
+    life: (bytes, their direction) that the next connection lives for.
+    """
+    cuts = 0
+    while cuts < cuts_max and manager.get_metrics().queue_size:
+        # With no moment in between, in which the queue might empty.
+        link.restore_for(*life())
+        cuts += link.wait_for(lambda link: link.is_down, 1.0)
+    return cuts
 
 
 class Recorder(ConnectionCallback):

@@ -260,6 +260,19 @@ class Model:
         return in_doubt
 
 
+def receive(session: Session, data: bytes) -> list[int]:
+    """The messages that these acknowledgements finish."""
+    session.on_acks(data)
+    return session.take_done()
+
+
+def commit(session: Session) -> bytes:
+    """The image of what is in flight, which is on disk then."""
+    version, image = session.take_image()
+    session.on_committed(version)
+    return image
+
+
 def decode_image(image: bytes) -> set[tuple[int, int, int]]:
     """The (message id, packet id, state) entries of an image."""
     assert image[0] == 1

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from glec_fast import PinningError, TLSConfig, TLSError
 from glec_fast.testbed.certificates import CertificateAuthority
 from glec_fast.tls.pinning import certificate_pin
-from support.tls_peer import CONNACK, Peer, TLSPeer, server_context
+from support.loopback import LoopbackServer
+from support.tls_peer import CONNACK, TLSPeer, server_context
 
 if TYPE_CHECKING:
     import socket
@@ -69,7 +70,7 @@ def write_crl(
 class Case(NamedTuple):
     """A peer (TLSPeer or other), our settings for it, and what the cause must say."""
 
-    peer: Peer
+    peer: LoopbackServer
     tls: TLSConfig
     says: str
     error: type[Exception] = TLSError
@@ -241,14 +242,14 @@ class Cases:
                 sock.sendall(CONNACK * 10)
                 sock.recv(100)
 
-        return Case(Peer(serve), self.trust(), "does not speak TLS")
+        return Case(LoopbackServer(serve), self.trust(), "does not speak TLS")
 
     def closes_at_once(self) -> Case:
         def serve(sock: socket.socket) -> None:
             with sock:
                 sock.recv(100)
 
-        return Case(Peer(serve), self.trust(), "closed the connection|reset|EOF", OSError)
+        return Case(LoopbackServer(serve), self.trust(), "closed the connection|reset|EOF", OSError)
 
     def _crl(self, *revoked: Path, **options: Any) -> Path:
         return write_crl(self.authority, self.directory / "crl", *revoked, **options)

@@ -10,13 +10,14 @@ import threading
 import warnings
 from typing import TYPE_CHECKING
 
+from support.loopback import TIMEOUT_S, LoopbackServer
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from glec_fast.testbed.certificates import Certificate
 
-TIMEOUT_S = 10.0
 CONNACK = b"\x20\x02\x00\x00"
 _READ_BYTES = 65_536
 # RFC 2409, 6.2: the second Oakley group, 1,024 bits.
@@ -30,62 +31,7 @@ _DH_DER = bytes.fromhex(f"308187 028181 00 {_DH_PRIME} 020102")
 _DH_PEM = b"-----BEGIN DH PARAMETERS-----\n%b-----END DH PARAMETERS-----\n" % base64.encodebytes(_DH_DER)
 
 
-class Peer:
-    """Listens on a free loopback port and gives each connection to `serve`, in a thread of its own."""
-
-    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
-        self._serve = serve
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._lock = threading.Lock()
-        self._open: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept)]
-        self.connections = 0
-
-    def __enter__(self) -> Peer:
-        self._threads[0].start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._threads[0].join()
-        self.cut()
-        for thread in self._threads[1:]:
-            thread.join()
-        self._listener.close()
-
-    def cut(self) -> None:
-        """End the connections that are open; new ones are taken."""
-        with self._lock:
-            for sock in self._open:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            sock.settimeout(TIMEOUT_S)
-            with self._lock:
-                self.connections += 1
-                self._open.append(sock)
-            thread = threading.Thread(target=self._run, args=(sock,))
-            self._threads.append(thread)
-            thread.start()
-
-    def _run(self, sock: socket.socket) -> None:
-        # A copy: `__exit__` must be able to end what a wrapped socket has taken over.
-        with contextlib.suppress(OSError):
-            self._serve(sock.dup())
-        with self._lock:
-            self._open.remove(sock)
-        sock.close()
-
-
-class TLSPeer(Peer):
+class TLSPeer(LoopbackServer):
     """Speaks TLS as `context` says, keeps what came after the handshake, and accepts an MQTT CONNECT."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
@@ -141,7 +87,7 @@ def _close_half_made(error: OSError) -> None:
         place = place.tb_next
 
 
-class CountingRelay(Peer):
+class CountingRelay(LoopbackServer):
     """Relays to `target_port` on loopback, which may be changed for connections to come.
 
     `after_hello_bytes` is what the client sent once the server had answered.

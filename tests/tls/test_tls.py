@@ -21,6 +21,7 @@ from glec_fast.errors import GlecError
 from glec_fast.tls.config import build_ssl_context
 from glec_fast.tls.handshake import RequestWatch, await_verdict, explain, verified_chain
 from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
+from support.loopback import LoopbackServer
 from support.tls_cases import (
     CASES,
     GOOD,
@@ -36,7 +37,7 @@ from support.tls_cases import (
     pin_of,
     write_crl,
 )
-from support.tls_peer import CountingRelay, Peer, TLSPeer, can_connect_without_scruples, server_context
+from support.tls_peer import CountingRelay, TLSPeer, can_connect_without_scruples, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,7 +134,7 @@ def test_a_stalled_handshake_ends_with_the_timeout(cases: Cases, tmp_path: Path)
                 sock.sendall(b"\x02")
                 time.sleep(0.05)
 
-    with Peer(serve) as peer:
+    with LoopbackServer(serve) as peer:
         config = config_for(peer.port, tmp_path, cases.trust(), connection_timeout_s=0.5)
         failures = Failures()
         with MQTTManager(config) as manager:
@@ -262,7 +263,7 @@ def test_tcp_and_tls_share_one_time_out(cases: Cases, tmp_path: Path, monkeypatc
             while sock.recv(1000):
                 pass
 
-    with Peer(stall) as peer:
+    with LoopbackServer(stall) as peer:
         with MQTTManager(config_for(peer.port, tmp_path, cases.trust(), connection_timeout_s=3000)) as manager:
             failures = Failures()
             manager.set_connection_callback(failures)

@@ -13,7 +13,8 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 import glec_fast.mqtt
 from glec_fast.testbed.certificates import CertificateAuthority
-from support.tls_peer import CONNACK, Peer, server_context
+from support.loopback import LoopbackServer
+from support.tls_peer import CONNACK, server_context
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,7 @@ MESSAGES = 200
 PUBLISH_BYTES = 2 + 2 + len("t") + 2 + len("x")
 
 
-class RecordPeer(Peer):
+class RecordPeer(LoopbackServer):
     """Accepts a client, takes MESSAGES of PUBLISH, and answers each with a record of its own when it is told to."""
 
     def __init__(self, authority: CertificateAuthority, last: bytes) -> None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import socket
 import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ import glec_fast.mqtt as mqtt
 from glec_fast import GlecError
 from glec_fast.transport.upgrade import UpgradeError, upgrade
 from support.gateway import TIMEOUT_S, eventually
+from support.loopback import LoopbackServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,57 +88,32 @@ def answer_to(request: bytes, template: str) -> bytes:
     return template.replace("{key}", accept).encode("latin-1")
 
 
-class Server:
+class Server(LoopbackServer):
     """Answers each upgrade with `template`, and, where that was one, CONNECT with CONNACK in one frame."""
 
     def __init__(self, template: str, behind: bytes = b"\x82\x04\x20\x02\x00\x00") -> None:
+        super().__init__(self._answer)
         self._template, self._behind = template, behind
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
         self.requests: list[bytes] = []
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
 
-    def _run(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            with sock:
-                request = b""
-                while not request.endswith(b"\r\n\r\n") and (byte := sock.recv(1)):
-                    request += byte
-                self.requests.append(request)
-                if not request.endswith(b"\r\n\r\n"):
-                    continue
-                sock.sendall(answer_to(request, self._template))
-                sock.settimeout(TIMEOUT_S)
-                try:
-                    if sock.recv(1000):
-                        sock.sendall(self._behind)
-                        while sock.recv(1000):
-                            pass
-                except OSError:
-                    continue
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self._thread.join(TIMEOUT_S)
+    def _answer(self, sock: socket.socket) -> None:
+        request = b""
+        while not request.endswith(b"\r\n\r\n") and (byte := sock.recv(1)):
+            request += byte
+        self.requests.append(request)
+        if not request.endswith(b"\r\n\r\n"):
+            return
+        sock.sendall(answer_to(request, self._template))
+        if sock.recv(1000):
+            sock.sendall(self._behind)
+            while sock.recv(1000):
+                pass
 
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def start(*arguments: Any) -> Server:
-        servers.append(Server(*arguments))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
+    with ExitStack() as servers:
+        yield lambda *arguments: servers.enter_context(Server(*arguments))
 
 
 def asked(template: str, **options: Any) -> bytes:

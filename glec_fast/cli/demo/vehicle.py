@@ -25,19 +25,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from glec_fast import (
-    Alert,
     ConnectionCallback,
-    GpsFix,
-    Inference,
     MQTTConfig,
     MQTTManager,
     PublishHandle,
     Status,
-    Telemetry,
     TLSConfig,
 )
-from glec_fast.cli.demo.drive import SEVERE_BRAKING_KMH_PER_S, Drive, Kind, Message, braking_kmh_per_s
-from glec_fast.cli.demo.recording import Sample
+from glec_fast.cli.demo.drive import Drive, Kind, Message
+from glec_fast.cli.demo.typed import alert_of, inference_of, telemetry_of
 from glec_fast.fleet.device import available_storage_mb, memory_usage_mb
 
 if TYPE_CHECKING:
@@ -235,48 +231,13 @@ class Vehicle:
             raise SystemExit(f"message {message.number} is not on disk after {DURABLE_TIMEOUT_S:.0f} s")
 
     def _publish_telemetry(self, message: Message) -> PublishHandle:
-        sample = message.sample
-        return self._manager.publish_telemetry(
-            Telemetry(
-                vehicle_speed=sample.speed_kmh,
-                engine_rpm=sample.engine_rpm,
-                throttle_position=sample.throttle_pct,
-                fuel_level=sample.fuel_pct,
-                gps=_gps(sample),
-                timestamp_ms=message.timestamp_ms,
-            )
-        )
+        return self._manager.publish_telemetry(telemetry_of(message))
 
     def _publish_inference(self, message: Message) -> PublishHandle:
-        judgement = message.judgement
-        assert judgement is not None
-        return self._manager.publish_inference(
-            Inference(
-                behavior=judgement.behavior,
-                confidence=judgement.confidence,
-                safety_score=judgement.safety_score,
-                fuel_efficiency=judgement.fuel_efficiency_km_per_l,
-                latency_ms=judgement.latency_ms,
-                timestamp_ms=message.timestamp_ms,
-            )
-        )
+        return self._manager.publish_inference(inference_of(message))
 
     def _publish_alert(self, message: Message) -> PublishHandle:
-        assert message.previous is not None
-        braking = braking_kmh_per_s(message.previous, message.sample)
-        return self._manager.publish_alert(
-            Alert(
-                alert_type="HARSH_BRAKING",
-                severity="HIGH" if braking > SEVERE_BRAKING_KMH_PER_S else "MEDIUM",
-                location=_gps(message.sample),
-                details={
-                    "deceleration": round(-braking / 3.6, 2),
-                    "speed_before": message.previous.speed_kmh,
-                    "speed_after": message.sample.speed_kmh,
-                },
-                timestamp_ms=message.timestamp_ms,
-            )
-        )
+        return self._manager.publish_alert(alert_of(message))
 
     def _publish_status(self, message: Message) -> PublishHandle:
         metrics = self._manager.get_metrics()
@@ -300,12 +261,6 @@ class Vehicle:
         Kind.ALERT: _publish_alert,
         Kind.STATUS: _publish_status,
     }
-
-
-def _gps(sample: Sample) -> GpsFix | None:
-    if sample.lat_deg is None or sample.lon_deg is None:
-        return None
-    return GpsFix(sample.lat_deg, sample.lon_deg, sample.speed_kmh)
 
 
 def resolve_to_loopback(host: str) -> None:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from glec_fast.cli.demo.drive import Drive, Kind, Message, braking_kmh_per_s
+from glec_fast.cli.demo.drive import Drive, Kind, Message
+from glec_fast.cli.demo.typed import alert_of, inference_of, telemetry_of
 from glec_fast.cli.queue_file import fetch
 from glec_fast.errors import ConfigError, MessageError
 from glec_fast.fleet._payload import encode_message
-from glec_fast.fleet.messages import Alert, GpsFix, Inference, Telemetry
+from glec_fast.fleet.messages import Alert, Inference, Telemetry
 from glec_fast.validation import check_publish
-
-if TYPE_CHECKING:
-    from glec_fast.cli.demo.recording import Sample
-    from glec_fast.fleet.messages import Status
 
 # Payloads that are kept of each stream.
 _SAMPLES_MAX = 4000
@@ -25,6 +22,11 @@ _START_MS = 1_795_000_000_000
 _QUEUE_ROWS_MAX = 20_000
 _TELEMETRY = "telemetry"
 _RATE_PARTS = 3
+_TYPED: dict[Kind, Callable[[Message], Telemetry | Inference | Alert]] = {
+    Kind.TELEMETRY: telemetry_of,
+    Kind.INFERENCE: inference_of,
+    Kind.ALERT: alert_of,
+}
 _PAGE = (
     "SELECT id, CAST(topic AS BLOB), CAST(payload AS BLOB), qos, timestamp FROM mqtt_offline_queue"
     " WHERE id > ? AND typeof(timestamp) = 'integer' AND qos IN (0, 1, 2) ORDER BY id LIMIT 500"
@@ -108,8 +110,7 @@ def from_drive(path: str | None, device_id: str) -> list[Stream]:
         counts[message.kind] = counts.get(message.kind, 0) + 1
         kept = payloads.setdefault(message.kind, [])
         if len(kept) < _SAMPLES_MAX:
-            typed = _typed(message)
-            kept.append(_bytes(encode_message(typed, device_id, message.timestamp_ms)))
+            kept.append(encode_message(_TYPED[message.kind](message), device_id, message.timestamp_ms))
     length_s = max((last_s or 0.0) - (first_s or 0.0), 1.0)
     return [
         Stream(f"glec/dtg/{device_id}/{kind.topic}", kind.qos, counts[kind] / length_s, tuple(kept))
@@ -141,47 +142,3 @@ def from_queue(path: Path) -> list[Stream]:
 
 def _bytes(payload: str | bytes) -> bytes:
     return payload.encode() if isinstance(payload, str) else payload
-
-
-def _gps(sample: Sample) -> GpsFix | None:
-    return (
-        None
-        if sample.lat_deg is None or sample.lon_deg is None
-        else GpsFix(sample.lat_deg, sample.lon_deg, sample.speed_kmh)
-    )
-
-
-def _typed(message: Message) -> Telemetry | Inference | Alert | Status:
-    sample = message.sample
-    if message.kind is Kind.TELEMETRY:
-        return Telemetry(
-            vehicle_speed=sample.speed_kmh,
-            engine_rpm=sample.engine_rpm,
-            throttle_position=sample.throttle_pct,
-            fuel_level=sample.fuel_pct,
-            gps=_gps(sample),
-            timestamp_ms=message.timestamp_ms,
-        )
-    if message.kind is Kind.INFERENCE:
-        judgement = message.judgement
-        assert judgement is not None
-        return Inference(
-            behavior=judgement.behavior,
-            confidence=judgement.confidence,
-            safety_score=judgement.safety_score,
-            fuel_efficiency=judgement.fuel_efficiency_km_per_l,
-            latency_ms=judgement.latency_ms,
-            timestamp_ms=message.timestamp_ms,
-        )
-    assert message.previous is not None
-    return Alert(
-        alert_type="HARSH_BRAKING",
-        severity="HIGH",
-        location=_gps(sample),
-        details={
-            "deceleration": round(-braking_kmh_per_s(message.previous, sample) / 3.6, 2),
-            "speed_before": message.previous.speed_kmh,
-            "speed_after": sample.speed_kmh,
-        },
-        timestamp_ms=message.timestamp_ms,
-    )
