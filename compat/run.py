@@ -14,6 +14,7 @@ import argparse
 import datetime
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -230,6 +231,8 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
+    # paho's tests end programs by it; a shell that starts this in the background has it ignored, also by its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.path.insert(0, str(ROOT))
     from glec_fast.testbed.broker import Broker
     from glec_fast.testbed.certificates import CertificateAuthority
