@@ -458,7 +458,9 @@ class Paho:
     @property
     def host(self) -> str:
         """Where it connects to; an address of IPv6 may be given in brackets, as in an URL."""
-        host: str = self.client._host
+        host: str | bytes = self.client._host
+        if isinstance(host, bytes):
+            host = host.decode()
         return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
     @host.setter

@@ -519,11 +519,11 @@ cdef class MemoryOutbox(Outbox):
         finally:
             self.lock.give()
         if self.has_trace:
-            client._log_sent()
+            client._glec_log_sent()
         # A thread that was woken looks for all that came until it looked.
         if unsent_bytes > self.worth_writing_bytes or (
                 unsent_bytes and not (self.is_woken and client._thread is not None)):
-            rc = client._after_publish(unsent_bytes > self.worth_writing_bytes)
+            rc = client._glec_after_publish(unsent_bytes > self.worth_writing_bytes)
             if rc is not SUCCESS:
                 handle.rc = rc
         return handle
@@ -914,7 +914,7 @@ def publish(
         # A bytearray may change after this.
         payload = bytes(encode_payload(payload))
     size += <Py_ssize_t>len(payload)
-    found = self._outbox
+    found = self._glec_outbox
     if not isinstance(found, Outbox):
         # In a forked child, where it refuses.
         return found.publish

@@ -175,7 +175,7 @@ cdef class RowOutbox(Outbox):
 
     cdef object _take(self, client, str topic, bytes payload, qos, retain, properties, Py_ssize_t size):
         """See `Outbox`."""
-        return client._publish_stored(topic, payload, qos, retain, properties)
+        return client._glec_publish_stored(topic, payload, qos, retain, properties)
 
     def pull(self):
         """Encode the next rows as far as the window has room, and read more of them from the store."""

@@ -53,12 +53,12 @@ class Ending:
         """The store has ended before the process."""
         process.leave(self)
 
-    def _begin_exit(self, _deadline_s: float) -> None:
+    def _process_ends(self, _deadline_s: float) -> None:
         """Not `close`: handlers of the program may run behind this one, and publish, or leave the broker."""
         self._status.is_ending = True
         self._store.request_commit()
 
-    def _on_exit(self, deadline_s: float) -> None:
+    def _process_ended(self, deadline_s: float) -> None:
         status, intake = self._status, self._intake
         with status.lock:
             through_id = intake.next_id - 1
@@ -104,7 +104,7 @@ class Ending:
             self._holds.pop()
         self._is_still = False
 
-    def _in_child(self, pid: int) -> None:
+    def _process_forked(self, pid: int) -> None:
         if self._is_still:
             self._reader.discard()
             discard(self._file.connection)

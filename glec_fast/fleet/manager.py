@@ -144,9 +144,9 @@ class MQTTManager(Overseen):
     def _on_probed(self, answers: bool) -> None:
         self._routes.on_probed(answers)
         # Nothing else would have it looked at before the keep alive.
-        self._client._wake()
+        self._client._glec_wake()
 
-    def _in_child(self, pid: int) -> None:
+    def _process_forked(self, pid: int) -> None:
         if self._answering is not None:
             self._answering.let_go_in_child()
         process.forbid(self, pid, {"disconnect": None, "is_connected": False})

@@ -91,7 +91,7 @@ class OfflineQueueManager(Overseen):
             raise
         process.watch_forks(self)
 
-    def _in_child(self, pid: int) -> None:
+    def _process_forked(self, pid: int) -> None:
         process.forbid(self, pid, {"release": None})
 
     def _delete_delivered(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MQTTErrorCode, MQTTProtocolVersion
@@ -55,6 +55,20 @@ if TYPE_CHECKING:
     from glec_fast.mqtt.callbacks import WithCallbacks
 else:
     WithCallbacks = PahoClient
+
+
+class _StoreOf:
+    """The queue: its size, drops, ledger and settings. Raises UnsupportedError where there is none.
+
+    A program's own class may have an attribute of that name: no property, which could not be set.
+    """
+
+    @overload
+    def __get__(self, client: None, kind: type[Client]) -> _StoreOf: ...
+    @overload
+    def __get__(self, client: Client, kind: type[Client]) -> Store: ...
+    def __get__(self, client: Client | None, kind: type[Client]) -> _StoreOf | Store:
+        return self if client is None else client._glec_outbox.store
 
 
 class Client(process.OfOneProcess, WithCallbacks):
@@ -132,10 +146,8 @@ class Client(process.OfOneProcess, WithCallbacks):
         policy: Policy | None = None,
     ) -> None:
         green.notice()
-        # (client, user data, Dropped) of each message that will not be sent; called by the store's thread.
-        self.on_drop: Callable[[Any, Any, Dropped], None] | None = None
         # Where on_log is a method of a subclass, or is set, or a logger.
-        self._is_logging = False
+        self._glec_is_logging = False
         if store is None:
             for_a_store = wait_for_disk, resend_in_doubt, max_unreleased, resend_unproven
             if for_a_store != (True, False, _MAX_UNRELEASED, False):
@@ -162,42 +174,43 @@ class Client(process.OfOneProcess, WithCallbacks):
         for name in _paho.LOCKS:
             setattr(self, name, Lock(name))
         self._on_message_filtered = Filters()
-        self._connector = connector or Connector()
-        self._policy = policy or Policy()
+        self._glec_connector = connector or Connector()
+        self._glec_policy = policy or Policy()
         timeouts_s = {"answer_timeout_s": answer_timeout_s, "ack_timeout_s": ack_timeout_s}
         if any(each < 0 for each in timeouts_s.values()):
             raise ConfigError("answer_timeout_s and ack_timeout_s must be 0 s or more")
         if store is None:
-            self._compose(MemoryOutbox(self._max_inflight_messages, self._wake), timeouts_s)
+            self._glec_compose(MemoryOutbox(self._max_inflight_messages, self._glec_wake), timeouts_s)
         else:
-            told = self._max_inflight_messages, self._wake, self._tell_dropped
+            told = self._max_inflight_messages, self._glec_wake, self._glec_tell_dropped
             rules = wait_for_disk, resend_in_doubt, max_unreleased
             outbox = open_outbox(store, *told, *rules, on_owner_away, resend_unproven, max_qos, max_packet_bytes)
-            self._compose(outbox, timeouts_s)
+            self._glec_compose(outbox, timeouts_s)
             process.watch_exit(self)
         if broker_name:
-            self._parts.greeting.owner = Owner(broker_name)
+            self._glec_parts.greeting.owner = Owner(broker_name)
         process.watch_forks(self)
 
-    def _compose(self, outbox: Outbox, timeouts_s: dict[str, float]) -> None:
-        self._outbox = outbox
-        self._own_at_first = _overrides.of(self)
-        self._send_mark = CallbackMark()
-        self._parts = parts = compose(self, outbox, self._connector, self._policy, _overrides, **timeouts_s)
-        self._note_logging()
-        outbox.session.protocol_version = int(self._protocol)
+    def _glec_compose(self, outbox: Outbox, timeouts_s: dict[str, float]) -> None:
+        self._glec_outbox = outbox
+        self._glec_own_at_first = _overrides.of(self)
+        self._glec_send_mark = CallbackMark()
+        self._glec_parts = parts = compose(
+            self, outbox, self._glec_connector, self._glec_policy, _overrides, **timeouts_s
+        )
+        self._glec_note_logging()
+        outbox.session.protocol_version = int(self._protocol or 0)
         # For `publish`: where something is to be sent, and where what is sent is logged.
-        self._after_publish, self._log_sent = parts.writer.after_publish, parts.writer.log_sent
+        self._glec_after_publish, self._glec_log_sent = parts.writer.after_publish, parts.writer.log_sent
         paho_s = _paho.Paho(self)
         unforgotten = parts.dispatcher.unforgotten
         self._out_messages = OutMessages(paho_s, outbox, parts.thread, unforgotten)  # type: ignore[assignment]
         self._out_packet = OutPackets(paho_s, outbox, parts.thread, parts.writer)  # type: ignore[assignment]
-        self._note_on_publish()
+        self._glec_note_on_publish()
 
-    @property
-    def store(self) -> Store:
-        """The queue: its size, drops, ledger and settings. Raises UnsupportedError where there is none."""
-        return self._outbox.store
+    store = _StoreOf()
+    # (client, user data, Dropped) of each message that will not be sent; called by the store's thread.
+    on_drop: Callable[[Any, Any, Dropped], None] | None = None
 
     def handle_for(self, message_id: int) -> PublishHandle | None:
         """The handle of a message published before, also by an earlier process of this queue file.
@@ -205,14 +218,14 @@ class Client(process.OfOneProcess, WithCallbacks):
         message_id: the `mid` of the handle that `publish` returned. None where the message is not in the queue any
         more. Raises MessageError where no message has it, UnsupportedError without a store.
         """
-        return self._outbox.handle_for(message_id)
+        return self._glec_outbox.handle_for(message_id)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every accepted message is finished; False after the time-out, with nothing lost.
 
         Not from a callback. Raises UnsupportedError without a store.
         """
-        return self.store.wait_empty(timeout_s)
+        return self._glec_outbox.store.wait_empty(timeout_s)
 
     # ---- who it is, and to whom it speaks
 
@@ -236,7 +249,7 @@ class Client(process.OfOneProcess, WithCallbacks):
         With a store, a session that does not end is asked for unless either says otherwise.
         Raises ValueError; from the loop or `connect`, OSError, and with a store QueueStorageError, QueueClosedError.
         """
-        clean_start, properties = self._parts.greeting.session_asked_for(clean_start, properties)
+        clean_start, properties = self._glec_parts.greeting.session_asked_for(clean_start, properties)
         super().connect_async(host, port, keepalive, bind_address, bind_port, clean_start, properties)
 
     def reinitialise(self, client_id: str = "", clean_session: bool = True, userdata: Any = None) -> None:
@@ -244,34 +257,34 @@ class Client(process.OfOneProcess, WithCallbacks):
 
         Raises UnsupportedError with a store, whose messages would be left without a client.
         """
-        self._outbox.refuse_renewal()
+        self._glec_outbox.refuse_renewal()
         super().reinitialise(client_id, clean_session, userdata)
 
     # What is logged decides how packets are taken.
-    _on_log = _paho.noted("_on_log", "_note_logging")
-    _logger = _paho.noted("_logger", "_note_logging")
+    _on_log = _paho.noted("_on_log", "_glec_note_logging")
+    _logger = _paho.noted("_logger", "_glec_note_logging")
 
-    def _note_logging(self) -> None:
+    def _glec_note_logging(self) -> None:
         is_method = type(self).on_log is not PahoClient.on_log  # type: ignore[comparison-overlap]
-        self._is_logging = is_method or self._on_log is not None or self._logger is not None
-        if "_outbox" in self.__dict__:
-            self._outbox.is_traced = self._is_logging or "_send_publish" in self._own_at_first
+        self._glec_is_logging = is_method or self._on_log is not None or self._logger is not None
+        if "_glec_outbox" in self.__dict__:
+            self._glec_outbox.is_traced = self._glec_is_logging or "_send_publish" in self._glec_own_at_first
 
     # ---- publishing
 
     publish = publish
 
-    def _publish_stored(
+    def _glec_publish_stored(
         self, topic: str, payload: bytes | bytearray, qos: int, retain: bool, properties: Properties | None
     ) -> PublishHandle:
         """For `publish`, where the outbox is over a store: what can be sent whenever there is a connection."""
-        outbox = cast("DurableOutbox", self._outbox)
+        outbox = cast("DurableOutbox", self._glec_outbox)
         check_publish(topic, qos)
         check_size(payload)
         extras = extras_of(retain, properties if self._protocol == _MQTT_5 else None)
         handle = outbox.publish(topic, bytes(payload), qos, extras)
         if self._thread is None and self._sock is not None:
-            self._parts.writer.pull_for_own_loop()
+            self._glec_parts.writer.pull_for_own_loop()
         return handle
 
     def drop_out_messages(self) -> list[MQTTMessage]:
@@ -279,27 +292,27 @@ class Client(process.OfOneProcess, WithCallbacks):
 
         From any thread. Raises UnsupportedError with a store: to drop what is on disk is for its limits.
         """
-        unforgotten = self._parts.dispatcher.unforgotten
-        dropped = [*unforgotten.values(), *self._outbox.clear()]
+        unforgotten = self._glec_parts.dispatcher.unforgotten
+        dropped = [*unforgotten.values(), *self._glec_outbox.clear()]
         unforgotten.clear()
         return [unsent_message(each) for each in dropped]
 
     # Written by `max_inflight_messages_set` and its like, and by programs themselves.
-    _max_inflight_messages = _paho.noted("_max_inflight_messages", "_note_window")
-    _max_queued_messages = _paho.noted("_max_queued_messages", "_note_bound")
+    _max_inflight_messages = _paho.noted("_max_inflight_messages", "_glec_note_window")
+    _max_queued_messages = _paho.noted("_max_queued_messages", "_glec_note_bound")
     # Read by programs.
-    _inflight_messages = counter(lambda client: client._outbox.session.in_flight)
-    _last_mid = counter(lambda client: client._outbox.session.last_packet_id)
+    _inflight_messages = counter(lambda client: client._glec_outbox.session.in_flight)
+    _last_mid = counter(lambda client: client._glec_outbox.session.last_packet_id)
 
-    def _note_window(self) -> None:
-        if "_outbox" in self.__dict__:
-            self._outbox.session.set_window(min(self._max_inflight_messages, _PACKET_IDS))
+    def _glec_note_window(self) -> None:
+        if "_glec_outbox" in self.__dict__:
+            self._glec_outbox.session.set_window(min(self._max_inflight_messages, _PACKET_IDS))
             # There may be room by now.
-            self._wake()
+            self._glec_wake()
 
-    def _note_bound(self) -> None:
-        if "_outbox" in self.__dict__:
-            self._outbox.set_max_queued(self._max_queued_messages)
+    def _glec_note_bound(self) -> None:
+        if "_glec_outbox" in self.__dict__:
+            self._glec_outbox.set_max_queued(self._max_queued_messages)
 
     @property
     def max_queued_messages(self) -> int:
@@ -307,7 +320,7 @@ class Client(process.OfOneProcess, WithCallbacks):
 
         With a store, 0 means the store's limit, at which it drops messages instead.
         """
-        return self._outbox.max_queued
+        return self._glec_outbox.max_queued
 
     @max_queued_messages.setter
     def max_queued_messages(self, value: int) -> None:
@@ -325,14 +338,14 @@ class Client(process.OfOneProcess, WithCallbacks):
     @on_publish.setter
     def on_publish(self, func: Any) -> None:
         PahoClient.on_publish.fset(self, func)  # type: ignore[attr-defined]
-        self._note_on_publish()
+        self._glec_note_on_publish()
 
-    def _note_on_publish(self) -> None:
+    def _glec_note_on_publish(self) -> None:
         """Messages whose handle nobody holds cost something only where they are asked for."""
-        self._outbox.tell_all(bool(self.on_publish) or "_do_on_publish" in self._own_at_first)
+        self._glec_outbox.tell_all(bool(self.on_publish) or "_do_on_publish" in self._glec_own_at_first)
 
-    def _tell_dropped(self, dropped: list[Dropped]) -> None:
-        tell_dropped(_paho.Paho(self), self._policy, self.on_drop, dropped, self.store.log)
+    def _glec_tell_dropped(self, dropped: list[Dropped]) -> None:
+        tell_dropped(_paho.Paho(self), self._glec_policy, self.on_drop, dropped, self._glec_outbox.store.log)
 
     # ---- receiving
 
@@ -341,7 +354,7 @@ class Client(process.OfOneProcess, WithCallbacks):
 
         With a store, one of QoS 2 is recorded on disk, and not given to the program again, also by the next process.
         """
-        received = self._parts.dispatcher.received
+        received = self._glec_parts.dispatcher.received
         if received is None or qos != _MAX_QOS or not self._manual_ack:
             return super().ack(mid, qos)
         received.acknowledge(mid)
@@ -361,25 +374,25 @@ class Client(process.OfOneProcess, WithCallbacks):
         def leave() -> MQTTErrorCode:
             return PahoClient.disconnect(self, reasoncode, properties)
 
-        return self._parts.farewell.begin(leave)
+        return self._glec_parts.farewell.begin(leave)
 
     def reconnect(self) -> MQTTErrorCode:
         """Connect again, to where `connect` or `connect_async` said, and send CONNECT. For whoever has the loop.
 
         Raises ValueError where no host was given, OSError, and the connector's errors; then there is no connection.
         """
-        return self._parts.connecting.reconnect(super().reconnect)
+        return self._glec_parts.connecting.reconnect(super().reconnect)
 
     def is_connected(self) -> bool:
         """True from the broker's acceptance until the connection ends, or `disconnect` is called. From any thread."""
-        return not self._parts.farewell.is_waiting and super().is_connected()
+        return not self._glec_parts.farewell.is_waiting and super().is_connected()
 
     # ---- the loop
 
-    def _wake(self) -> None:
+    def _glec_wake(self) -> None:
         """For the outbox, which calls it also while this client is being made."""
         if self._sockpairW is not None:
-            self._parts.wakeup.wake()
+            self._glec_parts.wakeup.wake()
 
     def loop(self, timeout: float = 1.0) -> MQTTErrorCode:
         """One turn of the network loop: wait for at most `timeout` seconds, read, call back, write, keep alive.
@@ -387,7 +400,7 @@ class Client(process.OfOneProcess, WithCallbacks):
         For programs without `loop_start` or `loop_forever`, which call it again and again. Returns MQTT_ERR_SUCCESS, or
         why the connection has ended; nothing connects again by itself. Raises ValueError where `timeout` is below 0.
         """
-        parts = self._parts
+        parts = self._glec_parts
         parts.farewell.note_loop()
         if not parts.wakeup.is_open:
             parts.wakeup.open()
@@ -399,7 +412,7 @@ class Client(process.OfOneProcess, WithCallbacks):
         timeout: seconds that a turn may wait. retry_first_connection: go on where the first connection of
         `connect_async` fails, which else raises OSError. Returns why it ended.
         """
-        parts, outbox = self._parts, self._outbox
+        parts, outbox = self._glec_parts, self._glec_outbox
         parts.farewell.note_loop()
         if self._thread is None:
             # That of an earlier `loop_stop` was for the thread that has ended.
@@ -414,7 +427,7 @@ class Client(process.OfOneProcess, WithCallbacks):
 
     def loop_start(self) -> MQTTErrorCode:
         """Run `loop_forever` in a thread of its own. Returns MQTT_ERR_INVAL where one runs already."""
-        return self._parts.thread.start()
+        return self._glec_parts.thread.start()
 
     def loop_stop(self) -> MQTTErrorCode:
         """End the thread of `loop_start`, and wait for its end unless called from it; MQTT_ERR_INVAL without one.
@@ -422,10 +435,10 @@ class Client(process.OfOneProcess, WithCallbacks):
         The thread ends once what was published has been acknowledged, or with the connection; with a store, which has
         what is left, after 5 s at most.
         """
-        return self._parts.thread.stop()
+        return self._glec_parts.thread.stop()
 
     def _loop(self, timeout: float = 1.0) -> MQTTErrorCode:
-        return self._parts.loop.turn(timeout)
+        return self._glec_parts.loop.turn(timeout)
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
         """For a loop of the program's own: the socket can be read. Reads all that has come, whatever `max_packets`.
@@ -436,7 +449,7 @@ class Client(process.OfOneProcess, WithCallbacks):
 
     def want_write(self) -> bool:
         """True where bytes wait for the socket, so that a program's own loop is to wait for room. From any thread."""
-        return bool(self._outbox.session.sendable_bytes)
+        return bool(self._glec_outbox.session.sendable_bytes)
 
     def loop_write(self) -> MQTTErrorCode:
         """For a loop of the program's own: the socket has room. Returns as `loop_read`."""
@@ -448,35 +461,35 @@ class Client(process.OfOneProcess, WithCallbacks):
         Returns as `loop_read`. What an exception kept from being told, or asked for, is made up for. With a store, what
         is on disk by now is made ready to be sent.
         """
-        if self._sock is not None and self._connector.is_unanswered:
-            self._connector.end_greeting()
+        if self._sock is not None and self._glec_connector.is_unanswered:
+            self._glec_connector.end_greeting()
             cause = "the server has not answered CONNECT in time (MQTT 3.1.4)"
-            self._parts.ending.note(cause)
+            self._glec_parts.ending.note(cause)
             self._easy_log(LogLevel.MQTT_LOG_ERR, "closing the connection: %s", cause)
             return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
         # One of the program's own returns nothing.
-        return self._parts.loop.do_misc() or self._check_keepalive() or MQTTErrorCode.MQTT_ERR_SUCCESS
+        return self._glec_parts.loop.do_misc() or self._check_keepalive() or MQTTErrorCode.MQTT_ERR_SUCCESS
 
     # ---- what a program's subclass may have its own of: see `Overrides`
 
     def _check_keepalive(self) -> MQTTErrorCode:  # type: ignore[override]
-        return self._parts.liveness.check()
+        return self._glec_parts.liveness.check()
 
     def _thread_main(self) -> None:
-        self._parts.thread.main()
+        self._glec_parts.thread.main()
 
     def _packet_read(self) -> MQTTErrorCode:
-        return self._parts.reader.read()
+        return self._glec_parts.reader.read()
 
     def _packet_write(self) -> MQTTErrorCode:
-        return self._parts.writer.write()
+        return self._glec_parts.writer.write()
 
     def _handle_publish(self) -> MQTTErrorCode:
-        self._parts.dispatcher.take_message()
+        self._glec_parts.dispatcher.take_message()
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _handle_pubrel(self) -> MQTTErrorCode:
-        return self._parts.dispatcher.take_pubrel(int.from_bytes(self._in_packet["packet"][:2], "big"))
+        return self._glec_parts.dispatcher.take_pubrel(int.from_bytes(self._in_packet["packet"][:2], "big"))
 
     def _handle_pubrec(self) -> MQTTErrorCode:
         # The session has it already; so with the next.
@@ -486,14 +499,14 @@ class Client(process.OfOneProcess, WithCallbacks):
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _do_on_publish(self, mid: int, reason_code: ReasonCode, properties: Properties) -> MQTTErrorCode:
-        self._parts.dispatcher.forget_published()
+        self._glec_parts.dispatcher.forget_published()
         if on_publish := self.on_publish:
             is_first = self._callback_api_version == CallbackAPIVersion.VERSION1
-            self._parts.dispatcher.call_on_publish(on_publish, mid, () if is_first else (reason_code, properties))
+            self._glec_parts.dispatcher.call_on_publish(on_publish, mid, () if is_first else (reason_code, properties))
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _send_publish(self, mid: int, *args: Any, **kwargs: Any) -> MQTTErrorCode:
-        if self._send_mark.acquire(False):
+        if self._glec_send_mark.acquire(False):
             return super()._send_publish(mid, *args, **kwargs)
         # The outbox has encoded it already, and the program's own method is told.
         return MQTTErrorCode.MQTT_ERR_SUCCESS
@@ -502,11 +515,11 @@ class Client(process.OfOneProcess, WithCallbacks):
         self, command: int, packet: bytes | bytearray, mid: int, qos: int, info: Any = None
     ) -> MQTTErrorCode:
         if command == _CONNECT:
-            packet = self._parts.greeting.amended(packet)
-        return self._parts.writer.put(command, packet)
+            packet = self._glec_parts.greeting.amended(packet)
+        return self._glec_parts.writer.put(command, packet)
 
     def _mid_generate(self) -> int:
-        mid = self._outbox.reserve_packet_id()
+        mid = self._glec_outbox.reserve_packet_id()
         if mid == 0:
             raise GlecError("all 65,535 packet ids are in use: wait until some messages are acknowledged (MQTT 2.2.1)")
         return mid
@@ -514,38 +527,38 @@ class Client(process.OfOneProcess, WithCallbacks):
     # ---- connections
 
     def _send_connect(self, keepalive: int) -> MQTTErrorCode:
-        self._connector.begin_greeting()
-        return self._parts.greeting.send_connect(super()._send_connect, keepalive)
+        self._glec_connector.begin_greeting()
+        return self._glec_parts.greeting.send_connect(super()._send_connect, keepalive)
 
     def _handle_connack(self) -> MQTTErrorCode:
-        self._connector.end_greeting()
-        return self._parts.greeting.on_connack(super()._handle_connack)
+        self._glec_connector.end_greeting()
+        return self._glec_parts.greeting.on_connack(super()._handle_connack)
 
     def _loop_rc_handle(self, rc: MQTTErrorCode) -> MQTTErrorCode:
         try:
             return super()._loop_rc_handle(rc)
         finally:
-            self._note_loss()
+            self._glec_note_loss()
 
     def _do_on_disconnect(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._do_on_disconnect(*args, **kwargs)
         finally:
-            self._note_loss()
+            self._glec_note_loss()
 
-    def _note_loss(self) -> None:
+    def _glec_note_loss(self) -> None:
         """paho goes on saying that it is connected: after a server's DISCONNECT, and after most errors."""
         if self._sock is None and self._state == _State.MQTT_CS_CONNECTED:
             self._state = _State.MQTT_CS_CONNECTION_LOST
 
     def _create_socket(self) -> Any:
-        return self._parts.connecting.create_socket(super()._create_socket)
+        return self._glec_parts.connecting.create_socket(super()._create_socket)
 
     def _create_socket_connection(self) -> socket.socket:
-        return self._parts.connecting.dial(super()._create_socket_connection)
+        return self._glec_parts.connecting.dial(super()._create_socket_connection)
 
     def _ssl_wrap_socket(self, tcp_sock: Any) -> Any:
-        return self._parts.connecting.shake_hands(tcp_sock, super()._ssl_wrap_socket)
+        return self._glec_parts.connecting.shake_hands(tcp_sock, super()._ssl_wrap_socket)
 
     def _sock_close(self) -> None:
         # Not paho's, which fails in its own way where an exception cuts in.
@@ -554,20 +567,20 @@ class Client(process.OfOneProcess, WithCallbacks):
             return
         try:
             self._sock = None
-            self._connector.on_closing()
+            self._glec_connector.on_closing()
             self._call_socket_unregister_write(sock)
             self._call_socket_close(sock)
         finally:
             sock.close()
-            self._parts.dispatcher.drop()
-            self._parts.farewell.end()
+            self._glec_parts.dispatcher.drop()
+            self._glec_parts.farewell.end()
 
     def _messages_reconnect_reset(self) -> None:
-        self._parts.greeting.begin()
+        self._glec_parts.greeting.begin()
         self._messages_reconnect_reset_in()
 
     def _reconnect_wait(self) -> None:
-        self._parts.thread.wait_to_reconnect()
+        self._glec_parts.thread.wait_to_reconnect()
 
     # ---- the end
 
@@ -579,32 +592,32 @@ class Client(process.OfOneProcess, WithCallbacks):
         `disconnect` alone leaves the queue open: messages are accepted, and `connect` goes on with them.
         Raises QueueStorageError where something could not be written.
         """
-        outbox = self._outbox
-        self._parts.thread.end(self.disconnect)
+        outbox = self._glec_outbox
+        self._glec_parts.thread.end(self.disconnect)
         if outbox.is_stored:
             process.leave(self)
         outbox.close()
         if self._thread is None:
-            self._connector.interrupt.clear()
+            self._glec_connector.interrupt.clear()
 
-    def _begin_exit(self, deadline_s: float) -> None:
-        self._parts.thread.begin_exit(deadline_s)
+    def _process_ends(self, deadline_s: float) -> None:
+        self._glec_parts.thread.begin_exit(deadline_s)
 
-    def _on_exit(self, deadline_s: float) -> None:
+    def _process_ended(self, deadline_s: float) -> None:
         """It is the store that waits for the disk."""
 
-    def _in_child(self, pid: int) -> None:
-        outbox = self._outbox
-        if self._parts.thread.let_go_in_child() and not outbox.is_stored:
+    def _process_forked(self, pid: int) -> None:
+        outbox = self._glec_outbox
+        if self._glec_parts.thread.let_go_in_child() and not outbox.is_stored:
             # A copy of the child's own, as with paho.
             outbox.is_woken = False
             process.watch_forks(self)
         else:
             outbox.forbid(pid)
             # `publish` takes from it what it needs, also where a program kept the method from before the fork.
-            self._outbox = process.Elsewhere(pid)  # type: ignore[assignment]
+            self._glec_outbox = process.Elsewhere(pid)  # type: ignore[assignment]
             # So does every other method that hands on.
-            self._parts = process.Elsewhere(pid)  # type: ignore[assignment]
+            self._glec_parts = process.Elsewhere(pid)  # type: ignore[assignment]
             process.forbid(self, pid, {"close": None, "is_connected": False, "_reset_sockets": None})
 
     def __enter__(self: Self) -> Self:
@@ -616,7 +629,7 @@ class Client(process.OfOneProcess, WithCallbacks):
 
 def parts_of(client: Client) -> Parts:
     """What the client is made of, for other packages of ours."""
-    return client._parts
+    return client._glec_parts
 
 
 _overrides = _paho.Overrides(Client)

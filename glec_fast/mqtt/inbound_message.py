@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from glec_fast.outbox._outbox import Message
 
 
-class InboundMessage(MQTTMessage):
+class _OurMessage(MQTTMessage):
+    """Equal to any message of its packet id, as two of paho's are."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MQTTMessage) and bool(self.mid == other.mid)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class InboundMessage(_OurMessage):
     """A message that arrived; built by `glec_fast.protocol._inbound`, which sets paho's slots and `_packed`."""
 
     __slots__ = ("_packed",)
@@ -66,7 +77,7 @@ class InboundMessage(MQTTMessage):
 _PICKLED = ("_topic", "payload", "qos", "mid", "dup", "retain", "timestamp", "state")
 
 
-class OwnMessage(MQTTMessage):
+class OwnMessage(_OurMessage):
     """One of ours that a program is shown: paho's, which can be handed on to another process."""
 
     __slots__ = ()

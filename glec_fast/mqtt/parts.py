@@ -70,7 +70,9 @@ def compose(
     dispatcher = Dispatcher(paho, outbox, ending, overrides)
     wakeup = Wakeup(paho, outbox, dispatcher.link)
     farewell = Farewell(paho, outbox, dispatcher, wakeup, takeover)
-    writer = Writer(paho, outbox, dispatcher, wakeup, farewell, partial(log_sent, paho, outbox, own, client._send_mark))
+    writer = Writer(
+        paho, outbox, dispatcher, wakeup, farewell, partial(log_sent, paho, outbox, own, client._glec_send_mark)
+    )
     connecting = Connecting(paho, farewell, connector, policy, ending, silence_max_s=2 * answer_timeout_s)
     reader = Reader(paho, outbox, dispatcher, connecting, writer, farewell, ending)
     return Parts(

@@ -125,7 +125,7 @@ def _client_with(store_of: StoreOf) -> type[Client]:
         def reinitialise(self, client_id: str = "", clean_session: bool = True, userdata: Any = None) -> None:
             """As paho's; what waits in the store stays there, for the next client of that id."""
             version = self.callback_api_version
-            self.close()
+            Client.close(self)
             self._reset_sockets()
             self.__init__(version, client_id, clean_session, userdata)  # type: ignore[misc]
 
@@ -135,4 +135,5 @@ def _client_with(store_of: StoreOf) -> type[Client]:
 def _let_go(holder: Client) -> None:
     """Close a client that has left, so that the next one of its id may have the file."""
     if holder.socket() is None and holder._thread is None:
-        holder.close()
+        # Not the program's own, which knows of no file.
+        Client.close(holder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import isnan
 
 from paho.mqtt.enums import MQTTErrorCode
 
@@ -68,8 +69,10 @@ class PublishHandle(MQTTMessageInfo):
         QueueClosedError where its queue was closed first: if it was on disk, the file's next use sends it.
         """
         self._raise_for_error()
-        check_timeout(timeout, "timeout")
+        # Of what is no number it says what paho's says.
         deadline_s = None if timeout is None else time.monotonic() + timeout
+        if deadline_s is not None and isnan(deadline_s):
+            check_timeout(timeout, "timeout")
         with self._condition:
             while self._fate is None:
                 remaining_s = None if deadline_s is None else deadline_s - time.monotonic()

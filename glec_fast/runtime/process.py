@@ -33,17 +33,17 @@ logger = logging.getLogger("glec_fast")
 class Ending(Protocol):
     """Told of the end of its process. Deadlines are of `time.monotonic`, and the same for all."""
 
-    def _begin_exit(self, deadline_s: float) -> None:
+    def _process_ends(self, deadline_s: float) -> None:
         """Give what was accepted to whoever keeps it, by then."""
 
-    def _on_exit(self, deadline_s: float) -> None:
+    def _process_ended(self, deadline_s: float) -> None:
         """Wait until it is on disk."""
 
 
 class Inherited(Protocol):
     """Told of a fork, in the child."""
 
-    def _in_child(self, pid: int) -> None:
+    def _process_forked(self, pid: int) -> None:
         """Let go of what is the parent's, process `pid`."""
 
 
@@ -109,8 +109,8 @@ def _on_exit() -> None:
     now_s = time.monotonic()
     # A client before its store, which was there first. All begin, so that none waits for another's disk.
     members = list(_ending.alive())[::-1]
-    calls = [(member._begin_exit, now_s + _HAND_OVER_TIMEOUT_S) for member in members]
-    calls += [(member._on_exit, now_s + EXIT_TIMEOUT_S) for member in members]
+    calls = [(member._process_ends, now_s + _HAND_OVER_TIMEOUT_S) for member in members]
+    calls += [(member._process_ended, now_s + EXIT_TIMEOUT_S) for member in members]
     for call, deadline_s in calls:
         try:
             call(deadline_s)
@@ -158,7 +158,7 @@ def _in_child() -> None:
         members.clear()
     for member in inherited:
         try:
-            member._in_child(parent)
+            member._process_forked(parent)
         except Exception:  # noqa: PERF203 - each is told, whatever became of the others
             logger.exception("a forked child could not let go of all that is its parent's")
 

@@ -102,7 +102,7 @@ def test_a_client_of_3_1_1_sends_what_one_of_5_left_without_properties(broker: B
 def test_qos_0_that_goes_past_the_queue_has_them_too(broker: Broker, path: Path) -> None:
     with closing(Listener(broker)) as listener, glec_fast.Client(V2, "stored", store=path, protocol=V5) as client:
         go_online(client, broker)
-        assert eventually(lambda: client._outbox.is_open)
+        assert eventually(lambda: client._glec_outbox.is_open)
         client.publish("t", "x", 0, properties=properties_of(ContentType="direct"))
         (message,) = listener.wait_for(1)
         properties: Any = message.properties
@@ -113,8 +113,8 @@ def test_qos_0_that_goes_past_the_queue_has_them_too(broker: Broker, path: Path)
 def test_qos_0_within_the_limits_of_the_server_goes_past_the_queue(broker: Broker, path: Path) -> None:
     with closing(Listener(broker)) as listener, glec_fast.Client(V2, "stored", store=path, protocol=V5) as client:
         go_online(client, broker)
-        assert eventually(lambda: client._outbox.is_open)
-        client._outbox.limits = ServerLimits(2, True, 100)
+        assert eventually(lambda: client._glec_outbox.is_open)
+        client._glec_outbox.limits = ServerLimits(2, True, 100)
         client.publish("t", "x", 0)
         assert listener.wait_for(1)
         assert client.store._intake.next_id == 1

@@ -50,7 +50,7 @@ def test_what_its_caller_wrote_before_the_connection_ended_has_left(peer: Peer) 
     with connected(peer.port, reconnect_on_failure=False) as client:
         ended = threading.Event()
         client.on_disconnect = lambda *_: ended.set()
-        session = client._outbox.session
+        session = client._glec_outbox.session
         with Busy(client, peer):
             for _ in peer.rounds():
                 handles.append(client.publish("t", bytes(300)))
@@ -81,7 +81,7 @@ def test_a_disconnect_that_another_thread_writes_ends_the_connection(peer: Peer)
             writer.write_some = write_after_disconnect  # type: ignore[method-assign]
             for _ in peer.rounds():
                 client.publish("t", bytes(300))
-                if client._outbox.session.has_last:
+                if client._glec_outbox.session.has_last:
                     break
         assert ended.wait(TIMEOUT_S)
 
@@ -158,7 +158,7 @@ def test_what_is_given_to_publish_may_change_afterwards() -> None:
 
 def test_dropped_messages_give_their_ids_back_with_the_session() -> None:
     client = Client(CallbackAPIVersion.VERSION2)
-    outbox = client._outbox
+    outbox = client._glec_outbox
     for qos in (1, 2):
         outbox.resume(False, 65_535)
         for _ in range(5):
@@ -174,14 +174,14 @@ def test_a_window_above_the_packet_ids_is_all_of_them() -> None:
     client = Client(CallbackAPIVersion.VERSION2)
     client.max_inflight_messages_set(100_000)
     assert client.max_inflight_messages == 100_000
-    assert client._outbox.session.window == 65_534
+    assert client._glec_outbox.session.window == 65_534
 
 
 @pytest.mark.parametrize("kept", [0, 1])
 def test_nothing_is_kept_of_a_publish_that_raises(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A class of handles that refuses its last step stands in for memory that runs out there."""
     client = Client(CallbackAPIVersion.VERSION2)
-    outbox = client._outbox
+    outbox = client._glec_outbox
     client.max_inflight_messages_set(1)
     outbox.resume(session_present=False, receive_maximum=65_535)
     handles = [client.publish("t", b"x", 1) for _ in range(kept)]

@@ -306,11 +306,11 @@ def test_a_wake_up_that_is_lost_does_not_keep_others_from_theirs() -> None:
     reader.close()
     writer.close()
     client._sockpairW = writer
-    client._wake()
+    client._glec_wake()
     reader, writer = socket.socketpair()
     client._sockpairW = writer
     with reader, writer:
-        client._wake()
+        client._glec_wake()
         reader.setblocking(False)
         assert reader.recv(10)
 

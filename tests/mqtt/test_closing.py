@@ -43,7 +43,7 @@ def test_while_tcp_waits(tmp_path: Path, swallowed: int) -> None:
     failures = Failures()
     manager.set_connection_callback(failures)
     manager.connect()
-    assert eventually(lambda: manager._client._connector.attempt._socks)
+    assert eventually(lambda: manager._client._glec_connector.attempt._socks)
     leave(manager)
     assert failures.events == []
 

@@ -205,6 +205,8 @@ def test_a_message_as_it_arrives(version: int) -> None:
         def on_message(_client: Any, _userdata: Any, message: Any) -> None:
             copied = copy.copy(message)
             run.record("message", message, copied, message == copied, message != copied, message == 5)
+            made = paho.MQTTMessage(message.mid)
+            run.record("made", made == message, message == made, made != message, message == paho.MQTTMessage(9))
             run.record("types", *(type(getattr(message, name)).__name__ for name in ("topic", "payload", "qos", "mid")))
             run.record("types", *(type(getattr(message, name)).__name__ for name in ("dup", "retain", "timestamp")))
             message.payload, message.topic, message.retain = "changed", b"other", True

@@ -82,7 +82,7 @@ def test_a_connection_that_is_made_later(version: int) -> None:
         run.call("connect_async", "127.0.0.1", 1)
         run.call("reconnect")
         run.call("is_connected")
-        run.call("connect_async", "127.0.0.1", run.peer.port)
+        run.call("connect_async", b"127.0.0.1", run.peer.port)
         run.call("publish", "t", b"x", 1)
         run.call("reconnect")
         run.loop_until("on_publish")
@@ -146,7 +146,7 @@ def test_waiting_for_a_message(version: int) -> None:
         told = run.call("publish", "t", b"x", 1)
         untold = run.call("publish", topic="t", payload="y", qos=2, retain=True, properties=None)
         run.record("kind", isinstance(told, paho.MQTTMessageInfo), told == untold, bool(told), str(told))
-        for timeout in (0, -1, "x"):
+        for timeout in (0, -1, "x", [1]):
             run.call_of(told, "wait_for_publish", timeout)
         run.call_of(told, "is_published")
         run.loop_until("on_publish")

@@ -241,7 +241,7 @@ def test_a_disk_that_fails_does_not_keep_the_thread(
         failing.setattr(client.store._writer, "transact", fail)
         failing.setattr(client.store._writer.image, "save", fail)
         go_online(client, broker)
-        assert eventually(lambda: client._outbox.session.unsent_bytes)
+        assert eventually(lambda: client._glec_outbox.session.unsent_bytes)
         stopping = threading.Thread(target=client.loop_stop, daemon=True)
         stopping.start()
         stopping.join(TIMEOUT_S)
@@ -342,7 +342,7 @@ def test_what_reaches_the_disk_between_two_loops_is_sent_by_the_second(broker: B
     client.loop_stop()
     handle = client.publish("t", "x", 1)
     assert handle.wait_durable(TIMEOUT_S)
-    assert eventually(lambda: client._outbox.is_woken), "the first loop's socket has the word"
+    assert eventually(lambda: client._glec_outbox.is_woken), "the first loop's socket has the word"
     client.loop_start()
     handle.wait_for_publish(TIMEOUT_S)
     assert handle.is_published()
@@ -567,7 +567,7 @@ def test_what_another_thread_is_sending_as_the_link_ends_may_have_left(broker: B
     client._sock = TappedSocket(client._sock, end_meanwhile)
     client.loop_write()
     ending.join(TIMEOUT_S)
-    assert client._outbox.session.parked_ids() == [handle.mid]
+    assert client._glec_outbox.session.parked_ids() == [handle.mid]
 
 
 def test_drops_are_told_to_on_drop(tmp_path: Path, make_client: MakeClient) -> None:

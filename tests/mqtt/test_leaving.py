@@ -84,7 +84,7 @@ def test_disconnect_goes_behind_what_was_published(
         # A broker hands it on at PUBREL, which paho does not wait for either: here the next connection brings it.
         client.connect(broker.host, broker.port)
         client.loop_start()
-        assert eventually(lambda: len(client._outbox) == 0)
+        assert eventually(lambda: len(client._glec_outbox) == 0)
     assert arrived(subscriber) == payloads
     if kind == "store":
         client.close()
@@ -260,7 +260,7 @@ def test_without_anything_to_send_it_does_not_wait(silent: int, tmp_path: Path) 
     client.publish("t", "x", 1).wait_durable(TIMEOUT_S)
     client.connect("127.0.0.1", silent)
     client.loop_start()
-    assert not client._outbox.has_to_send()
+    assert not client._glec_outbox.has_to_send()
     client.close()
 
 
@@ -389,7 +389,7 @@ def test_connect_while_disconnect_waits(
     client.publish("t", b"x", 1)
     client.disconnect()
     client.connect(broker.host, broker.port)
-    assert eventually(lambda: len(client._outbox) == 0)
+    assert eventually(lambda: len(client._glec_outbox) == 0)
     client.loop_start()
     assert eventually(client.is_connected)
     client.close()

@@ -191,7 +191,7 @@ def test_a_message_that_a_program_kept_is_sent_with_its_id(server: Silent) -> No
     kept.payload, kept.qos = b"x", 1
     client._out_messages[7] = kept
     with pytest.raises(ValueError, match="in use"):
-        client._outbox.restore(7, "t", b"", 1, False, None)
+        client._glec_outbox.restore(7, "t", b"", 1, False, None)
     assert [client.publish("t", "x", 1).mid for _ in range(8)] == [1, 2, 3, 4, 5, 6, 8, 9]
     client.connect("127.0.0.1", server.port)
     client.loop_start()

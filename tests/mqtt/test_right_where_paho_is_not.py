@@ -294,13 +294,13 @@ def test_pauses_grow_between_two_clients_of_one_name(
     server, pauses = serve(CONNACK, closes=True), []
     with mqtt.Client(V2, "device") as client:
         client.reconnect_delay_set(1, 64)
-        wait = client._policy.wait
+        wait = client._glec_policy.wait
 
         def note(interrupt: Any, slice_s: float) -> bool:
             pauses.append(client._reconnect_delay)
             return wait(interrupt, 0.0)
 
-        monkeypatch.setattr(client._policy, "wait", note)
+        monkeypatch.setattr(client._glec_policy, "wait", note)
         client.connect("127.0.0.1", server.port)
         client.loop_start()
         assert eventually(lambda: 64 in pauses)

@@ -129,7 +129,7 @@ def test_a_packet_larger_than_mqtt_carries_is_refused_at_the_door(protocol: MQTT
 def test_what_left_as_the_connection_ended_is_told_to_whoever_settles_next(qos: int) -> None:
     """Another thread ends the connection between two steps of the one that wrote or read."""
     client = Client(CallbackAPIVersion.VERSION2)
-    outbox = client._outbox
+    outbox = client._glec_outbox
     outbox.put_packet(CONNECT, first=True)
     outbox.resume(session_present=False, receive_maximum=65_535)
     with socket.socket() as sock:
@@ -156,7 +156,7 @@ def test_a_connection_that_is_greeted_again_sends_nothing_twice(peer: Peer, qos:
     client.connect("127.0.0.1", peer.port)
     assert peer.accepted.wait(TIMEOUT_S)
     for number in range(3):
-        client._outbox.greet(session_present=False, receive_maximum=65_535)
+        client._glec_outbox.greet(session_present=False, receive_maximum=65_535)
         client.publish("t", b"%d" % number, qos)
     while not client.is_connected() or client.want_write():
         client.loop(0.1)

@@ -585,8 +585,8 @@ def test_a_socket_that_is_being_connected_is_let_go(swallowed: int) -> None:
     client = mqtt.Client(V2, "connecting")
     client.connect_async("127.0.0.1", swallowed)
     client.loop_start()
-    assert eventually(lambda: client._connector.attempt._socks)
-    sock: socket.socket = client._connector.attempt._socks[0]
+    assert eventually(lambda: client._glec_connector.attempt._socks)
+    sock: socket.socket = client._glec_connector.attempt._socks[0]
     number = sock.fileno()
 
     def work() -> None:

@@ -60,7 +60,7 @@ def test_an_acknowledgement_may_come_before_its_message_is_noted(peer: Peer, cli
     reader.join(TIMEOUT_S)
     assert handle.is_published()
     assert client.is_connected()
-    assert client._outbox.session.in_flight == 0
+    assert client._glec_outbox.session.in_flight == 0
 
 
 def test_the_end_of_a_connection_waits_for_the_note_of_what_is_sent(peer: Peer, client: Client) -> None:
