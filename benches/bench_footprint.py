@@ -7,7 +7,8 @@
   import   `import glec_fast` against `import paho.mqtt.client`
   flash    bytes written to the disk a message (write_bytes), without a link: at 1 Hz in commits of five, the same with
            a full queue, alerts alone, and telemetry in batches
-  air      bytes a day of a drive's telemetry at 1 Hz over TLS, what TCP and IP add counted, single and in batches
+  air      bytes a day of a drive's telemetry at 1 Hz over TLS, what TCP and IP add counted, single and in batches; and
+           the same with PINGREQ, which asks whether it has arrived
   idle     wake-ups of each thread in a keep-alive interval, connected and idle
 
     python benches/bench_footprint.py [--rounds 5] [--parts memory,import,flash,air,idle] [--json]
@@ -55,6 +56,12 @@ PATH = sorted({str(each.parents[1] if each.name == "mqtt" else each.parent) for 
 SEGMENT_BYTES = 52
 DAY_S = 86_400
 BATCH = 60
+# PINGREQ, which asks whether a message has arrived, and its answer in TLS 1.3, and what TCP adds to each and to the
+# acknowledgement of the second. It asks behind a batch, and every so many seconds while single messages go.
+QUESTION_BYTES = 2 * 24 + 3 * SEGMENT_BYTES
+ANSWER_TIMEOUT_S = 8
+# Real drives, where they are: not part of the product.
+RECORDED = [BENCHES.parent.parent / "shared/data" / name for name in ("drive6_1hz.csv.gz", "long7_1hz.csv.gz")]
 
 
 class Child:
@@ -238,32 +245,39 @@ def measure_written(directory: Path, case: dict[str, Any], settings: dict[str, A
 def measure_air(args: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
     tls = make_certificates(directory)
     pin = pin_of(tls.server.certificate_path)
-    for title, batch in (("single messages", 0), ("batches of 60 s", BATCH)):
-        with (
-            tempfile.TemporaryDirectory(dir=directory) as folder,
-            mosquitto(nodelay=True, certificate=tls.server) as broker,
-            Link((broker.host, broker.tls_port)) as link,
-        ):
-            settings = {"telemetry_batch_s": 3600} if batch else {}
-            order = {
-                "run": "air",
-                "url": f"ssl://127.0.0.1:{link.port}",
-                "queue_path": f"{folder}/queue.db",
-                "ca": str(tls.ca),
-                "pin": pin,
-                "drive": args.drive,
-                "batch": batch,
-                "messages": args.air_messages,
-                "settings": settings,
+    drives = args.drives or [path for path in RECORDED if path.exists()] or [None]
+    for drive in drives:
+        name = "a made-up drive" if drive is None else Path(drive).name.partition("_")[0]
+        for title, batch in (("single messages", 0), ("batches of 60 s", BATCH)):
+            with (
+                tempfile.TemporaryDirectory(dir=directory) as folder,
+                mosquitto(nodelay=True, certificate=tls.server) as broker,
+                Link((broker.host, broker.tls_port)) as link,
+            ):
+                settings = {"telemetry_batch_s": 3600} if batch else {}
+                order = {
+                    "run": "air",
+                    "url": f"ssl://127.0.0.1:{link.port}",
+                    "queue_path": f"{folder}/queue.db",
+                    "ca": str(tls.ca),
+                    "pin": pin,
+                    "drive": None if drive is None else str(drive),
+                    "batch": batch,
+                    "messages": args.air_messages,
+                    "settings": settings,
+                }
+                figures = run_air(order, link)
+            messages = figures["messages"]
+            packets = -(-messages // (batch or 1))
+            wire = figures["bytes"] + packets * 2 * SEGMENT_BYTES
+            # Of messages that follow each other more closely, one in eight is asked about.
+            questions = packets if batch else packets / ANSWER_TIMEOUT_S
+            yield {
+                "case": f"{name}, {title}",
+                "tls_bytes_per_message": figures["bytes"] / messages,
+                "bytes_a_day": wire / messages * DAY_S,
+                "bytes_a_day_asked": (wire + questions * QUESTION_BYTES) / messages * DAY_S,
             }
-            figures = run_air(order, link)
-        packets = -(-args.air_messages // (batch or 1))
-        wire = figures["bytes"] + packets * 2 * SEGMENT_BYTES
-        yield {
-            "case": title,
-            "tls_bytes_per_message": figures["bytes"] / args.air_messages,
-            "bytes_a_day": wire / args.air_messages * DAY_S,
-        }
 
 
 def run_air(order: dict[str, Any], link: Link) -> dict[str, float]:
@@ -275,8 +289,8 @@ def run_air(order: dict[str, Any], link: Link) -> dict[str, float]:
         seen[word] = link.bytes_up + link.bytes_down
         child.go_on()
 
-    Child(order, note)
-    return {"bytes": seen["sent"] - seen["connected"]}
+    figures = Child(order, note).figures
+    return {**figures, "bytes": seen["sent"] - seen["connected"]}
 
 
 # ---- wake-ups
@@ -318,10 +332,15 @@ def print_report(report: dict[str, list[dict[str, Any]]], args: argparse.Namespa
         print_table("written to the disk a message, without a link", ("case", "kB"), rows)
     if "air" in report:
         rows = [
-            [each["case"], f"{each['tls_bytes_per_message']:,.0f}", f"{each['bytes_a_day'] / 1e6:,.2f}"]
+            [
+                each["case"],
+                f"{each['tls_bytes_per_message']:,.1f}",
+                *(f"{each[name] / 1e6:,.2f}" for name in ("bytes_a_day", "bytes_a_day_asked")),
+            ]
             for each in report["air"]
         ]
-        print_table("telemetry at 1 Hz over TLS", ("case", "B a message in TLS", "MB a day with TCP"), rows)
+        header = ("case", "B a message in TLS", "MB a day with TCP", "and with PINGREQ")
+        print_table("telemetry at 1 Hz over TLS", header, rows)
     if "idle" in report:
         rows = [[each["thread"], f"{each['wakeups_per_keepalive']:,.1f}"] for each in report["idle"]]
         print_table(f"wake-ups in a keep-alive interval of {args.keepalive} s, idle", ("thread", "times"), rows)
@@ -334,8 +353,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--messages", type=int, default=10_000, help="queued for the memory")
     parser.add_argument("--reconnects", type=int, default=10)
     parser.add_argument("--flash-messages", type=int, default=1200)
-    parser.add_argument("--air-messages", type=int, default=600)
-    parser.add_argument("--drive", help="a recorded drive for what goes over the air (default: a made-up one)")
+    parser.add_argument("--air-messages", type=int, default=6000, help="of each drive at most")
+    parser.add_argument(
+        "--drives",
+        nargs="+",
+        help="recorded, for what goes over the air (default: those in ../shared/data, or made up)",
+    )
     parser.add_argument("--keepalive", type=int, default=10)
     parser.add_argument("--intervals", type=int, default=3)
     parser.add_argument("--directory", help="where queue files go; written bytes need a real disk, not tmpfs")

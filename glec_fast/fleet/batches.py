@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "application/json+zlib"
 # Of JSON. More hardly makes a batch smaller, as zlib looks back over 32 KiB.
 BATCH_BYTES_MAX = 64 * 1024
+# Of zlib's: a tenth smaller than with its usual one, and 60 messages take no longer.
+_LEVEL = 9
 # A batch that somebody else made may be larger, and zlib can make a little very large.
 _DECODED_BYTES_MAX = 16 << 20
 # Identifier of Content Type (MQTT 5, 3.3.2.3.9).
@@ -49,7 +51,7 @@ def company_of(config: MQTTConfig) -> Company | None:
 
 def encode_batch(messages: list[bytes]) -> bytes:
     """The payload of these, each of which is JSON."""
-    return zlib.compress(b"[" + b",".join(messages) + b"]")
+    return zlib.compress(b"[" + b",".join(messages) + b"]", _LEVEL)
 
 
 def decode_batch(payload: bytes | bytearray | memoryview) -> list[dict[str, Any]]:
