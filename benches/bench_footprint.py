@@ -7,11 +7,12 @@
   import   `import glec_fast` against `import paho.mqtt.client`
   flash    bytes written to the disk a message (write_bytes), without a link: at 1 Hz in commits of five, the same with
            a full queue, alerts alone, and telemetry in batches
+  alert    time of `publish_alert`, which returns once it is on disk, of that of one bare write and fdatasync
   air      bytes a day of a drive's telemetry at 1 Hz over TLS, what TCP and IP add counted, single and in batches; and
            the same with PINGREQ, which asks whether it has arrived
   idle     wake-ups of each thread in a keep-alive interval, connected and idle
 
-    python benches/bench_footprint.py [--rounds 5] [--parts memory,import,flash,air,idle] [--json]
+    python benches/bench_footprint.py [--rounds 5] [--parts memory,import,flash,alert,air,idle] [--json]
 
 Compiled files are made first: an interpreter that compiles what it imports holds more. Written bytes need a real disk
 under --directory, not tmpfs.
@@ -212,7 +213,8 @@ def measure_flash(args: argparse.Namespace, directory: Path) -> Iterator[dict[st
     batch = {"kind": "telemetry", "batch": BATCH, "messages": once}
     cases = [
         ("1 Hz, a commit every 5 s", {"kind": "telemetry", "rows_a_commit": 5, "messages": once}),
-        ("the same, the queue full", {"kind": "telemetry", "rows_a_commit": 5, "messages": once, "filled": 10_000}),
+        # Longer: what the filling left in the log is written into the file meanwhile.
+        ("the same, the queue full", {"kind": "telemetry", "rows_a_commit": 5, "messages": 5 * once, "filled": 10_000}),
         ("an alert alone", {"kind": "alert", "rows_a_commit": 1, "messages": once // 5}),
         ("in batches of 60 s, on disk every 5 s", {**batch, "rows_a_commit": 5}),
         ("in batches of 60 s, on disk every 60 s", {**batch, "rows_a_commit": BATCH}),
@@ -237,6 +239,24 @@ def measure_written(directory: Path, case: dict[str, Any], settings: dict[str, A
             "settings": settings,
         }
         return Child(order).figures
+
+
+# ---- an alert to the disk
+
+
+def measure_alert(args: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
+    yield rounds_of(args.rounds, measure_alerts, directory, max(args.flash_messages // 4, 1))
+
+
+def measure_alerts(directory: Path, messages: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        order = {"run": "alert", "url": "tcp://127.0.0.1:1", "queue_path": f"{folder}/queue.db", "settings": {}}
+        taken = Child({**order, "messages": messages}).figures
+    bare, alert = sorted(taken["bare_s"]), sorted(taken["alert_s"])
+    figures = {"alert_ms": statistics.median(alert) * 1e3, "bare_ms": statistics.median(bare) * 1e3}
+    for name, share in (("p50", 0.5), ("p99", 0.99)):
+        figures[name] = alert[int(len(alert) * share)] / bare[int(len(bare) * share)]
+    return figures
 
 
 # ---- over the air
@@ -313,6 +333,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Path], Iterator[dict[str, Any]]]]
     "memory": measure_memory,
     "import": measure_imports,
     "flash": measure_flash,
+    "alert": measure_alert,
     "air": measure_air,
     "idle": measure_idle,
 }
@@ -330,6 +351,12 @@ def print_report(report: dict[str, list[dict[str, Any]]], args: argparse.Namespa
     if "flash" in report:
         rows = [[each["case"], f"{each['write_bytes'] / 1000:,.2f}"] for each in report["flash"]]
         print_table("written to the disk a message, without a link", ("case", "kB"), rows)
+    if "alert" in report:
+        rows = [
+            [f"{each['alert_ms']:.2f}", *(f"{each[name]:.2f}" for name in ("bare_ms", "p50", "p99"))]
+            for each in report["alert"]
+        ]
+        print_table("publish_alert to the disk", ("ms, median", "bare ms", "p50 of bare", "p99 of bare"), rows)
     if "air" in report:
         rows = [
             [

@@ -139,6 +139,30 @@ def run_flash(order: dict) -> dict:
     return {"write_bytes": written / order["messages"]}
 
 
+def run_alert(order: dict) -> dict:
+    """Seconds that `publish_alert` takes to the disk, by turns with a write of the same bytes and its fdatasync."""
+    import os
+
+    from glec_fast import Alert, GpsFix
+
+    manager = manager_of(order, status_interval_s=0)
+    file = os.open(f"{order['queue_path']}.bare", os.O_WRONLY | os.O_CREAT)
+    taken: dict[str, list[float]] = {"bare_s": [], "alert_s": []}
+    for number in range(order["messages"]):
+        details = {"deceleration": -4.21, "speed_before": number % 90 + 0.5, "speed_after": 12.5}
+        alert = Alert("HARSH_BRAKING", "HIGH", location=GpsFix(37.5665, 126.978, 60.5), details=details)
+        payload = alert.encode(CLIENT_ID, 1_700_000_000_000)
+        started_s = time.perf_counter()
+        os.write(file, payload)
+        os.fdatasync(file)
+        between_s = time.perf_counter()
+        manager.publish_alert(alert)
+        taken["bare_s"].append(between_s - started_s)
+        taken["alert_s"].append(time.perf_counter() - between_s)
+    manager.disconnect()
+    return taken
+
+
 def run_air(order: dict) -> dict:
     """Publish a drive's telemetry over a live link."""
     from glec_fast import GpsFix, Telemetry
@@ -196,7 +220,14 @@ def run_idle(order: dict) -> dict:
     return {name: (count - before.get(name, count)) / order["intervals"] for name, count in after.items()}
 
 
-RUNS = {"import": run_import, "stages": run_stages, "flash": run_flash, "air": run_air, "idle": run_idle}
+RUNS = {
+    "import": run_import,
+    "stages": run_stages,
+    "flash": run_flash,
+    "alert": run_alert,
+    "air": run_air,
+    "idle": run_idle,
+}
 
 
 def main() -> None:

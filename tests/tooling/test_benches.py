@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -235,7 +236,20 @@ def test_the_footprint_is_measured_in_all_its_parts() -> None:
     assert bytes_of
     assert all(gathered * 4 < single for single, gathered in zip(bytes_of[::2], bytes_of[1::2], strict=True))
     assert len(report["flash"]) == 5
+    assert report["alert"][0]["p50"] > 0
     assert report["idle"]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_a_flush_beside_programs_in_c() -> None:
+    command = [sys.executable, str(BENCHES / "bench_beside_c.py"), "--rounds", "1", "--messages", "300", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    # The others need headers that a machine may not have; then it says so.
+    assert {"C, ready-made", "glec-fast, durable"} == report["sink"].keys()
+    for name in ("tls", "sink", "publish"):
+        assert "left out" in report[name] or all(each["rate_msg_s"] > 0 for each in report[name].values())
 
 
 def test_durable_publishers_are_killed_and_counted(tmp_path: Path) -> None:
