@@ -27,7 +27,7 @@ from glec_fast.runtime._lock cimport Condition, Lock
 from mqtt_wire cimport PUBACK, PUBREC, REMAINING_LENGTH_MAX, store_u16
 
 from operator import index
-from weakref import KeyedRef, WeakValueDictionary
+from weakref import KeyedRef, WeakValueDictionary, ref
 
 from paho.mqtt.client import PayloadType
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion

@@ -72,6 +72,9 @@ cdef inline size_t _size_of(tuple row) except? 0:
     return <size_t>len(row[1]) + <size_t>len(row[2])
 
 
+cdef object new_reference = ref.__new__
+
+
 cdef class Registration:
     """Called with the id that the store gave a message: from then on the message's handle is found by it."""
 
@@ -80,7 +83,9 @@ cdef class Registration:
 
     def __init__(self, handle, handles):
         # What a WeakValueDictionary keeps, made now: it does so in Python, where it may be cut short.
-        self.reference = KeyedRef(handle, handles._remove, 0)
+        # Past its own `__new__` and `__init__`, which are Python too, and do no more.
+        self.reference = new_reference(KeyedRef, handle, handles._remove)
+        self.reference.key = 0
         self.references = handles.data
         self.handle = handle
 

@@ -29,16 +29,25 @@ if TYPE_CHECKING:
 _MISC_INTERVAL_S = 0.25
 # A turn writes so often, each time what the socket takes and what a read of the queue brings.
 _WRITES_A_TURN = 1
-# And reads so much: some hundred messages, or some thousand acknowledgements.
-_RECEIVE_BYTES = 16 * 1024
+# And reads so much: some tens of messages, or a thousand acknowledgements.
+_RECEIVE_BYTES = 4 * 1024
 _NEVER_S = float("inf")
 
 
 class Hosting:
-    """Of one client. All but `_hand_over`, `is_anothers` and `_want_room` are for the loop's thread."""
+    """Of one client. All but `_hand_over`, `is_anothers`, `_wake` and `_want_room` are for the loop's thread.
+
+    ring: from any thread, has the loop call `look` before long.
+    """
 
     def __init__(
-        self, client: Client, store: Store, policy: Policy, log: SummingLog, loop: asyncio.AbstractEventLoop
+        self,
+        client: Client,
+        store: Store,
+        policy: Policy,
+        log: SummingLog,
+        loop: asyncio.AbstractEventLoop,
+        ring: Callable[[], None],
     ) -> None:
         self._client = client
         self._store = store
@@ -49,9 +58,12 @@ class Hosting:
         self._parts = parts = parts_of(client)
         self._outbox = parts.outbox
         self._is_leaving = False
-        # What the loop watches: the connection's socket and the end of the wake pair; None while a thread has them.
+        self._ring = ring
+        # There may be rows to send.
+        self._is_woken = False
+        # What the loop watches: the connection's socket; None while a thread has it.
         self._sock: Any = None
-        self._fd = self._wake_fd = -1
+        self._fd = -1
         self._is_waiting_for_room = False
         self._timer: asyncio.TimerHandle | None = None
         self._pull_timer: asyncio.TimerHandle | None = None
@@ -71,8 +83,20 @@ class Hosting:
         """The connection is to be left: a thread does so in order, which may wait."""
         self._is_leaving = True
         if self._sock is not None:
-            self._let_go()
-            self._client.loop_start()
+            self._hand_back()
+
+    def look(self) -> None:
+        """Somebody has rung: rows can be sent in the loop's next round, behind those who heard that theirs are on disk.
+
+        They may publish more, which the store's thread then begins on.
+        """
+        if self._is_woken and self._sock is not None:
+            self._loop.call_soon(self._on_woken)
+
+    def _wake(self) -> None:
+        """By any thread."""
+        self._is_woken = True
+        self._ring()
 
     def _hand_over(self) -> None:
         # A loop that is closed by now has nobody who would close the manager, but the end of the process.
@@ -82,23 +106,32 @@ class Hosting:
     # ---- the loop's thread
 
     def _take(self) -> None:
-        sock, wake = self._paho.sock, self._paho.wake_reader
+        sock = self._paho.sock
         if self._is_leaving or self._paho.thread is not None:
             return
         if sock is None:
             self._client.loop_start()
             return
-        self._sock, self._fd, self._wake_fd = sock, sock.fileno(), wake.fileno()
+        self._sock, self._fd = sock, sock.fileno()
+        self._parts.wakeup.ring = self._wake
         self._store.leave_images_to_writer(True)
         self._client.on_socket_close = self._on_close
         self._client.on_socket_register_write = self._want_room
         self._client.on_socket_unregister_write = _nothing
         self._loop.add_reader(self._fd, self._on_readable)
-        self._loop.add_reader(self._wake_fd, self._on_woken)
         self._timer = self._loop.call_later(_MISC_INTERVAL_S, self._on_time)
         # What has come, or was accepted, while nobody had the loop; of TLS, what no poll of the socket tells of.
         self._do(self._client.loop_read)
         self._on_woken()
+
+    def _hand_back(self) -> None:
+        """A thread has the connection from here on, or makes the next."""
+        self._let_go()
+        self._client.loop_start()
+        if self._is_woken:
+            # What the loop has not looked for.
+            self._is_woken = False
+            self._parts.wakeup.wake()
 
     def _let_go(self) -> None:
         """Watch nothing any more; a thread may have the client's loop from here on."""
@@ -106,7 +139,7 @@ class Hosting:
             if timer is not None:
                 timer.cancel()
         self._stop_watching()
-        self._loop.remove_reader(self._wake_fd)
+        self._parts.wakeup.ring = None
         self._client.on_socket_close = None
         self._client.on_socket_register_write = None
         self._client.on_socket_unregister_write = None
@@ -129,6 +162,8 @@ class Hosting:
         self._do(self._client.loop_read)
 
     def _on_woken(self) -> None:
+        # First: whoever wakes from here on is either seen by this or wakes again.
+        self._is_woken = False
         self._do(self._pull)
 
     def _on_room(self) -> None:
@@ -137,15 +172,12 @@ class Hosting:
     def _on_time(self) -> None:
         self._timer = self._loop.call_later(_MISC_INTERVAL_S, self._on_time)
         if self._policy.is_moving:
-            self._let_go()
-            self._client.loop_start()
+            self._hand_back()
             return
         self._do(self._client.loop_misc)
 
     def _pull(self) -> MQTTErrorCode:
-        link = self._parts.dispatcher.link
-        link.hear(self._paho.wake_reader)
-        link.do(self._outbox.pull)
+        self._parts.dispatcher.link.do(self._outbox.pull)
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _do(self, step: Callable[[], MQTTErrorCode]) -> None:
@@ -163,8 +195,7 @@ class Hosting:
             paho.close()
             rc = MQTTErrorCode.MQTT_ERR_CONN_LOST
         if rc or paho.sock is not self._sock:
-            self._let_go()
-            self._client.loop_start()
+            self._hand_back()
             return
         self._watch_for_room(bool(session.sendable_bytes))
         pull_at_s = self._outbox.pull_at_s

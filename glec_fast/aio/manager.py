@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import partial, wraps
+from inspect import cleandoc
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
+from glec_fast.aio._waiting import Undurable, set_result
+from glec_fast.aio.doorbell import Doorbell
 from glec_fast.aio.executor import LoopExecutor
 from glec_fast.aio.handle import DeliveryHandle
 from glec_fast.aio.hosting import Hosting
 from glec_fast.aio.messages import Messages, Stream
 from glec_fast.durable.clock import Clocks
-from glec_fast.durable.extras import UserProperties
 from glec_fast.durable.in_doubt import InDoubt
 from glec_fast.durable.outcomes import Dropped
-from glec_fast.errors import QueueClosedError, QueueStorageError
+from glec_fast.errors import QueueClosedError, QueueStorageError, UnsupportedError
 from glec_fast.fleet.config import MQTTConfig
 from glec_fast.fleet.connection import ConnectionCallback
 from glec_fast.fleet.manager import MQTTManager
-from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
 from glec_fast.fleet.metrics import Metrics
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.validation import check_timeout
@@ -36,25 +37,38 @@ if TYPE_CHECKING:
     from glec_fast.fleet.subscriptions import Subscription
 
 CommandHandler = TypeVar("CommandHandler", bound="Callable[[dict[str, Any], CommandContext], Any]")
+P = ParamSpec("P")
 T = TypeVar("T")
 
 # A transaction takes so many, so that none takes long; who publishes more waits for the next.
 _PENDING_MAX = 1000
 # Far from where the store has a caller's thread wait, here the loop's: others publish too.
 _STORE_PENDING_MAX = 4 * _PENDING_MAX
+_AWAITED = (
+    "Awaited, it returns once the message is on disk; at once with QoS 0, or with `wait_for_disk=False`. It never\n"
+    "waits for the network. Cancelled before the message was accepted, as many others are on their way to the\n"
+    "disk, it publishes nothing; later, the message is sent."
+)
 
 
 class _HostedManager(MQTTManager):
     """A manager whose network is in the loop, and which never waits for the disk."""
 
-    def __init__(self, config: MQTTConfig, loop: asyncio.AbstractEventLoop, clocks: Clocks | None) -> None:
+    def __init__(
+        self,
+        config: MQTTConfig,
+        loop: asyncio.AbstractEventLoop,
+        clocks: Clocks | None,
+        ring: Callable[[], None],
+    ) -> None:
         super().__init__(replace(config, wait_for_disk=False), clocks=clocks)
         self.config = config
         self._outbox.handle_type = DeliveryHandle
         self.store = self._store
         self.store.bound_pending(_STORE_PENDING_MAX)
-        self.hosting = Hosting(self._client, self._store, self._policy, self._log, loop)
-
+        self.outbox = self._outbox
+        self.hosting = Hosting(self._client, self._store, self._policy, self._log, loop, ring)
+        self.store.watch(ring)
         self._loop = loop
         # Filter -> what iterates over it.
         self.streams: dict[str, Stream] = {}
@@ -84,6 +98,28 @@ class _HostedManager(MQTTManager):
             stream.refuse(error)
 
 
+def _awaited(
+    call: Callable[Concatenate[MQTTManager, P], PublishHandle],
+) -> Callable[Concatenate[AsyncMQTTManager, P], Coroutine[Any, Any, DeliveryHandle]]:
+    """The method of AsyncMQTTManager that awaits this one of MQTTManager: its arguments, errors and text are that's."""
+
+    @wraps(call)
+    async def publish(self: AsyncMQTTManager, /, *arguments: P.args, **settings: P.kwargs) -> DeliveryHandle:
+        manager = self._manager
+        if self._crowd or manager.store.pending_count >= _PENDING_MAX:
+            await self._wait_for_room()
+        handle = call(manager, *arguments, **settings)
+        if self._crowd:
+            # What makes room for them.
+            manager.store.request_commit()
+        if handle.qos and self._waits_for_disk:
+            await self._until_durable(manager, handle.mid)
+        return cast("DeliveryHandle", handle)
+
+    publish.__doc__ = f"{cleandoc(call.__doc__ or '')}\n\n{_AWAITED}"
+    return publish
+
+
 class AsyncMQTTManager:
     """Publishes from a vehicle gateway to the fleet platform, as `MQTTManager` does, on the loop of the program.
 
@@ -94,8 +130,9 @@ class AsyncMQTTManager:
     It is the same engine, queue and session: a file of one can be used by the other. The network runs on the loop, a
     thread writes to the disk, and another makes connections, so that nothing holds the loop up. For asyncio and uvloop.
 
-    All methods are for the loop that entered it. Cancelled at any point, they lose and double nothing: what `publish`
-    has accepted is sent once, also where its wait for the disk was cancelled.
+    What is awaited, what subscribes and what takes a callback is for the loop that entered it, and raises
+    UnsupportedError elsewhere; the figures are for any thread. Cancelled at any point, it loses and doubles nothing:
+    what `publish` has accepted is sent once, also where its wait for the disk was cancelled.
     Raises, when it is entered, ConfigError and the errors of `glec_fast.durable.store.Store`.
 
     clocks: the machine's where None.
@@ -106,12 +143,10 @@ class AsyncMQTTManager:
         self._clocks = clocks
         self._opened: _HostedManager | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        # (message id, who waits until it is on disk), in the order of ids.
-        self._undurable: deque[tuple[int, asyncio.Future[None]]] = deque()
         # Who waits for room to publish, the first first; and for the next transaction.
         self._crowd: deque[asyncio.Future[None]] = deque()
         self._next_turn: asyncio.Future[None] | None = None
-        self._is_look_due = False
+        self._waits_for_disk = config.wait_for_disk
         # Declared before it is entered.
         self._declared: list[tuple[str, OnCrash, Any]] = []
 
@@ -122,7 +157,10 @@ class AsyncMQTTManager:
         if self._loop is not None:
             raise QueueClosedError("a manager is entered once: make another one to go on")
         self._loop = loop = asyncio.get_running_loop()
-        opening = loop.run_in_executor(None, _HostedManager, self.config, loop, self._clocks)
+        # Who waits until a message is on disk.
+        self._undurable = Undurable(loop)
+        ring = Doorbell(loop, self._look).ring
+        opening = loop.run_in_executor(None, _HostedManager, self.config, loop, self._clocks, ring)
         try:
             manager = await _to_the_end(opening)
         except asyncio.CancelledError:
@@ -131,10 +169,13 @@ class AsyncMQTTManager:
                 await _to_the_end(loop.run_in_executor(None, opening.result().disconnect))
             raise
         self._opened = manager
-        manager.store.watch(self._on_turn)
-        for name, on_crash, handler in self._declared:
-            manager.command(name, on_crash=on_crash)(handler)
-        manager.connect()
+        try:
+            for name, on_crash, handler in self._declared:
+                manager.command(name, on_crash=on_crash)(handler)
+            manager.connect()
+        except BaseException:
+            await self.disconnect()
+            raise
         return self
 
     async def __aexit__(
@@ -159,6 +200,18 @@ class AsyncMQTTManager:
 
     @property
     def _manager(self) -> _HostedManager:
+        """For the loop that entered it alone."""
+        manager = self._of_any_thread
+        if asyncio._get_running_loop() is not self._loop:
+            raise UnsupportedError(
+                "an AsyncMQTTManager is for the loop that entered it: from another thread or loop, give that loop what "
+                "is to be done, as asyncio.run_coroutine_threadsafe(manager.publish(...), loop), or "
+                "loop.call_soon_threadsafe(manager.unsubscribe, ...)"
+            )
+        return manager
+
+    @property
+    def _of_any_thread(self) -> _HostedManager:
         if self._opened is None:
             raise QueueClosedError("use it within `async with`")
         return self._opened
@@ -175,82 +228,22 @@ class AsyncMQTTManager:
 
     # ---- publishing
 
-    async def publish(
-        self,
-        topic: str,
-        payload: object,
-        qos: int = 1,
-        *,
-        retain: bool = False,
-        user_properties: UserProperties | None = None,
-        content_type: str | None = None,
-        response_topic: str | None = None,
-        correlation_data: bytes | None = None,
-    ) -> DeliveryHandle:
-        """Accept a message, and return its handle once it is on disk; QoS 0 at once. Arguments and errors as in
-        `MQTTManager.publish`.
+    publish = _awaited(MQTTManager.publish)
+    publish_telemetry = _awaited(MQTTManager.publish_telemetry)
+    publish_inference = _awaited(MQTTManager.publish_inference)
+    publish_alert = _awaited(MQTTManager.publish_alert)
+    publish_status = _awaited(MQTTManager.publish_status)
 
-        It never waits for the network. With `wait_for_disk=False` it returns at once. Cancelled before the message was
-        accepted, as many others are on their way to the disk, it publishes nothing; later, the message is sent.
-        """
-        if self._is_crowded():
-            await self._wait_for_room()
-        handle = self._manager.publish(
-            topic,
-            payload,
-            qos,
-            retain=retain,
-            user_properties=user_properties,
-            content_type=content_type,
-            response_topic=response_topic,
-            correlation_data=correlation_data,
-        )
-        return await self._accepted(handle)
-
-    async def publish_telemetry(self, telemetry: Telemetry) -> DeliveryHandle:
-        """Publish to glec/dtg/{device_id}/telemetry with QoS 0; see `publish`."""
-        if self._is_crowded():
-            await self._wait_for_room()
-        return await self._accepted(self._manager.publish_telemetry(telemetry))
-
-    async def publish_inference(self, inference: Inference) -> DeliveryHandle:
-        """Publish to glec/dtg/{device_id}/inference with QoS 1; see `publish`."""
-        if self._is_crowded():
-            await self._wait_for_room()
-        return await self._accepted(self._manager.publish_inference(inference))
-
-    async def publish_alert(self, alert: Alert) -> DeliveryHandle:
-        """Publish to glec/dtg/{device_id}/alerts with QoS 2; see `publish`."""
-        if self._is_crowded():
-            await self._wait_for_room()
-        return await self._accepted(self._manager.publish_alert(alert))
-
-    async def publish_status(self, status: Status | None = None) -> DeliveryHandle:
-        """Publish to glec/dtg/{device_id}/status with QoS 1; without an argument, the gateway's own figures."""
-        if self._is_crowded():
-            await self._wait_for_room()
-        return await self._accepted(self._manager.publish_status(status))
-
-    def _is_crowded(self) -> bool:
-        return bool(self._crowd) or self._manager.store.pending_count >= _PENDING_MAX
-
-    async def _accepted(self, handle: PublishHandle) -> DeliveryHandle:
-        """Return it once its message is on disk."""
-        store, message_id = self._manager.store, handle.mid
-        if self._crowd:
-            # What makes room for them.
-            store.request_commit()
-        if handle.qos and self.config.wait_for_disk:
-            while store.committed_id < message_id:
-                future = self._running_loop.create_future()
-                self._undurable.append((message_id, future))
-                if not self._manager.is_connected():
-                    # While there is a link, each message asks for it itself.
-                    store.request_commit()
-                await future
-                if store.committed_id < message_id:
-                    await self._hear_why(message_id)
-        return cast("DeliveryHandle", handle)
+    async def _until_durable(self, manager: _HostedManager, message_id: int) -> None:
+        """It was accepted just now."""
+        if not manager.outbox.is_open:
+            # While there is a link, each message asks for it itself.
+            manager.store.request_commit()
+        while True:
+            await self._undurable.wait_for(message_id)
+            if manager.store.committed_id >= message_id:
+                return
+            await self._hear_why(message_id)
 
     async def _hear_why(self, message_id: int) -> None:
         """Raises what keeps a message from the disk, which it is not waiting for any more then."""
@@ -284,7 +277,7 @@ class AsyncMQTTManager:
     async def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every accepted message is finished; False after the time-out, with nothing lost."""
         check_timeout(timeout_s)
-        loop, store = self._running_loop, self._manager.store
+        store, loop = self._manager.store, self._running_loop
         deadline_s = None if timeout_s is None else loop.time() + timeout_s
         store.close_batch()
         if store.size == 0:
@@ -354,37 +347,29 @@ class AsyncMQTTManager:
             if self._opened is None:
                 self._declared.append((name, on_crash, handler))
             else:
-                self._opened.command(name, on_crash=on_crash)(handler)
+                self._manager.command(name, on_crash=on_crash)(handler)
             return handler
 
         return declare
 
-    # ---- told by the store's thread
-
-    def _on_turn(self) -> None:
-        if self._is_look_due:
-            return
-        self._is_look_due = True
-        # A program may end its loop without leaving.
-        with suppress(RuntimeError):
-            self._running_loop.call_soon_threadsafe(self._look)
+    # ---- told by other threads
 
     def _look(self) -> None:
-        """A transaction is over: let those go on who waited for it."""
-        self._is_look_due = False
-        store, waiting = self._manager.store, self._undurable
-        committed_id = store.committed_id
-        while waiting and waiting[0][0] <= committed_id:
-            _set(waiting.popleft()[1])
-        if waiting and (store.is_failing or store.is_closed):
+        """A transaction is over, or there is something to send: let those go on who waited for it."""
+        manager = self._opened
+        if manager is None:
+            return
+        store = manager.store
+        self._undurable.let_go(store.committed_id)
+        if store.is_failing or store.is_closed:
             # They ask themselves what became of it.
-            failed, self._undurable = waiting, deque()
-            for _, future in failed:
-                _set(future)
-        self._let_in(len(self._crowd) if store.is_closed else _PENDING_MAX - store.pending_count)
+            self._undurable.let_all_go()
+        if self._crowd:
+            self._let_in(len(self._crowd) if store.is_closed else _PENDING_MAX - store.pending_count)
         if self._next_turn is not None:
-            _set(self._next_turn)
+            set_result(self._next_turn)
             self._next_turn = None
+        manager.hosting.look()
 
     # ---- the rest of the manager
 
@@ -416,19 +401,19 @@ class AsyncMQTTManager:
 
     def is_queue_damaged(self) -> bool:
         """See `MQTTManager.is_queue_damaged`."""
-        return self._manager.is_queue_damaged()
+        return self._of_any_thread.is_queue_damaged()
 
     def get_metrics(self) -> Metrics:
         """A snapshot of the counters."""
-        return self._manager.get_metrics()
+        return self._of_any_thread.get_metrics()
 
     def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:
         """What only the caller knows, for the status heartbeat: CAN frames so far, battery in volts."""
-        self._manager.report_vehicle(can_messages_received=can_messages_received, battery_voltage=battery_voltage)
+        self._of_any_thread.report_vehicle(can_messages_received=can_messages_received, battery_voltage=battery_voltage)
 
     def enable_debug_logging(self, enabled: bool = True) -> None:
         """Log every packet to the logger "glec_fast" at DEBUG; False ends it."""
-        self._manager.enable_debug_logging(enabled)
+        self._of_any_thread.enable_debug_logging(enabled)
 
 
 class _OnLoop(ConnectionCallback):
@@ -457,11 +442,6 @@ class _OnLoop(ConnectionCallback):
 def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(call, *arguments)
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _look_at_file(_table: object) -> None:

@@ -84,11 +84,13 @@ class Intake:
         register: Callable[[int], None] | None,
     ) -> int:
         """See `Store`, as of the other methods for callers."""
-        # A drop callback may publish too: its thread is the one that makes room.
-        may_wait = not self._status.is_needed()
+        pending_max = self.pending_max or PENDING_ROWS_MAX
+        # A drop callback may publish too: its thread is the one that makes room. Asked before the lock is ours; where
+        # others fill the room meanwhile there are a few more.
+        may_wait = len(self.pending) >= pending_max and not self._status.is_needed()
         with self._lock:
             self._refuse_if_unusable()
-            while len(self.pending) >= (self.pending_max or PENDING_ROWS_MAX) and may_wait:
+            while may_wait and len(self.pending) >= pending_max:
                 self._schedule.request()
                 self.progress.wait()
                 self._refuse_if_unusable()
@@ -103,8 +105,10 @@ class Intake:
         return message_id
 
     def _refuse_if_unusable(self) -> None:
-        self._status.refuse_if_closed()
-        self._status.refuse_if_failing()
+        status = self._status
+        if status.is_closing or status.is_failing:
+            status.refuse_if_closed()
+            status.refuse_if_failing()
 
     def _write_through(self, message_id: int) -> None:
         """The process ends: nobody would write it later."""

@@ -49,7 +49,13 @@ class Status:
 
         It is the store's own, or a signal's handler or a finaliser has cut into a section under one of its locks.
         """
-        return self.is_own_thread() or any(lock.is_mine for lock in self.locks)
+        if self.is_own_thread():
+            return True
+        # No generator: it would cost as much as all else that is asked here.
+        for lock in self.locks:  # noqa: SIM110
+            if lock.is_mine:
+                return True
+        return False
 
     @property
     def is_failing(self) -> bool:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from paho.mqtt.enums import LogLevel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from glec_fast._paho import Paho
     from glec_fast.outbox._outbox import Outbox
     from glec_fast.transport._link import Link
@@ -20,9 +22,15 @@ class Wakeup:
         self._paho = paho
         self._outbox = outbox
         self._link = link
+        # In the place of the pair, while a loop that is not ours has the connection; for any thread.
+        self.ring: Callable[[], None] | None = None
 
     def wake(self) -> None:
         """Have the loop look for something to send."""
+        ring = self.ring
+        if ring is not None:
+            ring()
+            return
         writer = self._paho.wake_writer
         if writer is None:
             return

@@ -19,6 +19,9 @@ def as_payload(payload: object) -> str | bytes:
     Raises PayloadTypeError, MessageError.
     """
     data: str | bytes
+    if type(payload) is bytes:
+        check_size(payload)
+        return payload
     if isinstance(payload, Enum) and isinstance(payload.name, str):
         payload = payload.name
     if isinstance(payload, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import textwrap
@@ -38,6 +39,10 @@ class Program:
         assert self._child.stdin is not None
         self._child.stdin.write("\n")
         self._child.stdin.flush()
+
+    def interrupt(self) -> None:
+        """As Ctrl-C does."""
+        self._child.send_signal(signal.SIGINT)
 
     def end(self, timeout_s: float = 3 * TIMEOUT_S) -> str:
         """Wait for its end; what it wrote to its standard error."""

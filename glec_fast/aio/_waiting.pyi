@@ -1,0 +1,37 @@
+from asyncio import AbstractEventLoop, Future
+from collections.abc import Generator
+from typing import Any
+
+from glec_fast.durable.outcomes import DropReason
+from glec_fast.outbox.handle import PublishHandle
+
+class Undurable:
+    """Who waits until a message is on disk. For the loop's thread."""
+
+    def __init__(self, loop: AbstractEventLoop) -> None: ...
+    def wait_for(self, message_id: int) -> Future[None]:
+        """What is set once it is, or nobody knows any more. Ids come in their order, or wait for those before them."""
+
+    def let_go(self, committed_id: int) -> None:
+        """Every message up to this one is on disk."""
+
+    def let_all_go(self) -> None:
+        """Whoever waits is to look what became of it."""
+
+    def __len__(self) -> int: ...
+
+class Fate:
+    """The attribute `_fate` of a handle: setting it, by any thread, lets those go on who wait for the handle.
+
+    fate, futures: the slots that have it, and who waits, each in a loop of its own.
+    """
+
+    def __init__(self, fate: Any, futures: Any) -> None: ...
+    def __get__(self, handle: PublishHandle, kind: type | None = None) -> DropReason | bool | None: ...
+    def __set__(self, handle: PublishHandle, fate: DropReason | bool | None) -> None: ...
+
+def wait_for_end(handle: PublishHandle) -> Generator[Any]:
+    """Of a handle that has a `Fate`: what `await` runs. Raises as `DeliveryHandle.delivered`."""
+
+def set_result(future: Future[None]) -> None:
+    """Unless it is over already, as by a cancellation."""

@@ -1,0 +1,193 @@
+"""Who waits on a loop: in the order of ids, in several loops, and over rings that come at once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+
+import pytest
+
+from glec_fast import PublishError, QueueClosedError
+from glec_fast.aio import DeliveryHandle, _waiting
+from glec_fast.aio.doorbell import Doorbell
+from glec_fast.durable.outcomes import DropReason
+from glec_fast.outbox._outbox import set_as_published
+from glec_fast.runtime._lock import Condition
+from support.async_runs import ON_BOTH_LOOPS, eventually, run
+from support.gateway import TIMEOUT_S
+
+
+def test_the_compiled_module_is_the_one_loaded() -> None:
+    assert not str(_waiting.__file__).endswith(".py")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_those_go_on_whose_messages_are_on_disk_and_no_others(seed: int) -> None:
+    rng = random.Random(seed)
+
+    async def program() -> None:
+        undurable = _waiting.Undurable(asyncio.get_running_loop())
+        waiting: dict[int, asyncio.Future[None]] = {}
+        last_id = committed_id = 0
+        for _ in range(100):
+            for _ in range(rng.randrange(20)):
+                last_id += rng.randrange(1, 3)
+                waiting[last_id] = undurable.wait_for(last_id)
+            for future in rng.sample(list(waiting.values()), min(2, len(waiting))):
+                future.cancel()
+            committed_id = rng.randrange(committed_id, last_id + 1)
+            undurable.let_go(committed_id)
+            for message_id in [each for each in waiting if each <= committed_id]:
+                assert waiting.pop(message_id).done()
+            assert not any(future.done() and not future.cancelled() for future in waiting.values())
+            assert len(undurable) == len(waiting)
+        undurable.let_all_go()
+        assert all(future.done() for future in waiting.values())
+        assert len(undurable) == 0
+
+    run(program)
+
+
+def test_one_that_waits_again_goes_on_with_those_that_came_since() -> None:
+    async def program() -> None:
+        undurable = _waiting.Undurable(asyncio.get_running_loop())
+        later, again = undurable.wait_for(7), undurable.wait_for(3)
+        undurable.let_go(6)
+        assert not later.done()
+        undurable.let_go(7)
+        assert later.done()
+        assert again.done()
+
+    run(program)
+
+
+def handle_of(qos: int = 1) -> DeliveryHandle:
+    return DeliveryHandle(7, Condition(), qos)
+
+
+@ON_BOTH_LOOPS
+def test_a_handle_is_awaited_before_and_after_its_end_by_several(kind: str) -> None:
+    async def program() -> None:
+        handle = handle_of()
+        waiting = [asyncio.ensure_future(handle.delivered()) for _ in range(3)]
+        cancelled = asyncio.ensure_future(handle.delivered())
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        assert not any(each.done() for each in waiting)
+        set_as_published([handle])
+        await asyncio.gather(*waiting)
+        await handle
+        assert handle.is_published()
+        assert cancelled.cancelled()
+
+    run(program, kind)
+
+
+@ON_BOTH_LOOPS
+def test_a_handle_tells_what_became_of_it_as_often_as_asked(kind: str) -> None:
+    async def program() -> None:
+        dropped, left = handle_of(), handle_of()
+        waiting = [asyncio.ensure_future(each.delivered()) for each in (dropped, left)]
+        await asyncio.sleep(0)
+        dropped._set_as_dropped(DropReason.EXPIRED)
+        left._set_as_left()
+        for handle, waiter, error in zip((dropped, left), waiting, (PublishError, QueueClosedError), strict=True):
+            with pytest.raises(error):
+                await waiter
+            with pytest.raises(error):
+                await handle
+
+    run(program, kind)
+
+
+@ON_BOTH_LOOPS
+def test_a_handle_is_ended_by_any_thread_for_each_loop_that_waits(kind: str) -> None:
+    handle = handle_of()
+    are_waiting = threading.Barrier(4)
+
+    def wait() -> None:
+        async def program() -> None:
+            waiter = asyncio.ensure_future(handle.delivered())
+            await asyncio.sleep(0)
+            await asyncio.to_thread(are_waiting.wait, TIMEOUT_S)
+            await waiter
+
+        run(program, kind)
+
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    are_waiting.wait(TIMEOUT_S)
+    handle._set_as_published()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+        assert not thread.is_alive()
+
+
+@ON_BOTH_LOOPS
+def test_who_waited_in_a_loop_that_is_closed_is_not_told(kind: str) -> None:
+    handle = handle_of()
+
+    async def program() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(handle, 0.01)
+
+    run(program, kind)
+    handle._set_as_published()
+    run(handle.delivered, kind)
+
+
+@ON_BOTH_LOOPS
+def test_many_rings_are_answered_once_and_none_is_missed(kind: str) -> None:
+    done = 0
+    seen: list[int] = []
+
+    async def program() -> None:
+        nonlocal done
+        bell = Doorbell(asyncio.get_running_loop(), lambda: seen.append(done))
+        for _ in range(5):
+            done += 1
+            bell.ring()
+        await asyncio.sleep(0)
+        assert seen == [5]
+
+        def work() -> None:
+            nonlocal done
+            for _ in range(2000):
+                done += 1
+                bell.ring()
+
+        await asyncio.to_thread(work)
+        assert await eventually(lambda: seen[-1] == 2005)
+        assert len(seen) < 2005
+
+    run(program, kind)
+
+
+def test_a_ring_that_is_cut_into_does_not_silence_the_bell(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[None] = []
+
+    async def program() -> None:
+        loop = asyncio.get_running_loop()
+        bell = Doorbell(loop, lambda: answers.append(None))
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "call_soon", _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                bell.ring()
+        bell.ring()
+        await asyncio.sleep(0)
+        assert len(answers) == 1
+
+    run(program)
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_nobody_listens_in_a_loop_that_is_closed() -> None:
+    async def make() -> Doorbell:
+        return Doorbell(asyncio.get_running_loop(), lambda: None)
+
+    run(make).ring()
