@@ -47,8 +47,12 @@ cdef enum:
     CLEARED_RANGES_MAX = 4
     # Of a row without extras.
     ROW_COLUMNS = 6
+    PAYLOAD_COLUMN = 2
     TIMESTAMP_COLUMN = 4
     EXPIRY_COLUMN = 5
+
+# Of one read, in payload; and the row that exceeds it. More would hold up whoever reads, and only be memory.
+cdef Py_ssize_t READ_BYTES_MAX = 256 * 1024
 
 cdef str INSERT = (
     "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl, retry_count)"
@@ -289,6 +293,9 @@ cdef class QueueTable:
     cdef public int64_t deleted
     cdef readonly tuple position
     cdef readonly Py_ssize_t met
+    # The last read ended at READ_BYTES_MAX; and what its rows had on average.
+    cdef bint is_cut
+    cdef Py_ssize_t row_bytes
     cdef readonly list unsendable
     cdef readonly bint may_have_extras
 
@@ -375,19 +382,48 @@ cdef class QueueTable:
         cdef list rows
         cdef tuple last
         cdef str odd
-        bindings = (timestamp_ms, message_id, limit)
+        cdef int most = limit
+        cdef Py_ssize_t count
+        if with_extras:
+            # They are sorted as a whole, however few of them are fetched: no more than fit, if they are as the last.
+            most = <int>max(1, min(<Py_ssize_t>limit, READ_BYTES_MAX // max(self.row_bytes, 1)))
+        bindings = (timestamp_ms, message_id, most)
         self.unsendable = []
         try:
             stored = READ_WITH_EXTRAS_STORED if with_extras else READ_AFTER_STORED
-            rows = self.execute(stored[lane], bindings).fetchall()
+            rows = self._fetch(stored[lane], bindings)
         except UnicodeDecodeError:
             odd = READ_WITH_EXTRAS if with_extras else READ_AFTER
-            rows = self.execute(odd.format(*AS_ODD, OF_LANE[lane]), bindings).fetchall()
-        self.met = PyList_GET_SIZE(rows)
-        if self.met:
-            last = rows[self.met - 1]
+            rows = self._fetch(odd.format(*AS_ODD, OF_LANE[lane]), bindings)
+        count = PyList_GET_SIZE(rows)
+        if count:
+            last = rows[count - 1]
             self.position = (last[TIMESTAMP_COLUMN], last[0])
+        self.met = limit if self.is_cut or (count == most and most < limit) else count
         return rows if _are_sound(rows) else self._mended(rows)
+
+    cdef list _fetch(self, str statement, tuple bindings):
+        """Its rows, up to so many bytes of payload."""
+        cdef list rows = []
+        cdef tuple row
+        cdef Py_ssize_t size_bytes = 0
+        cursor = self.execute(statement, bindings)
+        self.is_cut = False
+        for row in cursor:
+            rows.append(row)
+            payload = row[PAYLOAD_COLUMN]
+            if PyUnicode_CheckExact(payload):
+                size_bytes += PyUnicode_GET_LENGTH(payload)
+            elif PyBytes_CheckExact(payload):
+                size_bytes += PyBytes_GET_SIZE(payload)
+            if size_bytes >= READ_BYTES_MAX:
+                self.is_cut = True
+                # The statement is not at its end.
+                cursor.close(True)
+                break
+        if rows:
+            self.row_bytes = size_bytes // PyList_GET_SIZE(rows)
+        return rows
 
     def read_rows(self, list ids, bint with_extras=False) -> list:
         cdef list rows = []

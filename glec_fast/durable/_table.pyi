@@ -145,6 +145,8 @@ class QueueTable:
     ) -> list[_Row]:
         """The next rows behind a position, at most `limit`, as one snapshot in the order (timestamp, id).
 
+        Fewer where they have more than 256 KiB, but one at least; `met` is `limit` then, as there may be more.
+
         with_extras: every row has the three columns, None where it has no extras. lane: a `Lane`; 0 is all rows.
         """
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from glec_fast.durable.extras import RETAINED, Extras
 from glec_fast.durable.store import Store
 from support.clock import Clock
 from support.store import WAIT_S, Disk, RecordingOutbox, append, ids_on_disk
@@ -42,6 +43,24 @@ class TestOrder:
         read = outbox.read(5000)
         append(store, 10)
         assert read + outbox.read_all(500) == list(range(1, 10_001))
+
+    @pytest.mark.parametrize("extras", [None, RETAINED])
+    def test_large_rows_are_read_a_few_at_a_time(self, store: Store, extras: Extras | None) -> None:
+        sizes_kib = [1] * 300 + [100] * 30 + [1000, 1, 1000] + [1] * 300
+        for size_kib in sizes_kib:
+            store.append("t", b"\xff" * (size_kib << 10), 1, extras=extras)
+        assert store.wait_durable(len(sizes_kib), WAIT_S)
+        store.rewind([], [])
+        read: list[int] = []
+        while store.has_backlog:
+            rows, is_last = store.read(250)
+            store.on_rows_taken()
+            assert is_last == (not store.has_backlog)
+            assert sum(len(row[2]) for row in rows[:-1]) < 256 << 10 or extras is not None
+            read += [row[0] for row in rows]
+            # What is sorted as a whole is as large as the rows before let expect.
+            assert len(rows) <= 3 or max(len(row[2]) for row in rows[:3]) < 100 << 10
+        assert read == list(range(1, len(sizes_kib) + 1))
 
     def test_timestamps_of_another_writer(self, make_store: Callable[..., Store], path: Path) -> None:
         make_store().close()
