@@ -12,11 +12,14 @@ Contract
 
 from collections.abc import Mapping
 
-from glec_fast.fleet.values import MISSING, YEAR_2000_MS, YEAR_2100_MS, conversion, likely_unit, plain_number
+from glec_fast.fleet.values import (
+    MISSING, YEAR_2000_MS, YEAR_2100_MS, call_refusal, conversion, likely_unit, plain_number
+)
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.float cimport PyFloat_AS_DOUBLE
+from cpython.object cimport PyObject
 from libc.math cimport isfinite
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
@@ -502,6 +505,76 @@ cdef class Status(Message):
         p = put_number(put(p, b',"can_messages_received":'), self.can_messages_received)
         p = put_number(put(p, b',"mqtt_messages_sent":'), self.mqtt_messages_sent)
         return put_number(put(p, b',"offline_queue_size":'), self.offline_queue_size)
+
+
+# ------------------------------------------------------------------------------------------ constructors, as called
+
+# What Cython itself says of arguments that are not there names `__cinit__`, which no caller has heard of, and not what
+# there is. Its code looks at them before any of ours, so that the constructors of KINDS are called through these two.
+
+cdef extern from "Python.h":
+    ctypedef PyObject* (*newfunc)(PyTypeObject*, PyObject*, PyObject*) except NULL
+    ctypedef PyObject* (*vectorcallfunc)(PyObject*, PyObject* const*, size_t, PyObject*) except NULL
+    ctypedef struct PyTypeObject:
+        newfunc tp_new
+        vectorcallfunc tp_vectorcall
+    Py_ssize_t PyVectorcall_NARGS(size_t count)
+
+cdef tuple KINDS = (GpsFix, Telemetry, Inference, Alert, Status)
+cdef newfunc[5] constructors
+cdef vectorcallfunc[5] quick_constructors  # NULL of a Cython that has none
+
+
+cdef Py_ssize_t place_of(const void* kind) noexcept:
+    cdef Py_ssize_t place = 0
+    while <const void*><PyObject*>KINDS[place] != kind:
+        place += 1
+    return place
+
+
+cdef object refused(object error, object kind, tuple values, tuple names):
+    """What to raise in place of `error`, if it was raised over the arguments themselves; else None."""
+    return call_refusal(kind, values, names) if type(error) is TypeError else None
+
+
+cdef PyObject* construct(PyTypeObject* kind, PyObject* values, PyObject* named) except NULL:
+    cdef Py_ssize_t place = place_of(kind)
+    try:
+        return constructors[place](kind, values, named)
+    except TypeError as error:
+        better = refused(error, KINDS[place], <tuple>values, () if named == NULL else tuple(<dict>named))
+        if better is not None:
+            raise better from None
+        raise
+
+
+cdef PyObject* construct_quickly(PyObject* kind, PyObject* const* values, size_t count, PyObject* names) except NULL:
+    cdef Py_ssize_t place = place_of(kind)
+    cdef Py_ssize_t each
+    try:
+        return quick_constructors[place](kind, values, count, names)
+    except TypeError as error:
+        given = [<object>values[each] for each in range(PyVectorcall_NARGS(count))]
+        better = refused(error, KINDS[place], tuple(given), () if names == NULL else <tuple>names)
+        if better is not None:
+            raise better from None
+        raise
+
+
+cdef int take_constructors() except -1:
+    cdef Py_ssize_t place
+    cdef PyTypeObject* kind
+    for place in range(5):
+        kind = <PyTypeObject*>KINDS[place]
+        constructors[place] = kind.tp_new
+        kind.tp_new = construct
+        quick_constructors[place] = kind.tp_vectorcall
+        if kind.tp_vectorcall != NULL:
+            kind.tp_vectorcall = construct_quickly
+    return 0
+
+
+take_constructors()
 
 
 def encode_message(message, device_id, clock_ms):

@@ -52,6 +52,20 @@ def type_refusal(field: str, value: object, advice: str) -> PayloadTypeError:
     return PayloadTypeError(f"{field} is {described(value)}: {advice}")
 
 
+def call_refusal(kind: type, values: tuple[object, ...], names: tuple[str, ...]) -> PayloadTypeError | None:
+    """The error of a constructor's arguments that are not its own; None where they are."""
+    fields: tuple[str, ...] = kind.__match_args__  # type: ignore[attr-defined]
+    name, takes = kind.__name__, f"it takes {', '.join(fields)}"
+    for each in names:
+        if each not in fields:
+            return PayloadTypeError(f"{name} has no {shown(each)}: {takes}")
+        if each in fields[: len(values)]:
+            return PayloadTypeError(f"{name} was given {each} twice, by its place and by its name: {takes}")
+    if len(values) > len(fields):
+        return PayloadTypeError(f"{name} was given {len(values)} values, more than there are: {takes}")
+    return None
+
+
 def text_refusal(field: str, text: object) -> MessageError:
     """The error of a str that has no UTF-8."""
     advice = "a lone surrogate has no UTF-8 form; replace it, e.g. by decoding with errors='replace'"

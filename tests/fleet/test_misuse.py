@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from glec_fast import MQTTConfig, MQTTManager, OfflineQueueManager, TLSConfig, mqtt
-from glec_fast.errors import ConfigError, GlecError, MessageError
+from glec_fast import (
+    Alert,
+    GpsFix,
+    Inference,
+    MQTTConfig,
+    MQTTManager,
+    OfflineQueueManager,
+    Status,
+    Telemetry,
+    TLSConfig,
+    mqtt,
+)
+from glec_fast.errors import ConfigError, GlecError, MessageError, PayloadTypeError
 from support.gateway import quick_config
 
 NOWHERE = "tcp://127.0.0.1:1"
@@ -109,3 +121,41 @@ def test_callbacks_are_functions(tmp_path: Path) -> None:
             with pytest.raises(ConfigError, match="is int; it must be a function"):
                 call(wrong)
         manager.set_drop_callback(None)
+
+
+KINDS = [GpsFix, Telemetry, Inference, Alert, Status]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_message_says_what_it_has(kind: Any) -> None:
+    fields = kind.__match_args__
+    for values, named, blamed in (
+        ((), {"spede": 1}, "has no 'spede'"),
+        (range(len(fields) + 1), {}, f"was given {len(fields) + 1} values, more than there are"),
+        ((1,), {fields[0]: 1}, f"was given {fields[0]} twice, by its place and by its name"),
+        ((), {}, f"{fields[0]} is missing: give"),
+    ):
+        with pytest.raises(PayloadTypeError) as called:
+            kind(*values, **named)
+        with pytest.raises(PayloadTypeError) as made:
+            kind.__new__(kind, *values, **named)
+        assert says(called.value) == says(made.value)
+        assert blamed in says(called.value)
+        if values or named:
+            assert says(called.value) == f"{kind.__name__} {blamed}: it takes {', '.join(fields)}"
+
+
+def test_an_error_of_a_value_s_own_is_not_taken_for_that() -> None:
+    class Broken(Mapping[str, int]):
+        def __iter__(self) -> Any:
+            raise TypeError("of its own") from KeyError("cause")
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, key: str) -> int:
+            return 1
+
+    with pytest.raises(TypeError, match=r"^of its own$") as raised:
+        Alert("A", "HIGH", details=Broken())
+    assert isinstance(raised.value.__cause__, KeyError)
