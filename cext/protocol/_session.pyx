@@ -82,6 +82,7 @@ from inflight_image cimport (
     FINISHED_MAX,
     IMAGE_ENTRY_BYTES,
     IMAGE_FORMAT,
+    NOTE,
     RESERVED,
     get_message_id,
     put_entry,
@@ -248,6 +249,7 @@ cdef class Session:
     cdef uint64_t publish_begin
     cdef dict reasons
     cdef list refused, doubtful
+    cdef list owner_notes
 
     def __cinit__(self, *_, **__):
         exchanges.begin(&self.table)
@@ -271,6 +273,7 @@ cdef class Session:
         self.reasons = {}
         self.refused = []
         self.doubtful = []
+        self.owner_notes = []
         self.set_window(window)
 
     def __dealloc__(self):
@@ -1045,6 +1048,20 @@ cdef class Session:
         """True where bytes wait for an `image` that was not yet taken."""
         return self.out.gate_wanted
 
+    @property
+    def notes(self) -> list:
+        """What images carry for the owner: (number above 0, value to 65535, kind 128 to 255) each.
+
+        `load_image` gives them back.
+        """
+        return self.owner_notes[:]
+
+    @notes.setter
+    def notes(self, list notes not None):
+        if notes != self.owner_notes:
+            self.owner_notes = notes
+            self.dirty = True
+
     def take_image(self, list finished=None) -> tuple:
         """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave.
 
@@ -1057,6 +1074,7 @@ cdef class Session:
         cdef list aside = [(message_id, entry[0], entry[1]) for message_id, entry in self.parked.items()
                            if entry[2] == 2]
         aside += [(message_id, packet_id, RESERVED) for packet_id, message_id in self.reserved.items()]
+        aside += self.owner_notes
         for first, last in finished or ():
             while first <= last:
                 count = <uint16_t>min(last - first + 1, <int64_t>FINISHED_MAX)
@@ -1108,6 +1126,7 @@ cdef class Session:
         cdef set packet_ids = set()
         cdef dict reserved = {}
         cdef list finished = []
+        cdef list notes = []
         if size == 0:
             return finished
         if at[0] != IMAGE_FORMAT or (size - 1) % IMAGE_ENTRY_BYTES:
@@ -1118,6 +1137,9 @@ cdef class Session:
             state = at[index + 10]
             if message_id > 0 and packet_id and state == FINISHED:
                 finished.append((message_id, message_id + packet_id - 1))
+                continue
+            if message_id > 0 and state >= NOTE:
+                notes.append((message_id, packet_id, state))
                 continue
             if (message_id <= 0 or packet_id == 0 or state not in (SENT, RELEASED, RESERVED)
                     or message_id in loaded or packet_id in packet_ids or self.table.exchange_of[packet_id] != ID_FREE):
@@ -1133,6 +1155,7 @@ cdef class Session:
         self.parked.update(loaded)
         self._count_parked()
         self.reserved.update(reserved)
+        self.owner_notes = notes
         return finished
 
     # ---- connections

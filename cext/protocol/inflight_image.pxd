@@ -1,7 +1,8 @@
 # The durable image of what is in flight, as it stands in the queue file. Header only.
 #
 # A byte with the format, then entries of 11 bytes, big-endian: message id (8), packet id (2), state (1). One in the
-# state FINISHED stands for rows that are to be deleted: the first message id, and as packet id how many.
+# state FINISHED stands for rows that are to be deleted: the first message id, and as packet id how many. From NOTE on
+# an entry is the owner's (`Session.notes`): a number, a value and its kind.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
@@ -12,6 +13,7 @@ cdef enum:
     IMAGE_ENTRY_BYTES = 11
     FINISHED = 3
     RESERVED = 4
+    NOTE = 0x80
     FINISHED_MAX = 0xFFFF
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from typing import Any
 
 from paho.mqtt.enums import MQTTErrorCode
@@ -21,7 +22,7 @@ from glec_fast.outbox.handle import PublishHandle
 from glec_fast.outbox.owners import OnOwnerAway, Owner, Owners
 from glec_fast.outbox.quota import Quota
 from glec_fast.outbox.server_limits import ServerLimits, limits_of
-from glec_fast.outbox.suspicion import Suspicion, Verdict
+from glec_fast.outbox.suspicion import Note, Suspicion, Verdict
 from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.outbox.weaknesses import Weakness, Weaknesses
 from glec_fast.protocol._inbound import unpack_properties
@@ -106,6 +107,8 @@ class DurableOutbox(RowOutbox):
         # A connection that was accepted begins with PINGREQ alone; and what it will go on with.
         self.is_proving = False
         self._suspicion = Suspicion(store.max_retry)
+        # What it has learned is to be on disk before anything is sent again.
+        self._has_learned = False
         # Messages that went with a lower QoS, as far as they were not noted.
         self._lowered_count = 0
         # For quarantine, and their rows are still there.
@@ -151,15 +154,19 @@ class DurableOutbox(RowOutbox):
         QueueClosedError; then there must be no connection.
         """
         self.store.refuse_if_closed()
+        if self._has_learned:
+            self._has_learned = False
+            with suppress(QueueStorageError):
+                self.store.run(lambda _table: None)
         identity = client_id, owner
         if self._identity != identity:
+            known = self.store.identity
+            is_first = not any(self._identity) and known[0] == client_id and known[1] in (owner, *members)
+            self._begin_suspicion(self.session.notes if is_first else [])
             self.is_downgrade_recorded = self.is_downgrade_recorded and owner == self._identity[1]
             self._identity = identity
             self._has_session = False
             self.weaknesses.begin(owner)
-            with self.lock:
-                self._suspicion = Suspicion(self.store.max_retry)
-                self.has_suspects = False
         if self._has_session:
             # Also where nothing was written since, so that the file does not name it.
             self.is_session_foreign = False
@@ -541,6 +548,19 @@ class DurableOutbox(RowOutbox):
         if tries:
             logger.warning("the broker ended the connection over the PUBREL of message %d, try %d", oldest[0], tries)
 
+    def _begin_suspicion(self, notes: list[Note]) -> None:
+        """notes: of an earlier process, with the same broker."""
+        suspicion = Suspicion(self.store.max_retry)
+        suspicion.recall(notes, self.store.missing([number for number, _value, _kind in notes]) if notes else [])
+        with self.lock:
+            self._suspicion = suspicion
+            self._note_suspicion()
+
+    def _note_suspicion(self) -> None:
+        """It has changed; the caller holds the lock."""
+        self.has_suspects = not self._suspicion.is_idle
+        self.session.notes = self._suspicion.notes()
+
     def _suspect(self) -> None:
         """A connection ends, and its exchanges are still those that were in flight."""
         reason = self.left_reason
@@ -558,8 +578,11 @@ class DurableOutbox(RowOutbox):
                 by_peer=(self.is_left or self.is_broken_off) and is_about_us and not self.has_refusals,
                 reason=reason if reason >= _FAILURE else 0,
             )
-            self.has_suspects = not suspicion.is_idle
+            self._note_suspicion()
+            self._has_learned = self.has_suspects
             is_aside = bool(suspicion.aside.intersection(exposed))
+        if self._has_learned:
+            self.store.request_commit()
         if is_aside:
             text = f"message {exposed[0]} stands aside, so that others go: {tries} connections ended over it"
             self.store.log.note(logging.WARNING, "messages standing aside", f"{tries} connections ended", text=text)
@@ -574,7 +597,8 @@ class DurableOutbox(RowOutbox):
         with self.lock:
             verdicts = self._suspicion.judge(carried_bytes)
             self._leaving.update(verdict.message_id for verdict in verdicts)
-            self.has_suspects = not self._suspicion.is_idle
+            if verdicts:
+                self._note_suspicion()
         return verdicts
 
     def _quarantine(self, verdicts: list[Verdict]) -> None:
@@ -611,7 +635,7 @@ class DurableOutbox(RowOutbox):
     def _note_answered(self, ids: list[int]) -> None:
         """The broker has answered these; the caller holds the lock."""
         self._suspicion.on_answered(ids)
-        self.has_suspects = not self._suspicion.is_idle
+        self._note_suspicion()
 
     def begin_close(self) -> None:
         """See `Outbox.begin_close`: what waits for the broker to accept the connection is in the file."""

@@ -16,13 +16,16 @@ end because links break, and then no message is to blame. So it takes proof:
 - Where the server says in DISCONNECT that it is the message (MQTT 5), its tries are all the proof there is to be had.
 
 A link that dies without a word ends no connection here: we do, and blame nobody.
+
+All of it outlives the process, as `notes` that the in-flight image carries: a gateway that restarts often would begin
+to count anew each time, and what was exposed would go together with all else once more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import ceil, log
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 # So many messages may go one by one at once: it takes as many round trips.
 _FEW = 32
@@ -38,6 +41,15 @@ _CONTROL_FACTOR = 8
 _CONTROL_BYTES_MAX = 32 * 1024
 # What was learned of a link counts half after so much more.
 _REMEMBERED_BYTES = 1 << 20
+# Kinds of notes. Of a message: connections that ended while it was exposed, and while it was alone; the most bytes that
+# went then, in units; tries that the server has named it in, and its reason. Of links: what they carried, and ends.
+_EXPOSED, _TRIED, _SIZED, _NAMED, _LINK = range(0x80, 0x85)
+_UNIT_BYTES = 16
+_VALUE_MAX = 0xFFFF
+# More are not noted: the image goes to disk before each message of QoS 2.
+_NOTED_MAX = 1024
+
+Note: TypeAlias = tuple[int, int, int]
 
 
 class Verdict(NamedTuple):
@@ -71,6 +83,36 @@ class Suspicion:
     def is_idle(self) -> bool:
         """True where nothing is suspected."""
         return not self._exposures
+
+    def notes(self) -> list[Note]:
+        """For `recall`, by a later process: (number, value, kind)."""
+        exposures = list(self._exposures.items())[:_NOTED_MAX]
+        notes = [(message_id, min(count, _VALUE_MAX), _EXPOSED) for message_id, count in exposures]
+        notes += [(message_id, min(tries, _VALUE_MAX), _TRIED) for message_id, tries in self._tries.items()]
+        for message_id, size in self._bytes.items():
+            notes.append((message_id, min(ceil(size / _UNIT_BYTES), _VALUE_MAX), _SIZED))
+        for message_id, (named, reason) in self._named.items():
+            notes.append((message_id, min(named, 0xFF) << 8 | reason, _NAMED))
+        if self._innocent_ends:
+            notes.append((max(int(self._carried_bytes), 1), min(ceil(self._innocent_ends), _VALUE_MAX), _LINK))
+        return notes
+
+    def recall(self, notes: Iterable[Note], gone: Collection[int]) -> None:
+        """Go on from what an earlier process noted; before anything else. gone: messages that have no row any more."""
+        for number, value, kind in notes:
+            if kind == _LINK:
+                self._carried_bytes, self._innocent_ends = number, value
+            elif number in gone:
+                continue
+            elif kind == _EXPOSED:
+                self._exposures[number] = value
+            elif kind == _TRIED:
+                self._tries[number] = value
+            elif kind == _SIZED:
+                self._bytes[number] = value * _UNIT_BYTES
+            elif kind == _NAMED:
+                self._named[number] = value >> 8, value & 0xFF
+        self.aside = {each for each, tries in self._tries.items() if tries >= self.needed(each)}
 
     def begin(self) -> None:
         """A connection begins."""

@@ -227,6 +227,11 @@ class Session:
 
         Packet type as in the first byte, 0x40 for PUBACK; properties packed, with their length in front.
         """
+    notes: list[tuple[int, int, int]]
+    """What images carry for the owner: (number above 0, value to 65535, kind 128 to 255) each.
+
+    `load_image` gives them back.
+    """
     def take_image(self, finished: list[tuple[int, int]] | None = None) -> tuple[int, bytes]:
         """(version, bytes): every QoS 2 exchange, as it must be on disk before what is encoded now may leave.
 

@@ -117,3 +117,51 @@ def test_an_hour_of_a_link_that_cuts_after_0_to_20_kb(size: int, seed: int) -> N
         suspicion.end(exposed, min(size, int(left) + 1), carried + size, by_peer=True)
     assert quarantined == []
     assert len(waiting) < 4000 or size > 10_000
+
+
+def test_a_later_process_goes_on_from_what_was_noted() -> None:
+    suspicion = Suspicion(TRIES)
+    end(suspicion, 6, 7, 8, 9)
+    for reason in (0x95, 0x99):
+        assert end(suspicion, 7, reason=reason)
+    suspicion.on_answered([8])
+    later = Suspicion(TRIES)
+    later.recall(suspicion.notes(), gone={9})
+    assert later.notes() == [note for note in suspicion.notes() if note[0] != 9]
+    later.begin()
+    assert later.suspects == {6, 7}
+    assert end(later, 7, reason=0x95) == 3
+    later.begin()
+    assert later.aside == {7}
+    assert later.judge(0) == [Verdict(7, 3, 0x95)]
+
+
+def test_what_stood_aside_does_so_in_a_later_process() -> None:
+    suspicion = Suspicion(TRIES)
+    for _ in range(TRIES + 1):
+        end(suspicion, 7)
+    later = Suspicion(TRIES)
+    later.recall(suspicion.notes(), gone=())
+    later.begin()
+    assert (later.aside, later.suspects) == ({7}, set())
+    assert later.control_bytes >= suspicion.control_bytes
+
+
+def test_a_later_process_knows_how_bad_links_are() -> None:
+    suspicion = Suspicion(TRIES)
+    for _ in range(3):
+        end(suspicion)
+        end(suspicion, 7)
+    later = Suspicion(TRIES)
+    later.recall(suspicion.notes(), gone=())
+    assert later.needed(7) >= suspicion.needed(7) > TRIES
+
+
+def test_notes_have_a_bound() -> None:
+    suspicion = Suspicion(TRIES)
+    suspicion.end(list(range(1, 5000)), 1 << 30, 1 << 30, by_peer=True)
+    assert len(suspicion.notes()) == 1024
+    assert {number for number, _value, _kind in suspicion.notes()} == set(range(1, 1025))
+    suspicion = Suspicion(TRIES)
+    end(suspicion, 1 << 61, size=1 << 30)
+    assert all(0 <= value <= 0xFFFF for _number, value, _kind in suspicion.notes())

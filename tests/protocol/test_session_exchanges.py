@@ -329,6 +329,22 @@ def test_a_malformed_image_is_refused_and_nothing_of_it_kept(entries: bytes) -> 
     assert len({session.reserve_packet_id() for _ in range(65_535)}) == 65_535
 
 
+def test_an_image_carries_notes_of_the_owner() -> None:
+    session = Session(10, True)
+    session.load_image(b"\x01" + entry(5, 1, RELEASED) + entry(5, 0, 0x80) + entry(2**62, 65_535, 0xFF))
+    assert session.notes == [(5, 0, 0x80), (2**62, 65_535, 0xFF)]
+    version, image = session.take_image()
+    assert len(image) == 1 + 3 * 11
+    session.notes = session.notes[1:]
+    later, image = session.take_image()
+    assert later == version + 1
+    after = Session(10, True)
+    after.load_image(image)
+    assert (after.notes, after.parked_ids()) == ([(2**62, 65_535, 0xFF)], [5])
+    session.notes = session.notes
+    assert session.take_image() == (later, image), "nothing has changed"
+
+
 def test_random_bytes_are_never_an_image_that_harms() -> None:
     rng = random.Random(1)
     loaded = 0

@@ -14,7 +14,7 @@ from support.faulty_disk import Event, FaultyDisk, Note
 from support.power_cut import Files, Medium, lay_out
 from support.scripted_broker import ScriptedBroker, publication_of
 from support.scripted_gateway import ScriptedGateway
-from support.session_model import RELEASED, decode_image
+from support.session_model import RELEASED, STATES_OF_MESSAGES, decode_image
 from support.wire_reference import PUBLISH, PUBREL, Packet, parse
 
 if TYPE_CHECKING:
@@ -357,10 +357,13 @@ def check_resumed(files: Files, folder: Path, moment: Moment, settings: Settings
         assert gateway.retained() == {message_id for message_id in rows if is_retained(rows[message_id])}
         finish(gateway, broker)
         assert gateway.retained() == set()
+        quarantined = {each.message_id for each in gateway.store.quarantined()} - kept
+    assert all(settings.refuses(rows[message_id]) for message_id in quarantined), "quarantined for nothing"
     may_miss = {
         accepted.payload
         for accepted in moment.accepted.values()
-        if accepted.message_id in moment.may_be_gone or clock.now_s - accepted.published_s > settings.ttl_ms / 1000
+        if accepted.message_id in moment.may_be_gone | quarantined
+        or clock.now_s - accepted.published_s > settings.ttl_ms / 1000
     }
     check_counts(broker, moment, may_miss=may_miss)
     if not settings.refuses_every:
@@ -393,7 +396,9 @@ def _check_explained(gateway: ScriptedGateway, moment: Moment) -> None:
     """
     assert not (moment.sent_as and gateway.outbox.is_session_foreign), "the broker's session is not known as ours"
     on_disk = {
-        message_id: (packet_id, state) for message_id, packet_id, state in decode_image(gateway.image() or b"\1")
+        message_id: (packet_id, state)
+        for message_id, packet_id, state in decode_image(gateway.image() or b"\1")
+        if state in STATES_OF_MESSAGES
     }
     for message_id, payload in gateway.rows().items():
         if payload not in moment.sent_as:
@@ -411,6 +416,8 @@ def finish(
     gateway.connect()
     for _ in range(_TURNS_MAX):
         gateway.commit()
+        # What an earlier process found out of messages that the broker refused may have them go into quarantine.
+        gateway.outbox.look_for_answers()
         broker.feed(gateway.send(on_leaving=lambda data: note(Left(data))))
         answers = broker.handle(broker.waiting_packets())
         # Before they are received: what they say may be on disk as soon as they are.

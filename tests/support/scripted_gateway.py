@@ -71,6 +71,8 @@ class ScriptedGateway:
 
     def connect(self, *, session_present: bool = True) -> None:
         self._answers = Answers(self.session)
+        # For CONNECT: control packets go behind it.
+        self.outbox.put_packet(b"", first=True)
         self.outbox.resume(session_present, 65_535)
         self._settle()
 

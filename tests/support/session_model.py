@@ -15,6 +15,8 @@ from glec_fast.protocol._session import Session
 from support.wire_reference import PUBACK, PUBCOMP, PUBREC, PUBREL, ack, publish
 
 SENT, RELEASED = 1, 2
+# Of an image: those two, finished, and given up. What else is in it says other things of other numbers.
+STATES_OF_MESSAGES = range(1, 5)
 ALL_BYTES = 1 << 30
 # Those below are reserved, so that ids are soon used a second time.
 FIRST_FREE_ID = 65_535 - 199
