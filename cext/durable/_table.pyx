@@ -85,7 +85,7 @@ cdef str DELETE_ORPHANS = "DELETE FROM glec_extras WHERE message_id NOT IN (SELE
 cdef str IS_ANY_EXTRA = "SELECT EXISTS (SELECT 1 FROM glec_extras)"
 # A head is a row without its payload: what it takes to drop it and to tell of it.
 cdef str HEADS = (
-    "SELECT id, coalesce(CAST(topic AS BLOB), x''), iif(typeof(qos) = 'integer', qos, 0),"
+    "SELECT id, coalesce(CAST(topic AS BLOB), x''), iif(typeof(qos) = 'integer' AND qos IN (1, 2), qos, 0),"
     " iif(typeof(timestamp) IN ('integer', 'real'), timestamp, 0) FROM mqtt_offline_queue")
 cdef str HEADS_BESIDE = HEADS + " WHERE timestamp = ? AND id > ? ORDER BY id"
 cdef str HEADS_AFTER = HEADS + " WHERE timestamp > ? ORDER BY timestamp, id"
@@ -463,7 +463,7 @@ cdef class QueueTable:
                 if extras[0] is not None and not are_extras(*extras):
                     raise MessageError("its retain flag or properties are none")
         except MessageError as error:
-            self.unsendable.append((row[0], self.text(topic), qos if type(qos) is int else 0, str(error)))
+            self.unsendable.append((row[0], self.text(topic), int(qos) if qos in (1, 2) else 0, str(error)))
             return None
         return (row[0], name, stored, level, as_time_ms(timestamp, 0), as_time_ms(ttl, TIME_MAX_MS),
                 *(extras if with_extras else (as_number(retry_count) or 0,) * (PyTuple_GET_SIZE(row) - ROW_COLUMNS)))

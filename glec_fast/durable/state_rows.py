@@ -57,9 +57,16 @@ def save_image(table: QueueTable, image: bytes) -> None:
 
 
 def read_kept_sessions(table: QueueTable) -> dict[tuple[str, str], bytes]:
-    """(client id, broker) -> exchanges of each session that was left and may be returned to, the oldest first."""
+    """(client id, broker) -> exchanges of each session that was left and may be returned to, the oldest first.
+
+    What is no text is nobody's name, and stays for whoever looks into the file.
+    """
     rows = table.connection.execute(_READ_KEPT)
-    return {(client_id.decode(table.encoding), broker.decode(table.encoding)): kept for client_id, broker, kept in rows}
+    return {(_name(table, client_id), _name(table, broker)): kept for client_id, broker, kept in rows}
+
+
+def _name(table: QueueTable, stored: bytes) -> str:
+    return stored.decode(table.encoding, "backslashreplace")
 
 
 def keep_session(table: QueueTable, client_id: str, broker: str, exchanges: bytes | None) -> None:

@@ -21,6 +21,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from glec_fast._paho import MQTTMessage, Overrides, Paho, has_filters
 from glec_fast.errors import ProtocolError
 from glec_fast.mqtt.inbound_message import InboundMessage, packed_publish, properties_from, reason_from
+from glec_fast.mqtt.paho_words import in_paho_words
 from glec_fast.outbox._outbox import Outbox, take_up, tell, tell_waiters
 from glec_fast.outbox.received import Received
 from glec_fast.outbox.stored import DurableOutbox
@@ -42,6 +43,7 @@ _PUBCOMP = b"\x70\x02"
 _PUBREL_TYPE, _SUBACK_TYPE, _UNSUBACK_TYPE = 0x60, 0x90, 0xB0
 PINGRESP, _DISCONNECT_TYPE = 0xD0, 0xE0
 _PUBREC_TYPE = 0x50
+_UNNAMED = "the server gave reason code 0x%02X, which is taken for 0x80, Unspecified error"
 _ACK_NAMES = {0x40: "PUBACK", 0x50: "PUBREC", 0x70: "PUBCOMP"}
 
 
@@ -428,6 +430,10 @@ class Dispatcher:
         elif kind == _DISCONNECT_TYPE:
             self._outbox.is_left = True
             self._outbox.left_reason = body[0] if body else 0
+        if self._paho.protocol == MQTTProtocolVersion.MQTTv5:
+            body, unnamed = in_paho_words(kind >> 4, body)
+            for code in unnamed:
+                self._paho.log(LogLevel.MQTT_LOG_WARNING, _UNNAMED, code)
         try:
             return self._paho.handle_packet(command, body)
         except ProtocolError as error:

@@ -32,7 +32,6 @@ _MQTT_5 = MQTTProtocolVersion.MQTTv5
 # MQTT 5, 3.1.2.11.2: the session does not end.
 _FOR_EVER = 0xFFFFFFFF
 _RECEIVE_MAXIMUM = 65_535
-_PAYLOAD_FORMAT_INVALID = 0x99
 _PINGREQ_PACKET = b"\xc0\x00"
 _PUBREL_PACKET = b"\x62\x02"
 # Of CONNECT's flags.
@@ -166,8 +165,6 @@ class Greeting:
         """CONNACK came; `handle` is paho's, which calls `on_connect`. Raises MalformedPacket."""
         paho, outbox = self._paho, self._outbox
         body = bytes(paho.packet["packet"])
-        if body[1] == _PAYLOAD_FORMAT_INVALID and paho.protocol == _MQTT_5:
-            raise MalformedPacket("CONNACK with reason code 0x99, for which paho has no name")
         if body[1] != 0:
             # A refused CONNECT begins no session.
             self._unanswered -= 1
@@ -186,8 +183,12 @@ class Greeting:
             outbox.greet(*accepted)
         try:
             return handle()
+        except MalformedPacket:
+            # The connection ends for it, and nothing was sent on it.
+            sock = None
+            raise
         finally:
-            if paho.sock is sock and not outbox.is_open:
+            if sock is not None and paho.sock is sock and not outbox.is_open:
                 # Also where on_connect raised: what waits must not wait for ever.
                 self._link.do(outbox.resume, *accepted)
                 outbox.settle_into(self._dispatcher.finished)

@@ -140,7 +140,9 @@ def test_what_no_message_can_be_made_of_is_set_aside_and_holds_up_no_other(
         outbox.wait(lambda heard: heard.dropped)
         ((message_id, _, qos, why),) = outbox.dropped
         assert (message_id, why.value) == (2, "unsendable")
+        # By it it is counted.
         assert type(qos) is int
+        assert 0 <= qos <= 2
         assert store.drops == {"unsendable": 1}
     ((found, *kept),) = set_aside(path)
     assert reason in found
@@ -409,3 +411,13 @@ def test_ours_are_read_behind_a_row_of_the_end_of_time_also_once_the_clock_steps
             clock.step(3600)
         rows, is_last = store.read(10)
         assert ([row[2] for row in rows], is_last) == (["foreign", "first", "second"], True)
+
+
+def test_a_session_kept_under_a_name_that_is_no_text_is_nobody_s(path: Path) -> None:
+    Store(path).close()
+    with plain(path) as database:
+        odd = "CAST(x'FF41' AS TEXT)"
+        for names in (f"{odd}, 'b'", f"'c', {odd}"):
+            database.execute(f"INSERT INTO glec_kept_session (client_id, broker, in_flight) VALUES ({names}, x'01')")
+    with closing(Store(path)) as store:
+        assert set(store.kept_sessions()) == {("\\xffA", "b"), ("c", "\\xffA")}

@@ -306,3 +306,49 @@ def test_pauses_grow_between_two_clients_of_one_name(
         assert eventually(lambda: 64 in pauses)
     by_connection = list(dict.fromkeys(pauses))
     assert by_connection == [1, 2, 4, 8, 16, 32, 64]
+
+
+@pytest.mark.parametrize("size", [268_435_456, 268_435_460, 0xFFFFFFFF])
+def test_a_server_without_a_limit_of_packets_is_connected_to(size: int, serve: Callable[..., Scripted]) -> None:
+    """MQTT 5, 3.2.2.3.6: only 0 is an error."""
+    server, told = serve(b"\x20\x08\x00\x00\x05\x27" + size.to_bytes(4, "big")), []
+    client = mqtt.Client(V2, protocol=mqtt.MQTTv5)
+    client.on_connect = lambda *arguments: told.append((str(arguments[3]), arguments[4].MaximumPacketSize))
+    client.connect("127.0.0.1", server.port)
+    assert eventually(lambda: client.loop(0.02) == 0 and client.is_connected())
+    assert told == [("Success", 268_435_455)]
+    client.publish("t", b"x", 1)
+    assert eventually(lambda: client.loop(0.02) == 0 and b"x" in server.heard[0])
+
+
+@pytest.mark.parametrize("code", [0x85, 0x92, 0x99, 0xA5, 0xFF])
+def test_any_reason_to_refuse_the_login_is_told(code: int, serve: Callable[..., Scripted]) -> None:
+    """MQTT 5, 3.2.2.2: 0x99 is one of them, and paho has no name for it in CONNACK."""
+    server, told = serve(bytes((0x20, 3, 0, code, 0))), []
+    client = mqtt.Client(V2, protocol=mqtt.MQTTv5)
+    client.on_connect = lambda *arguments: told.append(arguments[3])
+    client.connect("127.0.0.1", server.port)
+    assert eventually(lambda: client.loop(0.02) != 0)
+    assert [(each.is_failure, each.value) for each in told] == [(True, code if code == 0x85 else 0x80)]
+
+
+@pytest.mark.parametrize("code", [0x8B, 0x92, 0xB5, 0xFF])
+def test_any_reason_of_a_disconnect_is_the_server_s_end(code: int, serve: Callable[..., Scripted]) -> None:
+    server, told = serve(CONNACK_5 + bytes((0xE0, 1, code))), []
+    client = mqtt.Client(V2, protocol=mqtt.MQTTv5)
+    client.on_disconnect = lambda *arguments: told.append((arguments[2].is_disconnect_packet_from_server, arguments[3]))
+    client.connect("127.0.0.1", server.port)
+    assert eventually(lambda: client.loop(0.02) != 0)
+    assert [(is_server_s, each.value) for is_server_s, each in told] == [(True, code if code == 0x8B else 0x80)]
+
+
+@pytest.mark.parametrize("code", [0x87, 0x99, 0xFF])
+@pytest.mark.parametrize("properties", [b"", b"\x1f\x00\x02no"])
+def test_any_reason_to_refuse_a_filter_is_told(properties: bytes, code: int, serve: Callable[..., Scripted]) -> None:
+    body = b"\x00\x01" + bytes((len(properties),)) + properties + bytes((0, code))
+    server, told = serve(CONNACK_5 + bytes((0x90, len(body))) + body), []
+    client = mqtt.Client(V2, protocol=mqtt.MQTTv5)
+    client.on_subscribe = lambda *arguments: told.append([each.value for each in arguments[3]])
+    client.connect("127.0.0.1", server.port)
+    assert eventually(lambda: client.loop(0.02) == 0 and bool(told))
+    assert told == [[0, code if code == 0x87 else 0x80]]
