@@ -153,7 +153,7 @@ ENVIRONMENTS := $(abspath build/environments)
 environments: $(BUILT)
 	$(BIN)/python -m venv --clear $(ENVIRONMENTS)
 	$(ENVIRONMENTS)/bin/pip install --quiet '.[cli,test,environments]'
-	$(ENVIRONMENTS)/bin/pytest -q tests/environments $(TEST_ARGS)
+	ALL_ENVIRONMENTS=1 $(ENVIRONMENTS)/bin/pytest -q tests/environments $(TEST_ARGS)
 
 # FUZZ_STREAMS damaged streams of each protocol version into the parsers, under AddressSanitizer and UBSan.
 FUZZ := $(abspath build/fuzz)

@@ -27,6 +27,8 @@ PROGRAMS = Path(__file__).parent / "programs"
 def need(*packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
+            if os.environ.get("ALL_ENVIRONMENTS"):
+                pytest.fail(f"{package} is not installed, and none of the environments is to be left out")
             pytest.skip(f"{package} is not installed: `make environments` installs it")
 
 

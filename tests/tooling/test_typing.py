@@ -23,7 +23,9 @@ TIMEOUT_S = 300
 def tool(name: str) -> str:
     path = Path(sys.executable).parent / name
     if not path.exists():
-        pytest.skip(f"no {name} here")
+        if os.environ.get("CI"):
+            pytest.fail(f"no {name} here, which `make lint` installs before these tests")
+        pytest.skip(f"no {name} here: make lint")
     return str(path)
 
 
@@ -89,6 +91,8 @@ def test_an_editable_install_is_found(check: object, tmp_path: Path) -> None:
     """By a path, and not by a hook in Python's import, which no checker follows."""
     installed = Path(sysconfig.get_path("purelib")).glob("__editable__*.pth")
     if str(ROOT) not in [each.read_text().strip() for each in installed]:
+        if os.environ.get("CI"):
+            pytest.fail("no editable install of this tree by a path, which `make build` makes before these tests")
         pytest.skip("this environment has no editable install of this tree by a path: make build")
     assert check(PROGRAMS / "good.py", tmp_path, []) == {}  # type: ignore[operator]
 
