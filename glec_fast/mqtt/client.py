@@ -24,7 +24,7 @@ from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.store import Store
 from glec_fast.engine.connector import Connector
 from glec_fast.engine.policy import Policy
-from glec_fast.errors import ConfigError, GlecError
+from glec_fast.errors import ConfigError, GlecError, UnsupportedError
 from glec_fast.mqtt.drops import tell_dropped
 from glec_fast.mqtt.filters import Filters
 from glec_fast.mqtt.inbound_message import unsent_message
@@ -57,6 +57,10 @@ else:
     WithCallbacks = PahoClient
 
 
+class _NoStoreError(UnsupportedError, AttributeError):
+    """For `hasattr`, and whoever looks at all that an object has: it has none."""
+
+
 class _StoreOf:
     """The queue: its size, drops, ledger and settings. Raises UnsupportedError where there is none.
 
@@ -68,7 +72,12 @@ class _StoreOf:
     @overload
     def __get__(self, client: Client, kind: type[Client]) -> Store: ...
     def __get__(self, client: Client | None, kind: type[Client]) -> _StoreOf | Store:
-        return self if client is None else client._glec_outbox.store
+        if client is None:
+            return self
+        outbox = client._glec_outbox
+        if not outbox.is_stored:
+            raise _NoStoreError("this client keeps its messages in memory: give it a store with store=")
+        return outbox.store
 
 
 class Client(process.OfOneProcess, WithCallbacks):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 from paho.mqtt import client as paho
@@ -33,6 +35,14 @@ def test_ours_are_told_from_any_other() -> None:
     others = own_names() - PUBLIC
     assert others
     assert not [name for name in others if not name.startswith(("_glec_", "_process_"))]
+
+
+@BOTH
+def test_all_that_a_client_has_can_be_looked_at(make: Any) -> None:
+    client = make(V2)
+    assert not hasattr(client, "store")
+    assert dict(inspect.getmembers(client))["on_message"] is None
+    mock.create_autospec(client).publish("t")
 
 
 @BOTH
