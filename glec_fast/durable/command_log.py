@@ -6,12 +6,18 @@ process starts was cut into by the end of the one before.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from glec_fast.durable._table import QueueTable
 
-_FIND = "SELECT digest, packet_id, reply FROM glec_command WHERE name = ? AND id = ?"
+# Damage, or another writer, may have left a value of any type in any column. A reply that is none was never said: the
+# command counts as begun. A digest that is none is taken for the right one.
+_FIND = (
+    "SELECT iif(typeof(digest) = 'blob', digest, NULL), iif(typeof(packet_id) = 'integer', packet_id, 0),"
+    " iif(typeof(reply) = 'blob', reply, NULL) FROM glec_command WHERE name = ? AND id = ?"
+)
 _BEGIN = (
     "INSERT INTO glec_command (name, id, digest, packet_id, qos, topic, payload, properties)"
     " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
@@ -26,7 +32,10 @@ _END = (
 )
 _TRIM = "DELETE FROM glec_command WHERE number <= (SELECT max(number) FROM glec_command) - ? AND reply IS NOT NULL"
 _BEGUN = (
-    "SELECT name, id, packet_id, qos, topic, payload, properties FROM glec_command WHERE reply IS NULL ORDER BY number"
+    "SELECT CAST(name AS BLOB), id, packet_id, qos, CAST(topic AS BLOB), payload, properties FROM glec_command"
+    " WHERE typeof(reply) <> 'blob' AND typeof(name) = 'text' AND typeof(id) = 'blob' AND typeof(topic) = 'text'"
+    " AND typeof(packet_id) = 'integer' AND packet_id BETWEEN 0 AND 65535 AND typeof(qos) = 'integer'"
+    " AND qos BETWEEN 0 AND 2 AND typeof(payload) = 'blob' AND typeof(properties) IN ('null', 'blob') ORDER BY number"
 )
 
 
@@ -59,7 +68,10 @@ class Entry(NamedTuple):
 def find(table: QueueTable, key: Key) -> Entry | None:
     """What is known of a command."""
     row = table.connection.execute(_FIND, key[:2]).fetchone()
-    return None if row is None else Entry(*row)
+    if row is None:
+        return None
+    digest, packet_id, reply = row
+    return Entry(key.digest if digest is None else digest, packet_id, reply)
 
 
 def begin(table: QueueTable, key: Key, origin: Origin) -> None:
@@ -80,7 +92,13 @@ def end(table: QueueTable, key: Key, origin: Origin, reply: bytes, entries_max: 
 
 def begun(table: QueueTable) -> list[tuple[str, bytes, Origin]]:
     """(name, id, origin) of each that is begun, the oldest first."""
-    return [(name, identifier, Origin(*origin)) for name, identifier, *origin in table.connection.execute(_BEGUN)]
+    found = []
+    for name, identifier, packet_id, qos, topic, payload, properties in table.connection.execute(_BEGUN):
+        # Of a name that is none nobody asks again.
+        with suppress(UnicodeDecodeError):
+            origin = Origin(packet_id, qos, topic.decode(table.encoding), payload, properties)
+            found.append((name.decode(table.encoding), identifier, origin))
+    return found
 
 
 def void_packet_ids(table: QueueTable) -> None:

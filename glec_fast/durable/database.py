@@ -65,7 +65,31 @@ _VERSION_TABLE = "CREATE TABLE glec_version (id INTEGER PRIMARY KEY CHECK (id = 
 COLUMNS = ("id", "topic", "payload", "qos", "timestamp", "ttl", "retry_count")
 # What a table of others may lack, as it has a meaning without: it never expires, and was never refused.
 _ADDED = {"ttl": f"BIGINT NOT NULL DEFAULT {TIME_MAX_MS}", "retry_count": "INTEGER DEFAULT 0"}
-_NUMBERED = ("mqtt_offline_queue", "glec_in_doubt", "glec_set_aside", "glec_command")
+NUMBERED_BESIDE = ("glec_in_doubt", "glec_set_aside", "glec_command")
+# No client id or name that a server would take.
+_NOBODY = "\ufffe"
+# A row of each table, the key first, by which it is found out whether the table is of use.
+_TRIED: dict[str, tuple[str, tuple[int | float | str | bytes | None, ...]]] = {
+    "mqtt_offline_queue": (", ".join(COLUMNS), (ID_MAX, "t", "x", 1, 5, 6, 0)),
+    "glec_extras": ("message_id, retain, expiry_interval, properties", (ID_MAX, 1, 5, b"x")),
+    "glec_session": ("id, client_id, broker, in_flight", (1, "c", "b", b"x")),
+    "glec_kept_session": ("id, client_id, broker, in_flight", (ID_MAX, "", "", b"x")),
+    "glec_in_doubt": ("number, time, message_id, topic, decision", (ID_MAX, 5, 6, "t", "d")),
+    "glec_clock": ("id, boot_id, queue_offset, wall_offset, queue_time, first_id", (1, "b", 5, 6, 7, 8)),
+    "glec_gathered": ("id, topic, payload, properties", (1, "t", b"x", b"x")),
+    "glec_set_aside": (
+        (
+            "number, time, reason, message_id, topic, payload, qos, timestamp, ttl, retry_count,"
+            " retain, expiry_interval, properties"
+        ),
+        (ID_MAX, 5, "r", 6, None, b"x", "1", 2.5, *[None] * 5),
+    ),
+    "glec_received": ("client_id, broker, packet_id, mark", (_NOBODY, "b", 7, None)),
+    "glec_command": (
+        "number, name, id, digest, packet_id, qos, topic, payload, properties, reply",
+        (ID_MAX, _NOBODY, b"i", b"d", 5, 1, "t", b"p", None, None),
+    ),
+}
 # A later version adds one; what is above that is a damaged header.
 _VERSION_MAX = 1000
 _HEADER = b"SQLite format 3\x00"
@@ -318,12 +342,15 @@ def create_schema(connection: apsw.Connection) -> None:
 def _mend(connection: apsw.Connection) -> None:
     """Give rows of other writers ids and times that rows can be found and ordered by, as far as an index finds them."""
     with _transaction(connection):
-        _mend_ids(connection)
+        for says in mend_numbers(connection, ("mqtt_offline_queue", *NUMBERED_BESIDE)):
+            logger.warning("%s", says)
         _mend_times(connection)
 
 
-def _mend_ids(connection: apsw.Connection) -> None:
-    for table in _NUMBERED:
+def mend_numbers(connection: apsw.Connection, tables: tuple[str, ...] = NUMBERED_BESIDE) -> list[str]:
+    """Have the next numbers of these tables be storable, within a transaction; returns what was mended, in words."""
+    mended = []
+    for table in tables:
         key = "id" if table == "mqtt_offline_queue" else "number"
         sequences = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchall()
         highest = connection.execute(
@@ -338,7 +365,8 @@ def _mend_ids(connection: apsw.Connection) -> None:
             connection.execute(f"UPDATE {table} SET {key} = ? WHERE {key} = ?", (number, each))  # noqa: S608
         connection.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
         connection.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, last + len(odd)))
-        logger.warning("the ids of %s were mended: they go on behind %d", table, last + len(odd))
+        mended.append(f"the ids of {table} were mended: they go on behind {last + len(odd)}")
+    return mended
 
 
 def _mend_times(connection: apsw.Connection) -> None:
@@ -377,24 +405,12 @@ def _try_out(connection: apsw.Connection) -> None:
 
     Nothing of it reaches the disk. Raises apsw.Error where they do not.
     """
-    tried = {
-        "mqtt_offline_queue": (ID_MAX, "t", "x", 1, 5, 6, 0),
-        "glec_extras": (ID_MAX, 1, 5, b"x"),
-        "glec_session": (1, "c", "b", b"x"),
-        "glec_kept_session": (ID_MAX, "", "", b"x"),
-        "glec_in_doubt": (ID_MAX, 5, 6, "t", "d"),
-        "glec_clock": (1, "b", 5, 6, 7, 8),
-        "glec_gathered": (1, "t", b"x", b"x"),
-        "glec_set_aside": (ID_MAX, 5, "r", 6, None, b"x", "1", 2.5, *[None] * 5),
-    }
     with _undone(connection):
-        for table, row in tried.items():
-            columns = ", ".join(COLUMNS) if table == "mqtt_offline_queue" else "*"
-            key = "number" if table in _NUMBERED[1:] else "message_id" if table == "glec_extras" else "id"
+        for table, (names, row) in _TRIED.items():
+            key = names.partition(",")[0]
             connection.execute(f"DELETE FROM {table} WHERE {key} = ?", row[:1])  # noqa: S608
-            into = f"{table} ({columns})" if columns != "*" else table
-            connection.execute(f"INSERT INTO {into} VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
-            found = connection.execute(f"SELECT {columns} FROM {table} WHERE {key} = ?", row[:1]).fetchall()  # noqa: S608
+            connection.execute(f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(row))})", row)  # noqa: S608
+            found = connection.execute(f"SELECT {names} FROM {table} WHERE {key} = ?", row[:1]).fetchall()  # noqa: S608
             if found != [row]:
                 raise apsw.CorruptError(f"table {table} does not keep what is written to it")
             connection.execute(f"DELETE FROM {table} WHERE {key} = ?", row[:1])  # noqa: S608

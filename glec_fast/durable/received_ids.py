@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 Identity: TypeAlias = tuple[str, str]
 
 _RENAME = "UPDATE OR REPLACE glec_received SET broker = ? WHERE client_id = ? AND broker = ?"
-_SELECT = "SELECT packet_id, mark FROM glec_received WHERE client_id = ? AND broker = ?"
+# Of the types that they are written with: damage, or another writer, may have left any.
+_SELECT = (
+    "SELECT packet_id, iif(typeof(mark) = 'integer', mark, NULL) FROM glec_received"
+    " WHERE client_id = ? AND broker = ? AND typeof(packet_id) = 'integer' AND packet_id BETWEEN 1 AND 65535"
+)
 _INSERT = "INSERT OR REPLACE INTO glec_received (client_id, broker, packet_id, mark) VALUES (?, ?, ?, ?)"
 _DELETE = "DELETE FROM glec_received WHERE client_id = ? AND broker = ? AND packet_id = ?"
 _DELETE_ALL = "DELETE FROM glec_received WHERE client_id = ? AND broker = ?"
-_PACKET_ID_MAX = 65_535
 
 
 def received_ids(table: QueueTable, identity: Identity, members: Collection[str]) -> dict[int, int | None]:
@@ -27,8 +30,7 @@ def received_ids(table: QueueTable, identity: Identity, members: Collection[str]
     client_id, broker = identity
     bindings = [(broker, client_id, member) for member in members if member != broker]
     table.connection.executemany(_RENAME, bindings)
-    rows = table.connection.execute(_SELECT, identity)
-    return {packet_id: mark for packet_id, mark in rows if type(packet_id) is int and 0 < packet_id <= _PACKET_ID_MAX}
+    return dict(table.connection.execute(_SELECT, identity))
 
 
 def add_received(table: QueueTable, identity: Identity, marks: Mapping[int, int | None]) -> None:

@@ -11,7 +11,7 @@ import apsw
 
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
-from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX, check_changed
+from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX, check_changed, mend_numbers
 from glec_fast.durable.dropping import Dropping
 from glec_fast.durable.in_doubt import add_entries
 from glec_fast.durable.inflight_log import SavedImage
@@ -56,7 +56,7 @@ class Writer:
         # Of the disk, by whoever held `lock`; and pages that this connection has written to its log.
         self.syncs = 0
         self._pages = 0
-        self.image = SavedImage(path, log)
+        self.image, self._notes = SavedImage(path, log), log
         self.path, self._log = path, path.with_name(path.name + "-wal")
         self._reader = reader
         self._dropping = dropping
@@ -105,6 +105,8 @@ class Writer:
                 if schema_version != self._schema_version:
                     check_changed(self.connection, self.path)
                     self._schema_version = schema_version
+                for says in mend_numbers(self.connection):
+                    self._notes.note(logging.WARNING, "numbers of another program", says, text=says, later=True)
                 self._adopt(commit, self.table)
                 self._overflow.note_strangers()
             commit.dropped = self._write(commit, clock, may_drop)

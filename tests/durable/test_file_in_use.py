@@ -18,6 +18,7 @@ from glec_fast.durable import caretaker, schedule
 from glec_fast.durable import file as queue_file
 from glec_fast.durable.database import LOG_BYTES_MAX
 from glec_fast.durable.file import QueueFile
+from glec_fast.durable.in_doubt import Decision, add_entries
 from glec_fast.durable.inflight_log import log_of
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.store import Store
@@ -26,6 +27,7 @@ from glec_fast.errors import QueueReplacedError, QueueStorageError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
 from support.clock import Clock
 from support.power_run import finish
+from support.queue_fuzz import fill, look_beside
 from support.scripted_broker import ScriptedBroker
 from support.scripted_gateway import ScriptedGateway
 from support.store import WAIT_S, RecordingOutbox, append, ids_on_disk, wait_for
@@ -131,6 +133,8 @@ class TestAnotherProgram:
         [
             "DROP TABLE glec_session",
             "DROP TABLE glec_clock",
+            "DROP TABLE glec_received",
+            "ALTER TABLE glec_command RENAME COLUMN reply TO answer",
             "DROP TABLE mqtt_offline_queue",
             "ALTER TABLE mqtt_offline_queue RENAME COLUMN payload TO data",
             "CREATE TRIGGER t BEFORE INSERT ON mqtt_offline_queue BEGIN SELECT RAISE(ABORT, 'no'); END",
@@ -160,6 +164,28 @@ class TestAnotherProgram:
         gateway.publish("2-1", 2)
         assert flush(gateway, ScriptedBroker()) == Counter(["2-0", "2-1"])
         assert gateway.store.salvage is None
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            f"INSERT INTO glec_in_doubt VALUES ({2**63 - 1}, 5, 1, 't', 'sent_again')",
+            f"INSERT INTO glec_set_aside (number, time, reason, message_id) VALUES ({2**63 - 1}, 5, 'r', 1)",
+            f"INSERT INTO glec_command VALUES ({2**63 - 1}, 'n', x'00', x'00', 1, 1, 't', x'', NULL, NULL)",
+            f"INSERT INTO glec_extras SELECT value, 1, NULL, x'' FROM json_each('{list(range(2, 40))}')",
+            f"UPDATE sqlite_sequence SET seq = {2**63 - 1}",
+        ],
+    )
+    def test_rows_of_it_in_any_table_stop_nothing(self, gateway: ScriptedGateway, path: Path, statement: str) -> None:
+        """Also where no number is left for the next row there, or ours is taken."""
+        gateway.connect()
+        gateway.publish("2-0", 2)
+        foreign(path, statement)
+        gateway.store.run(fill)
+        look_beside(gateway.store)
+        message_id = gateway.publish("2-1", 2, retain=True).message_id
+        gateway.store.run(lambda table: add_entries(table, 5, [(message_id, Decision.SENT_AGAIN)]))
+        assert gateway.store.in_doubt()[-1].message_id == message_id
+        assert flush(gateway, ScriptedBroker()) == Counter(["2-0", "2-1", "x"])
 
     def test_flush_sees_it_in_an_idle_queue(self, gateway: ScriptedGateway, path: Path) -> None:
         gateway.connect()

@@ -11,9 +11,15 @@ from pathlib import Path
 
 import apsw
 
+from glec_fast.durable import command_log, state_rows
+from glec_fast.durable._table import QueueTable
+from glec_fast.durable.command_log import Key, Origin
 from glec_fast.durable.database import SCHEMA
 from glec_fast.durable.extras import Extras
-from glec_fast.errors import GlecError, QueueFormatError
+from glec_fast.durable.received_ids import add_received, delete_received, received_ids
+from glec_fast.durable.store import Store
+from glec_fast.errors import GlecError, MessageError, QueueFormatError
+from glec_fast.mqtt.inbound_message import kept_message
 from support.queue_files import SPECIFIED_SCHEMA
 from support.scripted_broker import ScriptedBroker
 from support.scripted_gateway import ScriptedGateway
@@ -23,10 +29,16 @@ PAGE_BYTES = 1024
 ROWS = 60
 # The damage that is met in use is carried over by the next opening; its own may be met in use once more.
 OPENINGS_MAX = 4
-COLUMNS = {
-    table: re.findall(r"(?:^|,)\s*(\w+) (?:INTEGER|TEXT|BIGINT|BLOB)", body)
-    for table, body in re.findall(r"CREATE TABLE IF NOT EXISTS (\w+) \((.*?)\);", SCHEMA, re.DOTALL)
-} | {"sqlite_sequence": ["name", "seq"]}
+
+
+def _columns() -> dict[str, list[str]]:
+    with closing(apsw.Connection(":memory:")) as made:
+        made.execute(SCHEMA)
+        tables = [name for (name,) in made.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")]
+        return {name: [row[1] for row in made.execute(f"PRAGMA table_info({name})")] for name in tables}
+
+
+COLUMNS = _columns()
 ODD = (
     "NULL", "0", "-1", "-5", "1", "2", "3", "7", "1.5", "1e300", "-1e300", "1e999", "9223372036854775807",
     "9223372036854775806", "-9223372036854775808", "4611686018427387904", "''", "'x'", "'soon'",
@@ -76,6 +88,9 @@ DECLARED = (
     ("retry_count INTEGER DEFAULT 0", "retry_count INTEGER AS (qos)"),
 )
 
+# Of a session that came in, and of one that was left.
+IDENTITY = ("other", "else:1883")
+
 Files = dict[str, bytes]
 
 
@@ -95,6 +110,7 @@ def specimens(folder: Path) -> list[Files]:
             for number in range(ROWS // 3):
                 gateway.publish(f"payload {life} {number} " + "x" * 20 * number, number % 3, retain=number == 5)
             gateway.store.append("t", "x", 1, extras=Extras(True, 10**6, b"\x03\x00\x01x"))
+            gateway.store.run(fill)
             gateway.commit()
             if life == 1:
                 broker.lose_session()
@@ -109,6 +125,54 @@ def specimens(folder: Path) -> list[Files]:
             gateway.commit()
         take()
     return taken
+
+
+def fill(table: QueueTable) -> None:
+    """Rows of the tables that a gateway alone writes nothing to."""
+    add_received(table, IDENTITY, {7: 5, 8: None})
+    key = Key("doors", b"begun", b"digest")
+    if command_log.find(table, key) is None:
+        command_log.begin(table, key, Origin(5, 1, "c", b"{}", b"\x00"))
+        command_log.end(table, key._replace(id=b"ended"), Origin(6, 2, "c", b"{}", None), b"reply", 10)
+    state_rows.keep_session(table, *IDENTITY, bytes(40))
+    state_rows.save_gathered(table, ("batch", b"[1]", b""))
+    table.connection.execute(
+        "INSERT INTO glec_set_aside (time, reason, message_id, topic, payload, qos, timestamp, ttl, retry_count)"
+        " VALUES (5, 'refused', 1, 't', 'x', 1, 5, 6, 3)"
+    )
+
+
+def look_beside(store: Store) -> None:
+    """Use the tables beside the queue's, as those do who have them."""
+    store.kept_sessions()
+    store.run(_use_beside)
+    for entry in store.quarantined()[:3]:
+        with suppress(MessageError):
+            store.retry_quarantined(entry.number)
+    store.delete_quarantined([1, 2])
+
+
+def _use_beside(table: QueueTable) -> None:
+    if state_rows.has_gathered(table):
+        with suppress(MessageError):
+            state_rows.load_gathered(table)
+    assert {type(mark) for mark in received_ids(table, IDENTITY, ("member",)).values()} <= {int, type(None)}
+    add_received(table, IDENTITY, {9: 1})
+    delete_received(table, IDENTITY, [7, 9])
+    for _name, identifier, origin in command_log.begun(table):
+        assert kept_message(origin.topic, origin.payload, origin.properties).topic == origin.topic
+        assert isinstance(identifier, bytes)
+    for identifier in (b"begun", b"ended", b"another"):
+        key = Key("doors", identifier, b"digest")
+        found = command_log.find(table, key)
+        if found is None:
+            command_log.begin(table, key, Origin(5, 1, "c", b"{}", None))
+        else:
+            assert found.reply is None or isinstance(found.reply, bytes)
+        command_log.end(table, key, Origin(5, 1, "c", b"{}", None), b"reply", 10)
+        ended = command_log.find(table, key)
+        assert ended is not None
+        assert ended.reply == b"reply"
 
 
 def database(path: Path, statements: str) -> None:
@@ -287,6 +351,7 @@ def use(path: Path, counts: Counter[str]) -> bool:
             counts["set aside"] += 1
             counts["rows carried over"] += salvage.rows_carried
             counts["rows lost"] += salvage.rows_lost
+        look_beside(store)
         store.rewind(gateway.session.parked_ids(), gateway.outbox._finished.ids)
         published = [gateway.publish("new", qos).message_id for qos in (1, 2)]
         read: list[int] = []
