@@ -26,7 +26,7 @@ LINTERS := $(VENV)/.linters
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 DOCUMENTERS := $(VENV)/.documenters
 
-.PHONY: demo test build commands lint promtool docs package sbom reproducible brokers broker-matrix moves torture interrupts wheels cibuildwheel fresh ubsan paho21 compat environments fuzz fuzz-clocks fuzz-files vectors badlink refused bench clean
+.PHONY: demo test build commands lint promtool docs package sbom reproducible brokers broker-matrix moves torture inbound interrupts wheels cibuildwheel fresh ubsan paho21 compat environments fuzz fuzz-clocks fuzz-files vectors badlink refused bench clean
 
 demo: $(if $(wildcard $(BUILT)),$(BUILT),$(SHOWN))
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -60,7 +60,7 @@ moves: $(BUILT)
 # after every byte of a TLS connection, and the protocol searched deeper. About an hour on a small machine.
 torture: $(BUILT)
 	KILLS=$(KILLS) SEED=$(SEED) POWER_CUT_LIVES=$(LIVES) POWER_CUT_ACTIONS=200 MODEL_CHECK_DEPTH=2 LINK_STEP=1 $(BIN)/python -m pytest -q \
-		tests/promises/test_torture_kills.py tests/promises/test_kills_receiving.py tests/durable/test_power_cut.py tests/durable/test_power_cut_receiving.py tests/promises/test_model_check.py tests/promises/test_faulty_links.py $(TEST_ARGS)
+		tests/promises/test_torture_kills.py tests/promises/test_kills_receiving.py tests/durable/test_power_cut.py tests/durable/test_power_cut_receiving.py tests/promises/test_model_check.py tests/promises/test_inbound_check.py tests/promises/test_faulty_links.py $(TEST_ARGS)
 
 # POINTS calls into the client, each cut into by an exception: at a line, between two byte codes, in bursts of signals,
 # from another thread. About a quarter of an hour on a small machine.
@@ -70,6 +70,11 @@ interrupts: $(BUILT)
 # KILLS vehicles killed while they run commands, over a link that is cut. About ten minutes on a small machine.
 commands: $(BUILT)
 	KILLS=$(KILLS) SEED=$(SEED) $(BIN)/python -m pytest -q tests/promises/test_kills_commands.py $(TEST_ARGS)
+
+# What comes in, searched deeper: at most STATES states of each kind. Minutes on a small machine.
+inbound: STATES = 300000
+inbound: $(BUILT)
+	MODEL_CHECK_DEPTH=2 INBOUND_STATES=$(STATES) $(BIN)/python -m pytest -q tests/promises/test_inbound_check.py $(TEST_ARGS)
 
 build: $(BUILT)
 

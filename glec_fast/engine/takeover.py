@@ -29,3 +29,30 @@ class Takeover:
         has_discarded, self._has_discarded = self._has_discarded, False
         self.discards = session_present and is_foreign and not has_discarded
         return self.discards
+
+
+class Continuity:
+    """Of one client, for whoever has its loop: whether the session is known to be that of the connection before.
+
+    Where a CONNECT in between had no answer, the server may have begun the session that it has at that.
+    """
+
+    def __init__(self) -> None:
+        # CONNECTs that left since a server last accepted one, and were not refused.
+        self._unanswered = 0
+        # Whose session that one had.
+        self._met: object = None
+
+    def on_connect_sent(self) -> None:
+        """CONNECT leaves."""
+        self._unanswered += 1
+
+    def on_refused(self) -> None:
+        """The server has begun no session."""
+        self._unanswered -= 1
+
+    def on_accepted(self, whose: object, *, session_present: bool) -> bool:
+        """True where the session is that of the connection before. whose: the client id and owner it is for."""
+        is_continued = session_present and self._unanswered == 1 and self._met == whose
+        self._unanswered, self._met = 0, whose
+        return is_continued

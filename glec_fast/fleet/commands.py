@@ -134,6 +134,10 @@ class Running:
     # Of answers that are not on disk yet.
     ends: int = 0
 
+    def is_repeated_by(self, arrival: Arrival) -> bool:
+        """True for the very PUBLISH that it began with, which came after all: it has its answer."""
+        return arrival.message.dup and arrival.message.mid == self.origin.packet_id
+
 
 class Commands:
     """Of one manager. `take` and `on_connected` are for the network thread, the rest for any.
@@ -212,7 +216,8 @@ class Commands:
             self._executor.submit(self._lane(running), call)
         elif is_same and running.reply is not None:
             self._count(DUPLICATE)
-            self._answer(arrival, key.name, None, running.reply, None)
+            said = None if running.is_repeated_by(arrival) else running.reply
+            self._answer(arrival, key.name, None, said, None)
         else:
             self._refuse_conflict(arrival, request)
 
@@ -386,9 +391,8 @@ class Commands:
             self.counts[DUPLICATE] += len(arrivals) - 1
         end = None if is_kept or outcome == CONFLICT else reply
         for place, arrival in enumerate(arrivals):
-            # Of one that was kept, the very PUBLISH may have come after all.
-            is_same = place > 0 and arrival.message.dup and arrival.message.mid == running.origin.packet_id
-            said = None if is_same or (is_repeated and place == 0) else reply
+            is_said = is_repeated if place == 0 else running.is_repeated_by(arrival)
+            said = None if is_said else reply
             self._answer(arrival, running.request.key.name, running, said, end)
 
     def _answer(

@@ -10,6 +10,7 @@ from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import MalformedPacket, Properties
 
+from glec_fast.engine.takeover import Continuity
 from glec_fast.errors import GlecError, ProtocolError
 from glec_fast.mqtt.dispatch import PINGRESP
 from glec_fast.mqtt.inbound_message import properties_from
@@ -78,9 +79,7 @@ class Greeting:
         self._is_clean = False
         # Of the last connection that a server accepted.
         self.accepted = Accepted()
-        # CONNECTs that left since a server last accepted one, and were not refused; and whose session that one had.
-        self._unanswered = 0
-        self._met: Identity | None = None
+        self._continuity = Continuity()
         self._identity: Identity = ("", "")
         self._liveness = liveness
 
@@ -134,7 +133,7 @@ class Greeting:
 
     def send_connect(self, send: Callable[[int], MQTTErrorCode], keepalive_s: int) -> MQTTErrorCode:
         """`send`, of what has the server forget a session that is not ours where that is due."""
-        self._unanswered += 1
+        self._continuity.on_connect_sent()
         if not self._takeover.discards:
             return send(keepalive_s)
         name = "clean_start" if self._paho.protocol == _MQTT_5 else "clean_session"
@@ -166,13 +165,14 @@ class Greeting:
         paho, outbox = self._paho, self._outbox
         body = bytes(paho.packet["packet"])
         if body[1] != 0:
-            # A refused CONNECT begins no session.
-            self._unanswered -= 1
+            self._continuity.on_refused()
             return handle()
         if body[0] & 1 and self._is_clean and paho.protocol != MQTTProtocolVersion.MQTTv31:
             raise ProtocolError("the server has a session that it was asked to forget (3.2.2)", _PROTOCOL_ERROR)
-        self._meet_session(present=bool(body[0] & 1))
-        rc = self._link.do(self._connect_again_if_needed, bool(body[0] & 1))
+        session_present = bool(body[0] & 1)
+        is_continued = self._continuity.on_accepted(self._identity, session_present=session_present)
+        self.accepted = Accepted(session_present, is_continued)
+        rc = self._link.do(self._connect_again_if_needed, session_present)
         if rc is not None:
             return rc
         if not self._turn_to_received():
@@ -192,12 +192,6 @@ class Greeting:
                 # Also where on_connect raised: what waits must not wait for ever.
                 self._link.do(outbox.resume, *accepted)
                 outbox.settle_into(self._dispatcher.finished)
-
-    def _meet_session(self, *, present: bool) -> None:
-        """Where a CONNECT before this one had no answer, the server may have begun the session that it has at that."""
-        is_continued = present and self._unanswered == 1 and self._met == self._identity
-        self.accepted = Accepted(present, is_continued)
-        self._unanswered, self._met = 0, self._identity
 
     def _on_accepted(self, connack: bytes) -> tuple[bool, int]:
         """(whether the server has the session, how many exchanges it takes at once)."""

@@ -120,7 +120,7 @@ class Received:
         mid, qos = message.mid, message.qos
         if not qos or (qos == _AT_LEAST_ONCE and not self.keeps_qos_1):
             return True
-        is_to_be_deleted = False
+        is_to_be_deleted, then = False, None
         with self._outbox.lock:
             handed = self._handed.get(mid)
             if handed is message:
@@ -143,11 +143,15 @@ class Received:
                 # A crash while it is handled would have it taken for the one that is on disk.
                 del self._known[mid]
                 self._on_disk[mid], is_to_be_deleted = _ENDED, True
+                then = self._then.pop(mid, None)
             self._unsure.discard(mid)
             self._handed[mid] = message
             self._owed.add(mid)
         if is_to_be_deleted:
             self._store.submit(self._write, self._on_written)
+        if then is not None:
+            # Nothing makes the one before come again any more.
+            then()
         return True
 
     def _is_same(self, mid: int, mark: int | None, message: Any) -> bool:

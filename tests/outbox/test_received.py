@@ -144,6 +144,25 @@ def test_an_answer_waits_for_the_disk(path: Path) -> None:
         assert leaving(gateway) == ack(PUBCOMP, 7)
 
 
+def test_whoever_waits_for_one_of_an_ended_session_waits_no_longer(path: Path) -> None:
+    """It is handled while the first of another session comes under its packet id, which takes its place."""
+    waited: list[int] = []
+    with ScriptedGateway(path) as gateway:
+        received = Received(gateway.outbox)
+        received.turn_to((CLIENT_ID, BROKER_NAME), ())
+        first, second = (SimpleNamespace(mid=7, qos=2, dup=False, topic="t", payload=each) for each in (b"a", b"b"))
+        assert received.is_new(first)
+        received.resume(is_continued=False)
+        with held_disk(gateway):
+            assert received.acknowledge(7, first, lambda: waited.append(1))
+            assert received.is_new(second)
+        assert waited == [1]
+        assert on_disk(path) == set()
+        assert received.acknowledge(7, second)
+        gateway.store.run(lambda _table: None)
+        assert on_disk(path) == {7}
+
+
 def test_one_that_is_known_is_answered_and_not_handed_on(path: Path) -> None:
     with (
         Sender(path, publish("a", 7), publish("a", 7, dup=True), releases=False) as broker,
@@ -208,7 +227,7 @@ def test_a_first_sending_shows_that_the_ids_of_an_earlier_process_are_over(path:
 def received_and_killed(path: Path, broker: OddBroker, **settings: Any) -> Killed:
     """A process that receives from `broker`, to be killed."""
     return Killed(
-        "receiver_child", kind="client", port=broker.port, protocol_version=4, client_id="receiver",
+        "receiving_child", kind="client", port=broker.port, protocol_version=4, client_id="receiver",
         queue_path=str(path), seen=str(path.with_name("seen")), broker_name="b", **settings,
     )  # fmt: skip
 

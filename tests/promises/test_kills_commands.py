@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import os
 import random
-import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 from glec_fast import MQTTManager
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
-from support.killed import Killed
+from support.killed import Killed, kill_again_and_again
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 KILLS = int(os.environ.get("KILLS", "8"))
 SEED = int(os.environ.get("SEED", "1"))
-LIFE_MAX_STARTS = 3
 A_LIFE = 12
 COMMANDS = "glec/dtg/DTG-DOORS/commands"
 
@@ -43,28 +42,22 @@ def test_killed_while_it_runs_commands(broker: Broker, tmp_path: Path, protocol_
         MQTTManager(quick_config(broker.url, tmp_path, client_id="platform")) as platform,
     ):
         settings = {
-            "port": link.port, "protocol_version": protocol_version, "client_id": "DTG-DOORS",
-            "queue_path": str(tmp_path / "doors.db"), "effects": str(effects),
+            "kind": "commands", "port": link.port, "protocol_version": protocol_version, "client_id": "DTG-DOORS",
+            "queue_path": str(tmp_path / "doors.db"), "seen": str(effects),
         }  # fmt: skip
         platform.connect()
-        began_s = time.monotonic()
-        vehicle = Killed("commanded_child", **settings)
-        vehicle.wait_ready()
-        life_max_s = LIFE_MAX_STARTS * (time.monotonic() - began_s)
-        assert eventually(lambda: _first_is_answered(platform, replies))
-        for _ in range(kills):
+
+        def send() -> None:
+            nonlocal sent
             for _ in range(A_LIFE):
                 name = dice.choice(("once", "again"))
                 command = {"id": f"{name}-{sent}", "work_s": dice.choice((0, 0, 0.01))}
                 platform.publish(f"{COMMANDS}/{name}", command, dice.choice((1, 2)))
                 sent += 1
-            if dice.random() < 0.5:
-                link.cut()
-                link.restore()
-            time.sleep(dice.uniform(0, life_max_s))
-            vehicle.kill()
-            vehicle = Killed("commanded_child", **settings)
-        vehicle.wait_ready()
+
+        begin = partial(Killed, "receiving_child", **settings)
+        has_begun = partial(_first_is_answered, platform, replies)
+        vehicle = kill_again_and_again(begin, link, dice, kills, has_begun=has_begun, send=send)
         assert platform.flush(TIMEOUT_S)
         assert eventually(lambda: len(_answers(replies)) == sent, 4 * TIMEOUT_S), (sent, len(_answers(replies)))
         # Whatever it has yet to say.

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +17,7 @@ import pytest
 from glec_fast import MQTTManager
 from glec_fast.testbed.link import Link
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
-from support.killed import Killed
+from support.killed import Killed, kill_again_and_again
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 KILLS = int(os.environ.get("KILLS", "16"))
 SEED = int(os.environ.get("SEED", "1"))
-LIFE_MAX_STARTS = 3
 A_LIFE = 40
 
 
@@ -34,7 +33,8 @@ A_LIFE = 40
 @pytest.mark.parametrize("kind", ["manager", "client"])
 def test_killed_at_any_moment(broker: Broker, tmp_path: Path, kind: str, protocol_version: int) -> None:
     dice, kills = random.Random(SEED), KILLS // 4
-    seen, sent = tmp_path / "seen", []
+    seen = tmp_path / "seen"
+    sent: list[str] = []
     with (
         Link((broker.host, broker.port)) as link,
         MQTTManager(quick_config(broker.url, tmp_path, client_id="platform")) as platform,
@@ -44,26 +44,17 @@ def test_killed_at_any_moment(broker: Broker, tmp_path: Path, kind: str, protoco
             "queue_path": str(tmp_path / "in.db"), "seen": str(seen),
         }  # fmt: skip
         platform.connect()
-        began_s = time.monotonic()
-        receiver = Killed("receiver_child", **settings)
-        receiver.wait_ready()
-        life_max_s = LIFE_MAX_STARTS * (time.monotonic() - began_s)
-        # The broker has the subscription from here on.
-        assert eventually(lambda: _sent_one(platform, seen))
-        for _ in range(kills):
+
+        def send() -> None:
             for _ in range(A_LIFE):
                 sent.append(f"{len(sent)}")
                 platform.publish("in", sent[-1], 2)
-            if dice.random() < 0.5:
-                link.cut()
-                link.restore()
-            time.sleep(dice.uniform(0, life_max_s))
-            receiver.kill()
-            receiver = Killed("receiver_child", **settings)
-        receiver.wait_ready()
+
+        begin = partial(Killed, "receiving_child", **settings)
+        last = kill_again_and_again(begin, link, dice, kills, has_begun=lambda: _sent_one(platform, seen), send=send)
         assert platform.flush(TIMEOUT_S)
         assert eventually(lambda: set(sent) <= set(_lines(seen))), sorted(set(sent) - set(_lines(seen)))[:10]
-        receiver.kill()
+        last.kill()
     lines = seen.read_text().splitlines()
     counts = Counter(line.split()[0] for line in lines if line.split()[0].isdigit())
     repeated = [payload for payload, count in counts.items() if count > 1]

@@ -1,4 +1,4 @@
-"""A process of tests/support that is to be killed."""
+"""Processes of tests/support that are to be killed, once or again and again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,20 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from typing import TYPE_CHECKING
 
-from support.gateway import TIMEOUT_S
+from support.gateway import TIMEOUT_S, eventually
 from support.places import REPOSITORY
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable
+
+    from glec_fast.testbed.link import Link
+
+# A life lasts at most as long as so many starts of the process.
+LIFE_MAX_STARTS = 3
 
 
 class Killed:
@@ -40,3 +51,33 @@ class Killed:
         """Have it end by itself."""
         _, errors = self._process.communicate(timeout=4 * TIMEOUT_S)
         assert self._process.returncode == 0, errors.decode(errors="replace")
+
+
+def kill_again_and_again(
+    begin: Callable[[], Killed],
+    link: Link,
+    dice: random.Random,
+    kills: int,
+    *,
+    has_begun: Callable[[], bool],
+    send: Callable[[], None],
+) -> Killed:
+    """Kill each process that `begin` starts at any moment, with SIGKILL; in half of their lives the link is cut too.
+
+    has_begun: of the first one, once it has subscribed. send: what comes in each life. Returns the last one, ready.
+    """
+    began_s = time.monotonic()
+    process = begin()
+    process.wait_ready()
+    life_max_s = LIFE_MAX_STARTS * (time.monotonic() - began_s)
+    assert eventually(has_begun)
+    for _ in range(kills):
+        send()
+        if dice.random() < 0.5:
+            link.cut()
+            link.restore()
+        time.sleep(dice.uniform(0, life_max_s))
+        process.kill()
+        process = begin()
+    process.wait_ready()
+    return process
