@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from paho.mqtt.enums import MQTTErrorCode
 
@@ -23,6 +23,7 @@ from glec_fast.mqtt.client import Client, parts_of
 if TYPE_CHECKING:
     from glec_fast.durable.store import Store
     from glec_fast.engine.policy import Policy
+    from glec_fast.outbox.stored import DurableOutbox
     from glec_fast.runtime.summing_log import SummingLog
 
 # What is due now and then: keep alive, the heartbeat, messages that were refused.
@@ -56,7 +57,7 @@ class Hosting:
         self._loop = loop
         self._paho = Paho(client)
         self._parts = parts = parts_of(client)
-        self._outbox = parts.outbox
+        self._outbox = cast("DurableOutbox", parts.outbox)
         self._is_leaving = False
         self._ring = ring
         # There may be rows to send.
@@ -76,8 +77,12 @@ class Hosting:
         self._client.loop_start()
 
     def is_anothers(self) -> bool:
-        """See `glec_fast.engine.loop.Loop`: a connection that is open, and stays so as far as anybody knows."""
-        return self._outbox.is_open and not self._is_leaving and not self._policy.is_moving
+        """See `glec_fast.engine.loop.Loop`: a connection that is open, and stays so as far as anybody knows.
+
+        A narrow one is not yet: all of the queue may be gone through as it widens.
+        """
+        outbox = self._outbox
+        return outbox.is_open and not (outbox.is_narrow or self._is_leaving or self._policy.is_moving)
 
     def give_back(self) -> None:
         """The connection is to be left: a thread does so in order, which may wait."""

@@ -29,6 +29,8 @@ from glec_fast import (
 )
 from glec_fast.aio import AsyncMQTTManager
 from glec_fast.durable.intake import PENDING_ROWS_MAX
+from glec_fast.outbox.stored import DurableOutbox
+from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.testbed.link import Link
 from glec_fast.transport import dial
 from support.async_runs import ON_BOTH_LOOPS, eventually, run
@@ -125,6 +127,33 @@ def test_while_it_is_connected_no_thread_has_the_network(broker: Broker, tmp_pat
 
     run(program)
     assert network_threads() == []
+
+
+def test_a_narrow_connection_stays_with_its_thread_as_the_queue_is_gone_through_when_it_widens(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_widen = False
+
+    def begin(unanswered: Unanswered, _suspects: list[int], _now_s: float) -> bool:
+        unanswered.is_careful = True
+        return False
+
+    monkeypatch.setattr(Unanswered, "begin", begin)
+    monkeypatch.setattr(DurableOutbox, "_may_widen", lambda _outbox: may_widen)
+
+    async def program() -> None:
+        nonlocal may_widen
+        async with AsyncMQTTManager(quick_config(broker.url, tmp_path)) as manager:
+            assert await eventually(manager.is_connected)
+            for _ in range(3):
+                await (await manager.publish("t", "x", 1))
+                assert network_threads()
+            may_widen = True
+            await (await manager.publish("t", "x", 1))
+            await connected(manager)
+            await (await manager.publish("t", "x", 1))
+
+    run(program)
 
 
 @ON_BOTH_LOOPS
