@@ -1,7 +1,12 @@
 """Publishing on asyncio: AsyncMQTTManager, with its queue on disk, beside aiomqtt and mqttium, which are in memory.
 
-  sequence      each QoS 1 message is published, and its acknowledgement awaited, before the next
-  concurrent    --messages QoS 1 messages, whose publish and acknowledgement are awaited by --tasks tasks
+QoS 1, --sequence messages each awaited before the next is begun, and --messages of which --tasks are awaited at once:
+
+  on disk        until `publish` has returned: no crash loses the message. The others promise that of no message.
+  acknowledged   until the broker has acknowledged it, which is when aiomqtt's `publish` returns
+
+`bare` has the least that is on disk before it is awaited no longer: a thread that writes the payloads which wait over a
+file that is as long already, calls fdatasync and wakes the loop. Of what a queue is for it does nothing.
 
 Each contender in a process of its own, in turn, round by round, against one mosquitto; the figures are medians over
 --rounds. And what a flush of --backlog messages does to a loop: the longest a callback took (as asyncio's debug mode
@@ -15,10 +20,12 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -32,7 +39,9 @@ from glec_fast.aio import AsyncMQTTManager
 TIMEOUT_S = 600.0
 PAYLOAD = b"x" * 300
 TOPIC = "bench/aio"
-CONTENDERS = ("glec", "glec-uvloop", "aiomqtt", "mqttium")
+CONTENDERS = ("glec", "glec-uvloop", "aiomqtt", "mqttium", "bare")
+FIGURES = ("sequence_on_disk", "sequence", "concurrent_on_disk", "concurrent")
+_BARE_FILE_BYTES = 1 << 20
 _TICK_S = 0.001
 
 Publish = Callable[[], Awaitable[None]]
@@ -57,11 +66,16 @@ async def concurrently(publish: Publish, messages: int, tasks: int) -> float:
     return messages / (time.perf_counter() - started_s)
 
 
-async def measure(publish: Publish, options: argparse.Namespace) -> dict[str, float]:
+async def measure(publish: Publish, options: argparse.Namespace, suffix: str = "") -> dict[str, float]:
     await in_sequence(publish, 20)
+    in_sequence_msg_s = await in_sequence(publish, options.sequence)
+    started_cpu_s = time.thread_time()
+    concurrent_msg_s = await concurrently(publish, options.messages, options.tasks)
+    loop_cpu_us = (time.thread_time() - started_cpu_s) / options.messages * 1e6
     return {
-        "sequence": await in_sequence(publish, options.sequence),
-        "concurrent": await concurrently(publish, options.messages, options.tasks),
+        f"sequence{suffix}": in_sequence_msg_s,
+        f"concurrent{suffix}": concurrent_msg_s,
+        f"loop_cpu_us{suffix}": loop_cpu_us,
     }
 
 
@@ -69,9 +83,73 @@ async def run_glec(port: int, directory: Path, options: argparse.Namespace) -> d
     async with AsyncMQTTManager(glec_config(port, directory)) as manager:
 
         async def publish() -> None:
+            await manager.publish(TOPIC, PAYLOAD, 1)
+
+        async def publish_and_await() -> None:
             await (await manager.publish(TOPIC, PAYLOAD, 1))
 
-        return await measure(publish, options)
+        while not manager.is_connected():
+            await asyncio.sleep(_TICK_S)
+        on_disk = await measure(publish, options, "_on_disk")
+        await manager.flush()
+        return {**on_disk, **await measure(publish_and_await, options)}
+
+
+class BareLog:
+    """Payloads on disk, by a thread of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._is_ended = False
+        self._work = threading.Condition()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.pwrite(self._file, bytes(_BARE_FILE_BYTES), 0)
+        os.fsync(self._file)
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    async def publish(self) -> None:
+        future = self._loop.create_future()
+        with self._work:
+            self._waiting.append(future)
+            self._work.notify()
+        await future
+
+    def end(self) -> None:
+        with self._work:
+            self._is_ended = True
+            self._work.notify()
+        self._thread.join()
+        os.close(self._file)
+
+    def _run(self) -> None:
+        at = 0
+        while True:
+            with self._work:
+                self._work.wait_for(lambda: self._waiting or self._is_ended)
+                futures, self._waiting = self._waiting, []
+            if not futures:
+                return
+            data = PAYLOAD * len(futures)
+            at = at if at + len(data) <= _BARE_FILE_BYTES else 0
+            os.pwrite(self._file, data, at)
+            os.fdatasync(self._file)
+            at += len(data)
+            self._loop.call_soon_threadsafe(self._tell, futures)
+
+    @staticmethod
+    def _tell(futures: list[asyncio.Future[None]]) -> None:
+        for future in futures:
+            future.set_result(None)
+
+
+async def run_bare(_port: int, directory: Path, options: argparse.Namespace) -> dict[str, float]:
+    log = BareLog(directory / "bare")
+    try:
+        return await measure(log.publish, options, "_on_disk")
+    finally:
+        log.end()
 
 
 async def run_aiomqtt(port: int, _directory: Path, options: argparse.Namespace) -> dict[str, float]:
@@ -171,7 +249,14 @@ def fill(directory: Path, messages: int) -> None:
             manager.publish(TOPIC, PAYLOAD, 1)
 
 
-RUNS = {"glec": run_glec, "glec-uvloop": run_glec, "aiomqtt": run_aiomqtt, "mqttium": run_mqttium, "flush": run_flush}
+RUNS = {
+    "glec": run_glec,
+    "glec-uvloop": run_glec,
+    "aiomqtt": run_aiomqtt,
+    "mqttium": run_mqttium,
+    "bare": run_bare,
+    "flush": run_flush,
+}
 
 
 def run_here(options: argparse.Namespace) -> None:
@@ -238,13 +323,13 @@ def main() -> int:
     }
     if args_json(options, medians):
         return 0
-    base = medians.get("aiomqtt", {})
-    rows = [
-        [name, *(f"{medians[name][key]:,.0f}" for key in ("sequence", "concurrent"))]
-        + [f"{medians[name][key] / base[key]:.1f}" if base else "" for key in ("sequence", "concurrent")]
-        for name in options.contenders
-    ]
-    print_table("QoS 1, msg/s", ("", "sequence", "concurrent", "of aiomqtt", "of aiomqtt"), rows)
+    print_table("QoS 1, msg/s", ("", *(key.replace("_", " ") for key in FIGURES)), rows_of(medians, options, {}))
+    if "aiomqtt" in medians:
+        print_table(
+            "Of aiomqtt's",
+            ("", *(key.replace("_", " ") for key in FIGURES)),
+            rows_of(medians, options, medians["aiomqtt"]),
+        )
     flush = medians["flush"]
     print_table(
         f"A flush of {options.backlog:,} messages on the loop",
@@ -252,6 +337,19 @@ def main() -> int:
         [[key, f"{value:,.2f}"] for key, value in flush.items()],
     )
     return 0
+
+
+def rows_of(
+    medians: dict[str, dict[str, float]], options: argparse.Namespace, base: dict[str, float]
+) -> list[list[str]]:
+    """Each contender's figures; with a base, as a ratio to what that has for acknowledged ones."""
+
+    def cell(figures: dict[str, float], key: str) -> str:
+        if key not in figures:
+            return "-"
+        return f"{figures[key] / base[key.removesuffix('_on_disk')]:.1f}" if base else f"{figures[key]:,.0f}"
+
+    return [[name, *(cell(medians[name], key) for key in FIGURES)] for name in options.contenders]
 
 
 def args_json(options: argparse.Namespace, medians: dict[str, dict[str, float]]) -> bool:

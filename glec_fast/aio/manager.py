@@ -105,7 +105,10 @@ def _awaited(
 
     @wraps(call)
     async def publish(self: AsyncMQTTManager, /, *arguments: P.args, **settings: P.kwargs) -> DeliveryHandle:
-        manager = self._manager
+        manager = self._opened
+        if manager is None or asyncio._get_running_loop() is not self._loop:
+            # It says what is wrong.
+            manager = self._manager
         if self._crowd or manager.store.pending_count >= _PENDING_MAX:
             await self._wait_for_room()
         handle = call(manager, *arguments, **settings)
@@ -113,7 +116,13 @@ def _awaited(
             # What makes room for them.
             manager.store.request_commit()
         if handle.qos and self._waits_for_disk:
-            await self._until_durable(manager, handle.mid)
+            if not manager.outbox.is_open:
+                # While there is a link, each message asks for it itself.
+                manager.store.request_commit()
+            await self._undurable.wait_for(handle.mid)
+            while manager.store.committed_id < handle.mid:
+                await self._hear_why(handle.mid)
+                await self._undurable.wait_for(handle.mid)
         return cast("DeliveryHandle", handle)
 
     publish.__doc__ = f"{cleandoc(call.__doc__ or '')}\n\n{_AWAITED}"
@@ -233,17 +242,6 @@ class AsyncMQTTManager:
     publish_inference = _awaited(MQTTManager.publish_inference)
     publish_alert = _awaited(MQTTManager.publish_alert)
     publish_status = _awaited(MQTTManager.publish_status)
-
-    async def _until_durable(self, manager: _HostedManager, message_id: int) -> None:
-        """It was accepted just now."""
-        if not manager.outbox.is_open:
-            # While there is a link, each message asks for it itself.
-            manager.store.request_commit()
-        while True:
-            await self._undurable.wait_for(message_id)
-            if manager.store.committed_id >= message_id:
-                return
-            await self._hear_why(message_id)
 
     async def _hear_why(self, message_id: int) -> None:
         """Raises what keeps a message from the disk, which it is not waiting for any more then."""
