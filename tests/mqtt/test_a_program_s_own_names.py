@@ -32,7 +32,8 @@ def own_names() -> set[str]:
 
 def test_ours_are_told_from_any_other() -> None:
     assert own_names() >= PUBLIC
-    others = own_names() - PUBLIC
+    # paho's own, of 2.2 alone.
+    others = own_names() - PUBLIC - {"drop_out_messages"}
     assert others
     assert not [name for name in others if not name.startswith(("_glec_", "_process_"))]
 

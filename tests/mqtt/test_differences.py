@@ -17,6 +17,7 @@ import glec_fast.mqtt
 from support.differential import (
     API2,
     AS_2_2,
+    IS_2_1,
     V5,
     V31,
     V311,
@@ -425,6 +426,8 @@ def test_qos_2_that_is_acknowledged_as_qos_1_is_logged(module: Any) -> None:
 @pytest.mark.parametrize(("code", "name"), [(0x95, "Packet too large"), (0xC7, "Reason code 0xC7")])
 @pytest.mark.parametrize("qos", [1, 2])
 def test_any_reason_code_reaches_on_publish(module: Any, code: int, name: str, qos: int) -> None:
+    if IS_2_1 and not is_ours(module):
+        pytest.skip("paho-mqtt 2.1 raises what its table of names raises")
     reasons: list[Any] = []
 
     def program(run: Run) -> None:
