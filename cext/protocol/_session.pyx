@@ -83,6 +83,7 @@ from inflight_image cimport (
     IMAGE_ENTRY_BYTES,
     IMAGE_FORMAT,
     NOTE,
+    PLACES,
     RESERVED,
     get_message_id,
     put_entry,
@@ -197,8 +198,9 @@ cdef class Session:
     cdef readonly int max_unreleased
     # Places that the server's session may hold of earlier connections; see `expect_stale`.
     cdef readonly int stale
-    # The most that were taken on this one; and exchanges of QoS 2 that are set aside.
-    cdef int places_max, parked_places
+    # The most that were taken on this one, and on any before, as far as images say so; exchanges of QoS 2 set aside.
+    cdef int places_max, places_ever, parked_places
+    cdef bint knows_places
     # QoS 2 messages that ended with PUBACK, and the last of them.
     cdef readonly Py_ssize_t downgraded_count
     cdef readonly int64_t downgraded_id
@@ -350,13 +352,20 @@ cdef class Session:
         # What is parked is at the server, or the server's session has gone back to what is stale.
         return self.table.unreleased + max(self._stale_places(), self.parked_places)
 
-    def expect_stale(self):
-        """The server's session may be of an earlier process: nobody knows which places it holds, so that it may be any.
+    cdef inline int _places_noted(self) noexcept:
+        # The most that may ever have been taken at once.
+        return max(self.places_ever, min(self.places_max, self.max_unreleased - 1))
 
+    def expect_stale(self, bint is_known=True):
+        """The server's session may be of an earlier process, and may hold as many places as were ever taken at once.
+
+        That is what the image says that was loaded; where it says nothing, or not is_known, it may be all of them.
         Until it turns out to be a new one.
         """
         if self.max_unreleased < EXCHANGES_MAX:
-            self.stale = self.max_unreleased - 1
+            if not (self.knows_places and is_known):
+                self.places_ever = self.max_unreleased - 1
+            self.stale = self.places_ever
 
     cdef int _count_parked(self) except -1:
         self.parked_places = 0
@@ -813,6 +822,7 @@ cdef class Session:
         # Where a first copy may have left (3.3.1.1). Some brokers swallow a QoS 2 message with DUP where their session
         # never had the first copy.
         cdef bint is_dup = left or (left_in_lost and qos == 1)
+        cdef bint gated = False
         cdef Exchange* exchange
         cdef uint64_t end
         if state == RELEASED:
@@ -828,8 +838,11 @@ cdef class Session:
             return 0
         if left:
             self.strays.add(packet_id)
+        if qos == 2 and self.durable and self.max_unreleased < EXCHANGES_MAX:
+            # A session that has gone back may hold other places, and not this one.
+            gated = self.table.unreleased + 1 + max(self._stale_places(), self.parked_places - 1) > self._places_noted()
         end = self._encode_publish(topic, payload, <uint8_t>(flags | (8 if is_dup else 0)), packet_id, properties,
-                                   False)
+                                   gated)
         exchange = exchanges.open(&self.table, packet_id, message_id, qos, SENT, accepted_ms)
         self._ask(exchange, end)
         exchange.left_before = left
@@ -1075,6 +1088,8 @@ cdef class Session:
                            if entry[2] == 2]
         aside += [(message_id, packet_id, RESERVED) for packet_id, message_id in self.reserved.items()]
         aside += self.owner_notes
+        if self.durable and self.max_unreleased < EXCHANGES_MAX:
+            aside.append((1, self._places_noted(), PLACES))
         for first, last in finished or ():
             while first <= last:
                 count = <uint16_t>min(last - first + 1, <int64_t>FINISHED_MAX)
@@ -1127,6 +1142,8 @@ cdef class Session:
         cdef dict reserved = {}
         cdef list finished = []
         cdef list notes = []
+        cdef int places = -1
+        self.knows_places = False
         if size == 0:
             return finished
         if at[0] != IMAGE_FORMAT or (size - 1) % IMAGE_ENTRY_BYTES:
@@ -1137,6 +1154,9 @@ cdef class Session:
             state = at[index + 10]
             if message_id > 0 and packet_id and state == FINISHED:
                 finished.append((message_id, message_id + packet_id - 1))
+                continue
+            if state == PLACES:
+                places = packet_id
                 continue
             if message_id > 0 and state >= NOTE:
                 notes.append((message_id, packet_id, state))
@@ -1156,6 +1176,9 @@ cdef class Session:
         self._count_parked()
         self.reserved.update(reserved)
         self.owner_notes = notes
+        if places >= 0:
+            self.knows_places = True
+            self.places_ever = min(places, self.max_unreleased - 1)
         return finished
 
     # ---- connections
@@ -1180,7 +1203,7 @@ cdef class Session:
                 self.dirty = True
         topic_aliases.begin_connection(&self.aliases, 0)
         self._count_parked()
-        self.stale = max(self.stale, min(self.places_max, self.max_unreleased - 1))
+        self.stale = self.places_ever = self._places_noted()
         self.places_max = 0
         send_buffer.discard(&self.out)
         self.proven_to = self.asked_to = send_buffer.encoded_to(&self.out)
@@ -1391,5 +1414,5 @@ cdef class Session:
                 self.parked[message_id] = (packet_id, SENT, qos, False, left or left_in_lost)
             self.dirty = True
         self._count_parked()
-        self.stale = 0
+        self.stale = self.places_ever = 0
         return in_doubt

@@ -2,7 +2,8 @@
 #
 # A byte with the format, then entries of 11 bytes, big-endian: message id (8), packet id (2), state (1). One in the
 # state FINISHED stands for rows that are to be deleted: the first message id, and as packet id how many. From NOTE on
-# an entry is the owner's (`Session.notes`): a number, a value and its kind.
+# an entry is the owner's (`Session.notes`): a number, a value and its kind. One in the state PLACES has in the place of
+# the packet id how many places the server's session may hold.
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
@@ -13,6 +14,7 @@ cdef enum:
     IMAGE_ENTRY_BYTES = 11
     FINISHED = 3
     RESERVED = 4
+    PLACES = 5
     NOTE = 0x80
     FINISHED_MAX = 0xFFFF
 

@@ -131,7 +131,7 @@ class DurableOutbox(RowOutbox):
         for first, last in ranges:
             self._finish(list(range(first, last + 1)))
         if store.identity[1]:
-            self.session.expect_stale()
+            self.session.expect_stale(store.salvage is None)
         else:
             # Whose they are is among what is kept.
             self.session.resume(False)

@@ -83,9 +83,10 @@ class Session:
     @property
     def stale(self) -> int:
         """Places that the server's session may hold of earlier connections; see `expect_stale`."""
-    def expect_stale(self) -> None:
-        """The server's session may be of an earlier process: nobody knows which places it holds, so that it may be any.
+    def expect_stale(self, is_known: bool = True) -> None:
+        """The server's session may be of an earlier process, and may hold as many places as were ever taken at once.
 
+        That is what the image says that was loaded; where it says nothing, or not is_known, it may be all of them.
         Until it turns out to be a new one.
         """
     def room(self) -> int:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 PLACES = 20
 
 
-@pytest.mark.parametrize("is_another_process", [False, True])
+@pytest.mark.parametrize(("places", "is_another_process"), [(PLACES, False), (PLACES, True), (3, True)])
 @pytest.mark.parametrize("queue_order", ["alerts_first", "fifo"])
 def test_a_broker_restored_from_an_older_save_drops_nothing(
-    start_broker: StartBroker, tmp_path: Path, is_another_process: bool, queue_order: str
+    start_broker: StartBroker, tmp_path: Path, places: int, is_another_process: bool, queue_order: str
 ) -> None:
     broker = start_broker(persistence=True)
     saved, older = tmp_path / "broker-0" / "mosquitto.db", tmp_path / "older.db"
@@ -38,7 +38,7 @@ def test_a_broker_restored_from_an_older_save_drops_nothing(
         assert recorder.wait_for_connections()
         # No PUBREC comes through, so that all its places are taken.
         link.cut_after(1, "down")
-        for number in range(PLACES):
+        for number in range(places):
             manager.publish("t", f"before {number}", 2)
         assert link.wait_for(lambda link: link.is_down, TIMEOUT_S)
         broker.kill(save_first=True)

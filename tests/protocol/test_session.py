@@ -136,6 +136,51 @@ def test_places_that_a_resumed_session_may_hold_are_counted(protocol_version: in
     assert session.admit_rows(rows, 0) == 3
 
 
+def test_a_later_process_knows_how_many_places_were_ever_taken() -> None:
+    session = Session(100, True, 6)
+    rows = [(each, "t", "x", 2, 0, 0) for each in range(1, 9)]
+    session.admit_rows(rows[:2], 0)
+    version, image = session.take_image()
+    session.on_committed(version)
+    send_all(session)
+    receive(session, ack(PUBREC, 1) + ack(PUBREC, 2))
+    version, image = session.take_image()
+    session.on_committed(version)
+    send_all(session)
+    receive(session, ack(PUBCOMP, 1) + ack(PUBCOMP, 2))
+    _, image = session.take_image()
+    later = Session(100, True, 6)
+    later.load_image(image)
+    later.expect_stale()
+    assert later.stale == 2
+    assert later.admit_rows(rows, 2) == 5, "five places, and two may be held"
+    later.park()
+    assert later.stale == 5
+    unsure = Session(100, True, 6)
+    unsure.load_image(image)
+    unsure.expect_stale(False)
+    assert unsure.stale == 5
+    unsure.load_image(b"")
+    unsure.expect_stale()
+    assert unsure.stale == 5
+
+
+def test_a_resend_that_takes_more_places_than_an_image_says_waits_for_one() -> None:
+    session = Session(100, True, 6)
+    rows = [(each, "t", "x", 2, 0, 0) for each in range(1, 9)]
+    session.admit_rows(rows[:2], 0)
+    commit(session)
+    send_all(session)
+    session.park()
+    session.resume(True)
+    # A session that is older may have two places of others, and neither of these.
+    session.admit_rows(rows[:2], 0)
+    assert session.wants_commit
+    assert send_all(session) == b""
+    commit(session)
+    assert [packet.kind for packet in parse(send_all(session))[0]] == [PUBLISH, PUBLISH]
+
+
 def test_a_limit_of_one_leaves_qos_1_no_place_beside_it() -> None:
     session = Session(100, True, 1)
     rows = [(1, "t", "x", 1, 0, 0), (2, "t", "x", 2, 0, 0), (3, "t", "x", 1, 0, 0), (4, "t", "x", 2, 0, 0)]

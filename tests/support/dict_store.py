@@ -70,6 +70,7 @@ class DictStore:
         self.has_alert_lane = alerts_first
         self.wants_commit = False
         self.is_written_to = False
+        self.salvage = None
         self.pending: Collected | None = None
         self.log = QuietLog()
         # As in `glec_fast.durable.dropping`.
