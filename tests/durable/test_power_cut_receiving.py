@@ -21,6 +21,7 @@ import pytest
 
 from glec_fast.durable import command_log
 from glec_fast.durable.command_log import Key, Origin
+from glec_fast.outbox import received
 from glec_fast.outbox.received import Received
 from support.faulty_disk import Event, FaultyDisk, Note, Sync, Write
 from support.power_cut import Files, Medium, lay_out
@@ -36,6 +37,10 @@ PACKET_IDS = 6
 QUEUE = "queue.db"
 
 
+def message_of(mid: int, number: int, *, dup: bool = False) -> Any:
+    return SimpleNamespace(mid=mid, qos=2, dup=dup, topic="t", payload=str(number).encode())
+
+
 class Passed(NamedTuple):
     """PUBREC or PUBCOMP has left, or PUBLISH or PUBREL has come. number: of the message of this packet id."""
 
@@ -44,8 +49,23 @@ class Passed(NamedTuple):
     number: int
 
 
+class Ran(NamedTuple):
+    """The handler of a command was called."""
+
+    number: int
+
+
+class Lost(NamedTuple):
+    """The server has no session; and then, the client goes on with the new one."""
+
+    has_gone_on: bool
+
+
 class Life:
-    """Messages come, of which every other is a command; they are handled and released, in any order."""
+    """Messages come, of which every other is a command; they are handled and released, in any order.
+
+    Now and then the server loses its session, and says so, or does not.
+    """
 
     def __init__(self, disk: FaultyDisk, seed: int) -> None:
         self._disk = disk
@@ -63,7 +83,9 @@ class Life:
 
     def run(self, actions: int) -> None:
         for _ in range(actions):
-            self._chance.choice((self._arrive, self._handle, self._handle, self._release, self._commit, self._send))()
+            actions_of_many = (self._arrive, self._handle, self._handle, self._release, self._commit, self._send)
+            rare = self._chance.random() < 0.05
+            self._chance.choice((self._lose_session, self._begin_unseen) if rare else actions_of_many)()
         self._commit()
         self._gateway.close()
 
@@ -71,8 +93,10 @@ class Life:
         free = [each for each in range(1, PACKET_IDS) if each not in self._numbers]
         if not free:
             return
-        payload = str(self._count).encode()
-        message = SimpleNamespace(mid=self._chance.choice(free), qos=2, dup=False, topic="t", payload=payload)
+        self._publish(self._chance.choice(free))
+
+    def _publish(self, mid: int, *, dup: bool = False) -> None:
+        message = message_of(mid, self._count, dup=dup)
         self._numbers[message.mid] = self._count
         self._count += 1
         self._disk.note(Passed(PUBLISH, message.mid, self._numbers[message.mid]))
@@ -89,13 +113,40 @@ class Life:
             self._send()
             return
         key, origin = Key("c", b"%d" % number, b""), Origin(mid, 2, "t", b"", None)
-        self._gateway.store.submit(partial(command_log.begin, key=key, origin=origin), lambda _: None)
+        begin = partial(command_log.begin, key=key, origin=origin)
+        self._gateway.store.submit(begin, lambda _: self._run_command(message, number, key, origin))
+
+    def _run_command(self, message: Any, number: int, key: Key, origin: Origin) -> None:
+        """As `Commands` does, once it is begun on disk."""
+        self._disk.note(Ran(number))
 
         def end(table: Any) -> None:
             command_log.end(table, key, origin, b"reply", 1000)
             self._received.record(table, message)
 
         self._gateway.store.append_with("r", f"{number}", 2, end, lambda: self._received.on_recorded(message))
+
+    def _lose_session(self) -> None:
+        self._disk.note(Lost(has_gone_on=False))
+        self._received.forget()
+        self._disk.note(Lost(has_gone_on=True))
+        self._numbers.clear()
+        self._handed.clear()
+        self._recorded.clear()
+        # Answers that wait in the buffer are for the session before.
+        self._leaving()
+
+    def _begin_unseen(self) -> None:
+        """The server has another session behind a CONNACK that was lost; the client takes it for the one before."""
+        self._commit()
+        self._received.begin()
+        self._received.resume(is_continued=False)
+        before = sorted(self._recorded)
+        for each in (self._numbers, self._handed, self._recorded):
+            each.clear()  # type: ignore[attr-defined]
+        if before:
+            # Its first message has an id of the one before, and comes again already.
+            self._publish(before[0], dup=self._chance.random() < 0.5)
 
     def _release(self) -> None:
         if self._recorded:
@@ -131,13 +182,21 @@ class Promise:
     received: dict[int, int] = field(default_factory=dict)
     released: set[int] = field(default_factory=set)
     answered: set[int] = field(default_factory=set)
+    ran: set[int] = field(default_factory=set)
 
-    def take(self, passed: Passed) -> None:
-        if passed.kind == PUBREC:
+    def take(self, passed: Passed | Ran | Lost) -> None:
+        if isinstance(passed, Lost):
+            self.received.clear()
+            self.released = set(range(1, PACKET_IDS)) if passed.has_gone_on else set()
+        elif isinstance(passed, Ran):
+            self.ran.add(passed.number)
+        elif passed.kind == PUBREC:
             self.received[passed.packet_id] = passed.number
             self.answered.add(passed.number)
         elif passed.kind == PUBLISH:
             self.released.discard(passed.packet_id)
+            # Where it is another session that sends it, the one before is over.
+            self.received.pop(passed.packet_id, None)
         elif passed.kind == PUBREL:
             # From here on the server sends no PUBLISH of it any more.
             del self.received[passed.packet_id]
@@ -149,13 +208,17 @@ class Promise:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
             if "glec_command" not in tables:
                 assert not self.answered
+                assert not self.ran
                 return
-            known = {each for (each,) in connection.execute("SELECT packet_id FROM glec_received")}
+            known = dict(connection.execute("SELECT packet_id, mark FROM glec_received"))
+            begun = {int(each) for (each,) in connection.execute("SELECT id FROM glec_command")}
             replies = connection.execute("SELECT id FROM glec_command WHERE reply IS NOT NULL")
             replied = {int(each) for (each,) in replies}
             queued = {int(each) for (each,) in connection.execute("SELECT payload FROM mqtt_offline_queue")}
-        assert known >= self.received.keys(), "it would come twice"
-        assert not known & self.released, "the next with its packet id would be lost"
+        for mid, number in self.received.items():
+            assert known.get(mid) == received._mark(message_of(mid, number)), "it would come twice"
+        assert not known.keys() & self.released, "the next with its packet id would be lost"
+        assert begun >= self.ran, "the next process would run it as new"
         assert replied == queued, "a command is done without its reply, or the other way round"
         assert replied >= {number for number in self.answered if number % 2 == 0}
 
@@ -194,4 +257,4 @@ def test_what_was_answered_is_on_disk_and_what_was_released_is_not(life: int) ->
             shutil.rmtree(cut)
             count += 1
         assert count > 100
-        assert len(promise.answered) > ACTIONS // 20
+        assert len(promise.answered) > ACTIONS // 30

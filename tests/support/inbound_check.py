@@ -136,7 +136,7 @@ class StepStore:
     """A store whose transactions happen, and are told of, when a step says so."""
 
     def __init__(self, connection: apsw.Connection) -> None:
-        self._table = SimpleNamespace(connection=connection)
+        self._table = SimpleNamespace(connection=connection, encoding="utf-8")
         self.jobs: list[tuple[Any, Any]] = []
         self.untold: list[tuple[Any, Any]] = []
 
