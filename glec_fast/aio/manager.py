@@ -169,7 +169,7 @@ class AsyncMQTTManager:
         # Who waits until a message is on disk.
         self._undurable = Undurable(loop)
         ring = Doorbell(loop, self._look).ring
-        opening = loop.run_in_executor(None, _HostedManager, self.config, loop, self._clocks, ring)
+        opening = loop.run_in_executor(None, self._open, loop, ring)
         try:
             manager = await _to_the_end(opening)
         except asyncio.CancelledError:
@@ -178,14 +178,19 @@ class AsyncMQTTManager:
                 await _to_the_end(loop.run_in_executor(None, opening.result().disconnect))
             raise
         self._opened = manager
+        manager.connect()
+        return self
+
+    def _open(self, loop: asyncio.AbstractEventLoop, ring: Callable[[], None]) -> _HostedManager:
+        """In a thread: it waits for the disk, and loads what only programs with commands need."""
+        manager = _HostedManager(self.config, loop, self._clocks, ring)
         try:
             for name, on_crash, handler in self._declared:
                 manager.command(name, on_crash=on_crash)(handler)
-            manager.connect()
         except BaseException:
-            await self.disconnect()
+            manager.disconnect()
             raise
-        return self
+        return manager
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -64,6 +64,7 @@ class Reader:
         self.is_stream = False
         # Of one read, and so many of them at most where there is more.
         self.receive_bytes = _RECEIVE_BYTES
+        self.records_a_read = _RECORDS_A_READ
         self.reads_a_turn = _READS_A_TURN
 
     def read(self) -> MQTTErrorCode:
@@ -149,7 +150,7 @@ class Reader:
         received_bytes = 0
         now_s = paho_client.time_func()
         ended, failure = _SUCCESS, None
-        for _ in range(_RECORDS_A_READ if paho.is_tls else 1):
+        for _ in range(self.records_a_read if paho.is_tls else 1):
             try:
                 size = self._link.read(paho.through(sock), self.receive_bytes, now_s)
             except ssl.SSLWantWriteError:

@@ -12,6 +12,7 @@ import pytest
 
 from glec_fast import ConfigError, ConnectionCallback, MQTTManager, UnsupportedError
 from glec_fast.aio import AsyncMQTTManager
+from glec_fast.fleet.incoming import Incoming
 from support.async_runs import ON_BOTH_LOOPS, eventually, run
 from support.gateway import TIMEOUT_S, quick_config
 from support.program import Program, kept
@@ -111,6 +112,29 @@ def test_one_loop_after_the_other_has_the_queue(
     assert Counter(subscriber.payloads("t")) == Counter([b"0", b"1", b"2", b"3"])
     # A handle outlives the loop that it came from.
     run(left[1].delivered, kind)
+
+
+def test_commands_are_declared_beside_the_loop_as_that_loads_what_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    declare = Incoming.declare
+
+    def noted(incoming: Incoming, *arguments: Any) -> None:
+        threads.append(threading.get_ident())
+        declare(incoming, *arguments)
+
+    monkeypatch.setattr(Incoming, "declare", noted)
+
+    async def program() -> None:
+        manager = AsyncMQTTManager(quick_config(NOWHERE, tmp_path))
+        manager.command("a")(print)
+        async with manager:
+            pass
+
+    run(program)
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
 
 
 def test_what_was_declared_wrongly_lets_go_of_the_file(tmp_path: Path) -> None:

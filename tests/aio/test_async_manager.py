@@ -29,6 +29,7 @@ from glec_fast import (
 )
 from glec_fast.aio import AsyncMQTTManager
 from glec_fast.durable.intake import PENDING_ROWS_MAX
+from glec_fast.engine.reading import Reader
 from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.testbed.link import Link
@@ -413,6 +414,37 @@ def test_over_tls(
     run(program, kind)
     assert subscriber.wait_for_count(500)
     assert len(set(subscriber.payloads("t"))) == 500
+
+
+def test_over_tls_a_turn_reads_few_of_the_acknowledgements_that_are_there(
+    start_broker: StartBroker, authority: CertificateAuthority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = start_broker(certificate=authority.issue_server(), settings=[])
+    config = quick_config(
+        broker.tls_url.replace("127.0.0.1", "localhost"),
+        tmp_path,
+        tls_config=TLSConfig(ca_cert=authority.certificate_path),
+    )
+    read_bytes: list[int] = []
+    feed = Reader._feed
+
+    def noted(reader: Reader, sock: Any) -> Any:
+        found = feed(reader, sock)
+        read_bytes.append(found[0])
+        return found
+
+    async def program() -> None:
+        async with AsyncMQTTManager(config) as manager:
+            await connected(manager)
+            monkeypatch.setattr(Reader, "_feed", noted)
+            for _ in range(3):
+                handles = await asyncio.gather(*(manager.publish("t", "x", 1) for _ in range(500)))
+                await asyncio.gather(*handles)
+
+    run(program)
+    # Each acknowledgement is a record of four bytes.
+    assert sum(read_bytes) >= 1500 * 4
+    assert max(read_bytes) <= 64 * 4
 
 
 def test_a_look_up_and_a_handshake_that_wait_hold_nothing_up(
