@@ -156,7 +156,8 @@ class Hosting:
         self._store.leave_images_to_writer(False)
 
     def _stop_watching(self) -> None:
-        if self._fd >= 0:
+        # A loop that was closed watches nothing.
+        if self._fd >= 0 and not self._loop.is_closed():
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
         self._fd = -1

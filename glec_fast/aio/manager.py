@@ -85,6 +85,9 @@ class _HostedManager(MQTTManager):
         """What nobody has handled is the broker's still."""
         if self._executor is not None:
             self._executor.refuse()
+        if self._loop.is_closed():
+            # Nobody iterates any more.
+            return
         for stream in self.streams.values():
             stream.close()
 
@@ -201,22 +204,30 @@ class AsyncMQTTManager:
         """Leave the broker, write what is pending and let go of the queue file. Idempotent.
 
         What was not sent stays in the file. It takes 5 s at most where the link is dead. Cancelled, it ends no sooner,
-        so that the file is free afterwards. Raises QueueStorageError where something could not be written.
+        so that the file is free afterwards. Where its loop was closed under it, for any other loop.
+        Raises QueueStorageError where something could not be written.
         """
-        manager = self._manager
+        is_orphan = self._running_loop.is_closed()
+        manager = self._of_any_thread if is_orphan else self._manager
         manager.hosting.give_back()
         manager.end_streams()
         try:
-            await _to_the_end(self._running_loop.run_in_executor(None, manager.disconnect))
+            await _to_the_end(asyncio.get_running_loop().run_in_executor(None, manager.disconnect))
         finally:
-            # Those who waited for it hear that it is closed.
-            self._look()
+            if not is_orphan:
+                # Those who waited for it hear that it is closed.
+                self._look()
 
     @property
     def _manager(self) -> _HostedManager:
         """For the loop that entered it alone."""
         manager = self._of_any_thread
         if asyncio._get_running_loop() is not self._loop:
+            if self._running_loop.is_closed():
+                raise UnsupportedError(
+                    "the loop that entered this AsyncMQTTManager was closed without leaving it: await its disconnect() "
+                    "in another loop, and make another manager there; nothing that it accepted is lost"
+                )
             raise UnsupportedError(
                 "an AsyncMQTTManager is for the loop that entered it: from another thread or loop, give that loop what "
                 "is to be done, as asyncio.run_coroutine_threadsafe(manager.publish(...), loop), or "

@@ -184,6 +184,35 @@ def test_a_loop_that_is_closed_under_it_loses_nothing_and_says_nothing(
     assert is_connected or len(kept(path)) == 10
 
 
+@ON_BOTH_LOOPS
+def test_one_whose_loop_was_closed_is_left_in_another(
+    start_broker: StartBroker, start_subscriber: StartSubscriber, tmp_path: Path, kind: str
+) -> None:
+    broker = start_broker(nodelay=True)
+    subscriber = start_subscriber(broker, "t")
+    manager = AsyncMQTTManager(quick_config(broker.url, tmp_path, protocol_version=5))
+
+    async def enter() -> None:
+        await manager.__aenter__()
+        manager.messages("u", 1)
+        assert await eventually(manager.is_connected)
+        await manager.publish("t", "first", 2)
+
+    async def leave() -> None:
+        with pytest.raises(UnsupportedError, match="disconnect"):
+            await manager.publish("t", "never", 2)
+        await manager.disconnect()
+        await manager.disconnect()
+        async with AsyncMQTTManager(quick_config(broker.url, tmp_path, protocol_version=5)) as other:
+            await (await other.publish("t", "second", 2))
+            assert await other.flush(TIMEOUT_S)
+
+    run(enter, kind)
+    run(leave, kind)
+    assert subscriber.wait_for_count(2)
+    assert sorted(subscriber.payloads("t")) == [b"first", b"second"]
+
+
 def test_interrupted_it_leaves_in_order(broker: Broker, start_subscriber: StartSubscriber, tmp_path: Path) -> None:
     subscriber = start_subscriber(broker, "t")
     path = tmp_path / "queue.db"
