@@ -257,4 +257,4 @@ def test_what_was_answered_is_on_disk_and_what_was_released_is_not(life: int) ->
             shutil.rmtree(cut)
             count += 1
         assert count > 100
-        assert len(promise.answered) > ACTIONS // 30
+        assert promise.answered

@@ -501,3 +501,134 @@ def test_a_shared_subscription(broker: Broker, tmp_path: Path) -> None:
         with publishing(broker, tmp_path / "platform") as platform:
             platform.publish("jobs/1", "x", 2)
             assert handled.wait_for([b"x"])
+
+
+@BOTH_VERSIONS
+def test_from_several_threads_before_during_and_behind_connect(
+    broker: Broker, tmp_path: Path, protocol_version: int
+) -> None:
+    """In the end the broker has what is wanted, and nothing else."""
+    filters = [f"f/{number}" for number in range(24)]
+    handlers = {each: Handled() for each in filters}
+    config = quick_config(broker.url, tmp_path, protocol_version=protocol_version)
+    with running(config) as (manager, recorder), publishing(broker, tmp_path / "platform") as platform:
+
+        def work(part: list[str]) -> None:
+            for each in part:
+                manager.subscribe(each, Handled(), 1)
+                manager.unsubscribe(each)
+                manager.subscribe(each, handlers[each], 2)
+            manager.unsubscribe(part[-1])
+
+        threads = [threading.Thread(target=work, args=(filters[at::4],)) for at in range(4)]
+        threads[0].start()
+        manager.connect()
+        for thread in threads[1:]:
+            thread.start()
+        for thread in threads:
+            thread.join(TIMEOUT_S)
+        assert recorder.wait_for_connections()
+        kept = filters[:-4]
+        assert all(manager.subscribe(each, handlers[each], 2).wait_granted(TIMEOUT_S) for each in kept)
+        # With the first all UNSUBSCRIBEs have left, with the second they have arrived.
+        for each in ("end", "end of all"):
+            assert manager.subscribe(each, handlers[filters[-1]], 2).wait_granted(TIMEOUT_S)
+        for each in filters:
+            platform.publish(each, each, 2)
+        assert all(handlers[each].wait_for([each.encode()]) for each in kept)
+        platform.publish("end", "end", 2)
+        assert handlers[filters[-1]].wait_for([b"end"])
+        assert all(handlers[each].payloads == [] for each in filters[-4:-1])
+
+
+@BOTH_VERSIONS
+def test_unsubscribed_while_there_is_no_link(broker: Broker, link: Link, tmp_path: Path, protocol_version: int) -> None:
+    """Also of what another process had subscribed to."""
+    config = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, protocol_version=protocol_version)
+    with running(config) as (manager, _):
+        earlier = manager.subscribe("earlier", Handled(), 1)
+        manager.connect()
+        assert earlier.wait_granted(TIMEOUT_S)
+    wanted, unwanted = Handled(), Handled()
+    with running(config) as (manager, recorder), publishing(broker, tmp_path / "platform") as platform:
+        subscriptions = [manager.subscribe("a", unwanted, 1), manager.subscribe("b", wanted, 1)]
+        manager.connect()
+        assert all(each.wait_granted(TIMEOUT_S) for each in subscriptions)
+        link.cut()
+        assert recorder.wait_for_losses()
+        manager.unsubscribe("a")
+        manager.unsubscribe("earlier")
+        link.restore()
+        assert recorder.wait_for_connections(2)
+        # Behind the UNSUBSCRIBE.
+        assert manager.subscribe("c", wanted, 1).wait_granted(TIMEOUT_S)
+        for topic in ("a", "earlier", "b"):
+            platform.publish(topic, topic, 1)
+        assert wanted.wait_for([b"b"])
+        assert unwanted.payloads == []
+        assert manager.get_metrics().messages_received == 1
+
+
+@BOTH_VERSIONS
+def test_retained_messages_come_with_each_start(broker: Broker, tmp_path: Path, protocol_version: int) -> None:
+    with publishing(broker, tmp_path / "platform") as platform:
+        platform.publish("settings", "v1", 2, retain=True).wait_for_publish(TIMEOUT_S)
+        for _ in range(2):
+            handled = Handled()
+            with running(quick_config(broker.url, tmp_path, protocol_version=protocol_version)) as (manager, _):
+                manager.subscribe("settings", handled, 2)
+                manager.connect()
+                assert handled.wait_for([b"v1"])
+                assert handled.messages[0].retain
+
+
+@BOTH_VERSIONS
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_a_handler_may_do(broker: Broker, tmp_path: Path, protocol_version: int, qos: int) -> None:
+    """It publishes, subscribes, unsubscribes, waits, and ends the manager; the message does not come again."""
+    answers, later = Handled(), Handled()
+    config = quick_config(broker.url, tmp_path, protocol_version=protocol_version)
+    has_left = threading.Event()
+    with running(config) as (manager, _), publishing(broker, tmp_path / "platform") as platform:
+
+        def handle(message: Any) -> None:
+            if message.payload == b"leave":
+                manager.disconnect()
+                has_left.set()
+                return
+            assert manager.subscribe("later", later, qos).wait_granted(TIMEOUT_S)
+            manager.publish("answer", message.payload, qos).wait_for_publish(TIMEOUT_S)
+            manager.unsubscribe("answer/none")
+
+        platform.subscribe("answer", answers, qos)
+        subscription = manager.subscribe("a", handle, qos)
+        manager.connect()
+        assert subscription.wait_granted(TIMEOUT_S)
+        platform.publish("a", "x", qos)
+        assert answers.wait_for([b"x"])
+        platform.publish("later", "y", qos)
+        assert later.wait_for([b"y"])
+        platform.publish("a", "leave", qos)
+        assert has_left.wait(TIMEOUT_S)
+    again = Handled()
+    with running(config) as (manager, _), publishing(broker, tmp_path / "platform") as platform:
+        assert not manager.subscribe("a", again, qos).wait_granted(0)
+        manager.connect()
+        platform.publish("a", "next", qos)
+        # Its end came before the broker could hear that it was handled.
+        assert eventually(lambda: again.payloads in ([b"leave", b"next"], [b"next"]))
+        assert all(message.dup for message in again.messages[:-1])
+
+
+def test_after_disconnect_nothing_is_taken_and_another_manager_goes_on(broker: Broker, tmp_path: Path) -> None:
+    handled = Handled()
+    for count in (1, 2):
+        with running(quick_config(broker.url, tmp_path)) as (manager, _):
+            subscription = manager.subscribe("a", handled, 2)
+            manager.connect()
+            assert subscription.wait_granted(TIMEOUT_S)
+            manager.publish("a", "x", 2).wait_for_publish(TIMEOUT_S)
+            assert handled.wait_for([b"x"] * count)
+        for call in (lambda: manager.subscribe("b", handled), lambda: manager.unsubscribe("a"), manager.connect):
+            with pytest.raises(QueueClosedError):
+                call()
