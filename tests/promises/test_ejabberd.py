@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import TYPE_CHECKING
 
@@ -164,3 +165,37 @@ def test_what_comes_in_over_a_cut_link(ejabberd: Ejabberd, device: str, tmp_path
     assert sorted(came) == sorted(sent)
     assert sorted(ran) == sorted(payload.decode() for payload in sent)
     assert len(replies) == len(sent)
+
+
+@BOTH_VERSIONS
+def test_commands_over_a_cut_link(ejabberd: Ejabberd, device: str, tmp_path: Path, protocol_version: int) -> None:
+    """Each is run once and answered once, by either QoS; filters that overlap are this broker's own case in MQTT 5."""
+    runs: list[str] = []
+    topic = f"glec/dtg/{device}/commands"
+    (tmp_path / "platform").mkdir()
+    replies = Subscriber(
+        ejabberd, f"{topic}/+/reply", client_id=f"{device}-subscriber", login=Login(USERNAME, PASSWORD)
+    )
+    platform_config = quick_config(ejabberd.url, tmp_path / "platform", client_id=f"{device}-platform", **LOGIN)
+    with replies, Link((ejabberd.host, ejabberd.port)) as link, MQTTManager(platform_config) as platform:
+        config = quick_config(
+            f"tcp://127.0.0.1:{link.port}", tmp_path, client_id=device, protocol_version=protocol_version, **LOGIN
+        )
+        with MQTTManager(config) as vehicle:
+            vehicle.command("count")(lambda _arguments, context: runs.append(context.id))
+            if protocol_version == 5:
+                vehicle.subscribe(f"{topic}/#", lambda _message: None, 2)
+            vehicle.connect()
+            platform.connect()
+            assert vehicle.subscribe("ready", print).wait_granted(TIMEOUT_S)
+            for number in range(30):
+                platform.publish(f"{topic}/count", {"id": f"{number}"}, 1 + number % 2)
+                if number % 10 == 5:
+                    link.cut()
+                    link.restore()
+            expected = {f"{number}" for number in range(30)}
+            assert eventually(lambda: {json.loads(each.payload)["id"] for each in list(replies.arrivals)} == expected)
+            assert eventually(lambda: vehicle.get_metrics().inbox_size == 0)
+            assert vehicle.flush(TIMEOUT_S)
+        assert len(replies.arrivals) == 30
+    assert sorted(runs) == sorted(expected)
