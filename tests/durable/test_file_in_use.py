@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -524,6 +525,36 @@ class TestDamage:
             assert set(counts.values()) == {1}
             assert all(handle.is_published() for handle in handles)
             assert gateway.store.wait_empty(WAIT_S)
+
+    @pytest.mark.parametrize("loss", ["pages", "name", "log of images", "write-ahead log"])
+    def test_a_handler_of_the_log_that_publishes_waits_for_nobody(self, full: Path, loss: str) -> None:
+        """It hears of the damage from the thread that mends it, and that all of its QoS 2 would wait for."""
+        with ScriptedGateway(full, window=20) as gateway:
+            broker, said = ScriptedBroker(), []
+
+            class Publishing(logging.Handler):
+                def emit(self, record: logging.LogRecord) -> None:
+                    said.append(gateway.publish(f"2-said-{len(said)}", 2))
+
+            handler = Publishing()
+            logging.getLogger("glec_fast").addHandler(handler)
+            try:
+                gateway.connect()
+                broker.feed(gateway.send())
+                if loss == "pages":
+                    damage(full, 2, 330)
+                elif loss == "write-ahead log":
+                    os.truncate(f"{full}-wal", 0)
+                else:
+                    (full if loss == "name" else log_of(full)).unlink()
+                gateway.publish("2-later", 2)
+                counts = flush(gateway, broker)
+            finally:
+                logging.getLogger("glec_fast").removeHandler(handler)
+            assert said
+            assert all(handle.is_published() for handle in said)
+            assert set(counts.values()) == {1}
+            assert counts.keys() >= {"2-later", *(f"2-said-{number}" for number in range(len(said)))}
 
     def test_who_waits_for_what_is_lost_hears_of_it(self, path: Path) -> None:
         path.parent.mkdir()
