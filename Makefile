@@ -66,6 +66,7 @@ torture: $(BUILT)
 # from another thread. About a quarter of an hour on a small machine.
 interrupts: $(BUILT)
 	cd tests && $(abspath $(BIN))/python -m support.interrupts --points $(POINTS) --seed $(SEED)
+	INTERRUPTS=$$(($(POINTS) / 100)) $(BIN)/python -m pytest -q tests/fleet/test_manager_interrupts.py $(TEST_ARGS)
 
 # KILLS vehicles killed while they run commands, over a link that is cut. About ten minutes on a small machine.
 commands: $(BUILT)

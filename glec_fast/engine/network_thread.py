@@ -39,6 +39,11 @@ _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 _LEAVING = ConnectionState.MQTT_CS_DISCONNECTING, ConnectionState.MQTT_CS_DISCONNECTED
 
 
+def _has_begun(thread: threading.Thread | None) -> bool:
+    """False for one whose start an exception has cut into."""
+    return thread is not None and thread.ident is not None
+
+
 class NetworkThread:
     """Of one client. `start`, `stop`, `end` and `begin_exit` are for any other thread; the rest is for itself."""
 
@@ -77,22 +82,27 @@ class NetworkThread:
     @property
     def is_running(self) -> bool:
         """True from `start` until its end."""
-        return self._paho.thread is not None
+        return _has_begun(self._paho.thread)
 
     # ---- from without
 
     def start(self) -> MQTTErrorCode:
         """MQTT_ERR_INVAL where it runs."""
         paho = self._paho
-        if paho.thread is not None:
+        if _has_begun(paho.thread):
             return MQTTErrorCode.MQTT_ERR_INVAL
         self._wakeup.open()
         paho.is_ending = False
         self._stops_by_s = None
         name = f"paho-mqtt-client-{paho.client_id.decode()}"
-        paho.thread = Thread(target=paho.run_thread, name=name, daemon=True)
-        paho.thread.start()
+        thread = paho.thread = Thread(target=self._run_where_it_is_the_one, name=name, daemon=True)
+        thread.start()
         return _SUCCESS
+
+    def _run_where_it_is_the_one(self) -> None:
+        # Another has its place where an exception had cut into its start.
+        if self._paho.thread is threading.current_thread():
+            self._paho.run_thread()
 
     def stop(self) -> MQTTErrorCode:
         """Have it end once all is acknowledged, and wait for that; MQTT_ERR_INVAL where there is none."""

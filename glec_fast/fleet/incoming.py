@@ -60,9 +60,10 @@ class Incoming:
     def begin(self) -> None:
         """Made behind `connect`, it has not heard of the connection. Not under a lock."""
         if not self._has_begun:
-            self._has_begun = True
             if self._client.is_connected():
                 self._subscriptions.on_connected(self._greeting.accepted)
+            # Cut into, it begins again.
+            self._has_begun = True
 
     def declare(self, name: str, handler: Any, on_crash: Any) -> None:
         """See `MQTTManager.command`."""
@@ -82,14 +83,14 @@ class Incoming:
                 )
             commands = self._commands
         commands.declare(name, handler, on_crash)
-        with self._lock:
-            has_listened, self._listens = self._listens, True
-        if not has_listened:
+        if not self._listens:
             if self._client.is_connected():
                 commands.on_connected(self._greeting.accepted._replace(is_continued=False))
             commands_filter = f"{self._commands_topic}/+"
             self._inbox.add_route(commands_filter, commands.take)
             self._subscriptions.want(commands_filter, _COMMANDS_QOS)
+            # Cut into, the next declaration does it again.
+            self._listens = True
 
     def subscribe(self, topic_filter: str, handler: Callable[[Any], object], qos: int) -> Subscription:
         """See `MQTTManager.subscribe`."""

@@ -85,7 +85,8 @@ class MQTTManager(Overseen):
         self.config = config
         self._clocks = clocks or Clocks()
         self._lock = Lock("MQTTManager._lock")
-        self._closed = False
+        # No new use is accepted; one call is at work on the end; and it is over.
+        self._closed = self._is_leaving = self._has_left = False
         self._targets = config.targets
         self._routes = Routes(len(self._targets), self._look_for_first)
         tls_config = (config.tls_config or TLSConfig()) if config.broker.tls else None
@@ -202,11 +203,23 @@ class MQTTManager(Overseen):
 
         What was not sent stays in the file. Raises QueueStorageError where something could not be written.
         """
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._reports.enter("closed")
+        is_ours = False
+        try:
+            with self._lock:
+                if self._has_left or self._is_leaving:
+                    return
+                is_ours = self._is_leaving = True
+                if not self._closed:
+                    self._closed = True
+                    self._reports.enter("closed")
+            self._leave()
+            self._has_left = True
+        finally:
+            # What an exception has cut short, the next call goes on with.
+            if is_ours:
+                self._is_leaving = False
+
+    def _leave(self) -> None:
         if self._incoming_or_none is not None:
             self._incoming_or_none.close()
         if self._answering is not None:

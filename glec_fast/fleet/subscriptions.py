@@ -243,17 +243,22 @@ class Subscriptions:
 
     def _ask(self) -> None:
         """Ask the broker for what it does not have yet. From any thread."""
-        while True:
+        while self._ask_once():
+            pass
+
+    def _ask_once(self) -> bool:
+        """True where there may be more to ask for."""
+        connection, request, is_noted = 0, {}, False
+        try:
             with self._changed:
                 connection = self._connection
                 if not connection:
-                    return
+                    return False
                 request, has_identifiers = self._next_request(), self._has_identifiers
                 if not request:
-                    return
+                    return False
                 self._asking.update(request)
-            ends = None in request.values()
-            if ends:
+            if None in request.values():
                 rc, packet_id = self._client.unsubscribe(list(request))
             else:
                 filters = [(each, qos or 0) for each, qos in request.items()]
@@ -261,18 +266,23 @@ class Subscriptions:
                 rc, packet_id = self._client.subscribe(filters, properties=properties)
             refused: list[SubscriptionRefusedError] = []
             with self._changed:
-                if connection != self._connection:
-                    return
-                if rc or packet_id is None:
-                    # There is no connection any more; the next begins with it.
-                    self._asking.difference_update(request)
-                    return
+                if connection != self._connection or rc or packet_id is None:
+                    # There is no such connection any more; the next begins with it.
+                    return False
                 codes = self._early.pop(packet_id, None)
                 if codes is None:
                     self._requests[packet_id] = request
                 else:
                     refused = self._note(request, codes)
+                is_noted = True
             self._tell(refused)
+            return True
+        finally:
+            # Whatever cut in: it is asked for again.
+            if request and not is_noted:
+                with self._changed:
+                    if connection == self._connection:
+                        self._asking.difference_update(request)
 
     def _next_request(self) -> dict[str, int | None]:
         """Either filters to subscribe to, or filters to end. The caller holds the lock."""

@@ -28,8 +28,8 @@ class Thread(threading.Thread):
             self._over.set()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until it has ended, at most `timeout` seconds."""
-        if self._process_id == os.getpid() and self._over.wait(timeout):
+        """Wait until it has ended, at most `timeout` seconds; not for one that has not begun."""
+        if self.ident is not None and self._process_id == os.getpid() and self._over.wait(timeout):
             super().join()
 
     def is_alive(self) -> bool:

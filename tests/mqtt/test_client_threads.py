@@ -18,8 +18,10 @@ import pytest
 from paho.mqtt import client as paho
 
 import glec_fast.mqtt
+from glec_fast.runtime.thread import Thread
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Subscriber
+from support.gateway import eventually
 
 if TYPE_CHECKING:
     from glec_fast.testbed.broker import Broker
@@ -454,3 +456,26 @@ def test_more_than_1023_descriptors(secure: bool, tls_broker: Broker, authority:
         [sys.executable, "-c", DESCRIPTORS, arguments], capture_output=True, text=True, timeout=60, check=False
     )
     assert ran.stdout == "done\n", ran.stderr
+
+
+@pytest.mark.parametrize("ends_first", [False, True])
+def test_a_start_of_the_thread_that_is_cut_into_is_none(
+    ends_first: bool, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts, start = [KeyboardInterrupt], Thread.start
+
+    def cut_once(thread: Thread) -> None:
+        if cuts:
+            raise cuts.pop()
+        start(thread)
+
+    monkeypatch.setattr(Thread, "start", cut_once)
+    client = glec_fast.mqtt.Client(paho.CallbackAPIVersion.VERSION2)
+    client.connect(broker.host, broker.port)
+    with pytest.raises(KeyboardInterrupt):
+        client.loop_start()
+    if ends_first:
+        client.loop_stop()
+    assert client.loop_start() == 0
+    assert eventually(client.is_connected)
+    client.close()
