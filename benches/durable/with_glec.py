@@ -9,14 +9,14 @@ import glec_fast.mqtt as mqtt
 
 class GlecPublisher:
     wait_for_disk = True
+    protocol = mqtt.MQTTv311
 
     def __init__(self, job: publisher.Job) -> None:
         self._job = job
         self._client = mqtt.Client(
             mqtt.CallbackAPIVersion.VERSION2,
             client_id=publisher.CLIENT_ID,
-            # As docs/guarantees.md advises for mosquitto: with 3.1.1 a resumed session takes one message a round trip.
-            protocol=mqtt.MQTTv5,
+            protocol=self.protocol,
             store=str(job.directory / "queue.db"),
             wait_for_disk=self.wait_for_disk,
         )

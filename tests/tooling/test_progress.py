@@ -9,7 +9,8 @@ from support.places import REPOSITORY
 PIP_SAYS = """\
 Collecting rich>=13 (from glec-fast==0.1.0)
   a line that nobody needs
-  [1/8] Cythonizing cext/durable/_table.pyx
+  [ 1/11] Cythonizing cext/durable/_table.pyx
+[11/11] Cythonizing cext/transport/_link.pyx
   building 'glec_fast.durable._table' extension
   gcc -O2 and so on
 Installing collected packages: rich
@@ -26,7 +27,8 @@ def test_each_step_is_a_line() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "  Collecting rich",
-        "  translating cext/durable/_table.pyx (1/8)",
+        "  translating cext/durable/_table.pyx (1/11)",
+        "  translating cext/transport/_link.pyx (11/11)",
         "  compiling glec_fast.durable._table",
         "  Installing collected packages",
     ]
