@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.dropping import DROP_ROWS_MAX, Dropping
 from glec_fast.durable.limits import THIN, Limits
 from glec_fast.durable.outcomes import Dropped, DropReason
-from glec_fast.durable.reader import Reader
+from glec_fast.durable.reader import BEFORE_FIRST, Reader
 from glec_fast.durable.transaction import Commit, Head, Row
 
 _TELEMETRY, _RESULT, _ALERT = range(3)
@@ -108,7 +109,15 @@ class Overflow:
             if qos == _TELEMETRY and not found:
                 self._has_telemetry = table.older_half_of_telemetry() != (0, 0)
             count += found
+            if count < wanted and qos != _ALERT:
+                wanted -= self._on_their_way(table, qos, wanted - count)
         return count
+
+    def _on_their_way(self, table: QueueTable, qos: int, most: int) -> int:
+        """So many of this QoS, at most, were read and will leave: they take no message of a higher rank its place."""
+        is_droppable, marked = self._reader.is_droppable, self._dropping.marked
+        heads = table.heads_of(qos, *BEFORE_FIRST)
+        return len(list(islice((head for head in heads if head[0] not in marked and not is_droppable(head)), most)))
 
     def _thin(self, table: QueueTable, wanted: int) -> int:
         """Mark rows of the older half of QoS 0 until so many are; returns how many.

@@ -12,11 +12,14 @@ import random
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from glec_fast import OfflineQueueManager
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Subscriber
 from support.child import Child
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S
+from support.program import kept
 from support.publisher_child import LARGE_BYTES
 
 if TYPE_CHECKING:
@@ -85,16 +88,26 @@ def test_killed_while_the_broker_refuses_messages(start_broker: StartBroker, tmp
         assert {entry.payload_bytes for entry in queue.quarantined()} == {LARGE_BYTES}
 
 
-def test_killed_while_the_queue_is_thinned(broker: Broker, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "bound"),
+    [(20, {"queue_max_size": 100}), (80, {"queue_max_bytes": 1_000_000, "large_every": 2})],
+    ids=["rows", "bytes"],
+)
+def test_killed_while_the_queue_is_thinned(broker: Broker, tmp_path: Path, count: int, bound: dict[str, int]) -> None:
     dice = random.Random(SEED)
-    settings = {"qos": [0, 0, 0, 2], "queue_max_size": 400}
+    settings = {"qos": [0] * 8 + [2], **bound}
     accepted: set[bytes] = set()
     with Subscriber(broker, "t") as subscriber:
-        for run in range(max(KILLS // 4, 3)):
-            child = Child(broker.url, tmp_path, first=run * COUNT_MAX, count=50, connect=run % 2 == 1, **settings)
-            child.read_accepted(dice.randint(1, 200))
+        for run in range(max(KILLS // 5, 3)):
+            is_connected = run % 2 == 1
+            child = Child(broker.url, tmp_path, first=run * COUNT_MAX, count=count, connect=is_connected, **settings)
+            child.read_accepted(dice.randint(1, count) if run else COUNT_MAX)
             child.kill()
             accepted |= {payload for payload in child.accepted if payload.startswith(b"2-")}
+            if not run:
+                left = kept(tmp_path / "queue.db")
+                assert len(left) < len(settings["qos"]) * count, "the control: it was thinned"
+                assert sum(payload.startswith("2-") for payload in left) == count
         last = Child(broker.url, tmp_path, **settings)
         last.wait_flushed()
         last.leave()

@@ -29,6 +29,7 @@ def main() -> None:
             tls_config=TLSConfig.create_server_auth(ca_cert) if ca_cert else None,
             queue_path=settings["queue_path"],
             queue_max_size=settings.get("queue_max_size", 100_000),
+            queue_max_bytes=settings.get("queue_max_bytes", 50_000_000),
             retry_initial_delay_ms=50,
             retry_max_delay_ms=50,
             status_interval_s=0,

@@ -93,10 +93,30 @@ class TestRanks:
         assert [row[0] for row in store.read_alerts(10)[0]] == [1, 2]
         assert outbox.read(4) == [3, 4, 5, 6]
         store.rewind([1, 3, 4], [])
-        put(store, 2, 8)
-        outbox.wait(lambda heard: len(heard.dropped) == 8)
-        # Two that are in flight stay beside the alerts, though the queue is full.
-        assert sorted(each.message_id for each in outbox.dropped) == [2, 5, 6, 7, 8, 9, 10, 11]
+        put(store, 2, 9)
+        outbox.wait(lambda heard: len(heard.dropped) == 7)
+        # Two that are in flight stay beside the alerts, though the queue is full, and push none of them out.
+        assert sorted(each.message_id for each in outbox.dropped) == [2, 5, 6, 7, 8, 9, 10]
+
+    @RANKED
+    @pytest.mark.parametrize("lower", [0, 1])
+    def test_no_alert_goes_while_what_is_on_its_way_takes_the_room(
+        self, make_store: Callable[..., Store], settings: dict[str, str], lower: int
+    ) -> None:
+        store = make_store(max_queue_size=10, **settings)
+        outbox = RecordingOutbox(store)
+        put(store, lower, 10)
+        assert len(outbox.read(10)) == 10
+        for _ in range(5):
+            put(store, 2, 1)
+        put(store, 2, 5)
+        assert outbox.dropped == []
+        assert qos_on_disk(store) == {lower: 10, 2: 10}
+        # The connection is lost, and nothing of it is in flight any more.
+        store.rewind([], [])
+        put(store, 0, 1)
+        outbox.wait(lambda heard: len(heard.dropped) == 11)
+        assert qos_on_disk(store) == {2: 10}
 
 
 class TestThinning:
