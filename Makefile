@@ -26,7 +26,7 @@ LINTERS := $(VENV)/.linters
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 DOCUMENTERS := $(VENV)/.documenters
 
-.PHONY: demo test build commands lint promtool docs package sbom reproducible brokers broker-matrix moves torture inbound interrupts wheels cibuildwheel fresh ubsan paho21 compat environments fuzz fuzz-clocks fuzz-files vectors badlink refused bench clean
+.PHONY: demo test build commands lint promtool docs package sbom reproducible brokers broker-matrix moves torture inbound interrupts wheels footprint-arm cibuildwheel fresh ubsan paho21 compat environments fuzz fuzz-clocks fuzz-files vectors badlink refused bench clean
 
 demo: $(if $(wildcard $(BUILT)),$(BUILT),$(SHOWN))
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -119,6 +119,11 @@ reproducible: $(LINTERS)
 wheels: $(WHEEL_TOOLS)
 	wheels/system-packages mmdebstrap qemu-user-static
 	$(BIN)/python wheels/cross_build.py $(TARGETS)
+
+# Memory on armv7l, under emulation. Needs root, and wheels/dist of `make wheels TARGETS=armv7l`.
+footprint-arm: $(WHEEL_TOOLS)
+	wheels/system-packages mmdebstrap qemu-user-static
+	$(BIN)/python wheels/footprint.py wheels/dist/*_armv7l.whl
 
 # The same by the real cibuildwheel, in local images. Needs root.
 cibuildwheel: $(WHEEL_TOOLS)
