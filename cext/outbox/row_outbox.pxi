@@ -9,7 +9,7 @@ cdef enum:
     IN_THE_AIR_MAX = 10_000
 
 # Encoded and not yet taken by the socket. More would only be memory, and the buffer may be twice as large.
-UNSENT_BYTES_MAX = 128 * 1024
+UNSENT_BYTES_MAX = 64 * 1024
 
 
 cdef class InTheAir:
