@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 
 class Doorbell:
@@ -22,19 +21,19 @@ class Doorbell:
         """From the loop's own thread it costs no call of the system."""
         if self._is_rung:
             return
-        is_heard = False
         try:
             self._is_rung = True
+            if asyncio._get_running_loop() is self._loop:
+                self._loop.call_soon(self._answer)
+            else:
+                self._loop.call_soon_threadsafe(self._answer)
+            # Not touched again from here on: it may be answered, and another's, by now.
+        except BaseException as error:
+            # Also one from outside, as of a signal: an answer too many is none too few.
+            self._is_rung = False
             # A program may end its loop without leaving: nobody listens then.
-            with suppress(RuntimeError):
-                if asyncio._get_running_loop() is self._loop:
-                    self._loop.call_soon(self._answer)
-                else:
-                    self._loop.call_soon_threadsafe(self._answer)
-            is_heard = True
-        finally:
-            # An exception from outside, as of a signal, may cut in anywhere.
-            self._is_rung = self._is_rung and is_heard
+            if not isinstance(error, RuntimeError):
+                raise
 
     def _answer(self) -> None:
         # First: whoever rings from here on is answered again.
