@@ -19,7 +19,6 @@ from glec_fast.aio.handle import DeliveryHandle
 from glec_fast.aio.hosting import Hosting
 from glec_fast.aio.messages import Messages, Stream
 from glec_fast.durable.clock import Clocks
-from glec_fast.durable.in_doubt import InDoubt
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.errors import QueueClosedError, QueueStorageError, UnsupportedError
 from glec_fast.fleet.config import MQTTConfig
@@ -130,6 +129,18 @@ def _awaited(
 
     publish.__doc__ = f"{cleandoc(call.__doc__ or '')}\n\n{_AWAITED}"
     return publish
+
+
+def _beside_the_loop(
+    call: Callable[Concatenate[MQTTManager, P], T],
+) -> Callable[Concatenate[AsyncMQTTManager, P], Coroutine[Any, Any, T]]:
+    """As `_awaited`, for a method that waits for the disk itself: a thread calls it."""
+
+    @wraps(call)
+    async def ask(self: AsyncMQTTManager, /, *arguments: P.args, **settings: P.kwargs) -> T:
+        return await self._running_loop.run_in_executor(None, partial(call, self._manager, *arguments, **settings))
+
+    return ask
 
 
 class AsyncMQTTManager:
@@ -392,6 +403,11 @@ class AsyncMQTTManager:
         """The device's name in topics and payloads: the client id."""
         return self.config.client_id
 
+    @property
+    def broker_url(self) -> str:
+        """The URL that the connection leads to, or the next is to."""
+        return self._of_any_thread.broker_url
+
     def is_connected(self) -> bool:
         """True from the broker's acceptance until the connection is lost."""
         return self._opened is not None and self._opened.is_connected()
@@ -409,9 +425,11 @@ class AsyncMQTTManager:
         """The handle of a message published before; see `MQTTManager.handle_for`."""
         return cast("DeliveryHandle | None", await self._aside(self._manager.handle_for, message_id))
 
-    async def in_doubt(self) -> list[InDoubt]:
-        """The ledger of QoS 2 messages whose fate MQTT cannot tell; see `OfflineQueueManager.in_doubt`."""
-        return await self._aside(self._manager.in_doubt)
+    in_doubt = _beside_the_loop(MQTTManager.in_doubt)
+    quarantined = _beside_the_loop(MQTTManager.quarantined)
+    retry_quarantined = _beside_the_loop(MQTTManager.retry_quarantined)
+    delete_quarantined = _beside_the_loop(MQTTManager.delete_quarantined)
+    purge = _beside_the_loop(MQTTManager.purge)
 
     def is_queue_damaged(self) -> bool:
         """See `MQTTManager.is_queue_damaged`."""

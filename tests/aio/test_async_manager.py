@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import random
 import threading
@@ -348,6 +349,32 @@ def test_what_is_refused_at_the_door(tmp_path: Path) -> None:
         await manager.disconnect()
 
     run(program)
+
+
+def test_it_has_what_the_manager_of_threads_has() -> None:
+    public = {name for name in dir(MQTTManager) if not name.startswith("_")}
+    # It connects as it is entered.
+    assert public - set(dir(AsyncMQTTManager)) == {"connect"}
+    for name in ("publish", "publish_alert", "purge", "quarantined"):
+        call, of_threads = getattr(AsyncMQTTManager, name), getattr(MQTTManager, name)
+        assert inspect.iscoroutinefunction(call)
+        assert inspect.signature(call) == inspect.signature(of_threads)
+        assert call.__doc__.startswith(inspect.cleandoc(of_threads.__doc__).splitlines()[0])
+
+
+def test_what_an_operator_asks_is_awaited(tmp_path: Path) -> None:
+    async def program() -> None:
+        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
+            assert manager.broker_url == NOWHERE
+            ids = [(await manager.publish("t", str(number), 1)).message_id for number in range(3)]
+            assert await manager.purge(ids[:2]) == 2
+            assert await eventually(lambda: manager.get_metrics().drops.get("purged") == 2)
+            assert await manager.quarantined() == []
+            assert await manager.retry_quarantined([1]) == []
+            assert await manager.delete_quarantined([1]) == 0
+
+    run(program)
+    assert rows(tmp_path) == ["2"]
 
 
 class Told(ConnectionCallback):
