@@ -49,6 +49,8 @@ class Received:
         self.keeps_qos_1 = False
         # Handed on and not acknowledged, of QoS 1 with `keeps_qos_1` alone: packet id -> message.
         self._handed: dict[int, Any] = {}
+        # Handed on and being handled, of owners that were turned away from since.
+        self._away: list[tuple[Identity, Any]] = []
         # Of QoS 1, acknowledged while there was no connection to say so on, with its mark.
         self._unsaid: dict[int, int] = {}
         # Of QoS 2, with their marks: what is to be on disk, and what is.
@@ -70,9 +72,16 @@ class Received:
             return
         found = self._store.run(lambda table: received_ids(table, identity, members))
         with self._outbox.lock:
+            left, unwritten = self.identity, self._unwritten()
+            self._away += [(left, message) for message in self._handed.values()]
             told = self._begin_session()
             self.identity = identity
             self._known, self._on_disk = found, dict(found)
+            # What is being handled still is not handed on again.
+            self._handed.update({message.mid: message for whose, message in self._away if whose == identity})
+            self._away = [each for each in self._away if each[0] != identity]
+        if unwritten:
+            self._store.submit(lambda table: add_received(table, left, unwritten), lambda _: None)
         for then in told:
             then()
 
@@ -190,16 +199,27 @@ class Received:
         """
         with self._outbox.lock:
             handed = self._handed.get(mid)
-            if handed is None or (message is not None and handed is not message):
-                return False
-            is_recorded = self._end(handed)
-            if not is_recorded and then is not None:
+            is_held = handed is not None and (message is None or handed is message)
+            is_recorded = is_held and self._end(handed)
+            if is_held and not is_recorded and then is not None:
                 self._then[mid] = then
+        if not is_held:
+            self._acknowledge_away(message)
+            return False
         if is_recorded:
             self._send()
         else:
             self._store.submit(self._write, self._on_written)
         return not is_recorded
+
+    def _acknowledge_away(self, message: Any) -> None:
+        """It is put on disk, for when its owner is turned to again."""
+        with self._outbox.lock:
+            whose = next((whose for whose, each in self._away if each is message), None)
+            self._away = [each for each in self._away if each[1] is not message]
+        if whose is not None and message.qos > _AT_LEAST_ONCE:
+            marks: dict[int, int | None] = {message.mid: _mark(message)}
+            self._store.submit(lambda table: add_received(table, whose, marks), lambda _: None)
 
     def holds(self, message: Any) -> bool:
         """True for one that was handed on in this session, and not acknowledged."""
@@ -239,6 +259,9 @@ class Received:
             self._unsaid[mid] = _mark(message)
         return True
 
+    def _unwritten(self) -> dict[int, int | None]:
+        return {mid: mark for mid, mark in self._known.items() if self._is_to_be_written(mid)}
+
     def _is_to_be_written(self, mid: int) -> bool:
         return mid not in self._on_disk or self._on_disk[mid] != self._known[mid]
 
@@ -248,7 +271,7 @@ class Received:
         """Have on disk what is known: (session number, added, deleted)."""
         with self._outbox.lock:
             number, identity = self.session_number, self.identity
-            added = {mid: mark for mid, mark in self._known.items() if self._is_to_be_written(mid)}
+            added = self._unwritten()
             deleted = [mid for mid in self._on_disk if mid not in self._known]
         if added:
             add_received(table, identity, added)

@@ -144,6 +144,35 @@ def test_an_answer_waits_for_the_disk(path: Path) -> None:
         assert leaving(gateway) == ack(PUBCOMP, 7)
 
 
+@pytest.mark.parametrize("is_handled_away", [True, False])
+def test_one_that_is_handled_while_another_broker_is_turned_to(path: Path, is_handled_away: bool) -> None:
+    """Back at the first one, it is not handed on again."""
+    message, again = (
+        SimpleNamespace(mid=7, qos=2, dup=dup, topic="t", payload=b"a") for dup in (False, True)
+    )  # fmt: skip
+    with ScriptedGateway(path) as gateway:
+        received = Received(gateway.outbox)
+        gateway.outbox.put_packet(b"\x10\x00", first=True)
+        leaving(gateway)
+        received.turn_to((CLIENT_ID, "first"), ())
+        assert received.is_new(message)
+        received.turn_to((CLIENT_ID, "second"), ())
+        assert received.is_new(SimpleNamespace(mid=7, qos=2, dup=False, topic="t", payload=b"of the second"))
+        if is_handled_away:
+            assert not received.acknowledge(7, message)
+        received.turn_to((CLIENT_ID, "first"), ())
+        received.begin()
+        received.resume(is_continued=False)
+        assert not received.is_new(again)
+        if not is_handled_away:
+            assert received.acknowledge(7, message)
+        gateway.store.run(lambda _table: None)
+        # As the dispatcher does behind what it has read.
+        gateway.outbox.put_acks()
+        assert leaving(gateway) == ack(PUBREC, 7)
+        assert on_disk(path) == {7}
+
+
 def test_whoever_waits_for_one_of_an_ended_session_waits_no_longer(path: Path) -> None:
     """It is handled while the first of another session comes under its packet id, which takes its place."""
     waited: list[int] = []
