@@ -106,6 +106,10 @@ cdef class Outbox:
     cdef public bint is_left
     # It broke the connection off.
     cdef public bint is_broken_off
+    # It sent what the protocol does not allow, and we end the connection.
+    cdef public bint is_violated
+    # We did, as it said nothing any more.
+    cdef public bint is_silent
     # Of its DISCONNECT (MQTT 5, 3.14.2.1), 0 for none.
     cdef public int left_reason
     # So many PINGREQs of its own are not answered.

@@ -1314,7 +1314,10 @@ cdef class Session:
         return 0
 
     def exposed_ids(self) -> list:
-        """Message ids of the exchanges that wait for their first answer, and some of whose PUBLISH may have left."""
+        """Message ids of the exchanges that wait for their first answer, and some of whose PUBLISH may have left.
+
+        In the order in which they were sent.
+        """
         cdef int slot
         cdef Exchange* exchange
         cdef uint64_t sent = self.out.offered if self.offered_may_leave else send_buffer.sent_to(&self.out)
@@ -1326,8 +1329,8 @@ cdef class Session:
                 continue
             # Of the last one a part may have left, which can be enough for a server.
             if exchange.asked_end <= sent or (sent > self.publish_begin and exchange.asked_end == last_end):
-                ids.append(exchange.message_id)
-        return ids
+                ids.append((exchange.asked_end, exchange.message_id))
+        return [message_id for _, message_id in sorted(ids)]
 
     def in_flight_ids(self) -> list:
         """Message ids of the exchanges in flight on this connection."""

@@ -182,6 +182,7 @@ class Liveness:
     def _end(self, rc: MQTTErrorCode, cause: str) -> MQTTErrorCode:
         paho = self._paho
         self._ending.note(cause)
+        self._outbox.is_silent = True
         paho.close()
         if paho.state in _LEAVING:
             paho.state = ConnectionState.MQTT_CS_DISCONNECTED

@@ -188,3 +188,5 @@ def note_broken_off(outbox: Outbox, error: OSError) -> None:
     """A reset, and TLS that ends in no order, are the peer's doing as well; a time-out is nobody's."""
     if isinstance(error, (ConnectionError, ssl.SSLEOFError)):
         outbox.is_broken_off = True
+    elif isinstance(error, TimeoutError):
+        outbox.is_silent = True

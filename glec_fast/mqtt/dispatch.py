@@ -167,6 +167,7 @@ class Dispatcher:
         self.tell_published()
         self._failed_at = _At.NOTHING
         self._ending.note(str(error))
+        self._outbox.is_violated = True
         self._paho.log(LogLevel.MQTT_LOG_ERR, "closing the connection: %s", error)
         # Before CONNACK there is nothing yet that it could end.
         if self._paho.protocol == MQTTProtocolVersion.MQTTv5 and self.inbound.has_connack:

@@ -55,6 +55,10 @@ class Outbox:
     """The server ended the connection in order, or said that it does."""
     is_broken_off: bool
     """It broke the connection off."""
+    is_violated: bool
+    """It sent what the protocol does not allow, and we end the connection."""
+    is_silent: bool
+    """We did, as it said nothing any more."""
     left_reason: int
     """Of the server's DISCONNECT (MQTT 5, 3.14.2.1), 0 for none."""
     probes: int

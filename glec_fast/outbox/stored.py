@@ -43,8 +43,10 @@ _UNASKED_BYTES_MAX = 16_000
 _AROUND_BATCH_BYTES = 64
 # Where nothing else is to be sent, so many at once show what a connection carries.
 _PROBES_MAX = 2048
-# Reason codes of a DISCONNECT that are about what was sent last (MQTT 5, 3.14.2.1), of those of a failure.
-_ABOUT_A_MESSAGE = frozenset((0x80, 0x81, 0x82, 0x83, 0x87, 0x90, 0x95, 0x97, 0x99, 0x9A, 0x9B))
+# Reason codes of a DISCONNECT that are about something else than a message (MQTT 5, 3.14.2.1).
+_ABOUT_THE_CONNECTION = frozenset(
+    (0x89, 0x8B, 0x8C, 0x8D, 0x8E, 0x8F, 0x93, 0x94, 0x96, 0x98, 0x9C, 0x9D, 0x9E, 0x9F, 0xA0, 0xA1, 0xA2)
+)
 _FAILURE = 0x80
 # Aliases are ours, not a message's.
 _TOPIC_ALIAS_INVALID = 0x94
@@ -115,6 +117,8 @@ class DurableOutbox(RowOutbox):
         self._leaving: set[int] = set()
         # Rows of QoS 0 were passed over on this connection, until it is not narrow any more.
         self._has_held_back = False
+        # So was what `Suspicion` passes over.
+        self._has_passed_over = False
         # Where the queue is read anew on a connection that goes on: what is in flight, or for `_read_again`.
         self._on_its_way: frozenset[int] = frozenset()
         # What the socket had taken before this connection.
@@ -506,13 +510,16 @@ class DurableOutbox(RowOutbox):
     def _beside_suspects(self, rows: list[Row]) -> list[Row]:
         """Those that may go on this connection, see `Suspicion`."""
         with self.lock:
-            passed_over = self._suspicion.aside | self._leaving
+            over = self._suspicion.passed_over
+            passed_over = self._suspicion.aside | self._leaving | ({over} if over is not None else set())
             parked = frozenset(self.session.parked_ids())
         if self.is_narrow:
             # All is lowered to it, but for what has an exchange.
             is_qos_0_all = self.limits is not None and self.limits.qos_max == 0
             passed_over |= {row[0] for row in rows if row[3] == 0 or (is_qos_0_all and row[0] not in parked)}
         kept = [row for row in rows if row[0] not in passed_over]
+        if over is not None and any(row[0] == over for row in rows):
+            self._has_passed_over = True
         self._has_held_back = self._has_held_back or len(kept) < len(rows)
         return kept
 
@@ -564,22 +571,24 @@ class DurableOutbox(RowOutbox):
     def _suspect(self) -> None:
         """A connection ends, and its exchanges are still those that were in flight."""
         reason = self.left_reason
-        is_about_us = reason < _FAILURE or reason in _ABOUT_A_MESSAGE
+        is_about_us = reason not in _ABOUT_THE_CONNECTION
         with self.lock:
             session, suspicion = self.session, self._suspicion
             # Not a second time; and not where we leave, which has the server end it.
-            if not self.is_open or session.has_last:
+            if not self.is_open or (session.has_last and not self.is_violated):
                 return
+            is_peer_s = self.is_violated or ((self.is_left or self.is_broken_off) and is_about_us)
             exposed = [message_id for message_id in session.exposed_ids() if message_id not in self._said]
             tries = suspicion.end(
                 exposed,
                 session.sent_to - session.publish_start,
                 session.sent_to - self._begun_bytes,
-                by_peer=(self.is_left or self.is_broken_off) and is_about_us and not self.has_refusals,
+                by_peer=is_peer_s and not self.has_refusals,
+                is_silent=self.is_silent,
                 reason=reason if reason >= _FAILURE else 0,
             )
             self._note_suspicion()
-            self._has_learned = self.has_suspects
+            self._has_learned = bool(session.notes)
             is_aside = bool(suspicion.aside.intersection(exposed))
         if self._has_learned:
             self.store.request_commit()
@@ -634,7 +643,13 @@ class DurableOutbox(RowOutbox):
 
     def _note_answered(self, ids: list[int]) -> None:
         """The broker has answered these; the caller holds the lock."""
+        over = self._suspicion.passed_over
         self._suspicion.on_answered(ids)
+        if over is not None and self._has_passed_over and over not in ids:
+            self._has_passed_over, self._suspicion.passed_over = False, None
+            if not self._again:
+                self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
+            self._again.append(over)
         self._note_suspicion()
 
     def begin_close(self) -> None:
@@ -722,7 +737,8 @@ class DurableOutbox(RowOutbox):
         # What was refused as the last connection ended is counted, and read with all others.
         self.after_settle()
         with self.lock:
-            self.is_left = self.is_broken_off = self.has_progress = self.has_refusals = False
+            self.is_left = self.is_broken_off = self.is_violated = self.is_silent = False
+            self.has_progress = self.has_refusals = False
             self.left_reason = 0
             self._begun_bytes = self.session.sent_to
             self.probes = 0
@@ -747,6 +763,7 @@ class DurableOutbox(RowOutbox):
         with self._pulling:
             with self.lock:
                 self._suspicion.begin()
+                over, self._has_passed_over = self._suspicion.passed_over, False
             self.is_narrow = self._unanswered.is_careful or bool(self._suspicion.suspects)
             self._has_held_back = False
             verdicts = self._judge(0)
@@ -759,6 +776,9 @@ class DurableOutbox(RowOutbox):
             # QoS 0 messages may still wait in memory for company; now they can go.
             self.store.request_commit()
             self._pull()
+        if over is not None:
+            text = f"message {over} is passed over until another is answered, as links fall silent behind it"
+            self.store.log.note(logging.WARNING, "messages passed over", "links that fall silent", text=text)
         self._quarantine(verdicts)
 
     def _allow_aliases(self) -> None:
@@ -923,4 +943,4 @@ class DurableOutbox(RowOutbox):
 
 def _why(verdict: Verdict) -> str:
     named = f" (reason code 0x{verdict.reason:02X})" if verdict.reason else ""
-    return f"the broker ended {verdict.tries} connections over it{named}, each while nothing else was on its way"
+    return f"{verdict.tries} connections ended over it{named}, each while nothing else was on its way"

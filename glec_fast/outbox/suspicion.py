@@ -15,7 +15,9 @@ end because links break, and then no message is to blame. So it takes proof:
   a connection has carried several times the bytes that it was tried with, and lasts, is it for quarantine.
 - Where the server says in DISCONNECT that it is the message (MQTT 5), its tries are all the proof there is to be had.
 
-A link that dies without a word ends no connection here: we do, and blame nobody.
+A link that dies without a word ends no connection here: we do, and blame nobody. But where it does so behind the same
+message again and again, as where a path loses what is large, all others would wait until that one's age ends. So after
+`tries_max` of these every second connection *passes it over*, until another message is answered.
 
 All of it outlives the process, as `notes` that the in-flight image carries: a gateway that restarts often would begin
 to count anew each time, and what was exposed would go together with all else once more.
@@ -75,6 +77,11 @@ class Suspicion:
         self.suspects: set[int] = set()
         # Are not sent for now.
         self.aside: set[int] = set()
+        # The oldest that was exposed as a link fell silent, and how many of these in a row it was.
+        self._silenced: int | None = None
+        self._silent_ends = 0
+        # Is not sent before another is answered on this connection.
+        self.passed_over: int | None = None
         # Connections that ended over nothing, and what all of them carried.
         self._innocent_ends = 0.0
         self._carried_bytes = 0.0
@@ -82,7 +89,7 @@ class Suspicion:
     @property
     def is_idle(self) -> bool:
         """True where nothing is suspected."""
-        return not self._exposures
+        return not self._exposures and not self._silent_ends
 
     def notes(self) -> list[Note]:
         """For `recall`, by a later process: (number, value, kind)."""
@@ -119,10 +126,14 @@ class Suspicion:
         self.aside = {each for each in self.aside if self._tries.get(each, 0) >= self.needed(each)}
         often = {each for each, count in self._exposures.items() if count >= _EXPOSURES_MAX}
         self.suspects = often - self.aside
+        is_due = self._silent_ends >= self._tries_max and self.passed_over is None
+        self.passed_over = self._silenced if is_due else None
 
     def on_answered(self, ids: Iterable[int]) -> None:
         """The broker has answered these, or they were dropped."""
         for message_id in ids:
+            if message_id == self._silenced:
+                self._silenced, self._silent_ends, self.passed_over = None, 0, None
             if self._exposures.pop(message_id, None) is not None:
                 self._innocent_ends += self._tries.pop(message_id, 0)
                 self._bytes.pop(message_id, None)
@@ -130,11 +141,20 @@ class Suspicion:
                 self.suspects.discard(message_id)
                 self.aside.discard(message_id)
 
-    def end(self, exposed: list[int], exposed_bytes: int, carried_bytes: int, *, by_peer: bool, reason: int = 0) -> int:
+    def end(
+        self,
+        exposed: list[int],
+        exposed_bytes: int,
+        carried_bytes: int,
+        *,
+        by_peer: bool,
+        is_silent: bool = False,
+        reason: int = 0,
+    ) -> int:
         """A connection ended. Returns the number of the try that this was, 0 where it was none.
 
-        exposed: see the module's text. exposed_bytes: of the last of them, as far as they left. carried_bytes: sent on
-        the connection. by_peer: it ended the connection.
+        exposed: see the module's text, the oldest first. exposed_bytes: of the last of them, as far as they left.
+        carried_bytes: sent on the connection. by_peer: it ended the connection, is_silent: we did, as nothing came.
         reason: of a DISCONNECT that is about a message, or 0.
         """
         self._carried_bytes += carried_bytes
@@ -143,6 +163,9 @@ class Suspicion:
             self._innocent_ends /= 2
         was_alone = bool(self.suspects)
         self.suspects = set()
+        if is_silent and exposed:
+            self._silent_ends = self._silent_ends + 1 if exposed[0] == self._silenced else 1
+            self._silenced = exposed[0]
         if not by_peer:
             return 0
         if not exposed:

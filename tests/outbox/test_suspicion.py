@@ -59,8 +59,35 @@ def test_many_go_together_once_more_before_they_go_alone() -> None:
 def test_a_link_that_falls_silent_blames_nobody(count: int) -> None:
     suspicion = Suspicion(TRIES)
     for _ in range(20):
-        assert end(suspicion, *range(1, count + 1), by_peer=False) == 0
-    assert suspicion.is_idle
+        suspicion.begin()
+        assert (suspicion.suspects, suspicion.aside) == (set(), set())
+        exposed = list(range(1, count + 1))
+        assert suspicion.end(exposed, SIZE, SIZE, by_peer=False, is_silent=True) == 0
+    assert suspicion.judge(1 << 20) == []
+
+
+def test_the_oldest_behind_which_links_fall_silent_is_passed_over_every_second_time() -> None:
+    suspicion = Suspicion(TRIES)
+    passed_over = []
+    for _ in range(TRIES + 4):
+        suspicion.begin()
+        passed_over.append(suspicion.passed_over)
+        exposed = [8, 9] if suspicion.passed_over else [7, 8, 9]
+        if not suspicion.passed_over:
+            suspicion.end(exposed, SIZE, SIZE, by_peer=False, is_silent=True)
+        assert not suspicion.is_idle
+    assert passed_over == [None] * TRIES + [7, None, 7, None]
+    suspicion.on_answered([7])
+    suspicion.begin()
+    assert (suspicion.passed_over, suspicion.is_idle) == (None, True)
+
+
+def test_a_link_that_falls_silent_behind_another_message_each_time_is_just_silent() -> None:
+    suspicion = Suspicion(TRIES)
+    for message_id in range(1, 20):
+        suspicion.begin()
+        assert suspicion.passed_over is None
+        suspicion.end([message_id], SIZE, SIZE, by_peer=False, is_silent=True)
 
 
 def test_a_reason_code_is_all_the_proof_there_is_to_be_had() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,7 @@ from glec_fast.durable.store import Store
 from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, eventually, quick_config
 from support.odd_broker import CLOSE, MQTT_5, RESET, OddBroker
+from support.wire_reference import PUBLISH
 
 if TYPE_CHECKING:
     import socket
@@ -54,8 +56,9 @@ KINDS = {
     "no right to it": Kind(lambda _flags, body: body[2:].startswith(b"denied"), 0x87, topic="denied/t"),
     "a user property": Kind(lambda _flags, body: b"odd name" in body, 0x83, property_name="odd name"),
 }
-# How the broker says so: it ends the connection in order, or at once; MQTT 5: it says why before that, or refuses.
-WAYS_4, WAYS_5 = ("closes", "resets"), ("closes", "resets", "disconnects", "refuses")
+# How the broker says so: it ends the connection in order, or at once, or answers what MQTT does not allow. In MQTT 5 it
+# says why before that, or refuses.
+WAYS_4, WAYS_5 = ("closes", "resets", "babbles"), ("closes", "resets", "babbles", "disconnects", "refuses")
 CASES = [
     (kind, version, way, qos)
     for kind in KINDS
@@ -87,6 +90,8 @@ class Refusing(OddBroker):
         if self.way == "refuses":
             command = 0x50 if packet.flags & 6 == 4 else 0x40
             return bytes((command, 3)) + packet.packet_id.to_bytes(2, "big") + bytes((self.kind.reason,))
+        if self.way == "babbles":
+            return b"\x40\x02\xff\xfe"
         if self.way == "disconnects":
             self._link.sendall(bytes((0xE0, 2, self.kind.reason, 0)))
         return RESET if self.way == "resets" else CLOSE
@@ -154,7 +159,8 @@ def test_what_is_behind_it_arrives(
                 sender.publish(*bad)
         sender.connect()
         if begins_anew:
-            assert eventually(lambda: broker.refused >= 2)
+            # What babbles reads on, and may be sent both on its first connection.
+            assert eventually(lambda: broker.refused >= 2 and (broker.connections >= 2 or way == "refuses"))
             stack.close()
             sender = Sender(stack, broker, tmp_path, is_manager=is_manager)
             sender.connect()
@@ -192,3 +198,40 @@ def test_a_real_broker(start_broker: StartBroker, tmp_path: Path, kind: str, pro
         assert drops == {}, "MQTT 5 says so: it goes with QoS 1"
     else:
         assert drops == {"quarantined": 1}
+
+
+class Silent(OddBroker):
+    """Says nothing more on a connection once it was sent what is bad: as a path does that loses what is large."""
+
+    silent_on = 0
+
+    def answer(self, packet: Packet) -> bytes:
+        if packet.kind == PUBLISH and BAD.encode() in packet.body:
+            self.silent_on = self.connections
+        return b"" if self.silent_on == self.connections else super().answer(packet)
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize("max_in_flight", [1, 20])
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_is_behind_it_arrives_though_the_link_falls_silent(
+    tmp_path: Path, qos: int, max_in_flight: int, version: int
+) -> None:
+    """Nothing tells such a link from a tunnel: the message stays, and the others go between its tries."""
+    broker = Silent(version)
+    timeouts = {"answer_timeout_s": 0.3, "ack_timeout_s": 0.3, "queue_max_retry": 2}
+    config = quick_config(
+        "tcp://127.0.0.1", tmp_path, protocol_version=version, max_in_flight=max_in_flight, **timeouts
+    )
+    with broker, MQTTManager(replace(config, broker_url=broker.url)) as manager:
+        bad = manager.publish("t", BAD, qos)
+        for number, payload in enumerate(GOOD):
+            manager.publish("t", payload, 1 + number % 2)
+        manager.connect()
+        wanted = {payload[1:].encode() for payload in GOOD}
+        assert eventually(lambda: wanted <= set(broker.delivered), LONG_S), broker.counts()
+        counts, metrics = broker.counts(), manager.get_metrics()
+        assert metrics.queue_size >= 1
+        assert not bad.is_published()
+    assert metrics.drops == {}
+    assert all(counts[payload[1:].encode()] <= 2 - number % 2 for number, payload in enumerate(GOOD)), counts
