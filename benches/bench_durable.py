@@ -1,7 +1,7 @@
 """Durable publishers that one could pick: rate, CPU and bytes written, then what kills and cut links lose and double.
 
     glec-fast   paho's API with store="queue.db"
-    on MQTT 5   the same, as mqttium is; the others speak 3.1.1
+    on 3.1.1    the same with MQTT 3.1.1, as all but mqttium speak it
     unwaited    the same with wait_for_disk=False: QoS 2 too is on disk soon after publish returns, not before
     sqlite3     a paho program with sqlite3, as the specification's pseudo-code goes (baseline_manager.py)
     reliomq     DurableMode; its Relay runs beside it, and costs are the sender's alone
@@ -70,7 +70,7 @@ class Contender(NamedTuple):
 
 CONTENDERS = (
     Contender("glec-fast", None, "with_glec.py"),
-    Contender("on MQTT 5", None, "with_glec_mqtt5.py"),
+    Contender("on 3.1.1", None, "with_glec_3_1_1.py"),
     Contender("unwaited", None, "with_glec_unwaited.py", qos=(2,)),
     Contender("sqlite3", None, "with_sqlite3.py"),
     Contender("reliomq", "reliomq==0.6.2", "with_reliomq.py", qos=(1,)),

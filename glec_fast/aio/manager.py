@@ -21,12 +21,12 @@ from glec_fast.aio.messages import Messages, Stream
 from glec_fast.durable.clock import Clocks
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.errors import QueueClosedError, QueueStorageError, UnsupportedError
-from glec_fast.fleet.config import MQTTConfig
-from glec_fast.fleet.connection import ConnectionCallback
+from glec_fast.fleet.config import MQTTConfig, check_config
+from glec_fast.fleet.connection import ConnectionCallback, check_connection_callback
 from glec_fast.fleet.manager import MQTTManager
 from glec_fast.fleet.metrics import Metrics
 from glec_fast.outbox.handle import PublishHandle
-from glec_fast.validation import check_timeout
+from glec_fast.validation import check_callback, check_timeout
 
 if TYPE_CHECKING:
     from glec_fast._paho import MQTTMessage
@@ -169,6 +169,7 @@ class AsyncMQTTManager:
         # Who waits for room to publish, the first first; and for the next transaction.
         self._crowd: deque[asyncio.Future[None]] = deque()
         self._next_turn: asyncio.Future[None] | None = None
+        check_config(config)
         self._waits_for_disk = config.wait_for_disk
         # Declared before it is entered.
         self._declared: list[tuple[str, OnCrash, Any]] = []
@@ -414,10 +415,13 @@ class AsyncMQTTManager:
 
     def set_connection_callback(self, callback: ConnectionCallback) -> None:
         """Tell `callback` of connections made and lost, on the loop. An exception in it goes to the loop's handler."""
+        check_connection_callback(callback)
         self._manager.set_connection_callback(_OnLoop(callback, self._running_loop))
 
     def set_drop_callback(self, callback: Callable[[Dropped], None] | None) -> None:
         """Tell `callback` of each message that is dropped, on the loop."""
+        if callback is not None:
+            check_callback("callback", callback)
         told = None if callback is None else partial(_on_loop, self._running_loop, callback)
         self._manager.set_drop_callback(told)
 

@@ -577,6 +577,12 @@ class MQTTConfig:
         )
 
 
+def check_config(config: object) -> None:
+    """Refuse what are no settings. Raises ConfigError."""
+    if not isinstance(config, MQTTConfig):
+        raise ConfigError(f"config is {type(config).__name__}; give an MQTTConfig")
+
+
 def parse_broker_url(url: str) -> Broker:
     """Take a broker URL apart. Raises ConfigError."""
     if not isinstance(url, str):

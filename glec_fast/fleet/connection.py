@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from glec_fast.errors import ConnectionLostError
+from glec_fast.errors import ConfigError, ConnectionLostError
 
 if TYPE_CHECKING:
     from glec_fast.engine.connector import CertificateExpiry
@@ -38,6 +38,17 @@ class ConnectionCallback:
 
         ConnectionLostError where what answered did not speak MQTT, or closed the connection before it took the login.
         """
+
+
+_EVENTS = [name for name in vars(ConnectionCallback) if name.startswith("on_")]
+
+
+def check_connection_callback(callback: object) -> None:
+    """Refuse what could not be told of connections. Raises ConfigError."""
+    for event in _EVENTS:
+        if not callable(getattr(callback, event, None)):
+            says = f"callback is {type(callback).__name__} without {event}; derive it from ConnectionCallback"
+            raise ConfigError(says, field="callback")
 
 
 class Reports:

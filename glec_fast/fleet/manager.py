@@ -22,7 +22,6 @@ from glec_fast.engine.probe import probe
 from glec_fast.engine.refusal import refusal
 from glec_fast.engine.routes import Routes
 from glec_fast.errors import (
-    ConfigError,
     MessageError,
     PinningError,
     QueueClosedError,
@@ -31,8 +30,8 @@ from glec_fast.errors import (
 )
 from glec_fast.fleet._payload import encode_message
 from glec_fast.fleet.client import aim, client_of, session_of, store_of
-from glec_fast.fleet.config import MQTTConfig, Target
-from glec_fast.fleet.connection import ConnectionCallback, Reports
+from glec_fast.fleet.config import MQTTConfig, Target, check_config
+from glec_fast.fleet.connection import ConnectionCallback, Reports, check_connection_callback
 from glec_fast.fleet.figures import Drops, Figures
 from glec_fast.fleet.heartbeat import Heartbeat
 from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
@@ -80,8 +79,7 @@ class MQTTManager(Overseen):
     """
 
     def __init__(self, config: MQTTConfig, *, clocks: Clocks | None = None) -> None:
-        if not isinstance(config, MQTTConfig):
-            raise ConfigError(f"config is {type(config).__name__}; give an MQTTConfig")
+        check_config(config)
         self.config = config
         self._clocks = clocks or Clocks()
         self._lock = Lock("MQTTManager._lock")
@@ -161,6 +159,7 @@ class MQTTManager(Overseen):
 
     def set_connection_callback(self, callback: ConnectionCallback) -> None:
         """Tell `callback` of connections made and lost. An exception in it is logged and changes nothing."""
+        check_connection_callback(callback)
         self._reports.callback = callback
 
     def set_drop_callback(self, callback: Callable[[Dropped], None] | None) -> None:

@@ -23,6 +23,7 @@ from glec_fast._paho import PahoClient
 from glec_fast.durable.store import Store
 from glec_fast.errors import ConfigError
 from glec_fast.mqtt.client import Client
+from glec_fast.validation import check_callback
 
 StoreOf = Callable[[str], "str | os.PathLike[str] | Store | None"]
 
@@ -60,6 +61,8 @@ def install(store: StoreOf | None = None) -> Installation:
 
     In a with statement it lasts until the end of that; else until `uninstall`. A second call replaces the first.
     """
+    if store is not None:
+        check_callback("store", store)
     before = place.Client
     installed = Client if store is None else _client_with(store)
     place.Client = installed  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from glec_fast import (
     TLSConfig,
     mqtt,
 )
+from glec_fast.aio import AsyncMQTTManager
 from glec_fast.errors import ConfigError, GlecError, MessageError, PayloadTypeError
 from support.gateway import quick_config
 
@@ -121,6 +123,28 @@ def test_callbacks_are_functions(tmp_path: Path) -> None:
             with pytest.raises(ConfigError, match="is int; it must be a function"):
                 call(wrong)
         manager.set_drop_callback(None)
+        with pytest.raises(ConfigError, match="without on_connected; derive it from ConnectionCallback"):
+            manager.set_connection_callback(wrong)
+    with pytest.raises(ConfigError, match="store is int; it must be a function"):
+        mqtt.install(store=wrong)
+
+
+def test_on_asyncio_too(tmp_path: Path) -> None:
+    wrong: Any = 5
+    with pytest.raises(ConfigError, match="config is int; give an MQTTConfig"):
+        AsyncMQTTManager(wrong)
+
+    async def call() -> None:
+        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
+            with pytest.raises(ConfigError, match="timeout_s is nan"):
+                await manager.flush(math.nan)
+            for call in (manager.set_drop_callback, manager.set_connection_callback):
+                with pytest.raises(ConfigError, match="callback is int"):
+                    call(wrong)
+            with pytest.raises(MessageError, match="battery_voltage"):
+                manager.report_vehicle(battery_voltage=math.nan)
+
+    asyncio.run(call())
 
 
 KINDS = [GpsFix, Telemetry, Inference, Alert, Status]

@@ -72,6 +72,8 @@ def clock_ahead_s(server: str) -> float:
     Raises OSError, ValueError where the answer is none.
     """
     host, _, port = server.partition(":")
+    if port and not port.isdecimal():
+        raise ValueError("it is no HOST or HOST:PORT")
     address = socket.getaddrinfo(host, int(port) if port else NTP_PORT, type=socket.SOCK_DGRAM)[0]
     mark = secrets.randbits(64)
     with socket.socket(address[0], socket.SOCK_DGRAM) as sock:
