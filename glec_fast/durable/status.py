@@ -6,7 +6,7 @@ import threading
 
 from glec_fast.errors import QueueClosedError, QueueReplacedError, QueueStorageError
 from glec_fast.runtime._lock import Lock
-from glec_fast.runtime.summing_log import SummingLog
+from glec_fast.runtime.summing_log import SummingLog, is_in_a_handler
 
 
 class Status:
@@ -47,15 +47,16 @@ class Status:
     def is_needed(self) -> bool:
         """True where nothing is written before the calling thread goes on.
 
-        It is the store's own, or a signal's handler or a finaliser has cut into a section under one of its locks.
+        It is the store's own, or a signal's handler or a finaliser has cut into a section under one of its locks; or it
+        is in a handler of the log, which the store's thread waits for as it logs.
         """
         if self.is_own_thread():
             return True
         # No generator: it would cost as much as all else that is asked here.
-        for lock in self.locks:  # noqa: SIM110
+        for lock in self.locks:
             if lock.is_mine:
                 return True
-        return False
+        return is_in_a_handler()
 
     @property
     def is_failing(self) -> bool:

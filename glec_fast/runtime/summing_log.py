@@ -35,6 +35,19 @@ _OTHERS = "for other causes"
 logger = logging.getLogger("glec_fast")
 
 
+def is_in_a_handler() -> bool:
+    """True in a thread that has the lock of a handler of our log: whoever else logs waits for it."""
+    place: logging.Logger | None = logger
+    while place is not None:
+        for handler in place.handlers:
+            # Of an RLock, as `threading.Condition` asks for it.
+            is_owned = getattr(handler.lock, "_is_owned", None)
+            if is_owned is not None and is_owned():
+                return True
+        place = place.parent if place.propagate else None
+    return False
+
+
 class _Kind:
     """What is not said yet of one kind of event."""
 

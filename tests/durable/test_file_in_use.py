@@ -26,6 +26,7 @@ from glec_fast.durable.store import Store
 from glec_fast.durable.writer import Writer
 from glec_fast.errors import QueueReplacedError, QueueStorageError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
+from glec_fast.runtime.thread import Thread
 from support.clock import Clock
 from support.power_run import finish
 from support.queue_fuzz import fill, look_beside
@@ -555,6 +556,31 @@ class TestDamage:
             assert all(handle.is_published() for handle in said)
             assert set(counts.values()) == {1}
             assert counts.keys() >= {"2-later", *(f"2-said-{number}" for number in range(len(said)))}
+
+    def test_a_handler_that_publishes_while_the_store_s_thread_waits_to_log(self, full: Path) -> None:
+        """It has the handler's lock, which the store's thread needs to say what it has found."""
+        with ScriptedGateway(full, window=20) as gateway:
+            said = []
+
+            class Publishing(logging.Handler):
+                def emit(self, record: logging.LogRecord) -> None:
+                    said.append(gateway.publish(f"2-said-{record.getMessage()}", 2))
+
+            handler, own = Publishing(), logging.getLogger("glec_fast.program")
+            logging.getLogger("glec_fast").addHandler(handler)
+            try:
+                full.unlink()
+                thread = Thread(target=own.error, args=("own",))
+                thread.start()
+                thread.join(WAIT_S)
+                assert not thread.is_alive(), "it waits for the store's thread, which waits for it"
+                assert wait_for(lambda: len(said) == 2)
+            finally:
+                logging.getLogger("glec_fast").removeHandler(handler)
+            gateway.connect()
+            counts = flush(gateway, ScriptedBroker())
+            assert counts["2-said-own"] == 1
+            assert set(counts.values()) == {1}
 
     def test_who_waits_for_what_is_lost_hears_of_it(self, path: Path) -> None:
         path.parent.mkdir()
