@@ -45,6 +45,7 @@ from glec_fast.durable.supply import Supply
 from glec_fast.durable.transaction import Outbox, Row
 from glec_fast.durable.writer import Writer
 from glec_fast.runtime import green
+from glec_fast.runtime._lock import Lock
 from glec_fast.runtime.latency import Latency
 from glec_fast.runtime.process import OfOneProcess
 from glec_fast.runtime.summing_log import SummingLog
@@ -508,14 +509,17 @@ class Store(OfOneProcess):
         self.speak_next_for(*self.identity)
         return image
 
-    def attach(self, outbox: Outbox) -> None:
+    def attach(self, outbox: Outbox, lock: Lock | None = None) -> None:
         """Name the side that sends, once it has made what `load_session` gave its own. Raises ConfigError for a second.
 
+        lock: what it answers the store under, so that nothing is written before a thread that has it goes on.
         Its image is on disk when this returns.
         """
         with self._lock:
             self._outgoing.refuse_second()
             self._outgoing.outbox = outbox
+        if lock is not None:
+            self._status.locks.append(lock)
         self.run(lambda _table: self._writer.image.open_log())
 
     def void_session(self) -> int:

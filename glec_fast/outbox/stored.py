@@ -141,7 +141,7 @@ class DurableOutbox(RowOutbox):
             self.session.resume(False)
         self._owners = Owners(self, on_owner_away)
         self.rewind()
-        store.attach(self)
+        store.attach(self, self.lock)
 
     def _load_image(self) -> list[tuple[int, int]]:
         image = self.store.load_session()
