@@ -68,7 +68,7 @@ def test_a_strict_python_has_no_warning(tls_broker: Broker, authority: Certifica
     assert run("whole_life.py", *arguments, options=("-X", "dev", "-W", "error")) == DONE
 
 
-def test_a_notebook(broker: Broker) -> None:
+def test_a_notebook(broker: Broker, tmp_path: Path) -> None:
     need("nbclient", "nbformat", "ipykernel")
     import nbformat
     from nbclient import NotebookClient
@@ -94,7 +94,9 @@ def test_a_notebook(broker: Broker) -> None:
         client.close()"""
     cells = [nbformat.v4.new_code_cell(textwrap.dedent(each)) for each in text.split("\n\n")]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    NotebookClient(notebook, timeout=int(10 * TIMEOUT_S), kernel_name="python3").execute()
+    # From elsewhere, so that it finds what is installed.
+    elsewhere = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=int(10 * TIMEOUT_S), kernel_name="python3", resources=elsewhere).execute()
     assert notebook.cells[3].outputs[0]["data"]["text/plain"] == "(True, True)"
 
 

@@ -18,6 +18,7 @@ from paho.mqtt.properties import Properties
 
 import glec_fast.mqtt as mqtt
 from glec_fast.engine import network_thread
+from support.differential import AS_2_2
 from support.gateway import TIMEOUT_S, eventually
 from support.loopback import LoopbackServer
 
@@ -206,6 +207,7 @@ def test_loop_stop_ends_with_a_peer_that_does_not_read(monkeypatch: pytest.Monke
     client._sock_close()
 
 
+@AS_2_2
 @pytest.mark.parametrize("version", [paho.MQTTv311, paho.MQTTv5])
 def test_a_session_that_should_be_forgotten_ends_the_connection(serve: Callable[..., Scripted], version: int) -> None:
     is_5 = version == paho.MQTTv5
@@ -332,6 +334,7 @@ def test_any_reason_to_refuse_the_login_is_told(code: int, serve: Callable[..., 
     assert [(each.is_failure, each.value) for each in told] == [(True, code if code == 0x85 else 0x80)]
 
 
+@AS_2_2
 @pytest.mark.parametrize("code", [0x8B, 0x92, 0xB5, 0xFF])
 def test_any_reason_of_a_disconnect_is_the_server_s_end(code: int, serve: Callable[..., Scripted]) -> None:
     server, told = serve(CONNACK_5 + bytes((0xE0, 1, code))), []
