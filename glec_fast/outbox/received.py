@@ -146,7 +146,7 @@ class Received:
             elif mid in self._known:
                 if self._is_same(mid, self._known[mid], message):
                     self._owed.add(mid)
-                    if mid in self._on_disk:
+                    if not self._is_to_be_written(mid):
                         self._answer_owed(_PUBREC, mid)
                     return False
                 # A crash while it is handled would have it taken for the one that is on disk.

@@ -144,6 +144,33 @@ def test_an_answer_waits_for_the_disk(path: Path) -> None:
         assert leaving(gateway) == ack(PUBCOMP, 7)
 
 
+def test_an_id_of_an_ended_session_on_disk_is_no_leave_for_pubrec(path: Path) -> None:
+    """The first of the session that began unseen is handled, and comes again, before the disk has anything of it."""
+    with ScriptedGateway(path) as gateway:
+        received = Received(gateway.outbox)
+        received.turn_to((CLIENT_ID, BROKER_NAME), ())
+        gateway.outbox.put_packet(b"\x10\x00", first=True)
+        leaving(gateway)
+        first, second, again = (
+            SimpleNamespace(mid=7, qos=2, dup=dup, topic="t", payload=payload)
+            for payload, dup in ((b"a", False), (b"b", False), (b"b", True))
+        )
+        assert received.is_new(first)
+        assert received.acknowledge(7, first)
+        gateway.store.run(lambda _table: None)
+        leaving(gateway)
+        received.resume(is_continued=False)
+        with held_disk(gateway):
+            assert received.is_new(second)
+            assert received.acknowledge(7, second)
+            received.begin()
+            assert not received.is_new(again)
+            gateway.outbox.put_acks()
+            assert leaving(gateway) == b""
+        assert leaving(gateway) == ack(PUBREC, 7)
+        assert on_disk(path) == {7}
+
+
 @pytest.mark.parametrize("is_handled_away", [True, False])
 def test_one_that_is_handled_while_another_broker_is_turned_to(path: Path, is_handled_away: bool) -> None:
     """Back at the first one, it is not handed on again."""

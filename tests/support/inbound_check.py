@@ -28,6 +28,7 @@ from glec_fast.fleet.incoming import Incoming
 from glec_fast.mqtt.filters import Filters
 from glec_fast.mqtt.greeting import Accepted
 from glec_fast.mqtt.inbound_message import InboundMessage, kept_message
+from glec_fast.outbox import received
 from glec_fast.outbox.received import Received
 from support.dict_store import QuietLog
 from support.model_check import Found, SearchError
@@ -467,9 +468,10 @@ class World:
         if step == "crash behind the write":
             self.store.commit()
         exposures = list(self.exposures)
-        on_disk = {mid for mid, _ in self.connection.execute("SELECT packet_id, mark FROM glec_received")}
+        on_disk = dict(self.connection.execute("SELECT packet_id, mark FROM glec_received"))
         for mid, (number, qos, state) in self.broker.in_flight.items():
-            comes_again = state == "sent" and (qos == 1 or mid not in on_disk)
+            is_known = on_disk.get(mid) == received._mark(self._message(mid, qos, False, number))
+            comes_again = state == "sent" and (qos == 1 or not is_known)
             if comes_again and self._count(number):
                 exposures.append(number)
         return Root(
