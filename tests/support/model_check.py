@@ -125,6 +125,8 @@ class World:
         if self._bounds.owners > 1:
             names = [f"broker {number}" for number in range(self._bounds.owners)]
             self.outbox.identify("client", names[self.at], (), names)
+        elif self._bounds.refuses:
+            self.outbox.identify(*self.disk.identity)
 
     # ---- steps
 
