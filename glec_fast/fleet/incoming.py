@@ -14,6 +14,7 @@ from glec_fast.fleet.handlers import Call, Executor
 from glec_fast.fleet.inbox import Arrival, Inbox
 from glec_fast.fleet.subscriptions import Subscription, Subscriptions
 from glec_fast.mqtt.client import parts_of
+from glec_fast.runtime import process
 from glec_fast.runtime._lock import Lock
 from glec_fast.validation import check_callback
 
@@ -159,6 +160,10 @@ class Incoming:
     def on_answer(self, packet_id: int, reasons: list[ReasonCode]) -> None:
         """SUBACK or UNSUBACK has come."""
         self._subscriptions.on_answer(packet_id, [reason.value for reason in reasons])
+
+    def forbid(self, pid: int) -> None:
+        """In a forked child: what a program kept of this is of use in the parent alone."""
+        process.forbid(self._subscriptions, pid, {})
 
     # ---- figures, and the end
 

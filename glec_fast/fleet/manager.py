@@ -149,6 +149,8 @@ class MQTTManager(Overseen):
         if self._answering is not None:
             self._answering.let_go_in_child()
         process.forbid(self, pid, {"disconnect": None, "is_connected": False})
+        if self._incoming_or_none is not None:
+            self._incoming_or_none.forbid(pid)
 
     # ---- connection
 

@@ -149,6 +149,24 @@ def test_every_call_on_a_manager(broker: Broker, tmp_path: Path) -> None:
         manager.publish("t", "x", 2).wait_for_publish(TIMEOUT_S)
 
 
+def test_a_subscription_of_the_parent(broker: Broker, tmp_path: Path) -> None:
+    came: list[Any] = []
+    with MQTTManager(quick_config(broker.url, tmp_path)) as manager:
+        unanswered = manager.subscribe("before", came.append)
+        manager.connect()
+        subscription = manager.subscribe("in", came.append)
+        assert subscription.wait_granted(TIMEOUT_S)
+
+        def work() -> None:
+            for each in (subscription, unanswered):
+                refused(each.wait_granted)
+                refused(lambda each=each: each.granted_qos)
+
+        assert failure_in_child(work) == ""
+        manager.publish("in", "x", 2)
+        assert eventually(lambda: len(came) == 1)
+
+
 @pytest.mark.parametrize("kind", [Store, OfflineQueueManager])
 def test_every_call_on_a_queue(kind: type, tmp_path: Path) -> None:
     queue = kind(tmp_path / "queue.db")
