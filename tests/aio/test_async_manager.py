@@ -359,6 +359,7 @@ def test_it_has_what_the_manager_of_threads_has() -> None:
         call, of_threads = getattr(AsyncMQTTManager, name), getattr(MQTTManager, name)
         assert inspect.iscoroutinefunction(call)
         assert inspect.signature(call) == inspect.signature(of_threads)
+        assert call.__qualname__ == f"AsyncMQTTManager.{name}"
         assert call.__doc__.startswith(inspect.cleandoc(of_threads.__doc__).splitlines()[0])
 
 
