@@ -298,8 +298,8 @@ def table(labels: list[str], before: str, row: str) -> str:
 `make compat` fetches these packages from PyPI, runs each over paho-mqtt {PAHO} and, by `python -m glec_fast.mqtt`, over our class, and compares
 test by test. A package whose sdist has no tests does its main job against a broker instead; each line that it prints counts as one test.
 Run with Python {sys.version_info.major}.{sys.version_info.minor}. What differs is explained in [differences.md](differences.md), in the rows that name the test. What
-fails with either wants what is not there: certificates that have not expired (paho 2.1), a broker of its own (ebus-mqtt-client, flask-mqtt),
-an older asyncio (mqtt-hass-base). Expected failures of theirs count as skipped.
+fails with either wants what is not there: certificates that have not expired and a machine with nothing else to do (paho 2.1), a broker
+of its own (ebus-mqtt-client, flask-mqtt), an older asyncio (mqtt-hass-base). Expected failures of theirs count as skipped.
 
 | package | what is run | passed with paho | passed with ours | skipped | different | run on |
 |---|---|---|---|---|---|---|
