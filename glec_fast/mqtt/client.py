@@ -230,9 +230,10 @@ class Client(process.OfOneProcess, WithCallbacks):
         return self._glec_outbox.handle_for(message_id)
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until every accepted message is finished; False after the time-out, with nothing lost.
+        """Wait until every accepted message is finished; False after `timeout_s` seconds, with nothing lost.
 
-        Not from a callback. Raises UnsupportedError without a store.
+        timeout_s: None waits as long as it takes. From any thread, and not from a callback. Raises ConfigError for what
+        is no time, UnsupportedError without a store.
         """
         return self._glec_outbox.store.wait_empty(timeout_s)
 
@@ -339,8 +340,13 @@ class Client(process.OfOneProcess, WithCallbacks):
     def on_publish(self) -> Any:
         """Called in the network loop for each message that the broker has taken over (QoS 0: the socket).
 
-        With (client, userdata, mid), and VERSION2 with the reason code and properties of the acknowledgement too. With
-        a store, also for messages of an earlier process; `mid` is the message id.
+            def on_publish(client, userdata, mid, reason_code, properties): ...  # VERSION2
+            def on_publish(client, userdata, mid): ...                           # VERSION1
+
+        mid: that of the handle which `publish` returned, and perhaps has not returned yet. reason_code, properties: of
+        PUBACK or PUBREC and PUBCOMP (MQTT 5, 3.4.2, 3.5.2, 3.7.2); success and none before MQTT 5, and for QoS 0. A
+        `reason_code.is_failure` says that the broker has refused the message. With a store, it is called also for
+        messages of an earlier process; `mid` is the message id. As a decorator: `publish_callback`. Set by any thread.
         """
         return self._on_publish
 
@@ -361,6 +367,7 @@ class Client(process.OfOneProcess, WithCallbacks):
     def ack(self, mid: int, qos: int) -> MQTTErrorCode:
         """Acknowledge a message that arrived, where `manual_ack` is set: its `mid` and `qos`. From any thread.
 
+        Returns MQTT_ERR_SUCCESS, also where there is nothing to acknowledge, or MQTT_ERR_NO_CONN (4.3.2, 4.3.3).
         With a store, one of QoS 2 is recorded on disk, and not given to the program again, also by the next process.
         """
         received = self._glec_parts.dispatcher.received
@@ -435,7 +442,10 @@ class Client(process.OfOneProcess, WithCallbacks):
         return super().loop_forever(timeout, retry_first_connection)
 
     def loop_start(self) -> MQTTErrorCode:
-        """Run `loop_forever` in a thread of its own. Returns MQTT_ERR_INVAL where one runs already."""
+        """Run `loop_forever` in a daemon thread of its own; callbacks are called in it. From any thread.
+
+        Returns MQTT_ERR_SUCCESS, or MQTT_ERR_INVAL where one runs already. `loop_stop` ends it.
+        """
         return self._glec_parts.thread.start()
 
     def loop_stop(self) -> MQTTErrorCode:
