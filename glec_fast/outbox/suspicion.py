@@ -44,8 +44,9 @@ _CONTROL_BYTES_MAX = 32 * 1024
 # What was learned of a link counts half after so much more.
 _REMEMBERED_BYTES = 1 << 20
 # Kinds of notes. Of a message: connections that ended while it was exposed, and while it was alone; the most bytes that
-# went then, in units; tries that the server has named it in, and its reason. Of links: what they carried, and ends.
-_EXPOSED, _TRIED, _SIZED, _NAMED, _LINK = range(0x80, 0x85)
+# went then, in units; tries that the server has named it in, and its reason. Of links: what they carried, and ends;
+# the message that they fell silent behind, and how often in a row.
+_EXPOSED, _TRIED, _SIZED, _NAMED, _LINK, _SILENCED = range(0x80, 0x86)
 _UNIT_BYTES = 16
 _VALUE_MAX = 0xFFFF
 # More are not noted: the image goes to disk before each message of QoS 2.
@@ -100,6 +101,8 @@ class Suspicion:
             notes.append((message_id, min(ceil(size / _UNIT_BYTES), _VALUE_MAX), _SIZED))
         for message_id, (named, reason) in self._named.items():
             notes.append((message_id, min(named, 0xFF) << 8 | reason, _NAMED))
+        if self._silenced is not None:
+            notes.append((self._silenced, min(self._silent_ends, _VALUE_MAX), _SILENCED))
         if self._innocent_ends:
             notes.append((max(int(self._carried_bytes), 1), min(ceil(self._innocent_ends), _VALUE_MAX), _LINK))
         return notes
@@ -119,6 +122,8 @@ class Suspicion:
                 self._bytes[number] = value * _UNIT_BYTES
             elif kind == _NAMED:
                 self._named[number] = value >> 8, value & 0xFF
+            elif kind == _SILENCED:
+                self._silenced, self._silent_ends = number, value
         self.aside = {each for each, tries in self._tries.items() if tries >= self.needed(each)}
 
     def begin(self) -> None:

@@ -192,3 +192,18 @@ def test_notes_have_a_bound() -> None:
     suspicion = Suspicion(TRIES)
     end(suspicion, 1 << 61, size=1 << 30)
     assert all(0 <= value <= 0xFFFF for _number, value, _kind in suspicion.notes())
+
+
+def test_a_later_process_knows_behind_which_message_links_fall_silent() -> None:
+    suspicion = Suspicion(TRIES)
+    for _ in range(TRIES):
+        suspicion.begin()
+        suspicion.end([7, 8], SIZE, SIZE, by_peer=False, is_silent=True)
+    later = Suspicion(TRIES)
+    later.recall(suspicion.notes(), gone=())
+    later.begin()
+    assert later.passed_over == 7
+    gone = Suspicion(TRIES)
+    gone.recall(suspicion.notes(), gone={7})
+    gone.begin()
+    assert (gone.passed_over, gone.is_idle) == (None, True)
