@@ -13,7 +13,7 @@ from glec_fast.durable.schedule import Schedule
 from glec_fast.durable.state_rows import has_clock, load_clock
 from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import ALERT_QOS, Commit, Key, Row
-from glec_fast.errors import QueueStorageError
+from glec_fast.errors import MessageError, QueueStorageError
 from glec_fast.runtime._lock import Condition
 from glec_fast.runtime.process import EXIT_TIMEOUT_S
 
@@ -46,6 +46,8 @@ class Intake:
         self.disk_times = DiskTimes()
         self.pending: list[Row] = []
         self.writing: list[Row] = []
+        # Of topic and payload; 0 for no limit.
+        self.message_max_bytes = 0
         # In the place of PENDING_ROWS_MAX, where it is not 0.
         self.pending_max = 0
         # No row on disk comes behind (timestamp, id), and all that are to come do.
@@ -143,6 +145,11 @@ class Intake:
         ttl_ms: int | None = None,
     ) -> int:
         """`Store.append` without a wait or a request; the caller holds the lock."""
+        if self.message_max_bytes and len(topic) + len(payload) > self.message_max_bytes:
+            raise MessageError(
+                f"topic and payload are {len(topic) + len(payload):,} bytes, and the whole queue may take"
+                f" {self.message_max_bytes:,}: raise queue_max_bytes, or send it in parts"
+            )
         now_ms = self.clock.now_ms()
         lasts_ms = self._ttl_ms if ttl_ms is None else ttl_ms
         if extras is not None and extras.expiry_interval_s is not None:

@@ -63,12 +63,17 @@ class Overflow:
 
         dropped: what the transaction has deleted unsent already, and what this does behind it.
         """
-        most = len(commit.rows) + DROP_ROWS_MAX
+        most, step = len(commit.rows) + DROP_ROWS_MAX, 1
         while most > 0:
-            excess = max(self._excess_rows(commit, table.deleted), self._excess_by_bytes(commit, table))
+            excess = self._excess_rows(commit, table.deleted)
+            is_counted = excess > 0
+            if not is_counted:
+                # What a row takes is known once it is gone: one large one may be enough.
+                excess = min(self._excess_by_bytes(commit, table), step)
+                step *= 2
             if excess <= 0:
                 break
-            count = self._choose(table, min(excess, most), most)
+            count = self._choose(table, min(excess, most), most, is_counted=is_counted)
             if not count:
                 break
             dropped += self._dropping.delete_marked(table, dropped)
@@ -89,17 +94,20 @@ class Overflow:
         row_count = commit.row_count + len(commit.rows) - table.deleted
         return -(-row_count * (used_bytes - limit_bytes) // used_bytes)
 
-    def _choose(self, table: QueueTable, wanted: int, most: int) -> int:
-        """Mark `wanted` rows, or more, up to `most`; returns how many."""
+    def _choose(self, table: QueueTable, wanted: int, most: int, *, is_counted: bool) -> int:
+        """Mark `wanted` rows, or more, up to `most`; returns how many.
+
+        is_counted: so many must go. Else it is a guess, and no row goes while there is one that goes before it.
+        """
         dropping, reader = self._dropping, self._reader
         count = 0
         if self._has_telemetry and self._limits.overflow == THIN:
-            batch = min(max(wanted, self._limits.max_rows * _BATCH_PERCENT // 100), most)
-            count = self._thin(table, batch)
+            batch = max(wanted, self._limits.max_rows * _BATCH_PERCENT // 100) if is_counted else wanted
+            count = self._thin(table, min(batch, most))
         if not self._limits.is_ranked:
             return count + dropping.choose(reader.heads_ahead(table), DropReason.OVERFLOW, wanted - count)
         for qos in (_TELEMETRY, _RESULT, _ALERT):
-            if count >= wanted:
+            if count >= wanted or (count and not is_counted):
                 break
             if qos == _TELEMETRY and not self._has_telemetry:
                 continue

@@ -120,6 +120,7 @@ class Store(OfOneProcess):
             self._gathering = gathering = Gathering(status, schedule, intake, company, qos0_commit_delay_s, table)
             self._dropping = dropping = Dropping(status.lock, reader, intake.clock, max_retry, bounds)
             is_ranked = (queue_order, overflow) != (FIFO, OLDEST)
+            intake.message_max_bytes = max_queue_bytes
             room = Overflow(Limits(max_queue_size, max_queue_bytes, overflow, is_ranked), reader, dropping)
             given = file.path, file.connection, reader, dropping, room, intake.adopt, self.log
             self._writer = writer = Writer(*given)
@@ -221,7 +222,8 @@ class Store(OfOneProcess):
         QoS 0 waits up to `qos0_commit_delay_s`; QoS 1 and 2 up to 50 ms, and only where others came just before.
         It expires after `ttl_ms`, the store's own where None, or earlier by the interval in `extras`.
         `register` is told the id before any other thread can know of the message.
-        Raises QueueStorageError while the disk fails, QueueClosedError after `close`; then nothing was accepted.
+        Raises MessageError for what is larger than the whole queue may be, QueueStorageError while the disk fails,
+        QueueClosedError after `close`; then nothing was accepted.
         """
         return self._intake.append(topic, payload, qos, urgent, ttl_ms, extras, register)
 

@@ -227,7 +227,8 @@ class DurableOutbox(RowOutbox):
     def publish(self, topic: str, payload: str | bytes, qos: int, extras: Extras | None = None) -> PublishHandle:
         """Take a message. QoS 2 waits for the disk, unless told not to.
 
-        Raises MessageError for what is larger than the largest packet, QueueStorageError, QueueClosedError.
+        Raises MessageError for what is larger than the largest packet, or than the whole queue may be,
+        QueueStorageError, QueueClosedError.
         """
         if extras is not None or self._max_packet_bytes < PACKET_MAX_BYTES:
             packed = b"" if self.session.protocol_version != _MQTT_5 else None if extras is None else extras.packed()

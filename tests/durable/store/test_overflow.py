@@ -12,6 +12,7 @@ import pytest
 from glec_fast.durable.limits import ALERTS_FIRST, FIFO, OLDEST, THIN
 from glec_fast.durable.outcomes import DropReason
 from glec_fast.durable.store import Store
+from glec_fast.errors import MessageError
 from support.store import WAIT_S, RecordingOutbox, ids_on_disk
 
 RANKED = pytest.mark.parametrize(
@@ -198,3 +199,46 @@ class TestBytes:
         store = make_store(max_queue_size=10**6)
         put(store, 0, 3000, 1000)
         assert store.size == 3000
+
+
+class TestRowsOfManySizes:
+    @pytest.mark.parametrize("overflow", [THIN, OLDEST])
+    @pytest.mark.parametrize("qos", [0, 1])
+    def test_one_large_row_makes_room_for_all_others(
+        self, make_store: Callable[..., Store], overflow: str, qos: int
+    ) -> None:
+        store = make_store(max_queue_bytes=1_000_000, queue_order=ALERTS_FIRST, overflow=overflow)
+        outbox = RecordingOutbox(store)
+        put(store, 2, 200, 300)
+        put(store, 1, 100, 300)
+        (large,) = put(store, qos, 1, 900_000)
+        put(store, 0, 50, 300)
+        put(store, 2, 100, 300)
+        assert large in {each.message_id for each in outbox.dropped}
+        assert {each.qos for each in outbox.dropped} <= {0, qos}
+        kept = qos_on_disk(store)
+        assert kept[2] == 300
+        if qos == 0:
+            assert kept[1] == 100
+
+    def test_of_large_rows_no_more_go_than_must(self, make_store: Callable[..., Store]) -> None:
+        store = make_store(max_queue_bytes=5_000_000, queue_order=ALERTS_FIRST, overflow=THIN)
+        outbox = RecordingOutbox(store)
+        put(store, 2, 500, 300)
+        for _ in range(60):
+            put(store, 0, 1, 200_000)
+        put(store, 2, 100, 300)
+        assert {each.qos for each in outbox.dropped} == {0}
+        kept = qos_on_disk(store)
+        assert kept[2] == 600
+        assert kept[0] >= 15
+
+    @pytest.mark.parametrize("qos", [0, 1, 2])
+    def test_what_is_larger_than_the_queue_is_refused(self, make_store: Callable[..., Store], qos: int) -> None:
+        store = make_store(max_queue_bytes=1_000_000)
+        for payload in ("x" * 1_000_000, b"x" * 1_000_000):
+            with pytest.raises(MessageError, match=r"1,000,001 bytes.*raise queue_max_bytes"):
+                store.append("t", payload, qos)
+            with pytest.raises(MessageError, match="queue_max_bytes"):
+                store.append_many([("t", "small", qos), ("t", payload, qos)])
+        assert store.size == 0
