@@ -83,7 +83,7 @@ class Caretaker:
         before = self._reader.connection, self._writer.connection
         try:
             if damage is not None:
-                self._file.salvage_in_use(damage)
+                self._file.salvage_in_use(damage, self._intake.row_count)
             elif not is_in_place:
                 self._file.put_back()
         except QueueReplacedError as error:

@@ -93,9 +93,10 @@ class QueueFile:
                 raise
             raise apsw.CorruptError("its first page is overwritten") from None
 
-    def _carry_over(self, error: Exception) -> None:
+    def _carry_over(self, error: Exception, row_count: int = 0) -> None:
         logger.error("queue file %s is damaged (%s); carrying over what can be read", self.path, error)
-        self.salvage = carry_over(self.path, self._lock.follow)
+        found = carry_over(self.path, self._lock.follow)
+        self.salvage = found._replace(rows_lost=max(found.rows_lost, row_count - found.rows_carried))
         logger.error(
             "%d messages carried over, at least %d lost; the damaged file is kept as %s",
             self.salvage.rows_carried,
@@ -159,10 +160,11 @@ class QueueFile:
             return False
         return _identity(log) == self._log_place and not self._is_log_whole(log)
 
-    def salvage_in_use(self, damage: Exception) -> None:
+    def salvage_in_use(self, damage: Exception, row_count: int = 0) -> None:
         """Carry over what can be read of a file that was found damaged in use: `connection` is then another.
 
-        The lock is never let go of. The caller gives the connection before to `discard`, as those of `reader`.
+        row_count: so many rows there were, as far as is known. The lock is never let go of. The caller gives the
+        connection before to `discard`, as those of `reader`.
         Raises QueueReplacedError where another file has the name, apsw.Error, OSError; the call may be repeated, also
         where an exception has cut into it.
         """
@@ -170,7 +172,7 @@ class QueueFile:
         finish_carry_over(self.path, self._lock.follow)
         if not self._has_name() or not self._has_log():
             self._put_back_damaged()
-        self._carry_over(damage)
+        self._carry_over(damage, row_count)
         self.connection = open_database(self.path)
         self._note_place()
 

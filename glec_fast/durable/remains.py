@@ -14,6 +14,7 @@ from typing import Any
 
 import apsw
 
+from glec_fast.durable.broken_log import with_whole_frames
 from glec_fast.durable.database import (
     COLUMNS,
     FORMER_PAGE_BYTES,
@@ -25,7 +26,7 @@ from glec_fast.durable.database import (
 from glec_fast.durable.foreign_rows import ID_MAX, STAMP_MAX_MS, TIME_MAX_MS, are_extras, as_number, as_time_ms
 from glec_fast.durable.lock import create_file
 from glec_fast.durable.raw_pages import PageError, RawPages, bytes_in_pages
-from glec_fast.durable.salvage import LENT, copy, remove
+from glec_fast.durable.salvage import FRAMES, LENT, copy, remove
 
 # Text as bytes, which need not be any: an error would end the reading.
 _AS_FOUND = "iif(typeof({0}) = 'text', CAST({0} AS BLOB), {0})"
@@ -74,14 +75,32 @@ class Remains:
         self._is_sequence_known = False
         self._is_incomplete = False
         self._encoding = "UTF-8"
-        # SQLite would delete the log of an empty file.
-        if not path.stat().st_size or not self._read(path) or (self._is_incomplete and _has_wrong_size(path)):
-            self._read_with_lent_header(path)
+        self._read_latest(path)
         self._remembered = {number for number in self._remembered.union(self._rows) if 0 < number <= ID_MAX}
         self.expected = max(len(self._remembered), len(self._rows))
         highest = max(self._last_id, *self._remembered, 0)
         self._last_id = highest if self._is_sequence_known else min(highest + IDS_LEFT_OUT, ID_MAX)
         self.rows = list(self._sound_rows())
+
+    def _read_latest(self, path: Path) -> None:
+        whole = path.with_name(path.name + FRAMES)
+        try:
+            remove(whole)
+            if with_whole_frames(path, whole) and (self._read_any(whole) or self._rows):
+                return
+        except OSError as error:
+            logger.warning("the log of the damaged file %s cannot be read frame by frame: %s", path, error)
+        finally:
+            remove(whole)
+        self._read_any(path)
+
+    def _read_any(self, path: Path) -> bool:
+        """False where not all could be read."""
+        # SQLite would delete the log of an empty file.
+        if not path.stat().st_size or not self._read(path) or (self._is_incomplete and _has_wrong_size(path)):
+            self._read_with_lent_header(path)
+            return False
+        return not self._is_incomplete
 
     def _sound_rows(self) -> Iterator[_Values]:
         """With ids and times that rows are found and ordered by; what no message can be made of is found out in use."""

@@ -20,9 +20,9 @@ from glec_fast.durable.lock import create_file, sync_folder
 
 _PAGE_BYTES_MIN = 512
 COMPANIONS = ("-wal", "-shm", "-journal")
-LENT = "-copy"
+LENT, FRAMES = "-copy", "-frames"
 # All that stand beside a queue file; `-lock` has a use of its own.
-_BESIDE = (*COMPANIONS, "-qos2", "-salvage", "-new", *(f"-new{each}" for each in COMPANIONS), LENT, "-pages")
+_BESIDE = (*COMPANIONS, "-qos2", "-salvage", "-new", *(f"-new{each}" for each in COMPANIONS), LENT, FRAMES, "-pages")
 
 logger = logging.getLogger("glec_fast")
 

@@ -13,6 +13,7 @@ import pytest
 
 from glec_fast.durable.store import Store
 from glec_fast.fleet.offline_queue import OfflineQueueManager
+from support.gateway import eventually
 from support.queue_files import SPECIFIED_SCHEMA, WAIT_S, plain
 from support.queue_fuzz import DECLARED, OBJECTS, PAGE_BYTES, check, database
 
@@ -234,3 +235,58 @@ def test_any_one_page_costs_no_more_than_what_it_has(path: Path, caplog: pytest.
         with OfflineQueueManager(path) as queue:
             # A leaf has less than `page_bytes` of rows.
             assert queue.get_queue_size() >= COUNT - page_bytes // 100, at // page_bytes + 1
+
+
+class TestBrokenLog:
+    """Frames of the write-ahead log that are not what was written, and whole ones behind them."""
+
+    @staticmethod
+    def fill(connection: apsw.Connection, first: int, count: int) -> None:
+        """One transaction for each; the log stays as it is as long as the connection is open."""
+        for number in range(first, first + count):
+            connection.execute(INSERT, ("t", f"payload {number} " + "x" * 200, 1, number + 1, FAR_MS))
+
+    @pytest.mark.parametrize(("at", "size"), [(32, 3000), (32, 8), (60, 4), (1000, 2000), (4000, 5000), (40, 1)])
+    def test_what_came_behind_it_is_carried_over(self, path: Path, tmp_path: Path, at: int, size: int) -> None:
+        Store(path).close()
+        taken = tmp_path / "taken.db"
+        with closing(apsw.Connection(str(path))) as connection:
+            self.fill(connection, 0, COUNT)
+            for suffix in ("", "-wal"):
+                shutil.copyfile(f"{path}{suffix}", f"{taken}{suffix}")
+        with Path(f"{taken}-wal").open("r+b") as log:
+            log.seek(at)
+            log.write(b"\xa5" * size)
+        taken.with_name(taken.name + "-salvage").touch()
+        assert read_numbers(taken) == list(range(COUNT))
+
+    def test_nothing_that_was_deleted_comes_back(self, path: Path, tmp_path: Path) -> None:
+        Store(path).close()
+        taken = tmp_path / "taken.db"
+        with closing(apsw.Connection(str(path))) as connection:
+            self.fill(connection, 0, COUNT)
+            at = Path(f"{path}-wal").stat().st_size
+            connection.execute("DELETE FROM mqtt_offline_queue WHERE id % 2 = 0")
+            self.fill(connection, COUNT, 1)
+            for suffix in ("", "-wal"):
+                shutil.copyfile(f"{path}{suffix}", f"{taken}{suffix}")
+        with Path(f"{taken}-wal").open("r+b") as log:
+            log.seek(at // 2)
+            log.write(b"\xa5" * 3000)
+        taken.with_name(taken.name + "-salvage").touch()
+        assert read_numbers(taken) == list(range(0, COUNT + 1, 2))
+
+    def test_what_is_lost_of_a_file_in_use_is_counted(self, path: Path) -> None:
+        with closing(Store(path)) as store:
+            ids = store.append_many([("t", f"payload {number} " + "x" * 200, 1) for number in range(COUNT)])
+            assert store.wait_durable(ids[-1], WAIT_S)
+            size = Path(f"{path}-wal").stat().st_size
+            for name, at in ((f"{path}-wal", 32), (f"{path}", 0)):
+                with Path(name).open("r+b") as file:
+                    file.seek(at)
+                    file.write(b"\xa5" * (size if at else path.stat().st_size))
+            assert store.wait_durable(store.append("t", "payload 0", 2), WAIT_S)
+            # Whoever meets the damage has it mended.
+            assert eventually(lambda: bool(store.read(10 * COUNT) and store.drops.get("damaged_file")))
+            carried = store.run(lambda table: len(table.read_all()))
+            assert carried + store.drops["damaged_file"] == COUNT + 1
