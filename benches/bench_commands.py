@@ -5,7 +5,7 @@ A requester (paho-mqtt with TCP_NODELAY, in its own process) sends one command a
 set_tcp_nodelay. In between are the mark that the command has begun, its handler in a thread, and one transaction with
 "done", the reply and the packet id, each on disk before the next. `echo` is the floor: the same two clients, paho on
 both sides, and no disk. A mosquitto as it comes holds a reply back until the requester's kernel has acknowledged what
-came before it, 40 ms: that is in both rows.
+came before it, 40 ms: that is in both rows, and `--check` looks at the other broker's.
 """
 
 from __future__ import annotations
@@ -117,14 +117,16 @@ def rows(count: int, qos_levels: Sequence[int]) -> Iterator[tuple[str, str, int,
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--count", type=int, default=1000, help="commands of each row (default: 1000)")
-    arguments.add_argument("--check", action="store_true", help="fail where a row of glec is above the bars")
+    arguments.add_argument(
+        "--check", action="store_true", help="fail where a row of glec and nodelay is above the bars"
+    )
     options = arguments.parse_args()
     print(machine())
     table, is_good = [], True
     for vehicle, broker, qos, times in rows(options.count, (1, 2)):
         cuts = [1000 * each for each in statistics.quantiles(times, n=100)]
         p50_ms, p90_ms, p99_ms = cuts[49], cuts[89], cuts[98]
-        if vehicle == "glec":
+        if vehicle == "glec" and BROKERS[broker]:
             is_good = is_good and p50_ms <= P50_BAR_MS and p99_ms <= P99_BAR_MS
         table.append(
             (vehicle, broker, str(qos), *(f"{each:.2f}" for each in (p50_ms, p90_ms, p99_ms, 1000 * times[-1])))
