@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
 from typing import Any
 
 from paho.mqtt.enums import MQTTErrorCode
@@ -18,11 +17,11 @@ from glec_fast.durable.store import Store
 from glec_fast.durable.transaction import ALERT_QOS, Row
 from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
 from glec_fast.outbox._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
+from glec_fast.outbox.blame import Blame
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.outbox.owners import OnOwnerAway, Owner, Owners
 from glec_fast.outbox.quota import Quota
 from glec_fast.outbox.server_limits import ServerLimits, limits_of
-from glec_fast.outbox.suspicion import Note, Suspicion, Verdict
 from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.outbox.weaknesses import Weakness, Weaknesses
 from glec_fast.protocol._inbound import unpack_properties
@@ -41,13 +40,6 @@ _SAID = -1
 _UNASKED_BYTES_MAX = 16_000
 # What zlib may add to what it cannot make smaller, with what a longer packet's length takes.
 _AROUND_BATCH_BYTES = 64
-# Where nothing else is to be sent, so many at once show what a connection carries.
-_PROBES_MAX = 2048
-# Reason codes of a DISCONNECT that are about something else than a message (MQTT 5, 3.14.2.1).
-_ABOUT_THE_CONNECTION = frozenset(
-    (0x89, 0x8B, 0x8C, 0x8D, 0x8E, 0x8F, 0x93, 0x94, 0x96, 0x98, 0x9C, 0x9D, 0x9E, 0x9F, 0xA0, 0xA1, 0xA2)
-)
-_FAILURE = 0x80
 # Aliases are ours, not a message's.
 _TOPIC_ALIAS_INVALID = 0x94
 
@@ -108,21 +100,13 @@ class DurableOutbox(RowOutbox):
         self._asked_at = 0
         # A connection that was accepted begins with PINGREQ alone; and what it will go on with.
         self.is_proving = False
-        self._suspicion = Suspicion(store.max_retry)
-        # What it has learned is to be on disk before anything is sent again.
-        self._has_learned = False
+        self._blame = Blame(self)
         # Messages that went with a lower QoS, as far as they were not noted.
         self._lowered_count = 0
-        # For quarantine, and their rows are still there.
-        self._leaving: set[int] = set()
         # Rows of QoS 0 were passed over on this connection, until it is not narrow any more.
         self._has_held_back = False
-        # So was what `Suspicion` passes over.
-        self._has_passed_over = False
         # Where the queue is read anew on a connection that goes on: what is in flight, or for `_read_again`.
         self._on_its_way: frozenset[int] = frozenset()
-        # What the socket had taken before this connection.
-        self._begun_bytes = 0
         self._receive_maximum = 65_535
         # What it takes (MQTT 5, 3.2.2.3.8).
         self._topic_alias_maximum = 0
@@ -158,15 +142,12 @@ class DurableOutbox(RowOutbox):
         QueueClosedError; then there must be no connection.
         """
         self.store.refuse_if_closed()
-        if self._has_learned:
-            self._has_learned = False
-            with suppress(QueueStorageError):
-                self.store.run(lambda _table: None)
+        self._blame.save()
         identity = client_id, owner
         if self._identity != identity:
             known = self.store.identity
             is_first = not any(self._identity) and known[0] == client_id and known[1] in (owner, *members)
-            self._begin_suspicion(self.session.notes if is_first else [])
+            self._blame.turn_to(self.session.notes if is_first else [])
             self.is_downgrade_recorded = self.is_downgrade_recorded and owner == self._identity[1]
             self._identity = identity
             self._has_session = False
@@ -403,7 +384,7 @@ class DurableOutbox(RowOutbox):
     @property
     def has_timers(self) -> bool:
         """See `Outbox.has_timers`."""
-        unproven = self._unanswered.suspects or self._suspicion.aside or self._unproven
+        unproven = self._unanswered.suspects or self._blame.suspicion.aside or self._unproven
         return bool(not self.is_open or self.is_narrow or self._again or unproven or self._has_waiting_rows())
 
     def _end_orphans(self) -> None:
@@ -413,7 +394,7 @@ class DurableOutbox(RowOutbox):
             parked = self.session.parked_ids()
         gone = self.store.missing(parked) if parked else []
         with self.lock:
-            self._suspicion.on_answered(gone)
+            self._blame.suspicion.on_answered(gone)
             # Another thread may have ended the connection.
             for message_id in gone if self.is_open else ():
                 self.session.release_parked(message_id)
@@ -487,8 +468,9 @@ class DurableOutbox(RowOutbox):
 
     def _allowed(self, rows: list[Row]) -> list[Row]:
         """What this server takes; it counts as refused where it would end the connection over a message instead."""
-        if self.is_narrow or self.has_suspects or self._leaving:
-            rows = self._beside_suspects(rows)
+        if self.is_narrow or self.has_suspects or self._blame.leaving:
+            all_rows, rows = rows, self._blame.beside(rows)
+            self._has_held_back = self._has_held_back or len(rows) < len(all_rows)
         limits = self.limits
         if limits is None:
             return rows
@@ -508,22 +490,6 @@ class DurableOutbox(RowOutbox):
             self._pass_on_refused()
         return [row for row in rows if row[0] not in over]
 
-    def _beside_suspects(self, rows: list[Row]) -> list[Row]:
-        """Those that may go on this connection, see `Suspicion`."""
-        with self.lock:
-            over = self._suspicion.passed_over
-            passed_over = self._suspicion.aside | self._leaving | ({over} if over is not None else set())
-            parked = frozenset(self.session.parked_ids())
-        if self.is_narrow:
-            # All is lowered to it, but for what has an exchange.
-            is_qos_0_all = self.limits is not None and self.limits.qos_max == 0
-            passed_over |= {row[0] for row in rows if row[3] == 0 or (is_qos_0_all and row[0] not in parked)}
-        kept = [row for row in rows if row[0] not in passed_over]
-        if over is not None and any(row[0] == over for row in rows):
-            self._has_passed_over = True
-        self._has_held_back = self._has_held_back or len(kept) < len(rows)
-        return kept
-
     def _pass_on_refused(self) -> None:
         with self.lock:
             refused, self._refused = self._refused, []
@@ -538,7 +504,7 @@ class DurableOutbox(RowOutbox):
     def park(self) -> None:
         """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
         in_order, has_left = self.is_left, self.session.unsent_bytes == 0
-        self._suspect()
+        self._blame.end()
         parked, finished, stranded, unproven, unproven_count = self._end_connection()
         self._rewind(parked, finished)
         if unproven_count:
@@ -556,87 +522,9 @@ class DurableOutbox(RowOutbox):
         if tries:
             logger.warning("the broker ended the connection over the PUBREL of message %d, try %d", oldest[0], tries)
 
-    def _begin_suspicion(self, notes: list[Note]) -> None:
-        """notes: of an earlier process, with the same broker."""
-        suspicion = Suspicion(self.store.max_retry)
-        suspicion.recall(notes, self.store.missing([number for number, _value, _kind in notes]) if notes else [])
-        with self.lock:
-            self._suspicion = suspicion
-            self._note_suspicion()
-
-    def _note_suspicion(self) -> None:
-        """It has changed; the caller holds the lock."""
-        self.has_suspects = not self._suspicion.is_idle
-        self.session.notes = self._suspicion.notes()
-
-    def _suspect(self) -> None:
-        """A connection ends, and its exchanges are still those that were in flight."""
-        reason = self.left_reason
-        is_about_us = reason not in _ABOUT_THE_CONNECTION
-        with self.lock:
-            session, suspicion = self.session, self._suspicion
-            # Not a second time; and not where we leave, which has the server end it.
-            if not self.is_open or (session.has_last and not self.is_violated):
-                return
-            is_peer_s = self.is_violated or ((self.is_left or self.is_broken_off) and is_about_us)
-            exposed = [message_id for message_id in session.exposed_ids() if message_id not in self._said]
-            tries = suspicion.end(
-                exposed,
-                session.sent_to - session.publish_start,
-                session.sent_to - self._begun_bytes,
-                by_peer=is_peer_s and not self.has_refusals,
-                is_silent=self.is_silent,
-                reason=reason if reason >= _FAILURE else 0,
-            )
-            self._note_suspicion()
-            self._has_learned = bool(session.notes)
-            is_aside = bool(suspicion.aside.intersection(exposed))
-        if self._has_learned:
-            self.store.request_commit()
-        if is_aside:
-            text = f"message {exposed[0]} stands aside, so that others go: {tries} connections ended over it"
-            self.store.log.note(logging.WARNING, "messages standing aside", f"{tries} connections ended", text=text)
-        elif tries:
-            logger.debug("the connection ended over message %d, try %d", exposed[0], tries)
-
-    def _judge(self, carried_bytes: int) -> list[Verdict]:
-        """So much was carried by this connection, which lasts: what stands aside may be for quarantine by now.
-
-        It is not sent any more; for `_quarantine`, which logs, and so is called without a lock.
-        """
-        with self.lock:
-            verdicts = self._suspicion.judge(carried_bytes)
-            self._leaving.update(verdict.message_id for verdict in verdicts)
-            if verdicts:
-                self._note_suspicion()
-        return verdicts
-
-    def _quarantine(self, verdicts: list[Verdict]) -> None:
-        for verdict in verdicts:
-            why = _why(verdict)
-            text = f"message {verdict.message_id} goes into quarantine: {why}"
-            self.store.log.note(logging.ERROR, "messages quarantined", why, text=text)
-            self.store.quarantine([verdict.message_id], why)
-
-    def _probe(self) -> None:
-        """Find out what this connection carries without what stands aside, if need be with nothing but PINGREQs."""
-        if self.probes:
-            return
-        with self.lock:
-            session = self.session
-            wanted_bytes = self._suspicion.control_bytes - (session.answered_to - self._begun_bytes)
-            is_idle = session.in_flight == 0 and session.unsent_bytes == 0
-        count = 1
-        if is_idle and not self._has_waiting_rows():
-            count = max(1, min(-(-wanted_bytes // len(_PINGREQ)), _PROBES_MAX))
-        self.probes = count
-        for _ in range(count):
-            self.put_packet(_PINGREQ)
-        self._on_work()
-
     def _may_widen(self) -> bool:
         """Whether a narrow connection has no reason to be so any more."""
-        if self._suspicion.suspects:
+        if self._blame.suspicion.suspects:
             # Those that have no row any more answer to nobody.
             is_drained = not (self._more_to_read or self.store.has_alerts) and self._have_all_gone()
             return is_drained and not (self.session.in_flight or self.session.unsent_bytes)
@@ -644,14 +532,11 @@ class DurableOutbox(RowOutbox):
 
     def _note_answered(self, ids: list[int]) -> None:
         """The broker has answered these; the caller holds the lock."""
-        over = self._suspicion.passed_over
-        self._suspicion.on_answered(ids)
-        if over is not None and self._has_passed_over and over not in ids:
-            self._has_passed_over, self._suspicion.passed_over = False, None
+        over = self._blame.on_answered(ids)
+        if over is not None:
             if not self._again:
                 self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
             self._again.append(over)
-        self._note_suspicion()
 
     def begin_close(self) -> None:
         """See `Outbox.begin_close`: what waits for the broker to accept the connection is in the file."""
@@ -741,7 +626,7 @@ class DurableOutbox(RowOutbox):
             self.is_left = self.is_broken_off = self.is_violated = self.is_silent = False
             self.has_progress = self.has_refusals = False
             self.left_reason = 0
-            self._begun_bytes = self.session.sent_to
+            self._blame.note_start()
             self.probes = 0
             self._receive_maximum = receive_maximum
             must_wait = self._unanswered.begin(self.session.released_ids(), time.monotonic())
@@ -763,11 +648,10 @@ class DurableOutbox(RowOutbox):
         self.is_proving = False
         with self._pulling:
             with self.lock:
-                self._suspicion.begin()
-                over, self._has_passed_over = self._suspicion.passed_over, False
-            self.is_narrow = self._unanswered.is_careful or bool(self._suspicion.suspects)
+                has_suspects = self._blame.begin()
+            self.is_narrow = self._unanswered.is_careful or has_suspects
             self._has_held_back = False
-            verdicts = self._judge(0)
+            verdicts = self._blame.judge()
             parked, finished = self._begin_connection(1 if self.is_narrow else self._receive_maximum)
             if not self.is_narrow:
                 self._allow_aliases()
@@ -777,10 +661,8 @@ class DurableOutbox(RowOutbox):
             # QoS 0 messages may still wait in memory for company; now they can go.
             self.store.request_commit()
             self._pull()
-        if over is not None:
-            text = f"message {over} is passed over until another is answered, as links fall silent behind it"
-            self.store.log.note(logging.WARNING, "messages passed over", "links that fall silent", text=text)
-        self._quarantine(verdicts)
+        self._blame.tell_passed_over()
+        self._blame.quarantine(verdicts)
 
     def _allow_aliases(self) -> None:
         """Not while it is narrow: what ends connections may be the aliases themselves."""
@@ -826,8 +708,8 @@ class DurableOutbox(RowOutbox):
     def look_for_answers(self) -> None:
         """Now and then, on a connection that lasts: ask about PUBRELs that were sent again, see `Unanswered`."""
         unanswered = self._unanswered
-        if self.is_open and self._suspicion.aside and not unanswered.asked:
-            self._probe()
+        if self.is_open and not unanswered.asked:
+            self._blame.probe()
         if self.probes or not (self.is_open and unanswered.are_overdue(time.monotonic())):
             return
         with self.lock:
@@ -843,13 +725,7 @@ class DurableOutbox(RowOutbox):
             # Others may have been put before.
             is_answer = self.session.pings_answered >= self._asked_at
             asked = self._unanswered.on_pingresp() if is_answer else []
-            carried_bytes = self.session.answered_to - self._begun_bytes
-        if self.probes:
-            self.probes -= 1
-            if not self.probes and self.is_open:
-                self._quarantine(self._judge(carried_bytes))
-                if self._suspicion.aside:
-                    self._probe()
+        self._blame.on_pong()
         if not asked:
             if self.is_proving and is_answer:
                 self._open()
@@ -925,14 +801,14 @@ class DurableOutbox(RowOutbox):
         staying += [message_id for message_id in ids if message_id in withheld]
         with self.lock:
             # Nothing else lets them be sent again.
-            self._leaving.difference_update(staying)
+            self._blame.let_go(staying)
         return staying
 
     def on_dropped(self, dropped: list[Dropped]) -> None:
         """See `glec_fast.durable.transaction.Outbox`."""
         with self.lock:
             ids = [each.message_id for each in dropped]
-            self._leaving.difference_update(ids)
+            self._blame.let_go(ids)
             self._note_answered(ids)
         # As with on_publish: the callback first, then those who wait.
         self._tell_dropped(dropped)
@@ -940,8 +816,3 @@ class DurableOutbox(RowOutbox):
             handle = self._handles.pop(each.message_id, None)
             if handle is not None:
                 handle._set_as_dropped(each.reason)
-
-
-def _why(verdict: Verdict) -> str:
-    named = f" (reason code 0x{verdict.reason:02X})" if verdict.reason else ""
-    return f"{verdict.tries} connections ended over it{named}, each while nothing else was on its way"

@@ -62,7 +62,7 @@ def test_what_is_refused_behind_it_is_sent_again_on_this_connection(tmp_path: Pa
         gateway.receive(ack(PUBACK, 1))
         assert send_all(gateway) == ["second"]
         # In flight, as the window is widened.
-        gateway.outbox._suspicion.suspects.clear()
+        gateway.outbox._blame.suspicion.suspects.clear()
         gateway.outbox.pull()
         assert (gateway.outbox.is_narrow, send_all(gateway)) == (False, ["other"])
         gateway.receive(ack(PUBACK, 2, QUOTA_EXCEEDED))

@@ -140,7 +140,7 @@ class World:
                 found.append("broker handles")
             if self.answers:
                 found.append("answer arrives")
-            if self.outbox._suspicion.aside and not self.outbox.probes:
+            if self.outbox._blame.suspicion.aside and not self.outbox.probes:
                 found.append("look")
             if self.cuts:
                 found.append("cut")
@@ -335,11 +335,11 @@ class World:
         )  # fmt: skip
 
     def _suspicion_key(self) -> Hashable:
-        outbox, suspicion = self.outbox, self.outbox._suspicion
+        outbox, suspicion = self.outbox, self.outbox._blame.suspicion
         return (
             tuple(sorted(suspicion._exposures.items())), tuple(sorted(suspicion._tries.items())),
             frozenset(suspicion.suspects), frozenset(suspicion.aside), suspicion.control_bytes, outbox.probes,
-            outbox.is_narrow, outbox._has_held_back, frozenset(outbox._leaving),
+            outbox.is_narrow, outbox._has_held_back, frozenset(outbox._blame.leaving),
         )  # fmt: skip
 
     def probe_kept(self) -> Hashable:
