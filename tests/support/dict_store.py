@@ -185,7 +185,7 @@ class DictStore:
     def load_session(self) -> bytes:
         return self.disk.image
 
-    def attach(self, outbox: Outbox) -> None:
+    def attach(self, outbox: Outbox, _lock: object = None) -> None:
         self._outbox = outbox
 
     def commit_image(self) -> int | None:
