@@ -17,6 +17,13 @@ _LOAD_SESSION = (
     "SELECT CAST(client_id AS BLOB), CAST(broker AS BLOB), iif(typeof(client_id) = 'text' AND typeof(broker) = 'text'"
     " AND typeof(in_flight) = 'blob', in_flight, NULL) FROM glec_session WHERE id = 1"
 )
+# By name: another program may have added a column.
+_SAVE_SESSION = "INSERT OR REPLACE INTO glec_session (id, client_id, broker, in_flight) VALUES (1, ?, ?, ?)"
+_SAVE_CLOCK = (
+    "INSERT OR REPLACE INTO glec_clock (id, boot_id, queue_offset, wall_offset, queue_time, first_id)"
+    " VALUES (1, ?, ?, ?, ?, ?)"
+)
+_SAVE_GATHERED = "INSERT OR REPLACE INTO glec_gathered (id, topic, payload, properties) VALUES (1, ?, ?, ?)"
 _READ_KEPT = (
     "SELECT CAST(client_id AS BLOB), CAST(broker AS BLOB), in_flight FROM glec_kept_session"
     " WHERE typeof(client_id) = 'text' AND typeof(broker) = 'text' AND typeof(in_flight) = 'blob' ORDER BY id"
@@ -48,7 +55,7 @@ def load_session(table: QueueTable) -> tuple[str, str, bytes] | None:
 
 def save_session(table: QueueTable, client_id: str, broker: str, image: bytes) -> None:
     """Replace the session's row."""
-    table.connection.execute("INSERT OR REPLACE INTO glec_session VALUES (1, ?, ?, ?)", (client_id, broker, image))
+    table.connection.execute(_SAVE_SESSION, (client_id, broker, image))
 
 
 def save_image(table: QueueTable, image: bytes) -> None:
@@ -90,7 +97,7 @@ def has_clock(table: QueueTable) -> bool:
 
 def save_clock(table: QueueTable, anchor: Anchor) -> None:
     """Replace the clock's row."""
-    table.connection.execute("INSERT OR REPLACE INTO glec_clock VALUES (1, ?, ?, ?, ?, ?)", anchor)
+    table.connection.execute(_SAVE_CLOCK, anchor)
 
 
 def has_gathered(table: QueueTable) -> bool:
@@ -109,6 +116,6 @@ def load_gathered(table: QueueTable) -> tuple[str, str | bytes, bytes]:
 def save_gathered(table: QueueTable, gathered: tuple[str, bytes, bytes] | tuple[()]) -> None:
     """Replace it; nothing for none."""
     if gathered:
-        table.connection.execute("INSERT OR REPLACE INTO glec_gathered VALUES (1, ?, ?, ?)", gathered)
+        table.connection.execute(_SAVE_GATHERED, gathered)
     else:
         table.connection.execute("DELETE FROM glec_gathered")

@@ -29,7 +29,7 @@ from glec_fast.fleet.offline_queue import OfflineQueueManager
 from glec_fast.runtime.thread import Thread
 from support.clock import Clock
 from support.power_run import finish
-from support.queue_fuzz import fill, look_beside
+from support.queue_fuzz import COLUMNS, fill, look_beside
 from support.scripted_broker import ScriptedBroker
 from support.scripted_gateway import ScriptedGateway
 from support.store import WAIT_S, RecordingOutbox, append, ids_on_disk, wait_for
@@ -158,13 +158,23 @@ class TestAnotherProgram:
         assert gateway.store.wait_empty(WAIT_S)
         assert gateway.store.salvage is not None
 
-    @pytest.mark.parametrize("statement", ["VACUUM", "ANALYZE", "CREATE INDEX more ON mqtt_offline_queue(topic)"])
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "VACUUM",
+            "ANALYZE",
+            "CREATE INDEX more ON mqtt_offline_queue(topic)",
+            *(f"ALTER TABLE {name} ADD COLUMN more TEXT" for name in sorted(COLUMNS) if name.startswith("glec_")),
+        ],
+    )
     def test_what_it_may_declare(self, gateway: ScriptedGateway, path: Path, statement: str) -> None:
         gateway.connect()
         gateway.publish("2-0", 2)
         foreign(path, statement)
         gateway.publish("2-1", 2)
-        assert flush(gateway, ScriptedBroker()) == Counter(["2-0", "2-1"])
+        gateway.store.run(fill)
+        look_beside(gateway.store)
+        assert flush(gateway, ScriptedBroker()) == Counter(["2-0", "2-1", "x"])
         assert gateway.store.salvage is None
 
     @pytest.mark.parametrize(
