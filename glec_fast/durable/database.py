@@ -114,6 +114,8 @@ FORMER_PAGE_BYTES = 4096
 # The write-ahead log starts over at its front after so many bytes of pages. A commit that makes it longer waits for the
 # disk twice as long, as the file system's own records are written too.
 _LOG_BYTES = 1 << 20
+# Of the log's index, at least.
+_INDEX_BYTES = 32 * 1024
 # Longer it is only while a transaction, or somebody who reads for long, needs it.
 LOG_BYTES_MAX = 2 << 20
 # An id that was given once must not be given again, also where the damage took the record of the highest.
@@ -457,11 +459,19 @@ def _reserve_log(path: Path) -> None:
         logger.warning("no room is kept for the deletes of %s on a full disk: %s", path, error)
 
 
+def _is_full(path: Path, error: BaseException) -> bool:
+    if isinstance(error, apsw.IOError):
+        # What SQLite says where it cannot make the log's index.
+        system = os.statvfs(path.parent)
+        return system.f_bavail * system.f_frsize < _INDEX_BYTES
+    return isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
+
+
 def storage_error(path: Path, error: BaseException) -> QueueStorageError:
     """The error of this family for what SQLite or the system reported about `path`."""
     if not path.parent.is_dir():
         return QueueStorageError(f"there is no folder {path.parent} for the queue file: make it, or name another")
-    if isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+    if _is_full(path, error):
         return QueueStorageError(f"no space left for the queue file {path}: free some; what was accepted is kept")
     if isinstance(error, (apsw.BusyError, apsw.LockedError)):
         return QueueStorageError(

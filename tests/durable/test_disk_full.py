@@ -248,3 +248,15 @@ class TestFileSizeLimit:
         accepted = int(child.stdout)
         with OfflineQueueManager(tmp_path / "queue.db") as queue:
             assert [message.id for message in queue.dequeue_all()] == list(range(1, accepted + 1))
+
+
+def test_an_opening_without_space_is_named_as_that(small_disk: Path) -> None:
+    path = small_disk / "queue.db"
+    with OfflineQueueManager(path) as queue:
+        queue.enqueue("t", payload(1), 1)
+    ballast = fill_up(small_disk)
+    with pytest.raises(QueueStorageError, match="no space left for the queue file"):
+        Store(path)
+    ballast.unlink()
+    with closing(Store(path)) as store:
+        assert store.size == 1
