@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glec_fast.cli.listing import moment, write_entries
+from glec_fast.cli.listing import moment, one_line, write_entries
 from glec_fast.cli.queue_file import read_table
 from glec_fast.durable.in_doubt import InDoubt, read_entries
 
@@ -30,7 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def line_of(entry: InDoubt) -> str:
-    return f"{entry.number:6} {moment(entry.time_ms)} message {entry.message_id} {entry.topic} {entry.decision.value}\n"
+    what = f"message {entry.message_id} {entry.topic} {entry.decision.value}"
+    return one_line(f"{entry.number:6} {moment(entry.time_ms)} {what}") + "\n"
 
 
 def read_ledger(path: Path) -> list[InDoubt]:

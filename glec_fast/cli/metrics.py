@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glec_fast.cli.service_client import add_socket_option, ask
+from glec_fast.cli.service_client import add_socket_option, ask_figures
 from glec_fast.errors import ConfigError
-from glec_fast.fleet.metrics import metrics_from_json
 from glec_fast.fleet.prometheus import prometheus_text
 
 if TYPE_CHECKING:
@@ -33,11 +32,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    answer = ask(arguments.socket, "metrics")
+    answer, figures = ask_figures(arguments.socket)
     if arguments.json:
         sys.stdout.write(json.dumps(answer, indent=2) + "\n")
         return 0
-    text = prometheus_text(metrics_from_json(answer["metrics"]), answer["client_id"], answer["version"])
+    text = prometheus_text(figures, answer["client_id"], answer["version"])
     if arguments.textfile is None:
         sys.stdout.write(text)
         return 0

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glec_fast.cli.arguments import count_of
-from glec_fast.cli.listing import moment, write_entries
+from glec_fast.cli.listing import moment, one_line, write_entries
 from glec_fast.cli.queue_file import read_table
-from glec_fast.cli.service_client import add_socket_option, ask_owner_of
+from glec_fast.cli.service_client import OF_THE_OWNER, add_socket_option, ask_owner_of
 from glec_fast.durable.quarantine import Quarantined, read_entries
 from glec_fast.errors import MessageError, QueueLockedError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
@@ -68,7 +68,7 @@ def add_quarantine(subjects: argparse._SubParsersAction[argparse.ArgumentParser]
     for order in ORDERS:
         action = actions.add_parser(order.name, help=order.help)
         action.add_argument("path", metavar="PATH", type=Path, help="the queue file")
-        add_socket_option(action)
+        add_socket_option(action, OF_THE_OWNER)
         chosen = action.add_mutually_exclusive_group(required=True)
         says = "as `list` shows them"
         chosen.add_argument("numbers", metavar="NUMBER", type=count_of, nargs="*", default=[], help=says)
@@ -108,7 +108,7 @@ def run_order(arguments: argparse.Namespace) -> int:
 
 
 def _asked(arguments: argparse.Namespace, order: Order, number: int) -> Any:
-    return ask_owner_of(arguments.path, arguments.socket, order.name, [number])[0][order.answer]
+    return ask_owner_of(arguments.path, arguments.socket, order.name, [number], order.answer)[0]
 
 
 def _listed(path: Path) -> list[Quarantined]:
@@ -117,4 +117,4 @@ def _listed(path: Path) -> list[Quarantined]:
 
 def line_of(entry: Quarantined) -> str:
     what = f"message {entry.message_id} {entry.topic!r} QoS {entry.qos} {entry.payload_bytes} bytes"
-    return f"{entry.number:6} {moment(entry.time_ms)} {what}: {entry.reason}\n"
+    return one_line(f"{entry.number:6} {moment(entry.time_ms)} {what}: {entry.reason}") + "\n"

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paho.mqtt.client import topic_matches_sub
 
-from glec_fast.cli.arguments import count_of, topic_filter
+from glec_fast.cli.arguments import count_of, id_of, topic_filter
 from glec_fast.cli.in_doubt import run as run_in_doubt
-from glec_fast.cli.listing import moment, write_entries
+from glec_fast.cli.listing import moment, one_line, raw, shown, write_entries
 from glec_fast.cli.queue_file import fetch
-from glec_fast.cli.service_client import add_socket_option, ask_owner_of
-from glec_fast.durable.foreign_rows import as_time_ms
+from glec_fast.cli.service_client import OF_THE_OWNER, add_socket_option, ask_owner_of
+from glec_fast.durable.foreign_rows import as_number, as_time_ms
 from glec_fast.errors import ConfigError, QueueLockedError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
 
@@ -35,22 +35,26 @@ _PAGE_ROWS = 200
 _COUNTED_ROWS = 5000
 _FOLLOW_PERIOD_S = 1.0
 _PAYLOAD = "CAST(payload AS BLOB)"
-_SELECT = f"SELECT id, CAST(topic AS BLOB), qos, timestamp, ttl, retry_count, length({_PAYLOAD})"
+_SELECT = (
+    f"SELECT id, CAST(topic AS BLOB), {raw('qos')}, {raw('timestamp')}, typeof(timestamp), {raw('ttl')},"
+    f" {raw('retry_count')}, length({_PAYLOAD})"
+)
 _PLACE = "(timestamp, id) > (?, ?)"
+_PLACE_IN_TEXT = "(timestamp, id) > (CAST(? AS TEXT), ?)"
 _ORDER = f"FROM mqtt_offline_queue WHERE {_PLACE} ORDER BY timestamp, id LIMIT ?"
 # Numbers compare below all text, so that no row is passed over.
 _BEFORE_ALL = (float("-inf"), 0)
 
 
 class Waiting(NamedTuple):
-    """One message. Times are Unix milliseconds; payload_bytes as in the file."""
+    """One message. Times are Unix milliseconds; payload_bytes as in the file; what is no number is as it stands."""
 
     id: int
     topic: str
-    qos: Any
+    qos: int | float | str | None
     queued_ms: int
     expires_ms: int
-    refusals: Any
+    refusals: int | float | str | None
     payload_bytes: int
     payload: bytes | None = None
 
@@ -79,7 +83,7 @@ def add_views(subjects: SubParsers) -> None:
                 "--limit", metavar="N", type=count_of, default=default, help="at most N (default: %(default)s)"
             )
         if name == "show":
-            parser.add_argument("id", metavar="ID", type=count_of, help="as `list` shows it")
+            parser.add_argument("id", metavar="ID", type=id_of, help="as `list` shows it")
             parser.add_argument("--payload", action="store_true", help="write the payload alone, as it is")
         if name == "export":
             parser.add_argument("--jsonl", action="store_true", help="JSON Lines, as it is without it")
@@ -87,7 +91,7 @@ def add_views(subjects: SubParsers) -> None:
             parser.add_argument("--follow", action="store_true", help="go on with what comes, until it is interrupted")
         if name == "purge":
             parser.add_argument("--yes", action="store_true", help="do not ask")
-            add_socket_option(parser)
+            add_socket_option(parser, OF_THE_OWNER)
         if name in ("stats", "list", "in-doubt"):
             parser.add_argument("--json", action="store_true", help="print JSON")
         parser.set_defaults(run=run)
@@ -108,7 +112,7 @@ def run_stats(arguments: argparse.Namespace) -> int:
     sys.stdout.write(f"{found['messages']:,} messages wait; the file and its logs take {disk_bytes:,} bytes\n")
     for row in by_qos:
         text = f"QoS {row['qos']}  {row['messages']:>9,} messages  {row['payload_bytes']:>12,} bytes of payload"
-        sys.stdout.write(f"{text}  the oldest of {_span(row['oldest_s'])} ago\n")
+        sys.stdout.write(one_line(f"{text}  the oldest of {_span(row['oldest_s'])} ago") + "\n")
     return 0
 
 
@@ -116,14 +120,15 @@ def _totals(path: Path) -> dict[Any, tuple[int, int, Any]]:
     """QoS -> messages, bytes of payload, the earliest time; a page at a time, so that no look is long."""
     # Without the payload itself, which is on other pages where it is large.
     query = (
-        "SELECT qos, count(*), total(size), min(timestamp), max(id) FROM"
+        f"SELECT {raw('qos')}, count(*), total(size), {raw('min(timestamp)')}, max(id) FROM"  # noqa: S608
         " (SELECT id, qos, octet_length(payload) AS size, timestamp FROM mqtt_offline_queue WHERE id > ?1 ORDER BY id"
         " LIMIT ?2) GROUP BY qos"
     )
     found: dict[Any, tuple[int, int, Any]] = {}
     last_id = -(1 << 63)
     while rows := fetch(path, query, (last_id, _COUNTED_ROWS)):
-        for qos, count, size, first, _ in rows:
+        for stored, count, size, first, _ in rows:
+            qos = _qos_of(stored)
             before = found.get(qos, (0, 0, first))
             found[qos] = (
                 before[0] + count,
@@ -152,7 +157,8 @@ def run_show(arguments: argparse.Namespace) -> int:
         sys.stdout.buffer.write(row.payload or b"")
         return 0
     for name, value in _as_json(row).items():
-        sys.stdout.write(f"{name:14} {value}\n")
+        text = value if name == "payload" else one_line(str(value))
+        sys.stdout.write(f"{name:14} {text}\n")
     return 0
 
 
@@ -196,8 +202,7 @@ def run_purge(arguments: argparse.Namespace) -> int:
         with OfflineQueueManager(arguments.path) as queue:
             deleted = sum(queue.delete(message_id) for message_id in ids)
     except QueueLockedError:
-        answers = ask_owner_of(arguments.path, arguments.socket, "purge", ids)
-        count = sum(answer["asked"] for answer in answers)
+        count = sum(ask_owner_of(arguments.path, arguments.socket, "purge", ids, "asked"))
         text = f"the service deletes {count:,} messages, but for those that are on their way already"
         sys.stdout.write(text + "\n")
         return 0
@@ -207,7 +212,8 @@ def run_purge(arguments: argparse.Namespace) -> int:
 
 def line_of(row: Waiting) -> str:
     refused = f", refused {row.refusals} times" if row.refusals else ""
-    return f"{row.id:8} {moment(row.queued_ms)} QoS {row.qos} {row.payload_bytes:6} B {row.topic}{refused}\n"
+    text = f"{row.id:8} {moment(row.queued_ms)} QoS {row.qos} {row.payload_bytes:6} B {row.topic}{refused}"
+    return one_line(text) + "\n"
 
 
 def _matching(arguments: argparse.Namespace, *, with_payload: bool = False) -> Iterator[Waiting]:
@@ -219,7 +225,9 @@ def _matching(arguments: argparse.Namespace, *, with_payload: bool = False) -> I
     place: tuple[Any, Any] = _BEFORE_ALL
     while rows := fetch(arguments.path, query, (*place, _PAGE_ROWS)):
         yield from (row for row in map(_waiting, rows) if _is_wanted(row, arguments))
-        place = rows[-1][3], rows[-1][0]
+        message_id, _, _, queued, kind, *_ = rows[-1]
+        place = queued, message_id
+        query = query.replace(*((_PLACE, _PLACE_IN_TEXT) if kind == "text" else (_PLACE_IN_TEXT, _PLACE)))
 
 
 def _is_wanted(row: Waiting, arguments: argparse.Namespace) -> bool:
@@ -229,11 +237,17 @@ def _is_wanted(row: Waiting, arguments: argparse.Namespace) -> bool:
 
 
 def _waiting(row: tuple[Any, ...]) -> Waiting:
-    message_id, topic, qos, queued, expires, refusals, *rest = row
+    message_id, topic, qos, queued, _, expires, refusals, size, *payload = row
     name = (topic or b"").decode("utf-8", "backslashreplace")
-    return Waiting(
-        message_id, name, qos, as_time_ms(queued, 0), as_time_ms(expires, 0), refusals, rest[0] or 0, *rest[1:]
-    )
+    times = as_time_ms(queued, 0), as_time_ms(expires, 0)
+    return Waiting(message_id, name, _qos_of(qos), *times, shown(refusals), size or 0, *payload)
+
+
+def _qos_of(stored: object) -> int | float | str | None:
+    """As it is sent; what is no QoS as it stands."""
+    level = as_number(stored)
+    is_one = level in (0, 1, 2) and (level == stored or not isinstance(stored, float))
+    return level if is_one else shown(stored)
 
 
 def _as_json(row: Waiting) -> dict[str, Any]:

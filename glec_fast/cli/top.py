@@ -12,8 +12,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from glec_fast.cli.arguments import seconds
-from glec_fast.cli.service_client import add_socket_option, ask
+from glec_fast.cli.service_client import UnknownQuestionError, add_socket_option, ask, ask_figures
 from glec_fast.errors import ConfigError
+from glec_fast.fleet.metrics import metrics_as_json
 
 if TYPE_CHECKING:
     import argparse
@@ -29,6 +30,8 @@ _LONGEST_FAILURE = 200
 _LINES_IN_A_PIPE = 5
 _NO_LATENCY = {"messages": 0}
 _DAY_S = 86_400
+# The year 9999.
+_TIME_MAX_MS = 253_402_300_800_000
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -63,14 +66,23 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _look(page: Page, arguments: argparse.Namespace) -> None:
-    answer = ask(arguments.socket, "metrics")
+    answer, figures = ask_figures(arguments.socket)
     taken_s = time.monotonic()
     try:
-        lines = ask(arguments.socket, "log")["lines"]
-    except ConfigError:
-        # One of an older version, which does not know the question.
-        lines = []
-    page.take(answer, taken_s, lines)
+        lines = ask(arguments.socket, "log").get("lines")
+    except UnknownQuestionError:
+        # One of an older version.
+        lines = None
+    page.take({**answer, "metrics": metrics_as_json(figures)}, taken_s, _lines_of(lines))
+
+
+def _lines_of(told: object) -> list[dict[str, Any]]:
+    """Those that are lines of a log."""
+    if not isinstance(told, list):
+        return []
+    like = {"time_ms": int, "level": str, "text": str}
+    lines = [each for each in told if isinstance(each, dict) and like == {name: type(each.get(name)) for name in like}]
+    return [line for line in lines if 0 <= line["time_ms"] < _TIME_MAX_MS]
 
 
 class Page:

@@ -42,7 +42,7 @@ def as_time_ms(value: object, otherwise: int) -> int:
         except ValueError:
             return otherwise
         number = round((told if told.tzinfo else told.replace(tzinfo=timezone.utc)).timestamp() * 1000)
-    return otherwise if number is None else number
+    return otherwise if number is None else min(max(number, -TIME_MAX_MS), TIME_MAX_MS)
 
 
 def as_message(topic: bytes | None, qos: object, payload: bytes, encoding: str = "utf-8") -> tuple[str, int]:

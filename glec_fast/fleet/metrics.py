@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, Literal, TypeAlias
 
 from glec_fast.engine.connector import CertificateExpiry
@@ -12,6 +13,15 @@ from glec_fast.runtime.latency import NONE_YET, Latency
 _CERTIFICATES = ("expiring_certificates", "certificates")
 _LATENCIES = ("to_disk", "to_acknowledgement")
 _BY_QOS = ("accepted", "on_disk", "published", "acknowledged")
+# What they are like as JSON has them, where an empty snapshot does not show it.
+_ANY = ""
+_EACH_CERTIFICATE = CertificateExpiry("", "", 0.0)._asdict()
+_LIKE: dict[str, Any] = {
+    **{name: [_EACH_CERTIFICATE] for name in _CERTIFICATES},
+    **dict.fromkeys(_LATENCIES, NONE_YET._asdict() | {"buckets": [(0.0, 0)]}),
+    **{name: {_ANY: 0} for name in ("drops", "weaknesses", "commands")},
+    "drops_by_qos": {_ANY: (0, 0, 0)},
+}
 
 LinkState: TypeAlias = Literal["idle", "connecting", "connected", "closed"]
 
@@ -99,17 +109,51 @@ def metrics_as_json(metrics: Metrics) -> dict[str, Any]:
     return content
 
 
-def metrics_from_json(content: Mapping[str, Any]) -> Metrics:
-    """The snapshot of which `metrics_as_json` made this, also of another version: what that does not tell is 0."""
-    known = {each.name for each in fields(Metrics)}
-    values = {name: value for name, value in content.items() if name in known}
+def metrics_from_json(content: object) -> Metrics:
+    """The snapshot of which `metrics_as_json` made this, also of another version: what that does not tell is 0.
+
+    Raises ValueError for anything else.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError("figures are an object")
+    like = metrics_as_json(Metrics(False, 0, 0, 0, 0)) | _LIKE
+    values: dict[str, Any] = {name: value for name, value in content.items() if name in like}
+    for name, value in values.items():
+        if not _is_like(value, like[name]):
+            raise ValueError(f"{name} is no such figure")
     for name in _CERTIFICATES:
-        values[name] = tuple(CertificateExpiry(**each) for each in values.get(name, ()))
+        values[name] = tuple(map(_certificate_of, values.get(name, ())))
     for name in _LATENCIES:
         if name in values:
-            buckets = tuple((end_s, count) for end_s, count in values[name]["buckets"])
-            values[name] = Latency(**{**values[name], "buckets": buckets})
+            latency = {key: values[name][key] for key in Latency._fields}
+            values[name] = Latency(**{**latency, "buckets": tuple(map(tuple, latency["buckets"]))})
     for name in _BY_QOS:
         if name in values:
             values[name] = tuple(values[name])
-    return Metrics(**values)
+    try:
+        return Metrics(**values)
+    except TypeError as error:
+        raise ValueError(f"figures are missing: {error}") from error
+
+
+def _certificate_of(told: Mapping[str, Any]) -> CertificateExpiry:
+    return CertificateExpiry(*(told[name] for name in CertificateExpiry._fields))
+
+
+def _is_like(value: object, like: object) -> bool:
+    """True where they have the same shape. A list is like any number of its only entry, a name of "" is like any."""
+    if isinstance(like, Mapping):
+        if not isinstance(value, Mapping):
+            return False
+        if _ANY in like:
+            return all(_is_like(each, like[_ANY]) for each in value.values())
+        return all(name in value and _is_like(value[name], each) for name, each in like.items())
+    if isinstance(like, list):
+        return isinstance(value, list) and all(_is_like(each, like[0]) for each in value)
+    if isinstance(like, tuple):
+        return isinstance(value, list) and len(value) == len(like) and all(map(_is_like, value, like))
+    if like is None:
+        return value is None or isinstance(value, str)
+    if isinstance(like, (bool, str)):
+        return isinstance(value, type(like))
+    return type(value) is int or (isinstance(value, float) and isfinite(value))

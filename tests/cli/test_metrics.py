@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -198,6 +199,94 @@ def test_what_cannot_be_is_said_in_one_line(
     said = capsys.readouterr()
     assert says in said.err
     assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+OLDEST: dict[str, Any] = {
+    "client_id": "D",
+    "version": "1",
+    "metrics": {
+        "is_connected": True,
+        "messages_sent": 1,
+        "messages_failed": 0,
+        "queue_size": 2,
+        "reconnect_count": 0,
+    },
+}
+ODD_ANSWERS: list[Any] = [
+    {},
+    [],
+    None,
+    5,
+    {"metrics": {}},
+    {**OLDEST, "metrics": []},
+    {**OLDEST, "client_id": 5},
+    {"metrics": OLDEST["metrics"]},
+    *(
+        {**OLDEST, "metrics": {**OLDEST["metrics"], **odd}}
+        for odd in (
+            {"queue_size": "many"},
+            {"queue_size": float("nan")},
+            {"is_connected": None},
+            {"drops": [1]},
+            {"drops": {"overflow": "1"}},
+            {"drops_by_qos": {"overflow": [1]}},
+            {"accepted": [1, 2]},
+            {"to_disk": {}},
+            {"certificates": [{"where": "broker"}]},
+            {"state": None},
+            {"last_failure": 5},
+        )
+    ),
+]
+
+
+@contextmanager
+def answering(path: Path, answer: bytes) -> Iterator[None]:
+    """Somebody who gives the same answer to every question."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def serve() -> None:
+            while True:
+                link, _ = server.accept()
+                with link:
+                    if link.recv(1 << 16) == b"end":
+                        return
+                    link.send(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as program:
+                program.connect(str(path))
+                program.send(b"end")
+            thread.join()
+
+
+@pytest.mark.parametrize("command", [["metrics"], ["metrics", "--json"], ["top", "--once"]], ids=" ".join)
+def test_an_answer_that_is_none_is_said_in_one_line(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, odd in enumerate([*map(json.dumps, ODD_ANSWERS), "[" * 60_000, "\xff"]):
+        path = tmp_path / f"{number}.sock"
+        with answering(path, odd.encode("latin-1")):
+            assert main([*command, "--socket", str(path)]) == 2, odd[:80]
+        said = capsys.readouterr()
+        assert (said.out, said.err.count("\n")) == ("", 1), odd[:80]
+        assert str(path) in said.err
+
+
+@pytest.mark.parametrize("command", [["metrics"], ["metrics", "--json"], ["top", "--once"]], ids=" ".join)
+def test_an_older_service_has_told_what_it_can(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "old.sock"
+    with answering(path, json.dumps(OLDEST).encode()):
+        assert main([*command, "--socket", str(path)]) == 0
+    assert re.search(r"queue(_messages\{client_id=\"D\"\}|_size\":|) +2\b", capsys.readouterr().out)
 
 
 def test_a_question_that_is_none(running: Path) -> None:

@@ -74,6 +74,23 @@ def test_another_program_than_the_service_has_the_file(tmp_path: Path, capsys: p
         assert manager.get_metrics().queue_size == 1
 
 
+@pytest.mark.parametrize("order", [["purge", "--qos", "2", "--yes"], ["quarantine", "retry", "1"]], ids=" ".join)
+def test_a_program_s_own_socket_changes_nothing(
+    tmp_path: Path, order: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, socket = str(tmp_path / "queue.db"), tmp_path / "ask.sock"
+    with MQTTManager(quick_config(NOBODY, tmp_path, metrics_socket=socket)) as manager:
+        manager.publish("t", "x", 2)
+        subject = order[: 2 if order[0] == "quarantine" else 1]
+        assert main(["queue", *subject, path, *order[len(subject) :], "--socket", str(socket)]) == 2
+        said = capsys.readouterr().err
+        assert f"the program that answers at {socket} has {path}, and changes nothing of it when asked" in said
+        assert "end it" in said
+        assert "update" not in said
+        assert said.count("\n") == 1
+        assert manager.get_metrics().queue_size == 1
+
+
 def test_quarantine_of_the_running_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with MQTTManager(quick_config(NOBODY, tmp_path)) as manager:
         for number in range(3):

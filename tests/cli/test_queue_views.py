@@ -132,6 +132,85 @@ def test_rows_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert printed(capsys, "stats", path).startswith("3 messages")
 
 
+ODD_VALUES = (
+    "NULL",
+    "''",
+    "'x'",
+    "'a' || char(10, 27) || 'b'",
+    "x''",
+    "x'FF'",
+    "CAST(x'FF41' AS TEXT)",
+    "CAST(x'6100' AS TEXT)",
+    f"x'{'39' * 400}'",
+    "1e300",
+    "-9e999",
+    "9e999",
+    "9223372036854775807",
+    "-9223372036854775808",
+)
+ODD_COLUMNS = {
+    "mqtt_offline_queue": ("topic", "payload", "qos", "timestamp", "ttl", "retry_count"),
+    "glec_set_aside": ("time", "reason", "message_id", "topic", "payload", "qos", "retry_count"),
+    "glec_in_doubt": ("time", "message_id", "topic", "decision"),
+}
+
+
+def refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+@pytest.mark.parametrize("value", ODD_VALUES)
+def test_whatever_another_program_wrote_is_shown(path: Path, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each command shows every row, a line each, and its JSON is some."""
+    with plain(path) as database:
+        database.execute("DELETE FROM mqtt_offline_queue WHERE id > 3")
+        database.execute("INSERT INTO glec_set_aside (time, reason, message_id, topic) VALUES (5, 'refused', 50, 't')")
+        database.execute(
+            "INSERT INTO glec_in_doubt (time, message_id, topic, decision) VALUES (5, 51, 't', 'sent_again')"
+        )
+        database.execute("PRAGMA writable_schema = 1")
+        database.execute("UPDATE sqlite_schema SET sql = replace(sql, ' NOT NULL', '')")
+    with plain(path) as database:
+        for table, columns in ODD_COLUMNS.items():
+            changes = ", ".join(f"{column} = {value}" for column in columns)
+            database.execute(f"UPDATE {table} SET {changes} WHERE rowid = 1")
+
+    def read(*arguments: object) -> Any:
+        return json.loads(printed(capsys, *arguments), parse_constant=refuse)
+
+    assert len(read("list", path, "--json")) == 3
+    assert len(printed(capsys, "list", path).splitlines()) == 3
+    assert len(printed(capsys, "tail", path).splitlines()) == 3
+    exported = [json.loads(line, parse_constant=refuse) for line in printed(capsys, "export", path).splitlines()]
+    assert {each["id"] for each in exported} == {1, 2, 3}
+    assert printed(capsys, "show", path, 1).startswith("id             1\n")
+    assert printed(capsys, "stats", path).startswith("3 messages wait")
+    assert read("stats", path, "--json")["messages"] == 3
+    assert len(printed(capsys, "quarantine", "list", path).splitlines()) == 1
+    assert len(read("quarantine", "list", path, "--json")) == 1
+    assert len(read("in-doubt", path, "--json")) <= 1
+
+
+def test_every_row_of_many_is_listed_once_whatever_its_time_is(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Over pages, whose places are times of every type."""
+    with plain(path) as database:
+        for rest, value in enumerate(("id", "-9e999", "CAST(x'FF' || id AS TEXT)", "CAST(id || 'x' AS BLOB)")):
+            database.execute(f"UPDATE mqtt_offline_queue SET timestamp = {value} WHERE id % 4 = {rest}")
+    ids = [json.loads(line)["id"] for line in printed(capsys, "export", path).splitlines()]
+    assert sorted(ids) == list(range(1, COUNT + 2))
+
+
+def test_ids_that_no_message_has(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with plain(path) as database:
+        database.execute("UPDATE mqtt_offline_queue SET id = -7 WHERE id = 7")
+    assert printed(capsys, "show", path, -7).startswith("id             -7\n")
+    printed(capsys, "show", path, 2**63 - 1, status=1)
+    for number in (2**63, 10**30, "x", ""):
+        with pytest.raises(SystemExit, match="2"):
+            main(["queue", "show", str(path), str(number)])
+        assert capsys.readouterr().err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import json
 import os
 import pty
 import select
@@ -96,10 +97,10 @@ def test_spans(seconds: float, text: str) -> None:
 
 
 def test_one_page_for_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(
-        "glec_fast.cli.top.ask",
-        lambda _path, question: answer(queue_size=5) if question == "metrics" else {"lines": LINES},
-    )
+    odd = [{}, 5, {**LINES[0], "time_ms": 1 << 70}, {**LINES[0], "text": None}]
+    told = json.loads(json.dumps(answer(queue_size=5)))
+    monkeypatch.setattr("glec_fast.cli.service_client.ask", lambda _path, _question: told)
+    monkeypatch.setattr("glec_fast.cli.top.ask", lambda _path, _question: {"lines": LINES + odd})
     assert main(["top"]) == 0
     out = capsys.readouterr().out
     assert "DTG-SN-12345" in out
