@@ -41,7 +41,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("queue stats text", "text is not a queue file"),
         ("queue stats nothing", "nothing is no file"),
         ("queue stats .", "is a folder: name the queue file in it"),
-        ("queue show q.db x", "argument ID: 'x' is no whole number above 0"),
+        ("queue show q.db x", "argument ID: 'x' is no id of a message, which is a whole number"),
         ("queue list q.db --limit 0", "'0' is no whole number above 0"),
         ("queue list q.db --qos 3", "invalid choice: 3"),
         ("queue list q.db --topic a/#/b", "has a wildcard out of its place"),
