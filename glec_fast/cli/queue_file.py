@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import apsw
 
 from glec_fast.durable._table import QueueTable
-from glec_fast.durable.database import connect, storage_error
+from glec_fast.durable.database import connect, located, storage_error
 from glec_fast.errors import MessageError, QueueFormatError
 
 T = TypeVar("T")
@@ -19,12 +19,17 @@ T = TypeVar("T")
 def read(path: Path, look: Callable[[apsw.Connection], T]) -> T:
     """What `look` returns, which is to be quick: its program's log is kept from starting over meanwhile.
 
-    Raises QueueFormatError, QueueStorageError, MessageError.
+    Raises QueueFormatError, QueueStorageError, MessageError, ConfigError.
     """
-    if path.is_dir():
-        raise MessageError(f"{path} is a folder: name the queue file in it")
-    if not path.exists():
-        raise MessageError(f"{path} is no file: name the queue_path of a program that ran")
+    path = located(path)
+    try:
+        if path.is_dir():
+            raise MessageError(f"{path} is a folder: name the queue file in it")
+        if not path.exists():
+            raise MessageError(f"{path} is no file: name the queue_path of a program that ran")
+    except OSError as error:
+        says = f"{path} cannot be looked at ({error.strerror}): check it, and who may read there"
+        raise MessageError(says) from error
     try:
         with closing(connect(path, apsw.SQLITE_OPEN_READONLY)) as connection:
             return look(connection)

@@ -6,7 +6,6 @@ process starts was cut into by the end of the one before.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -32,10 +31,12 @@ _END = (
 )
 _TRIM = "DELETE FROM glec_command WHERE number <= (SELECT max(number) FROM glec_command) - ? AND reply IS NOT NULL"
 _BEGUN = (
-    "SELECT CAST(name AS BLOB), id, packet_id, qos, CAST(topic AS BLOB), payload, properties FROM glec_command"
-    " WHERE typeof(reply) <> 'blob' AND typeof(name) = 'text' AND typeof(id) = 'blob' AND typeof(topic) = 'text'"
-    " AND typeof(packet_id) = 'integer' AND packet_id BETWEEN 0 AND 65535 AND typeof(qos) = 'integer'"
-    " AND qos BETWEEN 0 AND 2 AND typeof(payload) = 'blob' AND typeof(properties) IN ('null', 'blob') ORDER BY number"
+    "SELECT CAST(name AS BLOB), iif(typeof(id) = 'blob', id, NULL),"
+    " iif(typeof(packet_id) = 'integer' AND packet_id BETWEEN 0 AND 65535, packet_id, 0),"
+    " iif(typeof(qos) = 'integer' AND qos BETWEEN 0 AND 2, qos, 2), CAST(topic AS BLOB),"
+    " iif(typeof(payload) = 'blob', payload, NULL), iif(typeof(properties) = 'blob', properties, NULL),"
+    " typeof(name) = 'text' AND typeof(topic) = 'text' AND typeof(properties) IN ('null', 'blob')"
+    " FROM glec_command WHERE typeof(reply) <> 'blob' ORDER BY number"
 )
 
 
@@ -90,15 +91,26 @@ def end(table: QueueTable, key: Key, origin: Origin, reply: bytes, entries_max: 
     table.connection.execute(_TRIM, (entries_max,))
 
 
-def begun(table: QueueTable) -> list[tuple[str, bytes, Origin]]:
-    """(name, id, origin) of each that is begun, the oldest first."""
-    found = []
-    for name, identifier, packet_id, qos, topic, payload, properties in table.connection.execute(_BEGUN):
-        # Of a name that is none nobody asks again.
-        with suppress(UnicodeDecodeError):
-            origin = Origin(packet_id, qos, topic.decode(table.encoding), payload, properties)
-            found.append((name.decode(table.encoding), identifier, origin))
-    return found
+def begun(table: QueueTable) -> tuple[list[tuple[str, bytes, Origin]], list[str]]:
+    """(name, id, origin) of each that is begun, the oldest first; and the names of those that nobody can end.
+
+    A packet id that is none is nobody's; a QoS that is none is taken for the one with the most care.
+    """
+    found, unreadable = [], []
+    for name, identifier, packet_id, qos, topic, payload, properties, is_text in table.connection.execute(_BEGUN):
+        known_as, came_by = _text(name, table.encoding), _text(topic, table.encoding)
+        if known_as is None or came_by is None or not is_text or identifier is None or payload is None:
+            unreadable.append(table.text(name))
+        else:
+            found.append((known_as, identifier, Origin(packet_id, qos, came_by, payload, properties)))
+    return found, unreadable
+
+
+def _text(stored: bytes | None, encoding: str) -> str | None:
+    try:
+        return None if stored is None else stored.decode(encoding)
+    except UnicodeDecodeError:
+        return None
 
 
 def void_packet_ids(table: QueueTable) -> None:

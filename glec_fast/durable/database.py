@@ -24,7 +24,8 @@ from pathlib import Path
 import apsw
 
 from glec_fast.durable.foreign_rows import ID_MAX, STAMP_MAX_MS, TIME_MAX_MS
-from glec_fast.errors import QueueFormatError, QueueStorageError
+from glec_fast.errors import ConfigError, QueueFormatError, QueueStorageError
+from glec_fast.validation import check_path, is_utf8
 
 SCHEMA_VERSION = 1
 
@@ -467,9 +468,32 @@ def _is_full(path: Path, error: BaseException) -> bool:
     return isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
 
 
+def located(path: str | os.PathLike[str]) -> Path:
+    """Where the queue file is, links resolved: SQLite names its companions after the file.
+
+    Raises ConfigError for what SQLite can open under no circumstances, QueueStorageError where nobody can look.
+    """
+    check_path("queue_path", path)
+    named = Path(path)
+    shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        found = named.resolve()
+    except FileNotFoundError as error:
+        says = f"the queue file {shown} has no place: the working folder of this process was deleted; give a whole path"
+        raise QueueStorageError(says) from error
+    except (OSError, RuntimeError) as error:
+        why = getattr(error, "strerror", None) or str(error).partition(" from ")[0]
+        raise QueueStorageError(f"the queue file {shown} cannot be looked at ({why}): mend the path") from error
+    if not is_utf8(str(found)):
+        says = f"queue_path {shown} is not UTF-8, which SQLite's names of files are: rename the file or its folder"
+        raise ConfigError(says, field="queue_path")
+    return found
+
+
 def storage_error(path: Path, error: BaseException) -> QueueStorageError:
     """The error of this family for what SQLite or the system reported about `path`."""
-    if not path.parent.is_dir():
+    # Unlike a Path's, which raises where it may not look, or the name is too long.
+    if not os.path.isdir(path.parent):  # noqa: PTH112
         return QueueStorageError(f"there is no folder {path.parent} for the queue file: make it, or name another")
     if _is_full(path, error):
         return QueueStorageError(f"no space left for the queue file {path}: free some; what was accepted is kept")

@@ -18,6 +18,7 @@ from glec_fast.durable.database import (
     connect,
     create_schema,
     is_damage,
+    located,
     open_database,
     stops_opening,
     storage_error,
@@ -37,7 +38,6 @@ from glec_fast.durable.salvage import (
     remove,
 )
 from glec_fast.errors import QueueFormatError, QueueReplacedError, QueueStorageError
-from glec_fast.validation import check_path
 
 __all__ = ["QueueFile", "Salvage", "discard", "holding", "is_damage", "look_into"]
 
@@ -48,12 +48,11 @@ class QueueFile:
     """An open, locked queue file and its write connection. One process at a time, and one thread.
 
     Raises QueueLockedError, QueueFormatError or QueueStorageError; each leaves the file as it was, and unlocked.
+    ConfigError for what is no path.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        check_path("queue_path", path)
-        # Links resolved: SQLite names its companions after the file.
-        self.path = Path(path).resolve()
+        self.path = located(path)
         self.salvage: Salvage | None = None
         try:
             self._lock = QueueLock(self.path)

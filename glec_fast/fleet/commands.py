@@ -49,6 +49,12 @@ REPLY_QOS = 2
 _REQUEST_MAX_BYTES = 65_536
 _TEXT_MAX = 200
 _ID_MAX = 256
+_NAMES_MAX = 5
+_UNREADABLE_KIND = "commands that had begun and cannot be read"
+_UNREADABLE = (
+    "%d commands that had begun cannot be read any more: %s. Damage, or another program, has changed glec_command in"
+    " the queue file; nobody can tell what they did, nor answer them: look at the device, and have them sent anew"
+)
 
 # ---- what a command may come to; `Metrics.commands` counts them
 DONE = "done"
@@ -171,6 +177,7 @@ class Commands:
         self._unanswered: deque[Callable[[], None]] = deque()
         # No connection has lasted long enough yet to say what of an earlier process the broker sends again.
         self._is_settled = False
+        self._are_unreadable_told = False
         self._settles_at_s = float("inf")
         self.counts = dict.fromkeys(OUTCOMES, 0)
 
@@ -489,7 +496,12 @@ class Commands:
     def _take_up(self, is_due: Callable[[str, Origin], bool]) -> None:
         """Run, or answer, what is begun on disk, and in no process."""
 
-        def told(found: list[tuple[str, bytes, Origin]]) -> None:
+        def told(kept: tuple[list[tuple[str, bytes, Origin]], list[str]]) -> None:
+            found, unreadable = kept
+            if unreadable and not self._are_unreadable_told:
+                self._are_unreadable_told = True
+                text = _UNREADABLE % (len(unreadable), ", ".join(map(repr, unreadable[:_NAMES_MAX])))
+                self._log.note(logging.ERROR, _UNREADABLE_KIND, text, count=len(unreadable), text=text, later=True)
             for name, identifier, origin in found:
                 with self._lock:
                     is_running = (name, identifier) in self._running

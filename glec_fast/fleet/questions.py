@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glec_fast.durable.database import located
 from glec_fast.errors import GlecError, MessageError
 from glec_fast.fleet.metrics import metrics_as_json
 from glec_fast.fleet.packet_server import PacketServer
@@ -53,6 +54,8 @@ class Questions:
     ) -> None:
         # Its thread must not keep a manager alive that its program has let go of.
         self._manager = weakref.proxy(manager)
+        # A program may leave the folder that it is named from.
+        self._queue_path = str(located(manager.config.queue_path))
         self._log = LastLines()
         self._known: dict[str, Callable[[dict[str, Any]], dict[str, object]]] = {
             "health": self._health,
@@ -107,7 +110,7 @@ class Questions:
             "client_id": self._manager.device_id,
             "version": __version__,
             "broker": self._manager.broker_url,
-            "queue_path": str(Path(config.queue_path).absolute()),
+            "queue_path": self._queue_path,
             "limits": {"queue_size": config.queue_max_size, "queue_bytes": config.queue_max_bytes},
             "metrics": metrics_as_json(self._manager.get_metrics()),
         }

@@ -26,7 +26,7 @@ from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.outbox.weaknesses import Weakness, Weaknesses
 from glec_fast.protocol._inbound import unpack_properties
 from glec_fast.runtime import process
-from glec_fast.validation import PACKET_MAX_BYTES, check_packet, packet_bytes
+from glec_fast.validation import PACKET_MAX_BYTES, check_id, check_packet, packet_bytes
 
 # The broker begins on these while the next are read.
 _PULL_ROWS_MAX = 250
@@ -753,8 +753,9 @@ class DurableOutbox(RowOutbox):
     def handle_for(self, message_id: int) -> PublishHandle | None:
         """The handle of a message accepted before, by whichever process; None where it is not in the queue any more.
 
-        Raises MessageError where no message has this id.
+        Raises MessageError where no message can have this id.
         """
+        check_id(message_id)
         with self.lock:
             handle = self._handles.get(message_id)
             if handle is not None:

@@ -231,6 +231,17 @@ def test_what_cannot_be_is_said_in_one_line(
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
+@pytest.mark.parametrize("command", ["stats", "list", "export", "tail", "in-doubt", "quarantine list", "purge --qos 1"])
+def test_a_path_that_cannot_be_looked_at(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (tmp_path / "loop", tmp_path / "loop" / "q.db", tmp_path / ("x" * 300), tmp_path / "q\udcff.db"):
+        subject, *options = command.split()
+        action = [options.pop(0)] if subject == "quarantine" else []
+        assert main(["queue", subject, *action, str(path), *options]) == 2
+        said = capsys.readouterr()
+        assert (said.out, said.err.count("\n")) == ("", 1)
+
+
 def test_a_file_in_use_is_not_purged(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with OfflineQueueManager(path):
         assert main(["queue", "purge", str(path), "--qos", "0", "--yes"]) == 2

@@ -20,7 +20,7 @@ from glec_fast.durable.file import QueueFile
 from glec_fast.durable.raw_pages import bytes_in_pages
 from glec_fast.durable.state_rows import load_session
 from glec_fast.durable.store import Store
-from glec_fast.errors import GlecError, QueueFormatError, QueueLockedError, QueueStorageError
+from glec_fast.errors import ConfigError, GlecError, QueueFormatError, QueueLockedError, QueueStorageError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
 from support.queue_files import INSERT, SPECIFIED_SCHEMA, plain, run_child
 from support.store import wait_for
@@ -120,6 +120,38 @@ class TestRefused:
     def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(QueueStorageError, match="nowhere"):
             OfflineQueueManager(tmp_path / "nowhere" / "queue.db")
+
+    def test_a_loop_of_links(self, tmp_path: Path) -> None:
+        (tmp_path / "one").symlink_to(tmp_path / "two")
+        (tmp_path / "two").symlink_to(tmp_path / "one")
+        with pytest.raises(QueueStorageError, match=r"(?i)symlink loop|symbolic links"):
+            QueueFile(tmp_path / "one")
+        with pytest.raises(QueueStorageError):
+            QueueFile(tmp_path / "one" / "queue.db")
+
+    def test_a_name_that_is_too_long(self, tmp_path: Path) -> None:
+        for path in (tmp_path / ("x" * 300), tmp_path / ("x" * 300) / "queue.db"):
+            with pytest.raises(QueueStorageError):
+                QueueFile(path)
+
+    def test_a_working_folder_that_was_deleted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "gone").mkdir()
+        monkeypatch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        with pytest.raises(QueueStorageError, match="the working folder of this process was deleted"):
+            QueueFile("queue.db")
+        QueueFile(tmp_path / "queue.db").close()
+
+    def test_a_path_that_is_no_text(self, tmp_path: Path) -> None:
+        """As the environment and the command line give bytes that are not UTF-8."""
+        for path in (tmp_path / "q\udcff.db", tmp_path / "folder\udcff" / "queue.db"):
+            with pytest.raises(ConfigError, match=r"\\xff.* is not UTF-8") as raised:
+                QueueFile(path)
+            assert raised.value.field == "queue_path"
+        (tmp_path / "folder\udcff").mkdir()
+        (tmp_path / "link.db").symlink_to(tmp_path / "folder\udcff" / "queue.db")
+        with pytest.raises(ConfigError, match="is not UTF-8"):
+            QueueFile(tmp_path / "link.db")
 
     def test_an_unwritable_folder(self) -> None:
         # Not under tmp_path, which only its owner can enter: root, who may write everywhere, becomes another user.

@@ -22,6 +22,7 @@ from glec_fast.durable.store import Store
 from glec_fast.fleet import commands
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
 from support.odd_broker import SUBSCRIBE, OddBroker, granted
+from support.queue_files import plain
 from support.wire_reference import PUBREC, ack, remaining_length
 
 if TYPE_CHECKING:
@@ -368,6 +369,23 @@ def test_one_that_was_begun_and_does_not_come_again(
             assert replies["a"]["error"]["code"] == "interrupted"
         assert replies["b"]["error"]["code"] == "interrupted"
     assert [context.is_retry for _, context in doors.calls] == [True] * (on_crash == "retry")
+
+
+def test_one_that_was_begun_and_cannot_be_read_is_told(
+    broker: Broker, platform: Platform, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    doors = Doors()
+    with vehicle(broker.url, tmp_path, doors):
+        pass
+    begin_in_an_earlier_process(tmp_path, "unlock_doors", "a", 0)
+    begin_in_an_earlier_process(tmp_path, "lock_doors", "b", 0)
+    with plain(tmp_path / "queue.db") as database:
+        database.execute("UPDATE glec_command SET topic = CAST(x'FF' AS TEXT) WHERE name = 'lock_doors'")
+    with vehicle(broker.url, tmp_path, doors):
+        assert platform.wait_for(1)[0]["id"] == "a"
+        assert eventually(lambda: "1 commands that had begun cannot be read any more: 'lock_doors'" in caplog.text)
+    assert "look at the device, and have them sent anew" in caplog.text
+    assert "UnicodeDecodeError" not in caplog.text
 
 
 class Repeating(OddBroker):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
 from glec_fast import (
     Alert,
@@ -106,6 +108,17 @@ def test_entries_are_named_by_their_numbers(numbers: Any, tmp_path: Path) -> Non
             with pytest.raises(MessageError, match=r"must be a list of ints, such as \[1, 2\]"):
                 call(numbers)
         assert manager.purge(iter(())) == manager.delete_quarantined(range(1, 3)) == 0
+
+
+@pytest.mark.parametrize("message_id", ["x", None, [], 1.0, True, 2**63], ids=repr)
+def test_a_handle_is_asked_for_by_an_id(message_id: Any, tmp_path: Path) -> None:
+    client = mqtt.Client(CallbackAPIVersion.VERSION2, "c", store=tmp_path / "alone.db")
+    with MQTTManager(quick_config(NOWHERE, tmp_path)) as manager, closing(client):
+        for each in (manager, client):
+            with pytest.raises(MessageError, match=r"message id is .*; it must be an int that"):
+                each.handle_for(message_id)
+            with pytest.raises(MessageError):
+                each.handle_for(5)
 
 
 def test_what_the_heartbeat_could_not_say_is_refused_at_once(tmp_path: Path) -> None:

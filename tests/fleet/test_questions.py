@@ -40,6 +40,16 @@ def test_a_program_is_asked_as_the_service_is(tmp_path: Path, capsys: pytest.Cap
     manager.disconnect()
 
 
+def test_the_queue_s_path_is_told_from_wherever_the_program_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ask.sock"
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with MQTTManager(quick_config(NOBODY, tmp_path, queue_path="queue.db", metrics_socket=path)):
+        monkeypatch.chdir(tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        assert ask(path, "metrics")["queue_path"] == str(tmp_path / "queue.db")
+
+
 @pytest.mark.parametrize("packet", [b"{", b"[]", b'{"ask": 1}', b'{"ask": [}', b'{"topic": "t", "payload": "x"}'])
 def test_what_is_no_question_is_answered_too(tmp_path: Path, packet: bytes) -> None:
     path = tmp_path / "ask.sock"

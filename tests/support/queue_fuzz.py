@@ -159,7 +159,7 @@ def _use_beside(table: QueueTable) -> None:
     assert {type(mark) for mark in received_ids(table, IDENTITY, ("member",)).values()} <= {int, type(None)}
     add_received(table, IDENTITY, {9: 1})
     delete_received(table, IDENTITY, [7, 9])
-    for _name, identifier, origin in command_log.begun(table):
+    for _name, identifier, origin in command_log.begun(table)[0]:
         assert kept_message(origin.topic, origin.payload, origin.properties).topic == origin.topic
         assert isinstance(identifier, bytes)
     for identifier in (b"begun", b"ended", b"another"):

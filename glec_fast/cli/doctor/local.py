@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import apsw
 
 from glec_fast.cli.doctor.finding import Finding
+from glec_fast.durable.database import located
 from glec_fast.durable.file import holding, look_into
-from glec_fast.errors import QueueFormatError, QueueLockedError, TLSFileError
+from glec_fast.errors import GlecError, QueueFormatError, QueueLockedError, TLSFileError
 from glec_fast.tls.config import TLSConfig, TLSContext, TLSContextSource
 from glec_fast.tls.files import Material
 
@@ -104,7 +105,11 @@ def _warnings() -> Iterator[list[str]]:
 
 def examine_queue(config: MQTTConfig) -> QueueState:
     """The queue file, of which nothing is changed, whatever state it is in."""
-    path = Path(config.queue_path).resolve()
+    try:
+        path = located(config.queue_path)
+    except GlecError as error:
+        found, _, advice = str(error).rpartition(": ")
+        return QueueState(Finding("queue", "failed", found, advice))
     try:
         return _examine_queue(path, config.queue_max_size)
     except QueueLockedError:
@@ -153,7 +158,11 @@ def _examine_queue(path: Path, max_size: int) -> QueueState:
 
 def examine_disk(config: MQTTConfig) -> Finding:
     """Room for the queue at its largest."""
-    folder = Path(config.queue_path).resolve().parent
+    try:
+        folder = located(config.queue_path).parent
+    except GlecError as error:
+        found, _, advice = str(error).rpartition(": ")
+        return Finding("disk", "failed", found, advice)
     try:
         figures = os.statvfs(folder)
     except OSError as error:
