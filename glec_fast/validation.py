@@ -61,7 +61,8 @@ def check_text(name: str, text: str) -> None:
 def check_filter(topic_filter: str, qos: int) -> None:
     """Refuse a topic filter (MQTT 4.7, 4.8.2) or QoS that cannot be subscribed to. Raises MessageError."""
     if not isinstance(topic_filter, str) or not topic_filter:
-        raise MessageError(f"topic filter is {type(topic_filter).__name__} or empty; give one such as 'fleet/+/config'")
+        given = "empty" if topic_filter == "" else type(topic_filter).__name__
+        raise MessageError(f"topic filter is {given}; give a str such as 'fleet/+/config'")
     check_text("topic filter", topic_filter)
     size_bytes = _utf8_size(f"topic filter {topic_filter[:100]!r}", topic_filter)
     if size_bytes > TOPIC_MAX_BYTES:

@@ -510,6 +510,12 @@ cdef class Inbound:
         # A TLS alert (RFC 8446, 5.1), which no packet of MQTT begins like.
         if available >= 2 and start[0] == 0x15 and start[1] == 3:
             _refuse(BROKEN, "what answers speaks TLS: use ssl:// or wss://, or the broker's port without TLS")
+        # The first line of a protocol of text: a packet has a length there, and then another.
+        if available >= 4 and start[0] != CONNACK and all([0x20 <= sign < 0x7F for sign in start[:4]]):
+            line = PyBytes_FromStringAndSize(<const char*>start, min(<Py_ssize_t>available, 80)).splitlines()[0]
+            what = "SSH" if line.startswith(b"SSH-") else "no MQTT"
+            said = line.decode("ascii", "backslashreplace")
+            _refuse(BROKEN, f"what answers speaks {what}: {said!r}: see whether this is the broker's port")
         return 0
 
     cdef bint _find_packet(self, const uint8_t* start, size_t available, size_t* header, uint32_t* body) except -1:

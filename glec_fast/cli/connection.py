@@ -10,10 +10,10 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from glec_fast.cli.environment import CLIENT_ID, SETTINGS, URL, config_from
 from glec_fast.engine.connector import SecureConnector
-from glec_fast.engine.refusal import refusal
+from glec_fast.engine.refusal import in_its_words, refusal
 from glec_fast.errors import ConfigError, ConnectionLostError, GlecError, TLSError
 from glec_fast.fleet.config import MQTTConfig
-from glec_fast.mqtt.client import Client
+from glec_fast.mqtt.client import Client, parts_of
 from glec_fast.settings import ENVIRONMENT_PREFIX
 from glec_fast.tls.config import TLSConfig
 
@@ -105,6 +105,9 @@ class Connection:
         self._answered = threading.Event()
         self._refused: GlecError | None = None
         self.client.on_connect = self._on_connect
+        self.client.on_disconnect = self._on_disconnect
+        # How often a connection ended by itself, and for what.
+        self.ends, self.cause = 0, ""
         self.on_connected: Any = None
 
     def __enter__(self) -> Connection:
@@ -128,9 +131,15 @@ class Connection:
         self.client.disconnect()
         self.client.loop_stop()
 
-    def _on_connect(self, client: Any, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
+    def _on_disconnect(self, client: Any, _userdata: Any, flags: Any, reason: ReasonCode, properties: Any) -> None:
+        if reason.is_failure or flags.is_disconnect_packet_from_server:
+            told = in_its_words(reason, properties)
+            self.cause = told if flags.is_disconnect_packet_from_server else parts_of(client).ending.cause or told
+            self.ends += 1
+
+    def _on_connect(self, client: Any, _userdata: Any, _flags: Any, reason: ReasonCode, properties: Any) -> None:
         if reason.is_failure:
-            self._refused = refusal(reason, self._config.broker_url)
+            self._refused = refusal(reason, self._config.broker_url, properties)
         elif self.on_connected is not None:
             self.on_connected(client)
         self._answered.set()

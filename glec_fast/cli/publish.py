@@ -21,8 +21,6 @@ from glec_fast.fleet.manager import MQTTManager
 if TYPE_CHECKING:
     import argparse
 
-    from glec_fast.mqtt.client import Client
-
 SUMMARY = "publish messages, as mosquitto_pub does"
 EXIT_NOT_TAKEN = 1
 # So many are on their way before the first is waited for.
@@ -50,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = config_of(arguments)
     if arguments.store is None:
         with Connection(config, arguments.client_id, "-pub") as connection:
-            return _publish(connection.client, arguments)
+            return _publish(connection, arguments)
     changes = {"queue_path": arguments.store, "status_interval_s": 0}
     if arguments.client_id is not None:
         changes["client_id"] = arguments.client_id
@@ -59,16 +57,26 @@ def run(arguments: argparse.Namespace) -> int:
         count = 0
         for count, payload in enumerate(_payloads(arguments), 1):  # noqa: B007 - told behind the loop
             manager.publish(arguments.topic, payload, arguments.qos, retain=arguments.retain)
-        if manager.flush(arguments.timeout):
-            return 0
-        waiting = manager.get_metrics().queue_size
-    text = f"{waiting} messages wait in {arguments.store} (given: {count}); they are sent once there is a link"
+        is_done = manager.flush(arguments.timeout)
+        metrics = manager.get_metrics()
+    if is_done and not metrics.messages_failed:
+        return 0
+    told = []
+    if metrics.messages_failed:
+        reasons = ", ".join(f"{reason} {lost}" for reason, lost in metrics.drops.items() if lost)
+        told.append(
+            f"{metrics.messages_failed} messages were dropped or refused" + (f" ({reasons})" if reasons else "")
+        )
+    if not is_done:
+        waiting = f"{metrics.queue_size} messages wait in {arguments.store} (given: {count})"
+        told.append(f"{waiting}; they are sent once there is a link")
+    text = "; ".join(told) + _ended(metrics.connects - metrics.is_connected, metrics.last_failure)
     sys.stderr.write(f"glec-fast: {text}\n")
     return EXIT_NOT_TAKEN
 
 
-def _publish(client: Client, arguments: argparse.Namespace) -> int:
-    handles = []
+def _publish(connection: Connection, arguments: argparse.Namespace) -> int:
+    client, handles = connection.client, []
     deadline_s = time.monotonic() + arguments.timeout
     for payload in _payloads(arguments):
         handles.append(client.publish(arguments.topic, payload, arguments.qos, arguments.retain))
@@ -80,7 +88,13 @@ def _publish(client: Client, arguments: argparse.Namespace) -> int:
     if not missing:
         return 0
     says = f"the broker has not taken over {missing} of {len(handles)} messages within {arguments.timeout:g} s"
-    raise PublishError(f"{says}: try again, or keep them with --store", "link_lost")
+    advice = _ended(connection.ends, connection.cause) or ": try again, or keep them with --store"
+    raise PublishError(says + advice, "link_lost")
+
+
+def _ended(count: int, cause: str | None) -> str:
+    """What is said of connections that ended meanwhile, which no repetition may help; nothing where none did."""
+    return f"; the connection ended {count} times ({cause}): ask `glec-fast doctor`" if count else ""
 
 
 def _payloads(arguments: argparse.Namespace) -> Iterator[bytes]:

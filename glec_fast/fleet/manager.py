@@ -19,7 +19,7 @@ from glec_fast.durable.extras import UserProperties, extras_with
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.engine.connector import SecureConnector
 from glec_fast.engine.probe import probe
-from glec_fast.engine.refusal import refusal
+from glec_fast.engine.refusal import in_its_words, refusal
 from glec_fast.engine.routes import Routes
 from glec_fast.errors import (
     MessageError,
@@ -481,10 +481,10 @@ class MQTTManager(Overseen):
         _userdata: Any,
         _flags: paho.ConnectFlags,
         reason: ReasonCode,
-        _properties: Properties | None,
+        properties: Properties | None,
     ) -> None:
         if reason.is_failure:
-            refused = refusal(reason, self._target.url)
+            refused = refusal(reason, self._target.url, properties)
             if reason.value == _RETAIN_NOT_SUPPORTED:
                 self._heartbeat.give_up_retaining()
             self._reports.on_failed(logging.ERROR, self._target.url, refused)
@@ -517,13 +517,14 @@ class MQTTManager(Overseen):
         _userdata: Any,
         flags: paho.DisconnectFlags,
         reason: ReasonCode,
-        _properties: Properties | None,
+        properties: Properties | None,
     ) -> None:
         self._policy.on_ended(self._outbox.session.answered_count, in_order=self._outbox.is_left)
         if self._incoming_or_none is not None:
             self._incoming_or_none.on_disconnected()
         is_by_broker = flags.is_disconnect_packet_from_server
-        why = f"the broker ended it: {reason}" if is_by_broker else parts_of(self._client).ending.cause or str(reason)
+        told = f"the broker ended it: {in_its_words(reason, properties)}"
+        why = told if is_by_broker else parts_of(self._client).ending.cause or str(reason)
         is_lost = reason.is_failure or is_by_broker
         self._reports.on_ended(self._target.url, why, is_lost=is_lost, is_last=self._closed)
 

@@ -22,6 +22,10 @@ class ServerLimits(NamedTuple):
     retain_available: bool
     packet_max_bytes: int
 
+    def __str__(self) -> str:
+        retain = "" if self.retain_available else ", no retained messages"
+        return f"it takes QoS {self.qos_max} at most{retain}, packets of {self.packet_max_bytes:,} bytes at most"
+
     def lowered(self, row: Row) -> Row:
         """As it is sent: with the highest QoS that this server takes."""
         return row if row[3] <= self.qos_max else (*row[:3], self.qos_max, *row[4:])

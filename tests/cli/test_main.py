@@ -65,6 +65,7 @@ def test_what_cannot_be_is_said_in_one_line(
             ["pub", "-t", "a", "-m", "x", "--timeout", "nan"],
             "argument --timeout: 'nan' is no number of seconds above 0",
         ),
+        (["sub", "-t", ""], "argument -t/--topic: topic filter is empty; give a str"),
         (["sub", "-t", "#/a"], "argument -t/--topic: topic filter '#/a' has a wildcard out of its place"),
         (["sub", "-t", "a", "-C", "0"], "argument -C/--count: '0' is no whole number above 0"),
         (["sub", "-t", "a", "-W", "-1"], "argument -W/--wait: '-1' is no number of seconds above 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from support.gateway import TIMEOUT_S
 from support.queue_files import child_environment
 
 if TYPE_CHECKING:
+    from conftest import StartBroker
     from glec_fast.testbed.broker import Broker
 
 NOBODY = "tcp://127.0.0.1:1"
@@ -85,6 +87,32 @@ def test_what_arrives_is_printed_until_the_count_is_full(broker: Broker) -> None
         ("s/1", "caf\u00e9", 1, True),
         ("s/2", "two", 1, True),
     }
+
+
+@pytest.mark.parametrize(("settings", "option"), [("max_qos 1", "-q=2"), ("retain_available false", "-r")])
+def test_a_broker_that_ends_the_connection_over_it(
+    start_broker: StartBroker, settings: str, option: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    broker = start_broker(settings=[settings])
+    (tmp_path / "c").write_text(f"mqtt.broker.url={broker.url}\nmqtt.client.id=D\nmqtt.protocol.version=4\n")
+    arguments = ["--config", str(tmp_path / "c"), "-t", "t", "-m", "x", option, "--timeout", "6"]
+    assert main(["pub", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"the connection ended \d+ times \(.+\): ask `glec-fast doctor`\n$", said), said
+
+
+def test_a_store_has_put_aside_what_the_broker_does_not_take(
+    start_broker: StartBroker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker = start_broker(settings=["max_qos 1"])
+    settings = {"broker.url": broker.url, "client.id": "D", "protocol.version": 4, "queue.max_retry": 1}
+    (tmp_path / "c").write_text("".join(f"mqtt.{name}={value}\n" for name, value in settings.items()))
+    arguments = ["--config", str(tmp_path / "c"), "-t", "t", "-m", "x", "-q", "2", "--timeout", str(4 * TIMEOUT_S)]
+    assert main(["pub", *arguments, "--store", str(tmp_path / "q.db")]) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"1 messages were dropped or refused \(quarantined 1\); the connection ended \d+ times", said), (
+        said
+    )
 
 
 def test_too_few_in_time(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:

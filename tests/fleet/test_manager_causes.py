@@ -69,11 +69,13 @@ def check_log(caplog: pytest.LogCaptureFixture, text: str) -> None:
     [
         (PORTAL, "speaks HTTP: a captive portal"),
         (b"\x15\x03\x01\x00\x02\x02\x46", "speaks TLS: use ssl:// or wss://"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "packet type 5"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "speaks SSH: 'SSH-2.0-OpenSSH_9.2'"),
+        (b"220 mail.example ESMTP\r\n", "speaks no MQTT: '220 mail.example ESMTP'"),
+        (b"-ERR unknown command\r\n", "speaks no MQTT: '-ERR unknown command'"),
         (b"\x20", "closed it before it took the login"),
         (b"", "closed it before it took the login"),
     ],
-    ids=["http", "tls", "ssh", "half a CONNACK", "nothing"],
+    ids=["http", "tls", "ssh", "smtp", "redis", "half a CONNACK", "nothing"],
 )
 def test_what_answers_is_no_broker(tmp_path: Path, caplog: pytest.LogCaptureFixture, answer: bytes, text: str) -> None:
     def serve(link: socket.socket) -> None:
@@ -141,6 +143,43 @@ def test_a_refused_login(
     check_log(caplog, "refused the login")
 
 
+def text_property(identifier: int, text: str) -> bytes:
+    data = text.encode()
+    return bytes((identifier, 0, len(data))) + data
+
+
+WORDS = text_property(0x1F, "go\u00e9 away; now") + text_property(0x1C, "other:999")
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "text"),
+    [
+        (
+            0x87,
+            WORDS,
+            "Not authorized (it says 'go\u00e9 away; now', and names the server 'other:999'); check username",
+        ),
+        (0x9D, WORDS, "Server moved (it says 'go\u00e9 away; now', and names the server 'other:999'); set broker_url"),
+        (0x9C, b"", "Use another server; set broker_url"),
+        (0x87, b"\x1f\x00\x00", "Not authorized; check username"),
+    ],
+)
+def test_a_refusal_has_the_broker_s_own_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int, words: bytes, text: str
+) -> None:
+    def serve(link: socket.socket) -> None:
+        with link:
+            link.recv(4096)
+            body = bytes((0, code, len(words))) + words
+            link.sendall(bytes((0x20, len(body))) + body)
+            link.recv(4096)
+
+    with LoopbackServer(serve) as peer:
+        failures = failures_of(f"tcp://127.0.0.1:{peer.port}", tmp_path, protocol_version=5)
+    assert all(isinstance(each, BrokerRefusalError) and text in str(each) for each in failures)
+    check_log(caplog, text)
+
+
 def lost_to(url: str, directory: Path, end: Callable[[], None], **settings: Any) -> str:
     """The cause that is told where `end` has the broker end a connection."""
     failures = Failures()
@@ -174,9 +213,17 @@ def test_another_client_takes_over(broker: Broker, tmp_path: Path, caplog: pytes
     assert caplog.text.count(cause) == 1
 
 
-@pytest.mark.parametrize(("code", "text"), [(0x8E, "Session taken over"), (0x8B, "Server shutting down"), (0, "Norm")])
+@pytest.mark.parametrize(
+    ("code", "words", "text"),
+    [
+        (0x8E, b"", "Session taken over"),
+        (0x8B, b"", "Server shutting down"),
+        (0, b"", "Norm"),
+        (0x9D, WORDS, "Server moved (it says 'go\u00e9 away; now', and names the server 'other:999')"),
+    ],
+)
 def test_the_broker_says_why_it_ends_the_connection(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int, text: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int, words: bytes, text: str
 ) -> None:
     links: list[socket.socket] = []
 
@@ -190,6 +237,7 @@ def test_the_broker_says_why_it_ends_the_connection(
 
     with LoopbackServer(serve) as peer:
         url = f"tcp://127.0.0.1:{peer.port}"
-        cause = lost_to(url, tmp_path, lambda: links[0].sendall(bytes((0xE0, 1, code))), protocol_version=5)
+        body = bytes((code, len(words))) + words if words else bytes([code])
+        cause = lost_to(url, tmp_path, lambda: links[0].sendall(bytes((0xE0, len(body))) + body), protocol_version=5)
     assert f"the broker ended it: {text}" in cause
     assert caplog.text.count(cause) == 1

@@ -277,3 +277,8 @@ def test_the_largest_packet_that_a_server_takes(qos: int, properties: bytes | No
     row = (1, topic, payload, qos, 0, 0, *((False, properties) if properties else ()))
     assert ServerLimits(2, True, size_bytes).allow(row)
     assert not ServerLimits(2, True, size_bytes - 1).allow(row)
+
+
+def test_what_a_server_takes_is_said_in_words() -> None:
+    assert str(ServerLimits(1, True, 5)) == "it takes QoS 1 at most, packets of 5 bytes at most"
+    assert str(ServerLimits(2, False, 5)) == "it takes QoS 2 at most, no retained messages, packets of 5 bytes at most"

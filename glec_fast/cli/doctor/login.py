@@ -18,6 +18,7 @@ from glec_fast.tls.config import TLSConfig
 from glec_fast.tls.handshake import explain
 
 if TYPE_CHECKING:
+    from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
 
     from glec_fast.fleet.config import MQTTConfig
@@ -57,8 +58,10 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
     if config.username is not None:
         client.username_pw_set(config.username, config.password)
     answers: list[ReasonCode] = []
+    told: list[Properties | None] = []
 
-    def on_connect(_client: Any, _userdata: Any, _flags: Any, reason: ReasonCode, _properties: Any) -> None:
+    def on_connect(_client: Any, _userdata: Any, _flags: Any, reason: ReasonCode, properties: Any) -> None:
+        told.append(properties)
         answers.append(reason)
 
     client.on_connect = on_connect
@@ -79,7 +82,7 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
     if not answers:
         return _unanswered(config, ended=ended)
     if answers[0].is_failure:
-        text, _, advice = str(refusal(answers[0], config.broker_url)).partition("; ")
+        text, _, advice = str(refusal(answers[0], config.broker_url, told[0])).rpartition("; ")
         if not as_device and answers[0].value in (133, 135):
             advice += "; where the broker knows the device's own id only, try --as-device while its service is stopped"
         return Finding("login", "failed", text, advice)
