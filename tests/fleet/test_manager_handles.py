@@ -172,7 +172,7 @@ def test_qos_0_that_had_not_left_when_the_link_was_cut_is_queued_again(
     broker: Broker, link: Link, tmp_path: Path
 ) -> None:
     recorder = Recorder()
-    payloads = [b"%04d" % number + b"x" * 100_000 for number in range(150)]
+    payloads = [b"%04d" % number + b"x" * 30_000 for number in range(500)]
     with (
         Subscriber(broker, "t") as subscriber,
         MQTTManager(quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path)) as manager,
