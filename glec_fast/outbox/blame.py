@@ -31,8 +31,8 @@ logger = logging.getLogger("glec_fast")
 
 
 class Blame:
-    """Belongs to whoever holds the outbox's lock. Callers of `note_start`, `begin`, `on_answered` and `let_go` hold it;
-    the other methods take it.
+    """Belongs to whoever holds the outbox's lock. Callers of `note_start`, `begin`, `on_answered`, `take_passed_over`
+    and `let_go` hold it; the other methods take it.
     """
 
     def __init__(self, outbox: DurableOutbox) -> None:
@@ -46,7 +46,7 @@ class Blame:
         # What the socket had taken before this connection.
         self._begun_bytes = 0
         # On this connection a row was passed over, as links fall silent behind it.
-        self._has_passed_over = False
+        self.has_passed_over = False
 
     def turn_to(self, notes: list[Note]) -> None:
         """Another broker is next. notes: of an earlier process, with the same broker."""
@@ -77,18 +77,22 @@ class Blame:
     def begin(self) -> bool:
         """Sending begins; True where there is something to go alone."""
         self.suspicion.begin()
-        self._has_passed_over = False
+        self.has_passed_over = False
         return bool(self.suspicion.suspects)
 
     def on_answered(self, ids: list[int]) -> int | None:
         """The broker has answered these, or they go unsent. Returns a message that was passed over and may go now."""
         over = self.suspicion.passed_over
         self.suspicion.on_answered(ids)
-        if not self._has_passed_over or over in ids:
-            over = None
-        if over is not None:
-            self._has_passed_over, self.suspicion.passed_over = False, None
         self._note()
+        return None if over in ids else self.take_passed_over()
+
+    def take_passed_over(self) -> int | None:
+        """It may go on this connection now."""
+        if not self.has_passed_over:
+            return None
+        over, self.suspicion.passed_over = self.suspicion.passed_over, None
+        self.has_passed_over = False
         return over
 
     def let_go(self, ids: Iterable[int]) -> None:
@@ -139,7 +143,7 @@ class Blame:
             is_qos_0_all = outbox.limits is not None and outbox.limits.qos_max == 0
             passed_over |= {row[0] for row in rows if row[3] == 0 or (is_qos_0_all and row[0] not in parked)}
         if over is not None and any(row[0] == over for row in rows):
-            self._has_passed_over = True
+            self.has_passed_over = True
         return [row for row in rows if row[0] not in passed_over]
 
     def tell_passed_over(self) -> None:

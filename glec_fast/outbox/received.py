@@ -287,8 +287,10 @@ class Received:
             self._on_disk.update(added)
             for mid in deleted:
                 self._on_disk.pop(mid, None)
-            told = [self._then.pop(mid) for mid in added if mid in self._then]
-            for mid in added:
+            # Another message may have come under the id meanwhile, and not be handled yet.
+            present = [mid for mid, mark in added.items() if mid in self._known and self._known[mid] == mark]
+            told = [self._then.pop(mid) for mid in present if mid in self._then]
+            for mid in present:
                 self._answer_owed(_PUBREC, mid)
             for mid in deleted:
                 if mid in self._owed_pubcomp:

@@ -214,6 +214,8 @@ class DurableOutbox(RowOutbox):
         if extras is not None or self._max_packet_bytes < PACKET_MAX_BYTES:
             packed = b"" if self.session.protocol_version != _MQTT_5 else None if extras is None else extras.packed()
             check_packet(topic, payload, qos, packed, self._max_packet_bytes)
+        # Also of QoS 0 that goes past the store: where the link ends it is queued.
+        self.store.check_size(topic, payload)
         # At the end of the process nobody would know whether it left.
         is_direct = qos == 0 and self.is_open and not self.is_narrow
         if is_direct and not self._has_waiting_rows() and not self.store.is_ending:
@@ -384,7 +386,8 @@ class DurableOutbox(RowOutbox):
     @property
     def has_timers(self) -> bool:
         """See `Outbox.has_timers`."""
-        unproven = self._unanswered.suspects or self._blame.suspicion.aside or self._unproven
+        blame = self._blame
+        unproven = self._unanswered.suspects or blame.suspicion.aside or blame.has_passed_over or self._unproven
         return bool(not self.is_open or self.is_narrow or self._again or unproven or self._has_waiting_rows())
 
     def _end_orphans(self) -> None:
@@ -526,17 +529,25 @@ class DurableOutbox(RowOutbox):
         """Whether a narrow connection has no reason to be so any more."""
         if self._blame.suspicion.suspects:
             # Those that have no row any more answer to nobody.
-            is_drained = not (self._more_to_read or self.store.has_alerts) and self._have_all_gone()
-            return is_drained and not (self.session.in_flight or self.session.unsent_bytes)
+            return self._is_drained()
         return self.has_progress or not self._unanswered.is_careful
+
+    def _is_drained(self) -> bool:
+        """Nothing is on its way on this connection, nor can go next."""
+        are_all_read = not (self._more_to_read or self.store.has_alerts) and self._have_all_gone()
+        return are_all_read and not (self.session.in_flight or self.session.unsent_bytes)
 
     def _note_answered(self, ids: list[int]) -> None:
         """The broker has answered these; the caller holds the lock."""
-        over = self._blame.on_answered(ids)
-        if over is not None:
-            if not self._again:
-                self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
-            self._again.append(over)
+        self._send_later(self._blame.on_answered(ids))
+
+    def _send_later(self, message_id: int | None) -> None:
+        """Where it is one. The caller holds the lock."""
+        if message_id is None:
+            return
+        if not self._again:
+            self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
+        self._again.append(message_id)
 
     def begin_close(self) -> None:
         """See `Outbox.begin_close`: what waits for the broker to accept the connection is in the file."""
@@ -710,6 +721,10 @@ class DurableOutbox(RowOutbox):
         unanswered = self._unanswered
         if self.is_open and not unanswered.asked:
             self._blame.probe()
+        if self.is_open and self._blame.has_passed_over and self._is_drained():
+            # Nothing else is there that could be answered before it.
+            with self.lock:
+                self._send_later(self._blame.take_passed_over())
         if self.probes or not (self.is_open and unanswered.are_overdue(time.monotonic())):
             return
         with self.lock:

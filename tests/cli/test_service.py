@@ -436,7 +436,7 @@ def test_the_watchdog_is_not_fed_while_a_damaged_queue_cannot_be_mended(
     manager.publish("t", "x", 1).wait_durable(TIMEOUT_S)
     assert not manager.is_queue_damaged()
 
-    def refuse(_damage: Exception) -> None:
+    def refuse(_damage: Exception, _row_count: int) -> None:
         raise OSError("no")
 
     with monkeypatch.context() as patched:

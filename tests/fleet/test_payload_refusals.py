@@ -166,7 +166,7 @@ def test_missing_and_unknown_arguments() -> None:
     for kind in MESSAGES:
         with pytest.raises(TypeError, match="colour"):
             build(kind, colour="red")
-        with pytest.raises(TypeError, match="positional arguments"):
+        with pytest.raises(TypeError, match="more than there are"):
             kind(*range(20))
     for kind, whole in (*GIVEN.items(), (GpsFix, {"lat": 1, "lon": 2})):
         for count, field in enumerate(whole):

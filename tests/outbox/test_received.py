@@ -12,7 +12,10 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from glec_fast import Client
+from glec_fast.durable._table import QueueTable
+from glec_fast.durable.database import create_schema
 from glec_fast.outbox.received import Received
+from glec_fast.runtime._lock import Lock
 from support.gateway import TIMEOUT_S, eventually
 from support.killed import Killed
 from support.odd_broker import CLOSE, CONNECT, SUBSCRIBE, OddBroker
@@ -402,3 +405,37 @@ def test_a_callback_that_raises_is_called_again_and_nothing_is_answered_before(p
             client.loop_start()
             assert broker.wait_for(PUBREC, PUBCOMP)
     assert calls == [b"a", b"a"]
+
+
+def test_a_message_that_came_meanwhile_is_not_answered_by_the_commit_of_the_one_before() -> None:
+    """A cut within a commit, and then another session that says nothing of it: PUBREC is the second one's own."""
+    jobs: list[Any] = []
+    acks: list[bytes] = []
+    store = SimpleNamespace(submit=lambda *job: jobs.append(job))
+    outbox: Any = SimpleNamespace(
+        lock=Lock("outbox"), store=store, is_linked=True, put_ack=acks.append, put_acks=lambda: None, wake=lambda: None
+    )
+    received = Received(outbox)
+    with closing(apsw.Connection(":memory:")) as connection:
+        create_schema(connection)
+        table = QueueTable(connection)
+        first, second = (
+            SimpleNamespace(mid=1, qos=2, topic="t", payload=payload, dup=False) for payload in (b"first", b"second")
+        )
+        assert received.is_new(first)
+        received.acknowledge(1, first)
+        write, on_written = jobs.pop()
+        written = write(table)
+        received.begin()
+        received.resume(is_continued=False)
+        assert received.is_new(second)
+        on_written(written)
+        assert acks == []
+        assert received.holds(second)
+        for job, told in jobs:
+            told(job(table))
+        assert acks == []
+        received.acknowledge(1, second)
+        write, on_written = jobs.pop()
+        on_written(write(table))
+        assert acks == [b"\x50\x02\x00\x01"]

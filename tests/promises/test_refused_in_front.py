@@ -19,6 +19,8 @@ from paho.mqtt.properties import Properties
 
 from glec_fast import Client, Dropped, DropReason, MQTTManager
 from glec_fast.durable.store import Store
+from glec_fast.errors import MessageError
+from glec_fast.outbox import stored
 from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, eventually, quick_config
 from support.odd_broker import CLOSE, MQTT_5, RESET, OddBroker
@@ -235,3 +237,38 @@ def test_what_is_behind_it_arrives_though_the_link_falls_silent(
         assert not bad.is_published()
     assert metrics.drops == {}
     assert all(counts[payload[1:].encode()] <= 2 - number % 2 for number, payload in enumerate(GOOD)), counts
+
+
+class Recovering(Silent):
+    """Falls silent over it on the first connections, and then no more: as a link does that was in a tunnel."""
+
+    silent_times = 3
+
+    def answer(self, packet: Packet) -> bytes:
+        return super().answer(packet) if self.connections <= self.silent_times else OddBroker.answer(self, packet)
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_a_message_that_was_passed_over_goes_where_there_is_no_other(
+    tmp_path: Path, qos: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "_REFUSED_PAUSE_S", 0.1)
+    broker = Recovering()
+    timeouts = {"answer_timeout_s": 0.3, "ack_timeout_s": 0.3, "queue_max_retry": 3}
+    with broker, MQTTManager(quick_config(broker.url, tmp_path, **timeouts)) as manager:
+        alone = manager.publish("t", BAD, qos)
+        manager.connect()
+        alone.wait_for_publish(LONG_S)
+        assert alone.is_published()
+        assert broker.connections == Recovering.silent_times + 1
+    assert broker.counts() == {b"bad": 1}
+
+
+def test_qos_0_that_is_larger_than_the_queue_is_refused_with_a_link_too(tmp_path: Path) -> None:
+    with OddBroker() as broker, MQTTManager(quick_config(broker.url, tmp_path, queue_max_bytes=1_000_000)) as manager:
+        manager.connect()
+        assert eventually(manager.is_connected)
+        with pytest.raises(MessageError, match="queue_max_bytes"):
+            manager.publish("t", b"x" * 1_000_000, 0)
+        manager.publish("t", "=small", 1).wait_for_publish(TIMEOUT_S)
+        assert broker.delivered == [b"small"]
