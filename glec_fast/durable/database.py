@@ -463,7 +463,10 @@ def _reserve_log(path: Path) -> None:
 def _is_full(path: Path, error: BaseException) -> bool:
     if isinstance(error, apsw.IOError):
         # What SQLite says where it cannot make the log's index.
-        system = os.statvfs(path.parent)
+        try:
+            system = os.statvfs(path.parent)
+        except OSError:
+            return False
         return system.f_bavail * system.f_frsize < _INDEX_BYTES
     return isinstance(error, apsw.FullError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC)
 

@@ -151,9 +151,9 @@ class Incoming:
             self._commands.on_connected(self._greeting.accepted)
         self._subscriptions.on_connected(self._greeting.accepted)
 
-    def on_disconnected(self) -> None:
-        """The connection is gone."""
-        self._subscriptions.on_disconnected()
+    def on_disconnected(self, *, by_peer: bool) -> None:
+        """The connection is gone. by_peer: the broker ended it."""
+        self._subscriptions.on_disconnected(by_peer=by_peer)
         if self._commands is not None:
             self._commands.on_disconnected()
 

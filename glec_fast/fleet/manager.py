@@ -521,7 +521,9 @@ class MQTTManager(Overseen):
     ) -> None:
         self._policy.on_ended(self._outbox.session.answered_count, in_order=self._outbox.is_left)
         if self._incoming_or_none is not None:
-            self._incoming_or_none.on_disconnected()
+            outbox = self._outbox
+            by_peer = outbox.is_left or outbox.is_broken_off or outbox.is_violated
+            self._incoming_or_none.on_disconnected(by_peer=by_peer)
         is_by_broker = flags.is_disconnect_packet_from_server
         told = f"the broker ended it: {in_its_words(reason, properties)}"
         why = told if is_by_broker else parts_of(self._client).ending.cause or str(reason)

@@ -36,6 +36,8 @@ _BATCH_MAX = 50
 _IDENTIFIER_MAX = 268_435_455
 # So many connections in a row ended before a filter was answered, asked for alone: it is not the link.
 _UNANSWERED_MAX = 4
+# In the place of QoS of what is held: it is to be ended, and may be already.
+_ENDING = (-1, 0)
 # From the second on it is asked for once the connection has lasted so long, ...
 _LASTS_S = 2.0
 # ... and once it counts as refused, so much later.
@@ -116,7 +118,7 @@ class Subscriptions:
             self._wanted.pop(topic_filter, None)
             self._acquit(topic_filter)
             # Also where it is an earlier process's that it has it from.
-            self._held.setdefault(topic_filter, (0, 0))
+            self._held.setdefault(topic_filter, _ENDING)
             self._changed.notify_all()
         self._ask()
 
@@ -167,16 +169,16 @@ class Subscriptions:
                 self._held = {each: held for each, held in self._held.items() if each not in self._wanted}
         self._ask()
 
-    def on_disconnected(self) -> None:
-        """Whatever was asked for and not answered is asked for again."""
+    def on_disconnected(self, *, by_peer: bool) -> None:
+        """Whatever was asked for and not answered is asked for again. by_peer: the broker ended the connection."""
         refused = []
         with self._changed:
             self._connection = 0
-            # In place of an answer the broker may have ended the connection; or the link has broken.
+            # In place of an answer the broker may have ended the connection; or the link has broken in order.
             asked = [each for request in self._requests.values() for each, qos in request.items() if qos is not None]
             self._requests.clear()
-            self._unanswered.update(asked)
-            for topic_filter in asked:
+            self._unanswered.update(asked if by_peer else ())
+            for topic_filter in asked if by_peer else ():
                 if self._unanswered[topic_filter] >= _UNANSWERED_MAX and topic_filter in self._wanted:
                     self._not_before_s[topic_filter] = time.monotonic() + _REFUSED_S
                     refused.append(self._refuse(topic_filter, None))
@@ -258,6 +260,8 @@ class Subscriptions:
                 if not request:
                     return False
                 self._asking.update(request)
+                # Whether the broker has ended them is known with its answer alone.
+                self._held.update(dict.fromkeys([each for each, qos in request.items() if qos is None], _ENDING))
             if None in request.values():
                 rc, packet_id = self._client.unsubscribe(list(request))
             else:

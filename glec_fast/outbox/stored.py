@@ -166,6 +166,8 @@ class DurableOutbox(RowOutbox):
 
     def _rewind(self, parked: list[int], finished: list[int], on_its_way: frozenset[int] = frozenset()) -> None:
         self._on_its_way = on_its_way
+        # Its row is met again.
+        self._blame.has_passed_over = False
         withheld = self._owners.withheld
         self.store.rewind(withheld.union(parked) if withheld else parked, finished, withheld)
 
@@ -397,7 +399,7 @@ class DurableOutbox(RowOutbox):
             parked = self.session.parked_ids()
         gone = self.store.missing(parked) if parked else []
         with self.lock:
-            self._blame.suspicion.on_answered(gone)
+            self._note_answered(gone)
             # Another thread may have ended the connection.
             for message_id in gone if self.is_open else ():
                 self.session.release_parked(message_id)
@@ -405,7 +407,8 @@ class DurableOutbox(RowOutbox):
 
     def _read_again(self) -> None:
         with self.lock:
-            ids, self._again = self._again, []
+            has_gone = frozenset(self.session.in_flight_ids()).union(self._finished.ids)
+            ids, self._again = [each for each in self._again if each not in has_gone], []
             self.is_reading = True
         try:
             rows, unknown = self.store.read_again(ids)

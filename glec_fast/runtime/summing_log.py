@@ -41,7 +41,7 @@ def is_in_a_handler() -> bool:
     while place is not None:
         for handler in place.handlers:
             # Of an RLock, as `threading.Condition` asks for it.
-            is_owned = getattr(handler.lock, "_is_owned", None)
+            is_owned = getattr(getattr(handler, "lock", None), "_is_owned", None)
             if is_owned is not None and is_owned():
                 return True
         place = place.parent if place.propagate else None

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from glec_fast import MessageError, MQTTManager, QueueClosedError, SubscriptionRefusedError
-from glec_fast.fleet import subscriptions
+from glec_fast.fleet import subscriptions as module
+from glec_fast.fleet.subscriptions import Subscriptions
+from glec_fast.mqtt.greeting import Accepted
+from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.testbed.link import Link
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
 from support.odd_broker import CLOSE, CONNECT, SUBSCRIBE, OddBroker, filters_of, granted
@@ -385,7 +388,7 @@ def test_a_filter_that_the_broker_ends_the_connection_over_stops_nothing_else(
     tmp_path: Path, protocol_version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is told of as refused; other filters are granted, and messages go out on a connection that lasts."""
-    monkeypatch.setattr(subscriptions, "_LASTS_S", 0.1)
+    monkeypatch.setattr(module, "_LASTS_S", 0.1)
     refusals = Refusals()
     with (
         Fatal(protocol_version) as broker,
@@ -632,3 +635,51 @@ def test_after_disconnect_nothing_is_taken_and_another_manager_goes_on(broker: B
         for call in (lambda: manager.subscribe("b", handled), lambda: manager.unsubscribe("a"), manager.connect):
             with pytest.raises(QueueClosedError):
                 call()
+
+
+class Asked:
+    """In the place of a client: what was asked for."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, list[str]]] = []
+
+    def subscribe(self, filters: list[tuple[str, int]], **_: Any) -> tuple[int, int]:
+        self.requests.append(("subscribe", [each for each, _ in filters]))
+        return 0, len(self.requests)
+
+    def unsubscribe(self, filters: list[str]) -> tuple[int, int]:
+        self.requests.append(("unsubscribe", filters))
+        return 0, len(self.requests)
+
+
+CONTINUED = Accepted(session_present=True, is_continued=True, takes_identifiers=False)
+NEW = Accepted(session_present=False, is_continued=False, takes_identifiers=False)
+
+
+@pytest.mark.parametrize("by_peer", [True, False])
+def test_what_was_being_ended_and_is_wanted_again_is_asked_for_where_the_answer_is_lost(by_peer: bool) -> None:
+    client: Any = Asked()
+    subscriptions = Subscriptions(client, SummingLog(), lambda *_: None)
+    subscriptions.on_connected(NEW)
+    subscriptions.want("a", 1)
+    subscriptions.on_answer(1, [1])
+    subscriptions.unwant("a")
+    subscriptions.want("a", 1)
+    subscriptions.on_disconnected(by_peer=by_peer)
+    subscriptions.on_connected(CONTINUED)
+    assert client.requests == [("subscribe", ["a"]), ("unsubscribe", ["a"]), ("subscribe", ["a"])]
+    assert subscriptions.granted_qos("a", 1) is None
+    subscriptions.on_answer(3, [1])
+    assert subscriptions.granted_qos("a", 1) == 1
+
+
+def test_links_that_fall_silent_say_nothing_of_a_filter() -> None:
+    client: Any = Asked()
+    refused: list[str] = []
+    subscriptions = Subscriptions(client, SummingLog(), lambda each, _: refused.append(each))
+    subscriptions.want("a", 1)
+    for number in range(1, 10):
+        subscriptions.on_connected(NEW)
+        assert client.requests == [("subscribe", ["a"])] * number
+        subscriptions.on_disconnected(by_peer=False)
+    assert refused == []

@@ -461,7 +461,7 @@ class World:
         self.is_linked = self.is_accepted = self.outbox.is_linked = False
         self.down.clear()
         self.up.clear()
-        self.incoming.on_disconnected()
+        self.incoming.on_disconnected(by_peer=True)
 
     def after_crash(self, step: str) -> Root:
         """What is left when the process dies now. Spoils the world where it dies behind a write."""
