@@ -100,6 +100,7 @@ cdef str ID_OF_TELEMETRY = "SELECT id FROM mqtt_offline_queue WHERE qos NOT IN (
 cdef str HEADS_EXPIRED = HEADS + " WHERE ttl < ?"
 cdef str HEADS_GIVEN_UP = (
     HEADS + " WHERE retry_count >= ? AND typeof(retry_count) IN ('integer', 'real')")
+cdef str HEADS_GIVEN_UP_BETWEEN = HEADS_GIVEN_UP + " AND id BETWEEN ? AND ?"
 cdef str READ_ALL = "SELECT id, {0}, {3}, {1}, {4} FROM mqtt_offline_queue ORDER BY timestamp, id"
 # The columns of these statements as they are; and as they can be read where a TEXT is none, of types to be noticed by.
 cdef tuple AS_STORED = (
@@ -507,8 +508,10 @@ cdef class QueueTable:
     def heads_expired(self, int64_t now_ms):
         return self._heads(HEADS_EXPIRED, (now_ms,))
 
-    def heads_given_up(self, int64_t max_retry):
-        return self._heads(HEADS_GIVEN_UP, (max_retry,))
+    def heads_given_up(self, int64_t max_retry, tuple between=None):
+        if between is None:
+            return self._heads(HEADS_GIVEN_UP, (max_retry,))
+        return self._heads(HEADS_GIVEN_UP_BETWEEN, (max_retry, *between))
 
     def _heads(self, str statement, tuple bindings):
         for message_id, topic, qos, timestamp_ms in self.execute(statement, bindings):

@@ -171,8 +171,8 @@ class QueueTable:
     def heads_expired(self, now_ms: int) -> Iterator[_Head]:
         """An iterator over the heads whose time of expiry has passed."""
 
-    def heads_given_up(self, max_retry: int) -> Iterator[_Head]:
-        """An iterator over the heads that failed as often as they may."""
+    def heads_given_up(self, max_retry: int, between: tuple[int, int] | None = None) -> Iterator[_Head]:
+        """An iterator over the heads that failed as often as they may. between: the lowest id and the highest."""
 
     def heads_by_id(self, ids: list[int]) -> list[_Head]:
         """The heads of these messages, as far as there are any."""

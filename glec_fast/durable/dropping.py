@@ -109,6 +109,18 @@ class Dropping:
             return self.choose(heads, DropReason.GIVEN_UP, limit)
         return self.choose(heads, DropReason.QUARANTINED, limit, self._refused_text)
 
+    def give_up(self, table: QueueTable, ids: list[int]) -> set[int]:
+        """Mark those of these, just read, that were refused as often as they may be by an earlier process.
+
+        Returns them. What was in flight before stays. Wants the reader's lock held.
+        """
+        reader = self._reader
+        idle = set(ids).difference(self.marked, reader.protected, reader.skipped, reader.withheld)
+        heads = table.heads_given_up(self._max_retry, (min(ids), max(ids)))
+        given_up = [head for head in heads if head[0] in idle]
+        self.mark(given_up, DropReason.QUARANTINED, self._refused_text)
+        return {head[0] for head in given_up}
+
     @property
     def _refused_text(self) -> str:
         return f"the broker refused it {self._max_retry} times"

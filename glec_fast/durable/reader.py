@@ -63,8 +63,6 @@ class Reader:
         self.lock = Lock("Reader.lock")
         # The first is read in turn; alerts, if they have a lane, ahead of it.
         self.lanes: tuple[Lane, ...] = (Lane(Rows.OTHERS), Lane(Rows.ALERTS)) if alerts_first else (Lane(Rows.ALL),)
-        # Nothing was read since the file was opened.
-        self.is_new = True
         # Rows were read, and their reader has not said yet that it has them at hand.
         self.is_handing_out = False
         # In flight before: read again, never dropped.
@@ -117,7 +115,6 @@ class Reader:
         known_id: asked after the read; rows with an id above that are not the store's, or not known to be on disk yet.
         written: the writer's table, which knows whether any row has extras; then all have their columns.
         """
-        self.is_new = False
         lane = self.lanes[number]
         with_extras = written.may_have_extras
         rows: list[Row] = self.table.read_after(*lane.position, limit, with_extras, lane.rows)

@@ -139,7 +139,7 @@ class Store(OfOneProcess):
         self._jobs = jobs = Jobs(status, schedule)
         self._outgoing = outgoing = Outgoing(status, schedule, reader, writer)
         self._caretaker = caretaker = Caretaker(file, reader, writer, intake, dropping, status, schedule)
-        self._supply = Supply(status, schedule, intake, jobs, outgoing, dropping, file, reader, writer, max_queue_size)
+        self._supply = Supply(status, schedule, intake, jobs, outgoing, dropping, file, reader, writer)
         self._clock_steps = steps = ClockSteps(status, intake, reader, writer)
         ending = Ending(self, status, intake, gathering, jobs, file, reader, writer, caretaker)
         parts = status, schedule, intake, gathering, jobs, outgoing, dropping, writer, caretaker, steps, room

@@ -29,10 +29,7 @@ _OLDEST_WAIT_S = 0.005
 
 @dataclass(eq=False, repr=False)
 class Supply:
-    """See `Store` for the methods of the same names. They take the reader's lock, behind it `status.lock`.
-
-    _given_up_max: so many rows may be given up before the first is read.
-    """
+    """See `Store` for the methods of the same names. They take the reader's lock, behind it `status.lock`."""
 
     _status: Status
     _schedule: Schedule
@@ -43,11 +40,15 @@ class Supply:
     _file: QueueFile
     _reader: Reader
     _writer: Writer
-    _given_up_max: int
     # Whose refusal is not yet counted, and the job that does.
     _refused: dict[int, Job] = field(default_factory=dict)
     # As of when it was last looked for.
     _oldest_ms: int | None = None
+    # The last that was there at the opening: up to it rows may have been refused before.
+    _former_id: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._former_id = self._intake.next_id - 1
 
     def rewind(self, protected: Iterable[int], finished: Iterable[int], withheld: Iterable[int]) -> None:
         with self._reader.lock, self._status.lock:
@@ -60,22 +61,24 @@ class Supply:
         reader, intake = self._reader, self._intake
         with reader.lock:
             try:
-                if reader.is_new and self._dropping.choose_given_up(reader.table, self._given_up_max):
-                    with self._status.lock:
-                        self._schedule.request()
                 with self._status.lock:
                     committed = intake.committed
                     unsendable = self._unsendable()
                 rows, is_last = reader.advance(
                     limit, committed, self._writer.table, lambda: intake.committed_id, -1 if alerts else 0
                 )
+                # Now, while their pages are in memory: a look through all of the file would read it once more.
+                former = [row[0] for row in rows if row[0] <= self._former_id]
+                given_up = self._dropping.give_up(reader.table, former) if former else ()
             except apsw.Error as error:
                 self.on_read_failure(error)
                 return [], True
-            if reader.met_unknown:
+            if reader.met_unknown or given_up:
                 with self._status.lock:
-                    if not intake.writing:
+                    if given_up or not intake.writing:
                         self._schedule.request()
+            if given_up:
+                rows = [row for row in rows if row[0] not in given_up]
             return self._as_sendable(rows, unsendable), is_last
 
     def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:

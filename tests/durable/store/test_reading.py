@@ -9,11 +9,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
 from glec_fast.durable.extras import RETAINED, Extras
+from glec_fast.durable.limits import ALERTS_FIRST
+from glec_fast.durable.outcomes import DropReason
 from glec_fast.durable.store import Store
 from support.clock import Clock
 from support.store import WAIT_S, Disk, RecordingOutbox, append, ids_on_disk
@@ -236,3 +239,24 @@ def test_a_long_queue_takes_no_memory(make_store: Callable[..., Store]) -> None:
     assert store.size == 41_000
     # Less than a tenth of the rows: the last batch may still be in the writer's hands.
     assert size_bytes < 600_000
+
+
+@pytest.mark.parametrize("settings", [{}, {"queue_order": ALERTS_FIRST}], ids=["fifo", "alerts first"])
+def test_what_an_earlier_process_was_refused_too_often_is_not_handed_out(path: Path, settings: dict[str, Any]) -> None:
+    with closing(Store(path, **settings)) as store:
+        ids = store.append_many([("t", str(number), number % 3) for number in range(700)])
+        refused = ids[::70] + ids[-3:]
+        for _ in range(store.max_retry):
+            store.run(lambda table: table.increment_retry_count(refused))
+    with closing(Store(path, **settings)) as store:
+        outbox = RecordingOutbox(store)
+        read: list[int] = []
+        for read_some in (store.read, *([store.read_alerts] if settings else [])):
+            is_last = False
+            while not is_last:
+                rows, is_last = read_some(100)
+                read += [row[0] for row in rows]
+        assert sorted(read) == sorted(set(ids) - set(refused))
+        outbox.wait(lambda heard: len(heard.dropped) == len(set(refused)))
+        assert {each.message_id for each in outbox.dropped} == set(refused)
+        assert {each.reason for each in outbox.dropped} == {DropReason.QUARANTINED}
