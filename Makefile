@@ -57,7 +57,8 @@ moves: $(BUILT)
 	MOVES=$(MOVES) $(BIN)/python -m pytest -q tests/promises/test_several_brokers.py $(TEST_ARGS)
 
 # Exactly once, at length: KILLS processes killed, the power cut at every point of LIVES lives of each kind, the link cut
-# after every byte of a TLS connection, and the protocol searched deeper. About an hour on a small machine.
+# after every byte of a TLS connection, and the protocol searched deeper. The last takes hours on a small machine, and all
+# else about one.
 torture: $(BUILT)
 	KILLS=$(KILLS) SEED=$(SEED) POWER_CUT_LIVES=$(LIVES) POWER_CUT_ACTIONS=200 MODEL_CHECK_DEPTH=2 LINK_STEP=1 $(BIN)/python -m pytest -q \
 		tests/promises/test_torture_kills.py tests/promises/test_kills_receiving.py tests/durable/test_power_cut.py tests/durable/test_power_cut_receiving.py tests/promises/test_model_check.py tests/promises/test_inbound_check.py tests/promises/test_faulty_links.py $(TEST_ARGS)
