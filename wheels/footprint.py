@@ -112,7 +112,7 @@ def main() -> int:
                 order = {
                     "run": "stages",
                     "url": f"ssl://127.0.0.1:{broker.tls_port}",
-                    "queue_path": f"/root/queue-{qos}.db",
+                    "queue_path": f"/queue-{qos}.db",
                     "ca": "/ca.crt",
                     "pin": pin_of(tls.server.certificate_path),
                     "qos": qos,

@@ -187,7 +187,11 @@ def _interrupted(*_: object) -> None:
 
 
 def test_nobody_listens_in_a_loop_that_is_closed() -> None:
-    async def make() -> Doorbell:
-        return Doorbell(asyncio.get_running_loop(), lambda: None)
+    heard: list[str] = []
 
-    run(make).ring()
+    async def make() -> Doorbell:
+        return Doorbell(asyncio.get_running_loop(), lambda: heard.append("rung"))
+
+    bell = run(make)
+    bell.ring()
+    assert heard == []
