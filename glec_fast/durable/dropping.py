@@ -102,12 +102,12 @@ class Dropping:
         self.claim(claims, DropReason.EXPIRED)
         return len(chosen)
 
-    def choose_given_up(self, table: QueueTable, limit: int = DROP_ROWS_MAX, *, keep: bool = True) -> int:
-        """Mark what was refused as often as it may be; returns how many, at most `limit`. keep: in quarantine."""
+    def choose_given_up(self, table: QueueTable, *, keep: bool = True) -> int:
+        """Mark what was refused as often as it may be; returns how many, at most DROP_ROWS_MAX. keep: in quarantine."""
         heads = table.heads_given_up(self._max_retry)
         if not keep:
-            return self.choose(heads, DropReason.GIVEN_UP, limit)
-        return self.choose(heads, DropReason.QUARANTINED, limit, self._refused_text)
+            return self.choose(heads, DropReason.GIVEN_UP, DROP_ROWS_MAX)
+        return self.choose(heads, DropReason.QUARANTINED, DROP_ROWS_MAX, self._refused_text)
 
     def give_up(self, table: QueueTable, ids: list[int]) -> set[int]:
         """Mark those of these, just read, that were refused as often as they may be by an earlier process.
