@@ -3,16 +3,14 @@
 From that description come what is refused, how the properties file and the service's environment are read, and the
 reference page docs/settings.md. To add a setting is to add a field:
 
-    keepalive_s: int = field(
-        default=60, metadata=setting("mqtt.connection.keepalive", whole(0, 65_535, "s"), "Keep alive; 0 turns it off.")
-    )
+    keepalive_s: int = setting(60, "mqtt.connection.keepalive", whole(0, 65_535, "s"), "Keep alive; 0 turns it off.")
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, field, fields
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 
@@ -67,9 +65,10 @@ class Setting(NamedTuple):
         return prefix + self.name.removeprefix("tls_").upper()
 
 
-def setting(key: str, kind: Kind, meaning: str, *, credential: str = "") -> dict[str, Setting]:
-    """The metadata of a field that is a setting; see `Setting`."""
-    return {_METADATA_KEY: Setting(key, kind, meaning, credential)}
+def setting(default: T, key: str, kind: Kind, meaning: str, *, credential: str = "") -> T:
+    """A field of a dataclass that is a setting; see `Setting`."""
+    described = {_METADATA_KEY: Setting(key, kind, meaning, credential)}
+    return field(default=default, repr=not kind.is_secret, metadata=described)
 
 
 def settings_of(settings_class: type, *, of_tls: bool = False) -> dict[str, Setting]:

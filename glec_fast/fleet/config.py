@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -97,402 +97,294 @@ class MQTTConfig:
         MQTTConfig("ssl://mqtt.example.com", "DTG-SN-12345", queue_ttl_hours=72)
     """
 
-    broker_url: str = field(
-        default="",
-        metadata=setting(
-            "mqtt.broker.url",
-            Kind("URL", trimmed, lambda _name, value: parse_broker_url(value)),
-            "tcp:// (mqtt://), ssl:// (mqtts://), ws:// or wss://, the host, unless it is 1883, 8883, 80 or 443 the "
-            "port, and for ws the path. Not needed with broker_urls; one that is not among them goes before them.",
-        ),
+    broker_url: str = setting(
+        "",
+        "mqtt.broker.url",
+        Kind("URL", trimmed, lambda _name, value: parse_broker_url(value)),
+        "tcp:// (mqtt://), ssl:// (mqtts://), ws:// or wss://, the host, unless it is 1883, 8883, 80 or 443 the "
+        "port, and for ws the path. Not needed with broker_urls; one that is not among them goes before them.",
     )
-    client_id: str = field(
-        default="",
-        metadata=setting(
-            "mqtt.client.id",
-            Kind("text without /, + and #", str, check_topic_level, is_verbatim=True),
-            "Who we are to the broker, and the device's level of its topics.",
-        ),
+    client_id: str = setting(
+        "",
+        "mqtt.client.id",
+        Kind("text without /, + and #", str, check_topic_level, is_verbatim=True),
+        "Who we are to the broker, and the device's level of its topics.",
     )
-    username: str | None = field(
-        default=None, metadata=setting("mqtt.broker.username", optional_text(), "The user's name at the broker.")
-    )
-    password: str | None = field(
-        default=None,
-        repr=False,
-        metadata=setting(
-            "mqtt.broker.password", optional_text(is_secret=True), "It needs a username.", credential="password"
-        ),
+    username: str | None = setting(None, "mqtt.broker.username", optional_text(), "The user's name at the broker.")
+    password: str | None = setting(
+        None, "mqtt.broker.password", optional_text(is_secret=True), "It needs a username.", credential="password"
     )
     # Its own settings are described there.
     tls_config: TLSConfig | None = None
-    queue_path: str | os.PathLike[str] = field(
-        default="queue.db",
-        metadata=setting("mqtt.queue.path", PATH, "The queue file. The service has it in its state directory."),
+    queue_path: str | os.PathLike[str] = setting(
+        "queue.db", "mqtt.queue.path", PATH, "The queue file. The service has it in its state directory."
     )
-    queue_max_size: int = field(
-        default=10_000,
-        metadata=setting(
-            "mqtt.queue.max_size",
-            whole(1, 100_000_000, "messages"),
-            "What the queue holds; `overflow` says what a full one drops.",
+    queue_max_size: int = setting(
+        10_000,
+        "mqtt.queue.max_size",
+        whole(1, 100_000_000, "messages"),
+        "What the queue holds; `overflow` says what a full one drops.",
+    )
+    queue_ttl_hours: float = setting(
+        24, "mqtt.queue.ttl_hours", number(0.0001, 24 * 3660, "hours"), "The age at which a message is dropped."
+    )
+    queue_max_retry: int = setting(
+        3,
+        "mqtt.queue.max_retry",
+        whole(1, 1_000_000, "refusals"),
+        "By the broker, of one message, by a reason code or by ending the connection over it, until it goes into "
+        "quarantine.",
+    )
+    quarantine_max_size: int = setting(
+        DEFAULT_QUARANTINE_SIZE,
+        "mqtt.quarantine.max_size",
+        whole(1, 1_000_000, "messages"),
+        "What quarantine holds of messages that the broker would not take; the oldest go first.",
+    )
+    quarantine_days: float = setting(
+        DEFAULT_QUARANTINE_DAYS,
+        "mqtt.quarantine.days",
+        number(0.001, 36_600, "days"),
+        "How long a message stays in quarantine.",
+    )
+    max_qos: int = setting(
+        2,
+        "mqtt.connection.max_qos",
+        one_of({0: "at most once", 1: "at least once", 2: "exactly once"}),
+        "The highest QoS that the broker takes: what has a higher one is sent with this. In MQTT 5 it says so.",
+    )
+    max_packet_bytes: int = setting(
+        PACKET_MAX_BYTES,
+        "mqtt.connection.max_packet_bytes",
+        whole(64, PACKET_MAX_BYTES, "bytes"),
+        "The largest packet that the broker takes; `publish` refuses what needs a larger one.",
+    )
+    connection_timeout_s: float = setting(
+        30, "mqtt.connection.timeout", number(0.001, 3600, "s"), "For TCP, TLS and the broker's CONNACK together."
+    )
+    keepalive_s: int = setting(
+        60, "mqtt.connection.keepalive", whole(0, _KEEPALIVE_MAX_S, "s"), "MQTT's keep alive; 0 turns it off."
+    )
+    protocol_version: int = setting(
+        4, "mqtt.protocol.version", one_of({4: "MQTT 3.1.1", 5: "MQTT 5"}), "As in CONNECT."
+    )
+    clean_session: bool = setting(
+        False,
+        "mqtt.connection.clean_session",
+        FLAG,
+        "Off, the broker keeps the session, which exactly-once needs; in MQTT 5, one that does not end.",
+    )
+    auto_reconnect: bool = setting(
+        True, "mqtt.connection.auto_reconnect", FLAG, "Off, the first failure or loss of the connection is the last."
+    )
+    retry_max_attempts: int = setting(
+        5,
+        "mqtt.retry.max_attempts",
+        whole(0, 32, "attempts"),
+        "Each waits twice as long as the one before it. After them the wait is retry_max_delay_ms, for ever.",
+    )
+    retry_initial_delay_ms: int = setting(
+        2000, "mqtt.retry.initial_delay_ms", whole(1, 3_600_000, "ms"), "The wait before the first."
+    )
+    retry_max_delay_ms: int = setting(
+        60_000, "mqtt.retry.max_delay_ms", whole(1, 86_400_000, "ms"), "The longest wait."
+    )
+    proxy_url: str | None = setting(
+        None,
+        "mqtt.proxy.url",
+        parsed("URL", parse_proxy, is_secret=True),
+        "http://, socks4://, socks5:// or, to have the proxy look up the broker's name, socks5h://; then "
+        "user:password@ if need be, host and port. It needs PySocks: pip install glec-fast[proxy].",
+    )
+    websocket_headers: tuple[str, ...] = setting(
+        (),
+        "mqtt.websocket.headers",
+        parsed_list("Name: value", _header, is_secret=True),
+        "Sent with the upgrade to a WebSocket, such as a token that the server asks for.",
+    )
+    local_address: str | None = setting(
+        None, "mqtt.connection.local_address", parsed("IP address", _ip_address), "The address that is connected from."
+    )
+    network_interface: str | None = setting(
+        None,
+        "mqtt.connection.network_interface",
+        parsed("name of an interface", parse_interface),
+        "The only one that is connected over, such as wwan0 (SO_BINDTODEVICE, Linux).",
+    )
+    socket_options: tuple[str, ...] = setting(
+        (),
+        "mqtt.connection.socket_options",
+        parsed_list("NAME=NUMBER", parse_option),
+        "Of setsockopt(2), by the names of socket(7), tcp(7), ip(7) and ipv6(7), such as SO_SNDBUF=65536.",
+    )
+    retry_jitter: str = setting(
+        "equal",
+        "mqtt.retry.jitter",
+        one_of({"none": "the waits as they are", "equal": "half of each is random", "full": "all of each is random"}),
+        "Makes the waits upper bounds, so that gateways that lost a broker together come back one by one.",
+    )
+    max_in_flight: int = setting(
+        1000,
+        "mqtt.connection.max_in_flight",
+        whole(1, 65_534, "messages"),
+        "The most that are unacknowledged at once, and that are held in memory.",
+    )
+    max_unreleased: int = setting(
+        20,
+        "mqtt.connection.max_unreleased",
+        whole(1, 65_534, "messages"),
+        "The broker's limit of QoS 2 messages without PUBREL; fewer are sent ahead. mosquitto "
+        "(max_inflight_messages) acknowledges what is above it, and never hands it on.",
+    )
+    status_interval_s: float = setting(
+        300,
+        "mqtt.status.interval_s",
+        number(0, 86_400, "s"),
+        "Between two status heartbeats; 0: no status but the will.",
+    )
+    qos0_commit_delay_s: float = setting(
+        5,
+        "mqtt.queue.qos0_commit_delay_s",
+        number(0, 3600, "s"),
+        "How long a queued QoS 0 message may wait in memory for others to share a transaction.",
+    )
+    wait_for_disk: bool = setting(
+        True, "mqtt.queue.wait_for_disk", FLAG, "On, `publish` of QoS 2 returns only once the message is on disk."
+    )
+    resend_in_doubt: bool = setting(
+        False,
+        "mqtt.queue.resend_in_doubt",
+        FLAG,
+        "Of a QoS 2 message that a broker acknowledged with PUBREC before it lost its session: on, it is sent "
+        "again and may arrive twice; off, it is left to the broker and may be missing.",
+    )
+    broker_urls: Sequence[str] = setting(
+        (),
+        "mqtt.broker.urls",
+        Kind("URLs; several with commas between them", comma_separated, lambda _name, value: _check_urls(value)),
+        "Several ways to a broker, or several brokers, all with TLS or none: in this order, the next where one "
+        "does not answer, and back to the first once it does.",
+    )
+    broker_name: str | Sequence[str] | None = setting(
+        None,
+        "mqtt.broker.name",
+        Kind(
+            "text; several with commas between them",
+            lambda text: _names_from(text),
+            lambda _name, value: _check_names(value),
         ),
+        "Whose the session is. All URLs lead to one session (one broker, a cluster) unless there are as many names "
+        "as URLs, one for each. Without a name it is host:port of the first URL; with one, URLs may change.",
     )
-    queue_ttl_hours: float = field(
-        default=24,
-        metadata=setting(
-            "mqtt.queue.ttl_hours", number(0.0001, 24 * 3660, "hours"), "The age at which a message is dropped."
-        ),
+    on_owner_away: str = setting(
+        "move",
+        "mqtt.broker.on_owner_away",
+        one_of({"wait": "", "move": ""}),
+        "What becomes of QoS 2 messages in flight with a broker where a broker of another name is connected to: "
+        "wait for the first, or move to the other, where they may arrive twice (see docs/guarantees.md).",
     )
-    queue_max_retry: int = field(
-        default=3,
-        metadata=setting(
-            "mqtt.queue.max_retry",
-            whole(1, 1_000_000, "refusals"),
-            "By the broker, of one message, by a reason code or by ending the connection over it, until it goes into "
-            "quarantine.",
-        ),
+    queue_max_bytes: int = setting(
+        50_000_000,
+        "mqtt.queue.max_bytes",
+        whole(1_000_000, 1_000_000_000_000, "bytes"),
+        "What the queue file may grow to; its log takes 1 MB more.",
     )
-    quarantine_max_size: int = field(
-        default=DEFAULT_QUARANTINE_SIZE,
-        metadata=setting(
-            "mqtt.quarantine.max_size",
-            whole(1, 1_000_000, "messages"),
-            "What quarantine holds of messages that the broker would not take; the oldest go first.",
-        ),
+    overflow: str = setting(
+        THIN,
+        "mqtt.queue.overflow",
+        one_of({THIN: "", OLDEST: ""}),
+        "What a full queue drops: QoS 0 before QoS 1, and that before QoS 2, the oldest first. thin drops every "
+        "second message of the older half of QoS 0 instead, so that a long way is kept at a coarser grain. "
+        "oldest with the order fifo drops the oldest, whatever its QoS.",
     )
-    quarantine_days: float = field(
-        default=DEFAULT_QUARANTINE_DAYS,
-        metadata=setting(
-            "mqtt.quarantine.days", number(0.001, 36_600, "days"), "How long a message stays in quarantine."
-        ),
+    queue_order: str = setting(
+        ALERTS_FIRST,
+        "mqtt.queue.order",
+        one_of({ALERTS_FIRST: "", FIFO: ""}),
+        "alerts_first sends what has QoS 2 ahead of all that waits, and each QoS in the order in which it came. "
+        "fifo sends all in that order.",
     )
-    max_qos: int = field(
-        default=2,
-        metadata=setting(
-            "mqtt.connection.max_qos",
-            one_of({0: "at most once", 1: "at least once", 2: "exactly once"}),
-            "The highest QoS that the broker takes: what has a higher one is sent with this. In MQTT 5 it says so.",
-        ),
+    status_retained: bool = setting(
+        True,
+        "mqtt.status.retained",
+        FLAG,
+        "On, the broker keeps the last status, and the will, for consumers that come later.",
     )
-    max_packet_bytes: int = field(
-        default=PACKET_MAX_BYTES,
-        metadata=setting(
-            "mqtt.connection.max_packet_bytes",
-            whole(64, PACKET_MAX_BYTES, "bytes"),
-            "The largest packet that the broker takes; `publish` refuses what needs a larger one.",
-        ),
+    answer_timeout_s: float = setting(
+        8,
+        "mqtt.connection.answer_timeout",
+        number(0, 3600, "s"),
+        "After so long without anything that shows that what went out has arrived, PINGREQ asks; so long its "
+        "answer may take. 0 leaves both to the keep alive.",
     )
-    connection_timeout_s: float = field(
-        default=30,
-        metadata=setting(
-            "mqtt.connection.timeout", number(0.001, 3600, "s"), "For TCP, TLS and the broker's CONNACK together."
-        ),
+    ack_timeout_s: float = setting(
+        60,
+        "mqtt.connection.ack_timeout",
+        number(0, 86_400, "s"),
+        "A message that is unacknowledged for so long, on a connection that lives, ends it, and goes again on the "
+        "next. 0 is for ever.",
     )
-    keepalive_s: int = field(
-        default=60,
-        metadata=setting(
-            "mqtt.connection.keepalive", whole(0, _KEEPALIVE_MAX_S, "s"), "MQTT's keep alive; 0 turns it off."
-        ),
+    resend_unproven: bool = setting(
+        False,
+        "mqtt.queue.resend_unproven",
+        FLAG,
+        "Of QoS 0 messages that were on their way as a link died, and of which nothing proves that they arrived: "
+        "on, they are queued again and may arrive twice; off, they are counted as lost in the air.",
     )
-    protocol_version: int = field(
-        default=4,
-        metadata=setting("mqtt.protocol.version", one_of({4: "MQTT 3.1.1", 5: "MQTT 5"}), "As in CONNECT."),
-    )
-    clean_session: bool = field(
-        default=False,
-        metadata=setting(
-            "mqtt.connection.clean_session",
-            FLAG,
-            "Off, the broker keeps the session, which exactly-once needs; in MQTT 5, one that does not end.",
-        ),
-    )
-    auto_reconnect: bool = field(
-        default=True,
-        metadata=setting(
-            "mqtt.connection.auto_reconnect",
-            FLAG,
-            "Off, the first failure or loss of the connection is the last.",
-        ),
-    )
-    retry_max_attempts: int = field(
-        default=5,
-        metadata=setting(
-            "mqtt.retry.max_attempts",
-            whole(0, 32, "attempts"),
-            "Each waits twice as long as the one before it. After them the wait is retry_max_delay_ms, for ever.",
-        ),
-    )
-    retry_initial_delay_ms: int = field(
-        default=2000,
-        metadata=setting("mqtt.retry.initial_delay_ms", whole(1, 3_600_000, "ms"), "The wait before the first."),
-    )
-    retry_max_delay_ms: int = field(
-        default=60_000,
-        metadata=setting("mqtt.retry.max_delay_ms", whole(1, 86_400_000, "ms"), "The longest wait."),
-    )
-    proxy_url: str | None = field(
-        default=None,
-        repr=False,
-        metadata=setting(
-            "mqtt.proxy.url",
-            parsed("URL", parse_proxy, is_secret=True),
-            "http://, socks4://, socks5:// or, to have the proxy look up the broker's name, socks5h://; then "
-            "user:password@ if need be, host and port. It needs PySocks: pip install glec-fast[proxy].",
-        ),
-    )
-    websocket_headers: tuple[str, ...] = field(
-        default=(),
-        repr=False,
-        metadata=setting(
-            "mqtt.websocket.headers",
-            parsed_list("Name: value", _header, is_secret=True),
-            "Sent with the upgrade to a WebSocket, such as a token that the server asks for.",
-        ),
-    )
-    local_address: str | None = field(
-        default=None,
-        metadata=setting(
-            "mqtt.connection.local_address", parsed("IP address", _ip_address), "The address that is connected from."
-        ),
-    )
-    network_interface: str | None = field(
-        default=None,
-        metadata=setting(
-            "mqtt.connection.network_interface",
-            parsed("name of an interface", parse_interface),
-            "The only one that is connected over, such as wwan0 (SO_BINDTODEVICE, Linux).",
-        ),
-    )
-    socket_options: tuple[str, ...] = field(
-        default=(),
-        metadata=setting(
-            "mqtt.connection.socket_options",
-            parsed_list("NAME=NUMBER", parse_option),
-            "Of setsockopt(2), by the names of socket(7), tcp(7), ip(7) and ipv6(7), such as SO_SNDBUF=65536.",
-        ),
-    )
-    retry_jitter: str = field(
-        default="equal",
-        metadata=setting(
-            "mqtt.retry.jitter",
-            one_of(
-                {"none": "the waits as they are", "equal": "half of each is random", "full": "all of each is random"}
-            ),
-            "Makes the waits upper bounds, so that gateways that lost a broker together come back one by one.",
-        ),
-    )
-    max_in_flight: int = field(
-        default=1000,
-        metadata=setting(
-            "mqtt.connection.max_in_flight",
-            whole(1, 65_534, "messages"),
-            "The most that are unacknowledged at once, and that are held in memory.",
-        ),
-    )
-    max_unreleased: int = field(
-        default=20,
-        metadata=setting(
-            "mqtt.connection.max_unreleased",
-            whole(1, 65_534, "messages"),
-            "The broker's limit of QoS 2 messages without PUBREL; fewer are sent ahead. mosquitto "
-            "(max_inflight_messages) acknowledges what is above it, and never hands it on.",
-        ),
-    )
-    status_interval_s: float = field(
-        default=300,
-        metadata=setting(
-            "mqtt.status.interval_s",
-            number(0, 86_400, "s"),
-            "Between two status heartbeats; 0: no status but the will.",
-        ),
-    )
-    qos0_commit_delay_s: float = field(
-        default=5,
-        metadata=setting(
-            "mqtt.queue.qos0_commit_delay_s",
-            number(0, 3600, "s"),
-            "How long a queued QoS 0 message may wait in memory for others to share a transaction.",
-        ),
-    )
-    wait_for_disk: bool = field(
-        default=True,
-        metadata=setting(
-            "mqtt.queue.wait_for_disk", FLAG, "On, `publish` of QoS 2 returns only once the message is on disk."
-        ),
-    )
-    resend_in_doubt: bool = field(
-        default=False,
-        metadata=setting(
-            "mqtt.queue.resend_in_doubt",
-            FLAG,
-            "Of a QoS 2 message that a broker acknowledged with PUBREC before it lost its session: on, it is sent "
-            "again and may arrive twice; off, it is left to the broker and may be missing.",
-        ),
-    )
-    broker_urls: Sequence[str] = field(
-        default=(),
-        metadata=setting(
-            "mqtt.broker.urls",
-            Kind("URLs; several with commas between them", comma_separated, lambda _name, value: _check_urls(value)),
-            "Several ways to a broker, or several brokers, all with TLS or none: in this order, the next where one "
-            "does not answer, and back to the first once it does.",
-        ),
-    )
-    broker_name: str | Sequence[str] | None = field(
-        default=None,
-        metadata=setting(
-            "mqtt.broker.name",
-            Kind(
-                "text; several with commas between them",
-                lambda text: _names_from(text),
-                lambda _name, value: _check_names(value),
-            ),
-            "Whose the session is. All URLs lead to one session (one broker, a cluster) unless there are as many names "
-            "as URLs, one for each. Without a name it is host:port of the first URL; with one, URLs may change.",
-        ),
-    )
-    on_owner_away: str = field(
-        default="move",
-        metadata=setting(
-            "mqtt.broker.on_owner_away",
-            one_of({"wait": "", "move": ""}),
-            "What becomes of QoS 2 messages in flight with a broker where a broker of another name is connected to: "
-            "wait for the first, or move to the other, where they may arrive twice (see docs/guarantees.md).",
-        ),
-    )
-    queue_max_bytes: int = field(
-        default=50_000_000,
-        metadata=setting(
-            "mqtt.queue.max_bytes",
-            whole(1_000_000, 1_000_000_000_000, "bytes"),
-            "What the queue file may grow to; its log takes 1 MB more.",
-        ),
-    )
-    overflow: str = field(
-        default=THIN,
-        metadata=setting(
-            "mqtt.queue.overflow",
-            one_of({THIN: "", OLDEST: ""}),
-            "What a full queue drops: QoS 0 before QoS 1, and that before QoS 2, the oldest first. thin drops every "
-            "second message of the older half of QoS 0 instead, so that a long way is kept at a coarser grain. "
-            "oldest with the order fifo drops the oldest, whatever its QoS.",
-        ),
-    )
-    queue_order: str = field(
-        default=ALERTS_FIRST,
-        metadata=setting(
-            "mqtt.queue.order",
-            one_of({ALERTS_FIRST: "", FIFO: ""}),
-            "alerts_first sends what has QoS 2 ahead of all that waits, and each QoS in the order in which it came. "
-            "fifo sends all in that order.",
-        ),
-    )
-    status_retained: bool = field(
-        default=True,
-        metadata=setting(
-            "mqtt.status.retained",
-            FLAG,
-            "On, the broker keeps the last status, and the will, for consumers that come later.",
-        ),
-    )
-    answer_timeout_s: float = field(
-        default=8,
-        metadata=setting(
-            "mqtt.connection.answer_timeout",
-            number(0, 3600, "s"),
-            "After so long without anything that shows that what went out has arrived, PINGREQ asks; so long its "
-            "answer may take. 0 leaves both to the keep alive.",
-        ),
-    )
-    ack_timeout_s: float = field(
-        default=60,
-        metadata=setting(
-            "mqtt.connection.ack_timeout",
-            number(0, 86_400, "s"),
-            "A message that is unacknowledged for so long, on a connection that lives, ends it, and goes again on the "
-            "next. 0 is for ever.",
-        ),
-    )
-    resend_unproven: bool = field(
-        default=False,
-        metadata=setting(
-            "mqtt.queue.resend_unproven",
-            FLAG,
-            "Of QoS 0 messages that were on their way as a link died, and of which nothing proves that they arrived: "
-            "on, they are queued again and may arrive twice; off, they are counted as lost in the air.",
-        ),
-    )
-    flush_max_msg_s: int = field(
-        default=0,
-        metadata=setting(
-            "mqtt.connection.flush_max_msg_s",
-            whole(0, 1_000_000, "messages a second"),
-            "The most that are sent, alerts first, where the broker ends connections over more (AWS IoT Core: 100). "
-            "0 is as fast as it goes.",
-        ),
+    flush_max_msg_s: int = setting(
+        0,
+        "mqtt.connection.flush_max_msg_s",
+        whole(0, 1_000_000, "messages a second"),
+        "The most that are sent, alerts first, where the broker ends connections over more (AWS IoT Core: 100). "
+        "0 is as fast as it goes.",
     )
 
-    handler_threads: int = field(
-        default=4,
-        metadata=setting(
-            "mqtt.inbox.handler_threads",
-            whole(1, 64, "threads"),
-            "Threads at most that run handlers of messages and commands; they start when something comes.",
-        ),
+    handler_threads: int = setting(
+        4,
+        "mqtt.inbox.handler_threads",
+        whole(1, 64, "threads"),
+        "Threads at most that run handlers of messages and commands; they start when something comes.",
     )
-    inbox_max_size: int = field(
-        default=1000,
-        metadata=setting(
-            "mqtt.inbox.max_size",
-            whole(1, 65_535, "messages"),
-            "The most that have come and are not handled. More of QoS 0 are dropped; of QoS 1 and 2 the broker keeps "
-            "them (Receive Maximum in MQTT 5).",
-        ),
+    inbox_max_size: int = setting(
+        1000,
+        "mqtt.inbox.max_size",
+        whole(1, 65_535, "messages"),
+        "The most that have come and are not handled. More of QoS 0 are dropped; of QoS 1 and 2 the broker keeps "
+        "them (Receive Maximum in MQTT 5).",
     )
-    inbox_max_bytes: int = field(
-        default=4_000_000,
-        metadata=setting(
-            "mqtt.inbox.max_bytes",
-            whole(65_536, 268_435_455, "bytes"),
-            "What these may take, and in MQTT 5 the largest packet that the broker may send.",
-        ),
+    inbox_max_bytes: int = setting(
+        4_000_000,
+        "mqtt.inbox.max_bytes",
+        whole(65_536, 268_435_455, "bytes"),
+        "What these may take, and in MQTT 5 the largest packet that the broker may send.",
     )
-    telemetry_batch_s: float = field(
-        default=0,
-        metadata=setting(
-            "mqtt.telemetry.batch_s",
-            number(0, 3600, "s"),
-            "How long telemetry waits for more, to be one message of glec/dtg/{client_id}/telemetry/batch: a JSON "
-            "array under zlib, sooner where it has 64 KiB of JSON. It is on disk within qos0_commit_delay_s. 0 sends "
-            "each alone.",
-        ),
+    telemetry_batch_s: float = setting(
+        0,
+        "mqtt.telemetry.batch_s",
+        number(0, 3600, "s"),
+        "How long telemetry waits for more, to be one message of glec/dtg/{client_id}/telemetry/batch: a JSON "
+        "array under zlib, sooner where it has 64 KiB of JSON. It is on disk within qos0_commit_delay_s. 0 sends "
+        "each alone.",
     )
-    metrics_socket: str | os.PathLike[str] | None = field(
-        default=None,
-        metadata=setting(
-            "mqtt.metrics.socket",
-            OPTIONAL_PATH,
-            "A Unix socket of this program, made for its user and group, which `glec-fast metrics` and `glec-fast top` "
-            "ask. The service is asked over its own.",
-        ),
+    metrics_socket: str | os.PathLike[str] | None = setting(
+        None,
+        "mqtt.metrics.socket",
+        OPTIONAL_PATH,
+        "A Unix socket of this program, made for its user and group, which `glec-fast metrics` and `glec-fast top` "
+        "ask. The service is asked over its own.",
     )
 
-    command_history_size: int = field(
-        default=1000,
-        metadata=setting(
-            "mqtt.commands.history_size",
-            whole(1, 1_000_000, "commands"),
-            "The last commands whose replies are kept on disk, for duplicates; an older one would be run again.",
-        ),
+    command_history_size: int = setting(
+        1000,
+        "mqtt.commands.history_size",
+        whole(1, 1_000_000, "commands"),
+        "The last commands whose replies are kept on disk, for duplicates; an older one would be run again.",
     )
-    command_reply_max_bytes: int = field(
-        default=8192,
-        metadata=setting(
-            "mqtt.commands.reply_max_bytes",
-            whole(256, 1_000_000, "bytes"),
-            "The largest reply to a command; in the place of a larger one goes an error.",
-        ),
+    command_reply_max_bytes: int = setting(
+        8192,
+        "mqtt.commands.reply_max_bytes",
+        whole(256, 1_000_000, "bytes"),
+        "The largest reply to a command; in the place of a larger one goes an error.",
     )
 
     def __post_init__(self) -> None:

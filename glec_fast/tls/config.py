@@ -8,7 +8,7 @@ import ssl
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
 
@@ -58,84 +58,66 @@ class TLSConfig:
     docs/settings.md has all settings with their ranges and names elsewhere. Raises ConfigError.
     """
 
-    ca_cert: Source | None = field(
-        default=None,
-        metadata=setting(
-            "mqtt.tls.ca_cert",
-            FILE,
-            "Authorities to trust, or a folder of such files. Without it, the system's.",
-            credential="ca.crt",
-        ),
+    ca_cert: Source | None = setting(
+        None,
+        "mqtt.tls.ca_cert",
+        FILE,
+        "Authorities to trust, or a folder of such files. Without it, the system's.",
+        credential="ca.crt",
     )
-    client_cert: Source | None = field(
-        default=None,
-        metadata=setting(
-            "mqtt.tls.client_cert",
-            FILE,
-            "Our certificate and its intermediates. It may hold the key as well, where client_key is the same file; "
-            "that may be PKCS#12.",
-            credential="client.crt",
-        ),
+    client_cert: Source | None = setting(
+        None,
+        "mqtt.tls.client_cert",
+        FILE,
+        "Our certificate and its intermediates. It may hold the key as well, where client_key is the same file; "
+        "that may be PKCS#12.",
+        credential="client.crt",
     )
-    client_key: Source | None = field(
-        default=None,
-        metadata=setting("mqtt.tls.client_key", FILE, "The private key of client_cert.", credential="client.key"),
+    client_key: Source | None = setting(
+        None, "mqtt.tls.client_key", FILE, "The private key of client_cert.", credential="client.key"
     )
-    key_password: str | None = field(
-        default=None,
-        metadata=setting(
-            "mqtt.tls.key_password",
-            optional_text(is_secret=True),
-            "What an encrypted client_key or the PKCS#12 file is opened with.",
-            credential="key_password",
-        ),
+    key_password: str | None = setting(
+        None,
+        "mqtt.tls.key_password",
+        optional_text(is_secret=True),
+        "What an encrypted client_key or the PKCS#12 file is opened with.",
+        credential="key_password",
     )
-    tls_version: str = field(
-        default="TLSv1.2",
-        metadata=setting("mqtt.tls.version", one_of(dict.fromkeys(_VERSIONS, "")), "The lowest version accepted."),
+    tls_version: str = setting(
+        "TLSv1.2", "mqtt.tls.version", one_of(dict.fromkeys(_VERSIONS, "")), "The lowest version accepted."
     )
-    certificate_pins: tuple[str, ...] = field(
-        default=(),
-        metadata=setting(
-            "mqtt.tls.certificate_pins",
-            PINS,
-            "Keys, one of which must be in the broker's verified chain; `glec-fast pin` prints them.",
-        ),
+    certificate_pins: tuple[str, ...] = setting(
+        (),
+        "mqtt.tls.certificate_pins",
+        PINS,
+        "Keys, one of which must be in the broker's verified chain; `glec-fast pin` prints them.",
     )
-    verify_hostname: bool = field(
-        default=True,
-        metadata=setting(
-            "mqtt.tls.verify_hostname",
-            FLAG,
-            "Off, the certificate of any host is accepted that a trusted authority signed; a warning is logged.",
-        ),
+    verify_hostname: bool = setting(
+        True,
+        "mqtt.tls.verify_hostname",
+        FLAG,
+        "Off, the certificate of any host is accepted that a trusted authority signed; a warning is logged.",
     )
-    crl_file: Source | None = field(
-        default=None,
-        metadata=setting(
-            "mqtt.tls.crl",
-            FILE,
-            "Revocation lists: there must be one, in force, of each authority above the broker's certificate.",
-            credential="crl.pem",
-        ),
+    crl_file: Source | None = setting(
+        None,
+        "mqtt.tls.crl",
+        FILE,
+        "Revocation lists: there must be one, in force, of each authority above the broker's certificate.",
+        credential="crl.pem",
     )
-    alpn: tuple[str, ...] = field(
-        default=(),
-        metadata=setting(
-            "mqtt.tls.alpn",
-            parsed_list("name of a protocol", _check_protocol),
-            "Protocols offered by ALPN (RFC 7301), for a broker that shares its port with others, such as "
-            "x-amzn-mqtt-ca on port 443.",
-        ),
+    alpn: tuple[str, ...] = setting(
+        (),
+        "mqtt.tls.alpn",
+        parsed_list("name of a protocol", _check_protocol),
+        "Protocols offered by ALPN (RFC 7301), for a broker that shares its port with others, such as "
+        "x-amzn-mqtt-ca on port 443.",
     )
-    partial_chain: bool = field(
-        default=False,
-        metadata=setting(
-            "mqtt.tls.partial_chain",
-            FLAG,
-            "On, an intermediate in ca_cert is trusted without its root. Of revocation lists, that of the authority "
-            "that signed the broker's certificate is then the only one looked at.",
-        ),
+    partial_chain: bool = setting(
+        False,
+        "mqtt.tls.partial_chain",
+        FLAG,
+        "On, an intermediate in ca_cert is trusted without its root. Of revocation lists, that of the authority "
+        "that signed the broker's certificate is then the only one looked at.",
     )
 
     def __post_init__(self) -> None:
