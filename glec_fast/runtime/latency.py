@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 # As there: eight buckets to each power of two of milliseconds.
 _SHARES = 8
-_SHARE_BITS = 3
 
 
 class Latency(NamedTuple):

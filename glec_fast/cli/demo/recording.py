@@ -9,7 +9,7 @@ import re
 import textwrap
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import chain
 from typing import TYPE_CHECKING, TextIO, cast
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 from glec_fast.cli.demo import DemoError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 # Of the narrowest terminal.
@@ -52,41 +52,29 @@ DEGREE_UNITS = dict.fromkeys(("deg", "°", "degree", "degrees"), 1.0)
 class Column:
     """One column of a recorded drive.
 
-    name: ours, with its unit. low, high: the range of what a vehicle can mean, in that unit.
-    aliases: what loggers call it, in words without a unit; where a file has several groups, the first counts.
+    name: ours, with its unit. bounds: lowest and highest that a vehicle can mean, in that unit. aliases: what loggers
+    call it, in words without a unit and with commas between them; where a file has several groups, the first counts.
     implied: the units of those that never write theirs.
     """
 
     name: str
     meaning: str
-    low: float
-    high: float
+    bounds: tuple[float, float]
     units: dict[str, float]
-    aliases: tuple[tuple[str, ...], ...]
-    implied: dict[str, str]
+    aliases: tuple[str, ...]
+    implied: Mapping[str, str] = field(default_factory=dict)
 
 
 TIME = Column(
     "t_s",
     "time, rising, in s, ms, us or ns by the header; else in s, as Unix time of any of these, or as date and time",
-    0.0,
-    YEAR_2100_S,
+    (0.0, YEAR_2100_S),
     TIME_UNITS,
     (
-        ("t", "elapsed", "elapsed time", "seconds"),
-        (
-            "time",
-            "timestamp",
-            "time stamp",
-            "date time",
-            "datetime",
-            "unix time",
-            "epoch",
-            "m time utc",
-            "log mono time",
-        ),
-        ("device time",),
-        ("gps time", "m monotonic"),
+        "t, elapsed, elapsed time, seconds",
+        "time, timestamp, time stamp, date time, datetime, unix time, epoch, m time utc, log mono time",
+        "device time",
+        "gps time, m monotonic",
     ),
     {"log mono time": "ns", "seconds": "s"},
 )
@@ -95,62 +83,44 @@ REQUIRED = (
     Column(
         "engine_rpm",
         "engine speed in 1/min",
-        0.0,
-        20_000.0,
+        (0.0, 20_000.0),
         RPM_UNITS,
-        (("engine rpm", "rpm", "engine speed", "engine revolutions", "v m rpm", "motor rpm", "car state engine rpm"),),
-        {},
+        ("engine rpm, rpm, engine speed, engine revolutions, v m rpm, motor rpm, car state engine rpm",),
     ),
     Column(
         "vehicle_speed_kmh",
         "speed in km/h, mph or m/s by the header; km/h where it names none",
-        0.0,
-        500.0,
+        (0.0, 500.0),
         SPEED_UNITS,
         (
-            ("vehicle speed", "speed", "speed obd", "obd speed", "velocity", "v p speed", "v ego", "car state v ego"),
-            ("speed gps", "gps speed", "v p gpsspeed"),
+            "vehicle speed, speed, speed obd, obd speed, velocity, v p speed, v ego, car state v ego",
+            "speed gps, gps speed, v p gpsspeed",
         ),
         {"v ego": "m/s", "car state v ego": "m/s"},
     ),
     Column(
         "throttle_position_pct",
         "throttle in percent",
-        0.0,
-        100.0,
+        (0.0, 100.0),
         PERCENT_UNITS,
         (
-            (
-                "throttle position",
-                "throttle",
-                "throttle pos",
-                "throttle position manifold",
-                "v e throttle",
-                "gas",
-                "car state gas",
-            ),
-            ("absolute throttle position", "absolute throttle position a"),
-            ("accelerator pedal position", "accelerator pedal position d", "accelerator position", "accel pedal pos"),
+            "throttle position, throttle, throttle pos, throttle position manifold, v e throttle, gas, car state gas",
+            "absolute throttle position, absolute throttle position a",
+            "accelerator pedal position, accelerator pedal position d, accelerator position, accel pedal pos",
         ),
         {"gas": "fraction", "car state gas": "fraction"},
     ),
     Column(
         "fuel_level_pct",
         "fuel in percent of the tank; of an electric vehicle, its state of charge",
-        0.0,
-        100.0,
+        (0.0, 100.0),
         PERCENT_UNITS,
         (
             (
-                "fuel level",
-                "fuel",
-                "fuel level input",
-                "fuel tank level",
-                "fuel level from engine ecu",
-                "fuel gauge",
-                "car state fuel gauge",
+                "fuel level, fuel, fuel level input, fuel tank level, fuel level from engine ecu, fuel gauge, "
+                "car state fuel gauge"
             ),
-            ("v b soc", "state of charge", "soc"),
+            "v b soc, state of charge, soc",
         ),
         {"fuel gauge": "fraction", "car state fuel gauge": "fraction"},
     ),
@@ -159,33 +129,19 @@ OPTIONAL = (
     Column(
         "battery_voltage_v",
         "the 12 V battery in volts",
-        0.0,
-        60.0,
+        (0.0, 60.0),
         VOLT_UNITS,
-        (
-            ("battery voltage", "v b 12v voltage"),
-            ("voltage control module", "control module voltage"),
-            ("voltage obd adapter",),
-        ),
-        {},
+        ("battery voltage, v b 12v voltage", "voltage control module, control module voltage", "voltage obd adapter"),
     ),
     Column(
-        "lat_deg",
-        "latitude in degrees",
-        -90.0,
-        90.0,
-        DEGREE_UNITS,
-        (("lat", "latitude", "gps latitude", "v p latitude"),),
-        {},
+        "lat_deg", "latitude in degrees", (-90.0, 90.0), DEGREE_UNITS, ("lat, latitude, gps latitude, v p latitude",)
     ),
     Column(
         "lon_deg",
         "longitude in degrees",
-        -180.0,
-        180.0,
+        (-180.0, 180.0),
         DEGREE_UNITS,
-        (("lon", "lng", "long", "longitude", "gps longitude", "v p longitude"),),
-        {},
+        ("lon, lng, long, longitude, gps longitude, v p longitude",),
     ),
 )
 
@@ -222,7 +178,7 @@ def columns_help() -> str:
     for column in (*REQUIRED, *OPTIONAL):
         optional = " (optional)" if column in OPTIONAL else ""
         lines += _wrapped(f"  {column.name:23}{column.meaning}{optional}", 25)
-        lines += _wrapped(f"{'':25}also: {', '.join(chain(*column.aliases))}", 31)
+        lines += _wrapped(f"{'':25}also: {', '.join(column.aliases)}", 31)
     lines += _wrapped(
         "Names may be in any case, with points, _ or blanks, and end with their unit, also in brackets: "
         "vehicle_speed_mph, Speed (m/s), engineRPM. So the logs of Torque, OBD Fusion, OVMS and openpilot are read "
@@ -383,11 +339,12 @@ class _Recording:
 
 def _in_range(found: Found, number: float, factor: float, where: str) -> float:
     column = found.column
+    low, high = column.bounds
     value = number * factor
-    if not column.low <= value <= column.high:
+    if not low <= value <= high:
         converted = "" if factor == 1.0 else f", {value:g} as {column.name}"
         raise DemoError(
-            f"{where}: {found.heading} is {number:g}{converted}, outside {column.low:g} to {column.high:g}; "
+            f"{where}: {found.heading} is {number:g}{converted}, outside {low:g} to {high:g}; "
             "mend the row, or the unit in the header"
         )
     return value
@@ -443,7 +400,7 @@ def _match(column: Column, index: int, heading: str) -> tuple[int, Found] | None
         if unit is not None and unit not in column.units:
             continue
         for rank, group in enumerate(column.aliases):
-            if name in group:
+            if name in group.split(", "):
                 unit = unit or column.implied.get(name)
                 return rank, Found(column, index, heading.strip(), column.units[unit] if unit else None)
     return None

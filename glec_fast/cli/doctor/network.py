@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from glec_fast.tls.config import TLSContext
 
 TLS_CHECKS = ("tls", "chain", "hostname", "expiry", "pins", "client certificate")
-# Verified in this order by OpenSSL, which tells of the first that fails.
-_VERIFIED = ("chain", "expiry", "hostname")
 
 
 class Examined(NamedTuple):

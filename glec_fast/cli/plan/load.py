@@ -138,7 +138,3 @@ def from_queue(path: Path) -> list[Stream]:
         Stream(topic.decode("utf-8", "backslashreplace"), qos, len(payloads) / span_s, tuple(payloads[:_SAMPLES_MAX]))
         for (topic, qos), payloads in grouped.items()
     ]
-
-
-def _bytes(payload: str | bytes) -> bytes:
-    return payload.encode() if isinstance(payload, str) else payload
