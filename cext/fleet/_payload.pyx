@@ -207,7 +207,7 @@ cdef class Record:
 @cython.final
 @cython.no_gc
 cdef class GpsFix(Record):
-    """A position in degrees (WGS 84), with the receiver's speed in km/h if known."""
+    """GpsFix(lat, lon, speed=None)\n--\n\nA position in degrees (WGS 84), with the receiver's speed in km/h if known."""
 
     __match_args__ = ("lat", "lon", "speed")
 
@@ -271,7 +271,9 @@ cdef class Message(Record):
 @cython.final
 @cython.no_gc
 cdef class Telemetry(Message):
-    """One sample of the vehicle's bus, published once a second with QoS 0."""
+    """Telemetry(vehicle_speed, engine_rpm, throttle_position, fuel_level, gps=None, timestamp_ms=None)\n--\n
+    One sample of the vehicle's bus, published once a second with QoS 0: speed in km/h, throttle and fuel in percent.
+    """
 
     SUFFIX = "telemetry"
     QOS = 0
@@ -325,7 +327,9 @@ cdef class Telemetry(Message):
 @cython.final
 @cython.no_gc
 cdef class Inference(Message):
-    """A result of the driving model, published once a minute with QoS 1."""
+    """Inference(behavior, confidence, safety_score, fuel_efficiency, latency_ms, timestamp_ms=None)\n--\n
+    A result of the driving model, published once a minute with QoS 1: fuel efficiency in km per litre.
+    """
 
     SUFFIX = "inference"
     QOS = 1
@@ -374,7 +378,9 @@ cdef class Inference(Message):
 @cython.final
 @cython.no_gc
 cdef class Alert(Message):
-    """A safety event, published at once with QoS 2. Its details are copied when it is built."""
+    """Alert(alert_type, severity, location=None, details=None, timestamp_ms=None)\n--\n
+    A safety event, published at once with QoS 2. Its details are copied when it is built.
+    """
 
     SUFFIX = "alerts"
     QOS = 2
@@ -430,7 +436,10 @@ cdef class Alert(Message):
 @cython.final
 @cython.no_gc
 cdef class Status(Message):
-    """The device's health, published every five minutes with QoS 1."""
+    """Status(status, uptime_seconds, battery_voltage, memory_usage_mb, storage_available_mb, can_messages_received, \
+mqtt_messages_sent, offline_queue_size, timestamp_ms=None)\n--\n
+    The device's health, published every five minutes with QoS 1: voltage in V, memory and storage in megabytes.
+    """
 
     SUFFIX = "status"
     QOS = 1

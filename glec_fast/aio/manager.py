@@ -165,7 +165,7 @@ class AsyncMQTTManager:
     what `publish` has accepted is sent once, also where its wait for the disk was cancelled.
     Raises, when it is entered, ConfigError and the errors of `glec_fast.durable.store.Store`.
 
-    clocks: the machine's where None.
+    config: its settings; they do not change any more. clocks: the machine's where None.
     """
 
     def __init__(self, config: MQTTConfig, *, clocks: Clocks | None = None) -> None:
@@ -308,7 +308,7 @@ class AsyncMQTTManager:
                 count -= 1
 
     async def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until every accepted message is finished; False after the time-out, with nothing lost."""
+        """Wait until every accepted message is finished; False after `timeout_s` seconds; see `MQTTManager.flush`."""
         check_timeout(timeout_s)
         store, loop = self._manager.store, self._running_loop
         deadline_s = None if timeout_s is None else loop.time() + timeout_s
@@ -330,7 +330,7 @@ class AsyncMQTTManager:
     # ---- receiving
 
     def messages(self, topic_filter: str, qos: int = 1) -> Messages:
-        """Iterate over what comes for a filter, from now on, over reconnects and sessions; see `MQTTManager.subscribe`.
+        """Iterate over what comes for `topic_filter`, from now on, over reconnects; see `MQTTManager.subscribe`.
 
             async for message in manager.messages("fleet/config", qos=2):
                 apply(json.loads(message.payload))
@@ -349,13 +349,16 @@ class AsyncMQTTManager:
         return Messages(stream)
 
     def subscribe(self, topic_filter: str, handler: Callable[[MQTTMessage], object], qos: int = 1) -> Subscription:
-        """Have `handler`, a function or a coroutine function, called on the loop; see `MQTTManager.subscribe`."""
+        """Have `handler`, a function or a coroutine function, called on the loop for what comes for `topic_filter`.
+
+        qos: the highest that the broker is to send with. Raises as `MQTTManager.subscribe`, which says the rest.
+        """
         subscription = self._manager.subscribe(topic_filter, handler, qos)
         self._forget_stream(topic_filter)
         return subscription
 
     def unsubscribe(self, topic_filter: str) -> None:
-        """Have the broker send it no more; see `MQTTManager.unsubscribe`."""
+        """Have the broker send no more for `topic_filter`; see `MQTTManager.unsubscribe`."""
         self._manager.unsubscribe(topic_filter)
         self._forget_stream(topic_filter)
 
@@ -373,7 +376,8 @@ class AsyncMQTTManager:
             async def unlock_doors(arguments, context):
                 return {"unlocked": await doors.unlock(arguments["doors"])}
 
-        Declare them before `async with`. They run on the loop, those of one name one after another.
+        on_crash: as there. Declare them before `async with`. They run on the loop, those of one name one after another.
+        Raises ConfigError.
         """
 
         def declare(handler: CommandHandler) -> CommandHandler:
@@ -421,19 +425,22 @@ class AsyncMQTTManager:
         return self._opened is not None and self._opened.is_connected()
 
     def set_connection_callback(self, callback: ConnectionCallback) -> None:
-        """Tell `callback` of connections made and lost, on the loop. An exception in it goes to the loop's handler."""
+        """Tell `callback` of connections made and lost, on the loop. An exception in it goes to the loop's handler.
+
+        Raises ConfigError for what is no ConnectionCallback.
+        """
         check_connection_callback(callback)
         self._manager.set_connection_callback(_OnLoop(callback, self._running_loop))
 
     def set_drop_callback(self, callback: Callable[[Dropped], None] | None) -> None:
-        """Tell `callback` of each message that is dropped, on the loop."""
+        """Tell `callback` of each message that is dropped, on the loop. Raises ConfigError for what is no function."""
         if callback is not None:
             check_callback("callback", callback)
         told = None if callback is None else partial(_on_loop, self._running_loop, callback)
         self._manager.set_drop_callback(told)
 
     async def handle_for(self, message_id: int) -> DeliveryHandle | None:
-        """The handle of a message published before; see `MQTTManager.handle_for`."""
+        """The handle of a message published before, of that `message_id`. Raises as `MQTTManager.handle_for`."""
         return cast("DeliveryHandle | None", await self._aside(self._manager.handle_for, message_id))
 
     in_doubt = _beside_the_loop(MQTTManager.in_doubt)
@@ -447,15 +454,15 @@ class AsyncMQTTManager:
         return self._of_any_thread.is_queue_damaged()
 
     def get_metrics(self) -> Metrics:
-        """A snapshot of the counters."""
+        """A snapshot of the counters. From any thread."""
         return self._of_any_thread.get_metrics()
 
     def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:
-        """What only the caller knows, for the status heartbeat: CAN frames so far, battery in volts."""
+        """can_messages_received, battery_voltage: see `MQTTManager.report_vehicle`. From any thread."""
         self._of_any_thread.report_vehicle(can_messages_received=can_messages_received, battery_voltage=battery_voltage)
 
     def enable_debug_logging(self, enabled: bool = True) -> None:
-        """Log every packet to the logger "glec_fast" at DEBUG; False ends it."""
+        """Log every packet to the logger "glec_fast" at DEBUG; enabled False ends it. From any thread."""
         self._of_any_thread.enable_debug_logging(enabled)
 
 

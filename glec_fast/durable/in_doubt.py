@@ -30,7 +30,9 @@ class Decision(str, Enum):
 
 
 class InDoubt(NamedTuple):
-    """One entry. number: from 1, without gaps. time_ms: Unix time of the decision. message_id: that of the handle."""
+    """One entry; immutable. number: from 1, without gaps. time_ms: Unix time of the decision. message_id: that of the
+    handle. topic: it was for that one. decision: what became of it.
+    """
 
     number: int
     time_ms: int

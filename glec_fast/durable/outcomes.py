@@ -28,7 +28,9 @@ class DropReason(str, Enum):
 
 
 class Dropped(NamedTuple):
-    """One message that will not be sent (again). `message_id` is that of its handle."""
+    """One message that will not be sent (again); immutable. message_id: of its handle. topic, qos: it was accepted with
+    them. reason: why.
+    """
 
     message_id: int
     topic: str

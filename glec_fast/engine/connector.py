@@ -115,7 +115,10 @@ class Connector:
 
 
 class CertificateExpiry(NamedTuple):
-    """When a certificate ends. owner: "broker" (its whole chain) or "client" (ours). expires_at_s: Unix seconds."""
+    """When a certificate ends; immutable.
+
+    owner: "broker" (its whole chain) or "client" (ours). subject: whom it names. expires_at_s: Unix seconds.
+    """
 
     owner: str
     subject: str

@@ -19,7 +19,10 @@ logger = logging.getLogger("glec_fast")
 
 
 class ConnectionCallback:
-    """Derive from this and override what you need. Called from the network thread; no lock is held."""
+    """Derive from this and override what you need. Called from the network thread; no lock is held.
+
+    topic_filter: as `subscribe` was given it. cause: why, an error of `glec_fast.errors` or of the network.
+    """
 
     def on_connected(self) -> None:
         """The broker accepted the connection; what was queued is now sent."""

@@ -75,7 +75,7 @@ class MQTTManager(Overseen):
     called from a callback. Opens the queue file at once. Raises ConfigError and the errors of
     `glec_fast.durable.store.Store`.
 
-    clocks: the machine's where None.
+    config: its settings; they do not change any more. clocks: the machine's where None.
     """
 
     def __init__(self, config: MQTTConfig, *, clocks: Clocks | None = None) -> None:
@@ -160,7 +160,10 @@ class MQTTManager(Overseen):
         return self.config.client_id
 
     def set_connection_callback(self, callback: ConnectionCallback) -> None:
-        """Tell `callback` of connections made and lost. An exception in it is logged and changes nothing."""
+        """Tell `callback` of connections made and lost. An exception in it is logged and changes nothing.
+
+        Raises ConfigError for what is no ConnectionCallback.
+        """
         check_connection_callback(callback)
         self._reports.callback = callback
 
@@ -168,6 +171,7 @@ class MQTTManager(Overseen):
         """Tell `callback` of each message that is dropped. Keep it short: it is called from the store's thread.
 
         Of what was lost in the air, see `Metrics`, it is told by the network thread, as far as that knows which it was.
+        None ends it. Raises ConfigError for what is no function.
         """
         if callback is not None:
             check_callback("callback", callback)
@@ -233,7 +237,10 @@ class MQTTManager(Overseen):
         self._client.close()
 
     def flush(self, timeout_s: float | None = None) -> bool:
-        """Wait until every accepted message is finished; False after the time-out, with nothing lost."""
+        """Wait until every accepted message is finished; False after `timeout_s` seconds, with nothing lost.
+
+        None waits as long as it takes. Raises ConfigError for what is no time, QueueClosedError.
+        """
         return self._store.wait_empty(timeout_s)
 
     # ---- receiving
@@ -259,7 +266,7 @@ class MQTTManager(Overseen):
         return self._incoming.subscribe(topic_filter, handler, qos)
 
     def unsubscribe(self, topic_filter: str) -> None:
-        """Have the broker send it no more, also where an earlier process subscribed to it.
+        """Have the broker send no more for `topic_filter`, also where an earlier process subscribed to it.
 
         What has come already is still handled. Raises MessageError, QueueClosedError.
         """
@@ -344,7 +351,8 @@ class MQTTManager(Overseen):
 
             manager.publish("fleet/7/trip", trip, content_type="application/json", user_properties={"schema": "3"})
 
-        payload: str, bytes, a dict (sent as JSON) or a typed message. qos: 0, 1 or 2; 2 returns once it is on disk.
+        topic: without wildcards. payload: str, bytes, a dict (sent as JSON) or a typed message. qos: 0, 1 or 2; 2
+        returns once it is on disk.
         retain: the broker keeps it for subscribers that come later (MQTT 3.1.1, 3.3.1.3).
 
         For MQTT 5 (`protocol_version=5`), kept with the message on disk, up to 65,535 bytes each:
@@ -389,12 +397,15 @@ class MQTTManager(Overseen):
         return self._publish_typed(inference)
 
     def publish_alert(self, alert: Alert) -> PublishHandle:
-        """Publish to glec/dtg/{device_id}/alerts with QoS 2. Raises as `publish`."""
+        """Publish an alert to glec/dtg/{device_id}/alerts with QoS 2. Raises as `publish`."""
         check_kind(alert, Alert, "publish_alert")
         return self._publish_typed(alert)
 
     def publish_status(self, status: Status | None = None) -> PublishHandle:
-        """Publish to glec/dtg/{device_id}/status with QoS 1; without an argument, the gateway's own figures."""
+        """Publish to glec/dtg/{device_id}/status with QoS 1; without an argument, the gateway's own figures.
+
+        Raises as `publish`.
+        """
         if status is None:
             status = self._heartbeat.status("ONLINE")
         check_kind(status, Status, "publish_status")
@@ -427,7 +438,8 @@ class MQTTManager(Overseen):
     def purge(self, message_ids: Iterable[int]) -> int:
         """Delete messages unsent, but for those that the broker has or may have; returns how many were in the queue.
 
-        They count as dropped, with the reason `purged`, and the drop callback is told of each.
+        message_ids: of their handles. They count as dropped, with the reason `purged`, and the drop callback is told of
+        each. Raises MessageError for what is no id, QueueStorageError, QueueClosedError.
         """
         return self._store.purge(message_ids)
 
@@ -437,19 +449,19 @@ class MQTTManager(Overseen):
         return self._target.url
 
     def get_metrics(self) -> Metrics:
-        """A snapshot of the counters."""
+        """A snapshot of the counters. Never raises, also after `disconnect`."""
         incoming = {} if self._incoming_or_none is None else self._incoming_or_none.figures()
         return self._figures.snapshot(self._clocks.wall_ms() / 1000, incoming, is_connected=self.is_connected())
 
     def report_vehicle(self, *, can_messages_received: int | None = None, battery_voltage: float | None = None) -> None:
-        """What only the caller knows, for the status heartbeat: CAN frames so far, battery in volts.
+        """What only the caller knows, for the status heartbeat; None leaves it as it was.
 
-        Raises MessageError for what no status can have.
+        can_messages_received: CAN frames so far. battery_voltage: in volts. Raises MessageError for what no status has.
         """
         self._heartbeat.report_vehicle(can_messages_received, battery_voltage)
 
     def enable_debug_logging(self, enabled: bool = True) -> None:
-        """Log every packet to the logger "glec_fast" at DEBUG; False ends it."""
+        """Log every packet to the logger "glec_fast" at DEBUG; enabled False ends it."""
         logger.setLevel(logging.DEBUG if enabled else logging.NOTSET)
         if enabled:
             self._client.enable_logger(logger)

@@ -30,9 +30,10 @@ LinkState: TypeAlias = Literal["idle", "connecting", "connected", "closed"]
 class Metrics:
     """A snapshot; immutable. Counters begin with the process, so that they never fall while it lives.
 
-    state: "idle" before `connect`, "connecting" while there is no link, "connected", "closed" after `disconnect`.
-    in_state_s: since when, in seconds. last_failure: why the last connection ended or the last attempt failed; None
-    where none did, or `disconnect` ended it. attempts, connects: to connect, and those the broker accepted.
+    is_connected: as of the manager. state: "idle" before `connect`, "connecting" while there is no link, "connected",
+    "closed" after `disconnect`. in_state_s: since when, in seconds. reconnect_count: connections that followed another.
+    last_failure: why the last connection ended or the last attempt failed; None where none did, or `disconnect` ended
+    it. attempts, connects: to connect, and those the broker accepted.
     messages_sent: taken over by the broker (QoS 0: handed to the network). messages_failed: dropped, or refused by the
     broker. queue_size: messages not yet finished; queue_bytes: what the queue file and its logs take on the disk.
     sent_bytes, received_bytes: of all connections, MQTT's bytes alone, before TLS and TCP add theirs.

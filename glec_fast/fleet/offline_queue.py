@@ -28,7 +28,11 @@ logger = logging.getLogger("glec_fast")
 
 
 class QueuedMessage(NamedTuple):
-    """One row. `payload` is str, or bytes where it is not text; times are Unix milliseconds."""
+    """One row; immutable.
+
+    id: of the message, for `delete`. topic, qos: it was accepted with them. payload: str, or bytes where it is not
+    text. timestamp_ms, expires_at_ms: Unix milliseconds. retry_count: failed attempts.
+    """
 
     id: int
     topic: str
@@ -40,9 +44,10 @@ class QueuedMessage(NamedTuple):
 
 
 class QueueStats(NamedTuple):
-    """A snapshot. The timestamps are None where the queue is empty; `disk_bytes` counts the file and its log.
+    """A snapshot; immutable.
 
-    drops: messages dropped since the queue was opened, by the values of `DropReason`.
+    size: messages. oldest_timestamp_ms, newest_timestamp_ms: Unix milliseconds, None where the queue is empty.
+    disk_bytes: of the file and its log. drops: messages dropped since the queue was opened, by `DropReason`'s values.
     """
 
     size: int
@@ -106,7 +111,10 @@ class OfflineQueueManager(Overseen):
             self._store.run(lambda table: table.delete_finished(ids))
 
     def enqueue(self, topic: str, payload: object, qos: int, ttl_millis: int | None = None) -> int:
-        """Add a message and return its id. `ttl_millis`: its age of expiry, the queue's own where None.
+        """Add a message and return its id.
+
+        topic: without wildcards. payload: str, bytes, or a dict (as JSON). qos: 0, 1 or 2. ttl_millis: its age of
+        expiry, the queue's own where None.
 
         Raises MessageError; QueueStorageError and QueueClosedError, after which it is not in the queue.
         """
@@ -119,7 +127,7 @@ class OfflineQueueManager(Overseen):
     def enqueue_many(self, rows: Iterable[tuple[str, object, int]], ttl_millis: int | None = None) -> list[int]:
         """Add (topic, payload, qos) rows in one transaction and return their ids; one bad row refuses all.
 
-        Raises as `enqueue`, after which none of them is in the queue.
+        ttl_millis: of all of them. Raises as `enqueue`, after which none of them is in the queue.
         """
         check_ttl(ttl_millis)
         checked = []
@@ -146,7 +154,7 @@ class OfflineQueueManager(Overseen):
             return
 
     def dequeue_all(self) -> list[QueuedMessage]:
-        """Every message, oldest first. It stays in the queue until `delete`."""
+        """Every message, oldest first; it stays until `delete`. Raises QueueStorageError, QueueClosedError."""
 
         def read(table: QueueTable) -> list[Row]:
             rows = table.read_all()
@@ -157,29 +165,29 @@ class OfflineQueueManager(Overseen):
         return [QueuedMessage(*row) for row in self._store.run(read)]
 
     def delete(self, message_id: int) -> bool:
-        """Delete one message; False where there is none of this id."""
+        """Delete one message, by its `message_id`; False where there is none. Raises as `dequeue_all`, MessageError."""
         check_id(message_id)
         return self._store.run(lambda table: table.delete([message_id])) > 0
 
     def increment_retry_count(self, message_id: int) -> bool:
-        """Count one more failed attempt; False where there is no message of this id."""
+        """Count one more failed attempt of `message_id`; False where there is none. Raises as `delete`."""
         check_id(message_id)
         return self._store.run(lambda table: table.increment_retry_count([message_id])) > 0
 
     def cleanup_expired(self) -> int:
-        """Delete messages whose time of expiry has passed; returns how many."""
+        """Delete messages whose time of expiry has passed; returns how many. Raises as `dequeue_all`."""
         return self._store.drop_expired()
 
     def cleanup_max_retries(self) -> int:
-        """Delete messages with `max_retry` failed attempts or more; returns how many."""
+        """Delete messages with `max_retry` failed attempts or more; returns how many. Raises as `dequeue_all`."""
         return self._store.drop_given_up()
 
     def get_queue_size(self) -> int:
-        """Messages in the queue."""
+        """Messages in the queue. Never raises."""
         return self._store.size
 
     def stats(self) -> QueueStats:
-        """Size, age span and bytes on disk."""
+        """Size, age span and bytes on disk. Raises as `dequeue_all`."""
 
         def measure(table: QueueTable) -> tuple[int, tuple[int | None, int | None]]:
             return table.count(), table.span_ms()
@@ -199,7 +207,7 @@ class OfflineQueueManager(Overseen):
             self._store.log.note(logging.ERROR, "errors in the drop callback", repr(error), error=error)
 
     def release(self) -> None:
-        """Write what is pending and let go of the file. Idempotent."""
+        """Write what is pending and let go of the file. Idempotent. Raises QueueStorageError where it cannot."""
         self._store.close()
 
     def __enter__(self) -> OfflineQueueManager:

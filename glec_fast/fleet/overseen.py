@@ -22,7 +22,8 @@ class Overseen(OfOneProcess):
     def in_doubt(self) -> list[InDoubt]:
         """QoS 2 messages that a broker may or may not have passed on when it lost its session, oldest first.
 
-        Each says what was decided (`MQTTConfig.resend_in_doubt`). The newest 1,000 are kept.
+        Each says what was decided (`MQTTConfig.resend_in_doubt`). The newest 1,000 are kept. Raises QueueStorageError,
+        QueueClosedError; so do the others.
         """
         return self._store.in_doubt()
 
@@ -36,11 +37,12 @@ class Overseen(OfOneProcess):
     def retry_quarantined(self, numbers: Iterable[int]) -> list[int]:
         """Accept the messages of these entries anew, and return their new ids; a number without an entry has none.
 
-        Raises MessageError for an entry that no message can be made of; those before it are in the queue then.
+        numbers: of the entries. Raises MessageError for one that no message can be made of; those before it are in the
+        queue then.
         """
         given = [self._store.retry_quarantined(number) for number in check_ids("numbers", numbers)]
         return [message_id for message_id in given if message_id is not None]
 
     def delete_quarantined(self, numbers: Iterable[int]) -> int:
-        """Delete these entries for good; returns how many there were."""
+        """Delete the entries of these `numbers` for good; returns how many there were."""
         return self._store.delete_quarantined(numbers)

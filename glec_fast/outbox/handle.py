@@ -54,7 +54,7 @@ class PublishHandle(MQTTMessageInfo):
         return self._fate is True
 
     def wait_durable(self, timeout_s: float | None = None) -> bool:
-        """Wait until the message is on disk, where no crash or power cut can lose it; False after the time-out.
+        """Wait until the message is on disk, where no crash or power cut can lose it; False after `timeout_s` seconds.
 
         False at once for a QoS 0 message that went right to the broker. Raises QueueStorageError where the disk fails.
         """

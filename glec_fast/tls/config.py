@@ -146,7 +146,12 @@ class TLSConfig:
         crl_file: Source | None = None,
         partial_chain: bool = False,
     ) -> TLSConfig:
-        """Verify the broker against the authorities in `ca_cert`, and its key against the pins. Raises ConfigError."""
+        """Verify the broker against the authorities in `ca_cert`, and its key against the pins. Raises ConfigError.
+
+        tls_version: the lowest, "TLSv1.2" or "TLSv1.3". certificate_pins: "sha256/...", of which one must be in the
+        chain; none for any. verify_hostname: False accepts the certificate of any host. crl_file: revocation lists.
+        partial_chain: an intermediate in `ca_cert` needs no root.
+        """
         return cls(
             ca_cert,
             tls_version=tls_version,
@@ -170,7 +175,11 @@ class TLSConfig:
         crl_file: Source | None = None,
         partial_chain: bool = False,
     ) -> TLSConfig:
-        """As `create_server_auth`, and show the broker a certificate of our own. Raises ConfigError."""
+        """As `create_server_auth`, whose other arguments are the same, and show the broker a certificate of our own.
+
+        client_cert: ours, and its intermediates. client_key: its private key. key_password: of an encrypted one.
+        Raises ConfigError.
+        """
         return cls(
             ca_cert,
             client_cert,
@@ -250,7 +259,7 @@ def _state_of_system_authorities() -> list[tuple[int, int, int]]:
 
 
 def build_ssl_context(tls_config: TLSConfig | None) -> ssl.SSLContext:
-    """A client context for these settings; None trusts the system's authorities. Raises TLSFileError (a ConfigError).
+    """A client context for `tls_config`; None trusts the system's authorities. Raises TLSFileError (a ConfigError).
 
     Pins are checked after the handshake, which a context cannot do: MQTTManager does, or `CertificatePinner.check`.
     """

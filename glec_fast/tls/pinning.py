@@ -59,7 +59,7 @@ class CertificatePinner:
 
     @staticmethod
     def calculate_pin(spki_der: bytes) -> str:
-        """The pin of a public key, given as its SubjectPublicKeyInfo in DER."""
+        """The pin of a public key. spki_der: its SubjectPublicKeyInfo in DER. Never raises for bytes."""
         return _pin(hashlib.sha256(spki_der).digest())
 
     def __repr__(self) -> str:
