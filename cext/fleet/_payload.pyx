@@ -1,3 +1,4 @@
+# cython: embedsignature.format=clinic
 """The four fleet messages.
 
 Contract
@@ -207,7 +208,9 @@ cdef class Record:
 @cython.final
 @cython.no_gc
 cdef class GpsFix(Record):
-    """GpsFix(lat, lon, speed=None)\n--\n\nA position in degrees (WGS 84), with the receiver's speed in km/h if known."""
+    """GpsFix(lat, lon, speed=None)\n--\n
+    A position. Immutable. lat, lon: degrees (WGS 84). speed: km/h, or None where the receiver has none.
+    """
 
     __match_args__ = ("lat", "lon", "speed")
 
@@ -272,7 +275,10 @@ cdef class Message(Record):
 @cython.no_gc
 cdef class Telemetry(Message):
     """Telemetry(vehicle_speed, engine_rpm, throttle_position, fuel_level, gps=None, timestamp_ms=None)\n--\n
-    One sample of the vehicle's bus, published once a second with QoS 0: speed in km/h, throttle and fuel in percent.
+    One sample of the vehicle's bus, published once a second with QoS 0. Immutable.
+
+    vehicle_speed: km/h. engine_rpm: revolutions per minute. throttle_position: percent. fuel_level: percent of the
+    tank. gps: a GpsFix, with its speed. timestamp_ms: Unix time, in 2000 to 2100; None is when it is published.
     """
 
     SUFFIX = "telemetry"
@@ -303,7 +309,7 @@ cdef class Telemetry(Message):
 
     @cython.binding(False)
     def encode(self, device_id, timestamp_ms):
-        """Compact JSON bytes; `timestamp_ms` is used if the message has none of its own."""
+        """Compact JSON bytes. device_id: of the gateway. timestamp_ms: used if the message has no time of its own."""
         return self.encoded(device_id, checked_timestamp(timestamp_ms))
 
     cdef tuple values(self):
@@ -328,7 +334,10 @@ cdef class Telemetry(Message):
 @cython.no_gc
 cdef class Inference(Message):
     """Inference(behavior, confidence, safety_score, fuel_efficiency, latency_ms, timestamp_ms=None)\n--\n
-    A result of the driving model, published once a minute with QoS 1: fuel efficiency in km per litre.
+    A result of the driving model, published once a minute with QoS 1. Immutable.
+
+    behavior: the class of driving. confidence: of the model, 0 to 1. safety_score: 0 to 100. fuel_efficiency: km per
+    litre. latency_ms: the time that the model took. timestamp_ms: as of Telemetry.
     """
 
     SUFFIX = "inference"
@@ -359,7 +368,7 @@ cdef class Inference(Message):
 
     @cython.binding(False)
     def encode(self, device_id, timestamp_ms):
-        """Compact JSON bytes; `timestamp_ms` is used if the message has none of its own."""
+        """Compact JSON bytes. device_id: of the gateway. timestamp_ms: used if the message has no time of its own."""
         return self.encoded(device_id, checked_timestamp(timestamp_ms))
 
     cdef tuple values(self):
@@ -379,7 +388,10 @@ cdef class Inference(Message):
 @cython.no_gc
 cdef class Alert(Message):
     """Alert(alert_type, severity, location=None, details=None, timestamp_ms=None)\n--\n
-    A safety event, published at once with QoS 2. Its details are copied when it is built.
+    A safety event, published at once with QoS 2. Immutable.
+
+    alert_type: what happened. severity: such as "HIGH". location: a GpsFix. details: anything more, as a dict, which is
+    copied. timestamp_ms: as of Telemetry.
     """
 
     SUFFIX = "alerts"
@@ -412,7 +424,7 @@ cdef class Alert(Message):
 
     @cython.binding(False)
     def encode(self, device_id, timestamp_ms):
-        """Compact JSON bytes; `timestamp_ms` is used if the message has none of its own."""
+        """Compact JSON bytes. device_id: of the gateway. timestamp_ms: used if the message has no time of its own."""
         return self.encoded(device_id, checked_timestamp(timestamp_ms))
 
     cdef tuple values(self):
@@ -438,7 +450,11 @@ cdef class Alert(Message):
 cdef class Status(Message):
     """Status(status, uptime_seconds, battery_voltage, memory_usage_mb, storage_available_mb, can_messages_received, \
 mqtt_messages_sent, offline_queue_size, timestamp_ms=None)\n--\n
-    The device's health, published every five minutes with QoS 1: voltage in V, memory and storage in megabytes.
+    The device's health, published every five minutes with QoS 1. Immutable.
+
+    status: such as "ONLINE". uptime_seconds: since the start. battery_voltage: volts, or None. memory_usage_mb,
+    storage_available_mb: megabytes in use, and free. can_messages_received, mqtt_messages_sent: since the start.
+    offline_queue_size: messages that wait on disk. timestamp_ms: as of Telemetry.
     """
 
     SUFFIX = "status"
@@ -488,7 +504,7 @@ mqtt_messages_sent, offline_queue_size, timestamp_ms=None)\n--\n
 
     @cython.binding(False)
     def encode(self, device_id, timestamp_ms):
-        """Compact JSON bytes; `timestamp_ms` is used if the message has none of its own."""
+        """Compact JSON bytes. device_id: of the gateway. timestamp_ms: used if the message has no time of its own."""
         return self.encoded(device_id, checked_timestamp(timestamp_ms))
 
     cdef tuple values(self):

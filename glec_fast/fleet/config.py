@@ -417,8 +417,8 @@ class MQTTConfig:
     ) -> MQTTConfig:
         """Read the specification's broker_config.properties; see `glec_fast.fleet.properties` for its placeholders.
 
-        device_id: the client id, and what {DEVICE_ID} stands for. password: what {SECURE_PASSWORD} stands for; it goes
-        before a password in the file. Raises ConfigError, with the line where one is to blame.
+        path: of the file. device_id: the client id, and what {DEVICE_ID} stands for. password: what {SECURE_PASSWORD}
+        stands for; it goes before a password in the file. Raises ConfigError, with the line where one is to blame.
         """
         from glec_fast.fleet.properties import load_properties
 

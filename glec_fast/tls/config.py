@@ -175,10 +175,10 @@ class TLSConfig:
         crl_file: Source | None = None,
         partial_chain: bool = False,
     ) -> TLSConfig:
-        """As `create_server_auth`, whose other arguments are the same, and show the broker a certificate of our own.
+        """As `create_server_auth`, and show the broker a certificate of our own.
 
-        client_cert: ours, and its intermediates. client_key: its private key. key_password: of an encrypted one.
-        Raises ConfigError.
+        client_cert: ours, and its intermediates. client_key: its private key. key_password: of an encrypted one. As
+        there: ca_cert, tls_version, certificate_pins, verify_hostname, crl_file, partial_chain. Raises ConfigError.
         """
         return cls(
             ca_cert,
