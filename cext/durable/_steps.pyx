@@ -4,6 +4,8 @@ An exception that comes from outside (KeyboardInterrupt, PyThreadState_SetAsyncE
 two steps of Python code, never within C. So what must not come apart is done here.
 """
 
+from array import array
+
 from cpython.list cimport PyList_GET_SIZE
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport int64_t
@@ -53,20 +55,26 @@ def remove_taken(list waiting, list taken):
 
 cdef class Finished:
     # A stream finishes in order: thousands of ids are one range, and the next few make it longer.
-    cdef readonly list ids, ranges
+    cdef readonly list ranges
+    # Eight bytes each: as a list of numbers those of a flush of 10,000 took 400 KiB.
+    cdef object in_order
 
     def __init__(self):
-        self.ids = []
+        self.in_order = array("q")
         self.ranges = []
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.in_order)
+
+    @property
+    def ids(self) -> list:
+        return self.in_order.tolist()
 
     def add(self, list ids not None):
         cdef int64_t first, last, current
         cdef Py_ssize_t followed = 0
         cdef Py_ssize_t last_index = len(self.ranges) - 1
-        self.ids += ids
+        self.in_order.fromlist(ids)
         if last_index >= 0:
             first, last = self.ranges[last_index]
             for current in ids:
@@ -81,14 +89,29 @@ cdef class Finished:
     def take_from(self, outbox):
         self.add(outbox.take_finished())
 
+    def first_ranges(self, limit) -> list:
+        if limit is None or limit >= len(self.in_order):
+            return self.ranges.copy()
+        return ranges_of(self.in_order[:limit].tolist())
+
+    def ranges_behind(self, Py_ssize_t count) -> list:
+        return ranges_of(self.in_order[count:].tolist())
+
     def remove_first(self, Py_ssize_t count):
-        cdef list ids = self.ids[count:]
-        self.ranges = ranges_of(ids.copy())
-        self.ids = ids
+        ids = self.in_order[count:]
+        self.ranges = ranges_of(ids.tolist())
+        self.in_order = ids
 
     def remove_taken(self, list taken):
-        self.remove_first(len(taken))
+        self.remove_first(count_of(taken))
         taken.clear()
+
+
+def count_of(list ranges) -> int:
+    cdef int64_t first, last, count = 0
+    for first, last in ranges:
+        count += last - first + 1
+    return count
 
 
 def ranges_of(list ids) -> list:

@@ -339,17 +339,16 @@ cdef class QueueTable:
             self.executemany(INSERT, rows)
 
     def delete(self, list ids) -> int:
-        return self._delete_ranges(ranges_of(ids))
+        return self.delete_ranges(ranges_of(ids))
 
-    def delete_finished(self, list ids) -> int:
-        cdef list ranges = ranges_of(ids)
+    def delete_finished(self, list ranges) -> int:
         if 0 < len(ranges) <= CLEARED_RANGES_MAX and not self._is_any_beside(ranges):
             if self.may_have_extras:
                 self.execute(DELETE_ALL_EXTRAS)
             self.execute(DELETE_ALL)
             self.deleted += self.connection.changes()
             return self.connection.changes()
-        return self._delete_ranges(ranges)
+        return self.delete_ranges(ranges)
 
     cdef bint _is_any_beside(self, list ranges) except -1:
         cdef int64_t first, last, after = INT64_MIN
@@ -359,7 +358,7 @@ cdef class QueueTable:
             after = last + 1
         return self.execute(IS_ANY_BETWEEN, (after, INT64_MAX)).get
 
-    cdef int64_t _delete_ranges(self, list ranges) except -1:
+    def delete_ranges(self, list ranges) -> int:
         cdef int64_t deleted = 0
         for pair in ranges:
             if self.may_have_extras:

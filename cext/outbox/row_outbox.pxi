@@ -156,6 +156,11 @@ cdef class RowOutbox(Outbox):
     cdef public object quota
     cdef public int64_t _granted
     cdef InTheAir _in_the_air
+    # QoS 0 of the store is rare and large: whether it has arrived is asked right behind it, in the same segment, and
+    # not some seconds later, in three of their own.
+    cdef public bint asks_at_once
+    # Some has gone since, and nobody has asked.
+    cdef bint _is_to_ask
     cdef public Py_ssize_t in_doubt_count
     # Held to read and to rewind: a program's own loop may have several threads pull.
     cdef readonly Lock _pulling
@@ -200,7 +205,11 @@ cdef class RowOutbox(Outbox):
                 with self.lock:
                     self.session.on_committed(version)
                     self.named = self.in_image
-        if self.session.wants_proof and self.is_open:
+        if self._is_to_ask and self._have_all_gone() and not self._more_to_read:
+            self._is_to_ask = False
+            if self.session.unasked_bytes and not self.session.pinged_to and self.is_open:
+                self.put_packet(PINGREQ)
+        elif self.session.wants_proof and self.is_open:
             self.put_packet(PINGREQ)
 
     def _pull_rows(self):
@@ -276,6 +285,7 @@ cdef class RowOutbox(Outbox):
                 row = rows[index]
                 if row[3] == 0 and (not refused or row[0] not in refused):
                     self._in_the_air.add(row)
+                    self._is_to_ask = self.asks_at_once
         return gone
 
     def _admit_direct(self, tuple row not None):

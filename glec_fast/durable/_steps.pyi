@@ -47,10 +47,18 @@ class Finished:
         """Behind those that are there."""
     def take_from(self, outbox: Outbox) -> None:
         """What an outbox has finished, behind those that are there."""
+    def first_ranges(self, limit: int | None) -> list[tuple[int, int]]:
+        """The inclusive ranges of those that came first, `limit` at most."""
+    def ranges_behind(self, count: int) -> list[tuple[int, int]]:
+        """The ranges of those that came behind the first `count`."""
     def remove_first(self, count: int) -> None:
         """Remove the `count` that came first."""
-    def remove_taken(self, taken: list[int]) -> None:
-        """Remove those that came first, as many as `taken` has, and empty that: a second call removes nothing."""
+    def remove_taken(self, taken: list[tuple[int, int]]) -> None:
+        """Remove those that came first, as many as the ranges of `taken` have, and empty that: a second call removes
+        nothing."""
+
+def count_of(ranges: list[tuple[int, int]]) -> int:
+    """How many ids inclusive ranges have."""
 
 def keep_for_ever(thing: object) -> None:
     """Have nobody end `thing`, nor what it refers to: neither the garbage collector nor the interpreter's end."""

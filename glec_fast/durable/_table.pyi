@@ -117,8 +117,11 @@ class QueueTable:
     def delete(self, ids: list[int]) -> int:
         """Delete by id; returns how many rows there were. Sorts the list in place."""
 
-    def delete_finished(self, ids: list[int]) -> int:
-        """`delete` that clears the table at once where nothing else is in it."""
+    def delete_ranges(self, ranges: list[tuple[int, int]]) -> int:
+        """`delete` by inclusive ranges of ids."""
+
+    def delete_finished(self, ranges: list[tuple[int, int]]) -> int:
+        """`delete_ranges` that clears the table at once where nothing else is in it."""
 
     def look_for_extras(self) -> None:
         """Find out whether any message on disk has extras. Between transactions, as a rollback brings them back."""

@@ -113,7 +113,7 @@ class Caretaker:
             table = QueueTable(copy)
             if commit.in_doubt:
                 add_entries(table, self._intake.clock.unix_ms(), commit.in_doubt)
-            table.delete(commit.deleting.copy())
+            table.delete_ranges(commit.deleting)
             if commit.image is not None:
                 SavedImage(Path(copy.filename), self._status.log).write(table, commit.identity, commit.image)
 

@@ -7,7 +7,7 @@ import time
 
 import apsw
 
-from glec_fast.durable._steps import Finished, ranges_of, remove_taken, take_image
+from glec_fast.durable._steps import Finished, count_of, remove_taken, take_image
 from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.schedule import Schedule
@@ -127,20 +127,19 @@ class Outgoing:
         # What is to be dropped goes with this transaction too.
         is_last = len(self.finished) + marked >= commit.row_count
         if makes_room or is_last or self._schedule.is_delete_due(len(self.finished)):
-            commit.deleting = self.finished.ids[: self._delete_rows_max]
-            if len(commit.deleting) == len(self.finished):
-                self._schedule.on_all_deleting()
+            commit.deleting = self.finished.first_ranges(self._delete_rows_max)
+        count = count_of(commit.deleting)
+        if count and count == len(self.finished):
+            self._schedule.on_all_deleting()
         if outbox is not None:
-            kept = self.finished.ranges
-            if commit.deleting:
-                kept = ranges_of(self.finished.ids[len(commit.deleting) :])
+            kept = self.finished.ranges_behind(count) if count else self.finished.ranges
             commit.version, commit.image = take_image(outbox, kept, self._in_doubt)
             commit.in_doubt, commit.identity = self._in_doubt.copy(), self.identity
 
     def on_committed(self, commit: Commit) -> None:
         """Note what is on disk now. Where this was cut into, a second call does the same."""
         if commit.deleting:
-            self._reader.skipped = self._reader.skipped.difference(commit.deleting)
+            self._reader.skip_no_more(commit.deleting)
             self.finished.remove_taken(commit.deleting)
         if self.finished:
             self._schedule.request_delete()

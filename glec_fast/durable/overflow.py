@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from glec_fast.durable._steps import count_of
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.dropping import DROP_ROWS_MAX, Dropping
 from glec_fast.durable.limits import THIN, Limits
@@ -38,7 +39,7 @@ class Overflow:
         """True if the rows of `commit` may need room; looked at before its transaction."""
         if not commit.rows:
             return False
-        if self._excess_rows(commit, len(commit.deleting)) > 0:
+        if self._excess_rows(commit, count_of(commit.deleting)) > 0:
             return True
         limit_bytes = self._limits.max_bytes
         if not limit_bytes:

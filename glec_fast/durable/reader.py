@@ -178,6 +178,13 @@ class Reader:
             lanes = tuple([lane._replace(start=BEFORE_FIRST) for lane in lanes])
         self.lanes = tuple([lane.rewound() for lane in lanes])
 
+    def skip_no_more(self, deleted: list[tuple[int, int]]) -> None:
+        """The rows of these inclusive ranges of ids are gone."""
+        if self.skipped:
+            self.skipped = frozenset(
+                [each for each in self.skipped if not any(first <= each <= last for first, last in deleted)]
+            )
+
     def lanes_after(self, by_ms: int, first_id: int) -> tuple[Lane, ...]:
         """The lanes, once the timestamps from message `first_id` on have changed by `by_ms`."""
         return tuple([lane.moved(by_ms, first_id) for lane in self.lanes])

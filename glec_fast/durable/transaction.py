@@ -74,8 +74,8 @@ class Commit:
     deleted: int = 0
     # False after a failure, so that deletes, which make room, do not wait for room.
     with_rows: bool = True
-    # Finished rows; the others are only named in the image.
-    deleting: list[int] = field(default_factory=list)
+    # Ranges of finished rows; the others are only named in the image.
+    deleting: list[tuple[int, int]] = field(default_factory=list)
     in_doubt: list[tuple[int, Decision]] = field(default_factory=list)
     # (client id, broker) whose image it is.
     identity: tuple[str, str] = ("", "")

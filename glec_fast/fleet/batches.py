@@ -51,7 +51,9 @@ def company_of(config: MQTTConfig) -> Company | None:
 
 def encode_batch(messages: list[bytes]) -> bytes:
     """The payload of these, each of which is JSON."""
-    return zlib.compress(b"[" + b",".join(messages) + b"]", _LEVEL)
+    # Of numbers that change in a digit or two: shorter matches cost more than they save, 2 % of it.
+    stream = zlib.compressobj(_LEVEL, strategy=zlib.Z_FILTERED)
+    return stream.compress(b"[" + b",".join(messages) + b"]") + stream.flush()
 
 
 def decode_batch(payload: bytes | bytearray | memoryview) -> list[dict[str, Any]]:

@@ -102,7 +102,11 @@ class MQTTManager(Overseen):
             self._store.close()
             raise
         self._outbox = cast("DurableOutbox", parts_of(self._client).outbox)
-        self._outbox.session.use_aliases([self._topic(each.SUFFIX) for each in (Telemetry, Inference, Alert, Status)])
+        topics = [self._topic(each.SUFFIX) for each in (Telemetry, Inference, Alert, Status)]
+        if self._store.company is not None:
+            topics.insert(0, self._store.company.topic)
+            self._outbox.asks_at_once = config.answer_timeout_s > 0
+        self._outbox.session.use_aliases(topics)
         if config.flush_max_msg_s:
             self._outbox.bound_rate(config.flush_max_msg_s)
         self._heartbeat = Heartbeat(config, self._client, self._store, self._outbox)

@@ -106,9 +106,8 @@ class OfflineQueueManager(Overseen):
         except ValueError as error:
             logger.warning("messages that the broker has may still be in the queue: %s", error)
             return
-        ids = [message_id for first, last in ranges for message_id in range(first, last + 1)]
-        if ids:
-            self._store.run(lambda table: table.delete_finished(ids))
+        if ranges:
+            self._store.run(lambda table: table.delete_finished(ranges))
 
     def enqueue(self, topic: str, payload: object, qos: int, ttl_millis: int | None = None) -> int:
         """Add a message and return its id.

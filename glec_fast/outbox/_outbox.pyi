@@ -276,6 +276,8 @@ class RowOutbox(Outbox):
     """The server has accepted the connection, and what waits is read for it before it is open."""
     has_progress: bool
     """Something was acknowledged on this connection."""
+    asks_at_once: bool
+    """PINGREQ goes right behind QoS 0 of the store, where nothing else of it waits."""
     is_narrow: bool
     """The window is one exchange, and no QoS 0 goes, until `_may_widen`."""
     has_remarks: bool

@@ -145,9 +145,9 @@ class TestGoneWithTheirRows:
     def test_finished(self, make_store: Callable[..., Store], path: Path) -> None:
         store = make_store()
         append(store, RETAINED, EXTRAS, None, RETAINED)
-        store.run(lambda table: table.delete_finished([1, 3]))
+        store.run(lambda table: table.delete_finished([(1, 1), (3, 3)]))
         assert kept(path) == [2, 4]
-        store.run(lambda table: table.delete_finished([2, 4]))
+        store.run(lambda table: table.delete_finished([(2, 2), (4, 4)]))
         assert kept(path) == []
 
     def test_overflow(self, make_store: Callable[..., Store], path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import zlib
@@ -15,10 +16,13 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from glec_fast import Alert, MessageError, MQTTManager, Telemetry, decode_batch
+from glec_fast import Alert, MessageError, MQTTConfig, MQTTManager, Telemetry, decode_batch
+from glec_fast.mqtt.client import parts_of
 from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
+from support.loopback import LoopbackServer
 from support.store import Disk
+from support.wire_reference import PUBLISH, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from glec_fast.testbed.broker import Broker
 
 BATCHES = "glec/dtg/DTG-TEST/telemetry/batch"
+CONNECT, PINGREQ, DISCONNECT = 1, 12, 14
 HOUR_S = 3600
 START_MS = 1_700_000_000_000
 # Gathers 40, says that they are on disk, gathers more and waits to be killed.
@@ -67,6 +72,23 @@ def publish(manager: MQTTManager, numbers: Iterable[int]) -> list[PublishHandle]
 
 def numbers_of(payload: bytes) -> list[int]:
     return [message["timestamp"] - START_MS for message in decode_batch(payload)]
+
+
+class Reading(LoopbackServer):
+    """Says what it must. kinds: of the packets that came."""
+
+    def __init__(self) -> None:
+        super().__init__(self._read)
+        self.kinds: list[int] = []
+
+    def _read(self, sock: socket.socket) -> None:
+        rest = b""
+        while data := sock.recv(65_536):
+            packets, rest = parse(rest + data)
+            for packet in packets:
+                self.kinds.append(packet.kind)
+                if packet.kind in (CONNECT, PINGREQ):
+                    sock.sendall(b"\x20\x02\x00\x00" if packet.kind == CONNECT else b"\xd0\x00")
 
 
 def connected(manager: MQTTManager) -> MQTTManager:
@@ -181,6 +203,36 @@ class TestEnds:
         assert found
         assert all(set(range(40)) <= set(numbers) <= set(range(50)) for numbers in found)
         assert len(found) <= 2
+
+
+class TestQuestion:
+    """Whether a batch has arrived: PINGREQ asks, which takes three segments of its own where it goes seconds later."""
+
+    def test_it_goes_with_the_batch(self, tmp_path: Path) -> None:
+        with Reading() as server, connected(MQTTManager(self.config(server, tmp_path))) as manager:
+            for first in range(3):
+                publish(manager, [first])
+                assert manager.flush(TIMEOUT_S)
+                # Answered, as one at a time asks.
+                assert eventually(lambda: not parts_of(manager._client).outbox.session.pinged_to)
+            assert server.kinds[1:] == [PUBLISH, PINGREQ] * 3
+
+    def test_not_with_what_is_no_batch_nor_by_who_never_asks(self, tmp_path: Path) -> None:
+        with Reading() as server:
+            with connected(MQTTManager(self.config(server, tmp_path))) as manager:
+                for number in range(3):
+                    manager.publish("positions", str(number), 0).wait_for_publish(TIMEOUT_S)
+            with connected(MQTTManager(self.config(server, tmp_path, answer_timeout_s=0))) as manager:
+                publish(manager, [0])
+                assert manager.flush(TIMEOUT_S)
+            assert eventually(lambda: server.kinds.count(DISCONNECT) == 2)
+            assert PINGREQ not in server.kinds
+
+    @staticmethod
+    def config(server: Reading, directory: Path, **settings: Any) -> MQTTConfig:
+        # So long that nobody asks otherwise.
+        hours = {"telemetry_batch_s": HOUR_S, "answer_timeout_s": HOUR_S, "keepalive_s": HOUR_S}
+        return quick_config(f"tcp://127.0.0.1:{server.port}", directory, **{**hours, **settings})
 
 
 class TestFaults:
