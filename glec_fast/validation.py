@@ -164,6 +164,13 @@ def check_callback(name: str, callback: object) -> None:
         raise ConfigError(f"{name} is {type(callback).__name__}; it must be a function", field=name)
 
 
+def check_command(name: str, on_crash: str) -> None:
+    """Refuse a name that no topic could end with, and what no command can do after a crash. Raises ConfigError."""
+    check_topic_level("name", name)
+    if on_crash not in ("retry", "fail"):
+        raise ConfigError(f"on_crash is {on_crash!r}; it must be 'retry' or 'fail'", field="on_crash")
+
+
 def check_path(name: str, path: object) -> None:
     """Refuse what is no path, or none that a system has. Raises ConfigError."""
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None

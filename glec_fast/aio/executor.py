@@ -24,6 +24,8 @@ class LoopExecutor:
     loop's thread; the methods, which are for any thread, send word there.
     """
 
+    runs_coroutines = True
+
     def __init__(self, loop: asyncio.AbstractEventLoop, log: SummingLog) -> None:
         self._loop = loop
         self._log = log

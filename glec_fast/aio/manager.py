@@ -26,7 +26,7 @@ from glec_fast.fleet.connection import ConnectionCallback, check_connection_call
 from glec_fast.fleet.manager import MQTTManager
 from glec_fast.fleet.metrics import Metrics
 from glec_fast.outbox.handle import PublishHandle
-from glec_fast.validation import check_callback, check_timeout
+from glec_fast.validation import check_callback, check_command, check_timeout
 
 if TYPE_CHECKING:
     from glec_fast._paho import MQTTMessage
@@ -379,6 +379,7 @@ class AsyncMQTTManager:
         on_crash: as there. Declare them before `async with`. They run on the loop, those of one name one after another.
         Raises ConfigError.
         """
+        check_command(name, on_crash)
 
         def declare(handler: CommandHandler) -> CommandHandler:
             if self._opened is None:

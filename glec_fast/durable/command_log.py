@@ -6,6 +6,7 @@ process starts was cut into by the end of the one before.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ _FIND = (
     " iif(typeof(reply) = 'blob', reply, NULL) FROM glec_command WHERE name = ? AND id = ?"
 )
 _BEGIN = (
-    "INSERT INTO glec_command (name, id, digest, packet_id, qos, topic, payload, properties)"
-    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+    "INSERT INTO glec_command (name, id, digest, packet_id, qos, topic, payload, properties, expires)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 # Once it is answered, nobody asks for what it was.
 _END = (
@@ -29,13 +30,21 @@ _END = (
     # Of those that are answered the latest are kept, however long they took.
     " properties = NULL, number = (SELECT max(number) + 1 FROM glec_command)"
 )
-_TRIM = "DELETE FROM glec_command WHERE number <= (SELECT max(number) FROM glec_command) - ? AND reply IS NOT NULL"
+_LAST = "SELECT max(number) FROM glec_command"
+_TRIM = "DELETE FROM glec_command WHERE number <= ? AND reply IS NOT NULL"
+# The newest is kept, however large it is.
+_TRIM_BYTES = (
+    "DELETE FROM glec_command WHERE reply IS NOT NULL AND number < ?1 AND number IN (SELECT number FROM (SELECT number,"
+    " sum(coalesce(length(reply), 0) + ?2) OVER (ORDER BY number DESC) AS bytes FROM glec_command) WHERE bytes > ?3)"
+)
+# What an entry takes beside its reply; and of so many entries all are looked at once.
+_ENTRY_BYTES, _LOOKED_AT_EVERY = 128, 16
 _BEGUN = (
-    "SELECT CAST(name AS BLOB), iif(typeof(id) = 'blob', id, NULL),"
+    "SELECT number, CAST(name AS BLOB), iif(typeof(id) = 'blob', id, NULL), iif(typeof(digest) = 'blob', digest, NULL),"
     " iif(typeof(packet_id) = 'integer' AND packet_id BETWEEN 0 AND 65535, packet_id, 0),"
-    " iif(typeof(qos) = 'integer' AND qos BETWEEN 0 AND 2, qos, 2), CAST(topic AS BLOB),"
-    " iif(typeof(payload) = 'blob', payload, NULL), iif(typeof(properties) = 'blob', properties, NULL),"
-    " typeof(name) = 'text' AND typeof(topic) = 'text' AND typeof(properties) IN ('null', 'blob')"
+    " iif(typeof(qos) = 'integer' AND qos BETWEEN 0 AND 2, qos, 2), iif(typeof(topic) = 'text', CAST(topic AS BLOB),"
+    " NULL), iif(typeof(payload) = 'blob', payload, x''), iif(typeof(properties) = 'blob', properties, NULL),"
+    " iif(typeof(expires) = 'integer', expires, NULL), typeof(name) = 'text'"
     " FROM glec_command WHERE typeof(reply) <> 'blob' ORDER BY number"
 )
 
@@ -49,13 +58,17 @@ class Key(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """The PUBLISH that a command came with. properties: packed, with their length; None before MQTT 5."""
+    """The PUBLISH that a command came with. properties: packed, with their length; None before MQTT 5.
+
+    expires_ms: Unix time, of its Message Expiry; None where it has none.
+    """
 
     packet_id: int
     qos: int
     topic: str
     payload: bytes
     properties: bytes | None
+    expires_ms: int | None = None
 
 
 class Entry(NamedTuple):
@@ -64,6 +77,15 @@ class Entry(NamedTuple):
     digest: bytes
     packet_id: int
     reply: bytes | None
+
+
+class Begun(NamedTuple):
+    """One that is begun, as far as it can be read. digest: None where it cannot; so is an empty topic or payload."""
+
+    name: str
+    id: bytes
+    digest: bytes | None
+    origin: Origin
 
 
 def find(table: QueueTable, key: Key) -> Entry | None:
@@ -85,25 +107,34 @@ def unbegin(table: QueueTable, key: Key) -> None:
     table.connection.execute("DELETE FROM glec_command WHERE name = ? AND id = ? AND reply IS NULL", key[:2])
 
 
-def end(table: QueueTable, key: Key, origin: Origin, reply: bytes, entries_max: int) -> None:
-    """It is answered; the oldest entries beyond `entries_max` are forgotten."""
+def end(table: QueueTable, key: Key, origin: Origin, reply: bytes, entries_max: int, bytes_max: int = 0) -> None:
+    """It is answered; the oldest answered beyond `entries_max`, or about `bytes_max`, 0 for any, are forgotten."""
     table.connection.execute(_END, (*key, *origin[:3], reply))
-    table.connection.execute(_TRIM, (entries_max,))
+    last = table.connection.execute(_LAST).get
+    table.connection.execute(_TRIM, (last - entries_max,))
+    if bytes_max and last % _LOOKED_AT_EVERY == 0:
+        table.connection.execute(_TRIM_BYTES, (last, _ENTRY_BYTES, bytes_max))
 
 
-def begun(table: QueueTable) -> tuple[list[tuple[str, bytes, Origin]], list[str]]:
-    """(name, id, origin) of each that is begun, the oldest first; and the names of those that nobody can end.
+def begun(table: QueueTable) -> tuple[list[Begun], dict[int, str]]:
+    """Those that are begun, the oldest first; and, by their numbers, the names of those that no command can match.
 
     A packet id that is none is nobody's; a QoS that is none is taken for the one with the most care.
     """
-    found, unreadable = [], []
-    for name, identifier, packet_id, qos, topic, payload, properties, is_text in table.connection.execute(_BEGUN):
-        known_as, came_by = _text(name, table.encoding), _text(topic, table.encoding)
-        if known_as is None or came_by is None or not is_text or identifier is None or payload is None:
-            unreadable.append(table.text(name))
+    found, unknown = [], {}
+    for number, name, identifier, digest, packet_id, qos, topic, *rest, is_text in table.connection.execute(_BEGUN):
+        known_as = _text(name, table.encoding)
+        if known_as is None or not is_text or identifier is None:
+            unknown[number] = table.text(name)
         else:
-            found.append((known_as, identifier, Origin(packet_id, qos, came_by, payload, properties)))
-    return found, unreadable
+            origin = Origin(packet_id, qos, _text(topic, table.encoding) or "", *rest)
+            found.append(Begun(known_as, identifier, digest, origin))
+    return found, unknown
+
+
+def forget(table: QueueTable, numbers: Iterable[int]) -> None:
+    """No command can match these."""
+    table.connection.executemany("DELETE FROM glec_command WHERE number = ?", [(number,) for number in numbers])
 
 
 def _text(stored: bytes | None, encoding: str) -> str | None:

@@ -59,13 +59,15 @@ CREATE TABLE IF NOT EXISTS glec_received (
 CREATE TABLE IF NOT EXISTS glec_command (
     number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, id BLOB NOT NULL, digest BLOB NOT NULL,
     packet_id INTEGER NOT NULL, qos INTEGER NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL, properties BLOB,
-    reply BLOB, UNIQUE (name, id));
+    reply BLOB, expires BIGINT, UNIQUE (name, id));
 """
 _VERSION_TABLE = "CREATE TABLE glec_version (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL)"
 
 COLUMNS = ("id", "topic", "payload", "qos", "timestamp", "ttl", "retry_count")
 # What a table of others may lack, as it has a meaning without: it never expires, and was never refused.
 _ADDED = {"ttl": f"BIGINT NOT NULL DEFAULT {TIME_MAX_MS}", "retry_count": "INTEGER DEFAULT 0"}
+# What earlier versions did not have.
+_ADDED_BESIDE = ("glec_received", "mark", "INTEGER"), ("glec_command", "expires", "BIGINT")
 NUMBERED_BESIDE = ("glec_in_doubt", "glec_set_aside", "glec_command")
 # No client id or name that a server would take.
 _NOBODY = "\ufffe"
@@ -87,8 +89,8 @@ _TRIED: dict[str, tuple[str, tuple[int | float | str | bytes | None, ...]]] = {
     ),
     "glec_received": ("client_id, broker, packet_id, mark", (_NOBODY, "b", 7, None)),
     "glec_command": (
-        "number, name, id, digest, packet_id, qos, topic, payload, properties, reply",
-        (ID_MAX, _NOBODY, b"i", b"d", 5, 1, "t", b"p", None, None),
+        "number, name, id, digest, packet_id, qos, topic, payload, properties, reply, expires",
+        (ID_MAX, _NOBODY, b"i", b"d", 5, 1, "t", b"p", None, None, 6),
     ),
 }
 # A later version adds one; what is above that is a damaged header.
@@ -326,11 +328,11 @@ def create_schema(connection: apsw.Connection) -> None:
             for column, declaration in _ADDED.items():
                 if column not in present:
                     connection.execute(f"ALTER TABLE mqtt_offline_queue ADD COLUMN {column} {declaration}")
-        if "glec_received" in names:
-            # Of an earlier version.
-            received = {row[1] for row in connection.execute("PRAGMA table_xinfo(glec_received)")}
-            if "mark" not in received:
-                connection.execute("ALTER TABLE glec_received ADD COLUMN mark INTEGER")
+        for table, column, declaration in _ADDED_BESIDE:
+            if table in names:
+                present = {row[1].lower() for row in connection.execute(f"PRAGMA table_xinfo({table})")}
+                if column not in present:
+                    connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
         is_ours = "mqtt_offline_queue" not in names or any(name.startswith("glec_") for name in names)
         connection.execute(SCHEMA)
         if "glec_version" in names or version == SCHEMA_VERSION:

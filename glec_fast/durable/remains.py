@@ -46,6 +46,8 @@ _TRIED_IDS_MAX = 100_000
 _UNREADABLE_SESSION = (1, "", "", b"\x00")
 # Found out in use, where NULL cannot be kept.
 _NO_QOS = "NULL"
+# Columns of a command in a file of an earlier version.
+_COMMAND_BEFORE = 10
 _SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'"
 
 
@@ -311,14 +313,15 @@ class Remains:
         self._in_doubt = _rows(connection, "SELECT number, time, message_id, topic, decision FROM glec_in_doubt")
         self._clock = _rows(connection, "SELECT * FROM glec_clock WHERE id = 1")
         self._set_aside = _rows(connection, "SELECT * FROM glec_set_aside")
-        # An earlier version had no marks.
+        # An earlier version had no marks, and no times at which commands expire.
         self._received = [(*row, None)[:4] for row in _rows(connection, "SELECT * FROM glec_received")]
         # With a lent first page another table may stand where it has this one.
         types = "typeof(topic) = 'text' AND typeof(payload) = 'blob' AND typeof(properties) = 'blob'"
         self._gathered = _rows(connection, f"SELECT * FROM glec_gathered WHERE id = 1 AND {types}")  # noqa: S608
-        self._commands = _rows(connection, "SELECT * FROM glec_command")
-        widths = ("_clock", 6), ("_gathered", 4), ("_set_aside", 13), ("_kept", 4), ("_received", 4), ("_commands", 10)
-        for name, width in widths:
+        commands = _rows(connection, "SELECT * FROM glec_command")
+        self._commands = [row + (None,) * (len(row) == _COMMAND_BEFORE) for row in commands]
+        widths = {"_clock": 6, "_gathered": 4, "_set_aside": 13, "_kept": 4, "_received": 4, "_commands": 11}
+        for name, width in widths.items():
             setattr(self, name, [row for row in getattr(self, name) if len(row) == width])
 
 

@@ -10,31 +10,48 @@ executor runs handlers.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from glec_fast.durable import command_log
-from glec_fast.durable.command_log import Key, Origin
+from glec_fast.durable.command_log import Begun, Origin
 from glec_fast.durable.extras import extras_with
-from glec_fast.errors import ConfigError, GlecError, MessageError, QueueClosedError, QueueStorageError
+from glec_fast.errors import GlecError, MessageError, ProtocolError, QueueClosedError, QueueStorageError
+from glec_fast.fleet.command_request import (
+    CONFLICT,
+    DONE,
+    DUPLICATE,
+    EXPIRED,
+    FAILED,
+    OUTCOMES,
+    REPLY_QOS,
+    TEXT_MAX,
+    UNKNOWN,
+    RefusedCommandError,
+    Request,
+    cut_into,
+    parse,
+    parse_begun,
+    problem_of_response_topic,
+    response_topic,
+)
 from glec_fast.fleet.handlers import Call, Executor
 from glec_fast.fleet.inbox import UNCLAIMED_S
 from glec_fast.fleet.payload import as_payload
 from glec_fast.mqtt.inbound_message import kept_message
 from glec_fast.runtime._lock import Lock
-from glec_fast.validation import check_callback, check_publish, check_topic_level
+from glec_fast.validation import packet_bytes
 
 if TYPE_CHECKING:
     from glec_fast._paho import MQTTMessage
     from glec_fast.durable._table import QueueTable
+    from glec_fast.durable.extras import Extras
     from glec_fast.durable.store import Store
     from glec_fast.fleet.inbox import Arrival, Inbox
     from glec_fast.mqtt.greeting import Accepted
@@ -44,28 +61,13 @@ if TYPE_CHECKING:
 OnCrash: TypeAlias = Literal["retry", "fail"]
 Handler: TypeAlias = Callable[[dict[str, Any], "CommandContext"], Any]
 
-# Replies go ahead of telemetry and results, and arrive once.
-REPLY_QOS = 2
-_REQUEST_MAX_BYTES = 65_536
-_TEXT_MAX = 200
-_ID_MAX = 256
 _NAMES_MAX = 5
-_UNREADABLE_KIND = "commands that had begun and cannot be read"
-_UNREADABLE = (
-    "%d commands that had begun cannot be read any more: %s. Damage, or another program, has changed glec_command in"
-    " the queue file; nobody can tell what they did, nor answer them: look at the device, and have them sent anew"
+_UNKNOWN_KIND = "commands that had begun and cannot be told any more"
+_UNKNOWN = (
+    "of %d commands that had begun name or id cannot be read any more: %s. Damage, or another program, has changed"
+    " glec_command in the queue file; nobody can tell what they did, nor answer them: look at the device, and have them"
+    " sent anew"
 )
-
-# ---- what a command may come to; `Metrics.commands` counts them
-DONE = "done"
-FAILED = "failed"
-UNKNOWN = "unknown_command"
-EXPIRED = "expired"
-INTERRUPTED = "interrupted"
-INVALID = "invalid"
-CONFLICT = "id_in_use"
-DUPLICATE = "duplicate"
-OUTCOMES = (DONE, FAILED, UNKNOWN, EXPIRED, INTERRUPTED, INVALID, CONFLICT, DUPLICATE)
 
 
 @dataclass(frozen=True)
@@ -85,29 +87,6 @@ class CommandContext:
 class _Declared(NamedTuple):
     handler: Handler
     on_crash: OnCrash
-
-
-class RefusedCommandError(Exception):
-    """A command that is answered with an error; outcome: one of `OUTCOMES`."""
-
-    def __init__(self, outcome: str, text: str) -> None:
-        super().__init__(text)
-        self.outcome = outcome
-
-
-class Request(NamedTuple):
-    """A command as it came. problem: why it cannot be run. expires_s: of `time.monotonic`; expires_at_ms: Unix time."""
-
-    key: Key
-    id: str
-    arguments: dict[str, Any]
-    problem: RefusedCommandError | None
-    expires_s: float
-    expires_at_ms: float
-
-    def is_expired(self, unix_ms: int) -> bool:
-        """True where nobody waits for it any more."""
-        return time.monotonic() >= self.expires_s or unix_ms >= self.expires_at_ms
 
 
 class Found(NamedTuple):
@@ -148,7 +127,8 @@ class Running:
 class Commands:
     """Of one manager. `take` and `on_connected` are for the network thread, the rest for any.
 
-    topic: the level above the names. history_size: commands whose replies are kept. reply_max_bytes: of a reply.
+    topic: the level above the names. history_size: commands whose replies are kept, and history_max_bytes what they may
+    take, 0 for any. reply_max_bytes: of a reply. packet_max_bytes: what the broker takes of a packet now.
     """
 
     def __init__(
@@ -160,15 +140,18 @@ class Commands:
         *,
         topic: str,
         history_size: int,
+        history_max_bytes: int,
         reply_max_bytes: int,
+        packet_max_bytes: Callable[[], int],
     ) -> None:
         self._store = store
         self._inbox = inbox
         self._executor = executor
         self._log = log
         self._topic = topic
-        self._history_size = history_size
+        self._history = history_size, history_max_bytes
         self._reply_max_bytes = reply_max_bytes
+        self._packet_max_bytes = packet_max_bytes
         self._declared: dict[str, _Declared] = {}
         self._lock = Lock("Commands._lock")
         # By name and id.
@@ -177,33 +160,33 @@ class Commands:
         self._unanswered: deque[Callable[[], None]] = deque()
         # No connection has lasted long enough yet to say what of an earlier process the broker sends again.
         self._is_settled = False
-        self._are_unreadable_told = False
         self._settles_at_s = float("inf")
         self.counts = dict.fromkeys(OUTCOMES, 0)
 
     def declare(self, name: str, handler: Handler, on_crash: OnCrash) -> None:
-        """Have `handler` run commands of this name. Raises ConfigError."""
-        check_topic_level("name", name)
-        check_callback("handler", handler)
-        if on_crash not in ("retry", "fail"):
-            raise ConfigError(f"on_crash is {on_crash!r}; it must be 'retry' or 'fail'", field="on_crash")
+        """Have `handler` run commands of this name."""
         self._declared[name] = _Declared(handler, on_crash)
 
     # ---- the way in
 
-    def take(self, arrival: Arrival, origin: Origin | None = None) -> None:
-        """A route of the inbox. origin: the PUBLISH of one that was kept."""
+    def take(self, arrival: Arrival) -> None:
+        """A route of the inbox."""
         message = arrival.message
         name = message.topic.rpartition("/")[2]
-        if origin is None:
-            origin = Origin(message.mid, message.qos, message.topic, bytes(message.payload), message._packed)
+        expiry_s = getattr(message.properties, "MessageExpiryInterval", None)
+        expires_ms = None if expiry_s is None else self._store.unix_ms() + 1000 * expiry_s
+        payload, properties = bytes(message.payload), message.packed_properties()
+        origin = Origin(message.mid, message.qos, message.topic, payload, properties, expires_ms)
         try:
-            request = self._parse(name, message)
+            request = parse(name, message, self._topic)
         except RefusedCommandError as refused:
             # Without an id nobody can tell it from its duplicate.
             self._answer(arrival, name, None, _error_reply("", refused), None)
             self._count(refused.outcome)
             return
+        if request.problem is None and name not in self._declared:
+            says = f"there is no command {name[:TEXT_MAX]!r}"
+            request = request._replace(problem=RefusedCommandError(UNKNOWN, says))
         self._take(arrival, request, origin)
 
     def _take(self, arrival: Arrival, request: Request, origin: Origin) -> None:
@@ -236,75 +219,6 @@ class Commands:
         self._count(CONFLICT)
         self._answer(arrival, request.key.name, None, _error_reply(request.id, _conflict()), None)
 
-    def _parse(self, name: str, message: InboundMessage) -> Request:
-        """Raises RefusedCommandError where there is no id."""
-        properties = message.properties
-        correlation: bytes | None = getattr(properties, "CorrelationData", None)
-        arguments: Any = {}
-        problem: RefusedCommandError | None = None
-        if len(message.payload) > _REQUEST_MAX_BYTES:
-            problem = RefusedCommandError(
-                INVALID, f"a command of {len(message.payload)} bytes; at most {_REQUEST_MAX_BYTES}"
-            )
-        elif message.payload.strip():
-            try:
-                arguments = json.loads(message.payload)
-                # What can be read and not be written is nested too deep.
-                json.dumps(arguments)
-            except (ValueError, RecursionError) as error:
-                problem = RefusedCommandError(INVALID, f"the payload is no JSON: {str(error)[:_TEXT_MAX]}")
-        if problem is None and not isinstance(arguments, dict):
-            problem = RefusedCommandError(INVALID, "the payload must be a JSON object of arguments")
-        if problem is not None:
-            arguments = {}
-        problem = problem or self._problem_of_response_topic(properties)
-        given = arguments.pop("id", None)
-        expires_at_ms = arguments.pop("expires_at", None)
-        if expires_at_ms is not None and not _is_number(expires_at_ms):
-            problem = problem or RefusedCommandError(INVALID, "expires_at must be Unix time in milliseconds")
-            expires_at_ms = None
-        if given is not None:
-            shown = given if isinstance(given, str) else json.dumps(given)
-            if not _is_text(shown) or not (isinstance(given, str) or _is_number(given)):
-                raise RefusedCommandError(INVALID, "the id must be text or a number")
-            identifier = b"j" + shown.encode()
-        elif correlation is not None:
-            shown, identifier = _shown(correlation), b"c" + correlation
-        else:
-            raise problem or RefusedCommandError(
-                INVALID, 'a command needs an id: "id" in its JSON, or Correlation Data (MQTT 5)'
-            )
-        if not 1 < len(identifier) <= _ID_MAX:
-            raise RefusedCommandError(INVALID, f"the id must have 1 to {_ID_MAX - 1} bytes")
-        if problem is None and name not in self._declared:
-            problem = RefusedCommandError(UNKNOWN, f"there is no command {name[:_TEXT_MAX]!r}")
-        digest = sha256(json.dumps(arguments, sort_keys=True).encode()).digest()
-        expiry_s = getattr(properties, "MessageExpiryInterval", None)
-        return Request(
-            Key(name, identifier, digest),
-            shown,
-            arguments,
-            problem,
-            float("inf") if expiry_s is None else time.monotonic() + expiry_s,
-            float("inf") if expires_at_ms is None else expires_at_ms,
-        )
-
-    def _problem_of_response_topic(self, properties: Any) -> RefusedCommandError | None:
-        topic = self._response_topic(properties)
-        if topic is None:
-            return None
-        try:
-            check_publish(topic, REPLY_QOS)
-        except MessageError as error:
-            return RefusedCommandError(INVALID, f"no reply can go to the Response Topic: {error}"[:_TEXT_MAX])
-        if topic.rpartition("/")[0] == self._topic:
-            return RefusedCommandError(INVALID, "the Response Topic is a command's: the reply would be a command")
-        return None
-
-    @staticmethod
-    def _response_topic(properties: Any) -> str | None:
-        return getattr(properties, "ResponseTopic", None) or None
-
     # ---- is it known?
 
     def _begin(self, running: Running) -> None:
@@ -335,9 +249,9 @@ class Commands:
             is_repeated = running.arrivals[0].message.dup and running.origin.packet_id == known.packet_id
             return Found(None, known.reply, is_repeated=is_repeated)
         declared = self._declared.get(key.name)
-        if declared is None or declared.on_crash == "fail" or request.is_expired(self._store.unix_ms()):
-            says = "the device stopped while the command ran; it may have been carried out"
-            return Found(RefusedCommandError(INTERRUPTED, says))
+        may_run = problem is None and declared is not None and declared.on_crash == "retry"
+        if not may_run or request.is_expired(self._store.unix_ms()):
+            return Found(cut_into())
         return Found(None, is_retry=True)
 
     def _on_found(self, running: Running, found: Found) -> None:
@@ -371,11 +285,9 @@ class Commands:
         if error is None:
             try:
                 reply = _reply({"id": request.id, "status": DONE, "result": result})
-                if len(reply) > self._reply_max_bytes:
-                    says = f"it ran, and its reply of {len(reply)} bytes is more than {self._reply_max_bytes}"
-                    error = RefusedCommandError(FAILED, says)
+                error = self._problem_of_reply(running, reply)
             except (GlecError, TypeError, ValueError, RecursionError) as odd:
-                error = RefusedCommandError(FAILED, f"it ran, and its result cannot be JSON: {odd}"[:_TEXT_MAX])
+                error = RefusedCommandError(FAILED, f"it ran, and its result cannot be JSON: {odd}"[:TEXT_MAX])
         elif not isinstance(error, RefusedCommandError):
             self._executor.note_error(error)
             error = RefusedCommandError(FAILED, _text_of(error))
@@ -383,6 +295,19 @@ class Commands:
             outcome, reply = error.outcome, _error_reply(request.id, error)
         self._finish(running, outcome, reply)
         return False
+
+    def _problem_of_reply(self, running: Running, reply: bytes) -> RefusedCommandError | None:
+        """Why it cannot go as it is."""
+        size_bytes, most_bytes = len(reply), self._reply_max_bytes
+        if size_bytes <= most_bytes:
+            message = running.arrivals[0].message
+            topic, extras = self._way_back(message, running.request.key.name)
+            packed = None if extras is None else extras.packed()
+            size_bytes = packet_bytes(topic, reply, REPLY_QOS, packed)
+            most_bytes = self._packet_max_bytes()
+        if size_bytes <= most_bytes:
+            return None
+        return RefusedCommandError(FAILED, f"it ran, and its reply of {size_bytes} bytes is more than {most_bytes}")
 
     # ---- answer
 
@@ -411,7 +336,7 @@ class Commands:
         def statement(table: QueueTable) -> None:
             nonlocal is_recorded
             if running is not None and end is not None:
-                command_log.end(table, running.request.key, running.origin, end, self._history_size)
+                command_log.end(table, running.request.key, running.origin, end, *self._history)
             is_recorded = self._inbox.record(table, arrival)
 
         def told(_result: object = None) -> None:
@@ -441,19 +366,23 @@ class Commands:
         told: Callable[..., None],
     ) -> None:
         if reply is not None:
-            properties = arrival.message.properties
-            topic = self._response_topic(properties)
-            if topic is None or self._problem_of_response_topic(properties) is not None:
-                topic = f"{self._topic}/{name}/reply"
+            topic, extras = self._way_back(arrival.message, name)
             try:
-                correlation = getattr(properties, "CorrelationData", None)
-                extras = extras_with(retain=False, correlation_data=correlation)
                 self._store.append_with(topic, reply, REPLY_QOS, statement, told, extras)
             except MessageError as error:
                 self._log.note(logging.ERROR, "commands that cannot be answered", repr(error), error=error)
             else:
                 return
         self._store.submit(statement, told)
+
+    def _way_back(self, message: InboundMessage, name: str) -> tuple[str, Extras | None]:
+        """Topic and extras of the reply."""
+        properties = message.properties
+        topic = response_topic(properties)
+        if topic is None or problem_of_response_topic(properties, self._topic) is not None:
+            topic = f"{self._topic}/{name}/reply"
+        correlation = getattr(properties, "CorrelationData", None)
+        return topic, extras_with(retain=False, correlation_data=correlation)
 
     def _on_ended(self, running: Running) -> None:
         with self._lock:
@@ -469,11 +398,15 @@ class Commands:
 
     def tick(self) -> None:
         """What the disk did not take is tried again; what the broker has not sent again by now it will not."""
-        for _ in range(len(self._unanswered)):
-            self._unanswered.popleft()()
+        self._answer_again()
         if time.monotonic() >= self._settles_at_s:
             self._settles_at_s, self._is_settled = float("inf"), True
             self._take_up(lambda _name, _origin: True)
+
+    def _answer_again(self) -> None:
+        for _ in range(len(self._unanswered)):
+            with suppress(IndexError):
+                self._unanswered.popleft()()
 
     def on_connected(self, accepted: Accepted) -> None:
         """What an earlier process began is brought to its end, also where the broker does not send it again.
@@ -496,23 +429,38 @@ class Commands:
     def _take_up(self, is_due: Callable[[str, Origin], bool]) -> None:
         """Run, or answer, what is begun on disk, and in no process."""
 
-        def told(kept: tuple[list[tuple[str, bytes, Origin]], list[str]]) -> None:
-            found, unreadable = kept
-            if unreadable and not self._are_unreadable_told:
-                self._are_unreadable_told = True
-                text = _UNREADABLE % (len(unreadable), ", ".join(map(repr, unreadable[:_NAMES_MAX])))
-                self._log.note(logging.ERROR, _UNREADABLE_KIND, text, count=len(unreadable), text=text, later=True)
-            for name, identifier, origin in found:
+        def told(kept: tuple[list[Begun], dict[int, str]]) -> None:
+            found, unknown = kept
+            if unknown:
+                text = _UNKNOWN % (len(unknown), ", ".join(map(repr, list(unknown.values())[:_NAMES_MAX])))
+                self._log.note(logging.ERROR, _UNKNOWN_KIND, text, count=len(unknown), text=text, later=True)
+                # Once is enough, and nothing can come of them.
+                self._store.submit(partial(command_log.forget, numbers=list(unknown)), lambda _: None)
+            for each in found:
                 with self._lock:
-                    is_running = (name, identifier) in self._running
-                if not is_running and is_due(name, origin):
-                    message = kept_message(origin.topic, origin.payload, origin.properties)
-                    self._inbox.take_again(message, partial(self.take, origin=origin))
+                    is_running = (each.name, each.id) in self._running
+                if not is_running and is_due(each.name, each.origin):
+                    self._inbox.take_again(self._message_of(each), partial(self._take_begun, each))
 
         self._store.submit(command_log.begun, told)
 
+    def _message_of(self, begun: Begun) -> InboundMessage:
+        origin = begun.origin
+        topic = origin.topic or f"{self._topic}/{begun.name}"
+        message = kept_message(topic, origin.payload, origin.properties)
+        try:
+            _ = message.properties
+        except ProtocolError:
+            # Damage.
+            return kept_message(topic, origin.payload, None)
+        return message
+
+    def _take_begun(self, begun: Begun, arrival: Arrival) -> None:
+        self._take(arrival, parse_begun(begun, arrival.message, self._topic), begun.origin)
+
     def close(self) -> None:
         """No handler begins any more: what has not begun is left to the next process, as if it had not come."""
+        self._answer_again()
         try:
             # What is being begun is known behind that.
             self._store.run(lambda _table: None)
@@ -540,32 +488,10 @@ def _error_reply(identifier: str, refused: RefusedCommandError) -> bytes:
     return _reply({"id": identifier, "status": "error", "error": error})
 
 
-def _is_number(value: Any) -> bool:
-    """Of JSON; NaN and infinities, which Python reads as well, are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-
-
-def _is_text(value: str) -> bool:
-    """JSON can name halves of characters, which have no UTF-8."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def _text_of(error: BaseException) -> str:
     """For a reply, whatever a program's exception makes of it."""
     try:
         text = str(error)
     except Exception:
         text = "(it has no text)"
-    return f"{type(error).__name__}: {text}"[:_TEXT_MAX].encode(errors="replace").decode()
-
-
-def _shown(correlation: bytes) -> str:
-    try:
-        text = correlation.decode()
-    except UnicodeDecodeError:
-        return correlation.hex()
-    return text if text.isprintable() else correlation.hex()
+    return f"{type(error).__name__}: {text}"[:TEXT_MAX].encode(errors="replace").decode()

@@ -32,6 +32,8 @@ class Executor(Protocol):
     """Whatever runs handlers: `HandlerPool`, or a loop of the program's own. Thread-safe; it does not wait."""
 
     error_count: int
+    # Whether a handler may be a coroutine function.
+    runs_coroutines: bool
 
     def submit(self, lane: Hashable, call: Call) -> bool:
         """Have it run behind all that the lane has; False after `close`."""
@@ -57,6 +59,8 @@ class HandlerPool:
 
     How many calls wait is for whoever submits them to bound. thread_count: threads at most; they start when needed.
     """
+
+    runs_coroutines = False
 
     def __init__(self, thread_count: int, log: SummingLog) -> None:
         self._thread_count = thread_count

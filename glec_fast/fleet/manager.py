@@ -46,7 +46,7 @@ from glec_fast.runtime import process
 from glec_fast.runtime._lock import Lock
 from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.tls.config import TLSConfig
-from glec_fast.validation import check_callback, check_filter, check_publish
+from glec_fast.validation import check_callback, check_command, check_filter, check_publish
 
 if TYPE_CHECKING:
     from glec_fast.fleet.commands import CommandContext, OnCrash
@@ -285,16 +285,19 @@ class MQTTManager(Overseen):
                 return {"unlocked": doors.unlock(arguments["doors"])}
 
         A command is a JSON object: its arguments, with "id" unless it has Correlation Data (MQTT 5), and "expires_at"
-        in Unix milliseconds if it has no Message Expiry. Each id is run once: a duplicate gets the reply that was kept.
-        What the handler returns is the result, as JSON; the reply goes through the queue to {name}/reply, or to the
-        command's Response Topic with its Correlation Data (MQTT 5), as {"id", "status": "done", "result"}. Where it
-        raises, or is not run, the status is "error", and "error" has a code and a message.
+        if it has no Message Expiry: Unix milliseconds, or a time with its offset such as 2026-11-28T06:00:00Z. Each id
+        is run once: a duplicate gets the reply that was kept. What the handler returns is the result, as JSON; the
+        reply goes through the queue to {name}/reply, or to the command's Response Topic with its Correlation Data
+        (MQTT 5), as {"id", "status": "done", "result"}. Where it raises, or is not run, the status is "error", and
+        "error" has a code and a message.
 
         on_crash: what becomes of a command that the end of the process cut into. "fail" answers that it was
         interrupted, and runs it at most once; "retry" runs it again, with `context.is_retry`, so at least once.
         Commands of one name run one after another, in the threads of `subscribe`. Declare them before `connect`.
         Raises ConfigError, QueueClosedError after `disconnect`.
         """
+
+        check_command(name, on_crash)
 
         def declare(handler: CommandHandler) -> CommandHandler:
             self._incoming.declare(name, handler, on_crash)
@@ -543,6 +546,8 @@ class MQTTManager(Overseen):
         is_by_broker = flags.is_disconnect_packet_from_server
         told = f"the broker ended it: {in_its_words(reason, properties)}"
         why = told if is_by_broker else parts_of(self._client).ending.cause or str(reason)
+        if self._policy.is_asking_again:
+            why = "it was left, for the broker to send again what was too much at once"
         is_lost = reason.is_failure or is_by_broker
         self._reports.on_ended(self._target.url, why, is_lost=is_lost, is_last=self._closed)
 

@@ -67,11 +67,14 @@ class InboundMessage(_OurMessage):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Also for `copy`. paho's has a lock in it, and cannot be handed on."""
-        packed = self._packed
-        if packed is None and self.properties is not None:
-            packed = bytes(self.properties.pack())
         fields = {name: getattr(self, name) for name in _PICKLED}
-        return _restored, (type(self), fields | {"_packed": packed})
+        return _restored, (type(self), fields | {"_packed": self.packed_properties()})
+
+    def packed_properties(self) -> bytes | None:
+        """They as the packet had them, with their length, whether somebody has read them or not; None before MQTT 5."""
+        if self._packed is not None or self.properties is None:
+            return self._packed
+        return bytes(self.properties.pack())
 
 
 _PICKLED = ("_topic", "payload", "qos", "mid", "dup", "retain", "timestamp", "state")
@@ -113,7 +116,7 @@ def packed_publish(message: InboundMessage, *, is_5: bool) -> tuple[int, bytes]:
     if message.qos:
         body += message.mid.to_bytes(2, "big")
     if is_5:
-        body += bytes(message.properties.pack()) if message.properties is not None else b"\0"
+        body += message.packed_properties() or b"\0"
     return 0x30 | message.dup << 3 | message.qos << 1 | message.retain, body + message.payload
 
 

@@ -30,13 +30,29 @@ def test_one_that_runs_for_long_outlives_any_number_of_others(tmp_path: Path) ->
     with closing(Store(tmp_path / "queue.db")) as store:
         store.run(lambda table: command_log.begin(table, key(0), ORIGIN))
         answer(store, *range(1, 11))
-        assert [each[1] for each in store.run(command_log.begun)[0]] == [b"0"]
+        assert [each.id for each in store.run(command_log.begun)[0]] == [b"0"]
         store.run(lambda table: command_log.end(table, key(0), ORIGIN, b"late", 3))
         found = store.run(lambda table: command_log.find(table, key(0)))
         assert found is not None
         assert found.reply == b"late"
         answer(store, *range(11, 21))
         assert store.run(lambda table: command_log.find(table, key(0))) is None
+
+
+def test_replies_take_so_much_and_no_more(tmp_path: Path) -> None:
+    """They stand in the file that has the queue, and its bound is for both."""
+    with closing(Store(tmp_path / "queue.db")) as store:
+        for number in range(64):
+            store.run(
+                lambda table: command_log.end(table, key(number), ORIGIN, b"x" * 1000, 1000, 10_000)  # noqa: B023
+            )
+        kept = [store.run(lambda table: command_log.find(table, key(number))) for number in range(64)]  # noqa: B023
+        assert kept[-1] is not None
+        # Looked at now and then.
+        assert sum(each is not None for each in kept) <= 10 + 16
+        assert all(each is None for each in kept[:32])
+        store.run(lambda table: command_log.end(table, key(100), ORIGIN, b"x" * 100_000, 1000, 10_000))
+        assert store.run(lambda table: command_log.find(table, key(100))) is not None
 
 
 ODD_COLUMNS = {
@@ -47,11 +63,13 @@ ODD_COLUMNS = {
     "qos": "7",
     "payload": "'text'",
     "properties": "5",
+    "digest": "5",
+    "expires": "'text'",
 }
 
 
-def test_what_is_no_command_any_more_is_told(tmp_path: Path) -> None:
-    """Damage, or another program, has made something else of a column: numbers are mended, all else is named."""
+def test_what_no_command_matches_any_more_is_told_and_forgotten(tmp_path: Path) -> None:
+    """Damage, or another program, has made something else of a column: all else can be answered still."""
     path = tmp_path / "queue.db"
     count = len(ODD_COLUMNS)
     with closing(Store(path)) as store:
@@ -61,8 +79,16 @@ def test_what_is_no_command_any_more_is_told(tmp_path: Path) -> None:
         for number, (column, value) in enumerate(ODD_COLUMNS.items()):
             database.execute(f"UPDATE glec_command SET {column} = {value} WHERE id = ?", (b"%d" % number,))
     with closing(Store(path)) as store:
-        begun, unreadable = store.run(command_log.begun)
-    mended = [list(ODD_COLUMNS).index("packet_id"), list(ODD_COLUMNS).index("qos")]
-    assert [each[1] for each in begun] == [b"%d" % number for number in (*mended, count)]
-    assert [(origin.packet_id, origin.qos) for _, _, origin in begun] == [(0, 2), (1, 2), (1, 2)]
-    assert sorted(unreadable) == sorted(["\ufffdA", *["install"] * (count - 3)])
+        begun, unknown = store.run(command_log.begun)
+        assert sorted(unknown.values()) == ["install", "\ufffdA"]
+        assert [each.id for each in begun] == [b"%d" % number for number in range(2, count + 1)]
+        found = {column: begun[number] for number, column in enumerate(list(ODD_COLUMNS)[2:])}
+        assert found["topic"].origin.topic == ""
+        assert found["packet_id"].origin.packet_id == 0
+        assert found["qos"].origin.qos == 2
+        assert found["payload"].origin.payload == b""
+        assert found["properties"].origin.properties is None
+        assert found["digest"].digest is None
+        assert begun[-1].origin == ORIGIN
+        store.run(lambda table: command_log.forget(table, unknown))
+        assert store.run(command_log.begun)[1] == {}

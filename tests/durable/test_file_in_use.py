@@ -182,7 +182,7 @@ class TestAnotherProgram:
         [
             f"INSERT INTO glec_in_doubt VALUES ({2**63 - 1}, 5, 1, 't', 'sent_again')",
             f"INSERT INTO glec_set_aside (number, time, reason, message_id) VALUES ({2**63 - 1}, 5, 'r', 1)",
-            f"INSERT INTO glec_command VALUES ({2**63 - 1}, 'n', x'00', x'00', 1, 1, 't', x'', NULL, NULL)",
+            f"INSERT INTO glec_command VALUES ({2**63 - 1}, 'n', x'00', x'00', 1, 1, 't', x'', NULL, NULL, NULL)",
             f"INSERT INTO glec_extras SELECT value, 1, NULL, x'' FROM json_each('{list(range(2, 40))}')",
             f"UPDATE sqlite_sequence SET seq = {2**63 - 1}",
         ],

@@ -7,9 +7,11 @@ import logging
 import threading
 import time
 from contextlib import closing, contextmanager
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
@@ -18,9 +20,11 @@ from paho.mqtt.properties import Properties
 
 from glec_fast import ConfigError, MessageError, MQTTManager
 from glec_fast.durable import command_log
+from glec_fast.durable.clock import Clocks
 from glec_fast.durable.store import Store
-from glec_fast.fleet import commands
+from glec_fast.fleet import command_request, commands
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, eventually, quick_config
+from support.killed import Killed
 from support.odd_broker import SUBSCRIBE, OddBroker, granted
 from support.queue_files import plain
 from support.wire_reference import PUBREC, ack, remaining_length
@@ -194,6 +198,16 @@ def test_an_id_with_other_arguments_is_refused(broker: Broker, platform: Platfor
         ("unlock_doors", {"id": "x" * 300}, {}, "invalid"),
         ("unlock_doors", b'{"id": "\\ud800"}', {}, "invalid"),
         ("unlock_doors", b'{"id": NaN}', {}, "invalid"),
+        pytest.param("unlock_doors", b'{"id": 1' + b"0" * 400 + b"}", {}, "invalid", id="a large id"),
+        pytest.param("unlock_doors", b'{"id": "a", "n": ' + b"9" * 5000 + b"}", {}, "invalid", id="a large number"),
+        pytest.param("unlock_doors", b'{"id": "a", "expires_at": -1' + b"0" * 400 + b"}", {}, "expired", id="long ago"),
+        ("unlock_doors", b'{"id": "a", "n": NaN}', {"CorrelationData": b"a"}, "invalid"),
+        ("unlock_doors", b'{"id": "a", "n": 1e999}', {}, "invalid"),
+        ("unlock_doors", b'{"id": "a", "doors": 1, "doors": 2}', {}, "invalid"),
+        ("unlock_doors", b'{"id": "a", "id": "b"}', {}, "invalid"),
+        ("unlock_doors", {"id": "a", "expires_at": "1970-01-01T00:00:01Z"}, {}, "expired"),
+        ("unlock_doors", {"id": "a", "expires_at": "2020-02-29T23:59:60+09:00"}, {}, "invalid"),
+        ("unlock_doors", {"id": "a", "expires_at": "2999-01-01T00:00:00"}, {}, "invalid"),
         ("unlock_doors", {"id": [1]}, {}, "invalid"),
         ("unlock_doors", {"id": True}, {}, "invalid"),
         ("unlock_doors", {"id": None}, {}, "invalid"),
@@ -268,11 +282,18 @@ class LaterTime:
         return time.monotonic() + self.later_s
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> LaterTime:
+    found = LaterTime()
+    for module in (commands, command_request):
+        monkeypatch.setattr(module, "time", found)
+    return found
+
+
 def test_one_that_waits_longer_than_its_message_expiry_is_not_run(
-    broker: Broker, platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broker: Broker, platform: Platform, tmp_path: Path, clock: LaterTime
 ) -> None:
-    doors, clock = Doors(), LaterTime()
-    monkeypatch.setattr(commands, "time", clock)
+    doors = Doors()
     doors.gate.clear()
     with vehicle(broker.url, tmp_path, doors, protocol_version=5) as manager:
         platform.send("unlock_doors", {"id": "first"})
@@ -349,15 +370,14 @@ def begin_in_an_earlier_process(directory: Path, name: str, identifier: str, qos
 @pytest.mark.parametrize("on_crash", ["fail", "retry"])
 @pytest.mark.parametrize("qos", [0, 1, 2])
 def test_one_that_was_begun_and_does_not_come_again(
-    broker: Broker, platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qos: int, on_crash: Any
+    broker: Broker, platform: Platform, tmp_path: Path, clock: LaterTime, qos: int, on_crash: Any
 ) -> None:
     """The broker has the session, and the command no more: it expired there, or went with what the broker lost."""
-    doors, clock = Doors(), LaterTime()
+    doors = Doors()
     with vehicle(broker.url, tmp_path, doors):
         pass
     begin_in_an_earlier_process(tmp_path, "unlock_doors", "a", qos)
     begin_in_an_earlier_process(tmp_path, "of_an_earlier_version", "b", qos)
-    monkeypatch.setattr(commands, "time", clock)
     with vehicle(broker.url, tmp_path, doors, on_crash=on_crash):
         if qos:
             assert platform.replies == []
@@ -371,21 +391,97 @@ def test_one_that_was_begun_and_does_not_come_again(
     assert [context.is_retry for _, context in doors.calls] == [True] * (on_crash == "retry")
 
 
-def test_one_that_was_begun_and_cannot_be_read_is_told(
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "topic = CAST(x'FF' AS TEXT)",
+        "payload = x'7B'",
+        "payload = 5",
+        'payload = CAST(\'{"id": "another"}\' AS BLOB)',
+        'payload = CAST(\'{"id": "b", "doors": 9}\' AS BLOB)',
+        "properties = x'05FF'",
+        "digest = x'00'",
+    ],
+)
+def test_one_that_was_begun_and_cannot_be_read_is_answered_and_not_run(
+    broker: Broker, platform: Platform, tmp_path: Path, damage: str
+) -> None:
+    """Nobody knows what it was; those behind it are run."""
+    doors = Doors()
+    with vehicle(broker.url, tmp_path, doors, "retry"):
+        pass
+    for identifier in ("b", "c"):
+        begin_in_an_earlier_process(tmp_path, "unlock_doors", identifier, 0)
+    with plain(tmp_path / "queue.db") as database:
+        database.execute(f"UPDATE glec_command SET {damage} WHERE id = CAST('jb' AS BLOB)")
+    for _ in range(2):
+        with vehicle(broker.url, tmp_path, doors, "retry"):
+            replies = {reply["id"]: reply for reply in platform.wait_for(2)}
+            assert replies["c"]["status"] == "done"
+            if damage.startswith(("properties", "topic")):
+                assert replies["b"]["status"] == "done"
+            else:
+                assert replies["b"]["error"]["code"] == "interrupted"
+    assert len(platform.replies) == 2
+    assert all(context.is_retry for _, context in doors.calls)
+
+
+def test_one_that_nobody_can_name_is_told_once(
     broker: Broker, platform: Platform, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     doors = Doors()
     with vehicle(broker.url, tmp_path, doors):
         pass
-    begin_in_an_earlier_process(tmp_path, "unlock_doors", "a", 0)
-    begin_in_an_earlier_process(tmp_path, "lock_doors", "b", 0)
+    for name, identifier in (("unlock_doors", "a"), ("lock_doors", "b")):
+        begin_in_an_earlier_process(tmp_path, name, identifier, 0)
     with plain(tmp_path / "queue.db") as database:
-        database.execute("UPDATE glec_command SET topic = CAST(x'FF' AS TEXT) WHERE name = 'lock_doors'")
+        database.execute("UPDATE glec_command SET id = 'text' WHERE name = 'lock_doors'")
     with vehicle(broker.url, tmp_path, doors):
         assert platform.wait_for(1)[0]["id"] == "a"
-        assert eventually(lambda: "1 commands that had begun cannot be read any more: 'lock_doors'" in caplog.text)
-    assert "look at the device, and have them sent anew" in caplog.text
-    assert "UnicodeDecodeError" not in caplog.text
+        assert eventually(lambda: "of 1 commands that had begun name or id cannot be read" in caplog.text)
+    assert "'lock_doors'" in caplog.text
+    caplog.clear()
+    with vehicle(broker.url, tmp_path, doors):
+        pass
+    assert "cannot be read" not in caplog.text
+
+
+def begun_on_disk(path: Path) -> int:
+    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as connection:
+        return int(connection.execute("SELECT count(*) FROM glec_command WHERE reply IS NULL").get)
+
+
+@pytest.mark.parametrize("expiry_s", [None, 60, 6000])
+def test_properties_outlive_a_kill(broker: Broker, platform: Platform, tmp_path: Path, expiry_s: int | None) -> None:
+    """Of QoS 0, which the broker does not send again: id, way of the reply, and since when it waits, are on disk."""
+    doors, path = Doors(), tmp_path / "queue.db"
+    child = Killed(
+        "receiving_child", kind="commands", port=broker.port, protocol_version=5, client_id="DTG-TEST",
+        queue_path=str(path), seen=str(tmp_path / "seen"),
+    )  # fmt: skip
+    child.wait_ready()
+
+    def is_subscribed() -> bool:
+        platform.send("once", {"id": "first", "work_s": 0})
+        return bool(platform.replies)
+
+    assert eventually(is_subscribed)
+    expiry = {} if expiry_s is None else {"MessageExpiryInterval": expiry_s}
+    platform.send("again", {"work_s": 100}, 0, ResponseTopic="answers/1", CorrelationData=b"\xff", **expiry)
+    assert eventually(lambda: begun_on_disk(path) == 1)
+    child.kill()
+    later = Clocks(wall_ms=lambda: time.time_ns() // 1_000_000 + 1_000_000, is_right=lambda: True)
+    with MQTTManager(quick_config(broker.url, tmp_path, protocol_version=5), clocks=later) as manager:
+        manager.command("again", on_crash="retry")(doors)
+        manager.connect()
+        assert eventually(lambda: any(each[0] == "answers/1" for each in platform.replies))
+    ((_, reply, correlation),) = (each for each in platform.replies if each[0] == "answers/1")
+    assert (reply["id"], correlation) == ("ff", b"\xff")
+    if expiry_s == 60:
+        assert reply["error"]["code"] == "interrupted"
+    else:
+        assert reply["status"] == "done"
+    assert [context.is_retry for _, context in doors.calls] == [True] * (expiry_s != 60)
 
 
 class Repeating(OddBroker):
@@ -470,8 +566,23 @@ def test_declarations_that_make_no_sense(tmp_path: Path) -> None:
                 manager.command(name)(Doors())
         with pytest.raises(ConfigError, match="on_crash"):
             manager.command("a", on_crash="again")(Doors())  # type: ignore[arg-type]
-        for call in (manager.command("a"), lambda handler: manager.subscribe("a", handler)):
-            with pytest.raises(ConfigError, match="handler"):
-                call(None)  # type: ignore[operator]
+        # Without brackets, it would stand in the handler's place.
+        with pytest.raises(ConfigError, match="name"):
+            manager.command(Doors())  # type: ignore[arg-type]
+
+        async def coroutine(*_: object) -> None:
+            """Nobody would run it."""
+
+        def generator(*_: object) -> Iterator[int]:
+            yield 1
+
+        class Called:
+            async def __call__(self, *_: object) -> None:
+                """Nor this."""
+
+        for handler in (None, coroutine, partial(coroutine, 1), Called(), generator):
+            for call in (manager.command("a"), lambda handler: manager.subscribe("a", handler)):
+                with pytest.raises(ConfigError, match="handler"):
+                    call(handler)  # type: ignore[operator]
         with pytest.raises(MessageError, match="commands"):
             manager.subscribe(f"{COMMANDS}/+", print)

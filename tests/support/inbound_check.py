@@ -22,7 +22,7 @@ import apsw
 from glec_fast import MQTTConfig
 from glec_fast.durable import database
 from glec_fast.engine.takeover import Continuity
-from glec_fast.fleet import commands, inbox, subscriptions
+from glec_fast.fleet import command_request, commands, inbox, subscriptions
 from glec_fast.fleet.handlers import Call
 from glec_fast.fleet.incoming import Incoming
 from glec_fast.mqtt.filters import Filters
@@ -48,7 +48,7 @@ DUMPED = {
 UNSEEN = {
     "counts", "received_count", "dropped_count", "refused_count", "error_count", "arrived_s", "_claim_by_s",
     "_connected_s", "_log", "_lock", "_changed", "_client", "_config", "_store", "_outbox", "lock", "_routes", "world",
-    "_connection", "_last_connection", "session_number", "_greeting", "_executor",
+    "_connection", "_last_connection", "session_number", "_greeting", "_executor", "_packet_max_bytes",
 }  # fmt: skip
 
 
@@ -179,6 +179,7 @@ class StepExecutor:
     """Runs the handler at the head of a lane in one step, and says so in another."""
 
     error_count = 0
+    runs_coroutines = False
 
     def __init__(self) -> None:
         self.lanes: dict[Hashable, deque[Call]] = {}
@@ -257,7 +258,7 @@ class StepClient:
     def __init__(self, world: World, store: StepStore) -> None:
         self.world, self.store = world, store
         self.greeting = SimpleNamespace(accepted=Accepted())
-        self._glec_parts = SimpleNamespace(greeting=self.greeting)
+        self._glec_parts = SimpleNamespace(greeting=self.greeting, outbox=SimpleNamespace(limits=None))
 
     def is_connected(self) -> bool:
         return self.world.is_accepted
@@ -590,7 +591,7 @@ def shape_of_object(value: Any, seen: dict[int, int]) -> Hashable:
 
 def search(bounds: Bounds, states_max: int) -> Found:
     """Visit every state within `bounds`; stops at `states_max`. Raises SearchError."""
-    times = [(module, module.time) for module in (commands, inbox, subscriptions)]
+    times = [(module, module.time) for module in (command_request, commands, inbox, subscriptions)]
     for module, _ in times:
         module.time = CLOCK  # type: ignore[assignment]
     try:

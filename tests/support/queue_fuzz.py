@@ -159,9 +159,13 @@ def _use_beside(table: QueueTable) -> None:
     assert {type(mark) for mark in received_ids(table, IDENTITY, ("member",)).values()} <= {int, type(None)}
     add_received(table, IDENTITY, {9: 1})
     delete_received(table, IDENTITY, [7, 9])
-    for _name, identifier, origin in command_log.begun(table)[0]:
+    begun, unknown = command_log.begun(table)
+    for each in begun:
+        origin = each.origin
         assert kept_message(origin.topic, origin.payload, origin.properties).topic == origin.topic
-        assert isinstance(identifier, bytes)
+        assert isinstance(each.id, bytes)
+    command_log.forget(table, unknown)
+    assert not command_log.begun(table)[1]
     for identifier in (b"begun", b"ended", b"another"):
         key = Key("doors", identifier, b"digest")
         found = command_log.find(table, key)
