@@ -118,7 +118,8 @@ class Loop:
                 return rc
         now_s = time.monotonic()
         # Before a long wait it is done in any case: a callback may have changed what is due.
-        if paho.thread is not None and now_s - self.misc_done_s < _MISC_INTERVAL_S and self._is_busy():
+        is_done = paho.thread is not None and now_s - self.misc_done_s < _MISC_INTERVAL_S and self._is_busy()
+        if is_done and not self._policy.is_moving:
             return _SUCCESS
         self.misc_done_s = now_s
         return paho.client.loop_misc()

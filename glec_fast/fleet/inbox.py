@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from glec_fast.outbox.received import Received
     from glec_fast.runtime.summing_log import SummingLog
 
-# A program that starts may subscribe a moment after the broker has sent what it kept for it.
+# A program may subscribe a moment after the broker has sent what it kept for it.
 UNCLAIMED_S = 30.0
 
 
@@ -66,7 +66,8 @@ class Inbox:
         self._routes = Filters()
         # Of QoS 1 and 2, that no route wants yet.
         self._unclaimed: deque[Arrival] = deque()
-        self._claim_by_s = time.monotonic() + UNCLAIMED_S
+        # Of `time.monotonic`: some time behind a connection to a session of which nobody knows all filters yet.
+        self._claim_by_s = float("inf")
         self._held = self._held_bytes = 0
         self._has_left_some = False
         self.received_count = self.dropped_count = 0
@@ -75,12 +76,19 @@ class Inbox:
 
     def add_route(self, topic_filter: str, route: Route) -> None:
         """Messages that match go to `route`, in the network thread or the caller's: it must not wait."""
-        with self._lock:
-            self._routes[topic_filter] = identifier_of(topic_filter), route
-            claimed = [each for each in self._unclaimed if self._routes_of(each.message)]
-            self._unclaimed = deque(each for each in self._unclaimed if each not in claimed)
-        for arrival in claimed:
-            self._give(arrival)
+        this_one = Filters()
+        this_one[topic_filter] = identifier_of(topic_filter), route
+        while True:
+            with self._lock:
+                claimed = [each for each in self._unclaimed if _routes_of(each.message, this_one)]
+                if not claimed:
+                    self._routes[topic_filter] = this_one[topic_filter]
+                    return
+                self._unclaimed = deque(each for each in self._unclaimed if each not in claimed)
+            # What comes meanwhile goes behind them.
+            for arrival in claimed:
+                arrival.routes_left = 1
+                route(arrival)
 
     def remove_route(self, topic_filter: str) -> bool:
         """No message goes to it any more; False where there was none."""
@@ -90,15 +98,6 @@ class Inbox:
             except KeyError:
                 return False
             return True
-
-    def _routes_of(self, message: InboundMessage) -> list[Route]:
-        """A server may send a copy for each of several filters (3.3.5), and says then which it is for."""
-        of_filters = getattr(message.properties, "SubscriptionIdentifier", None)
-        return [
-            route
-            for identifier, route in self._routes.iter_match(message.topic)
-            if of_filters is None or identifier in of_filters
-        ]
 
     # ---- the way in
 
@@ -111,6 +110,8 @@ class Inbox:
             is_full = self._held > 0 and (
                 self._held >= self._messages_max or self._held_bytes + size_bytes > self._bytes_max
             )
+            # What comes behind one that was left is asked for again with it, or it would overtake it.
+            is_full = is_full or (self._has_left_some and message.qos > 0)
             if not is_full:
                 self._held += 1
                 self._held_bytes += size_bytes
@@ -136,7 +137,7 @@ class Inbox:
 
     def _give(self, arrival: Arrival) -> None:
         with self._lock:
-            routes = self._routes_of(arrival.message)
+            routes = _routes_of(arrival.message, self._routes)
             arrival.routes_left = len(routes)
             if not routes and arrival.message.qos and time.monotonic() < self._claim_by_s:
                 self._unclaimed.append(arrival)
@@ -168,10 +169,7 @@ class Inbox:
         if not self._is_last(arrival):
             return False
         message = arrival.message
-        try:
-            return message.qos > 0 and self._received.acknowledge(message.mid, message, then)
-        finally:
-            self._let_go(arrival)
+        return message.qos > 0 and self._received.acknowledge(message.mid, message, then)
 
     def record(self, table: QueueTable, arrival: Arrival) -> bool:
         """Within a transaction of the route's own, whose end `done_on_disk` tells: no crash makes it come again.
@@ -192,17 +190,16 @@ class Inbox:
             self._received.on_recorded(message)
         elif message.qos:
             self._received.acknowledge(message.mid, message)
-        self._let_go(arrival)
 
     def _is_last(self, arrival: Arrival) -> bool:
+        """Its place is free before the broker can hear of it, and send another."""
         with self._lock:
             arrival.routes_left -= 1
-            return arrival.routes_left <= 0
-
-    def _let_go(self, arrival: Arrival) -> None:
-        with self._lock:
+            if arrival.routes_left > 0:
+                return False
             self._held -= 1
             self._held_bytes -= arrival.size_bytes
+            return True
 
     @property
     def held(self) -> int:
@@ -211,8 +208,24 @@ class Inbox:
 
     def must_ask_again(self) -> bool:
         """True where messages were left with the broker and there is room for them: a new connection brings them."""
-        return self._has_left_some and self._held == 0
+        # Not all: a handler that never returns would hold up everybody's.
+        return self._has_left_some and self._held * 4 <= self._messages_max and self._held_bytes * 4 <= self._bytes_max
 
-    def on_connected(self) -> None:
-        """The broker sends again what was left with it."""
+    def on_connected(self, *, is_continued: bool) -> None:
+        """is_continued: the broker has all that the program has subscribed to."""
+        if not is_continued:
+            self._claim_by_s = time.monotonic() + UNCLAIMED_S
+
+    def on_disconnected(self) -> None:
+        """The broker sends again what was left with it, with the next connection."""
         self._has_left_some = False
+
+
+def _routes_of(message: InboundMessage, filters: Filters) -> list[Route]:
+    """A server may send a copy for each of several filters (3.3.5), and says then which it is for."""
+    of_filters = getattr(message.properties, "SubscriptionIdentifier", None)
+    return [
+        route
+        for identifier, route in filters.iter_match(message.topic)
+        if of_filters is None or identifier in of_filters
+    ]

@@ -48,6 +48,8 @@ class FleetPolicy(Policy):
         self._initial_delay_s = config.retry_initial_delay_ms / 1000
         # True where the broker has messages that it sends again on a new connection alone.
         self.must_ask_again: Callable[[], bool] = _never
+        # The connection was left for that: the next one is made at once.
+        self.is_asking_again = False
         # Has the client connect to the current route.
         self.aim: Callable[[], None] = _nowhere
 
@@ -69,6 +71,9 @@ class FleetPolicy(Policy):
 
     def next_delay_s(self) -> float:
         """See `Policy`."""
+        if self.is_asking_again:
+            self.is_asking_again = False
+            return 0.0
         if self._routes.turn():
             return self._routes.spread_s(self._initial_delay_s)
         if isinstance(self.connect_error, PinningError):
@@ -87,6 +92,7 @@ class FleetPolicy(Policy):
 
     def on_ended(self, answered_count: int, *, in_order: bool) -> None:
         """A connection that was accepted has ended, in order by the broker or otherwise."""
+        self.is_asking_again = self.must_ask_again()
         self.look_for_proof(answered_count)
         if self._proof.end(time.monotonic(), in_order=in_order):
             cause = f"the broker ended {SHORT_LIVES} in a row within {SHORT_LIFE_S:g} s of accepting them"

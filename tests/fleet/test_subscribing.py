@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from glec_fast import MessageError, MQTTManager, QueueClosedError, SubscriptionRefusedError
+from glec_fast.fleet import inbox
 from glec_fast.fleet import subscriptions as module
 from glec_fast.fleet.subscriptions import Subscriptions
 from glec_fast.mqtt.greeting import Accepted
@@ -16,7 +18,7 @@ from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.testbed.link import Link
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
 from support.odd_broker import CLOSE, CONNECT, SUBSCRIBE, OddBroker, filters_of, granted
-from support.wire_reference import PUBLISH
+from support.wire_reference import PUBACK, PUBLISH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -236,6 +238,39 @@ def test_what_the_broker_kept_while_the_process_was_away_comes_once(
             assert again.wait_for([b"new"]), again.messages
 
 
+class LaterTime:
+    """The clock of the inbox, `later_s` ahead of the others."""
+
+    later_s = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.later_s
+
+
+def test_a_filter_that_is_subscribed_to_once_there_is_a_link_at_last(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As programs do whose first link is long in coming: what the broker kept waits for it all the same."""
+    config, clock = quick_config(broker.url, tmp_path), LaterTime()
+    with running(config) as (manager, _):
+        subscription = manager.subscribe("a", Handled(), 2)
+        manager.connect()
+        assert subscription.wait_granted(TIMEOUT_S)
+    with publishing(broker, tmp_path / "platform") as platform:
+        platform.publish("a", "kept", 2)
+        assert platform.flush(TIMEOUT_S)
+    handled = Handled()
+    monkeypatch.setattr(inbox, "time", clock)
+    with running(config) as (manager, _):
+        manager.subscribe("b", Handled(), 2)
+        clock.later_s = 1000.0
+        manager.connect()
+        assert eventually(lambda: manager.get_metrics().messages_received == 1)
+        manager.subscribe("a", handled, 2)
+        assert handled.wait_for([b"kept"])
+        assert manager.get_metrics().messages_unhandled == 0
+
+
 @BOTH_VERSIONS
 @pytest.mark.parametrize("qos", [1, 2])
 def test_a_handler_that_a_cut_link_finds_at_work_is_not_called_again(
@@ -429,7 +464,8 @@ def test_unsubscribe(start_broker: StartBroker, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("qos", [1, 2])
-def test_more_than_is_held_is_asked_for_again(broker: Broker, tmp_path: Path, qos: int) -> None:
+def test_more_than_is_held_is_asked_for_again_in_order(broker: Broker, tmp_path: Path, qos: int) -> None:
+    """Nothing that comes once a place is free overtakes what was left."""
     handled = Handled()
     handled.gate.clear()
     config = quick_config(broker.url, tmp_path, inbox_max_size=3)
@@ -437,17 +473,60 @@ def test_more_than_is_held_is_asked_for_again(broker: Broker, tmp_path: Path, qo
         subscription = manager.subscribe("a", handled, qos)
         manager.connect()
         assert subscription.wait_granted(TIMEOUT_S)
-        sent = [f"{number}".encode() for number in range(10)]
+        sent = [f"{number}".encode() for number in range(60)]
         for payload in sent:
             platform.publish("a", payload, qos)
         assert platform.flush(TIMEOUT_S)
-        assert eventually(lambda: manager.get_metrics().messages_received >= 10)
+        # As many as it has on its way at once.
+        assert eventually(lambda: manager.get_metrics().messages_received >= 20)
         assert manager.get_metrics().inbox_size == 3
         handled.gate.set()
         assert eventually(lambda: set(handled.payloads) == set(sent))
+        assert list(dict.fromkeys(handled.payloads)) == sent
         if qos == 2:
             assert len(handled.payloads) == len(sent)
         assert recorder.wait_for_connections(2)
+
+
+def test_one_handler_that_never_returns_does_not_keep_what_was_left(broker: Broker, tmp_path: Path) -> None:
+    stuck, handled = Handled(), Handled()
+    stuck.gate.clear()
+    config = quick_config(broker.url, tmp_path, inbox_max_size=8)
+    with running(config) as (manager, _), publishing(broker, tmp_path / "platform") as platform:
+        subscriptions = [manager.subscribe("stuck", stuck), manager.subscribe("a", handled)]
+        manager.connect()
+        assert all(each.wait_granted(TIMEOUT_S) for each in subscriptions)
+        platform.publish("stuck", "x")
+        for number in range(40):
+            platform.publish("a", f"{number}")
+        assert eventually(lambda: set(handled.payloads) == {b"%d" % number for number in range(40)})
+        stuck.gate.set()
+
+
+class OneByOne(OddBroker):
+    """Sends a message of QoS 1 to "a" as soon as the one before was acknowledged: no more than Receive Maximum, 1."""
+
+    sent = 0
+
+    def answer(self, packet: Packet) -> bytes:
+        if packet.kind == SUBSCRIBE:
+            return granted(packet, self.protocol_version) + self._next()
+        return self._next() if packet.kind == PUBACK and self.sent < 300 else super().answer(packet)
+
+    def _next(self) -> bytes:
+        self.sent += 1
+        return b"\x32\x07\x00\x01a\x00\x01\x00x"
+
+
+def test_a_place_is_free_before_the_broker_hears_of_it(tmp_path: Path) -> None:
+    handled = Handled()
+    with OneByOne(protocol_version=5) as broker:
+        config = quick_config(broker.url, tmp_path, protocol_version=5, inbox_max_size=1)
+        with running(config) as (manager, _):
+            manager.subscribe("a", handled, 1)
+            manager.connect()
+            assert handled.wait_for([b"x"] * 300)
+        assert broker.connections == 1
 
 
 def test_qos_0_beyond_what_is_held_is_dropped_and_counted(broker: Broker, tmp_path: Path) -> None:
