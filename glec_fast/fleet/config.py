@@ -378,8 +378,8 @@ class MQTTConfig:
         1000,
         "mqtt.commands.history_size",
         whole(1, 1_000_000, "commands"),
-        "The last commands whose replies are kept on disk, for duplicates; an older one would be run again. They take a "
-        "quarter of queue_max_bytes at most.",
+        "The last commands whose replies are kept on disk, for duplicates; an older one would be run again. They "
+        "take a quarter of queue_max_bytes at most.",
     )
     command_reply_max_bytes: int = setting(
         8192,
