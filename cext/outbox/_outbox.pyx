@@ -128,6 +128,8 @@ cdef class Outbox:
     # Where it is traced, `trace` grows: (message, first byte of the packet) of all that is encoded. `has_trace` and its
     # like are for those who ask without the lock.
     cdef public bint is_traced
+    # The broker is asked for something that is none of the program's business, see `Uptime`.
+    cdef public bint is_asking
     cdef readonly bint has_trace
     cdef list trace
     cdef readonly object _published

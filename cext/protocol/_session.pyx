@@ -65,6 +65,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.dict cimport PyDict_Size
 from cpython.list cimport PyList_GET_SIZE
+from cpython.set cimport PySet_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from cython cimport final
 from libc.stddef cimport size_t
@@ -119,6 +120,8 @@ cdef enum:
     REASON_PACKET_ID_NOT_FOUND = 0x92
     REASON_PROTOCOL_ERROR = 0x82
     MQTT_5 = 5
+    # In `kept_until`; what images have had there that knew nothing of it.
+    UNKNOWN = 1
     # With `bounds_unproven`, so many bytes with QoS 0 in them are on their way at once.
     UNPROVEN_MAX_BYTES = 256 * 1024
     # Of those that are reserved the first is let go: a server that never answers QoS 2 has no exactly-once to lose;
@@ -201,6 +204,10 @@ cdef class Session:
     # The most that were taken on this one, and on any before, as far as images say so; exchanges of QoS 2 set aside.
     cdef int places_max, places_ever, parked_places
     cdef bint knows_places
+    # A row waited for stale places, and would have fitted without them; see `prove_kept`.
+    cdef readonly bint is_held_by_stale
+    # The owner's word for when the server's session was last known to hold nothing stale; 1 for none. Images carry it.
+    cdef public int64_t kept_until
     # QoS 2 messages that ended with PUBACK, and the last of them.
     cdef readonly Py_ssize_t downgraded_count
     cdef readonly int64_t downgraded_id
@@ -247,6 +254,9 @@ cdef class Session:
     # Packet id -> message id of QoS 2 that was given up; and ids of QoS 1 that were, on this connection.
     cdef dict reserved
     cdef list held
+    # Of both, those that were sent on this connection and have no answer; where the question of the first of them ends.
+    cdef set unanswered
+    cdef uint64_t unanswered_from
     # Stream offset at which the PUBLISH that was encoded last begins.
     cdef uint64_t publish_begin
     cdef dict reasons
@@ -268,10 +278,12 @@ cdef class Session:
         self.max_unreleased = max_unreleased or EXCHANGES_MAX
         self.protocol_version = 4
         self.receive_maximum = EXCHANGES_MAX
+        self.kept_until = UNKNOWN
         self.parked = {}
         self.strays = set()
         self.reserved = {}
         self.held = []
+        self.unanswered = set()
         self.reasons = {}
         self.refused = []
         self.doubtful = []
@@ -311,7 +323,8 @@ cdef class Session:
 
     cdef inline int _limit(self) except -1:
         # An id that waits for its row's deletion, or is reserved, has no exchange, and yet cannot be given out.
-        return min(self.window, self.receive_maximum,
+        # What was given up on this connection counts with the server all the same (MQTT 5, 4.9).
+        return min(self.window, self.receive_maximum - <int>PySet_GET_SIZE(self.unanswered),
                    65535 - <int>self.retired.count - <int>PyDict_Size(self.reserved)
                    - <int>PyList_GET_SIZE(self.held))
 
@@ -325,16 +338,19 @@ cdef class Session:
         # Of QoS 1 a place is taken for a moment only, but with none left mosquitto acknowledges it too, and drops it.
         # So one stays free, unless a single message of QoS 2 needs it.
         cdef int places = self._places()
-        cdef bint is_ours = self.table.unreleased + self.parked_places > 0
-        if qos == 1:
-            return places < self.max_unreleased or not is_ours
-        if self.parked:
+        cdef int ours = self.table.unreleased + self.parked_places
+        cdef int limit = self.max_unreleased - (qos == 2)
+        if qos == 2 and self.parked:
             aside = self.parked.get(message_id)
             if aside is not None:
                 if aside[1] == RELEASED or self.table.unreleased == 0:
                     return True
-                return self.table.unreleased + self._stale_places() < self.max_unreleased - 1
-        return places < self.max_unreleased - 1 or not is_ours
+                ours = self.table.unreleased
+                places = ours + self._stale_places()
+        if places < limit or ours == 0:
+            return True
+        self.is_held_by_stale = self.is_held_by_stale or self._stale_places() > 0 and self.table.unreleased < limit
+        return False
 
     def fits(self, tuple row not None) -> bool:
         """True where the window and the server's places admit this row, however many bytes are unanswered."""
@@ -349,8 +365,9 @@ cdef class Session:
         return 0 if self.protocol_version == MQTT_5 else self.stale
 
     cdef inline int _places(self) noexcept:
-        # What is parked is at the server, or the server's session has gone back to what is stale.
-        return self.table.unreleased + max(self._stale_places(), self.parked_places)
+        # What is parked, or was given up, is at the server, or the server's session has gone back to what is stale.
+        return self.table.unreleased + max(self._stale_places(),
+                                           self.parked_places + <int>PyDict_Size(self.reserved))
 
     cdef inline int _places_noted(self) noexcept:
         # The most that may ever have been taken at once.
@@ -366,6 +383,12 @@ cdef class Session:
             if not (self.knows_places and is_known):
                 self.places_ever = self.max_unreleased - 1
             self.stale = self.places_ever
+
+    def prove_kept(self):
+        """The server's session is not older than it was, as `kept_until` could tell: nothing in it is stale."""
+        self.stale = self.places_ever = 0
+        self.is_held_by_stale = False
+        self.places_max = max(self.places_max, self._places())
 
     cdef int _count_parked(self) except -1:
         self.parked_places = 0
@@ -579,8 +602,10 @@ cdef class Session:
         self._prove(send_buffer.sent_to(&self.out), self.left_count)
 
     def has_unanswered(self, uint64_t offset) -> bool:
-        """True where an exchange waits for the answer to a question that ends at this stream offset or before."""
+        """True where a question that ends at this stream offset or before has no answer."""
         cdef int slot
+        if self.unanswered and self.unanswered_from <= offset:
+            return True
         for slot in range(self.table.capacity):
             if self.table.exchanges[slot].state != FREE and self.table.exchanges[slot].asked_end <= offset:
                 return True
@@ -920,6 +945,8 @@ cdef class Session:
 
     cdef int _on_unknown(self, uint8_t kind, uint16_t packet_id, bint failed) except -1:
         """For an id that no exchange has."""
+        if kind != PUBREC or failed:
+            self.unanswered.discard(packet_id)
         if packet_id in self.reserved:
             return self._on_reserved(kind, packet_id, failed)
         if kind == PUBACK:
@@ -1089,7 +1116,7 @@ cdef class Session:
         aside += [(message_id, packet_id, RESERVED) for packet_id, message_id in self.reserved.items()]
         aside += self.owner_notes
         if self.durable and self.max_unreleased < EXCHANGES_MAX:
-            aside.append((1, self._places_noted(), PLACES))
+            aside.append((self.kept_until, self._places_noted(), PLACES))
         for first, last in finished or ():
             while first <= last:
                 count = <uint16_t>min(last - first + 1, <int64_t>FINISHED_MAX)
@@ -1144,6 +1171,7 @@ cdef class Session:
         cdef list notes = []
         cdef int places = -1
         self.knows_places = False
+        self.kept_until = UNKNOWN
         if size == 0:
             return finished
         if at[0] != IMAGE_FORMAT or (size - 1) % IMAGE_ENTRY_BYTES:
@@ -1157,6 +1185,7 @@ cdef class Session:
                 continue
             if state == PLACES:
                 places = packet_id
+                self.kept_until = message_id
                 continue
             if message_id > 0 and state >= NOTE:
                 notes.append((message_id, packet_id, state))
@@ -1205,6 +1234,7 @@ cdef class Session:
         self._count_parked()
         self.stale = self.places_ever = self._places_noted()
         self.places_max = 0
+        self.is_held_by_stale = False
         send_buffer.discard(&self.out)
         self.proven_to = self.asked_to = send_buffer.encoded_to(&self.out)
         vector.clear(&self.pings)
@@ -1215,6 +1245,7 @@ cdef class Session:
         for packet_id in self.held:
             self.table.exchange_of[<uint16_t>packet_id] = ID_FREE
         self.held.clear()
+        self.unanswered.clear()
 
     def parked_ids(self, int qos=0) -> list:
         """Message ids of the exchanges set aside, of this QoS or, with 0, of both; their rows must not be dropped."""
@@ -1295,6 +1326,9 @@ cdef class Session:
                 continue
             packet_id, message_id, qos = exchange.packet_id, exchange.message_id, exchange.qos
             self.strays.add(packet_id)
+            if not self.unanswered or exchange.asked_end < self.unanswered_from:
+                self.unanswered_from = exchange.asked_end
+            self.unanswered.add(packet_id)
             if qos == 1:
                 self.held.append(packet_id)
             exchanges.close(&self.table, exchange, ID_TAKEN)
@@ -1346,6 +1380,11 @@ cdef class Session:
     def reserved_ids(self) -> list:
         """(message id, packet id) of QoS 2 that was given up."""
         return [(message_id, packet_id) for packet_id, message_id in self.reserved.items()]
+
+    @property
+    def unanswered_count(self) -> int:
+        """Messages that were sent on this connection, and given up, and that the server has not answered."""
+        return PySet_GET_SIZE(self.unanswered)
 
     @property
     def reserved_count(self) -> int:
@@ -1418,4 +1457,5 @@ cdef class Session:
             self.dirty = True
         self._count_parked()
         self.stale = self.places_ever = 0
+        self.kept_until = UNKNOWN
         return in_doubt

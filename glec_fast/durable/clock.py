@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 from glec_fast.durable._table import clock_error_us
 
@@ -26,6 +27,10 @@ _ERROR_MAX_US = 500_000
 _OFF_MAX_MS = 366 * 24 * 60 * 60 * 1000
 # Above every message id. Added to one on disk, where earlier versions had ids of their own meaning.
 _TRUE_BEFORE = 1 << 61
+# A moment that the wall clock tells, where it is right, has its seconds above this; that of a boot, above a number of
+# the boot's own.
+_OF_WALL = 1 << 61
+_BOOT_S_MAX = 1 << 28
 # The times of all messages are true.
 _ALL = _TRUE_BEFORE - 1
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -129,6 +134,8 @@ class QueueClock:
         self._clocks = clocks
         # None has the first rows take an anchor along: the process may have been away for long.
         self._saved: Anchor | None = None
+        # Of moments that are seconds since this boot.
+        self._of_boot = (1 + crc32(clocks.boot_id.encode())) * _BOOT_S_MAX
         boot_ms = clocks.since_boot_ms()
         if anchor is None:
             self._offset_ms = clocks.wall_ms() - boot_ms
@@ -158,6 +165,23 @@ class QueueClock:
         """What to tell others: the wall clock once it was set, the queue's time before."""
         wall_ms = self._clocks.wall_ms()
         return wall_ms if wall_ms >= _SET_SINCE_MS else self.now_ms()
+
+    def moment(self) -> int:
+        """Now, as a number above 1 that `seconds_since` understands, in a later process too. Any thread."""
+        clocks = self._clocks
+        if clocks.is_wall_right():
+            return _OF_WALL + clocks.wall_ms() // 1000
+        return self._of_boot + clocks.since_boot_ms() // 1000
+
+    def seconds_since(self, moment: int) -> int | None:
+        """How long ago that was, at least; None where nobody knows. Any thread."""
+        clocks = self._clocks
+        if moment >= _OF_WALL:
+            since_s = clocks.wall_ms() // 1000 - (moment - _OF_WALL) if clocks.is_wall_right() else -1
+        else:
+            since_s = clocks.since_boot_ms() // 1000 - (moment - self._of_boot)
+            since_s = since_s if 0 <= moment - self._of_boot < _BOOT_S_MAX else -1
+        return since_s if since_s >= 0 else None
 
     def step(self) -> Step | None:
         """What has to be moved by what the wall clock says now; None where nothing has."""

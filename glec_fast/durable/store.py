@@ -432,6 +432,14 @@ class Store(OfOneProcess):
         """Unix time in milliseconds, as well as it is known."""
         return self._intake.clock.unix_ms()
 
+    def moment(self) -> int:
+        """See `QueueClock.moment`."""
+        return self._intake.clock.moment()
+
+    def seconds_since(self, moment: int) -> int | None:
+        """See `QueueClock.seconds_since`."""
+        return self._intake.clock.seconds_since(moment)
+
     def remaining_ms(self, expires_ms: int) -> int:
         """What is left to a row whose time of expiry this is; at least 1."""
         return max(expires_ms - self._intake.clock.now_ms(), 1)

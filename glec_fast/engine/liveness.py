@@ -151,7 +151,7 @@ class Liveness:
 
     def _is_unacknowledged(self, now_s: float) -> bool:
         session, looks, limit_s = self._outbox.session, self._looks, self._ack_timeout_s
-        if not (limit_s and session.in_flight):
+        if not (limit_s and (session.in_flight or session.unanswered_count)):
             looks.clear()
             return False
         if not looks or now_s - looks[-1][0] >= limit_s / _LOOKS:

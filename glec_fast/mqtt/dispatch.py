@@ -25,6 +25,7 @@ from glec_fast.mqtt.paho_words import in_paho_words
 from glec_fast.outbox._outbox import Outbox, take_up, tell, tell_waiters
 from glec_fast.outbox.received import Received
 from glec_fast.outbox.stored import DurableOutbox
+from glec_fast.outbox.uptime import TOPIC, Uptime
 from glec_fast.protocol._inbound import ACKS, NEED_DATA, Inbound
 from glec_fast.transport._link import Link
 
@@ -62,6 +63,7 @@ class Dispatcher:
     def __init__(self, paho: Paho, outbox: Outbox, ending: Ending, overrides: Overrides) -> None:
         # With a store; without, the packet ids of QoS 2 are paho's, in memory.
         self.received: Received | None = Received(outbox) if isinstance(outbox, DurableOutbox) else None
+        self._uptime = outbox.uptime if isinstance(outbox, DurableOutbox) else None
         self._paho = paho
         self._ending = ending
         # Neither is replaced in a client's life.
@@ -110,6 +112,8 @@ class Dispatcher:
                 found = link.advance(self._arrived, self.finished, self._reasons)
             except ProtocolError as error:
                 return self._on_violation(error)
+            if self._uptime is not None and outbox.is_asking:
+                self._take_uptime(self._uptime)
             if found == NEED_DATA:
                 break
             if found == ACKS:
@@ -275,6 +279,14 @@ class Dispatcher:
 
     # ---- messages
 
+    def _take_uptime(self, uptime: Uptime) -> None:
+        """The program has not asked for it."""
+        for message in self._arrived:
+            if message.retain and not message.qos and message.topic == TOPIC:
+                if uptime.take_message(message.payload):
+                    self._arrived.remove(message)
+                return
+
     def _deliver(self, sock: Any) -> MQTTErrorCode:
         """Each message to its callbacks, and its acknowledgement behind it."""
         enter = self._own.get("_packet_handle") or self._own.get("_handle_publish")
@@ -419,7 +431,10 @@ class Dispatcher:
                 return self.take_pubrel(body[0] << 8 | body[1])
             return self._paho.enter_packet(command, body, enter)
         if kind in (_SUBACK_TYPE, _UNSUBACK_TYPE):
-            self._outbox.release_packet_id(body[0] << 8 | body[1])
+            packet_id = body[0] << 8 | body[1]
+            self._outbox.release_packet_id(packet_id)
+            if self._uptime is not None and self._uptime.take_answer(packet_id):
+                return _SUCCESS
         elif kind == PINGRESP and self._outbox.probes > 1:
             # Thousands of them in a row, and the last is the one that tells.
             self._outbox.probes -= 1

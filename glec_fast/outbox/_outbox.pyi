@@ -71,6 +71,8 @@ class Outbox:
     """The network loop has been told of work, and has not looked yet."""
     is_traced: bool
     """Keep what is encoded for `take_trace`."""
+    is_asking: bool
+    """The broker is asked for something that is none of the program's business, see `Uptime`."""
     sent_count: int
     """Messages that the server has taken over (QoS 0: the socket)."""
     lost_in_the_air: int

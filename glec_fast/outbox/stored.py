@@ -23,6 +23,7 @@ from glec_fast.outbox.owners import OnOwnerAway, Owner, Owners
 from glec_fast.outbox.quota import Quota
 from glec_fast.outbox.server_limits import ServerLimits, limits_of
 from glec_fast.outbox.unanswered import Unanswered
+from glec_fast.outbox.uptime import Uptime
 from glec_fast.outbox.weaknesses import Weakness, Weaknesses
 from glec_fast.protocol._inbound import unpack_properties
 from glec_fast.runtime import process
@@ -101,6 +102,7 @@ class DurableOutbox(RowOutbox):
         # A connection that was accepted begins with PINGREQ alone; and what it will go on with.
         self.is_proving = False
         self._blame = Blame(self)
+        self.uptime = Uptime(self)
         # Messages that went with a lower QoS, as far as they were not noted.
         self._lowered_count = 0
         # Rows of QoS 0 were passed over on this connection, until it is not narrow any more.
@@ -144,6 +146,8 @@ class DurableOutbox(RowOutbox):
         self.store.refuse_if_closed()
         self._blame.save()
         identity = client_id, owner
+        # The address is among the members.
+        self.uptime.is_of_one = len(members) < 2
         if self._identity != identity:
             known = self.store.identity
             is_first = not any(self._identity) and known[0] == client_id and known[1] in (owner, *members)
@@ -510,6 +514,7 @@ class DurableOutbox(RowOutbox):
     def park(self) -> None:
         """The connection is gone. QoS 0 that had not left goes to the store; the rest is there already."""
         in_order, has_left = self.is_left, self.session.unsent_bytes == 0
+        self.uptime.end()
         self._blame.end()
         parked, finished, stranded, unproven, unproven_count = self._end_connection()
         self._rewind(parked, finished)
@@ -634,6 +639,7 @@ class DurableOutbox(RowOutbox):
             self.store.speak_next_for(*self._identity)
             self.is_session_foreign = False
         self._has_session = True
+        self.uptime.begin(session_present)
         # What was refused as the last connection ended is counted, and read with all others.
         self.after_settle()
         with self.lock:
@@ -722,6 +728,7 @@ class DurableOutbox(RowOutbox):
     def look_for_answers(self) -> None:
         """Now and then, on a connection that lasts: ask about PUBRELs that were sent again, see `Unanswered`."""
         unanswered = self._unanswered
+        self.uptime.look()
         if self.is_open and not unanswered.asked:
             self._blame.probe()
         if self.is_open and self._blame.has_passed_over and self._is_drained():

@@ -43,6 +43,9 @@ class Session:
     def reserved_ids(self) -> list[tuple[int, int]]:
         """(message id, packet id) of QoS 2 that was given up; see `abandon`."""
     @property
+    def unanswered_count(self) -> int:
+        """Messages that were sent on this connection, and given up, and that the server has not answered."""
+    @property
     def reserved_count(self) -> int:
         """Packet ids of QoS 2 that are kept out of use, as their messages were given up; see `abandon`."""
     @property
@@ -83,6 +86,13 @@ class Session:
     @property
     def stale(self) -> int:
         """Places that the server's session may hold of earlier connections; see `expect_stale`."""
+    @property
+    def is_held_by_stale(self) -> bool:
+        """A row waited for stale places on this connection, and would have fitted without them."""
+    kept_until: int
+    """The owner's word for when the server's session was last known to hold nothing stale; 1 for none. In images."""
+    def prove_kept(self) -> None:
+        """The server's session is not older than it was, as `kept_until` could tell: nothing in it is stale."""
     def expect_stale(self, is_known: bool = True) -> None:
         """The server's session may be of an earlier process, and may hold as many places as were ever taken at once.
 

@@ -580,6 +580,19 @@ class TestQueueClock:
     def test_what_the_kernel_says(self) -> None:
         assert 0 <= clock_error_us() <= 16_000_000
 
+    @pytest.mark.parametrize("is_right", [False, True])
+    def test_how_long_ago_a_moment_was(self, is_right: bool) -> None:
+        clock = Clock(TODAY_S)
+        clock.is_right = is_right
+        moment = QueueClock(clock.clocks, None, 1).moment()
+        clock.now_s += 3600
+        assert QueueClock(clock.clocks, None, 1).seconds_since(moment) == 3600
+        clock.boot(off_s=60, wall_s=TODAY_S + 3660)
+        assert QueueClock(clock.clocks, None, 1).seconds_since(moment) == (3660 if is_right else None)
+        clock.is_right = False
+        assert QueueClock(clock.clocks, None, 1).seconds_since(moment) is None
+        assert QueueClock(clock.clocks, None, 1).seconds_since(1) is None
+
     def test_a_pause_between_two_clocks_is_no_step(self) -> None:
         """Suspended for an hour after the one was read, and before the other."""
         clock = Clock(TODAY_S)

@@ -165,6 +165,32 @@ def test_a_later_process_knows_how_many_places_were_ever_taken() -> None:
     assert unsure.stale == 5
 
 
+def test_a_session_that_has_not_gone_back_holds_nothing_stale() -> None:
+    session = Session(100, True, 6)
+    rows = [(each, "t", "x", 2, 0, 0) for each in range(1, 20)]
+    session.kept_until = 77
+    assert session.admit_rows(rows, 0) == 5
+    commit(session)
+    send_all(session)
+    session.park()
+    _, image = session.take_image()
+    for resumed in (session, Session(100, True, 6)):
+        if resumed is not session:
+            resumed.load_image(image)
+            resumed.expect_stale()
+        resumed.resume(True)
+        assert (resumed.kept_until, resumed.is_held_by_stale) == (77, False)
+        assert resumed.admit_rows(rows, 0) == 1
+        assert resumed.is_held_by_stale
+        resumed.prove_kept()
+        assert resumed.admit_rows(rows, 1) == 5
+        assert not resumed.is_held_by_stale
+        resumed.park()
+        assert resumed.stale == 5
+        resumed.resume(False)
+        assert resumed.kept_until == 1
+
+
 def test_a_resend_that_takes_more_places_than_an_image_says_waits_for_one() -> None:
     session = Session(100, True, 6)
     rows = [(each, "t", "x", 2, 0, 0) for each in range(1, 9)]

@@ -190,3 +190,37 @@ def test_what_is_exposed() -> None:
     session.on_acks(ack(PUBACK, 1))
     assert session.exposed_ids() == [2, 3]
     assert session.sent_to - session.publish_start == 260 - 2 * (session.publish_start // 2)
+
+
+@pytest.mark.parametrize(("qos", "late"), [(1, PUBACK), (2, PUBREC)])
+def test_the_server_counts_it_until_it_answers(qos: int, late: int) -> None:
+    """MQTT 5, 4.9: no more than its Receive Maximum, on each connection anew."""
+    session = in_flight(qos)
+    session.resume(True, 2)
+    session.abandon([7])
+    assert (session.room(), session.unanswered_count) == (1, 1)
+    session.admit(8, "t", "y", qos)
+    send(session)
+    assert session.room() == 0
+    end = session.sent_to
+    assert session.has_unanswered(end)
+    session.on_acks(ack(late, 1))
+    if late == PUBREC:
+        assert session.room() == 0
+        session.on_acks(ack(PUBCOMP, 1))
+    assert session.room() == 1
+    session.abandon([8])
+    session.park()
+    session.resume(True, 2)
+    assert session.room() == 2
+
+
+def test_what_the_server_may_hold_of_it_takes_a_place() -> None:
+    session = Session(10, True, 4)
+    rows = [(each, "t", "x", 2, 0, 0) for each in range(1, 9)]
+    assert session.admit_rows(rows, 0) == 3
+    send(session)
+    assert session.abandon([1, 2]) == []
+    assert session.admit_rows(rows, 3) == 3
+    session.on_acks(ack(PUBREC, 1) + ack(PUBCOMP, 1))
+    assert session.admit_rows(rows, 3) == 4

@@ -29,9 +29,11 @@ from glec_fast.cli.demo.verdict import identify
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Login, Subscriber
 from support.foreign_brokers import KINDS, Cluster, ForeignBroker
+from support.packet_tape import Tape, TappedLink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
 KINDS_SENT = (Kind.TELEMETRY, Kind.INFERENCE, Kind.ALERT)
 SECONDS = 200
@@ -58,6 +60,8 @@ class Cell:
     weaknesses: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     failure: str = ""
+    # Of what was lost or came again with QoS 1 or 2: how many had which packets, see `Tape.history`.
+    packets: list[dict[str, Any]] = field(default_factory=list)
 
     def figures(self) -> str:
         """Lost/doubled by QoS."""
@@ -73,33 +77,37 @@ class Run:
 
     def __init__(
         self,
-        urls_of: list[Link],
+        vehicle_s: list[ForeignBroker],
         listens_at: ForeignBroker,
         login: Login,
         version: int,
         directory: Path,
         stack: ExitStack,
     ) -> None:
-        self.links = urls_of
+        self.tape = Tape(version)
+        self.links: list[Link] = [
+            stack.enter_context(TappedLink((each.host, each.port), self.tape)) for each in vehicle_s
+        ]
+        ear = stack.enter_context(TappedLink((listens_at.host, listens_at.port), self.tape, is_listener=True))
         self.dice = random.Random(version)
         self.samples = list(Drive(seed=7, duration_s=SECONDS).samples())[:SECONDS]
         self.name = f"M{random.randrange(1 << 40):x}"
         config = MQTTConfig(
             client_id=self.name,
-            broker_urls=[f"tcp://127.0.0.1:{link.port}" for link in urls_of],
+            broker_urls=[f"tcp://127.0.0.1:{link.port}" for link in self.links],
             username=login.username,
             password=login.password,
             queue_path=directory / "queue.db",
             protocol_version=version,
-            retry_initial_delay_ms=50 if len(urls_of) == 1 else CLUSTER_RETRY_MS,
-            retry_max_delay_ms=500 if len(urls_of) == 1 else CLUSTER_RETRY_MS,
+            retry_initial_delay_ms=50 if len(vehicle_s) == 1 else CLUSTER_RETRY_MS,
+            retry_max_delay_ms=500 if len(vehicle_s) == 1 else CLUSTER_RETRY_MS,
             connection_timeout_s=10,
             status_interval_s=0,
             keepalive_s=10,
             wait_for_disk=False,
         )
         self.subscriber = Subscriber(
-            listens_at, f"glec/dtg/{self.name}/#", client_id=f"{self.name}-listener", identity=identify, login=login
+            ear, f"glec/dtg/{self.name}/#", client_id=f"{self.name}-listener", identity=identify, login=login
         )
         self.subscriber.start()
         stack.callback(self.subscriber.leave)
@@ -146,6 +154,11 @@ class Run:
             cell.published[str(qos)] = len(of_qos)
             cell.lost[str(qos)] = sum(identity not in found for identity in of_qos)
             cell.doubled[str(qos)] = sum(found.get(identity, 1) - 1 for identity in of_qos)
+            if qos:
+                lost = [identity for identity in of_qos if identity not in found]
+                doubled = [identity for identity in of_qos if found.get(identity, 1) > 1]
+                cell.packets += self.tape.summary(f"QoS {qos} lost", lost)
+                cell.packets += self.tape.summary(f"QoS {qos} more than once", doubled)
         metrics = self.manager.get_metrics()
         cell.in_doubt, cell.weaknesses = metrics.in_doubt, dict(metrics.weaknesses)
 
@@ -190,6 +203,7 @@ def killed(run: Run, broker: ForeignBroker) -> None:
     link.wait_for(lambda link: link.is_down, FLUSH_TIMEOUT_S)
     run.subscriber.leave()
     broker.kill()
+    run.tape.mark("[broker killed]")
     broker.start()
     run.subscriber.start()
     link.restore()
@@ -209,8 +223,7 @@ def cell_of(kind: type[ForeignBroker], version: int, trouble: str) -> Cell:
     cell = Cell(kind.name, {4: "3.1.1", 5: "5"}[version], trouble)
     with measured(cell) as (scratch, stack):
         broker = stack.enter_context(kind(scratch / "broker"))
-        link = stack.enter_context(Link((broker.host, broker.port)))
-        run = Run([link], broker, broker.login, version, scratch, stack)
+        run = Run([broker], broker, broker.login, version, scratch, stack)
         try:
             TROUBLES[trouble](run, broker)
         finally:
@@ -223,8 +236,8 @@ def moved(version: int, how: str, moves: int) -> Cell:
     cell = Cell(Cluster.name, {4: "3.1.1", 5: "5"}[version], f"moved {moves} times: {how}")
     with measured(cell) as (scratch, stack):
         cluster = stack.enter_context(Cluster(scratch))
-        links = [stack.enter_context(Link((node.host, node.port))) for node in cluster.nodes]
-        run = Run(links, cluster.nodes[1], cluster.login, version, scratch, stack)  # type: ignore[arg-type]
+        run = Run(cluster.nodes, cluster.nodes[1], cluster.login, version, scratch, stack)  # type: ignore[arg-type]
+        links = run.links
         try:
             run.manager.connect()
             for move in range(moves):
@@ -237,6 +250,7 @@ def moved(version: int, how: str, moves: int) -> Cell:
                 here.cut()
                 if how != "link cut" and move % 2 == 0:
                     (cluster.nodes[0].stop if how == "SIGTERM" else cluster.nodes[0].kill)()
+                    run.tape.mark(f"[node 1 ended by {how}]")
                     cluster.nodes[0].start()
             there.restore()
             run.flush()

@@ -133,6 +133,12 @@ class DictStore:
     def since_boot_ms(self) -> int:
         return 0
 
+    def moment(self) -> int:
+        return 1
+
+    def seconds_since(self, _moment: int) -> None:
+        """Nobody knows."""
+
     @property
     def size(self) -> int:
         return len(self.disk.rows)
