@@ -26,6 +26,7 @@ EXTENSIONS = (
     "protocol/_session",
     "runtime/_lock",
     "transport/_link",
+    "transport/_records",
 )
 
 setup(

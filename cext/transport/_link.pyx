@@ -34,8 +34,9 @@ cdef class Link:
 
     cdef object outbox
     cdef object inbound
-    # Held while bytes are given to the socket and the session is told.
+    # Held while bytes are given to the socket and the session is told, and while TLS is read.
     cdef readonly Lock lock
+    cdef bint is_tls
     cdef bint is_writing
     cdef readonly bint is_torn
     # (first byte, body) of a packet that is neither an acknowledgement nor a message, until it is handled.
@@ -55,8 +56,9 @@ cdef class Link:
         self.inbound = inbound
         self.lock = Lock("Link.lock")
 
-    def begin(self):
+    def begin(self, bint is_tls=False):
         """A new connection."""
+        self.is_tls = is_tls
         self.is_torn = False
         self.lacks_connect = True
 
@@ -146,6 +148,16 @@ cdef class Link:
         finally:
             self.is_writing = False
 
+    cdef object _read(self, sock, Py_ssize_t limit):
+        if not self.is_tls:
+            return _in_c(sock, "recv", "read")(limit)
+        # What OpenSSL keeps of a connection is for one thread at a time.
+        self.lock.take()
+        try:
+            return _in_c(sock, "recv", "read")(limit)
+        finally:
+            self.lock.give()
+
     def read(self, sock, Py_ssize_t limit, double now_s) -> int:
         """Feed the parser at most `limit` bytes that have come at `now_s`; returns how many, 0 where the peer has left.
 
@@ -153,7 +165,7 @@ cdef class Link:
         """
         self._refuse_if_torn()
         try:
-            data = _in_c(sock, "recv", "read")(limit)
+            data = self._read(sock, limit)
             self.received_bytes += len(data)
             self.inbound.feed(bytes(data), now_s)
             self.has_more = True

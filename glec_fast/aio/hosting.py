@@ -33,7 +33,7 @@ _WRITES_A_TURN = 1
 # And reads so much: some tens of messages, or a thousand acknowledgements.
 _RECEIVE_BYTES = 4 * 1024
 # Over TLS, where each acknowledgement is a record, and each read of one lets other threads have the interpreter.
-_RECORDS_A_READ = 64
+_TLS_RECEIVE_BYTES = 1536
 _NEVER_S = float("inf")
 
 
@@ -70,8 +70,8 @@ class Hosting:
         self._is_waiting_for_room = False
         self._timer: asyncio.TimerHandle | None = None
         self._pull_timer: asyncio.TimerHandle | None = None
-        parts.reader.receive_bytes, parts.reader.reads_a_turn = _RECEIVE_BYTES, 1
-        parts.reader.records_a_read = _RECORDS_A_READ
+        parts.reader.receive_bytes = _TLS_RECEIVE_BYTES if self._paho.is_tls else _RECEIVE_BYTES
+        parts.reader.reads_a_turn = 1
         parts.thread.hand_over = self._hand_over
         parts.loop.is_anothers = self.is_anothers
 

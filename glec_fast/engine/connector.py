@@ -16,6 +16,7 @@ from glec_fast.tls.certificate import parse_certificate
 from glec_fast.tls.config import TLSConfig, TLSContext, TLSContextSource
 from glec_fast.tls.handshake import RequestWatch, as_tls_error, await_verdict, handshake_error, verified_chain
 from glec_fast.tls.pinning import CertificatePinner
+from glec_fast.transport._records import gather
 from glec_fast.transport.dial import Address, Attempt, Route, acknowledge_at_once, dial
 from glec_fast.transport.way_out import SocketOption, set_options
 
@@ -79,6 +80,7 @@ class Connector:
         session = self._session_for(context, host)
         sock = context.wrap_socket(tcp_sock, server_hostname=name, do_handshake_on_connect=False, session=session)
         self.attempt.follow(sock)
+        gather(sock, context, session)
         sock.settimeout(self._handshake_timeout_s())
         sock.do_handshake()
         return sock

@@ -27,8 +27,6 @@ _RECEIVE_BYTES = 64 * 1024
 _READS_A_TURN = 16
 # More of them where TLS has decrypted what no poll of the socket tells of: a record of WebSocket frames of two bytes.
 _PENDING_READS_A_TURN = 8192
-# Of TLS, however small they are.
-_RECORDS_A_READ = 1024
 # A read of so many bytes means that acknowledgements come in a stream.
 _STREAM_READ_BYTES = 64
 _LEFT = "the broker closed the connection"
@@ -64,7 +62,6 @@ class Reader:
         self.is_stream = False
         # Of one read, and so many of them at most where there is more.
         self.receive_bytes = _RECEIVE_BYTES
-        self.records_a_read = _RECORDS_A_READ
         self.reads_a_turn = _READS_A_TURN
 
     def read(self) -> MQTTErrorCode:
@@ -78,23 +75,21 @@ class Reader:
             if sock is None:
                 return MQTTErrorCode.MQTT_ERR_NO_CONN
             received_bytes, ended, failure = self._feed(sock)
-            if received_bytes:
-                rc = self._handle(sock)
-                if rc:
-                    return paho.lose(rc)
-                self._hasten_acks(sock, received_bytes)
-                if paho.sock is not sock:
-                    break
             if ended is _AGAIN:
-                if not received_bytes:
-                    self.is_stream = False
-                    self._hasten_connack(sock)
+                self.is_stream = False
+                self._hasten_connack(sock)
                 break
             if failure is not None:
                 self._ending.note(str(failure) if self._is_accepted() else f"{_LEFT_EARLY} ({failure})")
                 paho.log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", failure)
             if ended:
                 return paho.lose(ended)
+            rc = self._handle(sock)
+            if rc:
+                return paho.lose(rc)
+            self._hasten_acks(sock, received_bytes)
+            if paho.sock is not sock:
+                break
             may_be_more = received_bytes >= self.receive_bytes and number + 1 < self.reads_a_turn
             if not may_be_more and not has_pending(sock):
                 break
@@ -141,41 +136,26 @@ class Reader:
         return _SUCCESS
 
     def _feed(self, sock: Any) -> tuple[int, MQTTErrorCode, OSError | None]:
-        """Give the parser what one read brings: (its size, MQTT_ERR_AGAIN where nothing more is there, what failed).
-
-        Over TLS a read brings a record, and a broker makes one of each packet: then all that have come, as a turn of
-        the loop costs as much as reading tens of them.
-        """
+        """Give the parser what one read brings: (its size, MQTT_ERR_AGAIN where nothing is there, what failed)."""
         paho = self._paho
-        received_bytes = 0
         now_s = paho_client.time_func()
-        ended, failure = _SUCCESS, None
-        for _ in range(self.records_a_read if paho.is_tls else 1):
-            try:
-                size = self._link.read(paho.through(sock), self.receive_bytes, now_s)
-            except ssl.SSLWantWriteError:
-                # A handshake within the connection.
-                paho.register_write()
-                ended = _AGAIN
-                break
-            except (BlockingIOError, ssl.SSLWantReadError):
-                ended = _AGAIN
-                break
-            except OSError as error:
-                note_broken_off(self._outbox, error)
-                ended, failure = _CONN_LOST, error
-                break
-            if not size:
-                self._outbox.is_left = True
-                self._ending.note(_LEFT if self._is_accepted() else _LEFT_EARLY)
-                ended = _CONN_LOST
-                break
-            received_bytes += size
-            if received_bytes >= self.receive_bytes or paho.sock is not sock:
-                break
-        if received_bytes:
-            paho.note_received(now_s)
-        return received_bytes, ended, failure
+        try:
+            size = self._link.read(paho.through(sock), self.receive_bytes, now_s)
+        except ssl.SSLWantWriteError:
+            # A handshake within the connection.
+            paho.register_write()
+            return 0, _AGAIN, None
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return 0, _AGAIN, None
+        except OSError as error:
+            note_broken_off(self._outbox, error)
+            return 0, _CONN_LOST, error
+        if not size:
+            self._outbox.is_left = True
+            self._ending.note(_LEFT if self._is_accepted() else _LEFT_EARLY)
+            return 0, _CONN_LOST, None
+        paho.note_received(now_s)
+        return size, _SUCCESS, None
 
     def _is_accepted(self) -> bool:
         return bool(self._paho.state == ConnectionState.MQTT_CS_CONNECTED)

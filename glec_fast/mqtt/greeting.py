@@ -112,7 +112,7 @@ class Greeting:
         """A new connection. Raises as `identify`."""
         paho, session = self._paho, self._outbox.session
         self._dispatcher.drop()
-        self._link.begin()
+        self._link.begin(is_tls=paho.is_tls)
         paho.note_connection(self._overrides.of(paho.client))
         self._dispatcher.restore_unforgotten()
         self._liveness.begin()

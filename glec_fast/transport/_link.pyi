@@ -20,7 +20,7 @@ class Link:
     def __init__(self, outbox: Outbox, inbound: Inbound) -> None: ...
     @property
     def lock(self) -> Lock:
-        """Held while bytes are given to the socket and the session is told."""
+        """Held while bytes are given to the socket and the session is told, and while TLS is read."""
     lacks_connect: bool
     """A connection was begun, and CONNECT is not among its bytes yet."""
     @property
@@ -38,7 +38,7 @@ class Link:
     @property
     def received_bytes(self) -> int:
         """As `sent_bytes`, of what came."""
-    def begin(self) -> None:
+    def begin(self, is_tls: bool = False) -> None:
         """A new connection."""
     def end(self) -> None:
         """The connection is gone, and with it what was not handled yet."""

@@ -76,6 +76,33 @@ def test_the_end_of_a_connection_waits_for_the_note_of_what_is_sent(peer: Peer, 
     assert handle.is_published()
 
 
+def test_a_connection_of_tls_is_read_and_written_by_one_thread_at_a_time(peer: Peer, client: Client) -> None:
+    """What OpenSSL keeps of it is guarded by nothing else."""
+    sent_meanwhile: list[int] = []
+    link = parts_of(client).dispatcher.link
+    link.begin(is_tls=True)
+    link.lacks_connect = False
+    sock = client._sock
+
+    class Reading(TappedSocket):
+        def recv(self, limit_bytes: int) -> bytes:
+            writer.start()
+            writer.join(MEANWHILE_S)
+            sent_meanwhile.append(len(sent))
+            client._sock = sock
+            return bytes(sock.recv(limit_bytes))
+
+    sent: list[bytes] = []
+    client._sock = Reading(sock, sent.append)
+    writer = threading.Thread(target=client.publish, args=("t", b"x"))
+    peer.sock.sendall(PUBLISH_IN)
+    client.loop_read()
+    writer.join(TIMEOUT_S)
+    assert sent_meanwhile == [0]
+    assert not writer.is_alive()
+    assert client._glec_outbox.session.sendable_bytes == 0
+
+
 class TestTorn:
     @staticmethod
     def cut(_data: bytes) -> None:
