@@ -24,6 +24,7 @@ EXTENSIONS = (
     "outbox/_pace",
     "protocol/_inbound",
     "protocol/_session",
+    "runtime/_field",
     "runtime/_lock",
     "transport/_link",
     "transport/_records",

@@ -18,6 +18,8 @@ from operator import attrgetter
 from types import CodeType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from glec_fast.runtime._field import Facade, Field, has_any, version_of
+
 
 class _Late(ModuleType):
     """Stands in for a module of that name until something of it is asked for, which imports the module."""
@@ -242,26 +244,23 @@ class Overrides:
 
     def __init__(self, ours: type) -> None:
         self._ours = _overridable_of(ours)
-        self._names = frozenset(_OVERRIDABLE)
+        # The class that was last found without any, and the state it was in.
+        self._without: tuple[type, int] = type, 0
 
     def of(self, client: Any) -> dict[str, Any]:
         """Name -> method. Nearly always empty, and asked for with every read."""
         kind, own = type(client), vars(client)
-        # The other way round all that the client has would be walked through.
-        if own.keys().isdisjoint(self._names) and _overridable_of(kind) == self._ours:
-            return {}
+        if not has_any(own, _OVERRIDABLE):
+            # Before it is looked at: what changes meanwhile is seen next time.
+            state = kind, version_of(kind)
+            if state[1] and state == self._without:
+                return {}
+            if _overridable_of(kind) == self._ours:
+                self._without = state
+                return {}
         theirs = zip(_OVERRIDABLE, _overridable_of(kind), self._ours, strict=True)
         names = [name for name, method, base in theirs if method is not base or name in own]
         return {name: getattr(client, name) for name in names}
-
-
-def _field(name: str) -> Any:
-    """That field of a client, to read and to set."""
-
-    def set_field(paho: Paho, value: object) -> None:
-        setattr(paho.client, name, value)
-
-    return property(attrgetter(f"client.{name}"), set_field)
 
 
 def noted(name: str, method: str) -> Any:
@@ -292,70 +291,72 @@ class _Tapped:
         return None if client._sock is None else SimpleNamespace(recv=client._sock_recv, send=client._sock_send)
 
 
-class Paho:
+class Paho(Facade):
     """One client's fields and methods of paho's, by names of ours, for the parts that the client is made of.
 
     As thread-safe as paho's: fields are read by any thread, and set by whoever has the client's loop. Methods are
     looked up when they are called, so a program's subclass may have its own.
     """
 
-    __slots__ = ("client", "holder")
+    __slots__ = ("holder",)
+
+    # For what is paho's public API, and to call callbacks with.
+    client: PahoClient
 
     # ---- the connection
-    sock = _field("_sock")
-    state = _field("_state")
-    keepalive_s = _field("_keepalive")
+    sock = Field("_sock")
+    state = Field("_state")
+    keepalive_s = Field("_keepalive")
     # The packet that is being handled.
-    packet = _field("_in_packet")
+    packet = Field("_in_packet")
     # The program's loop is to call `loop_write`.
-    is_registered = _field("_registered_write")
+    is_registered = Field("_registered_write")
     # What `disconnect` and the loop are told by.
-    wake_reader = _field("_sockpairR")
-    wake_writer = _field("_sockpairW")
+    wake_reader = Field("_sockpairR")
+    wake_writer = Field("_sockpairW")
     # ---- the loop
-    thread = _field("_thread")
-    is_ending = _field("_thread_terminate")
+    thread = Field("_thread")
+    is_ending = Field("_thread_terminate")
     # Only says that this thread is in a callback.
-    callback_mark = _field("_in_callback_mutex")
+    callback_mark = Field("_in_callback_mutex")
     # ---- what the program asked for
-    client_id = _field("_client_id")
-    username = _field("_username")
-    password = _field("_password")
-    protocol = _field("_protocol")
-    transport = _field("_transport")
-    is_tls = _field("_ssl")
-    port = _field("_port")
-    bind_address = _field("_bind_address")
-    bind_port = _field("_bind_port")
-    connect_timeout_s = _field("_connect_timeout")
-    websocket_path = _field("_websocket_path")
-    websocket_headers = _field("_websocket_extra_headers")
-    ssl_context = _field("_ssl_context")
-    is_tls_insecure = _field("_tls_insecure")
-    clean_session = _field("_clean_session")
-    clean_start = _field("_clean_start")
-    connect_properties = _field("_connect_properties")
-    reconnects = _field("_reconnect_on_failure")
-    is_manual = _field("_manual_ack")
-    userdata = _field("_userdata")
-    callback_version = _field("_callback_api_version")
-    filters = _field("_on_message_filtered")
-    on_socket_register_write = _field("_on_socket_register_write")
-    on_socket_unregister_write = _field("_on_socket_unregister_write")
+    client_id = Field("_client_id")
+    username = Field("_username")
+    password = Field("_password")
+    protocol = Field("_protocol")
+    transport = Field("_transport")
+    is_tls = Field("_ssl")
+    port = Field("_port")
+    bind_address = Field("_bind_address")
+    bind_port = Field("_bind_port")
+    connect_timeout_s = Field("_connect_timeout")
+    websocket_path = Field("_websocket_path")
+    websocket_headers = Field("_websocket_extra_headers")
+    ssl_context = Field("_ssl_context")
+    is_tls_insecure = Field("_tls_insecure")
+    clean_session = Field("_clean_session")
+    clean_start = Field("_clean_start")
+    connect_properties = Field("_connect_properties")
+    reconnects = Field("_reconnect_on_failure")
+    is_manual = Field("_manual_ack")
+    userdata = Field("_userdata")
+    callback_version = Field("_callback_api_version")
+    filters = Field("_on_message_filtered")
+    on_socket_register_write = Field("_on_socket_register_write")
+    on_socket_unregister_write = Field("_on_socket_unregister_write")
     # ---- messages of QoS 2 that arrived: packet id -> message, until PUBREL
-    received = _field("_in_messages")
-    received_lock = _field("_in_message_mutex")
+    received = Field("_in_messages")
+    received_lock = Field("_in_message_mutex")
     # Around the callbacks' fields.
-    callback_lock = _field("_callback_mutex")
+    callback_lock = Field("_callback_mutex")
     # ---- its wait between two attempts
-    delay_s = _field("_reconnect_delay")
-    min_delay_s = _field("_reconnect_min_delay")
-    max_delay_s = _field("_reconnect_max_delay")
-    delay_lock = _field("_reconnect_delay_mutex")
+    delay_s = Field("_reconnect_delay")
+    min_delay_s = Field("_reconnect_min_delay")
+    max_delay_s = Field("_reconnect_max_delay")
+    delay_lock = Field("_reconnect_delay_mutex")
 
-    def __init__(self, client: Any) -> None:
-        # For what is paho's public API, and to call callbacks with.
-        self.client: PahoClient = client
+    def __init__(self, client: PahoClient) -> None:
+        super().__init__(client)
         # Whose `sock` bytes are moved by.
         self.holder: Paho | _Tapped = self
 

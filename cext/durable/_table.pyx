@@ -62,11 +62,13 @@ cdef str DELETE_ALL = "DELETE FROM mqtt_offline_queue"
 cdef str IS_ANY_BETWEEN = "SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?)"
 cdef str DELETE_RANGE = "DELETE FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?"
 # Two halves, each an index search, merged: a row value comparison would walk all rows that share the first timestamp.
-# What is no time is behind all of them, or in front, and not looked at.
+# What is no time is behind all of them, or in front, and not looked at. What was refused so often that it is given up
+# is of a type to be noticed by.
+cdef str NOT_GIVEN_UP = "iif(retry_count < ?4, {1}, NULL)"
 cdef str READ_AFTER = (
-    "SELECT id, {0}, timestamp, {1} FROM mqtt_offline_queue WHERE timestamp = ?1 AND id > ?2{5}"
+    f"SELECT id, {{0}}, timestamp, {NOT_GIVEN_UP} FROM mqtt_offline_queue WHERE timestamp = ?1 AND id > ?2{{5}}"
     " UNION ALL"
-    " SELECT id, {0}, timestamp, {1} FROM mqtt_offline_queue"
+    f" SELECT id, {{0}}, timestamp, {NOT_GIVEN_UP} FROM mqtt_offline_queue"
     f" WHERE timestamp > ?1 AND timestamp <= {TIME_MAX_MS}{{5}}"
     " ORDER BY timestamp, id LIMIT ?3")
 cdef str READ_WITH_EXTRAS = (
@@ -100,7 +102,6 @@ cdef str ID_OF_TELEMETRY = "SELECT id FROM mqtt_offline_queue WHERE qos NOT IN (
 cdef str HEADS_EXPIRED = HEADS + " WHERE ttl < ?"
 cdef str HEADS_GIVEN_UP = (
     HEADS + " WHERE retry_count >= ? AND typeof(retry_count) IN ('integer', 'real')")
-cdef str HEADS_GIVEN_UP_BETWEEN = HEADS_GIVEN_UP + " AND id BETWEEN ? AND ?"
 cdef str READ_ALL = "SELECT id, {0}, {3}, {1}, {4} FROM mqtt_offline_queue ORDER BY timestamp, id"
 # The columns of these statements as they are; and as they can be read where a TEXT is none, of types to be noticed by.
 cdef tuple AS_STORED = (
@@ -298,14 +299,17 @@ cdef class QueueTable:
     cdef bint is_cut
     cdef Py_ssize_t row_bytes
     cdef readonly list unsendable
+    cdef readonly list given_up
+    cdef int64_t retries_max
     cdef readonly bint may_have_extras
 
-    def __init__(self, connection):
+    def __init__(self, connection, int64_t retries_max=INT64_MAX):
         self.connection = connection
+        self.retries_max = retries_max
         self.execute = connection.execute
         self.executemany = connection.executemany
         self.may_have_extras = True
-        self.unsendable = []
+        self.unsendable, self.given_up = [], []
         # Of the bytes of a TEXT.
         self.encoding = connection.pragma("encoding")
 
@@ -387,8 +391,8 @@ cdef class QueueTable:
         if with_extras:
             # They are sorted as a whole, however few of them are fetched: no more than fit, if they are as the last.
             most = <int>max(1, min(<Py_ssize_t>limit, READ_BYTES_MAX // max(self.row_bytes, 1)))
-        bindings = (timestamp_ms, message_id, most)
-        self.unsendable = []
+        bindings = (timestamp_ms, message_id, most, self.retries_max)
+        self.unsendable, self.given_up = [], []
         try:
             stored = READ_WITH_EXTRAS_STORED if with_extras else READ_AFTER_STORED
             rows = self._fetch(stored[lane], bindings)
@@ -465,6 +469,8 @@ cdef class QueueTable:
         except MessageError as error:
             self.unsendable.append((row[0], self.text(topic), int(qos) if qos in (1, 2) else 0, str(error)))
             return None
+        if (as_number(retry_count) or 0) >= self.retries_max:
+            self.given_up.append((row[0], name, level, as_time_ms(timestamp, 0)))
         return (row[0], name, stored, level, as_time_ms(timestamp, 0), as_time_ms(ttl, TIME_MAX_MS),
                 *(extras if with_extras else (as_number(retry_count) or 0,) * (PyTuple_GET_SIZE(row) - ROW_COLUMNS)))
 
@@ -507,10 +513,8 @@ cdef class QueueTable:
     def heads_expired(self, int64_t now_ms):
         return self._heads(HEADS_EXPIRED, (now_ms,))
 
-    def heads_given_up(self, int64_t max_retry, tuple between=None):
-        if between is None:
-            return self._heads(HEADS_GIVEN_UP, (max_retry,))
-        return self._heads(HEADS_GIVEN_UP_BETWEEN, (max_retry, *between))
+    def heads_given_up(self, int64_t max_retry):
+        return self._heads(HEADS_GIVEN_UP, (max_retry,))
 
     def _heads(self, str statement, tuple bindings):
         for message_id, topic, qos, timestamp_ms in self.execute(statement, bindings):

@@ -77,7 +77,8 @@ class QueueTable:
     One object, one connection, one thread at a time. Every method raises `apsw.Error` where the disk fails.
     deleted: rows deleted since the caller set it to 0.
     position, met: (timestamp, id) of the last row that the last `read_after` met, and how many those were, also such
-    that no message can be made of. unsendable: (id, topic, qos, reason) of these, in the last reading.
+    that no message can be made of. unsendable: (id, topic, qos, reason) of these, in the last reading. given_up: heads
+    of those that it found refused `retries_max` times or more often.
     may_have_extras: False only where no message on disk has extras, as far as this object looked and inserted.
     """
 
@@ -95,8 +96,10 @@ class QueueTable:
     @property
     def unsendable(self) -> list[tuple[int, str, int, str]]: ...
     @property
+    def given_up(self) -> list[_Head]: ...
+    @property
     def may_have_extras(self) -> bool: ...
-    def __init__(self, connection: apsw.Connection) -> None: ...
+    def __init__(self, connection: apsw.Connection, retries_max: int = ...) -> None: ...
     def commit(self, transaction: Commit | Move) -> None:
         """COMMIT, and have `transaction` know it."""
 
@@ -174,8 +177,8 @@ class QueueTable:
     def heads_expired(self, now_ms: int) -> Iterator[_Head]:
         """An iterator over the heads whose time of expiry has passed."""
 
-    def heads_given_up(self, max_retry: int, between: tuple[int, int] | None = None) -> Iterator[_Head]:
-        """An iterator over the heads that failed as often as they may. between: the lowest id and the highest."""
+    def heads_given_up(self, max_retry: int) -> Iterator[_Head]:
+        """An iterator over the heads that failed as often as they may."""
 
     def heads_by_id(self, ids: list[int]) -> list[_Head]:
         """The heads of these messages, as far as there are any."""

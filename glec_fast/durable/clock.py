@@ -126,6 +126,7 @@ class QueueClock:
     time switched off, behind the true time, until the wall clock is right again. The times of this boot, and of others
     since then, are moved so that their ages stay; those before are true as they are, and so grow by the time off.
 
+    offset_ms: of the queue's time against the milliseconds since boot.
     anchor: of the file's last use, None where its rows are another program's, whose times are taken at their word.
     next_id: of the first message that will be stamped.
     """
@@ -138,28 +139,19 @@ class QueueClock:
         self._of_boot = (1 + crc32(clocks.boot_id.encode())) * _BOOT_S_MAX
         boot_ms = clocks.since_boot_ms()
         if anchor is None:
-            self._offset_ms = clocks.wall_ms() - boot_ms
+            self.offset_ms = clocks.wall_ms() - boot_ms
             self._true_before = 0
             return
         self._true_before = anchor.true_before
         if anchor.boot_id == clocks.boot_id and boot_ms >= anchor.queue_ms - anchor.queue_offset_ms:
-            self._offset_ms = anchor.queue_offset_ms
+            self.offset_ms = anchor.queue_offset_ms
         else:
-            self._offset_ms = anchor.queue_ms - boot_ms
+            self.offset_ms = anchor.queue_ms - boot_ms
             self._true_before = min(self._true_before, next_id)
 
     def now_ms(self) -> int:
         """What a row is stamped with, and what its expiry is compared with."""
-        return self._clocks.since_boot_ms() + self._offset_ms
-
-    @property
-    def offset_ms(self) -> int:
-        """Of the queue's time against the milliseconds since boot."""
-        return self._offset_ms
-
-    def since_boot_ms(self) -> int:
-        """Milliseconds since boot, which never step. Any thread."""
-        return self._clocks.since_boot_ms()
+        return self._clocks.since_boot_ms() + self.offset_ms
 
     def unix_ms(self) -> int:
         """What to tell others: the wall clock once it was set, the queue's time before."""
@@ -193,7 +185,7 @@ class QueueClock:
         is_right = was_right and clocks.is_wall_right()
         if wall_ms < _SET_SINCE_MS or boot_ms - began_ms > _STEP_MS:
             return None
-        by_ms = wall_ms - boot_ms - self._offset_ms
+        by_ms = wall_ms - boot_ms - self.offset_ms
         is_step = abs(by_ms) > _STEP_MS
         if not is_right:
             return Step(by_ms, 0, 0) if is_step and not self._true_before else None
@@ -206,11 +198,11 @@ class QueueClock:
 
     def after(self, step: Step) -> Anchor:
         """The anchor to be written together with the moved rows."""
-        return self._anchor(self._offset_ms + step.by_ms, step.true_before)
+        return self._anchor(self.offset_ms + step.by_ms, step.true_before)
 
     def anchor(self, *, fresh: bool) -> Anchor | None:
         """What must be on disk with the next rows; None: what is there will do. `fresh`: also if only time passed."""
-        anchor, saved = self._anchor(self._offset_ms, self._true_before), self._saved
+        anchor, saved = self._anchor(self.offset_ms, self._true_before), self._saved
         if not fresh and saved is not None and saved._replace(queue_ms=anchor.queue_ms) == anchor:
             return None
         return anchor
@@ -222,4 +214,4 @@ class QueueClock:
     def on_saved(self, anchor: Anchor) -> None:
         """This anchor is on disk."""
         self._saved = anchor
-        self._offset_ms, self._true_before = anchor.queue_offset_ms, anchor.true_before
+        self.offset_ms, self._true_before = anchor.queue_offset_ms, anchor.true_before

@@ -109,15 +109,11 @@ class Dropping:
             return self.choose(heads, DropReason.GIVEN_UP, DROP_ROWS_MAX)
         return self.choose(heads, DropReason.QUARANTINED, DROP_ROWS_MAX, self._refused_text)
 
-    def give_up(self, table: QueueTable, ids: list[int]) -> set[int]:
-        """Mark those of these, just read, that were refused as often as they may be by an earlier process.
-
-        Returns them. What was in flight before stays. Wants the reader's lock held.
-        """
+    def give_up(self, heads: Iterable[Head]) -> set[int]:
+        """Mark those of these, just read, that are not in flight; returns them. Wants the reader's lock held."""
         reader = self._reader
-        idle = set(ids).difference(self.marked, reader.protected, reader.skipped, reader.withheld)
-        heads = table.heads_given_up(self._max_retry, (min(ids), max(ids)))
-        given_up = [head for head in heads if head[0] in idle]
+        kept = frozenset().union(self.marked, reader.protected, reader.skipped, reader.withheld)
+        given_up = [head for head in heads if head[0] not in kept]
         self.mark(given_up, DropReason.QUARANTINED, self._refused_text)
         return {head[0] for head in given_up}
 

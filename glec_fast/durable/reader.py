@@ -57,7 +57,8 @@ class Lane(NamedTuple):
 class Reader:
     """A position in each lane, on a connection of its own; `lock` is held to read, and to choose rows to be dropped."""
 
-    def __init__(self, file: QueueFile, *, alerts_first: bool = False) -> None:
+    def __init__(self, file: QueueFile, retries_max: int, *, alerts_first: bool = False) -> None:
+        self._retries_max = retries_max
         self.use(file.reader())
         # Never the same row for both: to be handed on, and to be dropped.
         self.lock = Lock("Reader.lock")
@@ -78,7 +79,7 @@ class Reader:
 
     def use(self, connection: apsw.Connection) -> None:
         """Go on with another connection, to a file with the same rows; `lock` is held."""
-        table = QueueTable(connection)
+        table = QueueTable(connection, self._retries_max)
         self._connection, self.table = connection, table
 
     @property

@@ -109,14 +109,17 @@ class Store(OfOneProcess):
         self.max_retry = max_retry
         self.company = company
         self.log = log or SummingLog(monotonic)
+        clocks = clocks or Clocks()
+        # Milliseconds since boot, which never step. Any thread may call it.
+        self.since_boot_ms = clocks.since_boot_ms
         bounds = Bounds(quarantine_max_size, int(quarantine_days * DAY_MS))
         self._file = file = QueueFile(path)
         self._status = status = Status(self.log)
         self._schedule = schedule = Schedule(status, monotonic, qos0_commit_delay_s, cleanup_interval_s)
         try:
-            self._reader = reader = Reader(file, alerts_first=queue_order == ALERTS_FIRST)
+            self._reader = reader = Reader(file, max_retry, alerts_first=queue_order == ALERTS_FIRST)
             table, is_salvaged = QueueTable(file.connection), file.salvage is not None
-            self._intake = intake = Intake(status, schedule, table, ttl_ms, clocks or Clocks(), is_salvaged=is_salvaged)
+            self._intake = intake = Intake(status, schedule, table, ttl_ms, clocks, is_salvaged=is_salvaged)
             self._gathering = gathering = Gathering(status, schedule, intake, company, qos0_commit_delay_s, table)
             self._dropping = dropping = Dropping(status.lock, reader, intake.clock, max_retry, bounds)
             is_ranked = (queue_order, overflow) != (FIFO, OLDEST)
@@ -423,10 +426,6 @@ class Store(OfOneProcess):
     def queue_offset_ms(self) -> int:
         """Of the times of rows against `since_boot_ms`."""
         return self._intake.clock.offset_ms
-
-    def since_boot_ms(self) -> int:
-        """Milliseconds since boot, which never step."""
-        return self._intake.clock.since_boot_ms()
 
     def unix_ms(self) -> int:
         """Unix time in milliseconds, as well as it is known."""

@@ -44,11 +44,6 @@ class Supply:
     _refused: dict[int, Job] = field(default_factory=dict)
     # As of when it was last looked for.
     _oldest_ms: int | None = None
-    # The last that was there at the opening: up to it rows may have been refused before.
-    _former_id: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._former_id = self._intake.next_id - 1
 
     def rewind(self, protected: Iterable[int], finished: Iterable[int], withheld: Iterable[int]) -> None:
         with self._reader.lock, self._status.lock:
@@ -67,9 +62,7 @@ class Supply:
                 rows, is_last = reader.advance(
                     limit, committed, self._writer.table, lambda: intake.committed_id, -1 if alerts else 0
                 )
-                # Now, while their pages are in memory: a look through all of the file would read it once more.
-                former = [row[0] for row in rows if row[0] <= self._former_id]
-                given_up = self._dropping.give_up(reader.table, former) if former else ()
+                given_up = self._dropping.give_up(reader.table.given_up) if reader.table.given_up else ()
             except apsw.Error as error:
                 self.on_read_failure(error)
                 return [], True

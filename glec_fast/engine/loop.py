@@ -94,7 +94,8 @@ class Loop:
             if paho.sock is None:
                 return self._no_connection()
         pull_at_s = self._outbox.pull_at_s
-        self.let_acks_gather()
+        if self._reader.is_stream:
+            self.let_acks_gather()
         if self._reader.is_stream and not self._outbox.is_woken:
             # The read tells what is there as well as a wait.
             readable, writable = True, False
@@ -118,8 +119,8 @@ class Loop:
                 return rc
         now_s = time.monotonic()
         # Before a long wait it is done in any case: a callback may have changed what is due.
-        is_done = paho.thread is not None and now_s - self.misc_done_s < _MISC_INTERVAL_S and self._is_busy()
-        if is_done and not self._policy.is_moving:
+        is_recent = paho.thread is not None and now_s - self.misc_done_s < _MISC_INTERVAL_S
+        if is_recent and (self._outbox.session.in_flight or self._is_busy()) and not self._policy.is_moving:
             return _SUCCESS
         self.misc_done_s = now_s
         return paho.client.loop_misc()
@@ -166,8 +167,6 @@ class Loop:
 
     def let_acks_gather(self) -> None:
         """Under load, take acknowledgements by the hundred: a turn of the loop costs as much as the acks of many."""
-        if not self._reader.is_stream:
-            return
         session = self._outbox.session
         if not session.sendable_bytes:
             # A small window, such as paho's own 20, is through in less than that: the broker would wait for us.

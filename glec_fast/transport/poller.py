@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from socket import socket
 from typing import Any
 
 from glec_fast.runtime.polling import READABLE, WRITABLE, new_poll
@@ -37,4 +38,4 @@ class Poller:
 
 def has_pending(sock: Any) -> bool:
     """True where bytes wait that no poll tells of: decrypted ones, or those behind a WebSocket's frame."""
-    return hasattr(sock, "pending") and sock.pending() > 0
+    return type(sock) is not socket and hasattr(sock, "pending") and sock.pending() > 0

@@ -102,9 +102,6 @@ class TestKept:
         reading = store._reader.table
 
         class Late:
-            def heads_given_up(self, *_arguments: int) -> list[Any]:
-                return []
-
             def read_after(self, *arguments: Any) -> Any:
                 monkeypatch.setattr(store._reader, "table", reading)
                 # Not in this thread, which must not wait for the disk: it has the reader's lock.

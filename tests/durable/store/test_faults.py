@@ -157,9 +157,6 @@ class TestFaults:
         table = store._reader.table
 
         class Broken:
-            def heads_given_up(self, *_arguments: int) -> list[Row]:
-                raise apsw.IOError("disk I/O error")
-
             def read_after(self, *_arguments: int) -> list[Row]:
                 raise apsw.IOError("disk I/O error")
 

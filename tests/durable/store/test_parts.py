@@ -156,7 +156,7 @@ class TestCaretaker:
         self, path: Path, intake: Intake, status: Status, schedule: Schedule, monotonic: Clock
     ) -> None:
         file = QueueFile(path)
-        reader = Reader(file)
+        reader = Reader(file, 3)
         dropping = Dropping(status.lock, reader, intake.clock, 3, Bounds())
         writer = Writer(path, file.connection, reader, dropping, 10, intake.adopt, status.log)
         caretaker = Caretaker(file, reader, writer, intake, dropping, status, schedule)
