@@ -19,13 +19,17 @@ import socket
 import subprocess
 import sys
 import tarfile
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = ROOT / "compat"
@@ -130,16 +134,17 @@ class Package:
             if not self.tests:
                 command = [str(self.python()), *swap, str(HERE / "jobs" / self.job)]
                 command += [broker.host, str(broker.port), str(broker.tls_port), str(ca)]
-                ended = subprocess.run(
-                    command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=folder, env=environment, check=False
-                )
+                log_path = self.folder() / f"{'ours' if ours else 'paho'}.log"
+                with log_path.open("w") as log:
+                    status = run_group(command, log, Path(folder), environment)
                 lines = [
-                    line.partition("RESULT ")[2] for line in ended.stdout.splitlines() if line.startswith("RESULT ")
+                    line.partition("RESULT ")[2]
+                    for line in log_path.read_text(errors="replace").splitlines()
+                    if line.startswith("RESULT ")
                 ]
-                (self.folder() / f"{'ours' if ours else 'paho'}.log").write_text(ended.stdout + ended.stderr)
                 result = Result({f"{number}: {line}": "passed" for number, line in enumerate(lines)})
-                if ended.returncode or not lines:
-                    result.outcomes[f"ended with {ended.returncode}"] = "failed"
+                if status or not lines:
+                    result.outcomes[f"ended with {status}"] = "failed"
                 return result
             report = Path(folder) / "report.xml"
             source = self._source()
@@ -150,9 +155,7 @@ class Package:
             command = [str(self.python()), *swap, "-m", "pytest", *options]
             command += self.tests if only is None else [self._node(each) for each in only]
             with (self.folder() / f"{'ours' if ours else 'paho'}.log").open("w" if only is None else "a") as log:
-                subprocess.run(
-                    command, stdout=log, stderr=log, timeout=TIMEOUT_S, cwd=source, env=environment, check=False
-                )
+                run_group(command, log, source, environment)
             return outcomes_of(report)
 
     def _source(self) -> Path:
@@ -186,6 +189,33 @@ def run(command: list[str]) -> None:
     subprocess.run(command, check=True, timeout=TIMEOUT_S)
 
 
+@contextmanager
+def ending_with_us(target: int) -> Iterator[None]:
+    """Have a process (or, below 0, a group of them) killed once this process has ended, however that came about."""
+    command = ["sh", "-c", 'read -r _; kill -s KILL -- "$1"', "sh", str(target)]
+    # By the end of its input, which is our death at the latest.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True) as guard:
+        try:
+            yield
+        finally:
+            guard.kill()
+
+
+def run_group(command: list[str], log: IO[str], folder: Path, environment: dict[str, str]) -> int:
+    """Run it to its end; what it has left running is ended then. Returns the exit status."""
+    with (
+        subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env=environment, start_new_session=True
+        ) as process,
+        ending_with_us(-process.pid),
+    ):
+        try:
+            return process.wait(TIMEOUT_S)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 def named_differences() -> set[str]:
     """Tests of others that docs/differences.md explains."""
     text = (ROOT / "docs" / "differences.md").read_text()
@@ -215,6 +245,13 @@ def compare(package: Package, broker: Any, ca: Path) -> tuple[Result, Result]:
     return theirs, ours
 
 
+def end_in_order() -> None:
+    """Have signals end what was started on the way out."""
+    # paho's tests end programs by it; a shell that starts this in the background has it ignored, also by its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+
 def is_free(port: int) -> bool:
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -231,8 +268,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
-    # paho's tests end programs by it; a shell that starts this in the background has it ignored, also by its children.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    end_in_order()
     sys.path.insert(0, str(ROOT))
     from glec_fast.testbed.broker import Broker
     from glec_fast.testbed.certificates import CertificateAuthority
@@ -250,6 +286,7 @@ def main() -> int:
             with (
                 TemporaryDirectory() as broker_s,
                 Broker(Path(broker_s), certificate=certificate, settings=listener) as broker,
+                ending_with_us(broker.pid),
             ):
                 theirs, ours = compare(package, broker, authority.certificate_path)
             differ = differing(theirs, ours)

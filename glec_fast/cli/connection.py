@@ -12,6 +12,7 @@ from glec_fast.cli.environment import CLIENT_ID, SETTINGS, URL, config_from
 from glec_fast.engine.connector import SecureConnector
 from glec_fast.engine.refusal import in_its_words, refusal
 from glec_fast.errors import ConfigError, ConnectionLostError, GlecError, TLSError
+from glec_fast.fleet.client import equip
 from glec_fast.fleet.config import MQTTConfig
 from glec_fast.mqtt.client import Client, parts_of
 from glec_fast.settings import ENVIRONMENT_PREFIX
@@ -95,15 +96,11 @@ class Connection:
             transport=broker.transport,
             connector=connector,
         )
-        self.client.connect_timeout = config.connection_timeout_s
-        if broker.transport == "websockets":
-            self.client.ws_set_options(broker.path)
-        if config.username is not None:
-            self.client.username_pw_set(config.username, config.password)
-        if broker.tls:
-            self.client.tls_set_context(connector.context())
+        equip(self.client, config, broker, connector)
         self._answered = threading.Event()
         self._refused: GlecError | None = None
+        # CONNACK's properties (MQTT 5).
+        self.told: Any = None
         self.client.on_connect = self._on_connect
         self.client.on_disconnect = self._on_disconnect
         # How often a connection ended by itself, and for what.
@@ -113,7 +110,8 @@ class Connection:
     def __enter__(self) -> Connection:
         broker = self._config.broker
         try:
-            self.client.connect(broker.host, broker.port, self._config.keepalive_s)
+            address = self._config.local_address or ""
+            self.client.connect(broker.host, broker.port, self._config.keepalive_s, address)
         except GlecError:
             raise
         except OSError as error:
@@ -121,7 +119,8 @@ class Connection:
             raise (TLSError if broker.tls else ConnectionLostError)(says) from error
         self.client.loop_start()
         if not self._answered.wait(self._config.connection_timeout_s):
-            self._refused = ConnectionLostError("the broker did not answer CONNECT in time: see its log")
+            says = f"the broker did not answer CONNECT within {self._config.connection_timeout_s:g} s"
+            self._refused = ConnectionLostError(f"{says}: ask `glec-fast doctor {self._config.broker_url}`")
         if self._refused is not None:
             self.__exit__()
             raise self._refused
@@ -136,8 +135,13 @@ class Connection:
             told = in_its_words(reason, properties)
             self.cause = told if flags.is_disconnect_packet_from_server else parts_of(client).ending.cause or told
             self.ends += 1
+            if not self._answered.is_set():
+                says = f"the connection ended before CONNACK: {self.cause}"
+                self._refused = ConnectionLostError(f"{says}; ask `glec-fast doctor {self._config.broker_url}`")
+                self._answered.set()
 
     def _on_connect(self, client: Any, _userdata: Any, _flags: Any, reason: ReasonCode, properties: Any) -> None:
+        self.told = properties
         if reason.is_failure:
             self._refused = refusal(reason, self._config.broker_url, properties)
         elif self.on_connected is not None:

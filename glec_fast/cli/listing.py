@@ -30,6 +30,11 @@ def shown(value: object) -> int | float | str | None:
     return value if value is None or isinstance(value, int) else str(value)
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """ "1 message", "1,204 messages"."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def one_line(text: str) -> str:
     """Without what breaks a line, or gives a terminal orders."""
     if text.isprintable():

@@ -7,9 +7,12 @@ Exit status: 0 well, 1 a check failed, 2 the request cannot be met (one line say
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from glec_fast import __version__
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 EXIT_UNUSABLE = 2
 EXIT_INTERRUPTED = 130
 EXIT_PIPE_CLOSED = 141
+_OUTPUT_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 SUBCOMMANDS = (
     demo_command,
@@ -84,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    _be_writable()
     arguments = build_parser().parse_args(argv)
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -93,15 +98,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"glec-fast: {error}\n")
         return EXIT_UNUSABLE
     except BrokenPipeError:
-        # Whoever read has had enough, as in `glec-fast settings | head`. The end of the process flushes once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read has had enough, as in `glec-fast settings | head`.
+        _write_no_more()
         return EXIT_PIPE_CLOSED
+    except OSError as error:
+        if error.errno not in _OUTPUT_FAILURES:
+            raise
+        _write_no_more()
+        sys.stderr.write(f"glec-fast: the output cannot be written ({error.strerror}): make room for it\n")
+        return EXIT_UNUSABLE
     except KeyboardInterrupt:
         sys.stderr.write("glec-fast: interrupted\n")
         return EXIT_INTERRUPTED
     finally:
         signal.signal(signal.SIGTERM, previous)
     return status
+
+
+def _be_writable() -> None:
+    """Have whatever a topic or a payload contains written to any terminal, in its escapes if need be."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # The shell has closed it.
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _write_no_more() -> None:
+    """The end of the process flushes once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from glec_fast.cli.arguments import seconds, topic
 from glec_fast.cli.connection import Connection, add_connection_options, config_of
+from glec_fast.cli.listing import counted
 from glec_fast.errors import ConfigError, PublishError
 from glec_fast.fleet.manager import MQTTManager
 
@@ -65,11 +66,13 @@ def run(arguments: argparse.Namespace) -> int:
     if metrics.messages_failed:
         reasons = ", ".join(f"{reason} {lost}" for reason, lost in metrics.drops.items() if lost)
         told.append(
-            f"{metrics.messages_failed} messages were dropped or refused" + (f" ({reasons})" if reasons else "")
+            counted(metrics.messages_failed, "message was", "messages were")
+            + " dropped or refused"
+            + (f" ({reasons})" if reasons else "")
         )
     if not is_done:
-        waiting = f"{metrics.queue_size} messages wait in {arguments.store} (given: {count})"
-        told.append(f"{waiting}; they are sent once there is a link")
+        waiting = counted(metrics.queue_size, "message waits", "messages wait")
+        told.append(f"{waiting} in {arguments.store} (given: {count}), to be sent once there is a link")
     text = "; ".join(told) + _ended(metrics.connects - metrics.is_connected, metrics.last_failure)
     sys.stderr.write(f"glec-fast: {text}\n")
     return EXIT_NOT_TAKEN
@@ -87,14 +90,16 @@ def _publish(connection: Connection, arguments: argparse.Namespace) -> int:
     missing = sum(not handle.is_published() for handle in handles)
     if not missing:
         return 0
-    says = f"the broker has not taken over {missing} of {len(handles)} messages within {arguments.timeout:g} s"
+    of_all = f"{missing} of {counted(len(handles), 'message', 'messages')}"
+    says = f"the broker has not taken over {of_all} within {arguments.timeout:g} s"
     advice = _ended(connection.ends, connection.cause) or ": try again, or keep them with --store"
     raise PublishError(says + advice, "link_lost")
 
 
 def _ended(count: int, cause: str | None) -> str:
     """What is said of connections that ended meanwhile, which no repetition may help; nothing where none did."""
-    return f"; the connection ended {count} times ({cause}): ask `glec-fast doctor`" if count else ""
+    often = counted(count, "time", "times")
+    return f"; the connection ended {often} ({cause}): ask `glec-fast doctor`" if count else ""
 
 
 def _payloads(arguments: argparse.Namespace) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from paho.mqtt.client import topic_matches_sub
 
 from glec_fast.cli.arguments import count_of, id_of, topic_filter
 from glec_fast.cli.in_doubt import run as run_in_doubt
-from glec_fast.cli.listing import moment, one_line, raw, shown, write_entries
+from glec_fast.cli.listing import counted, moment, one_line, raw, shown, write_entries
 from glec_fast.cli.queue_file import fetch
 from glec_fast.cli.service_client import OF_THE_OWNER, add_socket_option, ask_owner_of
 from glec_fast.durable.foreign_rows import as_number, as_time_ms
@@ -109,9 +109,11 @@ def run_stats(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return 0
-    sys.stdout.write(f"{found['messages']:,} messages wait; the file and its logs take {disk_bytes:,} bytes\n")
+    waiting = counted(found["messages"], "message waits", "messages wait")
+    sys.stdout.write(f"{waiting}; the file and its logs take {disk_bytes:,} bytes\n")
     for row in by_qos:
-        text = f"QoS {row['qos']}  {row['messages']:>9,} messages  {row['payload_bytes']:>12,} bytes of payload"
+        noun = "message " if row["messages"] == 1 else "messages"
+        text = f"QoS {row['qos']}  {row['messages']:>9,} {noun}  {row['payload_bytes']:>12,} bytes of payload"
         sys.stdout.write(one_line(f"{text}  the oldest of {_span(row['oldest_s'])} ago") + "\n")
     return 0
 
@@ -164,7 +166,8 @@ def run_show(arguments: argparse.Namespace) -> int:
 
 def run_export(arguments: argparse.Namespace) -> int:
     for row in _matching(arguments, with_payload=True):
-        sys.stdout.write(json.dumps(_as_json(row), ensure_ascii=False) + "\n")
+        # JSON is UTF-8, whatever the terminal takes.
+        sys.stdout.buffer.write(json.dumps(_as_json(row), ensure_ascii=False).encode() + b"\n")
     return 0
 
 
@@ -193,7 +196,7 @@ def run_purge(arguments: argparse.Namespace) -> int:
         sys.stdout.write("no such message waits\n")
         return 0
     if not arguments.yes:
-        sys.stderr.write(f"delete {len(ids):,} messages for good? [y/N] ")
+        sys.stderr.write(f"delete {counted(len(ids), 'message', 'messages')} for good? [y/N] ")
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             sys.stderr.write("nothing was deleted\n")
@@ -203,15 +206,15 @@ def run_purge(arguments: argparse.Namespace) -> int:
             deleted = sum(queue.delete(message_id) for message_id in ids)
     except QueueLockedError:
         count = sum(ask_owner_of(arguments.path, arguments.socket, "purge", ids, "asked"))
-        text = f"the service deletes {count:,} messages, but for those that are on their way already"
+        text = f"the service deletes {counted(count, 'message', 'messages')}, but for what is on its way already"
         sys.stdout.write(text + "\n")
         return 0
-    sys.stdout.write(f"{deleted:,} messages deleted\n")
+    sys.stdout.write(f"{counted(deleted, 'message', 'messages')} deleted\n")
     return 0
 
 
 def line_of(row: Waiting) -> str:
-    refused = f", refused {row.refusals} times" if row.refusals else ""
+    refused = f", refused {'once' if row.refusals == 1 else f'{row.refusals} times'}" if row.refusals else ""
     text = f"{row.id:8} {moment(row.queued_ms)} QoS {row.qos} {row.payload_bytes:6} B {row.topic}{refused}"
     return one_line(text) + "\n"
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from glec_fast.cli import service_install
 from glec_fast.cli.environment import config_from, directory_from
+from glec_fast.cli.listing import counted
 from glec_fast.errors import GlecError, MessageError
 from glec_fast.fleet.manager import MQTTManager
 from glec_fast.fleet.packet_server import PacketServer
@@ -79,7 +80,7 @@ def run(_arguments: argparse.Namespace) -> int:
 def status_of(metrics: Metrics) -> str:
     """One line for `systemctl status`."""
     link = "connected" if metrics.is_connected else f"no link for {metrics.in_state_s:.0f} s"
-    text = f"{link}, {metrics.queue_size} messages waiting"
+    text = f"{link}, {counted(metrics.queue_size, 'message', 'messages')} waiting"
     if metrics.oldest_s >= 1:
         text += f", the oldest for {metrics.oldest_s:.0f} s"
     dropped = sum(metrics.drops.values())

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SUMMARY = "watch the running service"
 _BARS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+# For a terminal that has no others.
+_ASCII_BARS = "_.-:=+*#"
 _POINTS = 40
 _LONGEST_FAILURE = 200
 # Without a terminal's height.
@@ -52,10 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError("top needs the package rich: pip install 'glec-fast[cli]'") from error
     if not 0.1 <= arguments.period <= 3600:
         raise ConfigError("--period must be a number of seconds from 0.1 to 3600")
-    page = Page()
-    _look(page, arguments)
     console = Console(file=sys.stdout)
-    if arguments.once or not console.is_terminal:
+    page = Page(_BARS if console.encoding.startswith("utf") else _ASCII_BARS)
+    _look(page, arguments)
+    if arguments.once or not console.is_terminal or console.is_dumb_terminal:
         console.print(page.render(_LINES_IN_A_PIPE))
         return 0
     with Live(page.fitted(console.height), console=console, screen=True, auto_refresh=False) as live:
@@ -86,9 +88,10 @@ def _lines_of(told: object) -> list[dict[str, Any]]:
 
 
 class Page:
-    """The last answers, and what changed between them."""
+    """The last answers, and what changed between them. bars: signs for what is low to what is high."""
 
-    def __init__(self) -> None:
+    def __init__(self, bars: str = _BARS) -> None:
+        self._bars = bars
         self._answer: dict[str, Any] = {}
         self._lines: list[dict[str, Any]] = []
         self._taken_s = 0.0
@@ -154,7 +157,7 @@ class Page:
         ):
             rates = self._rates[name]
             shown = f"{rates[-1]:,.0f} {unit}" if rates else f"{figures[name]:,} {unit.partition('/')[0]}"
-            table.add_row(label, shown, _sparkline(rates))
+            table.add_row(label, shown, self._sparkline(rates))
         return table
 
     def _by_qos(self) -> RenderableType:
@@ -185,7 +188,7 @@ class Page:
                 table.add_row(label, "-", "")
         oldest_s = figures.get("oldest_s", 0)
         oldest = f"the oldest {_span(oldest_s)}  " if oldest_s >= 1 and figures["queue_size"] else ""
-        table.add_row("queue", f"{figures['queue_size']:,} msg", oldest + _sparkline(self._queue))
+        table.add_row("queue", f"{figures['queue_size']:,} msg", oldest + self._sparkline(self._queue))
         if figures.get("batches"):
             saved = f"{figures['batch_saved_bytes'] / 1000:,.0f} kB saved"
             table.add_row("batches", f"{figures['batches']:,}", f"of {figures['batched_messages']:,} messages, {saved}")
@@ -202,19 +205,18 @@ class Page:
             table.add_row("last failure", "", Text(figures["last_failure"][:_LONGEST_FAILURE], style="yellow"))
         return table
 
+    def _sparkline(self, values: deque[float]) -> str:
+        highest, signs = max(values, default=0), self._bars
+        if not highest:
+            return ""
+        return "".join(signs[min(int(value / highest * len(signs)), len(signs) - 1)] for value in values)
+
     def _ends(self) -> str:
         certificates = self._answer["metrics"].get("certificates", ())
         if not certificates:
             return ""
         days = (min(each["expires_at_s"] for each in certificates) - time.time()) / _DAY_S
         return f"; a certificate ends in {days:,.0f} d"
-
-
-def _sparkline(values: deque[float]) -> str:
-    highest = max(values, default=0)
-    if not highest:
-        return ""
-    return "".join(_BARS[min(int(value / highest * len(_BARS)), len(_BARS) - 1)] for value in values)
 
 
 def _span(seconds: float) -> str:

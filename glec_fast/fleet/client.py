@@ -17,7 +17,7 @@ from glec_fast.transport.way_out import parse_proxy, proxy_arguments
 if TYPE_CHECKING:
     from glec_fast.durable.clock import Clocks
     from glec_fast.engine.connector import SecureConnector
-    from glec_fast.fleet.config import MQTTConfig, Target
+    from glec_fast.fleet.config import Broker, MQTTConfig, Target
     from glec_fast.fleet.policy import FleetPolicy
     from glec_fast.runtime.summing_log import SummingLog
 
@@ -73,12 +73,21 @@ def client_of(
     aim(client, target)
     # Now, so that what another broker leaves in doubt is known at once.
     parts_of(client).greeting.identify()
-    client.connect_timeout = config.connection_timeout_s
     client.suppress_exceptions = True
+    equip(client, config, broker, connector)
+    return client
+
+
+def equip(client: Client, config: MQTTConfig, broker: Broker, connector: SecureConnector) -> None:
+    """Have it connect as the settings say: TLS, WebSocket, proxy, interface, login.
+
+    Raises ConfigError, TLSFileError.
+    """
+    client.connect_timeout = config.connection_timeout_s
     if broker.tls:
         client.tls_set_context(connector.context())
-    if config.websocket_headers:
-        client.ws_set_options(broker.path, config.headers)
+    if broker.transport == "websockets":
+        client.ws_set_options(broker.path, config.headers or None)
     if config.proxy_url is not None:
         try:
             client.proxy_set(**proxy_arguments(parse_proxy(config.proxy_url), config.options))
@@ -88,7 +97,6 @@ def client_of(
     connector.options = config.options
     if config.username is not None:
         client.username_pw_set(config.username, config.password)
-    return client
 
 
 def aim(client: Client, target: Target) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,12 +36,67 @@ def test_every_figure_of_every_contender(broker: Broker, tmp_path: Path, capsys:
     }
     figures = [each for kinds in report["results"].values() for each in kinds.values()]
     assert all(value > 0 for each in figures for value in each.values()), figures
-    # Each message that a figure counts, and the mark behind each run of QoS 0.
-    assert arrived == sum(each["count"] for each in figures) + 3
+    # Each message that a figure counts, the mark behind each run of QoS 0, and those that ask what the broker takes.
+    assert arrived == sum(each["count"] for each in figures) + 3 + 5
+    assert report["notes"] == []
     assert [path for path in tmp_path.iterdir() if path.name.startswith("glec-fast-bench")] == []
     table = in_table(report)
     assert re.search(r"publish, QoS 1, msg/s +[\d,]+ +[\d,]+ \([\d.e+]+ x\)", table)
     assert re.search(r"flush of \d+ queued, QoS 2, msg/s +- +- +[\d,]+ +> 100 msg/s: [\d,]+ x", table)
+
+
+@pytest.mark.parametrize(
+    ("highest", "version", "says"),
+    [
+        (1, 4, "QoS 2 is not measured: the broker ended the connection over a message of QoS 2 ("),
+        (1, 5, "QoS 2 is not measured: the broker says that it takes QoS 1 at most\n"),
+        (0, 5, "QoS 1 is not measured: the broker says that it takes QoS 0 at most\n"),
+    ],
+)
+def test_what_the_broker_has_no_qos_for_is_left_out_and_said(
+    highest: int,
+    version: int,
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    only = [each._replace(kinds=("memory",)) for each in MEASURES if each.name in ("publish-0", "publish-2")]
+    monkeypatch.setattr("glec_fast.cli.bench.command.MEASURES", only)
+    with Broker(tmp_path, settings=[f"max_qos {highest}"]) as broker:
+        config = tmp_path / "broker_config.properties"
+        config.write_text(f"mqtt.broker.url={broker.url}\nmqtt.client.id=B\nmqtt.protocol.version={version}\n")
+        assert main(["bench", "--config", str(config), *TINY]) == 0
+    said = capsys.readouterr().out
+    assert says in said
+    assert re.search(r"publish, QoS 0, msg/s +- +[\d,]+ ", said)
+    assert "publish, QoS 2" not in said
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("acl_file {acl}", "the broker takes no message to glec-fast/bench/B: the broker ended the connection"),
+        ("max_packet_size 200", "the broker does not take 300 bytes of payload: the broker ended the connection"),
+    ],
+)
+def test_a_broker_that_takes_nothing_of_it_is_one_line(
+    setting: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "acl").write_text("topic readwrite other/#\n")
+    with Broker(tmp_path, settings=[setting.format(acl=tmp_path / "acl")]) as broker:
+        assert main(["bench", "--broker", broker.url, "--client-id", "B"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n"), says in said.err) == ("", 1, True), said.err
+
+
+def test_a_broker_that_closes_before_connack_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        closer = threading.Thread(target=lambda: listener.accept()[0].close())
+        closer.start()
+        assert main(["bench", "--broker", f"tcp://127.0.0.1:{listener.getsockname()[1]}"]) == 2
+        closer.join()
+    assert "the connection ended before CONNACK" in capsys.readouterr().err
 
 
 def test_over_tls_with_a_password_that_no_argument_shows(

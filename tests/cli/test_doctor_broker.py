@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from glec_fast.testbed.subscriber import Subscriber
 from support.doctor import Report
 from support.loopback import LoopbackServer
 from support.properties_file import write_properties
+from support.proxies import HTTPProxy
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -80,6 +82,29 @@ def test_what_a_broker_does_not_do(
     assert found in report.found(check)
     assert advice in report.findings[check]["advice"]
     assert (report.status_of(check) == "warning") == bool(advice)
+
+
+def test_the_commands_go_through_the_gateways_proxy(broker: Broker, ask: Any, tmp_path: Path) -> None:
+    proxy = HTTPProxy()
+    try:
+        properties = write_properties(tmp_path, broker.url, proxy_url=f"http://127.0.0.1:{proxy.port}")
+        report = ask("--config", str(properties), "--device-id", "D", "--probe")
+        assert report.status == 0, report.text
+        assert report.found("tcp").startswith(f"127.0.0.1 port {proxy.port} answers")
+        assert (report.status_of("login"), report.found("qos 2")) == ("ok", "it is not tried out through a proxy")
+        assert main(["pub", "--config", str(properties), "--device-id", "D", "-t", "t", "-m", "x"]) == 0
+        assert len(proxy.requests) == 2
+    finally:
+        proxy.close()
+
+
+def test_the_commands_connect_from_the_gateways_address(broker: Broker, ask: Any, tmp_path: Path) -> None:
+    properties = write_properties(tmp_path, broker.url, connection_local_address="127.0.0.3")
+    assert ask("--config", str(properties), "--device-id", "D", "--probe").status == 0
+    assert main(["pub", "--config", str(properties), "--device-id", "D", "-t", "t", "-m", "x"]) == 0
+    named = re.findall(r"New client connected from ([\d.]+)", broker.log_text())
+    assert set(named) == {"127.0.0.3"}
+    assert len(named) > 5
 
 
 def test_mqtt_5_names_its_highest_qos(start_broker: StartBroker, ask: Any, tmp_path: Path) -> None:

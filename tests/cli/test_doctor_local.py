@@ -127,7 +127,7 @@ class TestQueue:
         subprocess.run([sys.executable, "-c", program, str(tmp_path / "queue.db")], env=environment, check=False)
         assert (tmp_path / "queue.db-wal").stat().st_size
         report = self.examine(tmp_path, doctor)
-        assert "1 of at most 10000 messages wait" in report.found("queue")
+        assert "1 of at most 10000 messages waits" in report.found("queue")
 
     def test_full(self, queue: Path, doctor: Doctor) -> None:
         report = self.examine(queue.parent, doctor, queue_max_size=30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,29 @@ def test_a_reader_that_has_enough_is_no_error() -> None:
     assert done.stderr == ""
     assert done.stdout.splitlines()[0] == "broker_url"
     assert done.stdout.splitlines()[1] in ("0", "141")
+
+
+def test_what_a_terminal_has_no_signs_for_is_escaped(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    with OfflineQueueManager(path) as queue:
+        queue.enqueue("\ucc28\ub7c9", "\u4e00\U0001f600", 1)
+    environment = child_environment() | {"PYTHONIOENCODING": "ascii"}
+
+    def said(*words: str) -> bytes:
+        command = [sys.executable, "-m", "glec_fast", "queue", *words]
+        return subprocess.run(command, capture_output=True, check=True, env=environment).stdout
+
+    assert said("list", str(path)).endswith(b" B \\ucc28\\ub7c9\n")
+    # JSON is UTF-8.
+    assert json.loads(said("export", str(path)))["payload"] == "\u4e00\U0001f600"
+
+
+def test_an_output_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "glec_fast", "settings"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=child_environment())
+    says = "glec-fast: the output cannot be written (No space left on device): make room for it\n"
+    assert (done.returncode, done.stderr) == (2, says)
 
 
 @pytest.mark.parametrize("text", ["host:8883", "ssl://host:8883", "mqtts://host:8883", "wss://host:8883/mqtt"])

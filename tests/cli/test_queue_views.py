@@ -111,9 +111,9 @@ def queue_arguments(*arguments: object) -> Any:
 def test_purge(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
     assert main(["queue", "purge", str(path), "--topic", "b/#"]) == 1
-    assert "delete 1 messages for good? [y/N] nothing was deleted" in capsys.readouterr().err
+    assert "delete 1 message for good? [y/N] nothing was deleted" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    assert printed(capsys, "purge", path, "--topic", "b/#") == "1 messages deleted\n"
+    assert printed(capsys, "purge", path, "--topic", "b/#") == "1 message deleted\n"
     assert printed(capsys, "purge", path, "--qos", 0, "--yes") == "167 messages deleted\n"
     assert printed(capsys, "purge", path, "--qos", 0, "--yes") == "no such message waits\n"
     with OfflineQueueManager(path) as queue:

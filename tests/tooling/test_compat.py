@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import signal
+import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.gateway import eventually
 from support.places import REPOSITORY
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 RUNNER = REPOSITORY / "compat" / "run.py"
 
@@ -126,3 +131,34 @@ def test_ours_is_that_of_this_tree(compat: Any, tmp_path: Path, monkeypatch: pyt
     stale.mkdir()
     (stale / "glec_fast").symlink_to(tmp_path / "another" / "glec_fast")
     assert (package.link() / "glec_fast").resolve() == REPOSITORY / "glec_fast"
+
+
+def commands() -> Iterator[bytes]:
+    """Of all processes."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            yield path.read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_it_started_ends_with_it(compat: Any, tmp_path: Path, number: signal.Signals) -> None:
+    program = tmp_path / "runner.py"
+    program.write_text(
+        "import importlib.util, os, pathlib, signal, sys\n"
+        f"spec = importlib.util.spec_from_file_location('run', {str(RUNNER)!r})\n"
+        "sys.modules['run'] = run = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(run)\n"
+        "run.end_in_order()\n"
+        "here = pathlib.Path.cwd()\n"
+        "with open('log', 'w') as log:\n"
+        "    run.run_group(['sh', '-c', 'sleep 100 & echo $$ $! > child; wait'], log, here, dict(os.environ))\n"
+    )
+    child = tmp_path / "child"
+    with subprocess.Popen([sys.executable, str(program)], cwd=tmp_path) as runner:
+        assert eventually(lambda: child.exists() and child.read_text().endswith("\n"))
+        group, sleeper = child.read_text().split()
+        # Who is to end it if the runner cannot.
+        assert eventually(lambda: any(f"\0-{group}\0".encode() in command for command in commands()))
+        runner.send_signal(number)
+    process = Path("/proc", sleeper, "cmdline")
+    assert eventually(lambda: not process.exists() or b"sleep" not in process.read_bytes())

@@ -4,6 +4,9 @@ Publishes to glec-fast/bench/CLIENT_ID: with paho's client, with ours in memory,
 in a process of its own. In flight are at most 20 messages with paho, as it comes, and 1,000 with ours, as MQTTManager
 has it (in memory, with QoS 2, 20). The last column puts beside them what the specification asks for. One run
 on a busy machine says little: the ratios of several do.
+
+What the broker does not take, such as QoS 2, is left out, and said below the table. Exit status 1 where a client broke
+down at a figure, 2 where there is none.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from glec_fast.cli.arguments import topic
 from glec_fast.cli.bench.contender import MEMORY, PAHO, STORE
+from glec_fast.cli.bench.probe import BenchError, ask
 from glec_fast.cli.bench.report import in_table
 from glec_fast.cli.connection import Connection, add_connection_options, config_of
 from glec_fast.errors import ConfigError, GlecError
+from glec_fast.transport.way_out import parse_proxy, proxy_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,12 +41,10 @@ CONTENDER = Path(__file__).with_name("contender.py")
 MESSAGES, ANSWERS, PAYLOAD_BYTES = 10_000, 100, 300
 SECONDS = 3.0
 SUFFIX = "-bench"
+TOPIC = "glec-fast/bench/"
+EXIT_BROKEN = 1
 # Each measure waits at most 30 s for an answer, after its time.
 _PATIENCE_S = 120.0
-
-
-class BenchError(GlecError):
-    """A contender broke down, or the broker did not answer it."""
 
 
 class Measure(NamedTuple):
@@ -68,6 +72,7 @@ def add_parser(subparsers: SubParsers) -> None:
     parser.add_argument("--seconds", metavar="S", type=_seconds, default=SECONDS, help="for each figure (default: 3)")
     parser.add_argument("--messages", metavar="N", type=_count, default=MESSAGES, help="at most (default: 10000)")
     parser.add_argument("--bytes", metavar="N", type=_count, default=PAYLOAD_BYTES, help="of payload (default: 300)")
+    parser.add_argument("--topic", metavar="TOPIC", type=topic, help="(default: glec-fast/bench/CLIENT_ID)")
     parser.add_argument("--directory", metavar="DIR", type=Path, help="for the queue file (default: the temporary one)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_connection_options(parser)
@@ -75,34 +80,48 @@ def add_parser(subparsers: SubParsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Raises GlecError where the broker cannot be reached, or does not answer in time."""
+    """Raises GlecError where the broker cannot be reached, or no figure was measured."""
     config = config_of(arguments)
     client_id = arguments.client_id or config.client_id + SUFFIX
-    results: dict[str, dict[str, Any]] = {}
+    arguments.topic = arguments.topic or TOPIC + client_id
     # What would fail each contender is told by the manager's own kind of connection, which also checks the pins.
-    with Connection(config, client_id, ""):
-        pass
-    try:
-        with _directory(arguments.directory) as directory:
+    taken = ask(config, client_id, arguments.topic, b"x" * arguments.bytes)
+    results: dict[str, dict[str, Any]] = {}
+    broken: dict[tuple[str, int], str] = {}
+    with _directory(arguments.directory) as directory:
+        try:
             for measure in MEASURES:
+                if measure.qos in taken.refused:
+                    continue
                 _say(f"{measure.action}, QoS {measure.qos}")
-                results[measure.name] = {
-                    kind: _figures(arguments, config, client_id, measure, kind, Path(directory), results)
-                    for kind in measure.kinds
-                }
-    finally:
-        # Ours with a store asks the broker to keep its session; this ends it. What went wrong before is told instead.
-        with suppress(GlecError), Connection(config, client_id, ""):
-            pass
+                figures = results[measure.name] = {}
+                for kind in measure.kinds:
+                    # Who broke down at this QoS would do so again.
+                    if (kind, measure.qos) in broken:
+                        continue
+                    job = _job(arguments, config, client_id, measure, kind, directory, results)
+                    job["is_marked_by_message"] = 1 not in taken.refused
+                    try:
+                        figures[kind] = _figures(job, measure, Path(directory))
+                    except BenchError as error:
+                        broken[kind, measure.qos] = str(error)
+        finally:
+            # Ours with a store asks the broker to keep its session; this ends it. What went wrong before is told.
+            with suppress(GlecError), Connection(config, client_id, ""):
+                pass
+    if not any(results.values()):
+        raise BenchError(next(iter(broken.values())))
+    missing = [f"QoS {qos} is not measured: {why}" for qos, why in taken.refused.items()]
     report = {
         "broker": config.broker_url or config.broker_urls[0],
         "payload_bytes": arguments.bytes,
         "seconds": arguments.seconds,
         "queue_directory": str(arguments.directory or tempfile.gettempdir()),
         "results": results,
+        "notes": [*missing, *broken.values(), *taken.notes],
     }
     sys.stdout.write(json.dumps(report) + "\n" if arguments.json else in_table(report))
-    return 0
+    return EXIT_BROKEN if broken else 0
 
 
 def _directory(given: Path | None) -> tempfile.TemporaryDirectory[str]:
@@ -112,39 +131,49 @@ def _directory(given: Path | None) -> tempfile.TemporaryDirectory[str]:
         raise ConfigError(f"{given} cannot hold a queue file ({error.strerror}): give another --directory") from error
 
 
-def _figures(
+def _job(
     arguments: argparse.Namespace,
     config: MQTTConfig,
     client_id: str,
     measure: Measure,
     kind: str,
-    directory: Path,
+    directory: str,
     results: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
+    """What a contender is told."""
     count = min(ANSWERS, arguments.messages) if measure.action == "answer" else arguments.messages
     if measure.action == "flush":
         # On a slow link no more than goes in the time.
-        rate_msg_s = results[f"publish-{measure.qos}"][MEMORY]["rate_msg_s"]
+        before = results[f"publish-{measure.qos}"]
+        rate_msg_s = before.get(MEMORY, before.get(kind, {"rate_msg_s": 1.0}))["rate_msg_s"]
         count = max(1, min(count, int(rate_msg_s * arguments.seconds)) - 1)
     broker = config.broker
-    job = {
+    return {
         "kind": kind,
         "action": measure.action,
         "qos": measure.qos,
         "count": count,
         "seconds": arguments.seconds,
         "payload_bytes": arguments.bytes,
-        "queue_path": str(directory / f"{measure.name}.db"),
+        "topic": arguments.topic,
+        "queue_path": str(Path(directory, f"{measure.name}.db")),
         "client_id": client_id,
         "protocol": config.protocol_version,
         "host": broker.host,
         "port": broker.port,
         "transport": broker.transport,
         "path": broker.path,
+        "headers": config.headers,
+        "proxy": _proxy(config),
         "username": config.username,
         "password": config.password,
         "tls": _tls(config) if broker.tls else None,
     }
+
+
+def _figures(job: dict[str, Any], measure: Measure, directory: Path) -> dict[str, Any]:
+    """What the contender measured. Raises BenchError."""
+    kind = job["kind"]
     # By standard input: what stands in the arguments of a process everybody may read.
     command = [sys.executable, str(CONTENDER)]
     try:
@@ -164,6 +193,14 @@ def _figures(
 
 def _files(directory: Path, name: str) -> Iterator[Path]:
     return directory.glob(f"{name}.db*")
+
+
+def _proxy(config: MQTTConfig) -> dict[str, Any] | None:
+    """For `proxy_set`. Raises ConfigError."""
+    if config.options or config.local_address:
+        says = "bench takes no network_interface, socket_options and local_address, as not all its clients know them"
+        raise ConfigError(f"{says}: leave them out")
+    return None if config.proxy_url is None else proxy_arguments(parse_proxy(config.proxy_url), ())
 
 
 def _tls(config: MQTTConfig) -> dict[str, Any]:

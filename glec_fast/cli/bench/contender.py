@@ -24,7 +24,6 @@ PAHO, MEMORY, STORE = "paho", "memory", "store"
 OUTSTANDING_MAX, WAIT_EVERY = 1000, 50
 # As MQTTManager has it.
 WINDOW = 1000
-TOPIC = "glec-fast/bench/"
 ANSWER_TIMEOUT_S = 30.0
 
 
@@ -59,7 +58,9 @@ def make_client(job: Job) -> Any:
         # more before it has PUBREL, which a client with a store minds by itself.
         client.max_inflight_messages_set(WINDOW)
     if job["transport"] == "websockets":
-        client.ws_set_options(job["path"])
+        client.ws_set_options(job["path"], job["headers"] or None)
+    if job["proxy"] is not None:
+        client.proxy_set(**job["proxy"])
     if job["username"] is not None:
         client.username_pw_set(job["username"], job["password"])
     if job["tls"] is not None:
@@ -99,9 +100,20 @@ def wait(info: Any) -> None:
         raise TimeoutError(f"the broker did not acknowledge a message within {ANSWER_TIMEOUT_S:.0f} s")
 
 
+def wait_for_mark(client: Any, topic: str) -> None:
+    """Of a broker that acknowledges no message: it has read what goes before once it answers this."""
+    import threading
+
+    answered = threading.Event()
+    client.on_unsubscribe = lambda *_: answered.set()
+    client.unsubscribe(topic)
+    if not answered.wait(ANSWER_TIMEOUT_S):
+        raise TimeoutError(f"the broker did not answer UNSUBSCRIBE within {ANSWER_TIMEOUT_S:.0f} s")
+
+
 def publish_all(client: Any, job: Job, payload: bytes) -> Figures:
     """As many as go within the time, at most `count`; what is read back is the rate until the last is acknowledged."""
-    topic, qos, count = TOPIC + job["client_id"], job["qos"], job["count"]
+    topic, qos, count = job["topic"], job["qos"], job["count"]
     ends_s = time.perf_counter() + job["seconds"]
     marks, number = [], 0
     start_s, cpu_start_s = time.perf_counter(), time.process_time()
@@ -114,10 +126,13 @@ def publish_all(client: Any, job: Job, payload: bytes) -> Figures:
                 wait(marks.pop(0))
             if time.perf_counter() > ends_s:
                 break
-    if qos == 0:
-        # The broker reads in order: once it has this one, it has had all.
-        info = client.publish(topic, payload, 1)
-    wait(info)
+    if qos == 0 and not job["is_marked_by_message"]:
+        wait_for_mark(client, topic)
+    else:
+        if qos == 0:
+            # The broker reads in order: once it has this one, it has had all.
+            info = client.publish(topic, payload, 1)
+        wait(info)
     seconds = time.perf_counter() - start_s
     cpu_s = time.process_time() - cpu_start_s
     return {"rate_msg_s": number / seconds, "cpu_us": cpu_s / number * 1e6, "count": number}
@@ -125,7 +140,7 @@ def publish_all(client: Any, job: Job, payload: bytes) -> Figures:
 
 def answer_one_by_one(client: Any, job: Job, payload: bytes) -> Figures:
     """From the call of publish until the broker has acknowledged, one message at a time."""
-    topic, took_s = TOPIC + job["client_id"], list[float]()
+    topic, took_s = job["topic"], list[float]()
     ends_s = time.perf_counter() + job["seconds"]
     while len(took_s) < job["count"] and (time.perf_counter() < ends_s or len(took_s) < 3):
         start_s = time.perf_counter()
@@ -138,7 +153,7 @@ def answer_one_by_one(client: Any, job: Job, payload: bytes) -> Figures:
 
 def fill_and_flush(client: Any, job: Job, payload: bytes) -> Figures:
     """What is published without a link, then sent: from CONNACK until the broker has it all and the file is empty."""
-    topic = TOPIC + job["client_id"]
+    topic = job["topic"]
     for _ in range(job["count"]):
         client.publish(topic, payload, job["qos"])
     info = client.publish(topic, payload, job["qos"])

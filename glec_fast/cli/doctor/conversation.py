@@ -49,9 +49,10 @@ class Conversation:
         self._deadline_s = time.monotonic() + config.connection_timeout_s
         broker = config.broker
         connector = SecureConnector((config.tls_config or TLSConfig()) if broker.tls else None, broker.host)
+        connector.options = config.options
         connector.begin(config.connection_timeout_s)
         context = connector.context()
-        sock: Any = connector.dial(broker.host, broker.port, ("", 0))
+        sock: Any = connector.dial(broker.host, broker.port, (config.local_address or "", 0))
         try:
             if context is not None:
                 sock = connector.shake_hands(sock, context, broker.host)

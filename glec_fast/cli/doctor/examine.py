@@ -58,11 +58,14 @@ def _examine_broker(
     config: MQTTConfig, context: TLSContext | None, chain: list[Shown], *, as_device: bool, probes: bool
 ) -> Iterator[Finding]:
     """One URL. chain: extended by the certificates that were seen."""
-    addresses = examine_addresses(config.broker, config.connection_timeout_s)
+    addresses = examine_addresses(config)
     yield from addresses
     is_reachable = addresses[-1].status in ("ok", "warning")
     if not config.broker.tls:
         yield from _unencrypted()
+    elif config.proxy_url is not None and context is not None:
+        reason = "not tried one by one through a proxy: the login below has them all"
+        yield from (Finding(check, "skipped", reason) for check in TLS_CHECKS)
     elif context is None or not is_reachable:
         reason = "the broker cannot be reached" if context is not None else "the TLS files cannot be used"
         yield from (Finding(check, "skipped", reason) for check in TLS_CHECKS)
@@ -78,10 +81,12 @@ def _examine_broker(
     yield login
     if not probes:
         return
-    if login.status == "ok" and config.broker.transport == "tcp":
+    if login.status == "ok" and config.broker.transport == "tcp" and config.proxy_url is None:
         yield from examine_broker(config, config.client_id + SUFFIX)
     else:
-        reason = "there was no login" if login.status != "ok" else "it is not tried out over WebSocket"
+        reason = "there was no login"
+        if login.status == "ok":
+            reason = f"it is not tried out {'over WebSocket' if config.proxy_url is None else 'through a proxy'}"
         yield from (Finding(check, "skipped", reason) for check in BROKER_CHECKS)
 
 

@@ -147,7 +147,7 @@ def _examine_queue(path: Path, max_size: int) -> QueueState:
     finally:
         lock.release()
     latest_s = None if latest_ms is None else latest_ms / 1000
-    found = f"{count} of at most {max_size} messages wait in {path}"
+    found = f"{count} of at most {max_size} messages {'waits' if count == 1 else 'wait'} in {path}"
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         advice = f"run chmod 600 {path}"
         return QueueState(Finding("queue", "warning", f"others can open {path}; {found}", advice), latest_s)

@@ -12,6 +12,7 @@ from glec_fast.cli.doctor.crossed import speaks_tls
 from glec_fast.cli.doctor.finding import Finding
 from glec_fast.engine.connector import SecureConnector
 from glec_fast.engine.refusal import refusal
+from glec_fast.fleet.client import equip
 from glec_fast.mqtt.client import Client
 from glec_fast.mqtt.greeting import with_session_expiry
 from glec_fast.tls.config import TLSConfig
@@ -52,11 +53,6 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
         reconnect_on_failure=False,
         connector=connector,
     )
-    client.connect_timeout = config.connection_timeout_s
-    if broker.transport == "websockets":
-        client.ws_set_options(broker.path)
-    if config.username is not None:
-        client.username_pw_set(config.username, config.password)
     answers: list[ReasonCode] = []
     told: list[Properties | None] = []
 
@@ -67,9 +63,8 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
     client.on_connect = on_connect
     started_s = time.monotonic()
     try:
-        if broker.tls:
-            client.tls_set_context(connector.context())
-        client.connect(broker.host, broker.port, **session)
+        equip(client, config, broker, connector)
+        client.connect(broker.host, broker.port, bind_address=config.local_address or "", **session)
         ended = _await_answer(client, answers, started_s + config.connection_timeout_s)
     except WebsocketConnectionError:
         return _crossed(config) or Finding("login", "failed", "no WebSocket is spoken there", _WEBSOCKET_ADVICE)

@@ -16,13 +16,15 @@ from glec_fast.errors import CertificateError, PinningError
 from glec_fast.tls.config import TLSConfig
 from glec_fast.tls.handshake import Failure, RequestWatch, await_verdict, explain, verified_chain
 from glec_fast.tls.pinning import CertificatePinner
-from glec_fast.transport.dial import dial, resolve
+from glec_fast.transport.dial import Route, dial, resolve
+from glec_fast.transport.way_out import parse_proxy, set_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from glec_fast.fleet.config import Broker, MQTTConfig
     from glec_fast.tls.config import TLSContext
+    from glec_fast.transport.way_out import Proxy
 
 TLS_CHECKS = ("tls", "chain", "hostname", "expiry", "pins", "client certificate")
 
@@ -34,30 +36,33 @@ class Examined(NamedTuple):
     chain: tuple[Shown, ...] = ()
 
 
-def examine_addresses(broker: Broker, timeout_s: float) -> list[Finding]:
-    """DNS and TCP."""
+def examine_addresses(config: MQTTConfig) -> list[Finding]:
+    """DNS and TCP, of the proxy where there is one."""
+    peer: Broker | Proxy = config.broker if config.proxy_url is None else parse_proxy(config.proxy_url)
+    setting, whose = ("broker_url", "broker") if config.proxy_url is None else ("proxy_url", "proxy")
+    timeout_s, route = config.connection_timeout_s, _route(config)
     try:
-        addresses = [str(address[0]) for _, address in resolve(broker.host, broker.port)]
+        addresses = [str(address[0]) for _, address in resolve(peer.host, peer.port)]
     except (OSError, UnicodeError) as error:
-        failure = explain(error, broker.host)
+        failure = explain(error, peer.host)
         return [
-            Finding("dns", "failed", failure.found, "check the name in broker_url and the DNS"),
+            Finding("dns", "failed", failure.found, f"check the name in {setting} and the DNS"),
             Finding("tcp", "skipped", "there is no address to connect to"),
         ]
-    dns = Finding("dns", "ok", f"{broker.host} is {', '.join(addresses)}")
+    dns = Finding("dns", "ok", f"{peer.host} is {', '.join(addresses)}")
     answers: list[str] = []
     failures: list[tuple[str, OSError]] = []
     for address in addresses:
         started_s = time.monotonic()
         try:
-            dial(address, broker.port, timeout_s / len(addresses)).close()
+            dial(address, peer.port, timeout_s / len(addresses), route).close()
         except OSError as error:
             failures.append((address, error))
         else:
-            answers.append(f"{address} port {broker.port} answers in {(time.monotonic() - started_s) * 1e3:.1f} ms")
-    refusals = [f"{address} port {broker.port}: {_cause(error)}" for address, error in failures]
+            answers.append(f"{address} port {peer.port} answers in {(time.monotonic() - started_s) * 1e3:.1f} ms")
+    refusals = [f"{address} port {peer.port}: {_cause(error)}" for address, error in failures]
     if not answers:
-        advice = "check the port, whether the broker runs, and the firewall"
+        advice = f"check the port, whether the {whose} runs, and the firewall"
         return [dns, Finding("tcp", "failed", f"no connection to {'; '.join(refusals)}", advice)]
     if refusals:
         advice = "have the name lead only to addresses that serve: each other one costs time"
@@ -74,15 +79,23 @@ def _cause(error: OSError) -> str:
 def examine_tls(config: MQTTConfig, context: TLSContext) -> Examined:
     """The handshake that a manager would make, each part of it a check."""
     broker, settings = config.broker, config.tls_config or TLSConfig()
-    return _Handshake(broker, settings, context, config.connection_timeout_s).examine()
+    return _Handshake(broker, settings, context, config.connection_timeout_s, _route(config)).examine()
+
+
+def _route(config: MQTTConfig) -> Route:
+    """From the interface and the address that are set."""
+    return Route((config.local_address or "", 0), prepare=lambda sock: set_options(sock, config.options))
 
 
 class _Handshake:
-    def __init__(self, broker: Broker, settings: TLSConfig, context: TLSContext, timeout_s: float) -> None:
+    def __init__(
+        self, broker: Broker, settings: TLSConfig, context: TLSContext, timeout_s: float, route: Route
+    ) -> None:
         self._broker = broker
         self._settings = settings
         self._context = context
         self._timeout_s = timeout_s
+        self._route = route
         self._findings: dict[str, Finding] = {}
 
     def examine(self) -> Examined:
@@ -90,7 +103,7 @@ class _Handshake:
         watch = RequestWatch(self._context.ssl_context)
         deadline_s = time.monotonic() + self._timeout_s
         try:
-            with dial(self._broker.host, self._broker.port, self._timeout_s) as sock:
+            with dial(self._broker.host, self._broker.port, self._timeout_s, self._route) as sock:
                 chain = self._talk(sock, watch, deadline_s)
         except (OSError, CertificateError) as error:
             chain = self._on_failure(error, watch, chain)
