@@ -98,7 +98,7 @@ def _publish(connection: Connection, arguments: argparse.Namespace) -> int:
 
 def _ended(count: int, cause: str | None) -> str:
     """What is said of connections that ended meanwhile, which no repetition may help; nothing where none did."""
-    often = counted(count, "time", "times")
+    often = "once" if count == 1 else f"{count} times"
     return f"; the connection ended {often} ({cause}): ask `glec-fast doctor`" if count else ""
 
 

@@ -98,7 +98,7 @@ def test_a_broker_that_ends_the_connection_over_it(
     arguments = ["--config", str(tmp_path / "c"), "-t", "t", "-m", "x", option, "--timeout", "6"]
     assert main(["pub", *arguments]) == 2
     said = capsys.readouterr().err
-    assert re.search(r"the connection ended \d+ times \(.+\): ask `glec-fast doctor`\n$", said), said
+    assert re.search(r"the connection ended (once|\d+ times) \(.+\): ask `glec-fast doctor`\n$", said), said
 
 
 def test_a_store_has_put_aside_what_the_broker_does_not_take(
@@ -110,9 +110,9 @@ def test_a_store_has_put_aside_what_the_broker_does_not_take(
     arguments = ["--config", str(tmp_path / "c"), "-t", "t", "-m", "x", "-q", "2", "--timeout", str(4 * TIMEOUT_S)]
     assert main(["pub", *arguments, "--store", str(tmp_path / "q.db")]) == 1
     said = capsys.readouterr().err
-    assert re.search(r"1 messages were dropped or refused \(quarantined 1\); the connection ended \d+ times", said), (
-        said
-    )
+    assert re.search(
+        r"1 message was dropped or refused \(quarantined 1\); the connection ended (once|\d+ times)", said
+    ), said
 
 
 def test_too_few_in_time(broker: Broker, capsys: pytest.CaptureFixture[str]) -> None:
