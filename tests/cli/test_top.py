@@ -127,7 +127,9 @@ def test_it_is_drawn_on_a_terminal_and_leaves_it_as_it_was(tmp_path: Path) -> No
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     with MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path, metrics_socket=path)):
-        command = [sys.executable, "-m", "glec_fast", "top", "--socket", str(path), "--period", "0.1"]
+        # A shell that starts the tests in the background has it ignored, also by their children.
+        command = ["env", "--default-signal=INT", sys.executable, "-m", "glec_fast", "top"]
+        command += ["--socket", str(path), "--period", "0.1"]
         environment = {**child_environment(), "TERM": "xterm-256color"}
         environment.pop("COLUMNS", None)
         with subprocess.Popen(command, stdin=its, stdout=its, stderr=subprocess.PIPE, env=environment) as top:
