@@ -133,29 +133,34 @@ class Gathering:
 
         begin: gives a new batch what belongs to whoever publishes. Raises QueueStorageError, QueueClosedError.
         """
-        with self._lock:
-            is_full = bool(self._parts) and self._bytes + len(payload) > bytes_max
-        if is_full:
-            self.close()
-        with self._lock:
-            self._status.refuse_if_closed()
-            self._status.refuse_if_failing()
-            assert self._company is not None
-            now_s = self._schedule.monotonic()
-            batch = self._batch
-            if not self._parts:
-                begin(batch)
-                self._close_due_s = now_s + self._company.wait_s
-            self._parts.append(payload)
-            # With what stands between two.
-            self._bytes += len(payload) + 1
-            self._save_due_s = min(self._save_due_s, now_s + self._commit_delay_s)
-            self._ask()
-            handle, is_ending = batch.handle, self._status.is_ending
+        batch = None
+        while batch is None:
+            with self._lock:
+                self._status.refuse_if_closed()
+                self._status.refuse_if_failing()
+                if not self._parts or self._bytes + len(payload) <= bytes_max:
+                    batch = self._add(payload, begin)
+                    handle, is_ending = batch.handle, self._status.is_ending
+            if batch is None:
+                self._intake.wait_for_room()
+                self.close()
         if is_ending:
             # Nobody would write it later.
             self.wait_durable(batch, EXIT_TIMEOUT_S)
         return handle
+
+    def _add(self, payload: bytes, begin: Callable[[Batch], None]) -> Batch:
+        assert self._company is not None
+        now_s = self._schedule.monotonic()
+        if not self._parts:
+            begin(self._batch)
+            self._close_due_s = now_s + self._company.wait_s
+        self._parts.append(payload)
+        # With what stands between two.
+        self._bytes += len(payload) + 1
+        self._save_due_s = min(self._save_due_s, now_s + self._commit_delay_s)
+        self._ask()
+        return self._batch
 
     def close(self) -> None:
         """Have what is gathered be a message of the queue now."""

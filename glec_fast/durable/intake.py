@@ -86,16 +86,11 @@ class Intake:
         register: Callable[[int], None] | None,
     ) -> int:
         """See `Store`, as of the other methods for callers."""
-        pending_max = self.pending_max or PENDING_ROWS_MAX
-        # A drop callback may publish too: its thread is the one that makes room. Asked before the lock is ours; where
-        # others fill the room meanwhile there are a few more.
-        may_wait = len(self.pending) >= pending_max and not self._status.is_needed()
+        if len(self.pending) >= (self.pending_max or PENDING_ROWS_MAX):
+            # Before the lock is ours; where others fill the room meanwhile there are a few more.
+            self.wait_for_room()
         with self._lock:
             self._refuse_if_unusable()
-            while may_wait and len(self.pending) >= pending_max:
-                self._schedule.request()
-                self.progress.wait()
-                self._refuse_if_unusable()
             message_id = self.add(topic, payload, qos, extras, register, ttl_ms)
             if urgent:
                 self._schedule.request()
@@ -105,6 +100,17 @@ class Intake:
         if is_ending:
             self._write_through(message_id)
         return message_id
+
+    def wait_for_room(self) -> None:
+        """Wait while too many rows wait for the disk. Raises QueueStorageError, QueueClosedError."""
+        if self._status.is_needed():
+            # A drop callback may publish too: its thread is the one that makes room.
+            return
+        with self._lock:
+            while len(self.pending) >= (self.pending_max or PENDING_ROWS_MAX):
+                self._refuse_if_unusable()
+                self._schedule.request()
+                self.progress.wait()
 
     def _refuse_if_unusable(self) -> None:
         status = self._status

@@ -29,6 +29,7 @@ from glec_fast.errors import (
     SubscriptionRefusedError,
 )
 from glec_fast.fleet._payload import encode_message
+from glec_fast.fleet.batches import may_be_gathered
 from glec_fast.fleet.client import aim, client_of, session_of, store_of
 from glec_fast.fleet.config import MQTTConfig, Target, check_config
 from glec_fast.fleet.connection import ConnectionCallback, Reports, check_connection_callback
@@ -359,7 +360,8 @@ class MQTTManager(Overseen):
             manager.publish("fleet/7/trip", trip, content_type="application/json", user_properties={"schema": "3"})
 
         topic: without wildcards. payload: str, bytes, a dict (sent as JSON) or a typed message. qos: 0, 1 or 2; 2
-        returns once it is on disk.
+        returns once it is on disk. With `telemetry_batch_s`, a JSON object for glec/dtg/{device_id}/telemetry with QoS
+        0 and nothing of what follows is telemetry: see `publish_telemetry`.
         retain: the broker keeps it for subscribers that come later (MQTT 3.1.1, 3.3.1.3).
 
         For MQTT 5 (`protocol_version=5`), kept with the message on disk, up to 65,535 bytes each:
@@ -381,6 +383,9 @@ class MQTTManager(Overseen):
             data: str | bytes = encode_message(payload, self.device_id, self._store.unix_ms())
         else:
             data = as_payload(payload)
+        is_for_batches = self._store.company is not None and qos == Telemetry.QOS and extras is None
+        if is_for_batches and topic == self._topic(Telemetry.SUFFIX) and may_be_gathered(data):
+            return self._gather(data if isinstance(data, bytes) else data.encode())
         return self._outbox.publish(topic, data, qos, extras)
 
     def publish_telemetry(self, telemetry: Telemetry) -> PublishHandle:
@@ -392,11 +397,13 @@ class MQTTManager(Overseen):
         check_kind(telemetry, Telemetry, "publish_telemetry")
         if self._store.company is None:
             return self._publish_typed(telemetry)
-        payload = encode_message(telemetry, self.device_id, self._store.unix_ms())
+        return self._gather(encode_message(telemetry, self.device_id, self._store.unix_ms()))
+
+    def _gather(self, telemetry: bytes) -> PublishHandle:
         try:
-            return self._outbox.gather(payload)
+            return self._outbox.gather(telemetry)
         except QueueStorageError:
-            return self._outbox.publish(self._topic(Telemetry.SUFFIX), payload, Telemetry.QOS)
+            return self._outbox.publish(self._topic(Telemetry.SUFFIX), telemetry, Telemetry.QOS)
 
     def publish_inference(self, inference: Inference) -> PublishHandle:
         """Publish to glec/dtg/{device_id}/inference with QoS 1. Raises as `publish`."""

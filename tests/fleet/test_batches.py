@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import queue
 import signal
@@ -105,6 +106,30 @@ def test_without_the_setting_each_goes_alone(broker: Broker, tmp_path: Path) -> 
             publish(manager, range(3))
         assert subscriber.wait_for_count(3)
         assert {each.topic for each in subscriber.arrivals} == {"glec/dtg/DTG-TEST/telemetry"}
+
+
+def test_what_is_published_as_telemetry_in_another_way_goes_along(broker: Broker, tmp_path: Path) -> None:
+    """As the service does for its programs."""
+    topic = "glec/dtg/DTG-TEST/telemetry"
+    config = quick_config(broker.url, tmp_path, telemetry_batch_s=HOUR_S)
+    with Subscriber(broker) as subscriber:
+        with connected(MQTTManager(config)) as manager:
+            [handle] = publish(manager, [0])
+            for payload in (
+                {"timestamp": START_MS + 1},
+                f'{{"timestamp": {START_MS + 2}}}',
+                b'{"timestamp":%d}' % (START_MS + 3),
+            ):
+                assert manager.publish(topic, payload, 0) is handle
+            # What would leave the batch without a reader, or is not telemetry of its kind.
+            for payload in ("[1]", "7", "{", b"\xff", '{"a": NaN}', b"\xef\xbb\xbf{}", "[" * 100_000, ""):
+                assert manager.publish(topic, payload, 0) is not handle
+            assert manager.publish(topic, {}, 0, retain=True) is not handle
+            assert manager.publish(topic, {}, 1) is not handle
+            assert manager.publish(topic + "/x", {}, 0) is not handle
+        assert subscriber.wait_for_count(12)
+        [batch] = [each for each in subscriber.arrivals if each.topic == BATCHES]
+        assert numbers_of(batch.payload) == [0, 1, 2, 3]
 
 
 @BOTH_VERSIONS
@@ -308,7 +333,10 @@ class TestDecode:
         whole = zlib.compress(b'[{"a": 1}]')
         for payload in (
             b"", b"[]", whole[:-1], whole + b"x", zlib.compress(b"{}"), zlib.compress(b"[1]"), zlib.compress(b"\xff"),
-            zlib.compress(b"[" * 100_000), zlib.compress(bytes(17 << 20)), "text",
+            zlib.compress(b"[" * 100_000), zlib.compress(bytes(17 << 20)), "text", None, memoryview(whole)[::-1],
+            zlib.compress(b"[" + b"{}," * (2 << 20) + b"{}]"), zlib.compress(b'[{"a":' + b"9" * 5000 + b"}]"),
+            # Of another format.
+            gzip.compress(b"[]"), zlib.compress(b"[]")[2:-4],
         ):  # fmt: skip
             with pytest.raises(MessageError):
                 decode_batch(payload)  # type: ignore[arg-type]

@@ -108,6 +108,52 @@ class TestBytes:
         assert len(set(map(id, batches))) == 3
         assert [batch.message_id for batch in batches] == [1, 2, 0]
 
+    def test_none_is_too_large_for_many_who_publish_at_once(
+        self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = make_store(company=company(), qos0_commit_delay_s=HOUR_S)
+        real, barrier, waited = store._gathering.close, threading.Barrier(4), threading.local()
+
+        def close() -> None:
+            is_first, waited.before = not hasattr(waited, "before"), True
+            if is_first:
+                # All of them have seen it full,
+                barrier.wait(WAIT_S)
+            real()
+            if is_first:
+                # and see it empty.
+                barrier.wait(WAIT_S)
+
+        gather(store, "aaaa", bytes_max=10)
+        monkeypatch.setattr(store._gathering, "close", close)
+        threads = [threading.Thread(target=gather, args=(store, text * 6), kwargs={"bytes_max": 10}) for text in "bcde"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+        monkeypatch.undo()
+        store.close_batch()
+        assert store.gathered == (5, 28, 5, 28)
+
+    def test_no_more_of_them_wait_for_the_disk_than_other_messages(
+        self, gathering: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("glec_fast.durable.intake.PENDING_ROWS_MAX", 5)
+        disk = Disk(gathering)
+        disk.hold()
+        publisher = threading.Thread(target=gather, args=(gathering, *["xx"] * 30), kwargs={"bytes_max": 1})
+        publisher.start()
+        try:
+            assert disk.entered.wait(WAIT_S)
+            # It would be through long since.
+            publisher.join(0.5)
+            assert publisher.is_alive()
+            assert gathering.gathered.batches <= 10
+        finally:
+            disk.released.set()
+        publisher.join(WAIT_S)
+        assert gathering.gathered.batches == 29
+
     def test_the_totals(self, gathering: Store) -> None:
         gather(gathering, "aaaa", "bbbb")
         assert gathering.gathered.messages == 0
