@@ -554,6 +554,11 @@ class Store(OfOneProcess):
         """(client id, broker) whose session is on disk; two empty texts where nobody has connected yet."""
         return self._writer.image.identity
 
+    @property
+    def next_identity(self) -> tuple[str, str]:
+        """What `identity` is to be with the next image, see `speak_next_for`."""
+        return self._outgoing.identity
+
     def speak_for(self, client_id: str, broker: str) -> None:
         """Have the outbox's image on disk under this name, before anything of it is sent in it."""
         self.speak_next_for(client_id, broker)

@@ -86,6 +86,9 @@ class Owners:
         identity, members = (client_id, owner.name), owner.members
         self._apart = owner.apart
         known = self._store.identity
+        if self._store.next_identity != known:
+            # A name that is on its way to the disk, in which nothing has left: from here on it would be a wrong one.
+            self._store.speak_for(*known)
         if known != identity and known[0] == client_id and known[1] in members:
             self._store.speak_for(*identity)
             known = identity

@@ -158,6 +158,10 @@ class DictStore:
     def identity(self) -> tuple[str, str]:
         return self.disk.identity
 
+    @property
+    def next_identity(self) -> tuple[str, str]:
+        return self._next_identity
+
     def speak_next_for(self, client_id: str, broker: str) -> None:
         self._next_identity = client_id, broker
 

@@ -639,4 +639,4 @@ def _search(bounds: Bounds, states_max: int) -> Found:
                 world.do(steps[0])
         except AssertionError as error:
             raise SearchError(f"{error}, after: {', '.join((*history, *path))}") from error
-    return Found(len(seen), steps_taken, ends)
+    return Found(len(seen), steps_taken, ends, not stack)

@@ -7,6 +7,7 @@ the client would answer a probe in the same way.
 
 from __future__ import annotations
 
+import random
 from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -25,6 +26,8 @@ ALL_BYTES = 1 << 20
 ACK_BYTES = 4
 PACKET_ID_MAX = 65_535
 PINGREQ = b"\xc0\x00"
+# More than any search has.
+ALL_STATES = 10_000_000
 # Something can go on without another fault.
 PROGRESS = {"send", "broker handles", "answer arrives", "connect", "begin commit", "end commit", "look"}
 
@@ -124,7 +127,8 @@ class World:
     def _identify(self) -> None:
         if self._bounds.owners > 1:
             names = [f"broker {number}" for number in range(self._bounds.owners)]
-            self.outbox.identify("client", names[self.at], (), names)
+            mine = names.pop(self.at)
+            self.outbox.identify("client", mine, (), names)
         elif self._bounds.refuses:
             self.outbox.identify(*self.disk.identity)
 
@@ -398,14 +402,16 @@ class Found(NamedTuple):
     states: int
     steps: int
     ends: int
+    # False where it stopped with states left to visit.
+    is_all: bool
 
 
 class SearchError(AssertionError):
     """A state that must not be reachable, with the steps that reach it."""
 
 
-def search(bounds: Bounds, states_max: int) -> Found:
-    """Visit every state within `bounds`; stops at `states_max`. Raises SearchError."""
+def first_root(bounds: Bounds) -> Root:
+    """Where every search begins."""
     payloads = [f"{qos}-{number + 1}" for number, qos in enumerate(bounds.qos)]
     rows: dict[int, Any] = {
         number + 1: (number + 1, "t", payload, bounds.qos[number], 0, 1 << 60)
@@ -419,10 +425,29 @@ def search(bounds: Bounds, states_max: int) -> Found:
     )
     present = (bounds.owners == 1,) * bounds.owners
     disk = DictDisk(rows) if bounds.owners == 1 else DictDisk(rows, identity=("", ""))
-    first = Root(
+    return Root(
         disk, tuple(broker.copied() for _ in present), present, 0, bounds.cuts, bounds.crashes, bounds.lost_sessions,
         bounds.older_sessions, bounds.moves, bounds.expiries, None, frozenset(),
     )  # fmt: skip
+
+
+def follow(bounds: Bounds, steps: list[str]) -> World:
+    """Take these steps, of `steps`, as far as each is one. Raises AssertionError where something does not hold."""
+    world = World(first_root(bounds), bounds)
+    for step in steps:
+        if step.startswith("crash"):
+            world = World(world.after_crash(step), bounds)
+        elif step in world.steps():
+            world.do(step)
+    return world
+
+
+def search(bounds: Bounds, states_max: int, seed: int = 1) -> Found:
+    """Visit every state within `bounds`, or `states_max` of them: then each is picked by `seed` among all that a step
+    leads to from those before, so that no corner is all there is of it. Raises SearchError.
+    """
+    rnd = random.Random(seed)
+    first = first_root(bounds)
     stack: list[tuple[Root, tuple[str, ...], tuple[str, ...]]] = [(first, (), ())]
     seen: set[int] = set()
     steps_taken = ends = 0
@@ -434,6 +459,9 @@ def search(bounds: Bounds, states_max: int) -> Found:
         return world
 
     while stack and len(seen) < states_max:
+        if states_max < ALL_STATES:
+            at = rnd.randrange(len(stack))
+            stack[at], stack[-1] = stack[-1], stack[at]
         root, path, history = stack.pop()
         try:
             world = reach(root, path)
@@ -453,4 +481,4 @@ def search(bounds: Bounds, states_max: int) -> Found:
                     stack.append((root, (*path, step), history))
         except AssertionError as error:
             raise SearchError(f"{error}, after: {', '.join((*history, *path))}") from error
-    return Found(len(seen), steps_taken, ends)
+    return Found(len(seen), steps_taken, ends, not stack)
