@@ -1,5 +1,7 @@
 """Who waits on the loop: until a message is on disk, and until the broker has it. In C, as each message has both.
 
+And what the loop is to call, in C as no exception can come within it: a signal's handler raises between steps of Python.
+
 What each is for is in the stub.
 """
 
@@ -22,6 +24,9 @@ cdef extern from "Python.h":
 cdef enum:
     # Those that wait no more are let go of by so many.
     OVER_MAX = 1024
+
+    # A step that fails by itself is not called again for ever.
+    TORN_MAX = 8
 
 cdef object SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 
@@ -129,3 +134,34 @@ cdef int _set(future) except -1:
     if not future.done():
         future.set_result(None)
     return 0
+
+
+cdef class Owed:
+    cdef object loop, step
+    cdef int torn
+
+    def __init__(self, loop, step):
+        self.loop = loop
+        self.step = step
+
+    def __call__(self, *arguments):
+        cdef object error
+        cdef int attempt = 0
+        try:
+            self.step(*arguments)
+            self.torn = 0
+            return
+        except BaseException as raised:
+            error = raised
+        self.torn += 1
+        if self.torn > TORN_MAX:
+            self.torn = 0
+            attempt = TORN_MAX
+        while attempt < TORN_MAX:
+            # Which is cut into as well: what is called twice does no harm.
+            try:
+                self.loop.call_soon(self, *arguments)
+                break
+            except BaseException:
+                attempt += 1
+        raise error

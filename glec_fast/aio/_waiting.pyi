@@ -1,5 +1,5 @@
 from asyncio import AbstractEventLoop, Future
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from glec_fast.durable.outcomes import DropReason
@@ -35,3 +35,12 @@ def wait_for_end(handle: PublishHandle) -> Generator[Any]:
 
 def set_result(future: Future[None]) -> None:
     """Unless it is over already, as by a cancellation."""
+
+class Owed:
+    """What the loop calls: `step`, and once more, before long, where an exception has cut into it, which goes on.
+
+    step: may be called again at any time, also behind a call of it that was not cut short, to do what there is to do.
+    """
+
+    def __init__(self, loop: AbstractEventLoop, step: Callable[..., object]) -> None: ...
+    def __call__(self, *arguments: object) -> None: ...

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+
+from glec_fast.aio._waiting import Owed
+
+# An answer that is due for longer was lost, where an exception cut into asyncio's own steps; or the loop is held up.
+_LOST_S = 1.0
 
 
 class Doorbell:
@@ -15,13 +21,17 @@ class Doorbell:
     def __init__(self, loop: asyncio.AbstractEventLoop, answer: Callable[[], None]) -> None:
         self._loop = loop
         self._answer_ring = answer
+        self._answer = Owed(loop, self._answer_once)
         self._is_rung = False
+        # Of `time.monotonic`.
+        self._rung_s = 0.0
 
     def ring(self) -> None:
         """From the loop's own thread it costs no call of the system."""
-        if self._is_rung:
+        if self._is_rung and time.monotonic() < self._rung_s + _LOST_S:
             return
         try:
+            self._rung_s = time.monotonic()
             self._is_rung = True
             if asyncio._get_running_loop() is self._loop:
                 self._loop.call_soon(self._answer)
@@ -35,7 +45,7 @@ class Doorbell:
             if not isinstance(error, RuntimeError):
                 raise
 
-    def _answer(self) -> None:
+    def _answer_once(self) -> None:
         # First: whoever rings from here on is answered again.
         self._is_rung = False
         self._answer_ring()

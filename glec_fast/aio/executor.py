@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from glec_fast.aio._waiting import Owed
 from glec_fast.runtime._lock import Event
 
 if TYPE_CHECKING:
@@ -17,11 +18,24 @@ if TYPE_CHECKING:
     from glec_fast.runtime.summing_log import SummingLog
 
 
+class _Turn:
+    """A call, in its lane."""
+
+    __slots__ = ("call", "has_ended", "keeps_lane", "lane", "task")
+
+    def __init__(self, lane: Hashable, call: Call) -> None:
+        self.lane, self.call = lane, call
+        self.task: asyncio.Task[None] | None = None
+        # Whoever waits for the result was told, or is being told.
+        self.has_ended = self.keeps_lane = False
+
+
 class LoopExecutor:
     """See `glec_fast.fleet.handlers.Executor`. Handlers are plain functions or coroutines, and each runs in a task.
 
     One of a lane runs at a time, so that there are no more at once than filters and commands. Its state belongs to the
-    loop's thread; the methods, which are for any thread, send word there.
+    loop's thread; the methods, which are for any thread, send word there. Each step there may be called again where an
+    exception has cut into it, and does what is left to do; one that cuts into a handler is the handler's error.
     """
 
     runs_coroutines = True
@@ -30,7 +44,7 @@ class LoopExecutor:
         self._loop = loop
         self._log = log
         # Of each lane that has any, its calls, of which the first runs, is about to, or keeps the lane.
-        self._lanes: dict[Hashable, deque[Call]] = {}
+        self._lanes: dict[Hashable, deque[_Turn]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self._are_over = Event()
@@ -40,15 +54,15 @@ class LoopExecutor:
 
     def submit(self, lane: Hashable, call: Call) -> bool:
         """See `Executor`."""
-        return not self._is_closed and self._send(self._add, lane, call)
+        return not self._is_closed and self._send(self._add, _Turn(lane, call))
 
     def go_on(self, lane: Hashable, call: Call) -> None:
         """See `Executor`."""
-        self._send(self._replace, lane, call)
+        self._send(self._replace, _Turn(lane, call))
 
     def free(self, lane: Hashable) -> None:
         """See `Executor`."""
-        self._send(self._pass_on, lane)
+        self._send(self._free, lane, [])
 
     def tick(self) -> None:
         """See `Executor`: everything begins at once here."""
@@ -73,7 +87,7 @@ class LoopExecutor:
 
     def _send(self, step: Callable[..., None], *arguments: Any) -> bool:
         try:
-            self._loop.call_soon_threadsafe(step, *arguments)
+            self._loop.call_soon_threadsafe(Owed(self._loop, step), *arguments)
         except RuntimeError:
             # The loop is closed: nothing is handled any more.
             return False
@@ -81,41 +95,60 @@ class LoopExecutor:
 
     # ---- the loop
 
-    def _add(self, lane: Hashable, call: Call) -> None:
-        if self._is_closed:
+    def _add(self, turn: _Turn) -> None:
+        if self._is_closed or turn.task is not None:
             return
-        calls = self._lanes.setdefault(lane, deque())
-        calls.append(call)
-        if len(calls) == 1:
-            self._begin(lane, call)
+        turns = self._lanes.setdefault(turn.lane, deque())
+        if not any(each is turn for each in turns):
+            turns.append(turn)
+        if turns[0] is turn:
+            self._begin(turn)
 
-    def _replace(self, lane: Hashable, call: Call) -> None:
-        calls = self._lanes.get(lane)
-        if calls:
-            calls[0] = call
-            self._begin(lane, call)
+    def _replace(self, turn: _Turn) -> None:
+        turns = self._lanes.get(turn.lane)
+        if turns and turn.task is None:
+            turns[0] = turn
+            self._begin(turn)
 
-    def _pass_on(self, lane: Hashable) -> None:
-        calls = self._lanes.get(lane)
-        if not calls:
+    def _free(self, lane: Hashable, whose: list[_Turn]) -> None:
+        turns = self._lanes.get(lane)
+        if turns and not whose:
+            whose.append(turns[0])
+        for turn in whose:
+            self._pass_on(turn)
+
+    def _pass_on(self, turn: _Turn) -> None:
+        turns = self._lanes.get(turn.lane)
+        if not turns:
             # Closed meanwhile.
             return
-        calls.popleft()
-        if not calls:
-            del self._lanes[lane]
-        elif not self._is_closed:
-            self._begin(lane, calls[0])
+        if turns[0] is turn:
+            turns.popleft()
+        if not turns:
+            del self._lanes[turn.lane]
+        elif turns[0].task is None and not self._is_closed:
+            self._begin(turns[0])
 
-    def _begin(self, lane: Hashable, call: Call) -> None:
-        task = self._loop.create_task(self._run(lane, call))
+    def _begin(self, turn: _Turn) -> None:
+        task = self._loop.create_task(self._run(turn))
+        # First: what was made, and not noted, finds that another has its turn.
+        turn.task = task
         self._tasks.add(task)
-        task.add_done_callback(self._on_end)
+        task.add_done_callback(Owed(self._loop, lambda ended: self._on_end(turn, ended)))
 
-    def _on_end(self, task: asyncio.Task[None]) -> None:
+    def _on_end(self, turn: _Turn, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        if not turn.has_ended and not self._is_closed:
+            # An exception has cut into the task itself.
+            self._finish(turn, None, None if task.cancelled() else task.exception())
+        if not turn.keeps_lane:
+            self._pass_on(turn)
         self._look_for_end()
 
-    async def _run(self, lane: Hashable, call: Call) -> None:
+    async def _run(self, turn: _Turn) -> None:
+        if turn.task is not asyncio.current_task():
+            return
+        call = turn.call
         result: Any = None
         error: BaseException | None = None
         try:
@@ -126,15 +159,18 @@ class LoopExecutor:
             if self._is_closed:
                 raise
             error = raised
-        except (Exception, SystemExit) as raised:
+        except BaseException as raised:
             error = raised
+        self._finish(turn, result, error)
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+
+    def _finish(self, turn: _Turn, result: Any, error: BaseException | None) -> None:
+        turn.has_ended = True
         try:
-            keeps_lane = call.done(result, error)
+            turn.keeps_lane = turn.call.done(result, error)
         except Exception as raised:
             self.note_error(raised)
-            keeps_lane = False
-        if not keeps_lane:
-            self._pass_on(lane)
 
     def _close(self) -> None:
         for calls in self._lanes.values():

@@ -4,6 +4,9 @@ The network thread of `glec_fast.engine.network_thread` makes a connection: name
 CONNACK is answered and the first rows are read in it, which all may wait. Then it hands the connection over and ends.
 From there on asyncio's loop calls the engine as the socket allows, a little at a time. Where the connection ends, is to
 be left, or is to be moved, a thread takes it over again. So one or the other has the client's loop, never both.
+
+A signal's handler may raise at any step of it. So each step that the loop calls is `Owed`: it looks at what there is to
+do, does that, and is called once more where it was cut into.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 from paho.mqtt.enums import MQTTErrorCode
 
 from glec_fast._paho import Paho
+from glec_fast.aio._waiting import Owed
 from glec_fast.mqtt.client import Client, parts_of
 
 if TYPE_CHECKING:
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
 
 # What is due now and then: keep alive, the heartbeat, messages that were refused.
 _MISC_INTERVAL_S = 0.25
+# A timer that is late by so much was lost, where an exception cut into asyncio's own steps.
+_LOST_S = 1.0
 # A turn writes so often, each time what the socket takes and what a read of the queue brings.
 _WRITES_A_TURN = 1
 # And reads so much: some tens of messages, or a thousand acknowledgements.
@@ -61,6 +67,8 @@ class Hosting:
         self._parts = parts = parts_of(client)
         self._outbox = cast("DurableOutbox", parts.outbox)
         self._is_leaving = False
+        # From before the loop lets go of the connection until a thread has it.
+        self._is_handing_back = False
         self._ring = ring
         # There may be rows to send.
         self._is_woken = False
@@ -70,6 +78,9 @@ class Hosting:
         self._is_waiting_for_room = False
         self._timer: asyncio.TimerHandle | None = None
         self._pull_timer: asyncio.TimerHandle | None = None
+        self._take, self._on_time = Owed(loop, self._take_over), Owed(loop, self._do_timely)
+        self._on_readable, self._on_room = Owed(loop, self._read), Owed(loop, self._write)
+        self._on_woken, self._on_pull_time = Owed(loop, self._look_for_rows), Owed(loop, self._pull_timely)
         parts.reader.receive_bytes = _TLS_RECEIVE_BYTES if self._paho.is_tls else _RECEIVE_BYTES
         parts.reader.reads_a_turn = 1
         parts.thread.hand_over = self._hand_over
@@ -90,7 +101,7 @@ class Hosting:
     def give_back(self) -> None:
         """The connection is to be left: a thread does so in order, which may wait."""
         self._is_leaving = True
-        if self._sock is not None:
+        if self._sock is not None or self._is_handing_back:
             self._hand_back()
 
     def look(self) -> None:
@@ -98,8 +109,15 @@ class Hosting:
 
         They may publish more, which the store's thread then begins on.
         """
-        if self._is_woken and self._sock is not None:
+        if self._sock is None:
+            if self._paho.thread is None:
+                # Where nobody was told that it is the loop's, or was to hand it back.
+                self._take_over()
+            return
+        if self._is_woken:
             self._loop.call_soon(self._on_woken)
+        if self._timer is not None and self._loop.time() > self._timer.when() + _LOST_S:
+            self._arm()
 
     def _wake(self) -> None:
         """By any thread."""
@@ -113,7 +131,10 @@ class Hosting:
 
     # ---- the loop's thread
 
-    def _take(self) -> None:
+    def _take_over(self) -> None:
+        if self._is_handing_back:
+            self._hand_back()
+            return
         sock = self._paho.sock
         if self._is_leaving or self._paho.thread is not None:
             return
@@ -127,15 +148,17 @@ class Hosting:
         self._client.on_socket_register_write = self._want_room
         self._client.on_socket_unregister_write = _nothing
         self._loop.add_reader(self._fd, self._on_readable)
-        self._timer = self._loop.call_later(_MISC_INTERVAL_S, self._on_time)
+        self._arm()
         # What has come, or was accepted, while nobody had the loop; of TLS, what no poll of the socket tells of.
         self._do(self._client.loop_read)
         self._on_woken()
 
     def _hand_back(self) -> None:
         """A thread has the connection from here on, or makes the next."""
+        self._is_handing_back = True
         self._let_go()
         self._client.loop_start()
+        self._is_handing_back = False
         if self._is_woken:
             # What the loop has not looked for.
             self._is_woken = False
@@ -167,20 +190,27 @@ class Hosting:
         # Before its number is another's.
         self._stop_watching()
 
-    def _on_readable(self) -> None:
+    def _arm(self) -> None:
+        """One timer at a time, also where an exception has left one that nobody has noted."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(_MISC_INTERVAL_S, self._on_time)
+
+    def _read(self) -> None:
         self._do(self._client.loop_read)
 
-    def _on_woken(self) -> None:
+    def _look_for_rows(self) -> None:
         # First: whoever wakes from here on is either seen by this or wakes again.
         self._is_woken = False
         self._do(self._pull)
 
-    def _on_room(self) -> None:
+    def _write(self) -> None:
         self._do(_no_step)
 
-    def _on_time(self) -> None:
-        self._timer = self._loop.call_later(_MISC_INTERVAL_S, self._on_time)
-        if self._policy.is_moving:
+    def _do_timely(self) -> None:
+        if self._sock is not None:
+            self._arm()
+        if self._sock is not None and self._policy.is_moving:
             self._hand_back()
             return
         self._do(self._client.loop_misc)
@@ -191,6 +221,8 @@ class Hosting:
 
     def _do(self, step: Callable[[], MQTTErrorCode]) -> None:
         """One step of the engine, and a write of what it made ready."""
+        if self._is_handing_back:
+            self._hand_back()
         if self._sock is None:
             return
         paho, session = self._paho, self._outbox.session
@@ -211,7 +243,7 @@ class Hosting:
         if pull_at_s < _NEVER_S and self._pull_timer is None:
             self._pull_timer = self._loop.call_later(max(pull_at_s - time.monotonic(), 0.0), self._on_pull_time)
 
-    def _on_pull_time(self) -> None:
+    def _pull_timely(self) -> None:
         """A broker's quota has room."""
         self._pull_timer = None
         self._do(self._pull)

@@ -191,27 +191,39 @@ class AsyncMQTTManager:
         # Who waits until a message is on disk.
         self._undurable = Undurable(loop)
         ring = Doorbell(loop, self._look).ring
-        opening = loop.run_in_executor(None, self._open, loop, ring)
+        made: list[_HostedManager] = []
+        given_up: list[bool] = []
         try:
-            manager = await _to_the_end(opening)
-        except asyncio.CancelledError:
-            # Nobody else would let go of the file.
-            if not opening.cancelled() and opening.exception() is None:
-                await _to_the_end(loop.run_in_executor(None, opening.result().disconnect))
+            manager = await _to_the_end(loop.run_in_executor(None, self._open, loop, ring, made, given_up))
+            self._opened = manager
+            manager.connect()
+        except BaseException as error:
+            # Nobody else would let go of the file: also where an exception cuts in while it is opened.
+            given_up.append(True)
+            leaving = loop.run_in_executor(None, _leave, made)
+            if isinstance(error, asyncio.CancelledError):
+                await _to_the_end(leaving)
             raise
-        self._opened = manager
-        manager.connect()
         return self
 
-    def _open(self, loop: asyncio.AbstractEventLoop, ring: Callable[[], None]) -> _HostedManager:
+    def _open(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        ring: Callable[[], None],
+        made: list[_HostedManager],
+        given_up: list[bool],
+    ) -> _HostedManager:
         """In a thread: it waits for the disk, and loads what only programs with commands need."""
         manager = _HostedManager(self.config, loop, self._clocks, ring)
+        made.append(manager)
         try:
             for name, on_crash, handler in self._declared:
                 manager.command(name, on_crash=on_crash)(handler)
         except BaseException:
             manager.disconnect()
             raise
+        if given_up:
+            manager.disconnect()
         return manager
 
     async def __aexit__(
@@ -302,10 +314,12 @@ class AsyncMQTTManager:
 
     def _let_in(self, count: int) -> None:
         while self._crowd and count > 0:
-            future = self._crowd.popleft()
+            future = self._crowd[0]
             if not future.done():
                 future.set_result(None)
                 count -= 1
+            # Last: cut into, it is found again.
+            self._crowd.popleft()
 
     async def flush(self, timeout_s: float | None = None) -> bool:
         """Wait until every accepted message is finished; False after `timeout_s` seconds; see `MQTTManager.flush`."""
@@ -497,6 +511,11 @@ def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *argume
 
 def _look_at_file(_table: object) -> None:
     """A transaction that does nothing looks."""
+
+
+def _leave(made: list[_HostedManager]) -> None:
+    for manager in made:
+        manager.disconnect()
 
 
 async def _to_the_end(future: asyncio.Future[T]) -> T:

@@ -79,11 +79,12 @@ class Interrupted(KeyboardInterrupt):
 class StepTrace:
     """Raises at the `at`-th step of the calling thread in the client's modules or paho's."""
 
-    def __init__(self, at: int, *, by_opcode: bool = False) -> None:
+    def __init__(self, at: int, *, by_opcode: bool = False, error: type[BaseException] = Interrupted) -> None:
         self.at = at
         self.count = 0
         self.where = ""
         self._by_opcode = by_opcode
+        self._error = error
 
     def __call__(self, frame: Any, event: str, argument: Any) -> Any:
         is_ours = frame.f_code.co_filename.startswith(OURS)
@@ -93,7 +94,7 @@ class StepTrace:
         self.count += 1
         if self.count == self.at:
             self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name} {event}"
-            raise Interrupted
+            raise self._error
         return self
 
 

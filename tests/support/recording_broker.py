@@ -40,13 +40,25 @@ class RecordingBroker:
         # By the client that there is now: QoS 1 of an earlier process goes again without DUP, as no disk has its state.
         self._seen: set[bytes] = set()
         # Its own messages: packet id -> packet's fields.
-        self._unacknowledged = {number + 1: each for number, each in enumerate(to_send or ()) if each[2]}
+        self._unacknowledged: dict[int, tuple[str, bytes, int]] = {}
+        self._sent: set[int] = set()
         # Of these the client has said that it has them.
         self._released: set[int] = set()
-        self._at_most_once = [each for each in to_send or () if not each[2]]
+        self._at_most_once: list[tuple[str, bytes, int]] = []
+        self._take(to_send or [])
         self._socks: list[Any] = []
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
+
+    def _take(self, to_send: list[tuple[str, bytes, int]]) -> None:
+        self._unacknowledged.update({number + 1: each for number, each in enumerate(to_send) if each[2]})
+        self._at_most_once += [each for each in to_send if not each[2]]
+
+    def send(self, to_send: list[tuple[str, bytes, int]]) -> None:
+        """Its first messages, on the connection that there is; not over TLS."""
+        with self.changed:
+            self._take(to_send)
+            self._socks[-1].sendall(self._own_messages())
 
     @property
     def is_all_acknowledged(self) -> bool:
@@ -58,6 +70,12 @@ class RecordingBroker:
             self._seen.clear()
             # What it has not read yet of the one before comes too late.
             self._latest = self.connections + 1
+
+    def cut(self) -> None:
+        """End the connections that there are."""
+        for sock in self._socks:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End its connections too."""
@@ -157,7 +175,9 @@ class RecordingBroker:
         packets = [publish(topic, payload, 0, 0) for topic, payload, _ in fresh]
         for packet_id, each in self._unacknowledged.items():
             is_released = packet_id in self._released
-            packets.append(ack(PUBREL, packet_id) if is_released else publish(*each, packet_id))
+            dup = packet_id in self._sent
+            packets.append(ack(PUBREL, packet_id) if is_released else publish(*each, packet_id, dup=dup))
+        self._sent.update(self._unacknowledged)
         return b"".join(packets)
 
 
