@@ -57,8 +57,8 @@ class AsyncPoint:
         """Run it on the loop, in bounded time."""
         task = self.loop.create_task(asyncio.wait_for(program(), END_S))
         while not task.done():
-            # Whoever awaited what was cut into hears of it once more.
-            with suppress(self.error, asyncio.TimeoutError):
+            # Whoever awaited what was cut into hears of it once more, and the loop of the run that it has ended.
+            with suppress(self.error, asyncio.TimeoutError, RuntimeError):
                 self.loop.run_until_complete(task)
         if isinstance(task.exception(), asyncio.TimeoutError):
             self.found.append(f"{what} hangs")
