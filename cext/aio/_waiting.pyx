@@ -1,6 +1,6 @@
 """Who waits on the loop: until a message is on disk, and until the broker has it. In C, as each message has both.
 
-And what the loop is to call, in C as no exception can come within it: a signal's handler raises between steps of Python.
+And what the loop is to call, in C as no exception can come within it: a signal's handler raises between Python's steps.
 
 What each is for is in the stub.
 """
