@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Commit
 from glec_fast.durable.writer import Writer
 from glec_fast.errors import QueueReplacedError, QueueStorageError
+from glec_fast.runtime.log import logger
 
 # What deletions have left on the disk is given back so long after them.
 _TIDY_DELAY_S = 10.0
@@ -30,8 +30,6 @@ _TIDY_DELAY_S = 10.0
 _SALVAGE_PAUSE_S = 1.0
 _SALVAGE_PAUSE_MAX_S = 600.0
 _NEVER = float("inf")
-
-logger = logging.getLogger("glec_fast")
 
 
 @dataclass(eq=False, repr=False)

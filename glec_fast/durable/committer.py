@@ -32,6 +32,7 @@ from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Commit
 from glec_fast.durable.writer import Writer
 from glec_fast.errors import QueueStorageError
+from glec_fast.runtime.log import logger
 from glec_fast.runtime.thread import Thread
 
 T = TypeVar("T")
@@ -41,8 +42,6 @@ _TORN_MAX = 20
 _TORN_PAUSE_S = 0.01
 # What the log says of it.
 _DISK = "failures of the queue's disk, and their ends"
-
-logger = logging.getLogger("glec_fast")
 
 
 @dataclass(eq=False, repr=False)

@@ -13,7 +13,6 @@ do, `glec_version` has ours.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ import apsw
 
 from glec_fast.durable.foreign_rows import ID_MAX, STAMP_MAX_MS, TIME_MAX_MS
 from glec_fast.errors import ConfigError, QueueFormatError, QueueStorageError
+from glec_fast.runtime.log import logger
 from glec_fast.validation import check_path, is_utf8
 
 SCHEMA_VERSION = 1
@@ -148,8 +148,6 @@ _SURROUNDINGS = (
     apsw.PermissionsError,
     apsw.ReadOnlyError,
 )
-
-logger = logging.getLogger("glec_fast")
 
 
 def stops_opening(error: BaseException) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,13 +17,12 @@ from glec_fast.durable.status import Status
 from glec_fast.durable.writer import Writer
 from glec_fast.runtime import process
 from glec_fast.runtime._lock import Hold, Lock
+from glec_fast.runtime.log import logger
 
 if TYPE_CHECKING:
     from glec_fast.durable.store import Store
 
 _EXIT_RETRY_S = 0.1
-
-logger = logging.getLogger("glec_fast")
 
 
 @dataclass(eq=False, repr=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -38,10 +37,9 @@ from glec_fast.durable.salvage import (
     remove,
 )
 from glec_fast.errors import QueueFormatError, QueueReplacedError, QueueStorageError
+from glec_fast.runtime.log import logger
 
 __all__ = ["QueueFile", "Salvage", "discard", "holding", "is_damage", "look_into"]
-
-logger = logging.getLogger("glec_fast")
 
 
 class QueueFile:

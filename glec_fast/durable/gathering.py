@@ -7,7 +7,6 @@ queue, in the transaction that empties that row; what holds for any message of t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,12 +20,11 @@ from glec_fast.durable.state_rows import has_gathered, load_gathered
 from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Commit
 from glec_fast.errors import MessageError, QueueStorageError
+from glec_fast.runtime.log import logger
 from glec_fast.runtime.process import EXIT_TIMEOUT_S
 
 _QOS = 0
 _NEVER = float("inf")
-
-logger = logging.getLogger("glec_fast")
 
 
 class Company(NamedTuple):

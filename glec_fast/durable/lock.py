@@ -12,7 +12,6 @@ The companion `queue.db-lock` is what versions before this one lock.
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import stat
 import struct
@@ -24,11 +23,10 @@ from typing import NamedTuple
 
 from glec_fast.errors import QueueLockedError, QueueStorageError
 from glec_fast.runtime._lock import Lock
+from glec_fast.runtime.log import logger
 
 # struct flock: type, whence, start, length, pid. SQLite locks bytes from 2**30 on.
 _FIRST_BYTE = struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
-
-logger = logging.getLogger("glec_fast")
 
 _COPIED_BYTES = 1 << 20
 # In C, as an exception may come between steps of Python.

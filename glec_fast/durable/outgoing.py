@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 
 import apsw
@@ -15,6 +14,7 @@ from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Commit, Outbox
 from glec_fast.durable.writer import Writer
 from glec_fast.errors import ConfigError
+from glec_fast.runtime.log import logger
 
 # What the log's reserve holds the pages of, on a full disk.
 _DELETE_ROWS_WITHOUT_ROOM = 250
@@ -24,8 +24,6 @@ _QUICK_COMMIT_S = 0.02
 # writer costs less than to stand still.
 _SWIFT_COMMIT_S = 0.002
 _TURN_WAIT_S = 0.005
-
-logger = logging.getLogger("glec_fast")
 
 
 class Outgoing:

@@ -5,7 +5,6 @@ The larger part of salvage, which hardly any file ever needs: it is imported onc
 
 from __future__ import annotations
 
-import logging
 import struct
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -27,6 +26,7 @@ from glec_fast.durable.foreign_rows import ID_MAX, STAMP_MAX_MS, TIME_MAX_MS, ar
 from glec_fast.durable.lock import create_file
 from glec_fast.durable.raw_pages import PageError, RawPages, bytes_in_pages
 from glec_fast.durable.salvage import FRAMES, LENT, copy, remove
+from glec_fast.runtime.log import logger
 
 # Text as bytes, which need not be any: an error would end the reading.
 _AS_FOUND = "iif(typeof({0}) = 'text', CAST({0} AS BLOB), {0})"
@@ -49,9 +49,6 @@ _NO_QOS = "NULL"
 # Columns of a command in a file of an earlier version.
 _COMMAND_BEFORE = 10
 _SEQUENCE = "SELECT seq FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'"
-
-
-logger = logging.getLogger("glec_fast")
 
 _Values = tuple[Any, ...]
 

@@ -6,7 +6,6 @@ new file is complete before the damaged one is set aside, and an opening that fi
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Callable
@@ -17,14 +16,13 @@ import apsw
 
 from glec_fast.durable.database import connect, create_schema
 from glec_fast.durable.lock import create_file, sync_folder
+from glec_fast.runtime.log import logger
 
 _PAGE_BYTES_MIN = 512
 COMPANIONS = ("-wal", "-shm", "-journal")
 LENT, FRAMES = "-copy", "-frames"
 # All that stand beside a queue file; `-lock` has a use of its own.
 _BESIDE = (*COMPANIONS, "-qos2", "-salvage", "-new", *(f"-new{each}" for each in COMPANIONS), LENT, FRAMES, "-pages")
-
-logger = logging.getLogger("glec_fast")
 
 
 class Salvage(NamedTuple):

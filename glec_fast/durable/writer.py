@@ -21,6 +21,7 @@ from glec_fast.durable.reader import Reader
 from glec_fast.durable.state_rows import save_clock, save_gathered
 from glec_fast.durable.transaction import Commit, Move
 from glec_fast.runtime._lock import Lock
+from glec_fast.runtime.log import logger
 from glec_fast.runtime.summing_log import SummingLog
 
 # Not one that SQLite gives.
@@ -29,9 +30,6 @@ _NO_VERSION = -1
 # holds.
 _FREE_BYTES_MIN = 2 << 20
 _REWRITTEN_BYTES_MAX = 1 << 20
-
-
-logger = logging.getLogger("glec_fast")
 
 
 class Writer:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
+from glec_fast.runtime.log import logger
 from glec_fast.runtime.thread import Thread
 from glec_fast.transport.dial import dial
-
-logger = logging.getLogger("glec_fast")
 
 
 def probe(host: str, port: int, timeout_s: float, tell: Callable[[bool], None]) -> None:

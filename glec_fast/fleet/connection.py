@@ -8,14 +8,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from glec_fast.errors import ConfigError, ConnectionLostError
+from glec_fast.runtime.log import logger
 
 if TYPE_CHECKING:
     from glec_fast.engine.connector import CertificateExpiry
     from glec_fast.errors import SubscriptionRefusedError
     from glec_fast.fleet.metrics import LinkState
     from glec_fast.runtime.summing_log import SummingLog
-
-logger = logging.getLogger("glec_fast")
 
 
 class ConnectionCallback:

@@ -66,8 +66,6 @@ _MQTT_5 = MQTTProtocolVersion.MQTTv5
 # MQTT 5, 3.2.2.2: of the will.
 _RETAIN_NOT_SUPPORTED = 0x9A
 
-logger = logging.getLogger("glec_fast")
-
 
 class MQTTManager(Overseen):
     """Publishes from a vehicle gateway to the fleet platform, over any loss of link, process or power.
@@ -476,9 +474,10 @@ class MQTTManager(Overseen):
 
     def enable_debug_logging(self, enabled: bool = True) -> None:
         """Log every packet to the logger "glec_fast" at DEBUG; enabled False ends it."""
-        logger.setLevel(logging.DEBUG if enabled else logging.NOTSET)
+        own = logging.getLogger("glec_fast")
+        own.setLevel(logging.DEBUG if enabled else logging.NOTSET)
         if enabled:
-            self._client.enable_logger(logger)
+            self._client.enable_logger(own)
         else:
             self._client.disable_logger()
 

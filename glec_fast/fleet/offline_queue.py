@@ -19,12 +19,11 @@ from glec_fast.fleet.overseen import Overseen
 from glec_fast.fleet.payload import as_payload
 from glec_fast.protocol._session import Session
 from glec_fast.runtime import process
+from glec_fast.runtime.log import logger
 from glec_fast.validation import check_id, check_publish, check_ttl
 
 _HOUR_MS = 60 * 60 * 1000
 _ROW_LENGTH = 3
-
-logger = logging.getLogger("glec_fast")
 
 
 class QueuedMessage(NamedTuple):

@@ -11,14 +11,13 @@ from glec_fast.engine.backoff import Backoff
 from glec_fast.engine.policy import Failed, Policy
 from glec_fast.engine.proof import SHORT_LIFE_S, SHORT_LIVES, Proof
 from glec_fast.errors import PinningError
+from glec_fast.runtime.log import logger
 
 if TYPE_CHECKING:
     from glec_fast.durable.outcomes import Dropped
     from glec_fast.engine.routes import Routes
     from glec_fast.fleet.config import MQTTConfig
     from glec_fast.runtime.summing_log import SummingLog
-
-logger = logging.getLogger("glec_fast")
 
 
 class FleetPolicy(Policy):

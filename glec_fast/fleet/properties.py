@@ -6,7 +6,6 @@ line and the setting, and repeats nothing of what the file says: where one is da
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from glec_fast.errors import ConfigError
 from glec_fast.fleet.config import MQTTConfig
 from glec_fast.fleet.java_properties import Entry, EscapeError, entries, unescape, unescaped, with_pairs_joined
+from glec_fast.runtime.log import logger
 from glec_fast.settings import FLAG, Setting, settings_of, trimmed
 from glec_fast.tls.config import TLSConfig, warn_if_world_readable
 from glec_fast.tls.key_format import looks_like_a_key
@@ -34,8 +34,6 @@ _SECRET_MAX_BYTES = 1 << 16
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 # Longer ones are no typing error of a setting's name.
 _KEY_MAX_CHARS = 64
-
-logger = logging.getLogger("glec_fast")
 
 
 _TLS_ENABLED = "mqtt.tls.enabled"

@@ -16,6 +16,7 @@ from glec_fast.errors import GlecError, MessageError
 from glec_fast.fleet.metrics import metrics_as_json
 from glec_fast.fleet.packet_server import PacketServer
 from glec_fast.runtime._lock import Event
+from glec_fast.runtime.log import logger
 from glec_fast.runtime.thread import Thread
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Questions:
             return {"error": str(error), "retryable": error.retryable}
         except Exception as error:
             # Whoever else asks is to be answered.
-            logging.getLogger("glec_fast").exception("a question could not be answered")
+            logger.exception("a question could not be answered")
             return {"error": f"{error!r}: see the log", "retryable": False}
 
     def answer_to(self, content: dict[str, Any]) -> dict[str, object]:

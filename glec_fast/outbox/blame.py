@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from glec_fast.errors import QueueStorageError
 from glec_fast.outbox.suspicion import Note, Suspicion, Verdict
+from glec_fast.runtime.log import logger
 
 if TYPE_CHECKING:
     from glec_fast.durable.transaction import Row
@@ -26,8 +27,6 @@ _ABOUT_THE_CONNECTION = frozenset(
     (0x89, 0x8B, 0x8C, 0x8D, 0x8E, 0x8F, 0x93, 0x94, 0x96, 0x98, 0x9C, 0x9D, 0x9E, 0x9F, 0xA0, 0xA1, 0xA2)
 )
 _FAILURE = 0x80
-
-logger = logging.getLogger("glec_fast")
 
 
 class Blame:

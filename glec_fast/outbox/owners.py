@@ -24,12 +24,12 @@ kept first, while the file still names the owner that is left, and what it then 
 
 from __future__ import annotations
 
-import logging
 import struct
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from glec_fast.outbox.unanswered import TRIES
+from glec_fast.runtime.log import logger
 
 if TYPE_CHECKING:
     from glec_fast.outbox.stored import DurableOutbox
@@ -43,8 +43,6 @@ _ENTRY = struct.Struct(">QHB")
 _IMAGE_FORMAT = b"\x01"
 # A host that has many names must not fill the file. Of those that are forgotten nothing waits.
 _KEPT_MAX = 16
-
-logger = logging.getLogger("glec_fast")
 
 
 class Owner(NamedTuple):

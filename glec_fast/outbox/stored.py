@@ -27,6 +27,7 @@ from glec_fast.outbox.uptime import Uptime
 from glec_fast.outbox.weaknesses import Weakness, Weaknesses
 from glec_fast.protocol._inbound import unpack_properties
 from glec_fast.runtime import process
+from glec_fast.runtime.log import logger
 from glec_fast.validation import PACKET_MAX_BYTES, check_id, check_packet, packet_bytes
 
 # The broker begins on these while the next are read.
@@ -43,8 +44,6 @@ _UNASKED_BYTES_MAX = 16_000
 _AROUND_BATCH_BYTES = 64
 # Aliases are ours, not a message's.
 _TOPIC_ALIAS_INVALID = 0x94
-
-logger = logging.getLogger("glec_fast")
 
 
 class DurableOutbox(RowOutbox):

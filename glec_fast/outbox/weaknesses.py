@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from enum import Enum
 
 from glec_fast.runtime._lock import Lock
-
-logger = logging.getLogger("glec_fast")
+from glec_fast.runtime.log import logger
 
 
 class Weakness(str, Enum):

@@ -8,7 +8,6 @@ inherited raises ForkedError.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 import time
@@ -18,6 +17,7 @@ from weakref import ref
 
 from glec_fast.errors import ForkedError, UnsupportedError
 from glec_fast.runtime._lock import Condition
+from glec_fast.runtime.log import logger
 
 # For all stores of the process together: long enough for a disk that is busy, short enough for a service manager.
 EXIT_TIMEOUT_S = 5.0
@@ -26,8 +26,6 @@ _HAND_OVER_TIMEOUT_S = 1.0
 # A transaction of a disk that works is over by then.
 _STILL_TIMEOUT_S = 1.0
 _OURS = ("glec_fast", "paho")
-
-logger = logging.getLogger("glec_fast")
 
 
 class Ending(Protocol):

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 
 from glec_fast.runtime._lock import Lock
+from glec_fast.runtime.log import logger
 
 SUM_AFTER_S = 300.0
 _SUM_AFTER_MAX_S = 3600.0
@@ -32,12 +33,10 @@ _NEWS_INTERVAL_S = 15.0
 _CAUSES_MAX = 6
 _OTHERS = "for other causes"
 
-logger = logging.getLogger("glec_fast")
-
 
 def is_in_a_handler() -> bool:
     """True in a thread that has the lock of a handler of our log: whoever else logs waits for it."""
-    place: logging.Logger | None = logger
+    place: logging.Logger | None = logging.getLogger("glec_fast")
     while place is not None:
         for handler in place.handlers:
             # Of an RLock, as `threading.Condition` asks for it.

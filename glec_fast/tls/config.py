@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import ssl
 import stat
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
 
 from glec_fast.errors import ConfigError
+from glec_fast.runtime.log import logger
 from glec_fast.settings import (
     FILE,
     FLAG,
@@ -40,8 +40,6 @@ _CIPHERS = (
 )
 # RFC 7301, 3.1.
 _PROTOCOL_MAX_BYTES = 255
-
-logger = logging.getLogger("glec_fast")
 
 
 def _check_protocol(text: str) -> None:

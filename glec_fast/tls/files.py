@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import ssl
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from glec_fast.errors import TLSFileError
+from glec_fast.runtime.log import logger
 from glec_fast.tls.file_format import damage, in_a_command, wrong_format
 from glec_fast.tls.key_format import (
     Identity,
@@ -36,8 +36,6 @@ _UNKNOWN_KIND = "UNKNOWN_CERTIFICATE_TYPE"
 _MISMATCHES = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
 # How many of those that were passed over a warning names.
 _LISTED_MAX = 5
-
-logger = logging.getLogger("glec_fast")
 
 
 class File(NamedTuple):

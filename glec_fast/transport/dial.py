@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
@@ -13,14 +12,13 @@ from math import ceil
 from typing import Any, NamedTuple, TypeAlias
 
 from glec_fast.runtime._lock import Lock
+from glec_fast.runtime.log import logger
 from glec_fast.runtime.polling import WRITABLE, new_poll
 from glec_fast.runtime.process import close_copy
 
 # So long an address is waited for before the next is tried beside it (RFC 8305, 5).
 ATTEMPT_DELAY_S = 0.25
 Address: TypeAlias = "tuple[socket.AddressFamily, tuple[str, int]]"
-
-logger = logging.getLogger("glec_fast")
 
 
 class Attempt:
