@@ -141,7 +141,10 @@ def test_commands_are_declared_beside_the_loop_as_that_loads_what_they_need(
 def test_what_was_declared_wrongly_lets_go_of_the_file(tmp_path: Path) -> None:
     async def program() -> None:
         manager = AsyncMQTTManager(quick_config(NOWHERE, tmp_path))
-        manager.command("a/b")(print)
+        with pytest.raises(ConfigError):
+            manager.command("a/b")(print)
+        # What is not seen at the door.
+        manager._declared.append(("a/b", "fail", print))
         with pytest.raises(ConfigError):
             async with manager:
                 pass
