@@ -1,13 +1,13 @@
 """Durable publishers that one could pick: rate, CPU and bytes written, then what kills and cut links lose and double.
 
-    glec-fast   paho's API with store="queue.db"
-    on 3.1.1    the same with MQTT 3.1.1, as all but mqttium speak it
-    unwaited    the same with wait_for_disk=False: QoS 2 too is on disk soon after publish returns, not before
-    sqlite3     a paho program with sqlite3, as the specification's pseudo-code goes (baseline_manager.py)
-    reliomq     DurableMode; its Relay runs beside it, and costs are the sender's alone
-    mqttium     with SqliteInflightStore
-    robmqtt     as its quick start has it
-    Paho C      MQTTAsync with its default persistence, files, and sendWhileDisconnected
+    glec-fast        paho's API with store="queue.db"
+    glec 3.1.1       the same with MQTT 3.1.1, as all but mqttium speak it
+    glec unwaited    the same with wait_for_disk=False: QoS 2 too is on disk soon after publish returns, not before
+    sqlite3          a paho program with sqlite3, as the specification's pseudo-code goes (baseline_manager.py)
+    reliomq          DurableMode; its Relay runs beside it, and costs are the sender's alone
+    mqttium          with SqliteInflightStore
+    robmqtt          as its quick start has it
+    Paho C           MQTTAsync with its default persistence, files, and sendWhileDisconnected
 
 Each from its own virtual environment (--install makes them), each as its documentation has it; what was set is in
 durable/with_*.py. One mosquitto. For the rates a contender publishes --messages and waits until the broker has all. For
@@ -70,8 +70,8 @@ class Contender(NamedTuple):
 
 CONTENDERS = (
     Contender("glec-fast", None, "with_glec.py"),
-    Contender("on 3.1.1", None, "with_glec_3_1_1.py"),
-    Contender("unwaited", None, "with_glec_unwaited.py", qos=(2,)),
+    Contender("glec 3.1.1", None, "with_glec_3_1_1.py"),
+    Contender("glec unwaited", None, "with_glec_unwaited.py", qos=(2,)),
     Contender("sqlite3", None, "with_sqlite3.py"),
     Contender("reliomq", "reliomq==0.6.2", "with_reliomq.py", qos=(1,)),
     Contender("mqttium", "mqttium==1.2.1", "with_mqttium.py"),

@@ -28,7 +28,7 @@ def in_svg(report: Mapping[str, Any]) -> str:
             # From 10 msg/s on, each decade as long as any other: they are far apart.
             share = max(0.02, math.log10(max(each["rate_msg_s"], 10) / 10) / math.log10(max(most, 100) / 10))
             width = share * (WIDTH - LABEL_WIDTH - FIGURE_WIDTH)
-            colour = OURS if each["contender"] in ("glec-fast", "on 3.1.1", "unwaited") else OTHERS
+            colour = OURS if each["contender"] in ("glec-fast", "glec 3.1.1", "glec unwaited") else OTHERS
             figures = f"{each['rate_msg_s']:,.0f}"
             if "lost" in each:
                 figures += f"  ·  {each['lost']:,} of {each['accepted']:,} lost, {each['doubled']:,} doubled"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import builtins
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,7 +20,11 @@ from glec_fast import MQTTConfig, errors
 from glec_fast.cli.main import build_parser
 from glec_fast.testbed.broker import Broker
 from glec_fast.testbed.subscriber import Subscriber
+from support.gateway import eventually
 from support.places import REPOSITORY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PAGES = [
     *(REPOSITORY / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md")),
@@ -29,7 +35,10 @@ PROGRAM = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TUTORIAL = (REPOSITORY / "docs" / "tutorial.md").read_text()
 README = (REPOSITORY / "README.md").read_text()
 HOW_TO = sorted((REPOSITORY / "docs" / "how-to").glob("*.md"))
-# A program, and the comments before it: how many messages arrive, what it prints, which module it cannot do without.
+# Each with programs that run by themselves. The tutorial's is killed, and has a test of its own.
+WITH_PROGRAMS = [page for page in sorted((REPOSITORY / "docs").rglob("*.md")) if page.stem != "tutorial"]
+# A program, and the comments before it: how many messages arrive, what it prints, which module it cannot do without,
+# which program of somebody else's it imports, what runs beside it.
 MARKED = re.compile(r"((?:^<!-- [^>]*-->\n)*)^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 MARK = re.compile(r"<!-- (\w+): (.*?) -->")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -111,31 +120,79 @@ def blocks(language: str) -> list[Any]:
     ("marks", "program"),
     [
         pytest.param(marks, program, id=f"{page.stem}-{number}")
-        for page in HOW_TO
+        for page in WITH_PROGRAMS
         for number, (marks, program) in enumerate(MARKED.findall(page.read_text()))
     ],
 )
-def test_the_programs_of_the_how_to_pages_run_as_they_stand(marks: str, program: str, tmp_path: Path) -> None:
+def test_the_programs_of_the_pages_run_as_they_stand(marks: str, program: str, tmp_path: Path) -> None:
     known = dict(MARK.findall(marks))
-    assert set(known) <= {"arrives", "prints", "needs"}
+    assert set(known) <= {"arrives", "prints", "needs", "beside", "with"}
     if "needs" in known:
         pytest.importorskip(known["needs"])
-    with Broker(tmp_path) as broker, Subscriber(broker) as subscriber:
-        local = program.replace('"localhost", 1883', f'"127.0.0.1", {broker.port}')
-        local = local.replace("tcp://localhost:1883", broker.url)
+    with Broker(tmp_path) as broker, Subscriber(broker) as subscriber, ExitStack() as stack:
+        path = tmp_path / "program.py"
+        path.write_text(as_here(program, broker, tmp_path))
+        if "beside" in known:
+            path.with_name(f"{known['beside']}.py").write_text(as_here(OF_SOMEBODY_ELSE, broker, tmp_path))
+        if "with" in known:
+            stack.enter_context(service(broker, tmp_path))
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", local], capture_output=True, text=True, timeout=60, cwd=tmp_path
+            [sys.executable, "-W", "error", str(path)], capture_output=True, text=True, timeout=60, cwd=tmp_path
         )
         assert (done.returncode, done.stderr) == (0, "")
         assert known.get("prints", "") in done.stdout
+        assert subscriber.wait_for(lambda arrivals: len(of_programs(arrivals)) >= int(known.get("arrives", 0)), 60)
         assert subscriber.wait_for_end(30)
-        topics = [each.topic for each in subscriber.arrivals if not each.topic.endswith("/status")]
-        assert len(topics) == int(known.get("arrives", 0))
+        assert len(of_programs(subscriber.arrivals)) == int(known.get("arrives", 0))
 
 
-@pytest.mark.parametrize("text", blocks("python"))
-def test_what_is_shown_of_python_is_python(text: str) -> None:
-    assert ast.parse(text, "page").body
+OF_SOMEBODY_ELSE = """\
+import paho.mqtt.client as mqtt
+
+client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, client_id="theirs")
+client.connect("localhost", 1883)
+client.loop_start()
+client.publish("t", "x", 1).wait_for_publish(30)
+client.disconnect()
+client.loop_stop()
+"""
+
+
+def as_here(program: str, broker: Broker, folder: Path) -> str:
+    """With this broker, and a folder of ours in place of a system's."""
+    for shown, here in (
+        ('"localhost", 1883', f'"127.0.0.1", {broker.port}'),
+        ("tcp://localhost:1883", broker.url),
+        ("/run/glec-fast", str(folder)),
+        ("/var/lib/gateway", str(folder)),
+        ("/var/lib/app", str(folder)),
+    ):
+        program = program.replace(shown, here)
+    return program
+
+
+def of_programs(arrivals: Any) -> list[str]:
+    """Their topics, but for what a manager says of itself."""
+    return [each.topic for each in arrivals if not each.topic.endswith("/status")]
+
+
+@contextmanager
+def service(broker: Broker, folder: Path) -> Iterator[None]:
+    """`glec-fast service`, with its socket in that folder."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "GLEC_BROKER_URL": broker.url,
+        "GLEC_CLIENT_ID": "DTG-SN-12345",
+        "STATE_DIRECTORY": str(folder),
+        "RUNTIME_DIRECTORY": str(folder),
+    }
+    command = [sys.executable, "-m", "glec_fast", "service"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert eventually((folder / "publish.sock").exists)
+            yield
+        finally:
+            process.terminate()
 
 
 @pytest.mark.parametrize("text", blocks("properties"))
