@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from glec_fast import MQTTConfig, errors
+import glec_fast
+from glec_fast import MQTTConfig, aio, errors
 from glec_fast.cli.main import build_parser
 from glec_fast.testbed.broker import Broker
 from glec_fast.testbed.subscriber import Subscriber
@@ -241,6 +242,15 @@ def test_each_of_the_twelve_questions_has_a_page_that_answers_at_once() -> None:
 @pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
 def test_the_site_leads_to_each_how_to_page(page: Path) -> None:
     assert f"how-to/{page.stem}\n" in (REPOSITORY / "docs" / "index.md").read_text()
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (REPOSITORY / "docs" / "reference.md").read_text()
+    named = {each.rpartition(".")[2] for each in re.findall(r":: (glec_fast\.[\w.]+)", page)}
+    # Of errors it has the module.
+    missing = {name for name in glec_fast.__all__ if name not in named and not hasattr(errors, name)}
+    assert missing == set()
+    assert {"errors", *aio.__all__} <= named
 
 
 def kinds_of_line() -> set[str]:
