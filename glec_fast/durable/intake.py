@@ -141,11 +141,12 @@ class Intake:
             self._schedule.request()
             return ids
 
-    def check_size(self, topic: str, payload: str | bytes) -> None:
+    def check_size(self, topic: str, payload: str | bytes, extras: Extras | None) -> None:
         """Raises MessageError for what is larger than the whole queue may be."""
-        if self.message_max_bytes and len(topic) + len(payload) > self.message_max_bytes:
+        size_bytes = len(topic) + len(payload) + (0 if extras is None else len(extras.properties))
+        if 0 < self.message_max_bytes < size_bytes:
             raise MessageError(
-                f"topic and payload are {len(topic) + len(payload):,} bytes, and the whole queue may take"
+                f"topic, payload and properties are {size_bytes:,} bytes, and the whole queue may take"
                 f" {self.message_max_bytes:,}: raise queue_max_bytes, or send it in parts"
             )
 
@@ -159,7 +160,7 @@ class Intake:
         ttl_ms: int | None = None,
     ) -> int:
         """`Store.append` without a wait or a request; the caller holds the lock."""
-        self.check_size(topic, payload)
+        self.check_size(topic, payload, extras)
         now_ms = self.clock.now_ms()
         lasts_ms = self._ttl_ms if ttl_ms is None else ttl_ms
         if extras is not None and extras.expiry_interval_s is not None:

@@ -230,9 +230,9 @@ class Store(OfOneProcess):
         """
         return self._intake.append(topic, payload, qos, urgent, ttl_ms, extras, register)
 
-    def check_size(self, topic: str, payload: str | bytes) -> None:
+    def check_size(self, topic: str, payload: str | bytes, extras: Extras | None) -> None:
         """Raises MessageError for what `append` would not take, as it is larger than the whole queue may be."""
-        self._intake.check_size(topic, payload)
+        self._intake.check_size(topic, payload, extras)
 
     def gather(self, payload: bytes, bytes_max: int, begin: Callable[[Batch], None]) -> Any:
         """Accept a message that may wait for others, to be one with them; see `Gathering.add`."""

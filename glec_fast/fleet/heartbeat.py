@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from glec_fast.outbox.stored import DurableOutbox
 
 
+# MQTT 5, 3.2.2.2: of the will.
+_RETAIN_NOT_SUPPORTED, _QOS_NOT_SUPPORTED = 0x9A, 0x9B
+
+
 class Heartbeat:
     """Any thread. It is quiet where `status_interval_s` is 0, but for `status` and the will."""
 
@@ -30,6 +34,8 @@ class Heartbeat:
         self._is_quiet = not config.status_interval_s
         # A will that is never followed by another status would be kept for ever.
         self._is_retained = config.status_retained and config.status_interval_s > 0
+        # A broker ends the connection over a will of more than it takes.
+        self._will_qos = min(Status.QOS, config.max_qos)
         self._started_s = time.monotonic()
         self._due_s = self._started_s + self._interval_s
         self._can_frames = 0
@@ -58,15 +64,17 @@ class Heartbeat:
 
     def set_will(self) -> None:
         """Told when the link has broken, with the figures of the moment of connecting: MQTT fixes a will in CONNECT."""
-        self._client.will_set(self._topic, self._encoded("OFFLINE"), qos=Status.QOS, retain=self._is_retained)
+        self._client.will_set(self._topic, self._encoded("OFFLINE"), qos=self._will_qos, retain=self._is_retained)
 
-    def give_up_retaining(self) -> bool:
-        """The broker refuses what is retained: the next attempt does without. False where it was not the will's."""
-        if not self._is_retained:
-            return False
-        self._is_retained = False
+    def on_refused(self, code: int) -> None:
+        """CONNACK's reason code: what the broker does not take of a will, the next attempt does without."""
+        if code == _RETAIN_NOT_SUPPORTED:
+            self._is_retained = False
+        elif code == _QOS_NOT_SUPPORTED:
+            self._will_qos = 0
+        else:
+            return
         self.set_will()
-        return True
 
     def begin(self) -> None:
         """Say that it is there, and when it is said again."""

@@ -63,8 +63,6 @@ CommandHandler = TypeVar("CommandHandler", bound="Callable[[dict[str, Any], Comm
 TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
-# MQTT 5, 3.2.2.2: of the will.
-_RETAIN_NOT_SUPPORTED = 0x9A
 
 
 class MQTTManager(Overseen):
@@ -510,8 +508,7 @@ class MQTTManager(Overseen):
     ) -> None:
         if reason.is_failure:
             refused = refusal(reason, self._target.url, properties)
-            if reason.value == _RETAIN_NOT_SUPPORTED:
-                self._heartbeat.give_up_retaining()
+            self._heartbeat.on_refused(reason.value)
             self._reports.on_failed(logging.ERROR, self._target.url, refused)
             return
         self._policy.on_accepted(self._outbox.session.answered_count)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from glec_fast.runtime.summing_log import SummingLog
 
 _REFUSED = 0x80
+_NO_SHARED, _NO_WILDCARDS = 0x9E, 0xA2
 # Filters in one packet: far below what any broker takes.
 _BATCH_MAX = 50
 _IDENTIFIER_MAX = 268_435_455
@@ -98,8 +99,9 @@ class Subscriptions:
         # Counts connections; 0 while there is none.
         self._connection = self._last_connection = 0
         self._connected_s = 0.0
-        # The broker says of each message which filters it is for. A packet has one identifier for all its filters.
-        self._has_identifiers = False
+        # What the broker takes. With identifiers it says of each message which filters it is for; a packet has one
+        # for all its filters.
+        self._accepted: Accepted | None = None
         self.refused_count = 0
 
     # ---- the program
@@ -155,7 +157,7 @@ class Subscriptions:
     def on_connected(self, accepted: Accepted) -> None:
         """CONNACK has come."""
         with self._changed:
-            self._has_identifiers = accepted.takes_identifiers
+            self._accepted = accepted
             self._last_connection += 1
             self._connection, self._connected_s = self._last_connection, time.monotonic()
             self._requests.clear()
@@ -245,8 +247,27 @@ class Subscriptions:
 
     def _ask(self) -> None:
         """Ask the broker for what it does not have yet. From any thread."""
+        with self._changed:
+            given_up = self._give_up() if self._connection else []
+        self._tell(given_up)
         while self._ask_once():
             pass
+
+    def _give_up(self) -> list[SubscriptionRefusedError]:
+        """What the broker has said that it does not take, and may end the connection over. The caller has the lock."""
+        codes = {each: self._why_not(each) for each in self._wanted if each not in self._refused}
+        refused = [self._refuse(each, code) for each, code in codes.items() if code is not None]
+        if refused:
+            self._changed.notify_all()
+        return refused
+
+    def _why_not(self, topic_filter: str) -> int | None:
+        accepted = self._accepted
+        if accepted is not None and not accepted.takes_shared and topic_filter.startswith("$share/"):
+            return _NO_SHARED
+        if accepted is not None and not accepted.takes_wildcards and {"+", "#"} & set(topic_filter):
+            return _NO_WILDCARDS
+        return None
 
     def _ask_once(self) -> bool:
         """True where there may be more to ask for."""
@@ -256,7 +277,8 @@ class Subscriptions:
                 connection = self._connection
                 if not connection:
                     return False
-                request, has_identifiers = self._next_request(), self._has_identifiers
+                has_identifiers = self._accepted is not None and self._accepted.takes_identifiers
+                request = self._next_request(has_identifiers=has_identifiers)
                 if not request:
                     return False
                 self._asking.update(request)
@@ -288,10 +310,10 @@ class Subscriptions:
                     if connection == self._connection:
                         self._asking.difference_update(request)
 
-    def _next_request(self) -> dict[str, int | None]:
+    def _next_request(self, *, has_identifiers: bool) -> dict[str, int | None]:
         """Either filters to subscribe to, or filters to end. The caller holds the lock."""
         new: dict[str, int | None] = {}
-        new_max = 1 if self._has_identifiers else _BATCH_MAX
+        new_max = 1 if has_identifiers else _BATCH_MAX
         suspects: dict[str, int | None] = {}
         for each, qos in self._wanted.items():
             is_due = each not in self._asking and each not in self._refused and len(new) < new_max

@@ -43,12 +43,15 @@ _PROTOCOL_ERROR = 0x82
 class Accepted(NamedTuple):
     """What is known of the session of a connection.
 
-    is_continued: it is known to be that of the connection before. takes_identifiers: Subscription Identifiers (MQTT 5).
+    is_continued: it is known to be that of the connection before. The rest is MQTT 5's (3.2.2.3.11 to 3.2.2.3.13):
+    Subscription Identifiers, filters with wildcards, and shared ones.
     """
 
     session_present: bool = False
     is_continued: bool = False
     takes_identifiers: bool = False
+    takes_wildcards: bool = True
+    takes_shared: bool = True
 
 
 class Greeting:
@@ -200,8 +203,11 @@ class Greeting:
         properties: dict[str, Any] = {}
         if paho.protocol == _MQTT_5:
             properties = dict(vars(properties_from(PacketTypes.CONNACK, connack[2:])))
-            takes_identifiers = bool(properties.get("SubscriptionIdentifierAvailable", 1))
-            self.accepted = self.accepted._replace(takes_identifiers=takes_identifiers)
+            self.accepted = self.accepted._replace(
+                takes_identifiers=bool(properties.get("SubscriptionIdentifierAvailable", 1)),
+                takes_wildcards=bool(properties.get("WildcardSubscriptionAvailable", 1)),
+                takes_shared=bool(properties.get("SharedSubscriptionAvailable", 1)),
+            )
         if "ServerKeepAlive" in properties:
             # MQTT 5, 3.2.2.3.14; paho from 2.2 on.
             paho.keepalive_s = properties["ServerKeepAlive"]

@@ -220,7 +220,7 @@ class DurableOutbox(RowOutbox):
             packed = b"" if self.session.protocol_version != _MQTT_5 else None if extras is None else extras.packed()
             check_packet(topic, payload, qos, packed, self._max_packet_bytes)
         # Also of QoS 0 that goes past the store: where the link ends it is queued.
-        self.store.check_size(topic, payload)
+        self.store.check_size(topic, payload, extras)
         # At the end of the process nobody would know whether it left.
         is_direct = qos == 0 and self.is_open and not self.is_narrow
         if is_direct and not self._has_waiting_rows() and not self.store.is_ending:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from conftest import StartBroker
     from glec_fast.fleet.commands import CommandContext
     from glec_fast.testbed.broker import Broker
     from glec_fast.testbed.link import Link
@@ -546,6 +547,23 @@ def test_one_that_disconnect_did_not_let_begin_is_run_by_the_next_process(
         assert {reply["status"] for reply in platform.wait_for(2)} == {"done"}
     assert [context.id for _, context in doors.calls] == ["runs", "waits"]
     assert not any(context.is_retry for _, context in doors.calls)
+
+
+@pytest.mark.parametrize(("protocol_version", "max_qos"), [(4, 0), (5, 0), (5, 1)])
+def test_a_broker_of_a_lower_qos(
+    start_broker: StartBroker, tmp_path: Path, protocol_version: int, max_qos: int
+) -> None:
+    """MQTT 5 says so, of the will too; before it the setting does."""
+    broker, doors, came = start_broker(settings=[f"max_qos {max_qos}"]), Doors(), threading.Event()
+    settings = {"protocol_version": protocol_version} | ({"max_qos": max_qos} if protocol_version == 4 else {})
+    with vehicle(broker.url, tmp_path, doors, **settings) as manager:
+        reply = manager.subscribe(f"{COMMANDS}/unlock_doors/reply", lambda _: came.set(), qos=2)
+        assert reply.wait_granted(TIMEOUT_S)
+        assert reply.granted_qos == max_qos
+        manager.publish(f"{COMMANDS}/unlock_doors", {"id": "a"}, max_qos)
+        assert came.wait(TIMEOUT_S)
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+    assert len(doors.calls) == 1
 
 
 def test_a_declaration_behind_one_that_was_refused(broker: Broker, platform: Platform, tmp_path: Path) -> None:

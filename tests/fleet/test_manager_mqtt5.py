@@ -182,6 +182,12 @@ def test_the_largest_values_go(broker: Broker, listener: Listener, tmp_path: Pat
     assert carried(message) == largest
 
 
+def test_what_no_queue_has_room_for_counts_its_properties(tmp_path: Path) -> None:
+    config = quick_config("tcp://localhost:1", tmp_path, protocol_version=5, queue_max_bytes=1_000_000)
+    with MQTTManager(config) as manager, pytest.raises(MessageError, match="queue_max_bytes"):
+        manager.publish("t", "x", 1, user_properties=[("a", "b" * 60_000)] * 20)
+
+
 def test_a_packet_over_the_configured_size_counts_its_properties(tmp_path: Path) -> None:
     config = quick_config("tcp://127.0.0.1:1", tmp_path, protocol_version=5, max_packet_bytes=100)
     with MQTTManager(config) as manager:

@@ -409,6 +409,38 @@ def test_a_refused_filter_is_told_of_and_asked_for_with_each_connection(
         assert eventually(lambda: manager.get_metrics().subscriptions_refused == 2)
 
 
+class Plain(OddBroker):
+    """Says that it takes neither wildcards nor shared subscriptions, and ends the connection over them."""
+
+    def answer(self, packet: Packet) -> bytes:
+        if packet.kind == CONNECT:
+            return b"\x20\x07\x00\x00\x04\x28\x00\x2a\x00"
+        if packet.kind != SUBSCRIBE:
+            return super().answer(packet)
+        odd = [each for each in filters_of(packet, 5) if set(each) & set(b"+#$")]
+        return CLOSE if odd else granted(packet, 5)
+
+
+def test_what_the_broker_says_it_does_not_take_is_refused_and_not_asked_for(tmp_path: Path) -> None:
+    refusals = Refusals()
+    with (
+        Plain(protocol_version=5) as broker,
+        MQTTManager(quick_config(broker.url, tmp_path, protocol_version=5)) as manager,
+    ):
+        manager.set_connection_callback(refusals)
+        before = manager.subscribe("$share/g/a", Handled())
+        manager.connect()
+        assert refusals.wait_for_connections()
+        behind = [manager.subscribe(each, Handled()) for each in ("a/+", "#")]
+        assert manager.subscribe("a", Handled()).wait_granted(TIMEOUT_S)
+        for each, text in zip((before, *behind), ("0x9E, shared", "0xA2, wildcard", "0xA2, wildcard"), strict=True):
+            with pytest.raises(SubscriptionRefusedError, match=text):
+                each.wait_granted(TIMEOUT_S)
+        assert manager.get_metrics().subscriptions_refused == 3
+        assert broker.connections == 1
+    assert [each[0] for each in refusals.events if isinstance(each, tuple)][:3] == ["$share/g/a", "a/+", "#"]
+
+
 class Fatal(OddBroker):
     """Ends the connection over whatever packet has "secret" among its filters."""
 
