@@ -176,7 +176,6 @@ class World:
             self._expires(int(step.split()[1]))
         else:
             getattr(self, "_" + step.replace(" ", "_"))()
-        self._check()
 
     def after_crash(self, step: str) -> Root:
         """What is left when the process dies now."""
@@ -289,7 +288,7 @@ class World:
 
     # ---- what must hold
 
-    def _check(self) -> None:
+    def check(self) -> None:
         kept_all = not self.broken_sessions and self.broker.knows_qos_2
         counts = sum((broker.counts() for broker in self.brokers), Counter[str]())
         again = {self._payload_of[each] for each, decision in self._ledger() if decision is Decision.SENT_AGAIN}
@@ -458,6 +457,11 @@ def search(bounds: Bounds, states_max: int, seed: int = 1) -> Found:
             world.do(step)
         return world
 
+    def found(world: World, step: str) -> tuple[Root, tuple[str, ...], tuple[str, ...]]:
+        if step.startswith("crash"):
+            return world.after_crash(step), (), (*history, *path, step)
+        return root, (*path, step), history
+
     while stack and len(seen) < states_max:
         if states_max < ALL_STATES:
             at = rnd.randrange(len(stack))
@@ -465,20 +469,19 @@ def search(bounds: Bounds, states_max: int, seed: int = 1) -> Found:
         root, path, history = stack.pop()
         try:
             world = reach(root, path)
-            key = hash((world.plain(), reach(root, path).probe_kept(), reach(root, path).probe_cut()))
+            # All before the last step was checked when it was reached first.
+            world.check()
+            steps, is_done = world.steps(), world.is_done()
+            following = [found(world, step) for step in steps]
+            key = hash((world.plain(), world.probe_kept(), reach(root, path).probe_cut()))
             if key in seen:
                 continue
             seen.add(key)
-            steps = world.steps()
             if not set(steps) & PROGRESS:
                 ends += 1
-                assert world.is_done(), "nothing can happen any more, and messages are left"
-            for step in steps:
-                steps_taken += 1
-                if step.startswith("crash"):
-                    stack.append((world.after_crash(step), (), (*history, *path, step)))
-                else:
-                    stack.append((root, (*path, step), history))
+                assert is_done, "nothing can happen any more, and messages are left"
+            steps_taken += len(steps)
+            stack += following
         except AssertionError as error:
             raise SearchError(f"{error}, after: {', '.join((*history, *path))}") from error
     return Found(len(seen), steps_taken, ends, not stack)
