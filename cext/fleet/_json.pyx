@@ -13,23 +13,17 @@ from enum import Enum
 
 from glec_fast.errors import MessageError, PayloadTypeError
 from glec_fast.fleet.values import (
-    conversion,
-    described,
-    dtype_name,
-    number_of,
-    refusal,
-    shown,
-    text_refusal,
-    type_refusal,
+    conversion, described, dtype_name, number_of, refusal, shown, text_refusal, type_refusal
 )
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.float cimport PyFloat_AS_DOUBLE
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_AsUnsignedLongLong
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.math cimport isfinite
+from libc.string cimport memcpy
 
 from json_text cimport ESCAPED_ROOM, NUMBER_ROOM, put, put_double, put_escaped, put_int64, put_uint64
 from utf8 cimport take_encode_error, utf8_of
@@ -37,6 +31,7 @@ from utf8 cimport take_encode_error, utf8_of
 cdef enum:
     MAX_DEPTH = 32                 # containers inside each other
     MAX_PAYLOAD_BYTES = 268435455  # MQTT's largest remaining length
+    FIRST_BYTES = 256              # what most texts have room in
     TEXT_CHUNK_BYTES = 4096        # a long string reserves its worst case by parts
 
 
@@ -78,23 +73,24 @@ cdef str path(const Place* place):
 
 @cython.internal
 @cython.final
+@cython.freelist(4)
 @cython.auto_pickle(False)
 cdef class Buffer:
     """Growing memory for one JSON text."""
 
-    cdef char* data  # owned, from __cinit__ until __dealloc__
+    # `first`, or owned from `grow` until __dealloc__.
+    cdef char* data
     cdef Py_ssize_t size
     cdef Py_ssize_t capacity
+    cdef char[FIRST_BYTES] first
 
     def __cinit__(self):
-        self.size = 0
-        self.capacity = 256
-        self.data = <char*>PyMem_Malloc(self.capacity)
-        if self.data == NULL:
-            raise MemoryError
+        self.capacity = FIRST_BYTES
+        self.data = self.first
 
     def __dealloc__(self):
-        PyMem_Free(self.data)
+        if self.data != self.first:
+            PyMem_Free(self.data)
 
     cdef int check_size(self) except -1:
         if self.size > MAX_PAYLOAD_BYTES:
@@ -109,9 +105,11 @@ cdef class Buffer:
         # Checked first, so that twice the capacity fits 32 bits.
         self.check_size()
         capacity = max(2 * self.capacity, self.size + more)
-        data = <char*>PyMem_Realloc(self.data, capacity)
+        data = <char*>PyMem_Realloc(NULL if self.data == self.first else self.data, capacity)
         if data == NULL:
             raise MemoryError
+        if self.data == self.first:
+            memcpy(data, self.first, self.size)
         self.data = data
         self.capacity = capacity
         return 0
@@ -280,7 +278,7 @@ cdef class Buffer:
 
 
 cdef bytes encoded_data(object value, str name):
-    cdef Buffer buffer = Buffer()
+    cdef Buffer buffer = Buffer.__new__(Buffer)
     cdef Place root
     root.outer = NULL
     root.key = <PyObject*>name
