@@ -37,8 +37,9 @@ demo: $(if $(wildcard $(BUILT)),$(BUILT),$(SHOWN))
 	@echo "  $(BIN)/glec-fast bench --broker tcp://YOUR-BROKER   what it reaches on your own broker, in a minute"
 	@echo "  $(BIN)/python examples/quickstart.py                the first of the programs in examples/"
 
+# Bytecode is kept, whatever is set outside: hundreds of tests start a Python of their own.
 test: $(BUILT)
-	$(BIN)/python -m pytest $(PARALLEL) $(TEST_ARGS)
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(PARALLEL) $(TEST_ARGS)
 
 # The brokers beside mosquitto, which the tests leave out where they are not installed. Needs root.
 brokers:
