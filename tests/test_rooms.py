@@ -50,3 +50,8 @@ def test_every_package_has_a_level() -> None:
     packages = {path.parent.name for path in (REPOSITORY / "glec_fast").glob("*/__init__.py")}
     # For PyInstaller alone; it imports nothing of ours, and nothing imports it.
     assert packages - {"__pyinstaller"} <= set(LEVEL)
+
+
+def test_every_package_says_what_it_must_not_know() -> None:
+    texts = {path.parent.name: path.read_text() for path in (REPOSITORY / "glec_fast").glob("*/__init__.py")}
+    assert [name for name in texts.keys() & LEVEL.keys() if "ust not know" not in texts[name].split('"""')[1]] == []

@@ -1,4 +1,4 @@
 """The command line: each subcommand is a module or a package.
 
-Uses only what a program could use; nothing imports it.
+Must not know of what a program could not use; nothing imports it.
 """

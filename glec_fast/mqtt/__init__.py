@@ -1,6 +1,7 @@
 """For `import glec_fast.mqtt as mqtt` instead of `import paho.mqtt.client as mqtt`: its names, Client replaced.
 
 `install`, `uninstall` and `store_in` are for programs in which that line cannot be changed: `glec_fast.mqtt.swap`.
+Must not know what topics mean, nor SQL.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A broker, a link that cuts, certificates and an independent subscriber, for tests, benches and the demo.
 
-Knows nothing of this client: it keeps what arrives by paho's.
+Must not know of this client: it keeps what arrives by paho's.
 """
 
 from __future__ import annotations
