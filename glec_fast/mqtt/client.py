@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from paho.mqtt import client as paho
@@ -191,10 +192,20 @@ class Client(process.OfOneProcess, WithCallbacks):
         if store is None:
             self._glec_compose(MemoryOutbox(self._max_inflight_messages, self._glec_wake), timeouts_s)
         else:
-            told = self._max_inflight_messages, self._glec_wake, self._glec_tell_dropped
-            rules = wait_for_disk, resend_in_doubt, max_unreleased
-            outbox = open_outbox(store, *told, *rules, on_owner_away, resend_unproven, max_qos, max_packet_bytes)
-            self._glec_compose(outbox, timeouts_s)
+            make = partial(
+                DurableOutbox,
+                window=self._max_inflight_messages,
+                on_work=self._glec_wake,
+                on_dropped=self._glec_tell_dropped,
+                wait_for_disk=wait_for_disk,
+                resend_in_doubt=resend_in_doubt,
+                max_unreleased=max_unreleased,
+                on_owner_away=on_owner_away,
+                resend_unproven=resend_unproven,
+                max_qos=max_qos,
+                max_packet_bytes=max_packet_bytes,
+            )
+            self._glec_compose(open_outbox(store, make), timeouts_s)
             process.watch_exit(self)
         if broker_name:
             self._glec_parts.greeting.owner = Owner(broker_name)

@@ -27,12 +27,10 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from glec_fast.durable.outcomes import Dropped
     from glec_fast.engine.connector import Connector
     from glec_fast.engine.policy import Policy
     from glec_fast.mqtt.client import Client
     from glec_fast.outbox._outbox import Outbox
-    from glec_fast.outbox.owners import OnOwnerAway
 
 
 @dataclass(frozen=True)
@@ -91,35 +89,11 @@ def compose(
     )
 
 
-def open_outbox(
-    given: str | os.PathLike[str] | Store,
-    window: int,
-    on_work: Callable[[], None],
-    on_dropped: Callable[[list[Dropped]], None],
-    wait_for_disk: bool,
-    resend_in_doubt: bool,
-    max_unreleased: int,
-    on_owner_away: OnOwnerAway,
-    resend_unproven: bool,
-    max_qos: int,
-    max_packet_bytes: int,
-) -> DurableOutbox:
-    """Over a store, or a path where one is opened; `on_work` may be called at once."""
+def open_outbox(given: str | os.PathLike[str] | Store, make: Callable[[Store], DurableOutbox]) -> DurableOutbox:
+    """What `make` makes over a store, or over a path where one is opened; that is closed again where `make` raises."""
     store = given if isinstance(given, Store) else Store(given)
     try:
-        return DurableOutbox(
-            store,
-            window,
-            on_work,
-            on_dropped,
-            wait_for_disk=wait_for_disk,
-            resend_in_doubt=resend_in_doubt,
-            max_unreleased=max_unreleased,
-            on_owner_away=on_owner_away,
-            resend_unproven=resend_unproven,
-            max_qos=max_qos,
-            max_packet_bytes=max_packet_bytes,
-        )
+        return make(store)
     except BaseException:
         if store is not given:
             store.close()
