@@ -1,0 +1,219 @@
+"""Another program writes to the queue file while it is in use: its rows are sent, and ours lose nothing by it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from glec_fast.durable.in_doubt import Decision, add_entries
+from glec_fast.durable.store import Store
+from support.queue_fuzz import COLUMNS, fill, look_beside
+from support.scripted_broker import ScriptedBroker
+from support.scripted_gateway import ScriptedGateway
+from support.store import WAIT_S, RecordingOutbox, append, ids_on_disk, wait_for
+
+if TYPE_CHECKING:
+    from pathlib import Path
+from support.file_in_use import flush
+
+FAR = 10**15
+INSERT = "INSERT INTO mqtt_offline_queue (topic, payload, qos, timestamp, ttl) VALUES ('t', '{}', 2, {}, {})"
+
+
+def foreign(path: Path, *statements: str) -> None:
+    """Another program, with another SQLite: in this process it would let go of the locks of ours."""
+    program = (
+        "import sqlite3, sys\nk = sqlite3.connect(sys.argv[1], timeout=10)\n"
+        "for statement in sys.argv[2:]: k.execute(statement)\nk.commit()"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path), *statements], check=True, timeout=WAIT_S)
+
+
+class TestAnotherProgram:
+    """Its rows are sent as ours are, and ours lose nothing by it."""
+
+    @pytest.mark.parametrize("timestamp", [1, "CAST(strftime('%s','now') AS INTEGER) * 1000", 2**62, 5.5, "'text'"])
+    @pytest.mark.parametrize("ttl", [FAR, FAR + 0.5, "'never'"])
+    def test_a_row_of_it_and_ours_are_sent(
+        self, gateway: ScriptedGateway, path: Path, timestamp: object, ttl: object
+    ) -> None:
+        broker = ScriptedBroker()
+        gateway.connect()
+        gateway.publish("2-first", 2)
+        flush(gateway, broker)
+        foreign(path, INSERT.format("2-foreign", timestamp, ttl))
+        handles = [gateway.publish(f"2-{number}", 2) for number in range(5)]
+        assert flush(gateway, broker) == Counter(["2-first", "2-foreign", *(f"2-{number}" for number in range(5))])
+        assert all(handle.is_published() for handle in handles)
+        assert ids_on_disk(path) == []
+
+    @pytest.mark.parametrize("values", ["'a/#', 1", "'', 1", "x'ff00', 1", "'t', 7", "'t', 'text'"])
+    def test_a_row_that_no_message_can_be_made_of_is_dropped(
+        self, gateway: ScriptedGateway, path: Path, values: str
+    ) -> None:
+        broker = ScriptedBroker()
+        gateway.connect()
+        gateway.publish("2-first", 2)
+        columns = "(payload, timestamp, ttl, topic, qos)"
+        foreign(path, f"INSERT INTO mqtt_offline_queue {columns} VALUES ('theirs', 1, {FAR}, {values})")
+        gateway.publish("2-last", 2)
+        assert flush(gateway, broker) == Counter(["2-first", "2-last"])
+        assert gateway.store.drops == {"unsendable": 1}
+        assert len(gateway.dropped) == 1
+        assert ids_on_disk(path) == []
+
+    @pytest.mark.parametrize("message_id", [1, 2, 9])
+    def test_a_row_put_back_where_all_was_read(self, gateway: ScriptedGateway, path: Path, message_id: int) -> None:
+        """As of what was set aside, under the id and the times that it had."""
+        broker = ScriptedBroker()
+        gateway.connect()
+        for number in range(9):
+            gateway.publish(f"2-{number}", 2)
+        expected = flush(gateway, broker)
+        assert ids_on_disk(path) == []
+        foreign(
+            path,
+            "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl)"
+            f" VALUES ({message_id}, 't', '2-again', 2, 1, {FAR})",
+        )
+        gateway.publish("2-9", 2)
+        gateway.publish("0", 0)
+        assert flush(gateway, broker) == expected + Counter(["2-again", "2-9", "0"])
+        assert ids_on_disk(path) == []
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "DROP TABLE glec_session",
+            "DROP TABLE glec_clock",
+            "DROP TABLE glec_received",
+            "ALTER TABLE glec_command RENAME COLUMN reply TO answer",
+            "DROP TABLE mqtt_offline_queue",
+            "ALTER TABLE mqtt_offline_queue RENAME COLUMN payload TO data",
+            "CREATE TRIGGER t BEFORE INSERT ON mqtt_offline_queue BEGIN SELECT RAISE(ABORT, 'no'); END",
+            "CREATE TRIGGER t AFTER INSERT ON mqtt_offline_queue BEGIN DELETE FROM mqtt_offline_queue; END",
+            "CREATE TRIGGER t BEFORE DELETE ON mqtt_offline_queue BEGIN SELECT RAISE(IGNORE); END",
+        ],
+    )
+    def test_tables_that_it_declares_anew(self, gateway: ScriptedGateway, path: Path, statement: str) -> None:
+        broker = ScriptedBroker()
+        gateway.connect()
+        for number in range(5):
+            gateway.publish(f"2-{number}", 2)
+        gateway.commit()
+        broker.feed(gateway.send())
+        foreign(path, statement)
+        handles = [gateway.publish(f"2-{number}", 2) for number in range(5, 10)]
+        assert flush(gateway, broker) == Counter(f"2-{number}" for number in range(10))
+        assert all(handle.is_published() for handle in handles)
+        assert gateway.store.wait_empty(WAIT_S)
+        assert gateway.store.salvage is not None
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "VACUUM",
+            "ANALYZE",
+            "CREATE INDEX more ON mqtt_offline_queue(topic)",
+            *(f"ALTER TABLE {name} ADD COLUMN more TEXT" for name in sorted(COLUMNS) if name.startswith("glec_")),
+        ],
+    )
+    def test_what_it_may_declare(self, gateway: ScriptedGateway, path: Path, statement: str) -> None:
+        gateway.connect()
+        gateway.publish("2-0", 2)
+        foreign(path, statement)
+        gateway.publish("2-1", 2)
+        gateway.store.run(fill)
+        look_beside(gateway.store)
+        assert flush(gateway, ScriptedBroker()) == Counter(["2-0", "2-1", "x"])
+        assert gateway.store.salvage is None
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            f"INSERT INTO glec_in_doubt VALUES ({2**63 - 1}, 5, 1, 't', 'sent_again')",
+            f"INSERT INTO glec_set_aside (number, time, reason, message_id) VALUES ({2**63 - 1}, 5, 'r', 1)",
+            f"INSERT INTO glec_command VALUES ({2**63 - 1}, 'n', x'00', x'00', 1, 1, 't', x'', NULL, NULL, NULL)",
+            f"INSERT INTO glec_extras SELECT value, 1, NULL, x'' FROM json_each('{list(range(2, 40))}')",
+            f"UPDATE sqlite_sequence SET seq = {2**63 - 1}",
+        ],
+    )
+    def test_rows_of_it_in_any_table_stop_nothing(self, gateway: ScriptedGateway, path: Path, statement: str) -> None:
+        """Also where no number is left for the next row there, or ours is taken."""
+        gateway.connect()
+        gateway.publish("2-0", 2)
+        foreign(path, statement)
+        gateway.store.run(fill)
+        look_beside(gateway.store)
+        message_id = gateway.publish("2-1", 2, retain=True).message_id
+        gateway.store.run(lambda table: add_entries(table, 5, [(message_id, Decision.SENT_AGAIN)]))
+        assert gateway.store.in_doubt()[-1].message_id == message_id
+        assert flush(gateway, ScriptedBroker()) == Counter(["2-0", "2-1", "x"])
+
+    def test_flush_sees_it_in_an_idle_queue(self, gateway: ScriptedGateway, path: Path) -> None:
+        gateway.connect()
+        gateway.commit()
+        foreign(path, INSERT.format("2-foreign", 1, FAR))
+        assert not gateway.store.wait_empty(0.1)
+        assert flush(gateway, ScriptedBroker()) == Counter(["2-foreign"])
+        assert gateway.store.wait_empty(WAIT_S)
+
+    def test_many_between_each_two_of_ours(self, gateway: ScriptedGateway, path: Path) -> None:
+        broker = ScriptedBroker()
+        gateway.connect()
+        expected = []
+        for turn in range(4):
+            expected += [f"2-{turn}-{number}" for number in range(30)]
+            foreign(path, *(INSERT.format(f"2-foreign-{turn}-{number}", number, FAR) for number in range(20)))
+            expected += [f"2-foreign-{turn}-{number}" for number in range(20)]
+            for number in range(30):
+                gateway.publish(f"2-{turn}-{number}", 2)
+        assert flush(gateway, broker) == Counter(expected)
+
+    def test_an_id_that_waits_in_memory(self, path: Path) -> None:
+        path.parent.mkdir()
+        with closing(Store(path)) as store:
+            outbox = RecordingOutbox(store)
+            append(store, 2)
+            ids = [store.append("t", "ours", 0, urgent=False) for _ in range(3)]
+            foreign(
+                path,
+                "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl)"
+                f" VALUES ({ids[1]}, 't', 'theirs', 1, 1, {FAR})",
+            )
+            # Not yet: its id is that of a message of ours.
+            assert outbox.read_all() == []
+            assert store.wait_durable(ids[-1], WAIT_S)
+            assert wait_for(lambda: (store.request_commit(), len(outbox.read_all()), len(outbox.sent))[2] == 6)
+            assert Counter(row[2] for row in outbox.sent)["theirs"] == 1
+            assert [row[2] for row in outbox.sent if row[0] in ids] == ["ours"] * 3
+            assert store.size == 6
+
+    def test_rows_that_it_deletes_and_changes(self, gateway: ScriptedGateway, path: Path) -> None:
+        broker = ScriptedBroker()
+        for number in range(40):
+            gateway.publish(f"2-{number}", 2)
+        gateway.connect()
+        broker.feed(gateway.send())
+        foreign(
+            path,
+            "DELETE FROM mqtt_offline_queue WHERE id IN (1, 2, 39)",
+            "UPDATE mqtt_offline_queue SET qos = 1 WHERE id = 3",
+        )
+        gateway.publish("2-last", 2)
+        assert set(flush(gateway, broker).values()) == {1}
+        assert gateway.store.wait_empty(WAIT_S)
+
+    def test_the_queue_s_size_holds_for_it_too(self, path: Path) -> None:
+        path.parent.mkdir()
+        with closing(Store(path, max_queue_size=10)) as store:
+            append(store, 5)
+            foreign(path, *(INSERT.format("x", 1, FAR) for _ in range(20)))
+            append(store, 1)
+            append(store, 1)
+            assert store.size == len(ids_on_disk(path)) == 10
