@@ -128,10 +128,10 @@ def run_flash(order: dict) -> dict:
     publish = alert if order["kind"] == "alert" else telemetry
     for number in range(1, order["messages"] + 1):
         handle = publish(number)
-        if number % order["rows_a_commit"] == 0:
-            handle.wait_durable()
         if order["batch"] and number % order["batch"] == 0:
+            # It is a message, and on disk, in one transaction.
             manager.flush(0)
+        if number % order["rows_a_commit"] == 0:
             handle.wait_durable()
     manager.get_metrics()
     written = of_proc("io", "write_bytes") - before

@@ -102,9 +102,9 @@ class Overflow:
         """
         dropping, reader = self._dropping, self._reader
         count = 0
+        lot = min(max(wanted, self._limits.max_rows * _BATCH_PERCENT // 100), most) if is_counted else wanted
         if self._has_telemetry and self._limits.overflow == THIN:
-            batch = max(wanted, self._limits.max_rows * _BATCH_PERCENT // 100) if is_counted else wanted
-            count = self._thin(table, min(batch, most))
+            count = self._thin(table, min(lot, most))
         if not self._limits.is_ranked:
             return count + dropping.choose(reader.heads_ahead(table), DropReason.OVERFLOW, wanted - count)
         for qos in (_TELEMETRY, _RESULT, _ALERT):
@@ -113,7 +113,9 @@ class Overflow:
             if qos == _TELEMETRY and not self._has_telemetry:
                 continue
             found = dropping.choose(
-                table.heads_of(qos, *reader.lane_of(qos).position), DropReason.OVERFLOW, wanted - count
+                table.heads_of(qos, *reader.lane_of(qos).position),
+                DropReason.OVERFLOW,
+                (wanted if qos != _TELEMETRY else lot) - count,
             )
             if qos == _TELEMETRY and not found:
                 self._has_telemetry = table.older_half_of_telemetry() != (0, 0)

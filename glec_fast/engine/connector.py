@@ -17,7 +17,7 @@ from glec_fast.tls.config import TLSConfig, TLSContext, TLSContextSource
 from glec_fast.tls.handshake import RequestWatch, as_tls_error, await_verdict, handshake_error, verified_chain
 from glec_fast.tls.pinning import CertificatePinner
 from glec_fast.transport._records import gather
-from glec_fast.transport.dial import Address, Attempt, Route, acknowledge_at_once, dial
+from glec_fast.transport.dial import Address, Attempt, Route, acknowledge_at_once, as_ascii, dial
 from glec_fast.transport.way_out import SocketOption, set_options
 
 EXPIRY_NOTICE_S = 30 * 24 * 3600
@@ -76,7 +76,9 @@ class Connector:
     def shake_hands(self, tcp_sock: socket.socket, context: ssl.SSLContext, host: str) -> Any:
         """Begin TLS on it. Raises OSError."""
         # The dot that ends an absolute name is for the look-up alone (RFC 6066, 3; no certificate has it).
-        name = host.removesuffix(".")
+        name: str | bytes = host.removesuffix(".")
+        if type(context) is ssl.SSLContext:
+            name = as_ascii(host.removesuffix("."))
         session = self._session_for(context, host)
         sock = context.wrap_socket(tcp_sock, server_hostname=name, do_handshake_on_connect=False, session=session)
         self.attempt.follow(sock)

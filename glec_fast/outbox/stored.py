@@ -448,6 +448,9 @@ class DurableOutbox(RowOutbox):
         # Cleared before the read: a commit meanwhile sets it again.
         self._more_to_read = False
         self.is_reading = True
+        with self.lock:
+            # They have gone, and would be in memory beside those that are read now.
+            self._rows, self._rows_gone = [], 0
         try:
             rows, is_last = self.store.read(_PULL_ROWS_MAX)
             if not is_last:

@@ -126,9 +126,16 @@ def end_sending(sock: Any) -> None:
         logger.debug("the link had ended already: %s", error)
 
 
+def as_ascii(host: str) -> str | bytes:
+    """As bytes, where it is ASCII: a str goes through Python's codec of international names, which takes 380 KiB."""
+    return host.encode("ascii") if host.isascii() else host
+
+
 def resolve(host: str, port: int) -> list[Address]:
     """The host's addresses in the system's order. Not bounded in time: the system's resolver is. Raises gaierror."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    # What a program has in the place of Python's own may want a str.
+    name = as_ascii(host) if socket.getaddrinfo.__module__ == socket.__name__ else host
+    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]
 
 

@@ -28,7 +28,7 @@ RANKED = pytest.mark.parametrize(
 
 def put(store: Store, qos: int, count: int, size_bytes: int = 10) -> list[int]:
     ids = store.append_many([("t", "x" * size_bytes, qos)] * count)
-    assert store.wait_durable(ids[-1], WAIT_S)
+    assert not ids or store.wait_durable(ids[-1], WAIT_S)
     return ids
 
 
@@ -79,6 +79,19 @@ class TestRanks:
         (late,) = put(store, 0, 1)
         outbox.wait(lambda heard: heard.dropped)
         assert [each.message_id for each in outbox.dropped] == [late]
+
+    @pytest.mark.parametrize(("qos", "lot"), [(0, 3), (1, 1), (2, 1)])
+    def test_telemetry_goes_by_the_hundredth_and_what_is_dearer_one_by_one(
+        self, make_store: Callable[..., Store], path: Path, qos: int, lot: int
+    ) -> None:
+        """Each transaction that drops a few writes most of the pages that one which drops many does."""
+        store = make_store(max_queue_size=300, queue_order=ALERTS_FIRST, overflow=OLDEST)
+        put(store, qos, 300)
+        put(store, qos, 1)
+        assert store.drops == {"overflow": lot}
+        put(store, qos, lot - 1)
+        assert store.drops == {"overflow": lot}
+        assert ids_on_disk(path) == list(range(1 + lot, 301 + lot))
 
     def test_fifo_and_oldest_is_the_oldest_of_all(self, make_store: Callable[..., Store], path: Path) -> None:
         store = make_store(max_queue_size=3, queue_order=FIFO, overflow=OLDEST)
