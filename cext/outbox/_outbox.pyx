@@ -777,9 +777,9 @@ cdef Message _new_message(topic, payload, qos, bint retain, properties, handle):
 
 # ---- handles
 
-cdef object _new_handle(condition, qos):
-    """What `PublishHandle.__init__` makes, but for its `mid`."""
-    handle = PyType_GenericNew(<PyTypeObject*>PublishHandle, NULL, NULL)
+cdef object _new_handle(condition, qos, kind=PublishHandle):
+    """What `PublishHandle.__init__` makes, but for its `mid`. kind: that class, or one of it."""
+    handle = PyType_GenericNew(<PyTypeObject*>kind, NULL, NULL)
     PyObject_SetAttr(handle, "rc", SUCCESS)
     PyObject_SetAttr(handle, "qos", qos)
     PyObject_SetAttr(handle, "_condition", condition)

@@ -129,6 +129,9 @@ cdef class RowOutbox(Outbox):
     cdef Py_ssize_t tell_at
     # message id -> handle, as long as somebody has it.
     cdef readonly object _handles
+    # Of these: PublishHandle, or one of it. And the store's method, which all of them share.
+    cdef public object handle_type
+    cdef object wait_durable
     # QoS 0 that went past the store, under negative ids, until the socket has taken it: message, and handle last.
     cdef readonly dict _direct
     # Ids of messages that are of this connection alone, see `DurableOutbox.say`, in flight.
@@ -178,6 +181,8 @@ cdef class RowOutbox(Outbox):
         self._resend_in_doubt = resend_in_doubt
         self._finished = Finished()
         self._handles = WeakValueDictionary()
+        self.handle_type = PublishHandle
+        self.wait_durable = store.wait_durable
         self._direct = {}
         self._said = set()
         self._in_the_air = InTheAir()
@@ -465,6 +470,13 @@ cdef class RowOutbox(Outbox):
             # Told with the next that are finished.
             self.untold = self.settle()
             return self.session.parked_ids(), self._finished.ids.copy(), list(self._direct), lost, left - proven
+
+    def new_handle(self, qos):
+        """Of a message that is given to the store next, which says its id."""
+        handle = _new_handle(self._published, qos, self.handle_type)
+        PyObject_SetAttr(handle, "_wait_durable", self.wait_durable)
+        _set_mid(handle, 0)
+        return handle
 
     def _requeue(self, list direct_ids not None, append):
         """`append(topic, payload, extras, handle)` of each that nobody else has taken over, until one raises."""

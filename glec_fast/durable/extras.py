@@ -106,6 +106,8 @@ def extras_with(
 
     Raises MessageError for what is of another type, or what MQTT cannot carry.
     """
+    if user_properties is None and content_type is None and response_topic is None and correlation_data is None:
+        return RETAINED if retain else None
     packed = b""
     if content_type is not None:
         packed += _CONTENT_TYPE + _packed_text("content_type", content_type)

@@ -86,17 +86,19 @@ class Intake:
         register: Callable[[int], None] | None,
     ) -> int:
         """See `Store`, as of the other methods for callers."""
+        status = self._status
         if len(self.pending) >= (self.pending_max or PENDING_ROWS_MAX):
             # Before the lock is ours; where others fill the room meanwhile there are a few more.
             self.wait_for_room()
         with self._lock:
-            self._refuse_if_unusable()
+            if status.is_closing or status.failure is not None or status.unusable is not None:
+                self._refuse_if_unusable()
             message_id = self.add(topic, payload, qos, extras, register, ttl_ms)
             if urgent:
                 self._schedule.request()
             else:
                 self._schedule.request_company(qos)
-            is_ending = self._status.is_ending
+            is_ending = status.is_ending
         if is_ending:
             self._write_through(message_id)
         return message_id
@@ -113,10 +115,8 @@ class Intake:
                 self.progress.wait()
 
     def _refuse_if_unusable(self) -> None:
-        status = self._status
-        if status.is_closing or status.is_failing:
-            status.refuse_if_closed()
-            status.refuse_if_failing()
+        self._status.refuse_if_closed()
+        self._status.refuse_if_failing()
 
     def _write_through(self, message_id: int) -> None:
         """The process ends: nobody would write it later."""
@@ -160,7 +160,8 @@ class Intake:
         ttl_ms: int | None = None,
     ) -> int:
         """`Store.append` without a wait or a request; the caller holds the lock."""
-        self.check_size(topic, payload, extras)
+        if self.message_max_bytes:
+            self.check_size(topic, payload, extras)
         now_ms = self.clock.now_ms()
         lasts_ms = self._ttl_ms if ttl_ms is None else ttl_ms
         if extras is not None and extras.expiry_interval_s is not None:

@@ -260,7 +260,14 @@ class Registration:
     def __call__(self, message_id: int) -> None: ...
 
 class RowOutbox(Outbox):
-    """The part of an outbox over a store that every turn of a flush goes through; `DurableOutbox` is the rest."""
+    """The part of an outbox over a store that every turn of a flush goes through; `DurableOutbox` is the rest.
+
+    handle_type: what `new_handle` makes.
+    """
+
+    handle_type: type[PublishHandle]
+    def new_handle(self, qos: int) -> PublishHandle:
+        """Of a message that is given to the store next, which says its id."""
 
     _rows: list[Row]
     _rows_gone: int

@@ -47,12 +47,7 @@ _TOPIC_ALIAS_INVALID = 0x94
 
 
 class DurableOutbox(RowOutbox):
-    """Messages in the store. Given to it as its outbox; `glec_fast.durable.transaction.Outbox` says who calls what.
-
-    handle_type: what `publish` returns.
-    """
-
-    handle_type: type[PublishHandle] = PublishHandle
+    """Messages in the store. Given to it as its outbox; `glec_fast.durable.transaction.Outbox` says who calls what."""
 
     def __init__(
         self,
@@ -219,15 +214,15 @@ class DurableOutbox(RowOutbox):
         if extras is not None or self._max_packet_bytes < PACKET_MAX_BYTES:
             packed = b"" if self.session.protocol_version != _MQTT_5 else None if extras is None else extras.packed()
             check_packet(topic, payload, qos, packed, self._max_packet_bytes)
-        # Also of QoS 0 that goes past the store: where the link ends it is queued.
-        self.store.check_size(topic, payload, extras)
-        # At the end of the process nobody would know whether it left.
-        is_direct = qos == 0 and self.is_open and not self.is_narrow
-        if is_direct and not self._has_waiting_rows() and not self.store.is_ending:
-            handle = self._publish_direct(topic, payload, extras)
-            if handle is not None:
-                return handle
-        handle = self.handle_type(0, self._published, qos, self.store.wait_durable)
+        if qos == 0 and self.is_open and not self.is_narrow:
+            # Where the link ends it is queued.
+            self.store.check_size(topic, payload, extras)
+            # At the end of the process nobody would know whether it left.
+            if not self._has_waiting_rows() and not self.store.is_ending:
+                direct = self._publish_direct(topic, payload, extras)
+                if direct is not None:
+                    return direct
+        handle = self.new_handle(qos)
         if 0 < self._most_queued <= len(self):
             handle.rc = MQTTErrorCode.MQTT_ERR_QUEUE_SIZE
             return handle
