@@ -1,16 +1,32 @@
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Generator
+from contextvars import Context
 from typing import Any
 
 from glec_fast.durable.outcomes import DropReason
 from glec_fast.outbox.handle import PublishHandle
 
+class Wait:
+    """What one task waits for, once. To a task it is a future; but those that are over at once go on together.
+
+    Awaited, it returns None, or True where nobody knows any more; or raises what became of its handle.
+    """
+
+    _asyncio_future_blocking: bool
+    def __await__(self) -> Generator[Any, None, bool | None]: ...
+    def get_loop(self) -> AbstractEventLoop: ...
+    def add_done_callback(self, callback: Callable[[Wait], object], *, context: Context) -> None: ...
+    def cancel(self, msg: object = None) -> bool: ...
+    def done(self) -> bool: ...
+    def cancelled(self) -> bool: ...
+    def result(self) -> None: ...
+
 class Undurable:
     """Who waits until a message is on disk. For the loop's thread."""
 
     def __init__(self, loop: AbstractEventLoop) -> None: ...
-    def wait_for(self, message_id: int) -> Future[None]:
-        """What is set once it is, or nobody knows any more. Ids come in their order, or wait for those before them."""
+    def wait_for(self, message_id: int) -> Wait:
+        """What is over once it is, or nobody knows any more. Ids come in their order, or wait for those before them."""
 
     def let_go(self, committed_id: int) -> None:
         """Every message up to this one is on disk."""
@@ -23,15 +39,15 @@ class Undurable:
 class Fate:
     """The attribute `_fate` of a handle: setting it, by any thread, lets those go on who wait for the handle.
 
-    fate, futures: the slots that have it, and who waits, each in a loop of its own.
+    fate, waits: the slots that have it, and who waits, each in a loop of its own.
     """
 
-    def __init__(self, fate: Any, futures: Any) -> None: ...
+    def __init__(self, fate: Any, waits: Any) -> None: ...
     def __get__(self, handle: PublishHandle, kind: type | None = None) -> DropReason | bool | None: ...
     def __set__(self, handle: PublishHandle, fate: DropReason | bool | None) -> None: ...
 
 def wait_for_end(handle: PublishHandle) -> Generator[Any]:
-    """Of a handle that has a `Fate`: what `await` runs. Raises as `DeliveryHandle.delivered`."""
+    """`__await__` of a handle that has a `Fate`. Raises as `DeliveryHandle.delivered`."""
 
 def set_result(future: Future[None]) -> None:
     """Unless it is over already, as by a cancellation."""

@@ -8,6 +8,8 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
+from contextvars import Context
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from glec_fast.aio._waiting import Owed
@@ -36,12 +38,14 @@ class LoopExecutor:
     One of a lane runs at a time, so that there are no more at once than filters and commands. Its state belongs to the
     loop's thread; the methods, which are for any thread, send word there. Each step there may be called again where an
     exception has cut into it, and does what is left to do; one that cuts into a handler is the handler's error.
+    context: each task has a copy of it.
     """
 
     runs_coroutines = True
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, log: SummingLog) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, context: Context, log: SummingLog) -> None:
         self._loop = loop
+        self._context = context
         self._log = log
         # Of each lane that has any, its calls, of which the first runs, is about to, or keeps the lane.
         self._lanes: dict[Hashable, deque[_Turn]] = {}
@@ -130,7 +134,8 @@ class LoopExecutor:
             self._begin(turns[0])
 
     def _begin(self, turn: _Turn) -> None:
-        task = self._loop.create_task(self._run(turn))
+        # Not by the program's own factory, which may begin it at once (3.12): thousands would begin within each other.
+        task = self._context.run(partial(asyncio.Task, self._run(turn), loop=self._loop))
         # First: what was made, and not noted, finds that another has its turn.
         turn.task = task
         self._tasks.add(task)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial, wraps
-from inspect import cleandoc
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -20,9 +21,9 @@ from glec_fast.aio.hosting import Hosting
 from glec_fast.aio.messages import Messages, Stream
 from glec_fast.durable.clock import Clocks
 from glec_fast.durable.outcomes import Dropped
-from glec_fast.errors import QueueClosedError, QueueStorageError, UnsupportedError
+from glec_fast.errors import ConfigError, QueueClosedError, QueueStorageError, UnsupportedError
 from glec_fast.fleet.config import MQTTConfig, check_config
-from glec_fast.fleet.connection import ConnectionCallback, check_connection_callback
+from glec_fast.fleet.connection import CONNECTION_EVENTS, ConnectionCallback, check_connection_callback
 from glec_fast.fleet.manager import MQTTManager
 from glec_fast.fleet.metrics import Metrics
 from glec_fast.outbox.handle import PublishHandle
@@ -58,6 +59,7 @@ class _HostedManager(MQTTManager):
         self,
         config: MQTTConfig,
         loop: asyncio.AbstractEventLoop,
+        context: Context,
         clocks: Clocks | None,
         ring: Callable[[], None],
     ) -> None:
@@ -69,7 +71,7 @@ class _HostedManager(MQTTManager):
         self.outbox = self._outbox
         self.hosting = Hosting(self._client, self._store, self._policy, self._log, loop, ring)
         self.store.watch(ring)
-        self._loop = loop
+        self._loop, self._context = loop, context
         # Filter -> what iterates over it.
         self.streams: dict[str, Stream] = {}
         self._executor: LoopExecutor | None = None
@@ -78,7 +80,7 @@ class _HostedManager(MQTTManager):
         self.hosting.begin()
 
     def _make_executor(self) -> Executor:
-        self._executor = LoopExecutor(self._loop, self._log)
+        self._executor = LoopExecutor(self._loop, self._context, self._log)
         return self._executor
 
     def end_streams(self) -> None:
@@ -92,7 +94,8 @@ class _HostedManager(MQTTManager):
             stream.close()
 
     def _on_subscription_refused(self, topic_filter: str, error: SubscriptionRefusedError) -> None:
-        _on_loop(self._loop, self._refuse, topic_filter, error)
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._refuse, topic_filter, error)
         super()._on_subscription_refused(topic_filter, error)
 
     def _refuse(self, topic_filter: str, error: SubscriptionRefusedError) -> None:
@@ -122,13 +125,12 @@ def _awaited(
             if not manager.outbox.is_open:
                 # While there is a link, each message asks for it itself.
                 manager.store.request_commit()
-            await self._undurable.wait_for(handle.mid)
-            while manager.store.committed_id < handle.mid:
-                await self._hear_why(handle.mid)
-                await self._undurable.wait_for(handle.mid)
-        return cast("DeliveryHandle", handle)
+            while await self._undurable.wait_for(handle.mid):
+                if await self._is_on_disk(handle.mid):
+                    break
+        return handle  # type: ignore[return-value]
 
-    publish.__doc__ = f"{cleandoc(call.__doc__ or '')}\n\n{_AWAITED}"
+    publish.__doc__ = f"{inspect.cleandoc(call.__doc__ or '')}\n\n{_AWAITED}"
     return _named(publish, call)
 
 
@@ -193,8 +195,9 @@ class AsyncMQTTManager:
         ring = Doorbell(loop, self._look).ring
         made: list[_HostedManager] = []
         given_up: list[bool] = []
+        context = copy_context()
         try:
-            manager = await _to_the_end(loop.run_in_executor(None, self._open, loop, ring, made, given_up))
+            manager = await _to_the_end(loop.run_in_executor(None, self._open, loop, context, ring, made, given_up))
             self._opened = manager
             manager.connect()
         except BaseException as error:
@@ -209,12 +212,13 @@ class AsyncMQTTManager:
     def _open(
         self,
         loop: asyncio.AbstractEventLoop,
+        context: Context,
         ring: Callable[[], None],
         made: list[_HostedManager],
         given_up: list[bool],
     ) -> _HostedManager:
         """In a thread: it waits for the disk, and loads what only programs with commands need."""
-        manager = _HostedManager(self.config, loop, self._clocks, ring)
+        manager = _HostedManager(self.config, loop, context, self._clocks, ring)
         made.append(manager)
         try:
             for name, on_crash, handler in self._declared:
@@ -290,15 +294,16 @@ class AsyncMQTTManager:
     publish_alert = _awaited(MQTTManager.publish_alert)
     publish_status = _awaited(MQTTManager.publish_status)
 
-    async def _hear_why(self, message_id: int) -> None:
+    async def _is_on_disk(self, message_id: int) -> bool:
         """Raises what keeps a message from the disk, which it is not waiting for any more then."""
         store = self._manager.store
         try:
             # It does not wait.
-            store.wait_durable(message_id, 0.0)
+            return store.wait_durable(message_id, 0.0)
         except QueueStorageError:
             if await self._aside(store.withdraw, message_id):
                 raise
+        return store.committed_id >= message_id
 
     async def _wait_for_room(self) -> None:
         future = self._running_loop.create_future()
@@ -442,17 +447,17 @@ class AsyncMQTTManager:
     def set_connection_callback(self, callback: ConnectionCallback) -> None:
         """Tell `callback` of connections made and lost, on the loop. An exception in it goes to the loop's handler.
 
-        Raises ConfigError for what is no ConnectionCallback.
+        Raises ConfigError for what is no ConnectionCallback, or has a coroutine function.
         """
         check_connection_callback(callback)
-        self._manager.set_connection_callback(_OnLoop(callback, self._running_loop))
+        self._manager.set_connection_callback(_ConnectionOnLoop(callback, self._running_loop))
 
     def set_drop_callback(self, callback: Callable[[Dropped], None] | None) -> None:
-        """Tell `callback` of each message that is dropped, on the loop. Raises ConfigError for what is no function."""
+        """Tell `callback` of each message that is dropped, on the loop. Raises ConfigError for no plain function."""
         if callback is not None:
             check_callback("callback", callback)
-        told = None if callback is None else partial(_on_loop, self._running_loop, callback)
-        self._manager.set_drop_callback(told)
+            callback = _OnLoop("callback", callback, self._running_loop)
+        self._manager.set_drop_callback(callback)
 
     async def handle_for(self, message_id: int) -> DeliveryHandle | None:
         """The handle of a message published before, of that `message_id`. Raises as `MQTTManager.handle_for`."""
@@ -481,32 +486,35 @@ class AsyncMQTTManager:
         self._of_any_thread.enable_debug_logging(enabled)
 
 
-class _OnLoop(ConnectionCallback):
+class _OnLoop:
+    """Has the loop call what the program gave it for that, in the context it was given in. From any thread.
+
+    Raises ConfigError for a coroutine function, which would be begun and never awaited.
+    """
+
+    def __init__(self, name: str, call: Callable[..., object], loop: asyncio.AbstractEventLoop) -> None:
+        if inspect.iscoroutinefunction(call):
+            raise ConfigError(
+                f"{name} is a coroutine function, and nobody would await it: make it a plain function, which the loop "
+                "calls, and begin a task in it where it has to wait",
+                field="callback",
+            )
+        self._call = call
+        self._loop = loop
+        self._context = copy_context()
+
+    def __call__(self, *arguments: object) -> None:
+        # A program may end its loop without leaving: nobody listens then.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._call, *arguments, context=self._context.copy())
+
+
+class _ConnectionOnLoop(ConnectionCallback):
     """Hands on to the loop what the thread that connects has to tell."""
 
     def __init__(self, callback: ConnectionCallback, loop: asyncio.AbstractEventLoop) -> None:
-        self._callback = callback
-        self._loop = loop
-
-    def on_connected(self) -> None:
-        _on_loop(self._loop, self._callback.on_connected)
-
-    def on_connection_lost(self, cause: Exception | None) -> None:
-        _on_loop(self._loop, self._callback.on_connection_lost, cause)
-
-    def on_reconnecting(self) -> None:
-        _on_loop(self._loop, self._callback.on_reconnecting)
-
-    def on_connect_failed(self, cause: Exception) -> None:
-        _on_loop(self._loop, self._callback.on_connect_failed, cause)
-
-    def on_subscription_refused(self, topic_filter: str, cause: SubscriptionRefusedError) -> None:
-        _on_loop(self._loop, self._callback.on_subscription_refused, topic_filter, cause)
-
-
-def _on_loop(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(call, *arguments)
+        for event in CONNECTION_EVENTS:
+            setattr(self, event, _OnLoop(event, getattr(callback, event), loop))
 
 
 def _look_at_file(_table: object) -> None:

@@ -42,12 +42,12 @@ class ConnectionCallback:
         """
 
 
-_EVENTS = [name for name in vars(ConnectionCallback) if name.startswith("on_")]
+CONNECTION_EVENTS = [name for name in vars(ConnectionCallback) if name.startswith("on_")]
 
 
 def check_connection_callback(callback: object) -> None:
     """Refuse what could not be told of connections. Raises ConfigError."""
-    for event in _EVENTS:
+    for event in CONNECTION_EVENTS:
         if not callable(getattr(callback, event, None)):
             says = f"callback is {type(callback).__name__} without {event}; derive it from ConnectionCallback"
             raise ConfigError(says, field="callback")

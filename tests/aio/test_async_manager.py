@@ -9,6 +9,7 @@ import random
 import threading
 from collections import Counter
 from contextlib import closing, suppress
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -16,6 +17,7 @@ import pytest
 
 from glec_fast import (
     Alert,
+    ConfigError,
     ConnectionCallback,
     Dropped,
     GpsFix,
@@ -378,14 +380,24 @@ def test_what_an_operator_asks_is_awaited(tmp_path: Path) -> None:
     assert rows(tmp_path) == ["2"]
 
 
+name: ContextVar[str] = ContextVar("name")
+
+
+class Awaited(ConnectionCallback):
+    async def on_connected(self) -> None:  # type: ignore[override]
+        """Nobody would await it."""
+
+
 class Told(ConnectionCallback):
     def __init__(self) -> None:
         self.events: list[str] = []
         self.threads: set[int] = set()
+        self.seen_names: set[str] = set()
 
     def _note(self, event: str) -> None:
         self.events.append(event)
         self.threads.add(threading.get_ident())
+        self.seen_names.add(name.get())
 
     def on_connected(self) -> None:
         self._note("connected")
@@ -403,7 +415,13 @@ def test_callbacks_are_called_on_the_loop(broker: Broker, tmp_path: Path) -> Non
     async def program() -> None:
         with Link((broker.host, broker.port)) as link:
             async with AsyncMQTTManager(quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path)) as manager:
+                name.set("the program")
                 manager.set_connection_callback(told)
+                with pytest.raises(ConfigError, match="on_connected is a coroutine function"):
+                    manager.set_connection_callback(Awaited())  # type: ignore[abstract, unused-ignore]
+                with pytest.raises(ConfigError, match="callback is a coroutine function"):
+                    manager.set_drop_callback(asyncio.sleep)  # type: ignore[arg-type]
+                name.set("later")
                 assert await eventually(manager.is_connected)
                 link.cut()
                 assert await eventually(lambda: "failed" in told.events)
@@ -413,6 +431,7 @@ def test_callbacks_are_called_on_the_loop(broker: Broker, tmp_path: Path) -> Non
 
     run(program)
     assert told.events[-2:] == ["connected", "left"]
+    assert told.seen_names == {"the program"}
     assert "lost" in told.events
     assert told.threads == {threading.get_ident()}
 

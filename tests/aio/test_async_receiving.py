@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from glec_fast import MessageError, MQTTManager, SubscriptionRefusedError
 from glec_fast.aio import AsyncMQTTManager
+from glec_fast.aio.executor import LoopExecutor
+from glec_fast.fleet.handlers import Call
+from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.testbed.link import Link
 from support.async_runs import ON_BOTH_LOOPS, eventually, run
 from support.gateway import TIMEOUT_S, quick_config
@@ -169,6 +174,8 @@ def test_who_waits_for_messages_hears_of_the_end_and_of_a_refusal(tmp_path: Path
 
 def test_handlers_run_on_the_loop(broker: Broker, tmp_path: Path) -> None:
     handled: list[tuple[str, bytes, int]] = []
+    name: ContextVar[str] = ContextVar("name")
+    entered_by: set[str] = set()
 
     async def slow(message: Any) -> None:
         await asyncio.sleep(0)
@@ -176,12 +183,16 @@ def test_handlers_run_on_the_loop(broker: Broker, tmp_path: Path) -> None:
 
     def plain(message: Any) -> None:
         handled.append(("plain", message.payload, threading.get_ident()))
+        entered_by.add(name.get())
+        name.set("a handler's own")
         if message.payload == b"0":
             raise ValueError("a handler's own")
 
     async def program() -> None:
+        name.set("the program")
         with publishing(broker, tmp_path / "platform") as platform:
             async with AsyncMQTTManager(quick_config(broker.url, tmp_path)) as manager:
+                name.set("later")
                 wanted = [manager.subscribe("a", slow, 2), manager.subscribe("b", plain)]
                 assert await eventually(lambda: all(each.granted_qos is not None for each in wanted))
                 for number in range(10):
@@ -195,6 +206,27 @@ def test_handlers_run_on_the_loop(broker: Broker, tmp_path: Path) -> None:
     for name in ("slow", "plain"):
         assert [payload for which, payload, _ in handled if which == name] == payloads
     assert {thread for _, _, thread in handled} == {threading.get_ident()}
+    assert entered_by == {"the program"}
+
+
+@pytest.mark.parametrize("are_eager", [False, True])
+def test_thousands_of_calls_wait_for_their_lane(*, are_eager: bool) -> None:
+    if are_eager and sys.version_info < (3, 12):
+        pytest.skip("tasks begin later")
+    handled: list[int] = []
+
+    async def program() -> None:
+        loop = asyncio.get_running_loop()
+        if are_eager:
+            loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+        executor = LoopExecutor(loop, copy_context(), SummingLog())
+        for number in range(2000):
+            assert executor.submit("t", Call(handled.append, (number,), lambda _result, error: error is not None))
+        assert await eventually(lambda: len(handled) == 2000)
+        assert await asyncio.to_thread(executor.close, TIMEOUT_S)
+
+    run(program)
+    assert handled == list(range(2000))
 
 
 @ON_BOTH_LOOPS

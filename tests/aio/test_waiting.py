@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import sys
 import threading
+import time
+import weakref
+from contextvars import ContextVar
 
 import pytest
 
-from glec_fast import PublishError, QueueClosedError
+from glec_fast import PublishError, QueueClosedError, UnsupportedError
 from glec_fast.aio import DeliveryHandle, _waiting
 from glec_fast.aio.doorbell import Doorbell
 from glec_fast.durable.outcomes import DropReason
 from glec_fast.outbox._outbox import set_as_published
 from glec_fast.runtime._lock import Condition
-from support.async_runs import ON_BOTH_LOOPS, eventually, run
+from support.async_runs import ON_BOTH_LOOPS, eventually, new_loop, run
 from support.gateway import TIMEOUT_S
 
 
@@ -28,7 +33,7 @@ def test_those_go_on_whose_messages_are_on_disk_and_no_others(seed: int) -> None
 
     async def program() -> None:
         undurable = _waiting.Undurable(asyncio.get_running_loop())
-        waiting: dict[int, asyncio.Future[None]] = {}
+        waiting: dict[int, _waiting.Wait] = {}
         last_id = committed_id = 0
         for _ in range(100):
             for _ in range(rng.randrange(20)):
@@ -99,6 +104,128 @@ def test_a_handle_tells_what_became_of_it_as_often_as_asked(kind: str) -> None:
                 await handle
 
     run(program, kind)
+
+
+@ON_BOTH_LOOPS
+@pytest.mark.parametrize("debug", [True, False])
+def test_each_task_goes_on_in_its_own_context_and_in_order(kind: str, debug: bool) -> None:
+    name: ContextVar[int] = ContextVar("name")
+
+    async def program() -> None:
+        handles = [handle_of() for _ in range(50)]
+        seen: list[int] = []
+
+        async def wait(number: int) -> None:
+            name.set(number)
+            await handles[number]
+            seen.append(name.get())
+
+        tasks = [asyncio.ensure_future(wait(number)) for number in range(50)]
+        await asyncio.sleep(0)
+        set_as_published(handles)
+        await asyncio.gather(*tasks)
+        assert seen == list(range(50))
+
+    run(program, kind, debug=debug)
+
+
+@ON_BOTH_LOOPS
+def test_a_step_that_raises_or_lasts_or_runs_the_loop_leaves_the_others_to_it(kind: str) -> None:
+    """As KeyboardInterrupt, and a notebook that runs a loop within a loop."""
+    ended: list[int] = []
+
+    async def interrupt() -> None:
+        await handle
+        raise KeyboardInterrupt
+
+    async def wait(number: int) -> None:
+        await handle
+        # More than one callback of the loop has for all of them.
+        time.sleep(0.0005)
+        ended.append(number)
+
+    handle = handle_of()
+    loop = new_loop(kind)
+    try:
+        tasks = [loop.create_task(wait(0)), loop.create_task(interrupt())]
+        tasks += [loop.create_task(wait(number)) for number in range(1, 20)]
+        loop.call_soon(loop.call_soon, handle._set_as_published)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(asyncio.wait(tasks))
+        loop.run_until_complete(asyncio.wait(tasks, timeout=TIMEOUT_S))
+    finally:
+        loop.close()
+    assert ended == list(range(20))
+    assert isinstance(tasks[1].exception(), KeyboardInterrupt)
+
+
+@ON_BOTH_LOOPS
+def test_a_handle_that_is_waited_for_again_and_again_keeps_nothing_of_it(kind: str) -> None:
+    async def program() -> None:
+        handle = handle_of()
+        steady = asyncio.ensure_future(handle.delivered())
+        waiting = [asyncio.ensure_future(handle.delivered()) for _ in range(5)]
+        await asyncio.sleep(0)
+        for each in waiting[::2] + waiting[1::2]:
+            each.cancel("enough")
+            with pytest.raises(asyncio.CancelledError, match="enough" if sys.version_info >= (3, 11) else None):
+                await each
+        last = weakref.ref(steady)
+        assert handle._waits is not None
+        steady.cancel()
+        await asyncio.wait([steady])
+        assert handle._waits is None
+        del steady
+        gc.collect()
+        assert last() is None
+
+    run(program, kind)
+
+
+@ON_BOTH_LOOPS
+def test_an_exception_that_cuts_into_the_loop_is_the_loops_and_all_go_on(kind: str) -> None:
+    loop = new_loop(kind)
+    handles = [handle_of() for _ in range(3)]
+    try:
+        tasks = [loop.create_task(handle.delivered()) for handle in handles]
+        loop.run_until_complete(asyncio.sleep(0))
+        cut = [True, True]
+
+        class Cut:
+            """As a signal's handler that raises within `call_soon`."""
+
+            def __init__(self) -> None:
+                self.call_soon = self.get_debug = self
+
+            def __call__(self, *arguments: object) -> None:
+                if not arguments:
+                    return
+                if cut and cut.pop():
+                    raise KeyboardInterrupt
+                loop.call_soon(*arguments)  # type: ignore[arg-type]
+
+        undurable = _waiting.Undurable(Cut())  # type: ignore[arg-type]
+        waits = [undurable.wait_for(number) for number in range(3)]
+        undurable.let_go(2)
+        assert all(each.done() for each in waits)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(asyncio.sleep(0))
+        loop.call_soon(set_as_published, handles)
+        loop.run_until_complete(asyncio.wait(tasks, timeout=TIMEOUT_S))
+    finally:
+        loop.close()
+    assert all(task.done() for task in tasks)
+
+
+def test_a_loop_that_is_to_send_it_is_not_blocked_until_it_has() -> None:
+    async def program() -> None:
+        handle = handle_of()
+        with pytest.raises(UnsupportedError, match="await the handle"):
+            handle.wait_for_publish(1)
+        set_as_published([handle])
+        handle.wait_for_publish(1)
+
+    run(program)
 
 
 @ON_BOTH_LOOPS
