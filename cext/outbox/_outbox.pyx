@@ -825,6 +825,16 @@ def take_up(received, mid, callback, *arguments):
     callback(*arguments)
 
 
+def call_once(list left not None, callback, *arguments):
+    """`callback`, which is taken from `left` once it has returned."""
+    cdef Py_ssize_t at
+    callback(*arguments)
+    for at in range(len(left)):
+        if left[at] is callback:
+            del left[at]
+            break
+
+
 def set_as_published(list handles not None):
     """The server has taken these messages over: let those go on who wait for any of them. All are one client's."""
     if not handles:

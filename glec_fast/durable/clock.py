@@ -34,6 +34,8 @@ _BOOT_S_MAX = 1 << 28
 # The times of all messages are true.
 _ALL = _TRUE_BEFORE - 1
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# A time namespace counts from a beginning of its own, under the boot id of all (time_namespaces(7)).
+_NAMESPACE = Path("/proc/self/timens_offsets")
 
 
 def _wall_ms() -> int:
@@ -46,10 +48,16 @@ def _since_boot_ms() -> int:
 
 def _boot_id() -> str:
     try:
-        return _BOOT_ID.read_text("ascii").strip()
+        boot_id = _BOOT_ID.read_text("ascii").strip()
     except OSError:
         # Hidden by a sandbox: each start then counts as a boot.
         return os.urandom(16).hex()
+    try:
+        offsets = dict(line.split(maxsplit=1) for line in _NAMESPACE.read_text("ascii").splitlines())
+    except (OSError, ValueError):
+        return boot_id
+    seconds, nanoseconds = map(int, offsets.get("boottime", "0 0").split())
+    return f"{boot_id}+{seconds}.{nanoseconds:09}" if seconds or nanoseconds else boot_id
 
 
 def _is_kept_right() -> bool:

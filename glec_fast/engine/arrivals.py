@@ -37,3 +37,6 @@ class Arrivals(Protocol):
 
     def pass_over(self) -> None:
         """Go on behind the packet whose callback raised, as `suppress_exceptions` would have."""
+
+    def acknowledge_returned(self) -> None:
+        """Nobody has the loop any more: acknowledge what an exception kept from it, behind its callbacks."""

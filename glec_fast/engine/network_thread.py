@@ -150,6 +150,7 @@ class NetworkThread:
 
     def _leave_alone(self) -> None:
         """Without a thread that would send DISCONNECT."""
+        self._arrivals.acknowledge_returned()
         if self._paho.sock is not None:
             self._farewell.leave_now()
             self._paho.client.loop_write()

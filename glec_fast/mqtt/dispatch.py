@@ -22,7 +22,7 @@ from glec_fast._paho import MQTTMessage, Overrides, Paho, has_filters
 from glec_fast.errors import ProtocolError
 from glec_fast.mqtt.inbound_message import InboundMessage, packed_publish, properties_from, reason_from
 from glec_fast.mqtt.paho_words import in_paho_words
-from glec_fast.outbox._outbox import Outbox, take_up, tell, tell_waiters
+from glec_fast.outbox._outbox import Outbox, call_once, take_up, tell, tell_waiters
 from glec_fast.outbox.received import Received
 from glec_fast.outbox.stored import DurableOutbox
 from glec_fast.outbox.uptime import TOPIC, Uptime
@@ -74,6 +74,10 @@ class Dispatcher:
         # Handed out by the parser and not yet through their callbacks.
         self.finished: deque[PublishHandle] = deque()
         self._arrived: deque[InboundMessage] = deque()
+        # With a store: the message that is with its callbacks, and those that have not returned yet, so that what cuts
+        # in behind one gives it no message a second time.
+        self._given: MQTTMessage | None = None
+        self._left: list[Any] = []
         # mid -> (packet type, packet id, reason code, packed properties), of acknowledgements that had more than an id.
         self._reasons: dict[int, tuple[int, int, int, bytes]] = {}
         self._failed_at = _At.NOTHING
@@ -345,9 +349,9 @@ class Dispatcher:
         elif self.received is None:
             self._outbox.acknowledge(self._arrived, paho.received, is_manual)
         else:
-            self._arrived.popleft()
             if not is_manual:
                 self.received.acknowledge(message.mid)
+            self._arrived.popleft()
             return
         if self.inbound.one_by_one and not (qos == 1 and is_manual):
             name = "PUBREC" if qos == _EXACTLY_ONCE else "PUBACK"
@@ -379,15 +383,20 @@ class Dispatcher:
         if has_filters(self._filters):
             with self._paho.callback_lock:
                 callbacks = list(self._filters.iter_match(message.topic))
-        if not callbacks:
-            if on_message := self._client.on_message:
-                self._call(on_message, "Caught exception in on_message: %s", message, received)
-            return
+        named = bool(callbacks)
+        if not callbacks and (on_message := self._client.on_message):
+            callbacks = [on_message]
+        if self.received is not None:
+            if self._given is not message:
+                self._left, self._given = callbacks.copy(), message
+            callbacks = self._left.copy()
         failure: Exception | None = None
         for callback in callbacks:
-            name = getattr(callback, "__name__", repr(callback)).replace("%", "%%")
-            try:
+            text = "Caught exception in on_message: %s"
+            if named:
+                name = getattr(callback, "__name__", repr(callback)).replace("%", "%%")
                 text = f"Caught exception in user defined callback function {name}: %s"
+            try:
                 self._call(callback, text, message, received)
             except Exception as error:
                 failure = failure or error
@@ -396,14 +405,22 @@ class Dispatcher:
 
     def _call(self, callback: Any, on_failure: str, message: MQTTMessage, received: dict[int, Any] | None) -> None:
         try:
-            if received is None:
-                callback(self._client, self._paho.userdata, message)
-            else:
+            if received is not None:
                 take_up(received, message.mid, callback, self._client, self._paho.userdata, message)
+            elif self.received is not None:
+                call_once(self._left, callback, self._client, self._paho.userdata, message)
+            else:
+                callback(self._client, self._paho.userdata, message)
         except Exception as error:
             self._paho.log(LogLevel.MQTT_LOG_ERR, on_failure, error)
             if not self._client.suppress_exceptions:
                 raise
+
+    def acknowledge_returned(self) -> None:
+        """Nobody has the loop any more: what an exception kept from being acknowledged, behind its callbacks."""
+        given = self._given
+        if self.received is not None and given is not None and not self._left and not self._paho.is_manual:
+            self.received.acknowledge(given.mid, given)
 
     def _log_received(self, message: InboundMessage) -> None:
         flags = (message.dup, message.qos, message.retain, message.mid)

@@ -372,6 +372,9 @@ def tell(
 def tell_waiters(finished: deque[PublishHandle], reasons: dict[int, tuple[int, int, int, bytes]]) -> None:
     """As `tell`, where there is nothing to call."""
 
+def call_once(left: list[Any], callback: Callable[..., object], *arguments: Any) -> None:
+    """`callback`, which is taken from `left` once it has returned; no exception comes between the two."""
+
 def take_up(received: dict[int, Any], mid: int, callback: Callable[..., None], *arguments: Any) -> None:
     """A message of `received` goes to its callback, once."""
 

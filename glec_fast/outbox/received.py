@@ -205,6 +205,9 @@ class Received:
                 self._then[mid] = then
         if not is_held:
             self._acknowledge_away(message)
+            if self._unwritten():
+                # Where an exception has cut into the first call.
+                self._store.submit(self._write, self._on_written)
             return False
         if is_recorded:
             self._send()
@@ -247,9 +250,11 @@ class Received:
     def _end(self, message: Any) -> bool:
         """True where the answer, if one is owed, is given. The caller holds the lock."""
         mid = message.mid
+        if message.qos > _AT_LEAST_ONCE:
+            # First: cut into, it is not taken for a new one.
+            self._known[mid] = _mark(message)
         del self._handed[mid]
         if message.qos > _AT_LEAST_ONCE:
-            self._known[mid] = _mark(message)
             if self._is_to_be_written(mid):
                 return False
             self._answer_owed(_PUBREC, mid)
