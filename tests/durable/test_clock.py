@@ -550,6 +550,15 @@ class TestQueueClock:
         clock.step(UNSET_S - TODAY_S)
         assert queue_clock.unix_ms() == ahead_ms
 
+    def test_a_time_namespace_is_a_boot_of_its_own(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        offsets = tmp_path / "timens_offsets"
+        monkeypatch.setattr("glec_fast.durable.clock._NAMESPACE", offsets)
+        seen = set()
+        for text in ("", "monotonic 0 0\nboottime 0 0\n", "boottime 86400 0\n", "boottime -86400 0\n", "odd"):
+            offsets.write_text(text)
+            seen.add(Clocks().boot_id)
+        assert len(seen) == 3
+
     def test_a_boot_id_that_comes_again_with_less_time_is_another_boot(self) -> None:
         """As of a machine that goes on from a snapshot."""
         clock = Clock(TODAY_S)

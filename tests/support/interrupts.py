@@ -415,7 +415,7 @@ def run_point(
 ) -> dict[str, Any]:
     """Where it was interrupted, empty where the call ended before, and what was wrong afterwards."""
     directory = Path(tempfile.mkdtemp())
-    faulthandler.dump_traceback_later(HANG_S + 2 * GO_ON_S, exit=True)
+    faulthandler.dump_traceback_later(HANG_S + 5 * GO_ON_S, exit=True)
     watch = Watch()
     watch.start()
     point = Point(act, qos, stored=stored, goes_on=goes_on, big=big, transport=transport, directory=directory)
