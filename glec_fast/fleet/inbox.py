@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from glec_fast.fleet.copies import Copies
 from glec_fast.fleet.subscriptions import identifier_of
 from glec_fast.mqtt.filters import Filters
 from glec_fast.runtime._lock import Lock
@@ -64,6 +65,11 @@ class Inbox:
         self._bytes_max = bytes_max
         self._lock = Lock("Inbox._lock")
         self._routes = Filters()
+        # Of all filters that this process has ever named.
+        self._identifiers: set[int] = set()
+        self._copies = Copies()
+        # The session has a filter of an earlier process.
+        self._has_earlier = False
         # Of QoS 1 and 2, that no route wants yet.
         self._unclaimed: deque[Arrival] = deque()
         # Of `time.monotonic`: some time behind a connection to a session of which nobody knows all filters yet.
@@ -76,11 +82,12 @@ class Inbox:
 
     def add_route(self, topic_filter: str, route: Route) -> None:
         """Messages that match go to `route`, in the network thread or the caller's: it must not wait."""
-        this_one = Filters()
-        this_one[topic_filter] = identifier_of(topic_filter), route
+        this_one, identifier = Filters(), identifier_of(topic_filter)
+        this_one[topic_filter] = identifier, route
         while True:
             with self._lock:
-                claimed = [each for each in self._unclaimed if _routes_of(each.message, this_one)]
+                self._identifiers.add(identifier)
+                claimed = [each for each in self._unclaimed if _named(each.message, identifier, this_one)]
                 if not claimed:
                     self._routes[topic_filter] = this_one[topic_filter]
                     return
@@ -137,16 +144,39 @@ class Inbox:
 
     def _give(self, arrival: Arrival) -> None:
         with self._lock:
-            routes = _routes_of(arrival.message, self._routes)
-            arrival.routes_left = len(routes)
-            if not routes and arrival.message.qos and time.monotonic() < self._claim_by_s:
+            may_be_claimed = arrival.message.qos > 0 and time.monotonic() < self._claim_by_s
+            found = self._routes_of(arrival.message, may_be_claimed=may_be_claimed)
+            if not found and may_be_claimed:
                 self._unclaimed.append(arrival)
                 return
+            routes = [route for route, is_new in found if is_new]
+            arrival.routes_left = len(routes)
         for route in routes:
             route(arrival)
-        if not routes:
+        if not found:
             self._drop(arrival.message, "no handler has subscribed to their topic")
+        if not routes:
             self.done(arrival)
+
+    def _routes_of(self, message: InboundMessage, *, may_be_claimed: bool) -> list[tuple[Route, bool]]:
+        """Each, and whether its handler has not had the message yet. The caller holds the lock."""
+        matching = list(self._routes.iter_match(message.topic))
+        # A server may send a copy for each of several filters (3.3.5), and says then which it is for.
+        of_filters = getattr(message.properties, "SubscriptionIdentifier", None)
+        if of_filters is None:
+            return [(route, True) for _, route in matching]
+        is_earlier = self._identifiers.isdisjoint(of_filters)
+        if is_earlier:
+            self._has_earlier = True
+            if may_be_claimed:
+                # Whoever has subscribed with that filter before may do so again.
+                return []
+        else:
+            matching = [(identifier, route) for identifier, route in matching if identifier in of_filters]
+        if not (self._has_earlier or may_be_claimed):
+            return [(route, True) for _, route in matching]
+        is_new = self._copies.is_new
+        return [(route, is_new(message, identifier, is_earlier=is_earlier)) for identifier, route in matching]
 
     def _drop(self, message: InboundMessage, why: str) -> None:
         self.dropped_count += 1
@@ -215,17 +245,16 @@ class Inbox:
         """is_continued: the broker has all that the program has subscribed to."""
         if not is_continued:
             self._claim_by_s = time.monotonic() + UNCLAIMED_S
+            self._has_earlier = False
+            with self._lock:
+                self._copies.clear()
 
     def on_disconnected(self) -> None:
         """The broker sends again what was left with it, with the next connection."""
         self._has_left_some = False
 
 
-def _routes_of(message: InboundMessage, filters: Filters) -> list[Route]:
-    """A server may send a copy for each of several filters (3.3.5), and says then which it is for."""
+def _named(message: InboundMessage, identifier: int, filters: Filters) -> bool:
+    """True where it matches these, and is for that one, as far as anybody says."""
     of_filters = getattr(message.properties, "SubscriptionIdentifier", None)
-    return [
-        route
-        for identifier, route in filters.iter_match(message.topic)
-        if of_filters is None or identifier in of_filters
-    ]
+    return (of_filters is None or identifier in of_filters) and any(filters.iter_match(message.topic))

@@ -272,6 +272,47 @@ def test_a_filter_that_is_subscribed_to_once_there_is_a_link_at_last(
 
 
 @BOTH_VERSIONS
+@pytest.mark.parametrize(
+    ("before", "behind"),
+    [(["a/#"], ["a/b"]), (["a/b"], ["a/#", "+/b"]), (["$share/g/a/b"], ["a/b"]), (["a/#", "a/b"], ["a/b"])],
+)
+def test_what_was_kept_for_an_earlier_filter_goes_to_whoever_wants_its_topic(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol_version: int, before: Any, behind: Any
+) -> None:
+    """A new version of a program may have other filters. The session has the old ones still, so that copies come."""
+    config, clock = quick_config(broker.url, tmp_path, protocol_version=protocol_version), LaterTime()
+    with running(config) as (manager, _):
+        earlier = [manager.subscribe(each, Handled(), 2) for each in before]
+        manager.connect()
+        assert all(each.wait_granted(TIMEOUT_S) for each in earlier)
+    monkeypatch.setattr(inbox, "time", clock)
+    with publishing(broker, tmp_path / "platform") as platform:
+        for number in range(5):
+            # Alike, but for one.
+            platform.publish("a/b", f"kept-{number // 4}", 2)
+        assert platform.flush(TIMEOUT_S)
+        with running(config) as (manager, _):
+            handlers = {each: Handled() for each in behind}
+            subscriptions = [manager.subscribe(each, handler, 2) for each, handler in handlers.items()]
+            manager.connect()
+            assert all(each.wait_granted(TIMEOUT_S) for each in subscriptions)
+            for number in range(2):
+                platform.publish("a/b", f"new-{number}", 2)
+            assert all(eventually(lambda each=each: b"new-1" in each.payloads) for each in handlers.values())
+            clock.later_s += 1000.0
+            expected = sorted([b"kept-0"] * 4 + [b"kept-1", b"new-0", b"new-1"])
+            assert all(eventually(lambda each=each: sorted(each.payloads) == expected) for each in handlers.values())
+            # From here on the copies come one behind the other.
+            platform.publish("a/b", "kept-0", 2)
+            platform.publish("a/b", "end", 2)
+            assert all(eventually(lambda each=each: b"end" in each.payloads) for each in handlers.values())
+            assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+            expected = sorted([*expected, b"kept-0", b"end"])
+            assert [sorted(each.payloads) for each in handlers.values()] == [expected] * len(handlers)
+            assert manager.get_metrics().messages_unhandled == 0
+
+
+@BOTH_VERSIONS
 @pytest.mark.parametrize("qos", [1, 2])
 def test_a_handler_that_a_cut_link_finds_at_work_is_not_called_again(
     broker: Broker, link: Link, tmp_path: Path, protocol_version: int, qos: int
