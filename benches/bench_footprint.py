@@ -26,6 +26,7 @@ import compileall
 import hashlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -132,9 +133,7 @@ def rounds_of(count: int, measure: Callable[..., dict[str, float]], *arguments: 
 def measure_memory(args: argparse.Namespace, directory: Path) -> Iterator[dict[str, Any]]:
     tls = make_certificates(directory)
     pin = pin_of(tls.server.certificate_path)
-    bundle = directory / "system.pem"
-    system = b"".join(each.read_bytes() for each in system_authorities())
-    bundle.write_bytes(system + tls.ca.read_bytes())
+    system = system_authorities(directory, tls.ca)
     cases = (
         ("one CA, QoS 1", tls.ca, 1, 0),
         ("one CA, QoS 2", tls.ca, 2, 0),
@@ -142,20 +141,31 @@ def measure_memory(args: argparse.Namespace, directory: Path) -> Iterator[dict[s
         ("the system's CAs, QoS 1, reconnected", None, 1, args.reconnects),
     )
     for title, ca, qos, reconnects in cases:
-        given = args, directory, bundle, tls.server, pin, ca, qos, reconnects
+        given = args, directory, system, tls.server, pin, ca, qos, reconnects
         figures = rounds_of(args.rounds, measure_stages, *given)
         yield {"case": title, **figures}
 
 
-def system_authorities() -> list[Path]:
+def system_authorities(directory: Path, ca: Path) -> dict[str, str]:
+    """The environment that names them, and the broker's own among them, as Debian has them: in a file and a folder."""
     bundles = Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/ssl/cert.pem")
-    return [path for path in bundles if path.exists()][:1]
+    blocks = ca.read_text()
+    blocks += next((path.read_text() for path in bundles if path.exists()), "")
+    file, folder = directory / "system.pem", directory / "system"
+    file.write_text(blocks)
+    folder.mkdir()
+    for number, block in enumerate(blocks.split("-----END CERTIFICATE-----\n")[:-1]):
+        (folder / f"{number}.pem").write_text(block + "-----END CERTIFICATE-----\n")
+    if shutil.which("openssl") is not None:
+        # Without, the folder is of no use, and the file is read.
+        subprocess.run(["openssl", "rehash", str(folder)], check=True, capture_output=True)
+    return {"SSL_CERT_FILE": str(file), "SSL_CERT_DIR": str(folder)}
 
 
 def measure_stages(
     args: argparse.Namespace,
     directory: Path,
-    bundle: Path,
+    system: dict[str, str],
     server: Any,
     pin: str,
     ca: Path | None,
@@ -184,12 +194,12 @@ def measure_stages(
             "reconnects": reconnects,
             "settings": settings,
         }
-        # The system's authorities, and the broker's own among them.
-        os.environ["SSL_CERT_FILE"] = str(bundle)
+        os.environ.update(system)
         try:
             child = Child(order, cut)
         finally:
-            del os.environ["SSL_CERT_FILE"]
+            for name in system:
+                del os.environ[name]
     bare = child.figures.pop("bare")
     return {name: value - bare for name, value in {**child.figures, "peak": child.peak_kib}.items()}
 

@@ -6,7 +6,6 @@ import os
 import ssl
 import stat
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
@@ -27,6 +26,7 @@ from glec_fast.settings import (
 from glec_fast.tls.files import Material, load_authorities, load_client, load_revocation_lists, read_files
 from glec_fast.tls.key_format import looks_like_a_key
 from glec_fast.tls.pinning import check_pins
+from glec_fast.tls.system import load_system_authorities, state_of_system_authorities
 
 # A path is read again at each connection; bytes and what an open file holds are kept as they were.
 Source: TypeAlias = str | os.PathLike[str] | bytes | IO[bytes] | IO[str]
@@ -237,23 +237,12 @@ class TLSContextSource:
         material = read_files(self._config)
         digest = material.digest()
         if not material.ca_cert:
-            # To load them again would take 20 ms and 0.8 MB at each connection.
-            digest += repr(_state_of_system_authorities()).encode()
+            # To load them again may take 20 ms and 0.8 MB at each connection.
+            digest += repr(state_of_system_authorities()).encode()
         if self._made is None or digest != self._digest:
             self._made = _build(self._config, material)
             self._digest = digest
         return self._made
-
-
-def _state_of_system_authorities() -> list[tuple[int, int, int]]:
-    """Changes when they are replaced, or one of them is added or taken away."""
-    paths = ssl.get_default_verify_paths()
-    state = []
-    for path in (paths.cafile, paths.capath):
-        with suppress(OSError, TypeError):
-            found = os.stat(path)  # noqa: PTH116 - None where there is none
-            state.append((found.st_ino, found.st_mtime_ns, found.st_size))
-    return state
 
 
 def build_ssl_context(tls_config: TLSConfig | None) -> ssl.SSLContext:
@@ -277,7 +266,7 @@ def _build(config: TLSConfig, material: Material) -> TLSContext:
     if material.ca_cert:
         load_authorities(context, material.ca_cert)
     else:
-        context.load_default_certs()
+        load_system_authorities(context)
     if config.alpn:
         context.set_alpn_protocols(list(config.alpn))
     if config.partial_chain:
