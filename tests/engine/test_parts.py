@@ -39,6 +39,8 @@ class Scene:
     def __init__(self) -> None:
         self.happened: list[str] = []
         self.session = SimpleNamespace(
+            sent_to=0,
+            answered_to=0,
             sendable_bytes=0,
             in_flight=0,
             window=20,
@@ -211,6 +213,20 @@ class TestLoop:
         reader.is_stream, scene.session.in_flight, scene.session.window = True, in_flight, window
         loop.let_acks_gather()
         assert pauses_s == expected_s
+
+    def test_a_broker_that_had_answered_all_is_not_paused_for_as_long(
+        self, loop: Loop, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A batch is sent before each pause, and answered in it, whole or but for a message."""
+        pauses_s: list[float] = []
+        monkeypatch.setattr(loops.time, "sleep", pauses_s.append)
+        session = scene.session
+        session.in_flight = session.window = 1000
+        for unanswered in (1, 1, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1):
+            session.answered_to = session.sent_to - unanswered
+            session.sent_to += 1000
+            loop.let_acks_gather()
+        assert pauses_s == [0.002, 0.002, 0.001, 0.0005, 0.00025, 0.000125, 0.0002, 0.0004, 0.0008, 0.0016, 0.002]
 
     def test_a_stream_of_acknowledgements_is_read_without_a_wait(
         self, loop: Loop, reader: Any, scene: Scene, sockets: socket.socket
