@@ -18,6 +18,8 @@ suppress_warnings = ["myst.xref_missing"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 
+# What says no language is a shell, or a terminal.
+highlight_language = "none"
 html_theme = "furo"
 html_show_copyright = False
 html_title = f"glec-fast {release}"
@@ -31,7 +33,7 @@ def as_rst(_app: object, _what: str, _name: str, _object: object, _options: obje
     for line in lines:
         if line.strip():
             was_code, is_code = is_code, line.startswith("    ")
-            text += ["::", ""] if is_code and not was_code else []
+            text += [".. code-block:: python", ""] if is_code and not was_code else []
         text.append(line if is_code else re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", line))
     lines[:] = text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import ssl
 import subprocess
 import threading
 from typing import TYPE_CHECKING, Any
@@ -121,6 +122,15 @@ def test_over_tls_with_a_password_that_no_argument_shows(
     assert set(json.loads(capsys.readouterr().out)["results"]["publish-2"]) == {"paho", "memory", "store"}
     assert len(started) == 3
     assert "hunter2" not in str(started)
+
+
+def test_what_paho_cannot_read_is_told_before_anything_is_measured(
+    tls_broker: Broker, authority: CertificateAuthority, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    in_der = tmp_path / "ca.der"
+    in_der.write_bytes(ssl.PEM_cert_to_DER_cert(authority.certificate_path.read_text()))
+    assert main(["bench", "--broker", tls_broker.tls_url, "--ca-cert", str(in_der), *TINY]) == 2
+    assert "glec-fast: ca_cert must be a file in PEM for bench" in capsys.readouterr().err
 
 
 def test_a_broker_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,13 +208,16 @@ def _tls(config: MQTTConfig) -> dict[str, Any]:
     tls = config.tls_config
     files = {name: getattr(tls, name, None) for name in ("ca_cert", "client_cert", "client_key")}
     for name, value in files.items():
-        if not isinstance(value, str | os.PathLike | None):
-            raise ConfigError(f"{name} must be the path of a file here", field=name)
+        # Read before, to ask what the broker takes.
+        is_file = isinstance(value, str | os.PathLike) and Path(value).is_file()
+        if value is not None and not (is_file and b"-----BEGIN " in Path(value).read_bytes()):
+            raise ConfigError(f"{name} must be a file in PEM for bench, as paho takes no other: give it so", field=name)
     return {
         **{name: None if value is None else str(value) for name, value in files.items()},
         "key_password": getattr(tls, "key_password", None),
         "alpn": list(getattr(tls, "alpn", ())),
         "verify_hostname": getattr(tls, "verify_hostname", True),
+        "partial_chain": getattr(tls, "partial_chain", False),
     }
 
 

@@ -72,6 +72,8 @@ def make_client(job: Job) -> Any:
         if job["tls"]["alpn"]:
             context.set_alpn_protocols(job["tls"]["alpn"])
         context.check_hostname = job["tls"]["verify_hostname"]
+        if job["tls"]["partial_chain"]:
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         client.tls_set_context(context)
     return client
 
