@@ -140,8 +140,14 @@ class Subscriber:
         )
 
     def publish(self, topic: str, payload: bytes, qos: int, timeout_s: float = 20.0) -> None:
-        """Send a message to the broker, straight; returns once it has it, or after the time-out."""
-        self._client.publish(topic, payload, qos).wait_for_publish(timeout_s)
+        """Send a message to the broker, straight; returns once it has it, or after the time-out.
+
+        Raises ToolError where there is no connection.
+        """
+        try:
+            self._client.publish(topic, payload, qos).wait_for_publish(timeout_s)
+        except RuntimeError as error:
+            raise ToolError(f"the broker at {self.host}:{self.port} does not take a message: {error}") from error
 
     def wait_for_end(self, timeout_s: float) -> bool:
         """Send a mark through the broker and wait until it is back: all that the broker took before has come then."""

@@ -185,13 +185,20 @@ def test_a_broker_of_ones_own_is_reached_through_the_link(tls_broker, authority,
     assert json.loads(capsys.readouterr().out)["broker"].startswith("localhost" if secured else "127.0.0.1")
 
 
+def test_a_broker_that_does_not_take_what_the_demo_publishes_is_one_line(start_broker, capsys):
+    assert main(["demo", "--broker", start_broker(settings=["max_qos 1"]).url]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert "needs a broker that takes QoS 0 to 2" in said.err
+
+
 def test_a_broker_that_wants_a_password_gets_it_from_the_environment(start_broker, tmp_path, monkeypatch, capsys):
     passwords = tmp_path / "passwords"
     subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "van", "secret"], check=True)
     broker = start_broker(settings=["allow_anonymous false", f"password_file {passwords}"])
     monkeypatch.setenv("GLEC_MQTT_PASSWORD", "wrong")
     assert main(["demo", "--broker", broker.url, "--username", "van"]) == 2
-    assert "refused the connection: Not authorized" in capsys.readouterr().err
+    assert "refused the login: Not authorized" in capsys.readouterr().err
     monkeypatch.setenv("GLEC_MQTT_PASSWORD", "secret")
     assert main(["demo", "--json", "--speed", "2000", "--broker", broker.url, "--username", "van"]) == 0
 
@@ -254,7 +261,7 @@ def test_the_command_exits_1_for_a_bad_verdict(faulty, monkeypatch, capsys):
         (["--broker", "tcp://"], "expected tcp://host:port"),
         (["--broker", "tcp://localhost:99999"], "Port out of range"),
         (["--broker", "tcp://me:secret@localhost"], "no user name or password in the URL"),
-        (["--broker", "tcp://127.0.0.1:1"], "cannot connect to the broker at 127.0.0.1:1"),
+        (["--broker", "tcp://127.0.0.1:1"], "no connection to tcp://127.0.0.1:1"),
         (["--broker", "ssl://localhost", "--ca-cert", "no-such.pem"], "no such file of authorities: no-such.pem"),
     ],
 )

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glec_fast.cli.arguments import topic
 from glec_fast.cli.bench.contender import MEMORY, PAHO, STORE
-from glec_fast.cli.bench.probe import BenchError, ask
 from glec_fast.cli.bench.report import in_table
+from glec_fast.cli.broker_probe import Taken, ask
 from glec_fast.cli.connection import Connection, add_connection_options, config_of
 from glec_fast.errors import ConfigError, GlecError
 from glec_fast.transport.way_out import parse_proxy, proxy_arguments
@@ -45,6 +45,10 @@ TOPIC = "glec-fast/bench/"
 EXIT_BROKEN = 1
 # Each measure waits at most 30 s for an answer, after its time.
 _PATIENCE_S = 120.0
+
+
+class BenchError(GlecError):
+    """A contender broke down, or the broker takes nothing of what is to be measured."""
 
 
 class Measure(NamedTuple):
@@ -85,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     client_id = arguments.client_id or config.client_id + SUFFIX
     arguments.topic = arguments.topic or TOPIC + client_id
     # What would fail each contender is told by the manager's own kind of connection, which also checks the pins.
-    taken = ask(config, client_id, arguments.topic, b"x" * arguments.bytes)
+    taken = _taken(config, client_id, arguments.topic, arguments.bytes)
     results: dict[str, dict[str, Any]] = {}
     broken: dict[tuple[str, int], str] = {}
     with _directory(arguments.directory) as directory:
@@ -111,17 +115,30 @@ def run(arguments: argparse.Namespace) -> int:
                 pass
     if not any(results.values()):
         raise BenchError(next(iter(broken.values())))
-    missing = [f"QoS {qos} is not measured: {why}" for qos, why in taken.refused.items()]
+    notes = [f"QoS {qos} is not measured: {why}" for qos, why in taken.refused.items()] + list(broken.values())
+    if not taken.is_handed_on:
+        notes.append(f"What is published to {arguments.topic} came back to no subscriber: the broker may drop it.")
     report = {
         "broker": config.broker_url or config.broker_urls[0],
         "payload_bytes": arguments.bytes,
         "seconds": arguments.seconds,
         "queue_directory": str(arguments.directory or tempfile.gettempdir()),
         "results": results,
-        "notes": [*missing, *broken.values(), *taken.notes],
+        "notes": notes,
     }
     sys.stdout.write(json.dumps(report) + "\n" if arguments.json else in_table(report))
     return EXIT_BROKEN if broken else 0
+
+
+def _taken(config: MQTTConfig, client_id: str, topic: str, payload_bytes: int) -> Taken:
+    """What the broker takes. Raises BenchError where that is nothing, and the errors of connecting."""
+    taken = ask(config, client_id, topic, b"x" * payload_bytes)
+    if taken.nothing:
+        raise BenchError(f"the broker takes no message to {topic}: {taken.nothing}; allow it, or give another --topic")
+    if taken.too_large:
+        says = f"the broker does not take {payload_bytes:,} bytes of payload: {taken.too_large}"
+        raise BenchError(f"{says}; give fewer --bytes")
+    return taken
 
 
 def _directory(given: Path | None) -> tempfile.TemporaryDirectory[str]:

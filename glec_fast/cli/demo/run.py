@@ -12,15 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from glec_fast.cli.broker_probe import ask
 from glec_fast.cli.demo import DemoError
 from glec_fast.cli.demo.process import ENDED, VehicleProcess, VehicleReport, file_set_bytes
 from glec_fast.cli.demo.report import Progress, Report
 from glec_fast.cli.demo.target import Target, parse_target
 from glec_fast.cli.demo.vehicle import COMMAND, PASSWORD_VARIABLE, VehicleSettings
 from glec_fast.cli.demo.verdict import Batches, Ledger, Measures, Result, identify, split
+from glec_fast.fleet.config import MQTTConfig
 from glec_fast.testbed.broker import Broker
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Login, Subscriber
+from glec_fast.tls.config import TLSConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +34,8 @@ VEHICLE_MODULE = "glec_fast.cli.demo.vehicle"
 # Without --speed a drive of any length takes about this long.
 DEFAULT_PLAY_S = 18.0
 SHORTEST_DRIVE_MESSAGES = 20
+# As long as any but a batch.
+MESSAGE_BYTES = 400
 
 CONNECT_TIMEOUT_S = 20.0
 FLUSH_TIMEOUT_S = 60.0
@@ -83,6 +88,8 @@ def run_demo(settings: DemoSettings, report: Report) -> Result:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="glec-fast-demo-")))
         target, subscriber_target, broker_name = find_broker(settings, directory, stack)
         device_id = f"DTG-DEMO-{secrets.token_hex(4)}"
+        if settings.broker_url is not None:
+            check_broker(settings, target, device_id)
         subscriber = stack.enter_context(_subscriber(subscriber_target, device_id, settings))
         link = stack.enter_context(Link(target.address))
         duration_s = max(ledger.duration_ms / 1000, 1.0)
@@ -110,6 +117,25 @@ def run_demo(settings: DemoSettings, report: Report) -> Result:
         scenario.play()
         result = ledger.judge(subscriber.tally, scenario.measures, broker_name)
         return replace(result, batches=Batches.of(subscriber.arrivals)) if settings.batch_s else result
+
+
+def check_broker(settings: DemoSettings, target: Target, device_id: str) -> None:
+    """Raises DemoError where a user's broker does not take what the demo publishes, and the errors of connecting."""
+    config = MQTTConfig(
+        broker_url=target.url,
+        client_id=f"{device_id}-probe",
+        username=settings.username,
+        password=os.environ.get(PASSWORD_VARIABLE) if settings.username is not None else None,
+        tls_config=None if target.ca_cert is None else TLSConfig(target.ca_cert),
+    )
+    topic = f"glec/dtg/{device_id}/probe"
+    taken = ask(config, config.client_id, topic, b"x" * MESSAGE_BYTES)
+    why = next(iter(taken.refused.values()), taken.too_large)
+    if not why and not taken.is_handed_on:
+        why = "a subscriber is not given what is published"
+    if why:
+        says = f"the demo needs a broker that takes QoS 0 to 2 on {topic}: {why}"
+        raise DemoError(f"{says}; see its access rules and limits, or take another")
 
 
 def find_broker(settings: DemoSettings, directory: Path, stack: ExitStack) -> tuple[Target, Target, str]:

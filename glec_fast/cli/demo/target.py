@@ -27,6 +27,11 @@ class Target:
     def address(self) -> tuple[str, int]:
         return self.host, self.port
 
+    @property
+    def url(self) -> str:
+        """As a client that is not behind the link dials it."""
+        return f"{'ssl' if self.ca_cert else 'tcp'}://{self.host}:{self.port}"
+
     def url_through(self, link_port: int) -> str:
         """The URL that a client dials to come here through a link on loopback.
 

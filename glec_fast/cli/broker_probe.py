@@ -1,5 +1,7 @@
-"""What a broker takes of the bench's messages, asked before anything is measured: what it does not take it may answer
-with silence, or with the end of the connection, over and over."""
+"""What a broker takes of messages, asked before many are sent.
+
+What it does not take it may answer with silence, or with the end of the connection, over and over.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glec_fast.cli.connection import Connection
-from glec_fast.errors import GlecError
 
 if TYPE_CHECKING:
     from glec_fast.fleet.config import MQTTConfig
@@ -18,35 +19,35 @@ _PATIENCE_S = 10.0
 # What is handed on comes right behind the acknowledgement.
 _ECHO_S = 2.0
 _REFUSED = 0x80
-_TINY = b"glec-fast bench"
-
-
-class BenchError(GlecError):
-    """A contender broke down, or the broker takes nothing of what is to be measured."""
+_TINY = b"glec-fast"
+_LEVELS = (0, 1, 2)
 
 
 class Taken(NamedTuple):
-    """refused: QoS -> why the broker does not take it. notes: what one must know to read the figures."""
+    """What became of a message of each kind.
+
+    refused: QoS -> why the broker does not take it. too_large: why it does not take the payload, empty where it does.
+    is_handed_on: whether a subscriber was given what was published.
+    """
 
     refused: dict[int, str]
-    notes: list[str]
+    too_large: str
+    is_handed_on: bool
+
+    @property
+    def nothing(self) -> str:
+        """Why the broker takes no message at all, empty where it takes one."""
+        return self.refused[1] if len(self.refused) == len(_LEVELS) else ""
 
 
 def ask(config: MQTTConfig, client_id: str, topic: str, payload: bytes) -> Taken:
-    """Publish a few messages. Raises BenchError where none is taken, and the errors of connecting."""
-    refused = {qos: why for qos in (1, 0, 2) if (why := _refusal(config, client_id, topic, _TINY, qos))}
-    if len(refused) == 3:
-        raise BenchError(f"the broker takes no message to {topic}: {refused[1]}; allow it, or give another --topic")
-    highest = max({0, 1, 2} - set(refused))
-    why = _refusal(config, client_id, topic, payload, highest)
-    if why:
-        raise BenchError(f"the broker does not take {len(payload):,} bytes of payload: {why}; give fewer --bytes")
-    notes = []
-    if not _is_handed_on(config, client_id, topic, highest):
-        notes.append(
-            f"What is published to {topic} did not come back to a subscriber: the broker may acknowledge and drop it."
-        )
-    return Taken(dict(sorted(refused.items())), notes)
+    """Publish a few messages. Raises the errors of connecting."""
+    refused = {qos: why for qos in _LEVELS if (why := _refusal(config, client_id, topic, _TINY, qos))}
+    if len(refused) == len(_LEVELS):
+        return Taken(refused, "", is_handed_on=False)
+    highest = max(set(_LEVELS) - set(refused))
+    too_large = _refusal(config, client_id, topic, payload, highest)
+    return Taken(refused, too_large, not too_large and _is_handed_on(config, client_id, topic, highest))
 
 
 def _refusal(config: MQTTConfig, client_id: str, topic: str, payload: bytes, qos: int) -> str:
