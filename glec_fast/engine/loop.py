@@ -236,6 +236,7 @@ class Loop:
 
     def _leave_for_another(self) -> MQTTErrorCode:
         """In order; the loop makes the next connection."""
+        self._policy.on_moving()
         self._writer.write_disconnect()
         self._farewell.hear_out()
         return self._paho.lose(_CONN_LOST)

@@ -44,6 +44,9 @@ class Policy:
         """The pause before the next attempt; None for that of `reconnect_delay_set`."""
         return None
 
+    def on_moving(self) -> None:
+        """The connection is left now, as `is_moving` says."""
+
     def begin_attempt(self) -> None:
         """A connection is about to be made."""
         self.connect_error = None

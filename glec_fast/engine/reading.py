@@ -30,7 +30,10 @@ _PENDING_READS_A_TURN = 8192
 # A read of so many bytes means that acknowledgements come in a stream.
 _STREAM_READ_BYTES = 64
 _LEFT = "the broker closed the connection"
-_LEFT_EARLY = "what answers closed it before it took the login: see the broker's log, and whether the port is right"
+_LEFT_EARLY = (
+    "what answers closed it before it took the login: see the broker's log, whether the port is right, and whether it "
+    "takes a will that is retained (status_retained) with QoS 1 (max_qos)"
+)
 # An enum's members are looked up at some cost.
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS
 _AGAIN = MQTTErrorCode.MQTT_ERR_AGAIN

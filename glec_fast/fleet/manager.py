@@ -110,6 +110,7 @@ class MQTTManager(Overseen):
         counted = self._client, self._store, self._outbox, self._connector, self._policy, self._reports, self._drops
         self._figures = Figures(*counted, config.client_id)
         self._policy.aim = lambda: aim(self._client, self._target)
+        self._policy.take_leave = lambda: self._heartbeat.say("OFFLINE")
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = self._on_disconnect
         self._client.on_pre_connect = self._on_pre_connect

@@ -51,11 +51,18 @@ class FleetPolicy(Policy):
         self.is_asking_again = False
         # Has the client connect to the current route.
         self.aim: Callable[[], None] = _nowhere
+        # Tells the consumers at a broker that is left for another.
+        self.take_leave: Callable[[], None] = _nowhere
 
     @property
     def is_moving(self) -> bool:  # type: ignore[override]
         """See `Policy`."""
         return self._routes.is_returning or self.must_ask_again()
+
+    def on_moving(self) -> None:
+        """See `Policy`. Where it comes back at once, consumers need not know."""
+        if self._routes.is_returning:
+            self.take_leave()
 
     def begin_attempt(self) -> None:
         """See `Policy`."""

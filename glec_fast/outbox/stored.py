@@ -308,7 +308,7 @@ class DurableOutbox(RowOutbox):
     def say(self, topic: str, payload: str | bytes, *, retain: bool = False) -> bool:
         """Send a message on this connection alone, ahead of all that waits; False where there is none.
 
-        It has QoS 1, or 0 while the window is full. Nothing of it is kept: it is neither queued nor sent again.
+        It has QoS 1, or 0 while the window is full or where the server takes no more. Nothing of it is kept: it is neither queued nor sent again.
         """
         limits = self.limits
         with self.lock:
@@ -318,7 +318,7 @@ class DurableOutbox(RowOutbox):
             is_kept = retain and (limits is None or limits.retain_available)
             self._direct_id -= 1
             self._uncounted += 1
-            qos = min(session.room(), 1)
+            qos = min(session.room(), 1 if limits is None else limits.qos_max, 1)
             if qos:
                 self._said.add(self._direct_id)
                 session.admit(self._direct_id, topic, payload, qos, is_kept, None)

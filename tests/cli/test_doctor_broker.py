@@ -69,6 +69,7 @@ def test_it_leaves_nothing_behind(broker: Broker, ask: Any) -> None:
     ("settings", "check", "found", "advice"),
     [
         (["max_qos 1"], "qos 2", "it ends the connection over QoS 2", "set max_qos"),
+        (["max_qos 0"], "qos 2", "it ends the connection over QoS 2", "max_qos) to 0"),
         (["retain_available false"], "retain", "", "set status_retained to false"),
         (["max_packet_size 10000"], "limits", "packets of 10,000 bytes", ""),
         (["persistent_client_expiration 1h"], "session", "it keeps a session", ""),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
 from glec_fast import MQTTManager
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Subscriber
@@ -13,6 +15,7 @@ from support.gateway import TIMEOUT_S, Recorder, eventually, quick_config
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from conftest import StartBroker
     from glec_fast.testbed.broker import Broker
 
 TOPIC = "glec/dtg/DTG-TEST/status"
@@ -42,6 +45,25 @@ def test_over_a_lost_link_and_to_an_orderly_end(broker: Broker, tmp_path: Path) 
     with Subscriber(broker, TOPIC, client_id="late") as late:
         assert late.wait_for_count(1)
         assert statuses(late) == ["OFFLINE"]
+
+
+@pytest.mark.parametrize(("protocol_version", "max_qos"), [(4, 0), (5, 0), (5, 2)])
+def test_where_the_broker_takes_qos_0_alone(
+    start_broker: StartBroker, tmp_path: Path, protocol_version: int, max_qos: int
+) -> None:
+    """MQTT 5 says so in words, also of the will; with 3.1.1 it has to be set."""
+    broker = start_broker(settings=["max_qos 0"])
+    settings = {"protocol_version": protocol_version, "max_qos": max_qos, "status_interval_s": 300}
+    config = quick_config(broker.url, tmp_path, **settings)
+    with Subscriber(broker) as subscriber:
+        with MQTTManager(config) as manager:
+            manager.connect()
+            manager.publish("t", "alert", 2)
+            assert manager.flush(TIMEOUT_S)
+            assert subscriber.wait_for_count(2)
+        assert subscriber.wait_for_count(3)
+        assert statuses(subscriber) == ["ONLINE", "OFFLINE"]
+        assert b"alert" in subscriber.payloads("t")
 
 
 def test_online_goes_ahead_of_the_backlog(broker: Broker, tmp_path: Path) -> None:

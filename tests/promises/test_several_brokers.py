@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections import Counter
@@ -184,8 +185,8 @@ def test_back_to_the_first_once_it_answers(broker: Broker, tmp_path: Path, monke
     monkeypatch.setattr(glec_fast.engine.routes, "RETURN_MIN_S", 0.1)
     with ways_to(broker) as ways:
         first, second = ways.links
-        config = quick_config("", tmp_path, broker_urls=ways.urls)
-        with Subscriber(broker, "glec/dtg/DTG-TEST/status", client_id="wills") as wills, MQTTManager(config) as manager:
+        config = quick_config("", tmp_path, broker_urls=ways.urls, status_interval_s=300)
+        with Subscriber(broker, "glec/dtg/DTG-TEST/status", client_id="said") as said, MQTTManager(config) as manager:
             manager.set_connection_callback(recorder := Recorder())
             first.cut()
             manager.connect()
@@ -196,4 +197,6 @@ def test_back_to_the_first_once_it_answers(broker: Broker, tmp_path: Path, monke
             assert eventually(lambda: manager.is_connected() and second.accepted_connections == 1)
             manager.publish("t", "2-0", 2).wait_for_publish(TIMEOUT_S)
             assert first.accepted_connections >= 2, "the probe, and the connection"
-            assert wills.payloads() == [], "it left in order"
+            assert said.wait_for_count(3)
+            told = [json.loads(payload)["status"] for payload in said.payloads()]
+            assert told == ["ONLINE", "OFFLINE", "ONLINE"], "it left in order, and its will was not needed"

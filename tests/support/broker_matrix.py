@@ -138,7 +138,7 @@ class Run:
     def judge(self, cell: Cell) -> None:
         def copies() -> dict[tuple[str, int], int]:
             found: dict[tuple[str, int], int] = {}
-            for (identity, _qos), count in list(self.subscriber.tally.items()):
+            for (identity, _qos), count in dict(self.subscriber.tally).items():
                 if identity in self.sent:
                     found[identity] = found.get(identity, 0) + count  # type: ignore[index]
             return found

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 CHECKS = ("versions", "qos 2", "retain", "limits", "session", "answers")
 _NAMES = {MQTT_3: "MQTT 3.1.1", MQTT_5: "MQTT 5"}
 _REFUSED = 0x80
-_MAX_QOS = "set max_qos (mqtt.connection.max_qos) to 1: what has QoS 2 goes with QoS 1 then, at least once"
+_MAX_QOS = (
+    "set max_qos (mqtt.connection.max_qos) to 0: all goes with QoS 0 then, at most once, and so does the will",
+    "set max_qos (mqtt.connection.max_qos) to 1: what has QoS 2 goes with QoS 1 then, at least once",
+)
 _NO_STATUS = "set status_retained to false: consumers that come later are not told the last status"
 # A kernel acknowledges 40 ms late, and a broker with Nagle's algorithm waits for that.
 _LATE_S = 0.03
@@ -100,15 +103,15 @@ def _attempt(check: str, look: Any) -> Finding:
 def _qos_2(config: MQTTConfig, client_id: str, version: int, topic: str, properties: dict[str, Any]) -> Finding:
     highest = properties.get("MaximumQoS", 2)
     if version == MQTT_5 and highest < 2:
-        return Finding("qos 2", "warning", f"it takes QoS {highest} at most, as it says", _MAX_QOS)
+        return Finding("qos 2", "warning", f"it takes QoS {highest} at most, as it says", _MAX_QOS[highest])
     with Conversation(config, client_id, version, is_clean=True) as talk:
         try:
             talk.send_all(talk.publish(topic, b"glec-fast doctor", 2, 1))
             answer = talk.receive(PUBACK, PUBREC)
         except (EOFError, TimeoutError, ConnectionError):
-            return Finding("qos 2", "warning", "it ends the connection over QoS 2, or gives it no answer", _MAX_QOS)
+            return Finding("qos 2", "warning", "it ends the connection over QoS 2, or gives it no answer", _MAX_QOS[min(highest, 1)])
         if answer.kind == PUBACK:
-            return Finding("qos 2", "warning", "it answers QoS 2 as QoS 1: messages may come twice", _MAX_QOS)
+            return Finding("qos 2", "warning", "it answers QoS 2 as QoS 1: messages may come twice", _MAX_QOS[1])
         if len(answer.body) > 2 and answer.body[2] >= _REFUSED:
             found = f"it does not let us publish to {topic} (reason 0x{answer.body[2]:02X})"
             return Finding("qos 2", "skipped", found)
