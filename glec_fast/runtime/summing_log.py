@@ -6,10 +6,10 @@ last is news, and said at once. What repeats is counted, and said in one line on
     12 messages dropped: overflow (the first: message 7 of topic 'glec/dtg/D/telemetry')
     1,204 messages dropped in the last 5 minutes: 1,200 overflow, 4 expired; the last: overflow
 
-Three rules bound the lines, whatever happens. A kind has a few lines of news between two sums, and one while it keeps
-being summed up. Its sums come every 5 minutes at first, and half as often each time for as long as it goes on, down to
-one an hour; where it has been quiet for 3 minutes, the next is not waited for. All kinds together have a few lines of
-news a minute. Nothing is lost: what is not said is counted, and written at DEBUG for those who look for it.
+Three rules bound the lines, whatever happens. A kind has a few lines of news at once, and then one an hour. Its sums
+come every 5 minutes at first, and half as often each time for as long as it goes on, down to one an hour; where it has
+been quiet for 3 minutes, half of that time is enough. All kinds together have a few lines of news a minute. Nothing is
+lost: what is not said is counted, and written at DEBUG for those who look for it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from glec_fast.runtime.log import logger
 SUM_AFTER_S = 300.0
 _SUM_AFTER_MAX_S = 3600.0
 _QUIET_S = 180.0
-# Of one kind, between two sums.
+# Of one kind: so many at once, and then one in so many seconds.
 _NEWS_MAX = 6
+_KIND_INTERVAL_S = 3600.0
 # Of all kinds: so many at once, and then one in so many seconds.
 _BURST_MAX = 20
 _NEWS_INTERVAL_S = 15.0
@@ -50,7 +51,7 @@ def is_in_a_handler() -> bool:
 class _Kind:
     """What is not said yet of one kind of event."""
 
-    __slots__ = ("began_s", "causes", "is_going_on", "last", "last_s", "level", "news", "said", "sum_after_s")
+    __slots__ = ("began_s", "causes", "counted_s", "last", "last_s", "level", "news_left", "said", "sum_after_s")
 
     def __init__(self) -> None:
         self.causes: dict[str, int] = {}
@@ -58,14 +59,11 @@ class _Kind:
         self.level = logging.NOTSET
         self.began_s = self.last_s = float("-inf")
         self.sum_after_s = SUM_AFTER_S
-        self.is_going_on = False
-        self.news = 0
+        self.news_left, self.counted_s = float(_NEWS_MAX), float("-inf")
 
     def begin(self, now_s: float, *, is_going_on: bool) -> None:
         """The time for the next sum begins."""
         self.began_s = now_s
-        self.is_going_on = is_going_on
-        self.news = 0
         self.sum_after_s = min(self.sum_after_s * 2, _SUM_AFTER_MAX_S) if is_going_on else SUM_AFTER_S
 
     def count(self, level: int, cause: str, count: int) -> None:
@@ -78,7 +76,7 @@ class _Kind:
         """When it is summed up."""
         if not self.causes:
             return float("inf")
-        earliest_s = self.began_s + SUM_AFTER_S
+        earliest_s = self.began_s + max(self.sum_after_s / 2, SUM_AFTER_S)
         return min(self.began_s + self.sum_after_s, max(earliest_s, self.last_s + _QUIET_S))
 
     def take_sum(self, name: str, now_s: float) -> tuple[int, str]:
@@ -163,10 +161,10 @@ class SummingLog:
 
     def _may_say(self, kind: _Kind, now_s: float) -> bool:
         left = min(self._news_left + (now_s - self._counted_s) / _NEWS_INTERVAL_S, float(_BURST_MAX))
-        self._counted_s = now_s
-        may_say = left >= 1 and kind.news < (1 if kind.is_going_on else _NEWS_MAX)
-        self._news_left = left - may_say
-        kind.news += may_say
+        of_kind = min(kind.news_left + (now_s - kind.counted_s) / _KIND_INTERVAL_S, float(_NEWS_MAX))
+        self._counted_s = kind.counted_s = now_s
+        may_say = left >= 1 and of_kind >= 1
+        self._news_left, kind.news_left = left - may_say, of_kind - may_say
         return may_say
 
     def tick(self) -> None:

@@ -81,8 +81,18 @@ def test_the_sum_comes_soon_once_it_is_quiet(scene: Scene) -> None:
         scene.wait(60)
     scene.note("overflow")
     written = len(scene.lines)
-    scene.wait(300)
+    scene.wait(1800)
     assert len(scene.lines) == written + 1
+
+
+@pytest.mark.parametrize("seconds", [10, 60, 250, 310, 600, 1300])
+def test_however_often_and_for_whatever_causes_a_day_has_few_lines(scene: Scene, seconds: int) -> None:
+    """As of two brokers, neither of which answers, and a queue that is full."""
+    for number in range(DAY_S // seconds):
+        scene.note(f"no connection to {number % 2}", kind="attempts to connect failed")
+        scene.note("overflow")
+        scene.wait(seconds)
+    assert len(scene.lines) < 200
 
 
 def test_whatever_happens_a_few_lines_a_minute(scene: Scene) -> None:
