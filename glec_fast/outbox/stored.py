@@ -308,7 +308,8 @@ class DurableOutbox(RowOutbox):
     def say(self, topic: str, payload: str | bytes, *, retain: bool = False) -> bool:
         """Send a message on this connection alone, ahead of all that waits; False where there is none.
 
-        It has QoS 1, or 0 while the window is full or where the server takes no more. Nothing of it is kept: it is neither queued nor sent again.
+        It has QoS 1, or 0 while the window is full or where the server takes no more. Nothing of it is kept: it is
+        neither queued nor sent again.
         """
         limits = self.limits
         with self.lock:

@@ -109,7 +109,8 @@ def _qos_2(config: MQTTConfig, client_id: str, version: int, topic: str, propert
             talk.send_all(talk.publish(topic, b"glec-fast doctor", 2, 1))
             answer = talk.receive(PUBACK, PUBREC)
         except (EOFError, TimeoutError, ConnectionError):
-            return Finding("qos 2", "warning", "it ends the connection over QoS 2, or gives it no answer", _MAX_QOS[min(highest, 1)])
+            found, advice = "it ends the connection over QoS 2, or gives it no answer", _MAX_QOS[min(highest, 1)]
+            return Finding("qos 2", "warning", found, advice)
         if answer.kind == PUBACK:
             return Finding("qos 2", "warning", "it answers QoS 2 as QoS 1: messages may come twice", _MAX_QOS[1])
         if len(answer.body) > 2 and answer.body[2] >= _REFUSED:
