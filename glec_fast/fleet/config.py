@@ -193,7 +193,7 @@ class MQTTConfig:
         None,
         "mqtt.proxy.url",
         parsed("URL", parse_proxy, is_secret=True),
-        "http://, socks4://, socks5:// or, to have the proxy look up the broker's name, socks5h://; then "
+        "http://, socks4://, socks5:// or, to have the proxy look up the broker's name, socks4a://, socks5h://; then "
         "user:password@ if need be, host and port. It needs PySocks: pip install glec-fast[proxy].",
     )
     websocket_headers: tuple[str, ...] = setting(

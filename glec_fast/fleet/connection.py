@@ -86,9 +86,9 @@ class Reports:
     def on_failed(self, level: int, url: str, error: Exception) -> None:
         """An attempt has failed."""
         self._is_failure_told = True
-        self.last_failure = str(error)
-        text = f"no connection to {url}: {error}"
-        self._log.note(level, "attempts to connect failed", str(error), text=text)
+        # What a proxy says may have lines of its own.
+        self.last_failure = why = " ".join(str(error).split())
+        self._log.note(level, "attempts to connect failed", why, text=f"no connection to {url}: {why}")
         self.tell("on_connect_failed", error)
 
     def on_accepted(self) -> None:

@@ -21,10 +21,11 @@ _LEVELS = {
     "IP": socket.IPPROTO_IP,
     "IPV6": socket.IPPROTO_IPV6,
 }
-# By PySocks' names of them; with "h" the proxy looks up the broker's name.
+# By PySocks' names of them; with "a" or "h" the proxy looks up the broker's name.
 _PROXIES = {
     "http": ("HTTP", True),
     "socks4": ("SOCKS4", False),
+    "socks4a": ("SOCKS4", True),
     "socks5": ("SOCKS5", False),
     "socks5h": ("SOCKS5", True),
 }
@@ -62,8 +63,8 @@ def parse_interface(text: str) -> SocketOption:
 
 
 def parse_proxy(text: str) -> Proxy:
-    """From http://, socks4://, socks5:// or socks5h://, host and port, with user:password@ before them if need be."""
-    says = "it must be http://, socks4://, socks5:// or socks5h://, a host and a port"
+    """From http://, socks4://, socks4a://, socks5:// or socks5h://, host and port, if need be with user:password@."""
+    says = "it must be http://, socks4://, socks4a://, socks5:// or socks5h://, a host and a port"
     try:
         parts = urlsplit(text)
         port = parts.port
