@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 KINDS_SENT = (Kind.TELEMETRY, Kind.INFERENCE, Kind.ALERT)
 SECONDS = 200
 CUTS = 20
-FLUSH_TIMEOUT_S = 60.0
-ARRIVAL_TIMEOUT_S = 10.0
+FLUSH_TIMEOUT_S = 180.0
+ARRIVAL_TIMEOUT_S = 20.0
 # ejabberd 23.01 refuses a session that has moved away and comes back, for as long as it is asked again at once.
 CLUSTER_RETRY_MS = 2000
 _POLL_S = 0.02

@@ -19,7 +19,7 @@ from glec_fast.testbed.broker import HOST, free_port
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 20.0
 # Anybody may log in under any name; it wants one.
 USERNAME, PASSWORD = "gateway", "any"

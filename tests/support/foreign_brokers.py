@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Where `.ci/brokers` puts what is no package of the system.
 INSTALLED = REPOSITORY / "build" / "brokers"
-START_TIMEOUT_S = 90.0
+START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 20.0
 _POLL_S = 0.05
 _RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
