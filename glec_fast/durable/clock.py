@@ -48,12 +48,12 @@ def _since_boot_ms() -> int:
 
 def _boot_id() -> str:
     try:
-        boot_id = _BOOT_ID.read_text("ascii").strip()
+        boot_id = _BOOT_ID.read_bytes().decode().strip()
     except OSError:
         # Hidden by a sandbox: each start then counts as a boot.
         return os.urandom(16).hex()
     try:
-        offsets = dict(line.split(maxsplit=1) for line in _NAMESPACE.read_text("ascii").splitlines())
+        offsets = dict(line.split(maxsplit=1) for line in _NAMESPACE.read_bytes().decode().splitlines())
     except (OSError, ValueError):
         return boot_id
     seconds, nanoseconds = map(int, offsets.get("boottime", "0 0").split())

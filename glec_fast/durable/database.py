@@ -65,7 +65,7 @@ _VERSION_TABLE = "CREATE TABLE glec_version (id INTEGER PRIMARY KEY CHECK (id = 
 
 COLUMNS = ("id", "topic", "payload", "qos", "timestamp", "ttl", "retry_count")
 # What a table of others may lack, as it has a meaning without: it never expires, and was never refused.
-_ADDED = {"ttl": f"BIGINT NOT NULL DEFAULT {TIME_MAX_MS}", "retry_count": "INTEGER DEFAULT 0"}
+ADDED = {"ttl": f"BIGINT NOT NULL DEFAULT {TIME_MAX_MS}", "retry_count": "INTEGER DEFAULT 0"}
 # What earlier versions did not have.
 _ADDED_BESIDE = ("glec_received", "mark", "INTEGER"), ("glec_command", "expires", "BIGINT")
 NUMBERED_BESIDE = ("glec_in_doubt", "glec_set_aside", "glec_command")
@@ -261,6 +261,8 @@ def check(connection: apsw.Connection, path: Path) -> None:
         with path.open("rb") as file:
             if _names_the_queue(file.read(_FIRST_PAGE_BYTES)):
                 raise apsw.CorruptError("its tables cannot be told apart")
+        if "glec_session" in tables:
+            raise apsw.CorruptError("its table of messages is gone, or has another name")
         raise QueueFormatError(f"{path} is another program's database: give queue_path another name")
     if "glec_version" in tables:
         version = connection.execute("SELECT max(version) FROM glec_version WHERE typeof(version) = 'integer'").get
@@ -281,7 +283,9 @@ def check(connection: apsw.Connection, path: Path) -> None:
 
 def _check_columns(connection: apsw.Connection, path: Path) -> None:
     info = {row[1].lower(): row for row in connection.execute("PRAGMA table_xinfo(mqtt_offline_queue)")}
-    if missing := set(COLUMNS).difference(info, _ADDED):
+    if missing := set(COLUMNS).difference(info, ADDED):
+        if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'glec_session'").get:
+            raise apsw.CorruptError(f"its table of messages lacks {sorted(missing)}, or they have other names")
         raise QueueFormatError(f"{path}: table mqtt_offline_queue lacks {sorted(missing)}")
     statement = connection.execute("SELECT sql FROM sqlite_schema WHERE lower(name) = 'mqtt_offline_queue'").get
     # Without it an id may be given twice; and only such an id is the number of a row.
@@ -323,7 +327,7 @@ def create_schema(connection: apsw.Connection) -> None:
         names = {name for (name,) in connection.execute("SELECT lower(name) FROM sqlite_schema")}
         if "mqtt_offline_queue" in names:
             present = {row[1].lower() for row in connection.execute("PRAGMA table_xinfo(mqtt_offline_queue)")}
-            for column, declaration in _ADDED.items():
+            for column, declaration in ADDED.items():
                 if column not in present:
                     connection.execute(f"ALTER TABLE mqtt_offline_queue ADD COLUMN {column} {declaration}")
         for table, column, declaration in _ADDED_BESIDE:

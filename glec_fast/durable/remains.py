@@ -15,6 +15,7 @@ import apsw
 
 from glec_fast.durable.broken_log import with_whole_frames
 from glec_fast.durable.database import (
+    ADDED,
     COLUMNS,
     FORMER_PAGE_BYTES,
     IDS_LEFT_OUT,
@@ -159,7 +160,7 @@ class Remains:
             return False
         try:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-            if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'mqtt_offline_queue'").get == 0:
+            if not _name_messages(connection):
                 return False
             self._encoding = connection.pragma("encoding")
         except apsw.Error as error:
@@ -320,6 +321,44 @@ class Remains:
         widths = {"_clock": 6, "_gathered": 4, "_set_aside": 13, "_kept": 4, "_received": 4, "_commands": 11}
         for name, width in widths.items():
             setattr(self, name, [row for row in getattr(self, name) if len(row) == width])
+
+
+def _name_messages(connection: apsw.Connection) -> bool:
+    """Have the messages be found under the table's name and its columns', also where another program renamed them.
+
+    False where there is no such table.
+    """
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    tables.sort(key=lambda name: name.lower() != "mqtt_offline_queue")
+    for table in tables:
+        columns = [name for _, name, *_ in connection.execute("SELECT * FROM pragma_table_xinfo(?)", (table,))]
+        known = {name.lower() for name in columns}
+        is_named = table.lower() == "mqtt_offline_queue"
+        if known.issuperset(COLUMNS):
+            if is_named:
+                return True
+        elif not is_named or len(columns) < len(COLUMNS) - len(ADDED):
+            continue
+        chosen = []
+        for at, name in enumerate(COLUMNS):
+            if name in known:
+                found = name
+            elif at < len(columns) and columns[at].lower() not in COLUMNS:
+                found = columns[at]
+            else:
+                chosen.append(f"{TIME_MAX_MS if name == 'ttl' else 0} AS {name}")
+                continue
+            chosen.append(f"{_quoted(found)} AS {name}")
+        # Before a table of that name, for whoever does not say whose.
+        text = f"CREATE TEMP VIEW mqtt_offline_queue AS SELECT {', '.join(chosen)} FROM main.{_quoted(table)}"  # noqa: S608
+        connection.execute(text)
+        logger.warning("the messages of the damaged file are read from table %r, columns %s", table, columns)
+        return True
+    return False
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _has_wrong_size(path: Path) -> bool:

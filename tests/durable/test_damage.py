@@ -123,6 +123,37 @@ def test_objects_of_others(filled: Path, statement: str) -> None:
     assert len(kept) == COUNT
 
 
+RENAMED = [
+    "ALTER TABLE mqtt_offline_queue RENAME TO other",
+    "ALTER TABLE mqtt_offline_queue RENAME TO other; CREATE TABLE mqtt_offline_queue (a)",
+    "ALTER TABLE mqtt_offline_queue RENAME TO other; CREATE VIEW mqtt_offline_queue AS SELECT * FROM other",
+    "CREATE TABLE other AS SELECT * FROM mqtt_offline_queue; DROP TABLE mqtt_offline_queue",
+    "ALTER TABLE mqtt_offline_queue RENAME COLUMN payload TO data",
+    "ALTER TABLE mqtt_offline_queue RENAME COLUMN id TO number; ALTER TABLE mqtt_offline_queue RENAME COLUMN qos TO q",
+    "DROP INDEX idx_ttl; ALTER TABLE mqtt_offline_queue DROP COLUMN ttl",
+]
+
+
+@pytest.mark.parametrize("is_in_use", [False, True])
+@pytest.mark.parametrize("statement", RENAMED)
+def test_messages_under_another_name(filled: Path, statement: str, is_in_use: bool) -> None:
+    if not is_in_use:
+        database(filled, statement)
+    with closing(Store(filled)) as store:
+        if is_in_use:
+            database(filled, statement)
+            assert store.wait_durable(store.append("t", f"payload {COUNT} later", 2), WAIT_S)
+    assert read_numbers(filled) == list(range(COUNT + is_in_use))
+
+
+def test_a_table_that_is_gone_stops_nothing(filled: Path) -> None:
+    database(filled, "DROP TABLE mqtt_offline_queue")
+    with closing(Store(filled)) as store:
+        assert store.salvage is not None
+        assert store.wait_durable(store.append("t", "payload 1 later", 2), WAIT_S)
+    assert read_numbers(filled) == [1]
+
+
 @pytest.mark.parametrize("with_null", [False, True])
 @pytest.mark.parametrize(("old", "new"), DECLARED)
 def test_a_table_that_is_declared_in_another_way(path: Path, old: str, new: str, with_null: bool) -> None:
