@@ -221,16 +221,22 @@ def measure_flash(args: argparse.Namespace, directory: Path) -> Iterator[dict[st
     once = args.flash_messages
     delay = {"qos0_commit_delay_s": 3600}
     batch = {"kind": "telemetry", "batch": BATCH, "messages": once}
+    second = {"kind": "telemetry", "rows_a_commit": 5, "messages": once}
+    # Longer: what the filling left in the log is written into the file meanwhile.
+    full = {**second, "messages": 5 * once, "filled": 10_000}
     cases = [
-        ("1 Hz, a commit every 5 s", {"kind": "telemetry", "rows_a_commit": 5, "messages": once}),
-        # Longer: what the filling left in the log is written into the file meanwhile.
-        ("the same, the queue full", {"kind": "telemetry", "rows_a_commit": 5, "messages": 5 * once, "filled": 10_000}),
+        ("1 Hz, a commit every 5 s", second),
+        ("the same, the queue full, thinned", {**full, "overflow": "thin"}),
+        ("the same, the oldest dropped", {**full, "overflow": "oldest"}),
         ("an alert alone", {"kind": "alert", "rows_a_commit": 1, "messages": once // 5}),
-        ("in batches of 60 s, on disk every 5 s", {**batch, "rows_a_commit": 5}),
-        ("in batches of 60 s, on disk every 60 s", {**batch, "rows_a_commit": BATCH}),
+        # Each sync writes a page of 4 KiB at least, however little is new in it.
+        *(
+            (f"in batches of 60 s, on disk every {delay_s} s", {**batch, "rows_a_commit": delay_s})
+            for delay_s in (5, 30, BATCH)
+        ),
     ]
     for title, case in cases:
-        settings = {**delay, "queue_max_size": case.get("filled", 100_000)}
+        settings = {**delay, "queue_max_size": case.get("filled", 100_000), "overflow": case.get("overflow", "thin")}
         if case.get("batch"):
             settings["telemetry_batch_s"] = 3600
 

@@ -22,7 +22,8 @@ from glec_fast.cli.listing import counted, moment, one_line, raw, shown, write_e
 from glec_fast.cli.queue_file import fetch
 from glec_fast.cli.service_client import OF_THE_OWNER, add_socket_option, ask_owner_of
 from glec_fast.durable.foreign_rows import as_number, as_time_ms
-from glec_fast.errors import ConfigError, QueueLockedError
+from glec_fast.errors import ConfigError, MessageError, QueueLockedError
+from glec_fast.fleet.batches import decode_batch
 from glec_fast.fleet.offline_queue import OfflineQueueManager
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ def run_stats(arguments: argparse.Namespace) -> int:
     ]
     named = [arguments.path.with_name(arguments.path.name + suffix) for suffix in ("", "-wal", "-qos2")]
     disk_bytes = sum(path.stat().st_size for path in named if path.exists())
-    found = {"messages": sum(row["messages"] for row in by_qos), "disk_bytes": disk_bytes, "by_qos": by_qos}
+    messages, gathered = sum(row["messages"] for row in by_qos), _gathered(arguments.path)
+    found = {"messages": messages, "gathered": gathered, "disk_bytes": disk_bytes, "by_qos": by_qos}
     if arguments.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
         return 0
@@ -115,7 +117,25 @@ def run_stats(arguments: argparse.Namespace) -> int:
         noun = "message " if row["messages"] == 1 else "messages"
         text = f"QoS {row['qos']}  {row['messages']:>9,} {noun}  {row['payload_bytes']:>12,} bytes of payload"
         sys.stdout.write(one_line(f"{text}  the oldest of {_span(row['oldest_s'])} ago") + "\n")
+    if gathered:
+        text = counted(
+            gathered, "message is gathered for a batch, and is", "messages are gathered for a batch, and are"
+        )
+        sys.stdout.write(f"{text} sent as one, by the next start at the latest\n")
     return 0
+
+
+def _gathered(path: Path) -> int:
+    """So many messages wait for others, to be one with them: see `telemetry_batch_s`."""
+    if not fetch(path, "SELECT 1 FROM sqlite_schema WHERE name = 'glec_gathered'"):
+        # A file of another client.
+        return 0
+    payloads = fetch(path, "SELECT CAST(payload AS BLOB) FROM glec_gathered WHERE id = 1")
+    try:
+        return sum(len(decode_batch(payload)) for (payload,) in payloads)
+    except MessageError:
+        # What can be said of one that cannot be read.
+        return 1
 
 
 def _totals(path: Path) -> dict[Any, tuple[int, int, Any]]:

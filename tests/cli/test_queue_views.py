@@ -13,6 +13,7 @@ import pytest
 from glec_fast import OfflineQueueManager
 from glec_fast.cli import queue_views
 from glec_fast.cli.main import main
+from glec_fast.fleet.batches import encode_batch
 from support.queue_files import SPECIFIED_SCHEMA, plain
 
 COUNT = 500
@@ -41,6 +42,19 @@ def test_stats(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(capsys, "stats", path).splitlines()
     assert lines[0].startswith("501 messages wait; the file and its logs take ")
     assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("payload", "count"), [(encode_batch([b"{}"] * 40), 40), (encode_batch([b"{}"]), 1), (b"?", 1)]
+)
+def test_stats_know_of_what_is_gathered(
+    path: Path, capsys: pytest.CaptureFixture[str], payload: bytes, count: int
+) -> None:
+    assert "gathered" not in printed(capsys, "stats", path)
+    with plain(path) as database:
+        database.execute("INSERT INTO glec_gathered VALUES (1, 't', ?, x'')", (payload,))
+    assert json.loads(printed(capsys, "stats", path, "--json"))["gathered"] == count
+    assert f"\n{count} message{'s are' if count > 1 else ' is'} gathered for a batch" in printed(capsys, "stats", path)
 
 
 def test_a_list_is_in_the_order_of_sending(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,7 +238,7 @@ def test_the_footprint_is_measured_in_all_its_parts() -> None:
     bytes_of = [each["tls_bytes_per_message"] for each in report["air"]]
     assert bytes_of
     assert all(gathered * 4 < single for single, gathered in zip(bytes_of[::2], bytes_of[1::2], strict=True))
-    assert len(report["flash"]) == 5
+    assert len(report["flash"]) == 7
     assert report["alert"][0]["p50"] > 0
     assert report["idle"]
 
