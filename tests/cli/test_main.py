@@ -44,6 +44,15 @@ def test_what_a_terminal_has_no_signs_for_is_escaped(tmp_path: Path) -> None:
     assert json.loads(said("export", str(path)))["payload"] == "\u4e00\U0001f600"
 
 
+def test_streams_that_are_closed(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    with OfflineQueueManager(path) as queue:
+        queue.enqueue("t", "x", 1)
+    command = f"{sys.executable} -m glec_fast queue purge {path} --qos 1 <&- >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, env=child_environment())
+    assert (done.returncode, done.stderr) == (1, "delete 1 message for good? [y/N] nothing was deleted\n")
+
+
 def test_an_output_that_cannot_be_written_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "glec_fast", "settings"]
