@@ -243,11 +243,12 @@ class Inbox:
 
     def on_connected(self, *, is_continued: bool) -> None:
         """is_continued: the broker has all that the program has subscribed to."""
-        if not is_continued:
-            self._claim_by_s = time.monotonic() + UNCLAIMED_S
-            self._has_earlier = False
-            with self._lock:
-                self._copies.clear()
+        if is_continued and self._claim_by_s < float("inf"):
+            return
+        self._claim_by_s = time.monotonic() + UNCLAIMED_S
+        self._has_earlier = False
+        with self._lock:
+            self._copies.clear()
 
     def on_disconnected(self) -> None:
         """The broker sends again what was left with it, with the next connection."""

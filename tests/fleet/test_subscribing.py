@@ -271,6 +271,30 @@ def test_a_filter_that_is_subscribed_to_once_there_is_a_link_at_last(
         assert manager.get_metrics().messages_unhandled == 0
 
 
+def test_nobody_is_waited_for_for_ever_by_who_subscribes_behind_a_cut(
+    broker: Broker, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, clock = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path), LaterTime()
+    with running(config) as (manager, _):
+        earlier = manager.subscribe("earlier", Handled(), 2)
+        manager.connect()
+        assert earlier.wait_granted(TIMEOUT_S)
+    monkeypatch.setattr(inbox, "time", clock)
+    with running(config) as (manager, recorder), publishing(broker, tmp_path / "platform") as platform:
+        manager.connect()
+        assert recorder.wait_for_connections()
+        link.cut()
+        assert recorder.wait_for_losses()
+        manager.subscribe("a", Handled(), 2)
+        platform.publish("earlier", "x", 2)
+        assert platform.flush(TIMEOUT_S)
+        link.restore()
+        assert eventually(lambda: manager.get_metrics().messages_received == 1)
+        clock.later_s = 1000.0
+        assert eventually(lambda: manager.get_metrics().messages_unhandled == 1)
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+
+
 @BOTH_VERSIONS
 @pytest.mark.parametrize(
     ("before", "behind"),
