@@ -255,19 +255,14 @@ class Subscriptions:
 
     def _give_up(self) -> list[SubscriptionRefusedError]:
         """What the broker has said that it does not take, and may end the connection over. The caller has the lock."""
-        codes = {each: self._why_not(each) for each in self._wanted if each not in self._refused}
+        accepted = self._accepted
+        if accepted is None or (accepted.takes_shared and accepted.takes_wildcards):
+            return []
+        codes = {each: _why_not(accepted, each) for each in self._wanted if each not in self._refused}
         refused = [self._refuse(each, code) for each, code in codes.items() if code is not None]
         if refused:
             self._changed.notify_all()
         return refused
-
-    def _why_not(self, topic_filter: str) -> int | None:
-        accepted = self._accepted
-        if accepted is not None and not accepted.takes_shared and topic_filter.startswith("$share/"):
-            return _NO_SHARED
-        if accepted is not None and not accepted.takes_wildcards and {"+", "#"} & set(topic_filter):
-            return _NO_WILDCARDS
-        return None
 
     def _ask_once(self) -> bool:
         """True where there may be more to ask for."""
@@ -316,9 +311,11 @@ class Subscriptions:
         new_max = 1 if has_identifiers else _BATCH_MAX
         suspects: dict[str, int | None] = {}
         for each, qos in self._wanted.items():
-            is_due = each not in self._asking and each not in self._refused and len(new) < new_max
-            if is_due and self._held.get(each, (None, 0))[0] != qos:
-                (suspects if each in self._unanswered else new)[each] = qos
+            if each in self._asking or each in self._refused or self._held.get(each, (None, 0))[0] == qos:
+                continue
+            (suspects if each in self._unanswered else new)[each] = qos
+            if len(new) == new_max:
+                break
         if new:
             return new
         gone = [each for each in self._held if each not in self._wanted and each not in self._asking]
@@ -331,6 +328,12 @@ class Subscriptions:
             if lasts or self._unanswered[first] == 1:
                 return {first: suspects[first]}
         return {}
+
+
+def _why_not(accepted: Accepted, topic_filter: str) -> int | None:
+    if not accepted.takes_shared and topic_filter.startswith("$share/"):
+        return _NO_SHARED
+    return _NO_WILDCARDS if not accepted.takes_wildcards and {"+", "#"} & set(topic_filter) else None
 
 
 def _identified(topic_filter: str) -> Properties:
