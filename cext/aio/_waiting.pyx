@@ -13,6 +13,8 @@ from cython cimport freelist
 from libc.stdint cimport int64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from glec_fast.runtime._lock cimport Condition
+
 from paho.mqtt.enums import MQTTErrorCode
 
 cdef extern from "Python.h":
@@ -302,7 +304,12 @@ cdef class Fate:
 
 def wait_for_end(handle):
     cdef Wait wait
+    cdef Condition condition
     if handle._fate is None:
+        condition = handle._condition
+        if condition.refuse is not None:
+            # In a forked child, where nobody ends it.
+            condition.refuse()
         wait = _new_wait(_ready_of(get_running_loop()), handle)
         wait.before = handle._waits
         handle._waits = wait

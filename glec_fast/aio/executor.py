@@ -51,6 +51,8 @@ class LoopExecutor:
         self._lanes: dict[Hashable, deque[_Turn]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
+        # By a handler, which then waits for no other, and is not cancelled.
+        self._is_closed_within = False
         self._are_over = Event()
         self.error_count = 0
 
@@ -77,14 +79,15 @@ class LoopExecutor:
         self._log.note(logging.ERROR, "errors in handlers of messages", repr(error), error=error)
 
     def refuse(self) -> None:
-        """Begin no call any more; one that is cancelled from here on was not handled."""
+        """Begin no call any more; one that is cancelled from here on was not handled. For the loop's thread."""
         self._is_closed = True
+        self._is_closed_within = self._is_closed_within or asyncio.current_task() in self._tasks
 
     def close(self, timeout_s: float) -> bool:
         """See `Executor`. What runs after the time-out is cancelled, and was not handled. Not for the loop's thread."""
-        self.refuse()
-        if not self._send(self._close):
-            return True
+        self._is_closed = True
+        if not self._send(self._close) or self._is_closed_within:
+            return not self._tasks
         is_over = self._are_over.wait(timeout_s)
         self._send(self._cancel)
         return is_over

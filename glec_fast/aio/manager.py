@@ -27,6 +27,7 @@ from glec_fast.fleet.connection import CONNECTION_EVENTS, ConnectionCallback, ch
 from glec_fast.fleet.manager import MQTTManager
 from glec_fast.fleet.metrics import Metrics
 from glec_fast.outbox.handle import PublishHandle
+from glec_fast.runtime.process import forbid, watch_forks
 from glec_fast.validation import check_callback, check_command, check_timeout
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ class AsyncMQTTManager:
         # Who waits for room to publish, the first first; and for the next transaction.
         self._crowd: deque[asyncio.Future[None]] = deque()
         self._next_turn: asyncio.Future[None] | None = None
+        self._leaving: asyncio.Future[None] | None = None
         check_config(config)
         self._waits_for_disk = config.wait_for_disk
         # Declared before it is entered.
@@ -199,6 +201,7 @@ class AsyncMQTTManager:
         try:
             manager = await _to_the_end(loop.run_in_executor(None, self._open, loop, context, ring, made, given_up))
             self._opened = manager
+            watch_forks(self)
             manager.connect()
         except BaseException as error:
             # Nobody else would let go of the file: also where an exception cuts in while it is opened.
@@ -239,19 +242,28 @@ class AsyncMQTTManager:
         """Leave the broker, write what is pending and let go of the queue file. Idempotent.
 
         What was not sent stays in the file. It takes 5 s at most where the link is dead. Cancelled, it ends no sooner,
-        so that the file is free afterwards. Where its loop was closed under it, for any other loop.
+        so that the file is free afterwards. In a handler it waits for no other one. Where its loop was closed under it,
+        for any other loop.
         Raises QueueStorageError where something could not be written.
         """
         is_orphan = self._running_loop.is_closed()
         manager = self._of_any_thread if is_orphan else self._manager
         manager.hosting.give_back()
         manager.end_streams()
+        loop, leaving = asyncio.get_running_loop(), self._leaving
+        if leaving is None or leaving.done() or leaving.get_loop() is not loop:
+            self._leaving = leaving = loop.run_in_executor(None, manager.disconnect)
         try:
-            await _to_the_end(asyncio.get_running_loop().run_in_executor(None, manager.disconnect))
+            # Also where another task has begun it: the file is free for each.
+            await _to_the_end(leaving)
         finally:
             if not is_orphan:
                 # Those who waited for it hear that it is closed.
                 self._look()
+
+    def _process_forked(self, pid: int) -> None:
+        forbid(self, pid, {"is_connected": False})
+        vars(self)["disconnect"] = _nothing_to_leave
 
     @property
     def _manager(self) -> _HostedManager:
@@ -515,6 +527,10 @@ class _ConnectionOnLoop(ConnectionCallback):
     def __init__(self, callback: ConnectionCallback, loop: asyncio.AbstractEventLoop) -> None:
         for event in CONNECTION_EVENTS:
             setattr(self, event, _OnLoop(event, getattr(callback, event), loop))
+
+
+async def _nothing_to_leave() -> None:
+    """In a forked child: all of it is the parent's."""
 
 
 def _look_at_file(_table: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import threading
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from glec_fast import ConfigError, ConnectionCallback, MQTTManager, UnsupportedError
-from glec_fast.aio import AsyncMQTTManager
+from glec_fast.aio import AsyncMQTTManager, DeliveryHandle
 from glec_fast.fleet.incoming import Incoming
 from support.async_runs import ON_BOTH_LOOPS, eventually, run
 from support.gateway import TIMEOUT_S, quick_config
@@ -215,6 +216,44 @@ def test_one_whose_loop_was_closed_is_left_in_another(
     run(leave, kind)
     assert subscriber.wait_for_count(2)
     assert sorted(subscriber.payloads("t")) == [b"first", b"second"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_child_hears_whose_it_is_and_the_parent_goes_on(broker: Broker, tmp_path: Path) -> None:
+    async def in_child(manager: AsyncMQTTManager, handle: DeliveryHandle) -> list[str]:
+        said = []
+        awaited = (lambda: manager.publish("t", "x"), manager.flush, manager.in_doubt, lambda: handle)
+        for call in (*awaited, lambda: manager.subscribe("t", print), lambda: manager.messages("t")):
+            try:
+                await call()  # type: ignore[operator, misc]
+            except Exception as error:  # noqa: PERF203 - each says why
+                said.append(type(error).__name__)
+        # As `async with` is left.
+        await manager.__aexit__(None, None, None)
+        return [*said, str(manager.is_connected())]
+
+    def fork(manager: AsyncMQTTManager, handle: DeliveryHandle) -> str:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(writer, ",".join(asyncio.run(in_child(manager, handle))).encode())
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as said:
+            os.waitpid(child, 0)
+            return said.read()
+
+    async def program() -> None:
+        async with AsyncMQTTManager(quick_config(broker.url, tmp_path)) as manager:
+            handle = await manager.publish("t", "before", 2)
+            waiting = DeliveryHandle(7, handle._condition, 1)
+            said = await asyncio.wait_for(asyncio.to_thread(fork, manager, waiting), TIMEOUT_S)
+            assert said.split(",") == ["ForkedError"] * 6 + ["False"]
+            await handle
+            await (await manager.publish("t", "after", 2))
+
+    run(program)
 
 
 def test_interrupted_it_leaves_in_order(broker: Broker, start_subscriber: StartSubscriber, tmp_path: Path) -> None:

@@ -289,6 +289,43 @@ def test_a_handler_that_runs_as_the_manager_ends_is_ended(
     run(program)
 
 
+def test_a_handler_that_leaves_the_manager_waits_for_no_other_and_the_file_is_free_for_all(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glec_fast.fleet.incoming._HANDLERS_S", 60.0)
+    ended: list[str] = []
+    left = asyncio.Event()
+
+    async def endless(_message: Any) -> None:
+        await left.wait()
+        ended.append("endless")
+
+    async def program() -> None:
+        manager = AsyncMQTTManager(quick_config(broker.url, tmp_path))
+
+        async def leave(_message: Any) -> None:
+            leaving.set()
+            await manager.disconnect()
+            ended.append("leave")
+
+        leaving = asyncio.Event()
+        with publishing(broker, tmp_path / "platform") as platform:
+            async with manager:
+                wanted = [manager.subscribe("t", endless), manager.subscribe("leave", leave)]
+                assert await eventually(lambda: all(each.granted_qos is not None for each in wanted))
+                platform.publish("t", "x", 1)
+                assert await eventually(lambda: manager.get_metrics().inbox_size == 1)
+                platform.publish("leave", "x", 1)
+                await asyncio.wait_for(leaving.wait(), TIMEOUT_S)
+            async with AsyncMQTTManager(quick_config(broker.url, tmp_path)) as again:
+                await again.publish("t", "the file is free")
+        assert await eventually(lambda: ended == ["leave"])
+        left.set()
+        assert await eventually(lambda: len(ended) == 2)
+
+    run(program)
+
+
 def test_unsubscribed_the_filter_is_over_and_holds_nothing_up(broker: Broker, tmp_path: Path) -> None:
     async def program() -> None:
         with publishing(broker, tmp_path / "platform") as platform:
