@@ -25,7 +25,8 @@ class Program:
 
     def __init__(self, text: str, *arguments: object) -> None:
         pipe = subprocess.PIPE
-        command = _command(text, arguments)
+        # A shell that starts the tests in the background has it ignored, also by their children.
+        command = ["env", "--default-signal=INT", *_command(text, arguments)]
         self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
     def wait_ready(self) -> None:
