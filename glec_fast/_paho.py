@@ -53,10 +53,17 @@ _RARELY_USED = (
 _PROXY_QUESTIONS = ("getproxies", "proxy_bypass")
 
 
+def _is_there(name: str) -> bool:
+    top, _, inner = name.partition(".")
+    spec = PathFinder.find_spec(top)
+    # A program may have a module of its own by the name of a package.
+    return spec is not None and (not inner or spec.submodule_search_locations is not None)
+
+
 @contextmanager
 def _imported_late(names: Sequence[str]) -> Iterator[None]:
     """Whoever else imports one of them finds the true one."""
-    found = [name for name in names if PathFinder.find_spec(name.partition(".")[0])]
+    found = [name for name in names if _is_there(name)]
     stand_ins = {name: _Late(name) for name in found if name not in sys.modules}
     sys.modules.update(stand_ins)
     try:

@@ -225,6 +225,8 @@ cdef class Session:
     cdef histogram.Histogram latency
     # QoS 0 is encoded only as far as `UNPROVEN_MAX_BYTES` allow.
     cdef public bint bounds_unproven
+    # And none before all others are proven.
+    cdef public bint proves_each
 
     # Owned here.
     cdef exchanges.Table table
@@ -584,13 +586,14 @@ cdef class Session:
     def has_room_unproven(self) -> bool:
         """True where another message of QoS 0 would keep to the bound of what is not proven."""
         return (self.proven_count == self.unacknowledged_count
-                or send_buffer.encoded_to(&self.out) - self.proven_to < UNPROVEN_MAX_BYTES)
+                or not self.proves_each and send_buffer.encoded_to(&self.out) - self.proven_to < UNPROVEN_MAX_BYTES)
 
     @property
     def wants_proof(self) -> bool:
         """True where PINGREQ should ask for it, lest QoS 0 stand still for want of it."""
         return (self.bounds_unproven and self.pings.count == 0 and self.proven_count < self.unacknowledged_count
-                and send_buffer.encoded_to(&self.out) - self.proven_to >= UNPROVEN_MAX_BYTES // 2)
+                and (self.proves_each
+                     or send_buffer.encoded_to(&self.out) - self.proven_to >= UNPROVEN_MAX_BYTES // 2))
 
     cdef void _ask(self, Exchange* exchange, uint64_t end) noexcept:
         """Its question ends there, behind all that is encoded."""

@@ -44,6 +44,8 @@ class Blame:
         self._has_learned = False
         # What the socket had taken before this connection.
         self._begun_bytes = 0
+        # The peer ended the last connection, and not over a refusal that it has told.
+        self.is_by_peer = False
         # On this connection a row was passed over, as links fall silent behind it.
         self.has_passed_over = False
 
@@ -103,17 +105,19 @@ class Blame:
         outbox, session = self._outbox, self._outbox.session
         reason = outbox.left_reason
         is_about_us = reason not in _ABOUT_THE_CONNECTION
+        self.is_by_peer = False
         with outbox.lock:
             # Not a second time; and not where we leave, which has the server end it.
             if not outbox.is_open or (session.has_last and not outbox.is_violated):
                 return
             is_peer_s = outbox.is_violated or ((outbox.is_left or outbox.is_broken_off) and is_about_us)
+            self.is_by_peer = is_peer_s and not outbox.has_refusals
             exposed = [message_id for message_id in session.exposed_ids() if message_id not in outbox._said]
             tries = self.suspicion.end(
                 exposed,
                 session.sent_to - session.publish_start,
                 session.sent_to - self._begun_bytes,
-                by_peer=is_peer_s and not outbox.has_refusals,
+                by_peer=self.is_by_peer,
                 is_silent=outbox.is_silent,
                 reason=reason if reason >= _FAILURE else 0,
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from paho.mqtt.enums import MQTTErrorCode
@@ -19,6 +20,7 @@ from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
 from glec_fast.outbox._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
 from glec_fast.outbox.blame import Blame
 from glec_fast.outbox.handle import PublishHandle
+from glec_fast.outbox.one_by_one import OneByOne
 from glec_fast.outbox.owners import OnOwnerAway, Owner, Owners
 from glec_fast.outbox.quota import Quota
 from glec_fast.outbox.server_limits import ServerLimits, limits_of
@@ -85,6 +87,7 @@ class DurableOutbox(RowOutbox):
         self._resend_unproven = self.session.bounds_unproven = resend_unproven
         # In the air as connections ended, and not queued again yet.
         self._unproven: list[Row] = []
+        self._one_by_one = OneByOne(self.session, store.max_retry)
         # Of this connection's server.
         self.limits: ServerLimits | None = None
         self.weaknesses = Weaknesses()
@@ -579,9 +582,10 @@ class DurableOutbox(RowOutbox):
     def _on_unproven(self, rows: list[Row], count: int) -> None:
         """So many messages of QoS 0 were in the air as the link died; these of them are known."""
         if self._resend_unproven:
-            self._unproven += [row for row in rows if row[3] != _SAID]
+            given_up = self._one_by_one.end(rows, count, by_peer=self._blame.is_by_peer)
+            self._unproven += [row for row in rows if row[3] != _SAID and row not in given_up]
             queued = self._queue_unproven()
-            rows, count = self._unproven, count - queued
+            rows, count = given_up + self._unproven, count - queued
             self._unproven = []
         self.lost_in_the_air += count
         if not count:
@@ -600,8 +604,10 @@ class DurableOutbox(RowOutbox):
             packed = row[7] if len(row) > ROW_COLUMNS else None
             properties: dict[str, Any] = {} if packed is None else unpack_properties(packed)
             extras = as_kept(row, properties.get("MessageExpiryInterval"))
+            is_tried = row[0] in self._one_by_one.tries
+            register = partial(self._one_by_one.on_queued, row[0]) if is_tried else None
             try:
-                self.store.append(row[1], row[2], 0, urgent=False, ttl_ms=lasts_ms, extras=extras)
+                self.store.append(row[1], row[2], 0, urgent=False, ttl_ms=lasts_ms, extras=extras, register=register)
                 self._uncounted += 1
             except (QueueStorageError, QueueClosedError):
                 break
@@ -667,6 +673,7 @@ class DurableOutbox(RowOutbox):
         with self._pulling:
             with self.lock:
                 has_suspects = self._blame.begin()
+                self._one_by_one.begin()
             self.is_narrow = self._unanswered.is_careful or has_suspects
             self._has_held_back = False
             verdicts = self._blame.judge()
@@ -727,6 +734,7 @@ class DurableOutbox(RowOutbox):
         """Now and then, on a connection that lasts: ask about PUBRELs that were sent again, see `Unanswered`."""
         unanswered = self._unanswered
         self.uptime.look()
+        self._one_by_one.look()
         if self.is_open and not unanswered.asked:
             self._blame.probe()
         if self.is_open and self._blame.has_passed_over and self._is_drained():

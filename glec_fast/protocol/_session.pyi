@@ -163,6 +163,8 @@ class Session:
         """Stream offset of the end of the oldest PINGREQ that is not answered; 0 where there is none."""
     bounds_unproven: bool
     """True: what is not proven takes up at most 256 KiB of the stream; `admit_rows` stops there. False at first."""
+    proves_each: bool
+    """With `bounds_unproven`: no QoS 0 is encoded before all others are proven. False at first."""
     @property
     def has_room_unproven(self) -> bool:
         """True where another message of QoS 0 would keep to that bound."""

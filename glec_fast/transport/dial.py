@@ -132,10 +132,13 @@ def as_ascii(host: str) -> str | bytes:
 
 
 def resolve(host: str, port: int) -> list[Address]:
-    """The host's addresses in the system's order. Not bounded in time: the system's resolver is. Raises gaierror."""
+    """The host's addresses in the system's order. Not bounded in time: the system's resolver is. Raises OSError."""
     # What a program has in the place of Python's own may want a str.
     name = as_ascii(host) if socket.getaddrinfo.__module__ == socket.__name__ else host
-    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    try:
+        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise OSError(f"{host!r} is no name of a host: {error}") from error
     return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]
 
 

@@ -122,3 +122,10 @@ def test_all_of_it_stays_small() -> None:
     taken = [run(code) for _ in range(2)]
     assert isinstance(taken[1], int)
     assert taken[1] < EVERYTHING_KIB_MAX
+
+
+def test_a_program_may_have_a_module_by_the_name_of_a_package(tmp_path: Path) -> None:
+    """That paho would import were it there."""
+    (tmp_path / "dns.py").write_text("import glec_fast.mqtt\n")
+    run = subprocess.run([sys.executable, str(tmp_path / "dns.py")], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")

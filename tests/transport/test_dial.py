@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from glec_fast.engine.connector import Connector
-from glec_fast.transport.dial import ATTEMPT_DELAY_S, Attempt, Route, _Race, dial, in_turn
+from glec_fast.transport.dial import ATTEMPT_DELAY_S, Attempt, Route, _Race, dial, in_turn, resolve
 
 TIMEOUT_S = 10.0
 
@@ -60,6 +60,11 @@ def test_a_source_address_is_bound() -> None:
         port = good.getsockname()[1]
         with dial("127.0.0.1", port, TIMEOUT_S, Route(("127.0.0.2", 0))) as sock:
             assert sock.getsockname()[0] == "127.0.0.2"
+
+
+def test_what_is_no_name_of_a_host() -> None:
+    with pytest.raises(OSError, match="no name of a host"):
+        resolve("\u00fc" * 64 + ".example", 1883)
 
 
 def test_an_unknown_host() -> None:
