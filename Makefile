@@ -14,8 +14,8 @@ FILES ?= 2000
 LIVES ?= 10
 POINTS ?= 5000
 SEED ?= 1
-# Two for each of two cores, as many tests wait; whoever is out of work takes from another's.
-PARALLEL ?= -n 4 --dist worksteal
+# Three for each of two cores, as most tests wait; whoever is out of work takes from another's.
+PARALLEL ?= -n 6 --dist worksteal
 
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
@@ -58,10 +58,10 @@ moves: $(BUILT)
 	MOVES=$(MOVES) $(BIN)/python -m pytest -q tests/promises/test_several_brokers.py $(TEST_ARGS)
 
 # Exactly once, at length: KILLS processes killed, the power cut at every point of LIVES lives of each kind, the link cut
-# after every byte of a TLS connection, and the protocol searched (`make model`).
+# after every byte of a connection, an exception at every line of a transaction, and the protocol searched (`make model`).
 torture: $(BUILT)
-	KILLS=$(KILLS) SEED=$(SEED) POWER_CUT_LIVES=$(LIVES) POWER_CUT_ACTIONS=200 LINK_STEP=1 $(BIN)/python -m pytest -q \
-		tests/promises/test_torture_kills.py tests/promises/test_kills_receiving.py tests/durable/test_power_cut.py tests/durable/test_power_cut_receiving.py tests/promises/test_faulty_links.py $(TEST_ARGS)
+	KILLS=$(KILLS) SEED=$(SEED) POWER_CUT_LIVES=$(LIVES) POWER_CUT_ACTIONS=200 LINK_STEP=1 CUT_STEP=1 $(BIN)/python -m pytest -q \
+		tests/promises/test_torture_kills.py tests/promises/test_kills_receiving.py tests/durable/test_power_cut.py tests/durable/test_power_cut_receiving.py tests/promises/test_faulty_links.py tests/durable/store/test_cut_into.py $(TEST_ARGS)
 	$(MAKE) model
 
 # The protocol, searched deeper: STATES states of each kind of fault, picked by SEED, or all where there are fewer; it says

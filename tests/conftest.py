@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,12 @@ class StartBroker(Protocol):
 
 class StartSubscriber(Protocol):
     def __call__(self, broker: Broker, topic_filter: str = "#", **options: Any) -> Subscriber: ...
+
+
+def pytest_collection_finish() -> None:
+    """The tests live as long as this process: no search for garbage need look at them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

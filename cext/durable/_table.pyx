@@ -26,12 +26,7 @@ cimport histogram
 
 from glec_fast.durable._steps import ranges_of
 from glec_fast.durable.foreign_rows import (
-    STAMP_MAX_MS,
-    TIME_MAX_MS,
-    are_extras,
-    as_message,
-    as_number,
-    as_time_ms,
+    STAMP_MAX_MS, TIME_MAX_MS, are_extras, as_message, as_number, as_time_ms
 )
 from glec_fast.errors import MessageError
 from glec_fast.validation import PAYLOAD_MAX_BYTES, has_forbidden

@@ -18,19 +18,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from mqtt_wire cimport (
-    AUTH,
-    CONNACK,
-    DISCONNECT,
-    PINGRESP,
-    PUBACK,
-    PUBCOMP,
-    PUBLISH,
-    PUBREC,
-    PUBREL,
-    SUBACK,
-    UNSUBACK,
-    load_remaining_length,
-    load_u16,
+    AUTH, CONNACK, DISCONNECT, PINGRESP, PUBACK, PUBCOMP, PUBLISH, PUBREC, PUBREL, SUBACK, UNSUBACK,
+    load_remaining_length, load_u16
 )
 
 from glec_fast.errors import ProtocolError

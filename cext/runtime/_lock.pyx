@@ -14,16 +14,8 @@ run: `be_green`. Who holds what is then a matter of greenlets, which take turns 
 
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport (
-    NOWAIT_LOCK,
-    PY_LOCK_ACQUIRED,
-    PY_LOCK_INTR,
-    WAIT_LOCK,
-    PyLockStatus,
-    PyThread_acquire_lock,
-    PyThread_allocate_lock,
-    PyThread_free_lock,
-    PyThread_release_lock,
-    PyThread_type_lock,
+    NOWAIT_LOCK, PY_LOCK_ACQUIRED, PY_LOCK_INTR, WAIT_LOCK, PyLockStatus, PyThread_acquire_lock,
+    PyThread_allocate_lock, PyThread_free_lock, PyThread_release_lock, PyThread_type_lock
 )
 from cpython.object cimport PyObject_SetAttr
 from cython cimport freelist, no_gc

@@ -31,13 +31,7 @@ def add_socket_option(
 ) -> None:
     """--socket PATH. says: whose it is."""
     default = Path(os.environ.get("RUNTIME_DIRECTORY") or _SYSTEMD_DIRECTORY) / SOCKET_NAME
-    parser.add_argument(
-        "--socket",
-        metavar="PATH",
-        type=Path,
-        default=default,
-        help=f"{says} (default: %(default)s)",
-    )
+    parser.add_argument("--socket", metavar="PATH", type=Path, default=default, help=f"{says} (default: %(default)s)")
 
 
 def ask(path: Path, question: str, **content: object) -> dict[str, Any]:

@@ -23,12 +23,7 @@ class Backoff:
     """
 
     def __init__(
-        self,
-        initial_s: float,
-        maximum_s: float,
-        attempts: int,
-        jitter: str = "none",
-        draw: Callable[[], float] = draw,
+        self, initial_s: float, maximum_s: float, attempts: int, jitter: str = "none", draw: Callable[[], float] = draw
     ) -> None:
         self._initial_s = initial_s
         self._maximum_s = maximum_s

@@ -132,11 +132,7 @@ def _issuer_identifier(key: PrivateKey) -> x509.AuthorityKeyIdentifier:
 
 
 def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: PrivateKey,
-    not_before: dt.datetime,
-    not_after: dt.datetime,
+    subject: x509.Name, issuer: x509.Name, key: PrivateKey, not_before: dt.datetime, not_after: dt.datetime
 ) -> x509.CertificateBuilder:
     public_key = key.public_key()
     return (

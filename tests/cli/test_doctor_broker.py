@@ -34,7 +34,11 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Any:
 
 
 def test_a_url_alone(broker: Broker, ask: Any) -> None:
-    report = ask(broker.url)
+    # On a busy machine our kernel's acknowledgement may not be late.
+    report = next(
+        (each for each in (ask(broker.url) for _ in range(5)) if each.status_of("answers") == "warning"), None
+    )
+    assert report is not None
     assert report.status == 0, report.text
     assert not {"queue", "disk"} & set(report.findings)
     assert report.found("versions") == "it speaks MQTT 3.1.1 and MQTT 5"

@@ -127,8 +127,14 @@ def test_braking_of_an_uneven_logger():
     assert alerts([Sample(0, 1, 60, 1, 1), Sample(0.9, 1, 48, 1, 1)]) == [0.9]
 
 
-@pytest.mark.parametrize("name", ["drive6_1hz.csv.gz", "long7_1hz.csv.gz"])
-@pytest.mark.parametrize("rate_hz", [1, 2, 10, 100])
+@pytest.mark.parametrize(
+    ("name", "rate_hz"),
+    [
+        *(("drive6_1hz.csv.gz", rate_hz) for rate_hz in (1, 2, 10, 100)),
+        ("long7_1hz.csv.gz", 1),
+        ("long7_1hz.csv.gz", 10),
+    ],
+)
 def test_the_six_of_a_recorded_drive_are_the_same_at_any_rate(name, rate_hz):
     """Between its rows the speed goes straight from one to the next, in whole km/h."""
     rows = list(recording(name).samples())

@@ -32,7 +32,7 @@ from support.fleet_messages import (
 from support.payload_reference import as_read_back, identical
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(JSON_DATA)
 def test_any_data_reads_back(data: Any) -> None:
     encoded = encode_json(data)

@@ -136,8 +136,8 @@ def test_ten_thousand_queued_arrive_in_order_each_once(
             manager.publish("t", payload, qos)
         assert manager.get_metrics().queue_size == len(payloads)
         manager.connect()
-        assert manager.flush(TIMEOUT_S)
-        assert subscriber.wait_for_count(len(payloads))
+        assert manager.flush(4 * TIMEOUT_S)
+        assert subscriber.wait_for_count(len(payloads), 4 * TIMEOUT_S)
         assert subscriber.payloads() == payloads
         metrics = manager.get_metrics()
     assert (metrics.queue_size, metrics.messages_sent, metrics.messages_failed) == (0, len(payloads), 0)

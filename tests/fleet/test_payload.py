@@ -164,7 +164,7 @@ def test_recorded_drives(drive: str) -> None:
         check(Status, {**GIVEN[Status], "battery_voltage": row["battery_voltage_v"]})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.dictionaries(st.text(), JSON_DATA), st.text(), st.integers(FIRST_MS, LAST_MS))
 def test_any_details_read_back(details: dict[str, Any], device_id: str, now_ms: int) -> None:
     check(Alert, {**GIVEN[Alert], "details": details}, device_id, now_ms)

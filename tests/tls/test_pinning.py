@@ -108,7 +108,7 @@ def test_every_cut_is_refused(key: Any) -> None:
         parse_certificate(der + b"\0")
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_damage_is_refused_or_harmless(data: st.DataObject) -> None:
     der = bytearray(SAMPLE)

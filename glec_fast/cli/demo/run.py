@@ -162,12 +162,7 @@ def find_broker(settings: DemoSettings, directory: Path, stack: ExitStack) -> tu
 def _subscriber(target: Target, device_id: str, settings: DemoSettings) -> Subscriber:
     login = Login(settings.username, os.environ.get(PASSWORD_VARIABLE), target.ca_cert)
     return Subscriber(
-        target,
-        f"glec/dtg/{device_id}/#",
-        client_id=f"{device_id}-counter",
-        identity=identify,
-        split=split,
-        login=login,
+        target, f"glec/dtg/{device_id}/#", client_id=f"{device_id}-counter", identity=identify, split=split, login=login
     )
 
 

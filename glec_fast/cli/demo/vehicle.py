@@ -24,14 +24,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from glec_fast import (
-    ConnectionCallback,
-    MQTTConfig,
-    MQTTManager,
-    PublishHandle,
-    Status,
-    TLSConfig,
-)
+from glec_fast import ConnectionCallback, MQTTConfig, MQTTManager, PublishHandle, Status, TLSConfig
 from glec_fast.cli.demo.drive import Drive, Kind, Message
 from glec_fast.cli.demo.typed import alert_of, inference_of, telemetry_of
 from glec_fast.fleet.device import available_storage_mb, memory_usage_mb

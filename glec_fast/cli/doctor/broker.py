@@ -8,16 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from glec_fast.cli.doctor.conversation import (
-    MQTT_3,
-    MQTT_5,
-    PUBACK,
-    PUBCOMP,
-    PUBLISH,
-    PUBREC,
-    SUBACK,
-    Conversation,
-)
+from glec_fast.cli.doctor.conversation import MQTT_3, MQTT_5, PUBACK, PUBCOMP, PUBLISH, PUBREC, SUBACK, Conversation
 from glec_fast.cli.doctor.finding import Finding
 from glec_fast.errors import GlecError
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import dis
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType
 
+# Of lines: the suite takes every third, `make torture` each. So many tests share them.
+STEP = int(os.environ.get("CUT_STEP", "3"))
+PARTS = 4
 TRACED = (
     "caretaker.py",
     "clock_steps.py",
@@ -130,9 +134,9 @@ def check(store: Store, outbox: RecordingOutbox, path: Path, cutter: Cutter) -> 
     assert ids_on_disk(path) == [], where
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_at_every_line_of_a_transaction(part: int, tmp_path: Path) -> None:
-    number = 1 + part
+    number = 1 + STEP * part
     while True:
         path = tmp_path / f"{number}.db"
         cutter = Cutter(number)
@@ -143,7 +147,7 @@ def test_at_every_line_of_a_transaction(part: int, tmp_path: Path) -> None:
             assert store.size == 0
         if cutter.at is None:
             break
-        number += 4
+        number += STEP * PARTS
     assert number > 100
 
 
