@@ -22,6 +22,7 @@ from weakref import ref
 from cpython.buffer cimport PyBUF_WRITE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.string cimport memcpy
 
 cdef enum:
     RECORD_BYTES = 16 * 1024
@@ -136,7 +137,7 @@ cdef class Records:
         return self._read(limit)
 
     cdef bytes _read(self, Py_ssize_t limit):
-        cdef bytes data
+        cdef bytes data, record
         cdef Py_ssize_t size = 0
         cdef Py_ssize_t record_bytes
         if limit < 0:
@@ -144,14 +145,14 @@ cdef class Records:
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
-        # Nobody else has it yet.
+        # Nobody else has them yet. A view for each place in `data` would cost as much as reading a byte.
         data = PyBytes_FromStringAndSize(NULL, limit)
+        record = PyBytes_FromStringAndSize(NULL, RECORD_BYTES)
+        room = PyMemoryView_FromMemory(PyBytes_AS_STRING(record), RECORD_BYTES, PyBUF_WRITE)
         read = self.tls.read
         while size < limit:
             try:
-                record_bytes = read(
-                    limit - size, PyMemoryView_FromMemory(PyBytes_AS_STRING(data) + size, limit - size, PyBUF_WRITE)
-                )
+                record_bytes = read(min(limit - size, RECORD_BYTES), room)
             except SSLWantReadError:
                 self.may_have_more = False
                 # An answer may be due: to a new key, or to a request for our certificate.
@@ -168,6 +169,7 @@ cdef class Records:
                 break
             if record_bytes == 0:
                 break
+            memcpy(PyBytes_AS_STRING(data) + size, PyBytes_AS_STRING(record), <size_t>record_bytes)
             size += record_bytes
         return data[:size]
 
