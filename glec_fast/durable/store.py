@@ -497,6 +497,13 @@ class Store(OfOneProcess):
         """Drop every row whose time is over; returns how many, but for those in flight, which go behind them."""
         return self._drop_all(self._dropping.choose_expired)
 
+    def let_go_of_expired(self) -> None:
+        """Have what is too old go, also of what was in flight, before it is sent again. Raises QueueStorageError."""
+        self.drop_expired()
+        if self._dropping.claimed:
+            # What is claimed goes with the transaction after the one that claimed it.
+            self.run(lambda _table: None)
+
     def drop_given_up(self) -> int:
         """Delete every row that was refused as often as it may be; returns how many."""
         return self._drop_all(lambda table: self._dropping.choose_given_up(table, keep=False))

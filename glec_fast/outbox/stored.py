@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -644,6 +645,9 @@ class DurableOutbox(RowOutbox):
             self.is_session_foreign = False
         self._has_session = True
         self.uptime.begin(session_present)
+        if self.session.parked_ids():
+            with suppress(QueueStorageError, QueueClosedError):
+                self.store.let_go_of_expired()
         # What was refused as the last connection ended is counted, and read with all others.
         self.after_settle()
         with self.lock:
