@@ -68,8 +68,7 @@ class Cell:
         if not self.lost:
             return f"failed: {self.failure}"
         shown = "; ".join(f"{self.lost[qos]}/{self.doubled[qos]}" for qos in ("0", "1", "2"))
-        doubt = f", {self.in_doubt} in doubt" if self.in_doubt else ""
-        return f"{shown}{doubt}" + (f" ({self.failure})" if self.failure else "")
+        return shown + (f" ({self.failure})" if self.failure else "")
 
 
 class Run:
@@ -286,7 +285,8 @@ def main() -> int:
 
     def note(cell: Cell) -> None:
         cells.append(cell)
-        sys.stdout.write(f"{cell.broker}, MQTT {cell.version}, {cell.trouble}: {cell.figures()} {cell.weaknesses}\n")
+        what = f"{cell.broker}, MQTT {cell.version}, {cell.trouble}"
+        sys.stdout.write(f"{what}: {cell.figures()}, {cell.in_doubt} in doubt {cell.weaknesses}\n")
         sys.stdout.flush()
         write(cells, arguments.markdown, arguments.json)
 
@@ -312,10 +312,19 @@ def write(cells: list[Cell], markdown: Path | None, as_json: Path | None) -> Non
     if as_json is not None:
         as_json.write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n")
     if markdown is not None:
-        lines = ["| broker | MQTT | trouble | lost/doubled at QoS 0; 1; 2 | weaknesses |", "|---|---|---|---|---|"]
+        lines = [
+            "| broker | MQTT | trouble | lost/doubled at QoS 0; 1; 2 | in doubt | weaknesses that were told |",
+            "|---|---|---|---|---|---|",
+        ]
         for cell in cells:
             weak = ", ".join(f"{name} {count}" for name, count in cell.weaknesses.items())
-            lines.append(f"| {cell.broker} | {cell.version} | {cell.trouble} | {cell.figures()} | {weak} |")
+            row = cell.broker, cell.version, cell.trouble, cell.figures(), str(cell.in_doubt), weak
+            lines.append(f"| {' | '.join(row)} |")
+        lines += ["", "| broker | MQTT | trouble | what | how many | packets |", "|---|---|---|---|---|---|"]
+        for cell in cells:
+            for each in cell.packets:
+                row = cell.broker, cell.version, cell.trouble, each["what"], str(each["count"]), each["packets"]
+                lines.append(f"| {' | '.join(row)} |")
         markdown.write_text("\n".join(lines) + "\n")
 
 
