@@ -570,7 +570,7 @@ def test_more_than_is_held_is_asked_for_again_in_order(broker: Broker, tmp_path:
         subscription = manager.subscribe("a", handled, qos)
         manager.connect()
         assert subscription.wait_granted(TIMEOUT_S)
-        sent = [f"{number}".encode() for number in range(60)]
+        sent = [f"{number}".encode() for number in range(30)]
         for payload in sent:
             platform.publish("a", payload, qos)
         assert platform.flush(TIMEOUT_S)
