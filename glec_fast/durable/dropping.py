@@ -10,7 +10,7 @@ from glec_fast.durable import quarantine
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
 from glec_fast.durable.outcomes import Dropped, DropReason
-from glec_fast.durable.quarantine import CLOCKS_BEGIN_MS, QUARANTINE_BYTES_MAX, Bounds
+from glec_fast.durable.quarantine import CLOCKS_BEGIN_MS, Bounds
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.transaction import Head, Row
 from glec_fast.runtime._lock import Lock
@@ -142,7 +142,7 @@ class Dropping:
 
     def _trimmed_to(self) -> tuple[int, int, int, int]:
         now_ms = self._clock.unix_ms()
-        return self._bounds.size, QUARANTINE_BYTES_MAX, CLOCKS_BEGIN_MS, now_ms - self._bounds.age_ms
+        return self._bounds.size, self._bounds.bytes, CLOCKS_BEGIN_MS, now_ms - self._bounds.age_ms
 
     def delete_marked(self, table: QueueTable, but: list[Dropped]) -> list[Dropped]:
         """Delete what is marked, in a transaction that has deleted `but` already; returns what that was."""

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 DEFAULT_QUARANTINE_SIZE = 1000
 DEFAULT_QUARANTINE_DAYS = 30.0
 DAY_MS = 24 * 60 * 60 * 1000
-# The newest is kept, however large it is.
-QUARANTINE_BYTES_MAX = 32 << 20
+# The newest is kept, however large it is. They stand in the queue's file, whose bound is for both.
+QUARANTINE_BYTES_MAX, _QUEUE_SHARE = 32 << 20, 4
 # No such message is older. What a clock stamped that was not set yet has no age, and goes by number alone.
 CLOCKS_BEGIN_MS = 1_577_836_800_000
 
@@ -66,10 +66,17 @@ class Quarantined(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """Of what is kept. size: entries, the oldest go first. age_ms: of an entry."""
+    """Of what is kept. size: entries, the oldest go first. age_ms: of an entry. bytes: of all payloads."""
 
     size: int = DEFAULT_QUARANTINE_SIZE
     age_ms: int = int(DEFAULT_QUARANTINE_DAYS * DAY_MS)
+    bytes: int = QUARANTINE_BYTES_MAX
+
+
+def bounds_of(size: int, days: float, queue_max_bytes: int) -> Bounds:
+    """queue_max_bytes: of the file, 0 for no limit. Of a quarter of it the queue would give up messages else."""
+    share = queue_max_bytes // _QUEUE_SHARE or QUARANTINE_BYTES_MAX
+    return Bounds(size, int(days * DAY_MS), min(share, QUARANTINE_BYTES_MAX))
 
 
 def set_aside(table: QueueTable, reasons: list[tuple[int, str]], time_ms: int) -> None:

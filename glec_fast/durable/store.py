@@ -37,7 +37,7 @@ from glec_fast.durable.limits import ALERTS_FIRST, FIFO, OLDEST, Limits
 from glec_fast.durable.outcomes import Dropped, DropReason
 from glec_fast.durable.outgoing import Outgoing
 from glec_fast.durable.overflow import Overflow
-from glec_fast.durable.quarantine import DAY_MS, DEFAULT_QUARANTINE_DAYS, DEFAULT_QUARANTINE_SIZE, Bounds, Quarantined
+from glec_fast.durable.quarantine import DEFAULT_QUARANTINE_DAYS, DEFAULT_QUARANTINE_SIZE, Quarantined
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.schedule import Schedule
 from glec_fast.durable.status import Status
@@ -112,7 +112,7 @@ class Store(OfOneProcess):
         clocks = clocks or Clocks()
         # Milliseconds since boot, which never step. Any thread may call it.
         self.since_boot_ms = clocks.since_boot_ms
-        bounds = Bounds(quarantine_max_size, int(quarantine_days * DAY_MS))
+        bounds = quarantine.bounds_of(quarantine_max_size, quarantine_days, max_queue_bytes)
         self._file = file = QueueFile(path)
         self._status = status = Status(self.log)
         self._schedule = schedule = Schedule(status, monotonic, qos0_commit_delay_s, cleanup_interval_s)

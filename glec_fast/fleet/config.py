@@ -139,7 +139,8 @@ class MQTTConfig:
         DEFAULT_QUARANTINE_SIZE,
         "mqtt.quarantine.max_size",
         whole(1, 1_000_000, "messages"),
-        "What quarantine holds of messages that the broker would not take; the oldest go first.",
+        "What quarantine holds of messages that the broker would not take, in a quarter of queue_max_bytes at most; "
+        "the oldest go first.",
     )
     quarantine_days: float = setting(
         DEFAULT_QUARANTINE_DAYS,

@@ -72,6 +72,19 @@ def test_what_is_deleted_is_gone_and_its_number_is_no_other_s(tmp_path: Path) ->
         assert [entry.number for entry in store.quarantined()] == [numbers[1], numbers[2] + 1]
 
 
+def test_it_leaves_the_queue_its_room(tmp_path: Path) -> None:
+    """Both are in one file, which is bounded: a queue without room would give up all that comes."""
+    with closing(Store(tmp_path / "q.db", max_queue_bytes=1_000_000, quarantine_max_size=1000)) as store:
+        for _ in range(15):
+            quarantine(store, "x" * 100_000)
+        assert len(store.quarantined()) == 2
+        for _ in range(50):
+            store.append("alerts", "x" * 1000, 2)
+        store.run(lambda _: None)
+        assert store.size == 50
+        assert "overflow" not in store.drops
+
+
 def test_it_is_bounded_by_number_and_age(tmp_path: Path) -> None:
     clock, monotonic = Clock(), Clock(0)
     settings = {
@@ -93,7 +106,7 @@ def test_it_is_bounded_by_number_and_age(tmp_path: Path) -> None:
 
 
 def test_the_newest_is_kept_however_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glec_fast.durable.dropping.QUARANTINE_BYTES_MAX", 100)
+    monkeypatch.setattr("glec_fast.durable.quarantine.QUARANTINE_BYTES_MAX", 100)
     with closing(Store(tmp_path / "q.db")) as store:
         quarantine(store, "x" * 50)
         second = quarantine(store, "x" * 1000)
