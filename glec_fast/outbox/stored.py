@@ -431,6 +431,9 @@ class DurableOutbox(RowOutbox):
     def _read_alerts(self) -> bool:
         """True where there were alerts to read."""
         self.is_reading = True
+        with self.lock:
+            # They have gone, and would be in memory beside those that are read now.
+            self._alerts, self._alerts_gone = [], 0
         try:
             rows, is_last = self.store.read_alerts(_PULL_ROWS_MAX)
             rows = self._allowed(self._not_on_its_way(rows))
@@ -449,7 +452,6 @@ class DurableOutbox(RowOutbox):
         self._more_to_read = False
         self.is_reading = True
         with self.lock:
-            # They have gone, and would be in memory beside those that are read now.
             self._rows, self._rows_gone = [], 0
         try:
             rows, is_last = self.store.read(_PULL_ROWS_MAX)
