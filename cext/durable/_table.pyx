@@ -52,6 +52,11 @@ cdef Py_ssize_t READ_BYTES_MAX = 256 * 1024
 cdef str INSERT = (
     "INSERT INTO mqtt_offline_queue (id, topic, payload, qos, timestamp, ttl, retry_count)"
     " VALUES (?, ?, ?, ?, ?, ?, 0)")
+# A statement gives the interpreter to other threads, and may wait long for it: so many rows of a burst share one, but
+# where a payload is larger than this, as what they are bound to is a copy.
+cdef Py_ssize_t ROWS_A_STATEMENT = 16
+cdef Py_ssize_t BURST_PAYLOAD_MAX = 4096
+cdef str INSERT_BURST = INSERT + ", (?, ?, ?, ?, ?, ?, 0)" * (ROWS_A_STATEMENT - 1)
 # Without a condition SQLite drops the pages as they are: a tenth of the cost, in time and in bytes written.
 cdef str DELETE_ALL = "DELETE FROM mqtt_offline_queue"
 cdef str IS_ANY_BETWEEN = "SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?)"
@@ -239,6 +244,14 @@ cdef bint _is_sound(tuple row) except -1:
     return row[ROW_COLUMNS] is None or are_extras(*row[ROW_COLUMNS:])
 
 
+cdef bint _are_small(list rows) except -1:
+    cdef Py_ssize_t index
+    for index in range(PyList_GET_SIZE(rows)):
+        if len((<tuple>PyList_GET_ITEM(rows, index))[PAYLOAD_COLUMN]) > BURST_PAYLOAD_MAX:
+            return False
+    return True
+
+
 cdef inline bint _is_plain(const char* at, Py_ssize_t size) noexcept:
     """True where all of it is printable ASCII."""
     cdef Py_ssize_t index
@@ -332,10 +345,14 @@ cdef class QueueTable:
             self.may_have_extras = True
             self.executemany(INSERT_EXTRAS, [(row[0], *row[ROW_COLUMNS:]) for row in extras])
             rows = [row[:ROW_COLUMNS] for row in rows]
-        if len(rows) == 1:
-            self.execute(INSERT, rows[0])
-        else:
-            self.executemany(INSERT, rows)
+        cdef Py_ssize_t first
+        cdef Py_ssize_t after = len(rows) - len(rows) % ROWS_A_STATEMENT if _are_small(rows) else 0
+        for first in range(0, after, ROWS_A_STATEMENT):
+            self.execute(INSERT_BURST, tuple(chain.from_iterable(rows[first:first + ROWS_A_STATEMENT])))
+        if len(rows) == after + 1:
+            self.execute(INSERT, rows[after])
+        elif len(rows) > after:
+            self.executemany(INSERT, rows[after:])
 
     def delete(self, list ids) -> int:
         return self.delete_ranges(ranges_of(ids))

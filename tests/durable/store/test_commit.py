@@ -56,6 +56,22 @@ class TestCommit:
         outbox.wait(lambda heard: heard.new_rows)
         assert [count for _, count in outbox.commits if count] == [100]
 
+    @pytest.mark.parametrize("large_at", [None, 5])
+    @pytest.mark.parametrize("count", [1, 15, 16, 17, 32, 33])
+    def test_a_group_of_any_size_is_on_disk_as_it_was_given(
+        self, store: Store, outbox: RecordingOutbox, count: int, large_at: int | None
+    ) -> None:
+        kinds: list[str | bytes] = ["text", b"text too", b"\xff\x00", "\u00fc" * 4096, ""]
+        payloads = [kinds[number % len(kinds)] for number in range(count)]
+        if large_at is not None and large_at < count:
+            payloads[large_at] = b"\xff" * 100_000
+        ids = store.append_many([(f"t/{n}", payload, n % 3) for n, payload in enumerate(payloads)])
+        assert store.wait_durable(ids[-1], WAIT_S)
+        assert outbox.read_all() == ids
+        sent = [(row[1], row[2] if isinstance(row[2], bytes) else row[2].encode(), row[3]) for row in outbox.sent]
+        given = [payload if isinstance(payload, bytes) else payload.encode() for payload in payloads]
+        assert sent == [(f"t/{n}", payload, n % 3) for n, payload in enumerate(given)]
+
     def test_each_of_eight_threads_keeps_its_order(
         self, store: Store, outbox: RecordingOutbox, pool: ThreadPoolExecutor
     ) -> None:
