@@ -165,8 +165,8 @@ class AsyncMQTTManager:
 
     What is awaited, what subscribes and what takes a callback is for the loop that entered it, and raises
     UnsupportedError elsewhere; the figures are for any thread. Cancelled at any point, it loses and doubles nothing:
-    what `publish` has accepted is sent once, also where its wait for the disk was cancelled. Handlers run in the context
-    (`contextvars`) that entered it, callbacks in that which set them.
+    what `publish` has accepted is sent once, also where its wait for the disk was cancelled.
+    Handlers run in the context (`contextvars`) that entered it, callbacks in that which set them.
     Raises, when it is entered, ConfigError and the errors of `glec_fast.durable.store.Store`.
 
     config: its settings; they do not change any more. clocks: the machine's where None.

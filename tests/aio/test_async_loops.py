@@ -345,8 +345,8 @@ def test_who_iterates_slowly_has_the_rest_kept_at_the_broker(broker: Broker, tmp
 
     (tmp_path / "platform").mkdir()
     run(program)
-    # mosquitto 2.0.11 sends more than the Receive Maximum; what was too much comes again on a new connection, and with it
-    # what has QoS 1 and was not acknowledged before the end of the old one.
+    # mosquitto 2.0.11 sends more than the Receive Maximum; what was too much comes again on a new connection, and
+    # with it what has QoS 1 and was not acknowledged before the end of the old one.
     assert set(arrived) == set(range(20))
 
 
