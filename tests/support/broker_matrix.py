@@ -26,6 +26,7 @@ import glec_fast.engine.routes
 from glec_fast import MQTTConfig, MQTTManager
 from glec_fast.cli.demo.drive import Drive, Kind
 from glec_fast.cli.demo.verdict import identify
+from glec_fast.testbed import ToolError
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Login, Subscriber
 from support.foreign_brokers import KINDS, Cluster, ForeignBroker
@@ -204,7 +205,14 @@ def killed(run: Run, broker: ForeignBroker) -> None:
     broker.kill()
     run.tape.mark("[broker killed]")
     broker.start()
-    run.subscriber.start()
+    for tries_left in range(5, -1, -1):
+        try:
+            run.subscriber.start()
+            break
+        except ToolError:
+            # It listens before it answers.
+            if not tries_left:
+                raise
     link.restore()
     run.flush()
 
