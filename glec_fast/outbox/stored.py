@@ -6,12 +6,11 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from paho.mqtt.enums import MQTTErrorCode
 
-from glec_fast.durable.extras import ROW_COLUMNS, Extras, as_kept
+from glec_fast.durable.extras import Extras
 from glec_fast.durable.gathering import Batch
 from glec_fast.durable.inflight_log import UnreadableImageError
 from glec_fast.durable.outcomes import Dropped, DropReason
@@ -21,14 +20,13 @@ from glec_fast.errors import MessageError, QueueClosedError, QueueStorageError
 from glec_fast.outbox._outbox import UNSENT_BYTES_MAX, Registration, RowOutbox
 from glec_fast.outbox.blame import Blame
 from glec_fast.outbox.handle import PublishHandle
-from glec_fast.outbox.one_by_one import OneByOne
+from glec_fast.outbox.in_the_air import SAID, InTheAir
 from glec_fast.outbox.owners import OnOwnerAway, Owner, Owners
 from glec_fast.outbox.quota import Quota
 from glec_fast.outbox.server_limits import ServerLimits, limits_of
 from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.outbox.uptime import Uptime
 from glec_fast.outbox.weaknesses import Weakness, Weaknesses
-from glec_fast.protocol._inbound import unpack_properties
 from glec_fast.runtime import process
 from glec_fast.runtime.log import logger
 from glec_fast.validation import PACKET_MAX_BYTES, check_id, check_packet, packet_bytes
@@ -39,8 +37,6 @@ _PULL_ROWS_MAX = 250
 _REFUSED_PAUSE_S = 30.0
 _MQTT_5 = 5
 _PINGREQ = b"\xc0\x00"
-# Stands for QoS 0 in the row of what `say` sent, which is not queued again.
-_SAID = -1
 # Of QoS 0 that goes past the queue the broker is asked to answer as often: once in half a minute of telemetry.
 _UNASKED_BYTES_MAX = 16_000
 # What zlib may add to what it cannot make smaller, with what a longer packet's length takes.
@@ -85,10 +81,8 @@ class DurableOutbox(RowOutbox):
         # Of the ids that went past the store: what was said, and what was queued after all.
         self._uncounted = 0
         # What was in the air is queued again; so no more of it is on its way than is known.
-        self._resend_unproven = self.session.bounds_unproven = resend_unproven
-        # In the air as connections ended, and not queued again yet.
-        self._unproven: list[Row] = []
-        self._one_by_one = OneByOne(self.session, store.max_retry)
+        self.session.bounds_unproven = resend_unproven
+        self._in_the_air = InTheAir(self, resends=resend_unproven)
         # Of this connection's server.
         self.limits: ServerLimits | None = None
         self.weaknesses = Weaknesses()
@@ -328,7 +322,7 @@ class DurableOutbox(RowOutbox):
                 self._said.add(self._direct_id)
                 session.admit(self._direct_id, topic, payload, qos, is_kept, None)
             else:
-                self._admit_direct((self._direct_id, topic, payload, _SAID, 0, 0, is_kept, None))
+                self._admit_direct((self._direct_id, topic, payload, SAID, 0, 0, is_kept, None))
         self._on_work()
         return True
 
@@ -392,7 +386,7 @@ class DurableOutbox(RowOutbox):
     def has_timers(self) -> bool:
         """See `Outbox.has_timers`."""
         blame = self._blame
-        unproven = self._unanswered.suspects or blame.suspicion.aside or blame.has_passed_over or self._unproven
+        unproven = self._unanswered.suspects or blame.suspicion.aside or blame.has_passed_over or self._in_the_air.rows
         return bool(not self.is_open or self.is_narrow or self._again or unproven or self._has_waiting_rows())
 
     def _end_orphans(self) -> None:
@@ -523,7 +517,7 @@ class DurableOutbox(RowOutbox):
         parked, finished, stranded, unproven, unproven_count = self._end_connection()
         self._rewind(parked, finished)
         if unproven_count:
-            self._on_unproven(unproven, unproven_count)
+            self._in_the_air.end(unproven, unproven_count, by_peer=self._blame.is_by_peer)
         self._requeue(stranded, self._append_stranded)
         self._note_end(has_left=has_left, in_order=in_order)
 
@@ -581,42 +575,6 @@ class DurableOutbox(RowOutbox):
                 handle._set_as_published()
             for handle in left:
                 handle._set_as_left()
-
-    def _on_unproven(self, rows: list[Row], count: int) -> None:
-        """So many messages of QoS 0 were in the air as the link died; these of them are known."""
-        if self._resend_unproven:
-            given_up = self._one_by_one.end(rows, count, by_peer=self._blame.is_by_peer)
-            self._unproven += [row for row in rows if row[3] != _SAID and row not in given_up]
-            queued = self._queue_unproven()
-            rows, count = given_up + self._unproven, count - queued
-            self._unproven = []
-        self.lost_in_the_air += count
-        if not count:
-            return
-        reason = DropReason.LOST_IN_THE_AIR
-        self.store.log.note(logging.WARNING, "messages dropped", reason.value, count=count)
-        if rows:
-            self._tell_dropped([Dropped(row[0], row[1], 0, reason) for row in rows])
-
-    def _queue_unproven(self) -> int:
-        """Returns how many are queued again: all, unless the disk fails."""
-        count = 0
-        while self._unproven:
-            row = self._unproven[0]
-            lasts_ms = self.store.remaining_ms(row[5]) if row[5] else None
-            packed = row[7] if len(row) > ROW_COLUMNS else None
-            properties: dict[str, Any] = {} if packed is None else unpack_properties(packed)
-            extras = as_kept(row, properties.get("MessageExpiryInterval"))
-            is_tried = row[0] in self._one_by_one.tries
-            register = partial(self._one_by_one.on_queued, row[0]) if is_tried else None
-            try:
-                self.store.append(row[1], row[2], 0, urgent=False, ttl_ms=lasts_ms, extras=extras, register=register)
-                self._uncounted += 1
-            except (QueueStorageError, QueueClosedError):
-                break
-            del self._unproven[0]
-            count += 1
-        return count
 
     def _append_stranded(self, topic: str, payload: str | bytes, extras: Extras | None, handle: PublishHandle) -> None:
         handle._wait_durable = self.store.wait_durable
@@ -679,7 +637,7 @@ class DurableOutbox(RowOutbox):
         with self._pulling:
             with self.lock:
                 has_suspects = self._blame.begin()
-                self._one_by_one.begin()
+                self._in_the_air.one_by_one.begin()
             self.is_narrow = self._unanswered.is_careful or has_suspects
             self._has_held_back = False
             verdicts = self._blame.judge()
@@ -740,7 +698,7 @@ class DurableOutbox(RowOutbox):
         """Now and then, on a connection that lasts: ask about PUBRELs that were sent again, see `Unanswered`."""
         unanswered = self._unanswered
         self.uptime.look()
-        self._one_by_one.look()
+        self._in_the_air.one_by_one.look()
         if self.is_open and not unanswered.asked:
             self._blame.probe()
         if self.is_open and self._blame.has_passed_over and self._is_drained():
