@@ -36,14 +36,12 @@ cdef object _send = Socket.send
 cdef object _WAIT = object()
 
 
-def gather(sock, context, session):
-    """Have `sock`, an SSLSocket that `context` has made for a handshake to come, move many records with a system call.
+def gather(sock, session):
+    """Have `sock`, before its handshake, move many records with a system call.
 
-    A context with a `wrap_socket` of its own, as green threads have, has its own reasons for that: nothing is changed.
     session: to be resumed, or None.
     """
-    if getattr(context.wrap_socket, "__module__", "") == "ssl":
-        sock._sslobj = Records(sock, session)
+    sock._sslobj = Records(sock, session)
 
 
 cdef class Records:

@@ -77,12 +77,15 @@ class Connector:
         """Begin TLS on it. Raises OSError."""
         # The dot that ends an absolute name is for the look-up alone (RFC 6066, 3; no certificate has it).
         name: str | bytes = host.removesuffix(".")
-        if type(context) is ssl.SSLContext:
+        # A context that wraps in its own way, as those of green threads do, has its reasons.
+        is_plain = getattr(context.wrap_socket, "__module__", "") == "ssl"
+        if is_plain:
             name = as_ascii(host.removesuffix("."))
         session = self._session_for(context, host)
         sock = context.wrap_socket(tcp_sock, server_hostname=name, do_handshake_on_connect=False, session=session)
         self.attempt.follow(sock)
-        gather(sock, context, session)
+        if is_plain:
+            gather(sock, session)
         sock.settimeout(self._handshake_timeout_s())
         sock.do_handshake()
         return sock

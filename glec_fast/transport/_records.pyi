@@ -1,10 +1,8 @@
 import ssl
-from typing import Any
 
-def gather(sock: Any, context: ssl.SSLContext, session: ssl.SSLSession | None) -> None:
-    """Have `sock`, an SSLSocket that `context` has made for a handshake to come, move many records with a system call.
+def gather(sock: ssl.SSLSocket, session: ssl.SSLSession | None) -> None:
+    """Have `sock`, before its handshake, move many records with a system call.
 
-    A context with a `wrap_socket` of its own, as green threads have, has its own reasons for that: nothing is changed.
     session: to be resumed, or None.
     """
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from glec_fast.engine.connector import Connector
 from glec_fast.testbed.certificates import CertificateAuthority
 from glec_fast.transport._records import Records, gather
 from support.tls_peer import server_context
@@ -67,7 +68,7 @@ class Ends:
         near, far = socket.socketpair()
         self.context = context or ssl.create_default_context(cafile=str(authority.certificate_path))
         self.client = self.context.wrap_socket(near, server_hostname="localhost", do_handshake_on_connect=False)
-        gather(self.client, self.context, None)
+        gather(self.client, None)
         self.client.setblocking(False)
         self.server = Server(far, server_context(authority.issue_server()))
 
@@ -277,8 +278,8 @@ class TestHandshake:
             client = context.wrap_socket(
                 near, server_hostname="localhost", do_handshake_on_connect=False, session=sessions[-1]
             )
-            gather(client, context, sessions[-1])
-            with far, client, Answering(far, server):
+            gather(client, sessions[-1])
+            with far, Answering(far, server), client:
                 client.settimeout(TIMEOUT_S)
                 client.do_handshake()
                 client.sendall(b"x")
@@ -359,18 +360,31 @@ class TestHandshake:
         assert Counting.reads == 3
         ends.close()
 
-    def test_a_context_that_wraps_in_its_own_way_is_left_alone(self, authority: CertificateAuthority) -> None:
+    @pytest.mark.parametrize("is_own", [False, True])
+    def test_a_context_that_wraps_in_its_own_way_is_left_alone(
+        self, authority: CertificateAuthority, monkeypatch: pytest.MonkeyPatch, *, is_own: bool
+    ) -> None:
+        """Also where it is the only one there is, as with gevent, which does not take a name as bytes."""
+        names: list[object] = []
+
         class Own(ssl.SSLContext):
             def wrap_socket(self, *arguments: Any, **options: Any) -> ssl.SSLSocket:
+                names.append(options["server_hostname"])
                 return super().wrap_socket(*arguments, **options)
 
+        server = server_context(authority.issue_server())
+        context = Own(ssl.PROTOCOL_TLS_CLIENT) if is_own else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(authority.certificate_path)
+        if is_own:
+            monkeypatch.setattr(ssl, "SSLContext", Own)
         near, far = socket.socketpair()
-        context = Own(ssl.PROTOCOL_TLS_CLIENT)
-        client = context.wrap_socket(near, server_hostname="localhost", do_handshake_on_connect=False)
-        gather(client, context, None)
-        assert not isinstance(client._sslobj, Records)  # type: ignore[attr-defined]
-        client.close()
-        far.close()
+        connector = Connector()
+        connector.begin(TIMEOUT_S)
+        with far, Answering(far, server):
+            client = connector.shake_hands(near, context, "localhost")
+            assert isinstance(client._sslobj, Records) is not is_own
+            client.close()
+        assert names == ["localhost"] * is_own
 
 
 class Answering:
@@ -389,7 +403,8 @@ class Answering:
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
-        self._sock.close()
+        # Once the client has closed its end.
+        self._thread.join()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="its server does on command what Python's cannot")
@@ -414,7 +429,7 @@ def test_a_handshake_within_the_connection_is_answered(
         try:
             tcp = socket.create_connection(("127.0.0.1", port_of(process.stdout)), TIMEOUT_S)
             with context.wrap_socket(tcp, server_hostname="localhost", do_handshake_on_connect=False) as client:
-                gather(client, context, None)
+                gather(client, None)
                 client.do_handshake()
                 for _ in range(3):
                     os.write(keyboard, command)
