@@ -124,7 +124,7 @@ class Dropping:
     def clean_up(self, table: QueueTable) -> bool:
         """Mark both, and delete what belongs to no row, or is old enough; True where there may be more of them."""
         table.delete_orphaned_extras()
-        quarantine.trim(table, *self._trimmed_to())
+        self.trim_quarantine(table)
         return DROP_ROWS_MAX in (self.choose_expired(table), self.choose_given_up(table))
 
     def mark_given_up(self, table: QueueTable, ids: Iterable[int]) -> None:
@@ -140,9 +140,10 @@ class Dropping:
         self.mark(chosen, reason, why)
         return len(chosen)
 
-    def _trimmed_to(self) -> tuple[int, int, int, int]:
-        now_ms = self._clock.unix_ms()
-        return self._bounds.size, self._bounds.bytes, CLOCKS_BEGIN_MS, now_ms - self._bounds.age_ms
+    def trim_quarantine(self, table: QueueTable) -> None:
+        """Let go of what is more, or older, than is kept there."""
+        bounds, now_ms = self._bounds, self._clock.unix_ms()
+        quarantine.trim(table, bounds.size, bounds.bytes, CLOCKS_BEGIN_MS, now_ms - bounds.age_ms)
 
     def delete_marked(self, table: QueueTable, but: list[Dropped]) -> list[Dropped]:
         """Delete what is marked, in a transaction that has deleted `but` already; returns what that was."""
@@ -156,7 +157,7 @@ class Dropping:
             ]
         if kept:
             quarantine.set_aside(table, kept, self._clock.unix_ms())
-            quarantine.trim(table, *self._trimmed_to())
+            self.trim_quarantine(table)
         table.delete([each.message_id for each in marked])
         return marked
 

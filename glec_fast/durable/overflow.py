@@ -69,6 +69,9 @@ class Overflow:
             excess = self._excess_rows(commit, table.deleted)
             is_counted = excess > 0
             if not is_counted:
+                if step == 1 and self._excess_by_bytes(commit, table) > 0:
+                    # Under other settings, or by an older version, it may have been given more.
+                    self._dropping.trim_quarantine(table)
                 # What a row takes is known once it is gone: one large one may be enough.
                 excess = min(self._excess_by_bytes(commit, table), step)
                 step *= 2

@@ -85,6 +85,21 @@ def test_it_leaves_the_queue_its_room(tmp_path: Path) -> None:
         assert "overflow" not in store.drops
 
 
+def test_what_was_kept_under_other_settings_leaves_the_queue_its_room_too(tmp_path: Path) -> None:
+    path = tmp_path / "q.db"
+    with closing(Store(path, quarantine_max_size=1000)) as store:
+        for _ in range(15):
+            quarantine(store, "x" * 100_000)
+    with closing(Store(path, max_queue_bytes=1_000_000)) as store:
+        assert len(store.quarantined()) == 15
+        for _ in range(50):
+            store.append("alerts", "x" * 1000, 2)
+        store.run(lambda _: None)
+        assert store.size == 50
+        assert "overflow" not in store.drops
+        assert len(store.quarantined()) == 2
+
+
 def test_it_is_bounded_by_number_and_age(tmp_path: Path) -> None:
     clock, monotonic = Clock(), Clock(0)
     settings = {
