@@ -82,6 +82,7 @@ class Scene:
             is_behind=lambda: False,
             handle=self.note("handle"),
             settle_sent=self.note("settle_sent"),
+            acknowledge_returned=lambda: None,
             pass_over=self.note("pass_over"),
             tell_published=self.note("tell_published"),
         )
