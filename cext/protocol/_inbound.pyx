@@ -459,8 +459,8 @@ cdef class Inbound:
         while True:
             start = <const uint8_t*><char*>self.inbox + self.at
             try:
-                if not self.has_connack:
-                    self._check_first(start, end - self.at)
+                if not self.has_connack and not self._is_told_first(start, end - self.at):
+                    break
                 if not self._find_packet(start, end - self.at, &header, &body):
                     break
                 kind = start[0] & 0xF0
@@ -492,20 +492,23 @@ cdef class Inbound:
             self.messages = messages
         return found
 
-    cdef int _check_first(self, const uint8_t* start, size_t available) except -1:
-        """What answers CONNECT may be no MQTT broker at all."""
+    cdef bint _is_told_first(self, const uint8_t* start, size_t available) except -1:
+        """What answers CONNECT may be no MQTT broker at all. False where that takes more bytes to tell."""
+        cdef Py_ssize_t shown = <Py_ssize_t>min(available, <size_t>4)
         if available >= 5 and memcmp(start, b"HTTP/", 5) == 0:
             _refuse(BROKEN, "what answers speaks HTTP: a captive portal, or another port than the broker's")
         # A TLS alert (RFC 8446, 5.1), which no packet of MQTT begins like.
         if available >= 2 and start[0] == 0x15 and start[1] == 3:
             _refuse(BROKEN, "what answers speaks TLS: use ssl:// or wss://, or the broker's port without TLS")
         # The first line of a protocol of text: a packet has a length there, and then another.
-        if available >= 4 and start[0] != CONNACK and all([0x20 <= sign < 0x7F for sign in start[:4]]):
+        if shown and start[0] != CONNACK and all([0x20 <= sign < 0x7F for sign in start[:shown]]):
+            if shown < 4:
+                return False
             line = PyBytes_FromStringAndSize(<const char*>start, min(<Py_ssize_t>available, 80)).splitlines()[0]
             what = "SSH" if line.startswith(b"SSH-") else "no MQTT"
             said = line.decode("ascii", "backslashreplace")
             _refuse(BROKEN, f"what answers speaks {what}: {said!r}: see whether this is the broker's port")
-        return 0
+        return True
 
     cdef bint _find_packet(self, const uint8_t* start, size_t available, size_t* header, uint32_t* body) except -1:
         """True where a whole packet is there. What its first bytes already say is checked before it is."""

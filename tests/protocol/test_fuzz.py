@@ -78,3 +78,13 @@ def test_noise_is_taken_or_refused_and_the_same_in_any_pieces(version: int) -> N
         assert outcome(version, pieces_of(dice, stream)) == whole, (number, stream.hex())
         refused += any(isinstance(each, int) for each in whole)
     assert 0 < refused < STREAMS
+
+
+@pytest.mark.parametrize("stream", [b")u3bq \x02\x00", b"SSH-2.0-x\r\n", b"0000", b")u\x00", b"220 mail ESMTP\r\n"])
+def test_what_is_no_mqtt_is_refused_for_the_same_reason_in_any_pieces(stream: bytes) -> None:
+    """Whoever listens on that port may speak text, which is told by its first bytes."""
+    whole = outcome(4, [stream])
+    assert isinstance(whole[0], int)
+    for cut in range(1, len(stream)):
+        assert outcome(4, [stream[:cut], stream[cut:]]) == whole
+    assert outcome(4, [stream[at : at + 1] for at in range(len(stream))]) == whole
