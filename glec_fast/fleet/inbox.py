@@ -68,14 +68,16 @@ class Inbox:
         # Of all filters that this process has ever named.
         self._identifiers: set[int] = set()
         self._copies = Copies()
-        # The session has a filter of an earlier process.
-        self._has_earlier = False
+        # The session may have a filter of an earlier process.
+        self._may_have_earlier = True
         # Of QoS 1 and 2, that no route wants yet.
         self._unclaimed: deque[Arrival] = deque()
         # Of `time.monotonic`: some time behind a connection to a session of which nobody knows all filters yet.
         self._claim_by_s = float("inf")
         self._held = self._held_bytes = 0
         self._has_left_some = False
+        # Of `time.monotonic`: what came behind that was left.
+        self._left_s = float("inf")
         self.received_count = self.dropped_count = 0
 
     # ---- routes
@@ -124,6 +126,7 @@ class Inbox:
                 self._held_bytes += size_bytes
             elif message.qos:
                 self._has_left_some = True
+                self._left_s = min(self._left_s, arrival.arrived_s)
         if not is_full:
             self._give(arrival)
             return
@@ -145,7 +148,7 @@ class Inbox:
     def _give(self, arrival: Arrival) -> None:
         with self._lock:
             may_be_claimed = arrival.message.qos > 0 and time.monotonic() < self._claim_by_s
-            found = self._routes_of(arrival.message, may_be_claimed=may_be_claimed)
+            found = self._routes_of(arrival, may_be_claimed=may_be_claimed)
             if not found and may_be_claimed:
                 self._unclaimed.append(arrival)
                 return
@@ -158,25 +161,28 @@ class Inbox:
         if not routes:
             self.done(arrival)
 
-    def _routes_of(self, message: InboundMessage, *, may_be_claimed: bool) -> list[tuple[Route, bool]]:
+    def _routes_of(self, arrival: Arrival, *, may_be_claimed: bool) -> list[tuple[Route, bool]]:
         """Each, and whether its handler has not had the message yet. The caller holds the lock."""
+        message = arrival.message
         matching = list(self._routes.iter_match(message.topic))
         # A server may send a copy for each of several filters (3.3.5), and says then which it is for.
         of_filters = getattr(message.properties, "SubscriptionIdentifier", None)
         if of_filters is None:
             return [(route, True) for _, route in matching]
         is_earlier = self._identifiers.isdisjoint(of_filters)
-        if is_earlier:
-            self._has_earlier = True
-            if may_be_claimed:
-                # Whoever has subscribed with that filter before may do so again.
-                return []
-        else:
+        if is_earlier and may_be_claimed:
+            # Whoever has subscribed with that filter before may do so again.
+            return []
+        if not is_earlier:
             matching = [(identifier, route) for identifier, route in matching if identifier in of_filters]
-        if not (self._has_earlier or may_be_claimed):
+        if not self._may_have_earlier:
             return [(route, True) for _, route in matching]
-        is_new = self._copies.is_new
-        return [(route, is_new(message, identifier, is_earlier=is_earlier)) for identifier, route in matching]
+        came_s, is_new = arrival.arrived_s, self._copies.is_new
+        oldest_s = self._unclaimed[0].arrived_s if self._unclaimed else came_s
+        return [
+            (route, is_new(message, identifier, came_s, oldest_s, is_earlier=is_earlier))
+            for identifier, route in matching
+        ]
 
     def _drop(self, message: InboundMessage, why: str) -> None:
         self.dropped_count += 1
@@ -241,18 +247,23 @@ class Inbox:
         # Not all: a handler that never returns would hold up everybody's.
         return self._has_left_some and self._held * 4 <= self._messages_max and self._held_bytes * 4 <= self._bytes_max
 
-    def on_connected(self, *, is_continued: bool) -> None:
+    def on_connected(self, *, session_present: bool, is_continued: bool) -> None:
         """is_continued: the broker has all that the program has subscribed to."""
+        now_s = time.monotonic()
         if is_continued and self._claim_by_s < float("inf"):
+            with self._lock:
+                self._copies.go_on(now_s)
             return
-        self._claim_by_s = time.monotonic() + UNCLAIMED_S
-        self._has_earlier = False
+        self._claim_by_s = now_s + UNCLAIMED_S
         with self._lock:
+            self._may_have_earlier = session_present
             self._copies.clear()
 
     def on_disconnected(self) -> None:
         """The broker sends again what was left with it, with the next connection."""
-        self._has_left_some = False
+        with self._lock:
+            self._copies.part(min(self._left_s, time.monotonic()))
+            self._has_left_some, self._left_s = False, float("inf")
 
 
 def _named(message: InboundMessage, identifier: int, filters: Filters) -> bool:

@@ -72,8 +72,9 @@ class Incoming:
         """Made behind `connect`, it has not heard of the connection. Not under a lock."""
         if not self._has_begun:
             if self._client.is_connected():
-                self._inbox.on_connected(is_continued=False)
-                self._subscriptions.on_connected(self._parts.greeting.accepted)
+                accepted = self._parts.greeting.accepted
+                self._inbox.on_connected(session_present=accepted.session_present, is_continued=False)
+                self._subscriptions.on_connected(accepted)
             # Cut into, it begins again.
             self._has_begun = True
 
@@ -195,7 +196,7 @@ class Incoming:
     def on_connected(self) -> None:
         """CONNACK has come."""
         accepted = self._parts.greeting.accepted
-        self._inbox.on_connected(is_continued=accepted.is_continued)
+        self._inbox.on_connected(session_present=accepted.session_present, is_continued=accepted.is_continued)
         if self._commands is not None:
             self._tell_commands(self._commands)
         self._subscriptions.on_connected(accepted)

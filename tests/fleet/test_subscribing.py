@@ -474,6 +474,56 @@ def test_a_refused_filter_is_told_of_and_asked_for_with_each_connection(
         assert eventually(lambda: manager.get_metrics().subscriptions_refused == 2)
 
 
+def test_what_is_alike_is_handled_each_time_where_an_earlier_filter_has_no_copy_of_it(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a command that is sent again: the first was kept for the earlier filter, the second comes for ours alone."""
+    config, clock, handled = quick_config(broker.url, tmp_path, protocol_version=5), LaterTime(), Handled()
+    with running(config) as (manager, _):
+        earlier = manager.subscribe("a/#", Handled(), 2)
+        manager.connect()
+        assert earlier.wait_granted(TIMEOUT_S)
+    monkeypatch.setattr(inbox, "time", clock)
+    with publishing(broker, tmp_path / "platform") as platform:
+        platform.publish("a/b", "unlock", 2)
+        assert platform.flush(TIMEOUT_S)
+        with running(config) as (manager, _):
+            subscription = manager.subscribe("a/b", handled, 2)
+            manager.connect()
+            assert subscription.wait_granted(TIMEOUT_S)
+            assert eventually(lambda: manager.get_metrics().messages_received == 1)
+            manager.unsubscribe("a/#")
+            assert eventually(lambda: "a/#" not in manager._incoming._subscriptions._held)
+            clock.later_s = 10.0
+            platform.publish("a/b", "unlock", 2)
+            platform.publish("a/b", "end", 2)
+            assert eventually(lambda: b"end" in handled.payloads)
+            clock.later_s = 1000.0
+            assert eventually(lambda: sorted(handled.payloads) == [b"end", b"unlock", b"unlock"])
+
+
+@pytest.mark.parametrize("levels", [(1, 2), (2, 1), (0, 2), (2, 2)])
+def test_a_copy_for_an_earlier_filter_is_none_whenever_the_first_comes_and_with_whatever_qos(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, levels: tuple[int, int]
+) -> None:
+    config, clock, handled = quick_config(broker.url, tmp_path, protocol_version=5), LaterTime(), Handled()
+    with running(config) as (manager, _):
+        earlier = manager.subscribe("a/#", Handled(), levels[0])
+        manager.connect()
+        assert earlier.wait_granted(TIMEOUT_S)
+    monkeypatch.setattr(inbox, "time", clock)
+    with publishing(broker, tmp_path / "platform") as platform, running(config) as (manager, _):
+        subscription = manager.subscribe("a/b", handled, levels[1])
+        manager.connect()
+        assert subscription.wait_granted(TIMEOUT_S)
+        clock.later_s = 1000.0
+        platform.publish("a/b", "x", 2)
+        platform.publish("a/b", "end", 2)
+        assert eventually(lambda: manager.get_metrics().messages_received == 4)
+        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
+    assert sorted(handled.payloads) == [b"end", b"x"]
+
+
 class Plain(OddBroker):
     """Says that it takes neither wildcards nor shared subscriptions, and ends the connection over them."""
 

@@ -237,6 +237,8 @@ class StepOutbox:
         self.world, self.store = world, store
         self.lock = nullcontext()
         self.is_linked = False
+        # Nothing is put behind DISCONNECT here.
+        self.session = SimpleNamespace(has_last=False)
 
     def put_ack(self, packet: bytes) -> None:
         kind, mid = packet[0] >> 4, int.from_bytes(packet[2:], "big")
