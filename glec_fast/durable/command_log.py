@@ -31,13 +31,14 @@ _END = (
     " properties = NULL, number = (SELECT max(number) + 1 FROM glec_command)"
 )
 _LAST = "SELECT max(number) FROM glec_command"
+_LAST_ANSWERED = "SELECT number FROM glec_command WHERE reply IS NOT NULL ORDER BY number DESC LIMIT 1"
 _TRIM = "DELETE FROM glec_command WHERE number <= ? AND reply IS NOT NULL"
 # The newest is kept, however large it is.
 _TRIM_BYTES = (
     "DELETE FROM glec_command WHERE reply IS NOT NULL AND number < ?1 AND number IN (SELECT number FROM (SELECT number,"
     " sum(coalesce(length(reply), 0) + ?2) OVER (ORDER BY number DESC) AS bytes FROM glec_command) WHERE bytes > ?3)"
 )
-# What an entry takes beside its reply; and of so many entries all are looked at once.
+# What an entry takes beside its reply; and in so many numbers, one or two of a command, all are looked at once.
 _ENTRY_BYTES, _LOOKED_AT_EVERY = 128, 16
 _BEGUN = (
     "SELECT number, CAST(name AS BLOB), iif(typeof(id) = 'blob', id, NULL), iif(typeof(digest) = 'blob', digest, NULL),"
@@ -109,10 +110,11 @@ def unbegin(table: QueueTable, key: Key) -> None:
 
 def end(table: QueueTable, key: Key, origin: Origin, reply: bytes, entries_max: int, bytes_max: int = 0) -> None:
     """It is answered; the oldest answered beyond `entries_max`, or about `bytes_max`, 0 for any, are forgotten."""
+    before = table.connection.execute(_LAST_ANSWERED).get or 0
     table.connection.execute(_END, (*key, *origin[:3], reply))
     last = table.connection.execute(_LAST).get
     table.connection.execute(_TRIM, (last - entries_max,))
-    if bytes_max and last % _LOOKED_AT_EVERY == 0:
+    if bytes_max and last // _LOOKED_AT_EVERY != before // _LOOKED_AT_EVERY:
         table.connection.execute(_TRIM_BYTES, (last, _ENTRY_BYTES, bytes_max))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import pytest
+
 from glec_fast.durable import command_log
 from glec_fast.durable.command_log import Key, Origin
 from glec_fast.durable.store import Store
@@ -12,6 +14,8 @@ from support.queue_files import plain
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from glec_fast.durable._table import QueueTable
 
 ORIGIN = Origin(1, 2, "t", b"{}", None)
 
@@ -53,6 +57,27 @@ def test_replies_take_so_much_and_no_more(tmp_path: Path) -> None:
         assert all(each is None for each in kept[:32])
         store.run(lambda table: command_log.end(table, key(100), ORIGIN, b"x" * 100_000, 1000, 10_000))
         assert store.run(lambda table: command_log.find(table, key(100))) is not None
+
+
+@pytest.mark.parametrize("refused", range(4))
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_replies_take_no_more_whatever_was_refused_before_and_runs_at_once(
+    tmp_path: Path, refused: int, at_once: int
+) -> None:
+    def run(table: QueueTable) -> None:
+        for number in range(refused):
+            command_log.end(table, Key("unknown", b"%d" % number, b""), ORIGIN, b"", 1000, 10_000)
+        for first in range(0, 96, at_once):
+            for number in range(first, first + at_once):
+                command_log.begin(table, key(number), ORIGIN)
+            for number in range(first, first + at_once):
+                command_log.end(table, key(number), ORIGIN, b"x" * 1000, 1000, 10_000)
+
+    with closing(Store(tmp_path / "queue.db")) as store:
+        store.run(run)
+        kept = [store.run(lambda table: command_log.find(table, key(number))) for number in range(96)]  # noqa: B023
+        assert kept[-1] is not None
+        assert sum(each is not None for each in kept) <= 10 + 16
 
 
 ODD_COLUMNS = {
