@@ -133,8 +133,10 @@ def as_ascii(host: str) -> str | bytes:
 
 def resolve(host: str, port: int) -> list[Address]:
     """The host's addresses in the system's order. Not bounded in time: the system's resolver is. Raises OSError."""
-    # What a program has in the place of Python's own may want a str.
-    name = as_ascii(host) if socket.getaddrinfo.__module__ == socket.__name__ else host
+    # What a program has in the place of Python's own, or around it, may want a str.
+    look_up: Any = socket.getaddrinfo
+    is_pythons = look_up.__module__ == socket.__name__ and not hasattr(look_up, "__wrapped__")
+    name = as_ascii(host) if is_pythons else host
     try:
         found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
     except UnicodeError as error:

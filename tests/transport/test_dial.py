@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,20 @@ def test_a_source_address_is_bound() -> None:
         port = good.getsockname()[1]
         with dial("127.0.0.1", port, TIMEOUT_S, Route(("127.0.0.2", 0))) as sock:
             assert sock.getsockname()[0] == "127.0.0.2"
+
+
+def test_a_program_that_wraps_the_look_up_is_asked_with_a_str(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own names would be passed over else."""
+    pythons, asked = socket.getaddrinfo, []
+
+    @functools.wraps(pythons)
+    def getaddrinfo(host: Any, *arguments: Any, **options: Any) -> Any:
+        asked.append(host)
+        return pythons("127.0.0.1", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    resolve("broker.example", 1883)
+    assert asked == ["broker.example"]
 
 
 def test_what_is_no_name_of_a_host() -> None:
