@@ -258,7 +258,7 @@ class Received:
             if self._is_to_be_written(mid):
                 return False
             self._answer_owed(_PUBREC, mid)
-        elif mid in self._owed and self._outbox.is_linked:
+        elif mid in self._owed and self._outbox.is_linked and not self._outbox.session.has_last:
             self._answer_owed(_PUBACK, mid)
         else:
             self._unsaid[mid] = _mark(message)

@@ -20,7 +20,7 @@ from support.gateway import TIMEOUT_S, eventually
 from support.killed import Killed
 from support.odd_broker import CLOSE, CONNECT, SUBSCRIBE, OddBroker
 from support.scripted_gateway import BROKER_NAME, CLIENT_ID, ScriptedGateway
-from support.wire_reference import PUBCOMP, PUBREC, PUBREL, Packet, ack
+from support.wire_reference import PUBACK, PUBCOMP, PUBREC, PUBREL, Packet, ack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,6 +145,33 @@ def test_an_answer_waits_for_the_disk(path: Path) -> None:
             received.release(7)
             assert leaving(gateway) == b""
         assert leaving(gateway) == ack(PUBCOMP, 7)
+
+
+@pytest.mark.parametrize("is_leaving", [False, True])
+def test_one_of_qos_1_that_is_handled_behind_our_disconnect_is_not_handled_again(path: Path, is_leaving: bool) -> None:
+    """Its PUBACK cannot leave any more, and the broker sends it again."""
+    message, again = (
+        SimpleNamespace(mid=7, qos=1, dup=dup, topic="t", payload=b"a") for dup in (False, True)
+    )  # fmt: skip
+    with ScriptedGateway(path) as gateway:
+        received = Received(gateway.outbox)
+        received.keeps_qos_1 = True
+        received.turn_to((CLIENT_ID, BROKER_NAME), ())
+        gateway.outbox.put_packet(b"\x10\x00", first=True)
+        assert received.is_new(message)
+        if is_leaving:
+            gateway.outbox.put_packet(b"\xe0\x00", last=True)
+        received.acknowledge(7, message)
+        assert leaving(gateway) == b"\x10\x00" + (b"\xe0\x00" if is_leaving else ack(PUBACK, 7))
+        if is_leaving:
+            gateway.outbox.park()
+            gateway.outbox.drop_acks()
+            gateway.outbox.put_packet(b"\x10\x00", first=True)
+            received.begin()
+            received.resume(is_continued=True)
+            assert not received.is_new(again)
+            gateway.outbox.put_acks()
+            assert leaving(gateway) == b"\x10\x00" + ack(PUBACK, 7)
 
 
 def test_an_id_of_an_ended_session_on_disk_is_no_leave_for_pubrec(path: Path) -> None:
