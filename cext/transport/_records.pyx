@@ -33,7 +33,6 @@ cdef enum:
 # Of the class below ssl's, whose own would encrypt.
 cdef object _recv = Socket.recv
 cdef object _send = Socket.send
-cdef object _WAIT = object()
 
 
 def gather(sock, session):

@@ -82,7 +82,7 @@ class DurableOutbox(RowOutbox):
         self._uncounted = 0
         # What was in the air is queued again; so no more of it is on its way than is known.
         self.session.bounds_unproven = resend_unproven
-        self._in_the_air = InTheAir(self, resends=resend_unproven)
+        self._unproven = InTheAir(self, resends=resend_unproven)
         # Of this connection's server.
         self.limits: ServerLimits | None = None
         self.weaknesses = Weaknesses()
@@ -140,6 +140,7 @@ class DurableOutbox(RowOutbox):
         identity = client_id, owner
         # The address is among the members.
         self.uptime.is_of_one = len(members) < 2
+        self.uptime.on_connecting()
         if self._identity != identity:
             known = self.store.identity
             is_first = not any(self._identity) and known[0] == client_id and known[1] in (owner, *members)
@@ -386,7 +387,7 @@ class DurableOutbox(RowOutbox):
     def has_timers(self) -> bool:
         """See `Outbox.has_timers`."""
         blame = self._blame
-        unproven = self._unanswered.suspects or blame.suspicion.aside or blame.has_passed_over or self._in_the_air.rows
+        unproven = self._unanswered.suspects or blame.suspicion.aside or blame.has_passed_over or self._unproven.rows
         return bool(not self.is_open or self.is_narrow or self._again or unproven or self._has_waiting_rows())
 
     def _end_orphans(self) -> None:
@@ -517,7 +518,7 @@ class DurableOutbox(RowOutbox):
         parked, finished, stranded, unproven, unproven_count = self._end_connection()
         self._rewind(parked, finished)
         if unproven_count:
-            self._in_the_air.end(unproven, unproven_count, by_peer=self._blame.is_by_peer)
+            self._unproven.end(unproven, unproven_count, by_peer=self._blame.is_by_peer)
         self._requeue(stranded, self._append_stranded)
         self._note_end(has_left=has_left, in_order=in_order)
 
@@ -637,7 +638,7 @@ class DurableOutbox(RowOutbox):
         with self._pulling:
             with self.lock:
                 has_suspects = self._blame.begin()
-                self._in_the_air.one_by_one.begin()
+                self._unproven.one_by_one.begin()
             self.is_narrow = self._unanswered.is_careful or has_suspects
             self._has_held_back = False
             verdicts = self._blame.judge()
@@ -698,7 +699,7 @@ class DurableOutbox(RowOutbox):
         """Now and then, on a connection that lasts: ask about PUBRELs that were sent again, see `Unanswered`."""
         unanswered = self._unanswered
         self.uptime.look()
-        self._in_the_air.one_by_one.look()
+        self._unproven.one_by_one.look()
         if self.is_open and not unanswered.asked:
             self._blame.probe()
         if self.is_open and self._blame.has_passed_over and self._is_drained():

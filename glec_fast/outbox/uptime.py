@@ -25,7 +25,7 @@ _SUBSCRIBE, _UNSUBSCRIBE = 0x82, 0xA2
 _MQTT_5 = 5
 # What it says is up to ten seconds old, and may prove more a while later.
 _PAUSE_S, _TRIES = 5.0, 4
-# Connections that ended before an answer, in a row: it may end them over the question.
+# Connections that the broker ended before an answer, in a row: it may do so over the question.
 _ENDS_MAX = 2
 # How far two clocks may be apart from the start, and drift.
 _APART_S, _DRIFT = 2.0, 0.001
@@ -49,6 +49,10 @@ class Uptime:
         # What a packet that was sent at a moment will prove once it is answered: up to where, and when.
         self._asked_to, self._asked_at = 0, 0
 
+    def on_connecting(self) -> None:
+        """A connection is made next: what CONNACK says may be as old as this when it is read."""
+        self._asked_at = self._store.moment()
+
     def begin(self, session_present: bool) -> None:
         """The broker has accepted a connection, and said whether it has the session."""
         session = self._outbox.session
@@ -58,12 +62,16 @@ class Uptime:
         self._asked_to = 0
         if self._is_kept:
             with self._outbox.lock:
-                session.kept_until = self._store.moment()
+                session.kept_until = self._asked_at
 
     def end(self) -> None:
         """The connection has ended."""
-        self._ends += self._outbox.is_asking
-        self._outbox.is_asking = False
+        outbox = self._outbox
+        # A link that dies without a word says nothing of the question.
+        self._ends += outbox.is_asking and (outbox.is_left or outbox.is_broken_off)
+        outbox.is_asking = False
+        # They are given back, and may be the program's next.
+        self._ids = frozenset()
 
     def look(self) -> None:
         """Now and then: ask, or note how long the session is known to be what it was."""
@@ -97,6 +105,7 @@ class Uptime:
             return
         self._ids = frozenset((subscribe_id, unsubscribe_id))
         self._has_said, outbox.is_asking = False, True
+        self._asked_at = self._store.moment()
         of_filter = len(_FILTER).to_bytes(2, "big") + _FILTER
         packets = b"".join(
             bytes((kind, 2 + len(body))) + packet_id.to_bytes(2, "big") + body
@@ -133,6 +142,7 @@ class Uptime:
             self._tries_left = 0
             with outbox.lock:
                 session.prove_kept()
-                session.kept_until = self._store.moment()
+                # The broker may have said so long before it is read.
+                session.kept_until = self._asked_at
             outbox.wake()
         return True

@@ -9,8 +9,10 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from glec_fast.mqtt import Client
 from glec_fast.testbed.subscriber import Subscriber
+from support.clock import Clock
 from support.gateway import TIMEOUT_S
 from support.packet_tape import Tape, TappedLink
+from support.scripted_gateway import ScriptedGateway
 from support.wire_reference import PUBLISH, PUBREC
 
 if TYPE_CHECKING:
@@ -84,3 +86,27 @@ def test_after_many_were_on_their_way_as_many_are_again_where_the_broker_runs_on
             client.loop_stop()
             client.close()
     assert heard == []
+
+
+def test_the_ids_of_a_question_without_an_answer_are_the_programs_again(tmp_path: Path) -> None:
+    with ScriptedGateway(tmp_path / "queue.db") as gateway:
+        gateway.connect()
+        gateway.outbox.uptime._ask()
+        assert gateway.outbox.is_asking
+        gateway.outbox.park()
+        gateway.connect()
+        assert not any(gateway.outbox.uptime.take_answer(packet_id) for packet_id in range(1, 65_536))
+
+
+def test_an_answer_that_is_read_late_is_as_old_as_its_question(tmp_path: Path) -> None:
+    """Suspended in between: the broker may have gone back since."""
+    clock = Clock()
+    with ScriptedGateway(tmp_path / "queue.db", clock=clock) as gateway:
+        store, session, uptime = gateway.store, gateway.session, gateway.outbox.uptime
+        clock.now_s += 1000
+        gateway.connect(session_present=False)
+        assert store.seconds_since(session.kept_until) == 1000
+        uptime._ask()
+        clock.now_s += 500
+        assert uptime.take_message(b"3600 seconds")
+        assert store.seconds_since(session.kept_until) == 500
