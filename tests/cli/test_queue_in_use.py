@@ -51,9 +51,7 @@ def test_messages_of_the_running_service_are_purged_by_it(tmp_path: Path, capsys
         manager.set_drop_callback(lambda each: dropped.append(each.message_id))
         arguments = ["queue", "purge", str(tmp_path / "queue.db"), "--topic", "t/1", "--yes"]
         assert main([*arguments, "--socket", str(tmp_path / "publish.sock")]) == 0
-        assert (
-            capsys.readouterr().out == "the service deletes 5 messages, but for those that are on their way already\n"
-        )
+        assert capsys.readouterr().out == "the service deletes 5 messages, but for what is on its way already\n"
         assert eventually(lambda: len(dropped) == 5)
         assert sorted(dropped) == [handle.message_id for handle in handles[1::2]]
         metrics = manager.get_metrics()

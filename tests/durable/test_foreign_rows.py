@@ -195,7 +195,7 @@ def test_dequeue_all_sets_aside_too(path: Path) -> None:
 
 
 def test_what_is_set_aside_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("glec_fast.durable.dropping.QUARANTINE_BYTES_MAX", 1000)
+    monkeypatch.setattr("glec_fast.durable.quarantine.QUARANTINE_BYTES_MAX", 1000)
     write(path, *[("+", "x" * size, 1, number, FAR_MS) for number, size in enumerate([1] * 20 + [400] * 3)])
     sent_of(path)
     assert [row[1] for row in set_aside(path)] == [22, 23]
