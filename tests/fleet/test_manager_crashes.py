@@ -75,7 +75,8 @@ def test_killed_while_flushing_again_and_again(
                 manager.publish("t", f"{qos}-{number}", qos)
     with Subscriber(broker, "t") as subscriber:
         for kills in range(1, 5):
-            child = start_child(max_in_flight=20, protocol_version=protocol_version)
+            # On a busy machine it would be through before it is killed.
+            child = start_child(max_in_flight=20, flush_max_msg_s=500, protocol_version=protocol_version)
             assert subscriber.wait_for(lambda arrivals, enough=kills * 150: len(arrivals) >= enough, TIMEOUT_S)
             child.kill()
         assert len(subscriber.payloads()) < 1500, "nothing was left to be killed over"
