@@ -72,17 +72,21 @@ def test_what_is_deleted_is_gone_and_its_number_is_no_other_s(tmp_path: Path) ->
         assert [entry.number for entry in store.quarantined()] == [numbers[1], numbers[2] + 1]
 
 
+def assert_takes_alerts(store: Store) -> None:
+    for _ in range(50):
+        store.append("alerts", "x" * 1000, 2)
+    store.run(lambda _: None)
+    assert store.size == 50
+    assert "overflow" not in store.drops
+
+
 def test_it_leaves_the_queue_its_room(tmp_path: Path) -> None:
     """Both are in one file, which is bounded: a queue without room would give up all that comes."""
     with closing(Store(tmp_path / "q.db", max_queue_bytes=1_000_000, quarantine_max_size=1000)) as store:
         for _ in range(15):
             quarantine(store, "x" * 100_000)
         assert len(store.quarantined()) == 2
-        for _ in range(50):
-            store.append("alerts", "x" * 1000, 2)
-        store.run(lambda _: None)
-        assert store.size == 50
-        assert "overflow" not in store.drops
+        assert_takes_alerts(store)
 
 
 def test_what_was_kept_under_other_settings_leaves_the_queue_its_room_too(tmp_path: Path) -> None:
@@ -92,11 +96,7 @@ def test_what_was_kept_under_other_settings_leaves_the_queue_its_room_too(tmp_pa
             quarantine(store, "x" * 100_000)
     with closing(Store(path, max_queue_bytes=1_000_000)) as store:
         assert len(store.quarantined()) == 15
-        for _ in range(50):
-            store.append("alerts", "x" * 1000, 2)
-        store.run(lambda _: None)
-        assert store.size == 50
-        assert "overflow" not in store.drops
+        assert_takes_alerts(store)
         assert len(store.quarantined()) == 2
 
 

@@ -98,8 +98,11 @@ FOUND = {
 
 @pytest.mark.parametrize("name", FOUND)
 def test_what_was_once_found_holds(name: str) -> None:
+    """What does not hold is raised by the step that it shows at. And the crash was reached, and what is behind it."""
     bounds, steps = FOUND[name]
-    follow(bounds, steps.split(", "))
+    world = follow(bounds, steps.split(", "))
+    assert world.crashes < bounds.crashes
+    assert world.linked
 
 
 def test_a_client_that_forgets_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
