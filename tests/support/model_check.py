@@ -438,6 +438,7 @@ def follow(bounds: Bounds, steps: list[str]) -> World:
             world = World(world.after_crash(step), bounds)
         elif step in world.steps():
             world.do(step)
+        world.check()
     return world
 
 
