@@ -25,6 +25,8 @@ _STEP_MS = 1000
 _ERROR_MAX_US = 500_000
 # Off for longer is not believed of any clock (GPS receivers lose 1024 weeks): better late than lost.
 _OFF_MAX_MS = 366 * 24 * 60 * 60 * 1000
+# The queue's time on disk may be so far behind: to write it costs a page.
+_ANCHOR_LASTS_MS = 60_000
 # Above every message id. Added to one on disk, where earlier versions had ids of their own meaning.
 _TRUE_BEFORE = 1 << 61
 # A moment that the wall clock tells, where it is right, has its seconds above this; that of a boot, above a number of
@@ -209,11 +211,11 @@ class QueueClock:
         return self._anchor(self.offset_ms + step.by_ms, step.true_before)
 
     def anchor(self, *, fresh: bool) -> Anchor | None:
-        """What must be on disk with the next rows; None: what is there will do. `fresh`: also if only time passed."""
+        """What must be on disk with the next rows; None: what is there will do. `fresh`: also if little time passed."""
         anchor, saved = self._anchor(self.offset_ms, self._true_before), self._saved
-        if not fresh and saved is not None and saved._replace(queue_ms=anchor.queue_ms) == anchor:
-            return None
-        return anchor
+        if fresh or saved is None or saved._replace(queue_ms=anchor.queue_ms) != anchor:
+            return anchor
+        return anchor if anchor.queue_ms - saved.queue_ms > _ANCHOR_LASTS_MS else None
 
     def _anchor(self, offset_ms: int, true_before: int) -> Anchor:
         queue_ms = self._clocks.since_boot_ms() + offset_ms

@@ -241,7 +241,7 @@ class Committer:
             if is_cleanup_due:
                 commit.jobs.append(Job(self._clean_up))
             if commit.rows or commit.row_count:
-                commit.anchor = intake.clock.anchor(fresh=is_cleanup_due or is_closing)
+                commit.anchor = intake.clock.anchor(fresh=is_closing)
             is_full = commit.row_count + len(commit.rows) > self._max_queue_size or self._overflow.is_tight
             self._settle_claims()
             makes_room = is_full or is_closing or not commit.with_rows or bool(commit.jobs)

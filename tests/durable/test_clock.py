@@ -25,6 +25,8 @@ TTL_S = DAY_S
 TODAY_S = 1_795_478_400.0
 UNSET_S = 12.0
 NO_MORE_S = 1.0
+# The queue's time on disk may be so far behind.
+ANCHOR_LASTS_MS = 60_000
 # In an anchor, with the message id below which times are true; and where those of all are.
 TRUE_BEFORE = 1 << 61
 ALL = (1 << 62) - 1
@@ -374,6 +376,20 @@ class TestBoot:
         unset.boot(wall_s=UNSET_S)
         unset.accept()
         assert on_disk(path, "SELECT boot_id FROM glec_clock") == unset.clock.boot_id
+
+    @pytest.mark.parametrize("is_empty", [True, False], ids=["all are sent", "asleep while one waits"])
+    def test_killed_at_once_after_the_first_message_in_a_long_time(
+        self, unset: Gateway, path: Path, is_empty: bool
+    ) -> None:
+        """No clean-up has told the disk how late it is: of an empty queue none does, and none comes in sleep."""
+        unset.accept()
+        unset.look_at_the_clock()
+        unset.pass_time(TTL_S + NO_MORE_S if is_empty else TTL_S / 2)
+        assert expire(unset) == is_empty
+        unset.pass_time(TTL_S / 2)
+        unset.accept()
+        behind = "(SELECT MAX(timestamp) FROM mqtt_offline_queue) - (SELECT queue_time FROM glec_clock)"
+        assert on_disk(path, f"SELECT {behind}") <= ANCHOR_LASTS_MS
 
 
 class TestCertainty:

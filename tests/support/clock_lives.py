@@ -29,7 +29,8 @@ YEAR_MS = 366 * DAY_MS
 TTL_MS = DAY_MS
 # 2026-11-24.
 TODAY_MS = 1_795_478_400_000
-CLEANUP_MS = 5 * MINUTE_MS
+# On disk the queue's time may be so far behind.
+ANCHOR_LASTS_MS = MINUTE_MS
 # Half a second that the kernel may be wrong by, and a second that the queue's time is left apart, at each of two ends.
 EARLY_MS = 3000
 LATE_MS = 3000
@@ -55,6 +56,8 @@ class Machine:
     def __init__(self, chance: random.Random) -> None:
         self._chance = chance
         self.true_ms = TODAY_MS
+        # What its process waits by, and which stands while it sleeps.
+        self.awake_ms = 0
         self._booted_ms = self.true_ms - chance.randrange(HOUR_MS)
         self._wall_off_by_ms = 0.0
         self._saved_wall_ms = self.wall_ms()
@@ -84,6 +87,7 @@ class Machine:
         ms = self._chance.choice((5, 3000, 40_000, 7 * MINUTE_MS, HOUR_MS, 5 * HOUR_MS, 11 * HOUR_MS, 30 * HOUR_MS))
         ms = self._chance.randint(1, ms)
         self.true_ms += ms
+        self.awake_ms += self._chance.choice((0, ms))
         if not self.is_right:
             self._wall_off_by_ms += ms * self._chance.choice((0, 0, SLEW_PPM, -SLEW_PPM)) / 1_000_000
         if self._chance.random() < 0.5:
@@ -213,8 +217,7 @@ class Life:
             self._path,
             ttl_ms=TTL_MS,
             clocks=Clocks(**clocks),
-            cleanup_interval_s=CLEANUP_MS / 1000,
-            monotonic=lambda: self._machine.true_ms / 1000,
+            monotonic=lambda: self._machine.awake_ms / 1000,
         )
 
     def _accept(self) -> None:
@@ -275,7 +278,7 @@ class Life:
         self._restarted(self._machine.true_ms)
 
     def _kill(self) -> None:
-        last_ms = self._looked_ms - CLEANUP_MS
+        last_ms = self._looked_ms - ANCHOR_LASTS_MS
         self._cut()
         self._restarted(last_ms)
 
@@ -297,7 +300,7 @@ class Life:
             self._seen()
             last_ms = self._machine.true_ms
         else:
-            last_ms = self._looked_ms - CLEANUP_MS
+            last_ms = self._looked_ms - ANCHOR_LASTS_MS
             self._cut()
         self._machine.switch_off()
         self._next_boot(self._machine.true_ms - last_ms)
@@ -311,7 +314,7 @@ class Life:
     def _next_start(self) -> None:
         """Up to here the time is accounted for."""
         self._has_looked = False
-        self._looked_ms = self._machine.true_ms + CLEANUP_MS
+        self._looked_ms = self._machine.true_ms + ANCHOR_LASTS_MS
 
     def _reopen(self) -> None:
         if not self._waiting:
