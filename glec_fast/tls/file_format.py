@@ -194,16 +194,15 @@ def key_label(der: bytes) -> str | None:
 
 def der_elements(content: bytes) -> list[bytes]:
     """What a file in DER is made of: one element, or several that were put together. None where it is not DER."""
-    # Editors and shells add a line's end.
-    for candidate in (content, content.rstrip(b"\r\n")):
-        reader, found = DerReader(candidate), []
-        try:
-            while reader.has_more():
-                found.append(reader.any()[2])
-        except CertificateError:
-            continue
-        return found
-    return []
+    reader, found = DerReader(content), []
+    try:
+        while reader.has_more():
+            found.append(reader.any()[2])
+    except CertificateError:
+        # Editors and shells add a line's end, and a signature may end as one does.
+        rest = content[sum(map(len, found)) :]
+        return [] if rest.strip(b"\r\n") else found
+    return found
 
 
 def _first_tags(der: bytes) -> tuple[int, int] | None:

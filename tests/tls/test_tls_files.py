@@ -181,6 +181,13 @@ class TestAuthorities:
         path.write_bytes(ders(roots[0]).pop())
         assert trusted(path) == ders(roots[0])
 
+    @pytest.mark.parametrize("last", [b"\n", b"\r"])
+    @pytest.mark.parametrize("added", [b"", b"\n", b"\r\n", b"\n\n\n"])
+    def test_der_that_ends_as_a_line_does(self, roots: list[bytes], last: bytes, added: bytes) -> None:
+        """One of 128 signatures; nobody looks at that of a root. Editors and shells add a line's end."""
+        der = ssl.PEM_cert_to_DER_cert(roots[0].decode())[:-1] + last
+        assert trusted(der + added) == {der}
+
     def test_a_folder(self, roots: list[bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         folder = tmp_path / "certs"
         (folder / "private").mkdir(parents=True)
