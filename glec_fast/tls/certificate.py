@@ -13,7 +13,9 @@ from glec_fast.errors import CertificateError
 
 _INTEGER, _BIT_STRING, _OBJECT_ID, _SEQUENCE, _SET = 0x02, 0x03, 0x06, 0x30, 0x31
 _UTC_TIME, _GENERALIZED_TIME = 0x17, 0x18
-_VERSION = 0xA0
+# The same tag, at the beginning of a certificate and at the end of a revocation list.
+_VERSION = _EXTENSIONS = 0xA0
+_DELTA = b"\x55\x1d\x1b"
 _MULTIBYTE_TAG = 0x1F
 # A certificate of 64 KiB is beyond what TLS peers show; a length of more than four bytes is an attack or an accident.
 _LENGTH_BYTES_MAX = 4
@@ -111,6 +113,19 @@ def parse_certificate(der: bytes) -> Certificate:
     validity.end()
     subject = _name(body.inside(_SEQUENCE))
     return Certificate(subject, not_before_s, not_after_s, _public_key(body))
+
+
+def is_delta_list(der: bytes) -> bool:
+    """Whether a revocation list has changes to another alone (RFC 5280, 5.2.4). Raises CertificateError."""
+    body = DerReader(der).inside(_SEQUENCE).inside(_SEQUENCE)
+    tag, content = 0, b""
+    while body.has_more():
+        tag, content, _ = body.any()
+    extensions = DerReader(content).inside(_SEQUENCE) if tag == _EXTENSIONS else body
+    while extensions.has_more():
+        if extensions.inside(_SEQUENCE).field(_OBJECT_ID) == _DELTA:
+            return True
+    return False
 
 
 def _public_key(body: DerReader) -> bytes:

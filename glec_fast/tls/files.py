@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from glec_fast.errors import TLSFileError
+from glec_fast.errors import CertificateError, TLSFileError
 from glec_fast.runtime.log import logger
+from glec_fast.tls.certificate import is_delta_list
 from glec_fast.tls.file_format import damage, in_a_command, wrong_format
 from glec_fast.tls.key_format import (
     Identity,
@@ -118,8 +119,16 @@ def load_revocation_lists(context: ssl.SSLContext, file: File) -> None:
     if not lists:
         says = wrong_format(file.content, file.path).partition("; ")[0]
         raise TLSFileError(f"{file.label} cannot be used: {says}; give revocation lists (CRL) in PEM or DER")
-    if not _is_loaded(context, lists):
+    try:
+        has_delta = any(is_delta_list(each.der) for each in lists)
+    except CertificateError:
+        has_delta = None
+    if has_delta is None or not _is_loaded(context, lists):
         raise TLSFileError(f"{file.label} cannot be used: a revocation list in it is damaged; copy it anew")
+    if has_delta:
+        # OpenSSL takes it for a whole one, and the latest for the one that counts.
+        says = "a list in it has only changes to another (a delta CRL); give whole lists alone"
+        raise TLSFileError(f"{file.label} cannot be used: {says}")
 
 
 def _parsed(file: File, parse: Callable[[bytes], list[Block]]) -> list[Block]:

@@ -54,6 +54,7 @@ def write_crl(
     since: dt.datetime = NOW - dt.timedelta(days=1),
     until: dt.datetime = NOW + dt.timedelta(days=1),
     key: Any = None,
+    is_delta: bool = False,
 ) -> Path:
     """A revocation list of `authority` at `path`, signed with `key` in place of its own."""
     builder = x509.CertificateRevocationListBuilder(authority._name).last_update(since).next_update(until)
@@ -63,6 +64,8 @@ def write_crl(
         builder = builder.add_revoked_certificate(entry)
     key_identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority._key.public_key())
     builder = builder.add_extension(x509.CRLNumber(1), False).add_extension(key_identifier, False)
+    if is_delta:
+        builder = builder.add_extension(x509.DeltaCRLIndicator(1), True)
     path.write_bytes(builder.sign(key or authority._key, hashes.SHA256()).public_bytes(encoding))
     return path
 

@@ -555,6 +555,20 @@ class TestRevocationLists:
         write_crl(authority, path, authority.certificate_path, encoding=encoding)
         assert source.get() is not first
 
+    @pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
+    def test_changes_to_a_list_are_not_taken_for_a_whole_one(
+        self, roots: list[bytes], tmp_path: Path, encoding: Encoding
+    ) -> None:
+        """As OpenSSL does: what the list before them has revoked would be accepted."""
+        authority = CertificateAuthority(tmp_path)
+        whole = write_crl(authority, tmp_path / "whole", authority.certificate_path, encoding=encoding).read_bytes()
+        path = write_crl(authority, tmp_path / "crl", encoding=encoding, is_delta=True)
+        changes = path.read_bytes()
+        for content in (changes, whole + changes, changes + whole):
+            path.write_bytes(content)
+            with pytest.raises(TLSFileError, match=r"crl_file '.*' cannot be used: .* delta"):
+                trusted(roots[0], crl_file=path)
+
 
 @pytest.mark.parametrize(
     "path",
