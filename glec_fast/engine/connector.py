@@ -75,14 +75,14 @@ class Connector:
 
     def shake_hands(self, tcp_sock: socket.socket, context: ssl.SSLContext, host: str) -> Any:
         """Begin TLS on it. Raises OSError."""
-        # The dot that ends an absolute name is for the look-up alone (RFC 6066, 3; no certificate has it).
-        name: str | bytes = host.removesuffix(".")
+        # For the look-up alone, and in no certificate: the dot that ends an absolute name (RFC 6066, 3), and which of
+        # our interfaces leads to a link-local address (RFC 4007, 11).
+        name = host.partition("%")[0].removesuffix(".")
         # A context that wraps in its own way, as those of green threads do, has its reasons.
         is_plain = getattr(context.wrap_socket, "__module__", "") == "ssl"
-        if is_plain:
-            name = as_ascii(host.removesuffix("."))
+        shown = as_ascii(name) if is_plain else name
         session = self._session_for(context, host)
-        sock = context.wrap_socket(tcp_sock, server_hostname=name, do_handshake_on_connect=False, session=session)
+        sock = context.wrap_socket(tcp_sock, server_hostname=shown, do_handshake_on_connect=False, session=session)
         self.attempt.follow(sock)
         if is_plain:
             gather(sock, session)

@@ -192,6 +192,14 @@ class Cases:
         tls = self.trust(certificate_pins=[pin_of(real)])
         return Case(self.peer(name="middle"), tls, "is pinned", PinningError)
 
+    def man_in_the_middle_who_shows_the_pinned_certificate_too(self) -> Case:
+        real, other = self.authority.issue_server("real"), self.authority.issue_server("middle")
+        shown = other.certificate_path.read_bytes() + real.certificate_path.read_bytes()
+        other.certificate_path.write_bytes(shown)
+        return Case(
+            TLSPeer(server_context(other)), self.trust(certificate_pins=[pin_of(real)]), "is pinned", PinningError
+        )
+
     def tls_1_0(self) -> Case:
         return Case(self.peer(versions=TLS_1_0, ciphers="ALL"), self.trust(), "no TLS version")
 

@@ -495,14 +495,17 @@ def test_which_names_a_certificate_is_for(cases: Cases, names: list[str], host: 
         assert explain(caught.value, host).check == "hostname"
 
 
-def test_the_dot_of_an_absolute_name_is_for_the_look_up_alone(cases: Cases) -> None:
-    connector = SecureConnector(cases.trust(), "localhost.")
-    with cases.peer() as peer, socket.create_connection(("127.0.0.1", peer.port), TIMEOUT_S) as sock:
+@pytest.mark.parametrize(("host", "name"), [("localhost.", "localhost"), ("fe80::1%eth0", None)])
+def test_what_is_for_the_look_up_alone_is_not_compared(cases: Cases, host: str, name: str | None) -> None:
+    """The dot of an absolute name, and which of our interfaces leads to a link-local address."""
+    connector = SecureConnector(cases.trust(), host)
+    peer = cases.peer(hosts=["localhost", "fe80::1"])
+    with peer, socket.create_connection(("127.0.0.1", peer.port), TIMEOUT_S) as sock:
         connector.begin(TIMEOUT_S)
         context = connector.context()
         assert context is not None
-        connector.shake_hands(sock, context, "localhost.").close()
-    assert peer.server_names == ["localhost"]
+        connector.shake_hands(sock, context, host).close()
+    assert peer.server_names == [name]
 
 
 def test_a_file_that_vanishes_is_told_and_found_again(cases: Cases, tmp_path: Path) -> None:
