@@ -112,7 +112,10 @@ cdef tuple AS_ODD = (
     "NULL", "NULL")
 cdef tuple READ_AFTER_STORED = tuple([READ_AFTER.format(*AS_STORED, lane) for lane in OF_LANE])
 cdef tuple READ_WITH_EXTRAS_STORED = tuple([READ_WITH_EXTRAS.format(*AS_STORED, lane) for lane in OF_LANE])
-cdef str FIRST_ALERT = "SELECT timestamp, id FROM mqtt_offline_queue WHERE qos = 2 ORDER BY timestamp, id LIMIT 1"
+# With a bound it goes along the index, and ends at the first; without, all rows are sorted for it.
+cdef tuple FIRST_OF_LANE = tuple([
+    "SELECT timestamp, id FROM mqtt_offline_queue"
+    f" WHERE timestamp <= {TIME_MAX_MS}{lane} ORDER BY timestamp, id LIMIT 1" for lane in OF_LANE])
 # Where a TEXT need not be one, and a number need not be one either.
 cdef str ODD_NUMBER = "iif(typeof({0}) = 'text', CAST({0} AS BLOB), {0})"
 cdef str READ_ODD = (
@@ -391,8 +394,8 @@ cdef class QueueTable:
         if self.may_have_extras:
             self.execute(DELETE_ORPHANS)
 
-    def first_alert(self):
-        return self.execute(FIRST_ALERT).fetchone()
+    def first_of(self, int lane):
+        return self.execute(FIRST_OF_LANE[lane]).fetchone()
 
     def read_after(self, timestamp_ms, int64_t message_id, int limit, bint with_extras=False, int lane=0) -> list:
         cdef list rows

@@ -143,8 +143,8 @@ class QueueTable:
     def text(self, value: bytes | None) -> str:
         """A TEXT that was read as bytes, for those who are told: what of it is none is replaced."""
 
-    def first_alert(self) -> tuple[float, int] | None:
-        """(timestamp, id) of the first row of QoS 2; None where there is none, which takes a look at every row."""
+    def first_of(self, lane: int) -> tuple[float, int] | None:
+        """(timestamp, id) of the first row of that lane; None where it has none, which takes a look at every row."""
 
     def read_after(
         self, timestamp_ms: float, message_id: int, limit: int, with_extras: bool = False, lane: int = 0

@@ -97,10 +97,12 @@ class Reader:
         """Every row up to this id was read, but alerts that have a lane; where nothing above it is waiting."""
         return self.lanes[0].through_id
 
-    def look_for_alerts(self, committed: Key) -> bool:
-        """At the opening: let the lane of alerts begin at the first; False where there is none up to `committed`."""
-        first = self.table.first_alert()
-        self._set_lane(-1, start=committed if first is None else (first[0], first[1] - 1))
+    def look_ahead(self, committed: Key) -> bool:
+        """At the opening: let each lane begin at its first row, or behind `committed`; False without an alert."""
+        for number, lane in enumerate(self.lanes):
+            first = self.table.first_of(lane.rows)
+            start = committed if first is None else (first[0], first[1] - 1)
+            self._set_lane(number, start=start, position=start)
         return first is not None
 
     def advance(

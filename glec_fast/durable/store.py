@@ -128,7 +128,7 @@ class Store(OfOneProcess):
             given = file.path, file.connection, reader, dropping, room, intake.adopt, self.log
             self._writer = writer = Writer(*given)
             writer.table.look_for_extras()
-            if reader.has_alert_lane and not reader.look_for_alerts(intake.committed):
+            if not reader.look_ahead(intake.committed):
                 intake.last_alert_id = 0
         except apsw.Error as error:
             failure = file.failed(error)

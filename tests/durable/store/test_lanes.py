@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import apsw
@@ -33,6 +33,17 @@ def read_alerts(store: Store, limit: int = 100) -> list[int]:
     while store.has_alerts:
         ids += [row[0] for row in store.read_alerts(limit)[0]]
     return ids
+
+
+@contextmanager
+def steps_of_reading(store: Store) -> Iterator[list[None]]:
+    """An entry for each ten instructions of SQLite's machine."""
+    steps: list[None] = []
+    store._reader.connection.set_progress_handler(lambda: bool(steps.append(None)), 10)
+    try:
+        yield steps
+    finally:
+        store._reader.connection.set_progress_handler(None)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 100])
@@ -86,20 +97,24 @@ def test_a_lane_does_not_look_at_the_rows_of_the_other_twice(store: Store, outbo
         put(store, kinds * 1000)
     read_alerts(store)
     outbox.read_all()
-    steps = 0
+    with steps_of_reading(store) as steps:
+        for _ in range(100):
+            put(store, kinds)
+            assert len(read_alerts(store) + outbox.read_all()) == 1
+    # It would be some 1,000 for each.
+    assert len(steps) < 100 * 40
 
-    def count() -> bool:
-        nonlocal steps
-        steps += 1
-        return False
 
-    store._reader.connection.set_progress_handler(count, 10)
-    for _ in range(100):
-        put(store, kinds)
-        assert len(read_alerts(store) + outbox.read_all()) == 1
-    store._reader.connection.set_progress_handler(None)
-    # Instructions of SQLite's machine, in tens: it would be some 1,000 of them for each.
-    assert steps < 100 * 40
+@pytest.mark.parametrize("kinds", ["1", "2"])
+def test_a_file_is_read_once_by_its_one_lane(make_store: Callable[..., Store], kinds: str) -> None:
+    with closing(make_store(queue_order=ALERTS_FIRST, max_queue_size=10**6)) as store:
+        put(store, kinds * 1000)
+    again = make_store(queue_order=ALERTS_FIRST)
+    outbox = RecordingOutbox(again)
+    read = {"1": read_alerts, "2": lambda _store: outbox.read_all()}
+    with steps_of_reading(again) as steps:
+        assert read[kinds](again) == []
+    assert len(steps) < 40
 
 
 def test_what_is_finished_and_what_is_in_flight(store: Store, outbox: RecordingOutbox) -> None:
