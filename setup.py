@@ -16,6 +16,7 @@ if SANITIZE:
 # cext/PACKAGE/NAME.pyx becomes glec_fast.PACKAGE.NAME.
 EXTENSIONS = (
     "aio/_waiting",
+    "durable/_image_log",
     "durable/_steps",
     "durable/_table",
     "fleet/_json",

@@ -8,7 +8,6 @@ opening, says whether what is in the log goes on from the row at all.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import struct
@@ -17,29 +16,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from glec_fast.durable._image_log import GENERATION_BYTES, IMAGE_BYTES_MAX, SLOT_BYTES, SLOTS, ImageLog, from_slot
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.lock import sync_folder
 from glec_fast.durable.state_rows import load_session, save_image, save_session
 from glec_fast.runtime.summing_log import SummingLog
 
-_SLOT_BYTES = 16 * 1024
-_SLOTS = 2
 # Written by so much when the file is made: what is written in one piece the page cache keeps in one piece, and the disk
 # would get all of it with each image.
 _PAGE_BYTES = 4096
-_GENERATION_BYTES = 8
 # Of a row: format, generation, number; the image follows. An image without them has another first byte.
-_ROW_HEAD = struct.Struct(f">B{_GENERATION_BYTES}sQ")
+_ROW_HEAD = struct.Struct(f">B{GENERATION_BYTES}sQ")
 _ROW_FORMAT = 2
 # The end of a row, behind an image, with the CRC-32 of all before it. It has the form of an entry that names a message
 # as finished, of an id that none has: versions that know nothing of it make nothing of it.
 _ROW_CHECK = struct.Struct(">QHB")
 _CHECK_ID = 1 << 62
 _CHECK_REST = (1, 3)
-# Of a slot: CRC-32 of all behind it; generation, number, bytes of the image, which follows.
-_SLOT_CRC = struct.Struct(">I")
-_SLOT_HEAD = struct.Struct(f">{_GENERATION_BYTES}sQI")
-_IMAGE_BYTES_MAX = _SLOT_BYTES - _SLOT_CRC.size - _SLOT_HEAD.size
 
 
 class Numbered(NamedTuple):
@@ -88,29 +81,18 @@ def latest(queue_path: Path, row: Numbered) -> Numbered:
     except FileNotFoundError:
         return row
     try:
-        slots = [os.pread(descriptor, _SLOT_BYTES, slot * _SLOT_BYTES) for slot in range(_SLOTS)]
+        slots = [os.pread(descriptor, SLOT_BYTES, slot * SLOT_BYTES) for slot in range(SLOTS)]
     finally:
         os.close(descriptor)
-    found = [each for each in map(_from_slot, slots) if each is not None and each.generation == row.generation]
+    found = [Numbered(*each) for each in map(from_slot, slots) if each is not None and each[0] == row.generation]
     return max([row, *found], key=lambda each: each.number)
-
-
-def _from_slot(slot: bytes) -> Numbered | None:
-    if len(slot) < _SLOT_CRC.size + _SLOT_HEAD.size:
-        return None
-    (expected,) = _SLOT_CRC.unpack_from(slot)
-    generation, number, size = _SLOT_HEAD.unpack_from(slot, _SLOT_CRC.size)
-    record = slot[_SLOT_CRC.size : _SLOT_CRC.size + _SLOT_HEAD.size + size]
-    if size > _IMAGE_BYTES_MAX or crc32(record) != expected:
-        return None
-    return Numbered(generation, number, record[_SLOT_HEAD.size :])
 
 
 class SavedImage:
     """Belongs to whoever holds the writer's lock. A transaction calls `begin` first, and `on_committed` last."""
 
     def __init__(self, queue_path: Path, log: SummingLog) -> None:
-        self._log = log
+        self._told = log
         # (client id, broker) on disk; of nobody yet in a new file.
         self.identity = ("", "")
         self._queue_path = queue_path
@@ -118,12 +100,9 @@ class SavedImage:
         self._in_row = b""
         # What the transaction under way writes to the row.
         self._to_row: tuple[tuple[str, str], bytes] | None = None
-        self._generation = os.urandom(_GENERATION_BYTES)
+        self._generation = os.urandom(GENERATION_BYTES)
         self._number = 0
-        self._descriptor = -1
-        # Where the log was made: it is there as long as it has its name.
-        self._place = ""
-        self._slot = 0
+        self._log: ImageLog | None = None
         # The row has this generation: what is written to the log goes on from it.
         self._is_log_valid = False
         # The row is older than what the log has, or may have, or nobody knows what is in it.
@@ -157,8 +136,7 @@ class SavedImage:
     def open_log(self) -> None:
         """Make the log, from now on for images that come alone. Where there can be none, they go to the row."""
         try:
-            self._descriptor = _make(log_of(self._queue_path))
-            self._place = self._present_place()
+            self._log = ImageLog(_make(log_of(self._queue_path)), self._generation)
         except OSError as error:
             self._note_slower(f"{self._log_name} cannot be made: {error}")
             # What there is of it may take the disk's last space.
@@ -167,17 +145,17 @@ class SavedImage:
     def on_file_changed(self) -> None:
         """The queue file is another one, or made anew: the row must be written, and the log goes on from that."""
         self._is_log_ahead, self._is_log_valid = True, False
-        if self._descriptor >= 0:
+        if self._log is not None:
             self._close_log()
             self.open_log()
 
     def save(self, table: QueueTable, image: bytes) -> None:
         """Have an image on disk by itself, of the same client id and broker. Raises apsw.Error, OSError."""
-        if self._has_lost_its_name():
+        if self._log is not None and not self._log.has_its_name():
             text = f"{self._log_name} is gone: it is made anew"
-            self._log.note(logging.ERROR, "losses of the log of images", "its name", text=text, later=True)
+            self._told.note(logging.ERROR, "losses of the log of images", "its name", text=text, later=True)
             self.on_file_changed()
-        if self._descriptor < 0 or not self._is_log_valid or len(image) > _IMAGE_BYTES_MAX:
+        if self._log is None or not self._is_log_valid or len(image) > IMAGE_BYTES_MAX:
             self.begin()
             self._write_row(table, self.identity, image)
             self.on_committed()
@@ -185,33 +163,18 @@ class SavedImage:
         self._number += 1
         # Whatever comes of it.
         self._is_log_ahead = True
-        record = _SLOT_HEAD.pack(self._generation, self._number, len(image)) + image
-        record = _SLOT_CRC.pack(crc32(record)) + record
         try:
-            if os.pwrite(self._descriptor, record, self._slot * _SLOT_BYTES) != len(record):
-                raise OSError(errno.EIO, "a part was written")
-            os.fdatasync(self._descriptor)
+            self._log.write(self._number, image)
         except OSError as error:
             # What a failed sync leaves in the page cache is no longer what the disk has.
             self._note_slower(f"{self._log_name} failed: {error}")
             self._close_log()
             raise
-        self._slot = (self._slot + 1) % _SLOTS
 
     def _note_slower(self, cause: str) -> None:
         # The reader's lock may be held.
         text = f"QoS 2 goes on more slowly, as {cause}"
-        self._log.note(logging.WARNING, "troubles with the log of images", cause, text=text, later=True)
-
-    def _has_lost_its_name(self) -> bool:
-        if self._descriptor < 0:
-            return False
-        return self._present_place() != self._place
-
-    def _present_place(self) -> str:
-        # Not stat: where a file's times were asked for, the next write changes them, and its sync waits for the
-        # journal. The kernel marks what was deleted, and what another file has replaced, alike.
-        return os.readlink(f"/proc/self/fd/{self._descriptor}")  # noqa: PTH115
+        self._told.note(logging.WARNING, "troubles with the log of images", cause, text=text, later=True)
 
     def begin(self) -> None:
         """A transaction begins; of the one before, if it failed, nothing is left."""
@@ -263,11 +226,11 @@ class SavedImage:
                 log_of(self._queue_path).unlink(missing_ok=True)
 
     def _close_log(self) -> None:
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
+        log, self._log = self._log, None
+        if log is not None:
             # What counts of it was synchronised before.
             with suppress(OSError):
-                os.close(descriptor)
+                os.close(log.descriptor)
 
 
 def _make(path: Path) -> int:
@@ -277,8 +240,8 @@ def _make(path: Path) -> int:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        if os.fstat(descriptor).st_size != _SLOTS * _SLOT_BYTES:
-            for offset in range(0, _SLOTS * _SLOT_BYTES, _PAGE_BYTES):
+        if os.fstat(descriptor).st_size != SLOTS * SLOT_BYTES:
+            for offset in range(0, SLOTS * SLOT_BYTES, _PAGE_BYTES):
                 os.pwrite(descriptor, bytes(_PAGE_BYTES), offset)
             os.fsync(descriptor)
         sync_folder(path.parent)

@@ -15,7 +15,7 @@ from typing import Any
 import apsw
 import pytest
 
-from glec_fast.durable import inflight_log
+from glec_fast.durable._image_log import IMAGE_BYTES_MAX
 from glec_fast.durable.inflight_log import UnreadableImageError, from_row, log_of
 from glec_fast.durable.state_rows import load_session, save_session
 from glec_fast.durable.store import Store
@@ -200,7 +200,7 @@ def test_a_closed_queue_is_one_file_again(outbox: RecordingOutbox, store: Store,
 
 def test_an_image_that_is_too_large_goes_to_the_row(outbox: RecordingOutbox, path: Path, crashes: Crashes) -> None:
     begun(outbox)
-    largest = inflight_log._IMAGE_BYTES_MAX
+    largest = IMAGE_BYTES_MAX
     log = log_of(path).read_bytes()
     save(outbox, b"x" * (largest + 1))
     assert log_of(path).read_bytes() == log
@@ -390,7 +390,7 @@ def test_a_log_that_cannot_be_let_go_of_keeps_nobody_from_the_queue(
 ) -> None:
     begun(outbox)
     save(outbox, b"second")
-    descriptor = store._writer.image._descriptor
+    descriptor = store._writer.image._log.descriptor
     real: Callable[..., None] = getattr(os, failing)
 
     def fail(target: Any, *arguments: Any, **named: Any) -> None:
