@@ -14,11 +14,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
-from operator import attrgetter
 from types import CodeType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from glec_fast.runtime._field import Facade, Field, has_any, version_of
+from glec_fast.runtime._field import Facade, Field, Overrides
 
 
 class _Late(ModuleType):
@@ -240,34 +239,11 @@ _OVERRIDABLE = (
 )
 # Those of them that move bytes.
 _MOVE_BYTES = ("_sock_recv", "_sock_send")
-_overridable_of = attrgetter(*_OVERRIDABLE)
 
 
-class Overrides:
-    """Which private methods of paho a program has put its own in the place of: in a subclass, or in another's class.
-
-    Thread-safe. `ours`: the class whose methods are not the program's.
-    """
-
-    def __init__(self, ours: type) -> None:
-        self._ours = _overridable_of(ours)
-        # The class that was last found without any, and the state it was in.
-        self._without: tuple[type, int] = type, 0
-
-    def of(self, client: Any) -> dict[str, Any]:
-        """Name -> method. Nearly always empty, and asked for with every read."""
-        kind, own = type(client), vars(client)
-        if not has_any(own, _OVERRIDABLE):
-            # Before it is looked at: what changes meanwhile is seen next time.
-            state = kind, version_of(kind)
-            if state[1] and state == self._without:
-                return {}
-            if _overridable_of(kind) == self._ours:
-                self._without = state
-                return {}
-        theirs = zip(_OVERRIDABLE, _overridable_of(kind), self._ours, strict=True)
-        names = [name for name, method, base in theirs if method is not base or name in own]
-        return {name: getattr(client, name) for name in names}
+def overrides_of(ours: type) -> Overrides:
+    """Which private methods of paho a program has put its own in the place of. ours: whose are not the program's."""
+    return Overrides(ours, _OVERRIDABLE)
 
 
 def noted(name: str, method: str) -> Any:
@@ -368,7 +344,7 @@ class Paho(Facade):
         self.holder: Paho | _Tapped = self
 
     def note_connection(self, own: dict[str, Any]) -> None:
-        """A connection is made. own: see `Overrides`."""
+        """A connection is made. own: see `overrides_of`."""
         self.holder = self if own.keys().isdisjoint(_MOVE_BYTES) else _Tapped(self.client)
 
     def through(self, sock: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The fields of another object, read and set through one's own, and whether it has any of its own by some names.
+"""The fields of another object, read and set through one's own, and the methods that it has its own of.
 
 A turn of the network loop asks for some thirty of them.
 """
@@ -35,12 +35,38 @@ cdef class Field:
         PyObject_SetAttr(facade.client, self.name, value)
 
 
-def has_any(dict own not None, tuple names not None) -> bool:
-    for name in names:
-        if PyDict_Contains(own, name):
-            return True
-    return False
+cdef class Overrides:
+    cdef tuple names
+    cdef tuple ours
+    # The class that was last found without any, and the state it was in.
+    cdef type kind
+    cdef unsigned int version
 
+    def __init__(self, type ours not None, tuple names not None):
+        self.names = names
+        self.ours = self.methods_of(ours)
 
-def version_of(type kind not None) -> int:
-    return (<PyTypeObject*>kind).tp_version_tag
+    cdef tuple methods_of(self, type kind):
+        return tuple([getattr(kind, name) for name in self.names])
+
+    cdef bint has_any(self, dict own) except -1:
+        for name in self.names:
+            if PyDict_Contains(own, name):
+                return True
+        return False
+
+    def of(self, client) -> dict:
+        cdef type kind = type(client)
+        cdef dict own = client.__dict__
+        # Before it is looked at: what changes meanwhile is seen next time.
+        cdef unsigned int version = (<PyTypeObject*>kind).tp_version_tag
+        cdef tuple theirs
+        if not self.has_any(own):
+            if version and version == self.version and kind is self.kind:
+                return {}
+            if self.methods_of(kind) == self.ours:
+                self.kind, self.version = kind, version
+                return {}
+        theirs = self.methods_of(kind)
+        pairs = zip(self.names, theirs, self.ours, strict=True)
+        return {name: getattr(client, name) for name, method, base in pairs if method is not base or name in own}

@@ -124,7 +124,7 @@ class Loop:
         now_s = time.monotonic()
         # Before a long wait it is done in any case: a callback may have changed what is due.
         is_recent = paho.thread is not None and now_s - self.misc_done_s < _MISC_INTERVAL_S
-        if is_recent and (self._outbox.session.in_flight or self._is_busy()) and not self._policy.is_moving:
+        if is_recent and (self._outbox.session.in_flight or self._is_busy()):
             return _SUCCESS
         self.misc_done_s = now_s
         return paho.client.loop_misc()

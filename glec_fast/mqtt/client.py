@@ -500,7 +500,7 @@ class Client(process.OfOneProcess, WithCallbacks):
         # One of the program's own returns nothing.
         return self._glec_parts.loop.do_misc() or self._check_keepalive() or MQTTErrorCode.MQTT_ERR_SUCCESS
 
-    # ---- what a program's subclass may have its own of: see `Overrides`
+    # ---- what a program's subclass may have its own of: see `_paho.overrides_of`
 
     def _check_keepalive(self) -> MQTTErrorCode:  # type: ignore[override]
         return self._glec_parts.liveness.check()
@@ -662,4 +662,4 @@ def parts_of(client: Client) -> Parts:
     return client._glec_parts
 
 
-_overrides = _paho.Overrides(Client)
+_overrides = _paho.overrides_of(Client)

@@ -18,7 +18,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import MalformedPacket, Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from glec_fast._paho import MQTTMessage, Overrides, Paho, has_filters
+from glec_fast._paho import MQTTMessage, Paho, has_filters
 from glec_fast.errors import ProtocolError
 from glec_fast.mqtt.inbound_message import InboundMessage, packed_publish, properties_from, reason_from
 from glec_fast.mqtt.paho_words import in_paho_words
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from glec_fast.engine.ending import Ending
     from glec_fast.outbox._outbox import Message
     from glec_fast.outbox.handle import PublishHandle
+    from glec_fast.runtime._field import Overrides
 
 # An enum's members are looked up at some cost.
 _SUCCESS = MQTTErrorCode.MQTT_ERR_SUCCESS

@@ -19,7 +19,7 @@ from glec_fast.outbox.owners import Owner
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from glec_fast._paho import Overrides, Paho
+    from glec_fast._paho import Paho
     from glec_fast.durable.received_ids import Identity
     from glec_fast.engine.farewell import Farewell
     from glec_fast.engine.liveness import Liveness
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from glec_fast.engine.writing import Writer
     from glec_fast.mqtt.dispatch import Dispatcher
     from glec_fast.outbox._outbox import Outbox
+    from glec_fast.runtime._field import Overrides
 
 _FIRST_ONLY = paho_client.MQTT_CLEAN_START_FIRST_ONLY
 _MQTT_5 = MQTTProtocolVersion.MQTTv5

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from glec_fast._paho import Overrides, Paho
+from glec_fast._paho import Paho
 from glec_fast.durable.store import Store
 from glec_fast.engine.connecting import Connecting
 from glec_fast.engine.ending import Ending
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from glec_fast.engine.policy import Policy
     from glec_fast.mqtt.client import Client
     from glec_fast.outbox._outbox import Outbox
+    from glec_fast.runtime._field import Overrides
 
 
 @dataclass(frozen=True)

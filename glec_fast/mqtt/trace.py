@@ -21,7 +21,7 @@ _MQTT_5 = MQTTProtocolVersion.MQTTv5
 def log_sent(paho: Paho, outbox: Outbox, own: dict[str, Any], mark: CallbackMark) -> None:
     """What was encoded since the last call. From any thread.
 
-    own: see `Overrides`. mark: says that the program's own `_send_publish` is being told, and need send nothing.
+    own: see `_paho.overrides_of`. mark: says that the program's own `_send_publish` is being told, and sends nothing.
     """
     for message, command in outbox.take_trace():
         if command & 0xF0 == _PUBLISH and "_send_publish" in own:

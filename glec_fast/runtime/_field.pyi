@@ -14,8 +14,12 @@ class Field:
     def __get__(self, facade: Facade | None, kind: type | None, /) -> Any: ...
     def __set__(self, facade: Facade, value: object, /) -> None: ...
 
-def has_any(own: dict[str, Any], names: tuple[str, ...]) -> bool:
-    """True where any of these is a key."""
+class Overrides:
+    """Which methods of `names` an object has its own of: in a subclass of `ours`, in another class, or by itself.
 
-def version_of(kind: type) -> int:
-    """Another number for each state of a class and its bases; 0 where it has none yet, since it was last changed."""
+    Thread-safe.
+    """
+
+    def __init__(self, ours: type, names: tuple[str, ...]) -> None: ...
+    def of(self, client: Any) -> dict[str, Any]:
+        """Name -> method. Nearly always empty, and asked for with every read."""

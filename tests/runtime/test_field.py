@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from glec_fast.runtime._field import Facade, Field, has_any, version_of
+from glec_fast.runtime._field import Facade, Field, Overrides
 
 
 class Front(Facade):
@@ -33,30 +33,49 @@ def test_what_the_client_raises_goes_through() -> None:
         Field("x").__get__(object(), None)  # type: ignore[arg-type]
 
 
-def test_any_of_some_names() -> None:
-    assert has_any({"a": 1}, ("b", "a"))
-    assert not has_any({"a": 1}, ("b",))
+class Base:
+    def move(self) -> int:
+        return 1
+
+    def stay(self) -> int:
+        return 2
 
 
-def test_a_class_that_is_changed_has_another_version() -> None:
-    class Base:
-        def move(self) -> int:
-            return 1
-
+def test_what_an_object_has_its_own_of() -> None:
     class Kind(Base):
+        def stay(self) -> int:
+            return 3
+
+    class Other:
+        move = Base.move
+        stay = Base.stay
+
+    overrides = Overrides(Base, ("move", "stay"))
+    assert overrides.of(Base()) == overrides.of(Other()) == {}
+    one, another = Kind(), Base()
+    assert overrides.of(one) == {"stay": one.stay}
+    another.move = int  # type: ignore[method-assign]
+    assert overrides.of(another) == {"move": int}
+    assert overrides.of(Base()) == {}
+
+
+def test_a_class_may_change_at_any_time() -> None:
+    class Root(Base):
         pass
 
-    def version() -> int:
-        # Looked up: before that it may have none.
-        assert Kind().move()
-        return version_of(Kind)
+    class Kind(Root):
+        pass
 
-    first = version()
-    assert first
-    assert version() == first
-    Base.move = lambda _self: 2  # type: ignore[method-assign]
-    second = version()
-    assert second != first
-    del Base.move
-    Base.move = lambda _self: 3  # type: ignore[method-assign]
-    assert version() not in (first, second)
+    overrides = Overrides(Root, ("move", "stay"))
+    thing = Kind()
+    for _ in range(3):
+        # Looked up: before that it may have no version.
+        assert thing.move() == 1
+        assert overrides.of(thing) == {}
+        assert overrides.of(thing) == {}
+        Kind.move = lambda _self: 2  # type: ignore[method-assign]
+        assert overrides.of(thing) == {"move": thing.move}
+        del Kind.move
+        Root.move = lambda _self: 3  # type: ignore[method-assign]
+        assert overrides.of(thing) == {"move": thing.move}
+        del Root.move
