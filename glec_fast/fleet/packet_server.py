@@ -9,6 +9,7 @@ import selectors
 import socket
 import stat
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -59,14 +60,20 @@ class PacketServer:
         self._listener.setblocking(False)
         self._is_listening = False
         self._listen_at_s = 0.0
+        # Not served yet of those that had something at one time. Asked again, the kernel would name the first first.
+        self._ready: deque[selectors.SelectorKey] = deque()
 
     def turn(self, timeout_s: float) -> None:
         """Answer what has come, or wait for it for at most `timeout_s`. What is left after 5 s is for the next turn."""
         if not self._is_listening:
             self._listen_again()
         self._log.tick()
+        if not self._ready:
+            found = self._selector.select(timeout_s if self._is_listening else min(timeout_s, _ACCEPT_PAUSE_S))
+            self._ready.extend(key for key, _ in found)
         ends_s = time.monotonic() + _TURN_MAX_S
-        for key, _ in self._selector.select(timeout_s if self._is_listening else min(timeout_s, _ACCEPT_PAUSE_S)):
+        while self._ready:
+            key = self._ready.popleft()
             if key.fileobj is self._listener:
                 self._accept()
             elif isinstance(key.fileobj, socket.socket):

@@ -266,6 +266,27 @@ def test_a_turn_ends_in_time_for_the_watchdog_and_the_next_goes_on(
         program.close()
 
 
+def test_nobody_waits_while_others_are_served_twice(
+    by_hand: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a disk on which each answer takes all of a turn; and each program sends again once it is answered."""
+    programs = [connected(tmp_path) for _ in range(3)]
+    for program in programs:
+        program.send(REQUEST)
+    by_hand.turn(0)
+    monkeypatch.setattr("glec_fast.fleet.packet_server._TURN_MAX_S", -1.0)
+    counts = [0, 0, 0]
+    for _ in range(9):
+        by_hand.turn(0)
+        for number, program in enumerate(programs):
+            if is_answered(program):
+                counts[number] += 1
+                program.send(REQUEST)
+    assert counts == [3, 3, 3]
+    for program in programs:
+        program.close()
+
+
 def connected(directory: Path) -> socket.socket:
     program = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     # Where the backlog is full it fails at once.
