@@ -77,7 +77,7 @@ class PacketServer:
             if key.fileobj is self._listener:
                 self._accept()
             elif isinstance(key.fileobj, socket.socket):
-                self._serve(key.fileobj)
+                self._serve(key.fileobj, key.data)
             if time.monotonic() > ends_s:
                 break
 
@@ -120,21 +120,34 @@ class PacketServer:
         self._selector.unregister(self._listener)
         self._is_listening = False
 
-    def _serve(self, client: socket.socket) -> None:
+    def _serve(self, client: socket.socket, unsent: bytes | None) -> None:
+        """unsent: its last answer, where it had not read enough of those before."""
+        answer = unsent
         try:
-            packet, descriptors, _, _ = socket.recv_fds(client, self._max_packet_bytes + 1, 1, socket.MSG_CMSG_CLOEXEC)
-            try:
-                if packet:
-                    client.send(json.dumps(self._answer(packet, descriptors)).encode())
-                    return
-            finally:
-                for descriptor in descriptors:
-                    os.close(descriptor)
+            if answer is None:
+                answer = self._answer_next(client)
+            if answer:
+                client.send(answer)
+                if unsent is not None:
+                    self._selector.modify(client, selectors.EVENT_READ)
+                return
+        except BlockingIOError:
+            self._selector.modify(client, selectors.EVENT_WRITE, answer)
+            return
         except OSError:
-            # It went, or does not read its answers: what it published is accepted all the same.
+            # It went: what it published is accepted all the same.
             pass
         self._selector.unregister(client)
         client.close()
+
+    def _answer_next(self, client: socket.socket) -> bytes:
+        """To its next packet; empty where it has gone."""
+        packet, descriptors, _, _ = socket.recv_fds(client, self._max_packet_bytes + 1, 1, socket.MSG_CMSG_CLOEXEC)
+        try:
+            return json.dumps(self._answer(packet, descriptors)).encode() if packet else b""
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
     def close(self) -> None:
         """Let go of every client, and of the socket."""

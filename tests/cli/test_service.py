@@ -11,7 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,6 +264,33 @@ def test_a_turn_ends_in_time_for_the_watchdog_and_the_next_goes_on(
     assert answered == [1, 1, 1]
     for program in programs:
         program.close()
+
+
+def test_a_program_that_sends_ahead_of_its_answers_is_held_up_alone(by_hand: Service, tmp_path: Path) -> None:
+    """It may be slow to read them, but every one comes, in order, and none of its packets is lost."""
+    most = 1000
+    sent = 0
+    ids: list[int] = []
+    with closing(connected(tmp_path)) as hasty, closing(connected(tmp_path)) as other:
+        while len(ids) < most:
+            # The second time the answers to the first take all the room there is.
+            for _ in range(2):
+                with suppress(BlockingIOError):
+                    while sent < most:
+                        hasty.send(b'{"topic": "t", "payload": "x", "qos": 0}')
+                        sent += 1
+                other.send(REQUEST)
+                for _ in range(most):
+                    by_hand.turn(0)
+                assert is_answered(other)
+            with suppress(BlockingIOError):
+                while len(ids) < most:
+                    ids.append(json.loads(hasty.recv(4096))["id"])
+        assert ids == sorted(set(ids))
+        # Served on as before.
+        hasty.send(REQUEST)
+        by_hand.turn(0)
+        assert is_answered(hasty)
 
 
 def test_nobody_waits_while_others_are_served_twice(
