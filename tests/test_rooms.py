@@ -38,6 +38,18 @@ def test_cython_imports_point_down(source: str) -> None:
     assert all(LEVEL[each] > LEVEL[package] for each in imported), imported
 
 
+@pytest.mark.parametrize("source", [path.relative_to(CEXT).as_posix() for path in sorted(CEXT.rglob("*.pyx"))])
+def test_what_an_extension_says_of_itself_stands_once(source: str) -> None:
+    def words(text: str) -> str:
+        return " ".join(text.replace("#", " ").split())
+
+    said = words((CEXT / source).read_text())
+    stub = (REPOSITORY / "glec_fast" / source).with_suffix(".pyi").read_text()
+    texts = [words(text) for text in re.findall(r'^ +"""(.*?)"""$', stub, re.DOTALL | re.MULTILINE)]
+    # The public messages, which an editor shows the stub of, and Python the docstring.
+    assert source == "fleet/_payload.pyx" or [text for text in texts if text in said] == []
+
+
 def test_the_linter_holds_the_same_layers() -> None:
     settings = (REPOSITORY / "pyproject.toml").read_text()
     named = re.search(r'name = "Imports point down".*?layers = \[(.*?)\]', settings, re.DOTALL)

@@ -116,7 +116,8 @@ cdef class Outbox:
     cdef public int probes
     # On this connection, and before the server has accepted it, something was published: paho would have sent it.
     cdef public bint is_awaited
-    # The session that the server keeps may be of another queue file, its packet ids of other messages.
+    # The session that the server keeps may be of another queue file, its packet ids of other messages: it must be
+    # discarded before `resume`.
     cdef public bint is_session_foreign
     # The network thread has been told of work, and has not looked yet. False where no such thread runs.
     cdef public bint is_woken
@@ -124,6 +125,7 @@ cdef class Outbox:
     cdef readonly bint is_stored
     # With more than that encoded a caller writes it himself: the network thread may wait long for the GIL.
     cdef readonly size_t worth_writing_bytes
+    # Messages that the server has taken over (QoS 0: the socket).
     cdef public Py_ssize_t sent_count
     # Where it is traced, `trace` grows: (message, first byte of the packet) of all that is encoded. `has_trace` and its
     # like are for those who ask without the lock.
@@ -191,7 +193,7 @@ cdef class Outbox:
             finished.extend(self.settle())
 
     def take_trace(self) -> list:
-        """What was encoded since the last call."""
+        """(message, first byte of the packet) of all that was encoded since the last call."""
         with self.lock:
             trace, self.trace = self.trace, []
             self.has_trace = False
@@ -419,10 +421,10 @@ cdef class Outbox:
         return set()
 
     def drop(self, message_id):
-        """Forget that one, and return it; None where it is not one."""
+        """Forget that one, and return it; None where it is not one. What is on its way may arrive all the same."""
 
     def restore(self, mid, topic, payload, qos, retain, properties):
-        """Take a message with the packet id that it had."""
+        """Take a message with the packet id that it had. Raises ValueError where that is another's."""
         _refuse_stored("what was published before is in its queue file already")
 
     # ---- what only one of the two kinds can do
@@ -485,7 +487,10 @@ cdef class MemoryOutbox(Outbox):
         return len(self.messages)
 
     def unfinished(self, stops_by_s) -> int:
-        """So many messages keep the network thread after `loop_stop`: those that would be lost with it."""
+        """So many messages keep the network thread after `loop_stop`: those that would be lost with it.
+
+        stops_by_s: until when, of `time.monotonic`.
+        """
         return len(self.messages)
 
     def set_max_queued(self, Py_ssize_t value):
@@ -734,7 +739,7 @@ cdef class MemoryOutbox(Outbox):
             return {(<Message>message).mid for message in self.waiting[self.gone:]}
 
     def drop(self, message_id):
-        """See `Outbox`. What is on its way may arrive all the same."""
+        """See `Outbox`."""
         with self.lock:
             message = self.messages.pop(message_id, None)
             if message is not None and message in self.waiting[self.gone:]:
@@ -747,7 +752,7 @@ cdef class MemoryOutbox(Outbox):
         return message
 
     def restore(self, mid, topic, payload, qos, retain, properties):
-        """See `Outbox`. Raises ValueError where the packet id is another's."""
+        """See `Outbox`."""
         handle = _new_handle(self._published, qos)
         _set_mid(handle, mid)
         with self.lock:
@@ -826,7 +831,7 @@ def take_up(received, mid, callback, *arguments):
 
 
 def call_once(list left not None, callback, *arguments):
-    """`callback`, which is taken from `left` once it has returned."""
+    """`callback`, which is taken from `left` once it has returned; no exception comes between the two."""
     cdef Py_ssize_t at
     callback(*arguments)
     for at in range(len(left)):

@@ -194,6 +194,7 @@ cdef class Session:
     cdef public int protocol_version
     # True over TLS and WebSocket: they may send a part of what `peek` gave and not say so, so all of it may have left.
     cdef public bint offered_may_leave
+    # Of the server, on this connection (MQTT 5, 3.2.2.3.3).
     cdef readonly int receive_maximum
     # Counts durable images; see `take_image`.
     cdef readonly uint64_t version
@@ -204,14 +205,14 @@ cdef class Session:
     # The most that were taken on this one, and on any before, as far as images say so; exchanges of QoS 2 set aside.
     cdef int places_max, places_ever, parked_places
     cdef bint knows_places
-    # A row waited for stale places, and would have fitted without them; see `prove_kept`.
+    # A row waited for stale places here, and would have fitted without them; see `prove_kept`.
     cdef readonly bint is_held_by_stale
     # The owner's word for when the server's session was last known to hold nothing stale; 1 for none. Images carry it.
     cdef public int64_t kept_until
-    # QoS 2 messages that ended with PUBACK, and the last of them.
+    # QoS 2 messages that ended with PUBACK, of a broker that delivers at least once, and the last of them.
     cdef readonly Py_ssize_t downgraded_count
     cdef readonly int64_t downgraded_id
-    # Acknowledgements that fitted an exchange.
+    # PUBACK, PUBREC and PUBCOMP that fitted an exchange.
     cdef readonly uint64_t answered_count
     # First byte of the packet that the last `admit` encoded: PUBLISH with its flags, or PUBREL.
     cdef readonly int admitted_command
@@ -223,7 +224,7 @@ cdef class Session:
     cdef uint64_t encoded[3]
     cdef uint64_t acknowledged[3]
     cdef histogram.Histogram latency
-    # QoS 0 is encoded only as far as `UNPROVEN_MAX_BYTES` allow.
+    # `admit_rows` stops at QoS 0 where `UNPROVEN_MAX_BYTES` of the stream are not proven.
     cdef public bint bounds_unproven
     # And none before all others are proven.
     cdef public bint proves_each
@@ -304,7 +305,7 @@ cdef class Session:
     # ---- the window and packet ids
 
     def set_window(self, int window):
-        """Bound the exchanges in flight. 0 means as many as there are packet ids. What is in flight stays so."""
+        """Bound the exchanges in flight, 0 to 65535; 0: as many as there are packet ids. What is in flight stays so."""
         if not 0 <= window <= 65535:
             raise ValueError(f"window is {window}; it must be 0 to 65535 exchanges")
         self.window = min(window or EXCHANGES_MAX, EXCHANGES_MAX)
@@ -1044,7 +1045,7 @@ cdef class Session:
 
     @property
     def has_doubtful(self) -> bool:
-        """True where `take_doubtful` has any."""
+        """True where `take_doubtful` has any: only with `durable`."""
         return bool(self.doubtful)
 
     @property

@@ -87,8 +87,7 @@ class QueueTable:
     def connection(self) -> apsw.Connection:
         """For statements of a job on tables beside the queue's."""
     @property
-    def encoding(self) -> str:
-        """Of the bytes of a TEXT."""
+    def encoding(self) -> str: ...
     @property
     def position(self) -> tuple[float, int]: ...
     @property
