@@ -46,6 +46,10 @@ def be_green(get_current, pause, new_lock):
     _get_current, _pause, _new_lock = get_current, pause, new_lock
 
 
+def is_green() -> bool:
+    return _get_current is not None
+
+
 cdef unsigned long _me() except 0:
     """Who asks: a thread, or a greenlet. The first is in C alone."""
     if _get_current is None:

@@ -8,11 +8,21 @@ knows then what has left, or what is missing. The connection is *torn*: nothing 
 the loop ends it, and what was in flight goes again on the next one.
 """
 
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from ssl import SSLEOFError, SSLSocket, SSLWantReadError, SSLWantWriteError
 
-from glec_fast.protocol._inbound import ACKS, MESSAGES, PACKET
+from glec_fast.protocol._inbound import ACKS, MESSAGES, NEED_DATA, PACKET
 from glec_fast.runtime._lock cimport Lock
 from glec_fast.errors import ProtocolError
+from glec_fast.transport.dial import acknowledge_at_once
+
+cdef extern from "poll.h" nogil:
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int POLLIN
+    int poll(pollfd* watched, unsigned long count, int timeout_ms)
 
 cdef object NOT_NOW = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
 cdef bytes WAKE = b"0"
@@ -20,6 +30,22 @@ cdef int WAKE_BYTES_MAX = 10_000
 cdef int FOUND_ACKS = ACKS
 cdef int FOUND_MESSAGES = MESSAGES
 cdef int FOUND_PACKET = PACKET
+cdef int FOUND_NOTHING = NEED_DATA
+
+cdef enum:
+    # Of one write, and of one read.
+    SEND_BYTES_MAX = 256 * 1024
+    RECEIVE_BYTES_MAX = 64 * 1024
+    # Acknowledgements that come in a stream: more is there as a rule.
+    STREAM_BYTES = 64
+
+cdef double NEVER_S = float("inf")
+
+
+cdef double monotonic_s() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec / 1e9
 
 
 cdef object _in_c(sock, str of_socket, str of_ssl):
@@ -50,6 +76,17 @@ cdef class Link:
     # Of all connections, before they are encrypted. Whoever holds the lock, and whoever reads.
     cdef readonly long long sent_bytes
     cdef readonly long long received_bytes
+    # Of the last read.
+    cdef Py_ssize_t read_bytes
+    # See `flow`.
+    cdef double flows_until_s
+    cdef object holder
+    cdef object pause
+    cdef object time_s
+    # What ended that, where it was the socket; and when bytes last left and came by it, 0 where none did.
+    cdef public object failure
+    cdef public double left_s
+    cdef public double came_s
 
     def __init__(self, outbox, inbound):
         self.outbox = outbox
@@ -60,6 +97,7 @@ cdef class Link:
         """A new connection."""
         self.is_tls = is_tls
         self.is_torn = False
+        self.failure = None
         self.lacks_connect = True
 
     def end(self):
@@ -166,10 +204,11 @@ cdef class Link:
         self._refuse_if_torn()
         try:
             data = self._read(sock, limit)
-            self.received_bytes += len(data)
+            self.read_bytes = len(data)
+            self.received_bytes += self.read_bytes
             self.inbound.feed(bytes(data), now_s)
             self.has_more = True
-            return len(data)
+            return self.read_bytes
         except NOT_NOW:
             raise
         except SSLEOFError:
@@ -177,6 +216,86 @@ cdef class Link:
         except BaseException:
             self.is_torn = True
             raise
+
+    def flow(self, holder, double for_s, pause, time_s):
+        """Let `advance` send what is ready to `holder.sock`, for so long, and go on with what comes behind it.
+
+        As long as that is acknowledgements: a turn of the loop costs more than the answers of a small window. It stops
+        where anything else is to be done: the loop is woken, nothing is in flight, DISCONNECT is to go.
+        pause: called ahead of each read in a stream. time_s: the clock of `left_s` and `came_s`.
+        """
+        self.holder, self.pause, self.time_s = holder, pause, time_s
+        self.flows_until_s = monotonic_s() + for_s
+
+    def flow_no_more(self):
+        """Bytes are moved by `write` and `read` alone."""
+        self.flows_until_s = 0
+
+    cdef bint _goes_on(self) except -1:
+        """The parser has no whole packet: see to what its last made possible. True where it has one by now."""
+        # Nothing else may come that would call for it.
+        self.outbox.put_acks()
+        if not self.outbox.session.has_last:
+            self.outbox.pull()
+        return self.flows_until_s != 0 and not self.inbound.one_by_one and self._flow()
+
+    cdef bint _flow(self) except -1:
+        """Send what is ready, and feed the parser what comes behind it. False where the rest is the loop's."""
+        cdef object outbox = self.outbox
+        cdef object session = outbox.session
+        cdef object sock = self.holder.sock
+        cdef bint is_stream = self.read_bytes >= STREAM_BYTES
+        if sock is not None and session.in_flight and not session.sendable_bytes:
+            # What is sent acknowledges as well.
+            acknowledge_at_once(sock)
+        try:
+            while sock is not None and self.holder.sock is sock and monotonic_s() < self.flows_until_s:
+                if outbox.is_woken or session.has_last or outbox.pull_at_s != NEVER_S:
+                    return False
+                if session.sendable_bytes:
+                    if self.write(self.holder, SEND_BYTES_MAX)[0] == 0:
+                        return False
+                    self.left_s = self.time_s()
+                    outbox.pull()
+                    continue
+                if not session.in_flight:
+                    return False
+                if is_stream:
+                    self.pause()
+                elif not self.is_tls and not self._wait(sock):
+                    return False
+                try:
+                    self.read(sock, RECEIVE_BYTES_MAX, self.time_s())
+                except NOT_NOW:
+                    if not self._wait(sock):
+                        return False
+                    is_stream = False
+                    continue
+                if self.read_bytes == 0:
+                    # The loop's next read finds the same.
+                    return False
+                self.came_s = self.time_s()
+                return True
+        except NOT_NOW:
+            return False
+        except OSError as error:
+            self.failure = error
+        return False
+
+    cdef bint _wait(self, sock) except -1:
+        """True once the socket can be read; False where the loop was woken, or the time is over."""
+        cdef pollfd[2] watched
+        cdef double wait_s = self.flows_until_s - monotonic_s()
+        cdef int count
+        if wait_s <= 0:
+            return False
+        wake_reader = self.holder.wake_reader
+        watched[0].fd = sock.fileno()
+        watched[1].fd = -1 if wake_reader is None else wake_reader.fileno()
+        watched[0].events = watched[1].events = POLLIN
+        with nogil:
+            count = poll(watched, 2, <int>(wait_s * 1000) + 1)
+        return count > 0 and watched[1].revents == 0
 
     def advance(self, arrived, finished, dict reasons not None) -> int:
         """Move the next packets of one kind from the parser to where they are kept; returns as `Inbound.advance`.
@@ -187,6 +306,8 @@ cdef class Link:
         cdef int found
         try:
             found = self.inbound.advance()
+            while found == FOUND_NOTHING and self._goes_on():
+                found = self.inbound.advance()
             if found == FOUND_ACKS:
                 self.outbox.put_acks()
                 # Also of what another thread has sent and not yet noted: for the session it was asked once offered.
@@ -196,10 +317,6 @@ cdef class Link:
             elif found == FOUND_PACKET:
                 self.packet = self.inbound.packet_command, self.inbound.packet_body
             else:
-                # What that makes possible, too: nothing else may come that would call for it.
-                self.outbox.put_acks()
-                if not self.outbox.session.has_last:
-                    self.outbox.pull()
                 self.has_more = False
             return found
         except ProtocolError:

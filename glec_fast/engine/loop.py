@@ -10,6 +10,7 @@ from paho.mqtt.enums import LogLevel, MQTTErrorCode
 
 from glec_fast._paho import ConnectionState
 from glec_fast.engine.farewell import LOOK_S
+from glec_fast.runtime._lock import is_green
 from glec_fast.runtime.polling import UNKNOWN, WRITABLE
 from glec_fast.transport.poller import Poller, has_pending
 
@@ -114,7 +115,12 @@ class Loop:
         if pull_at_s < _NEVER_S and time.monotonic() >= pull_at_s:
             self._link.do(self._outbox.pull)
         if readable or arrivals.is_behind():
-            rc = paho.client.loop_read()
+            if self._may_flow():
+                self._link.flow(paho, _MISC_INTERVAL_S, self.let_acks_gather, paho_client.time_func)
+            try:
+                rc = paho.client.loop_read()
+            finally:
+                self._link.flow_no_more()
             if rc or paho.sock is None:
                 return rc
         if writable or self._outbox.session.sendable_bytes:
@@ -128,6 +134,19 @@ class Loop:
             return _SUCCESS
         self.misc_done_s = now_s
         return paho.client.loop_misc()
+
+    def _may_flow(self) -> bool:
+        """True where a turn has nothing to do but to move bytes."""
+        paho = self._paho
+        return (
+            paho.thread is not None
+            and paho.holder is paho
+            and paho.is_tcp
+            and paho.on_socket_register_write is None
+            and paho.on_socket_unregister_write is None
+            and not self._farewell.is_waiting
+            and not is_green()
+        )
 
     def _wait_s(self, timeout_s: float) -> float:
         if self._arrivals.is_behind():

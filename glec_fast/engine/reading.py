@@ -83,8 +83,7 @@ class Reader:
                 self._hasten_connack(sock)
                 break
             if failure is not None:
-                self._ending.note(str(failure) if self._is_accepted() else f"{_LEFT_EARLY} ({failure})")
-                paho.log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", failure)
+                self._note_failure(failure)
             if ended:
                 return paho.lose(ended)
             rc = self._handle(sock)
@@ -125,12 +124,24 @@ class Reader:
 
     def _handle(self, sock: Any) -> MQTTErrorCode:
         """What the parser has, and see to it that the answers leave."""
-        outbox = self._outbox
+        outbox, link = self._outbox, self._link
         rc = self._arrivals.handle(sock)
+        if link.left_s:
+            self._paho.note_sent(link.left_s)
+            link.left_s = 0.0
+        if link.came_s:
+            self._paho.note_received(link.came_s)
+            link.came_s = 0.0
+        if link.failure is not None and not rc and self._paho.sock is sock:
+            failure, link.failure = link.failure, None
+            self._note_failure(failure)
+            return _CONN_LOST
         if rc or self._paho.sock is not sock:
             if rc is MQTTErrorCode.MQTT_ERR_PROTOCOL and outbox.session.has_last:
                 self._writer.write_out()
             return rc
+        if outbox.is_to_settle:
+            self._arrivals.settle_sent()
         if outbox.has_trace:
             self._writer.log_sent()
         self._farewell.leave_when_due()
@@ -151,7 +162,6 @@ class Reader:
         except (BlockingIOError, ssl.SSLWantReadError):
             return 0, _AGAIN, None
         except OSError as error:
-            note_broken_off(self._outbox, error)
             return 0, _CONN_LOST, error
         if not size:
             self._outbox.is_left = True
@@ -159,6 +169,11 @@ class Reader:
             return 0, _CONN_LOST, None
         paho.note_received(now_s)
         return size, _SUCCESS, None
+
+    def _note_failure(self, failure: OSError) -> None:
+        note_broken_off(self._outbox, failure)
+        self._ending.note(str(failure) if self._is_accepted() else f"{_LEFT_EARLY} ({failure})")
+        self._paho.log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", failure)
 
     def _is_accepted(self) -> bool:
         return bool(self._paho.state == ConnectionState.MQTT_CS_CONNECTED)

@@ -25,6 +25,9 @@ def be_green(
     `threading.Lock`. Call it while nothing is held.
     """
 
+def is_green() -> bool:
+    """True where threads are greenlets: a wait in C would hold up all of them."""
+
 class Hold:
     @property
     def is_held(self) -> bool:

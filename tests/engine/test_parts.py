@@ -76,6 +76,11 @@ class Scene:
             hear=lambda reader: bool(reader.recv(10)),
             write=lambda _paho, _limit: (0, False),
             read=lambda *_: 0,
+            flow=self.note("flow"),
+            flow_no_more=lambda: None,
+            left_s=0.0,
+            came_s=0.0,
+            failure=None,
         )
         self.arrivals: Any = SimpleNamespace(
             link=self.link,
@@ -237,6 +242,12 @@ class TestLoop:
         loop.misc_done_s = time.monotonic() + 1000
         loop.turn(0.0)
         assert scene.take() == ["loop_read"], "though nothing has come"
+        scene.paho.holder = scene.paho
+        loop.turn(0.0)
+        assert scene.take() == ["flow", "loop_read"]
+        scene.paho.on_socket_register_write = print
+        loop.turn(0.0)
+        assert scene.take() == ["loop_read"], "a program's own loop is to hear of it"
         reader.is_stream = False
         loop.turn(0.0)
         assert scene.take() == []
