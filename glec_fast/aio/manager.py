@@ -13,7 +13,7 @@ from functools import partial, wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
-from glec_fast.aio._waiting import Undurable, set_result
+from glec_fast.aio._waiting import Owed, Undurable, set_result
 from glec_fast.aio.doorbell import Doorbell
 from glec_fast.aio.executor import LoopExecutor
 from glec_fast.aio.handle import DeliveryHandle
@@ -28,6 +28,7 @@ from glec_fast.fleet.manager import MQTTManager
 from glec_fast.fleet.metrics import Metrics
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.runtime.process import forbid, watch_forks
+from glec_fast.runtime.thread import Thread
 from glec_fast.validation import check_callback, check_command, check_timeout
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def _beside_the_loop(
 
     @wraps(call)
     async def ask(self: AsyncMQTTManager, /, *arguments: P.args, **settings: P.kwargs) -> T:
-        return await self._running_loop.run_in_executor(None, partial(call, self._manager, *arguments, **settings))
+        return await _aside(self._running_loop, partial(call, self._manager, *arguments, **settings))
 
     return _named(ask, call)
 
@@ -200,14 +201,14 @@ class AsyncMQTTManager:
         given_up: list[bool] = []
         context = copy_context()
         try:
-            manager = await _to_the_end(loop.run_in_executor(None, self._open, loop, context, ring, made, given_up))
+            manager = await _to_the_end(_aside(loop, partial(self._open, loop, context, ring, made, given_up)))
             self._opened = manager
             watch_forks(self)
             manager.connect()
         except BaseException as error:
             # Nobody else would let go of the file: also where an exception cuts in while it is opened.
             given_up.append(True)
-            leaving = loop.run_in_executor(None, _leave, made)
+            leaving = _aside(loop, partial(_leave, made))
             if isinstance(error, asyncio.CancelledError):
                 await _to_the_end(leaving)
             raise
@@ -253,7 +254,7 @@ class AsyncMQTTManager:
         manager.end_streams()
         loop, leaving = asyncio.get_running_loop(), self._leaving
         if leaving is None or leaving.done() or leaving.get_loop() is not loop:
-            self._leaving = leaving = loop.run_in_executor(None, manager.disconnect)
+            self._leaving = leaving = _aside(loop, manager.disconnect)
         try:
             # Also where another task has begun it: the file is free for each.
             await _to_the_end(leaving)
@@ -295,10 +296,6 @@ class AsyncMQTTManager:
             raise QueueClosedError("use it within `async with`")
         return self._loop
 
-    async def _aside(self, call: Callable[..., T], *arguments: Any) -> T:
-        """In a thread, as it may wait for the disk."""
-        return await self._running_loop.run_in_executor(None, partial(call, *arguments))
-
     # ---- publishing
 
     publish = _awaited(MQTTManager.publish)
@@ -314,7 +311,7 @@ class AsyncMQTTManager:
             # It does not wait.
             return store.wait_durable(message_id, 0.0)
         except QueueStorageError:
-            if await self._aside(store.withdraw, message_id):
+            if await _aside(self._running_loop, partial(store.withdraw, message_id)):
                 raise
         return store.committed_id >= message_id
 
@@ -347,7 +344,7 @@ class AsyncMQTTManager:
         store.close_batch()
         if store.size == 0:
             # What another program has put into the file is found by a transaction.
-            await self._aside(store.run, _look_at_file)
+            await _aside(loop, partial(store.run, _look_at_file))
         with store.hastened():
             while not store.is_empty:
                 remaining_s = None if deadline_s is None else deadline_s - loop.time()
@@ -474,7 +471,8 @@ class AsyncMQTTManager:
 
     async def handle_for(self, message_id: int) -> DeliveryHandle | None:
         """The handle of a message published before, of that `message_id`. Raises as `MQTTManager.handle_for`."""
-        return cast("DeliveryHandle | None", await self._aside(self._manager.handle_for, message_id))
+        found = await _aside(self._running_loop, partial(self._manager.handle_for, message_id))
+        return cast("DeliveryHandle | None", found)
 
     in_doubt = _beside_the_loop(MQTTManager.in_doubt)
     quarantined = _beside_the_loop(MQTTManager.quarantined)
@@ -541,6 +539,30 @@ def _look_at_file(_table: object) -> None:
 def _leave(made: list[_HostedManager]) -> None:
     for manager in made:
         manager.disconnect()
+
+
+def _aside(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> asyncio.Future[T]:
+    """What `call` returns or raises, in a thread, as it may wait for the disk.
+
+    Not one of the loop's executor, which a program may fill with work of its own, or have shut down.
+    """
+    future: asyncio.Future[T] = loop.create_future()
+
+    def end(settle: Callable[[], None]) -> None:
+        if not future.done():
+            settle()
+
+    def run() -> None:
+        try:
+            settle = partial(future.set_result, call())
+        except BaseException as error:
+            settle = partial(future.set_exception, error)
+        # A loop that is closed by now has nobody who waits.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(Owed(loop, end), settle)
+
+    Thread(target=run, name="glec-fast-aside").start()
+    return future
 
 
 async def _to_the_end(future: asyncio.Future[T]) -> T:

@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -348,6 +349,28 @@ def test_who_iterates_slowly_has_the_rest_kept_at_the_broker(broker: Broker, tmp
     # mosquitto 2.0.11 sends more than the Receive Maximum; what was too much comes again on a new connection, and
     # with it what has QoS 1 and was not acknowledged before the end of the old one.
     assert set(arrived) == set(range(20))
+
+
+@ON_BOTH_LOOPS
+def test_it_needs_no_thread_of_the_loops_executor(tmp_path: Path, kind: str) -> None:
+    is_left = threading.Event()
+
+    async def use() -> None:
+        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
+            handle = await manager.publish("t", "x", 1)
+            assert await manager.handle_for(handle.message_id) is handle
+
+    async def program() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        busy = loop.run_in_executor(None, is_left.wait, 2 * TIMEOUT_S)
+        await asyncio.wait_for(use(), TIMEOUT_S)
+        is_left.set()
+        assert await busy
+        await loop.shutdown_default_executor()
+        await use()
+
+    run(program, kind)
 
 
 def test_a_thread_that_has_no_loop_can_drop_an_iterator(broker: Broker, tmp_path: Path) -> None:
