@@ -497,6 +497,13 @@ class AsyncMQTTManager:
         self._of_any_thread.enable_debug_logging(enabled)
 
 
+def _is_coroutine_function(call: object) -> bool:
+    """Also what has one for its `__call__`."""
+    while isinstance(call, partial):
+        call = call.func
+    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__)
+
+
 class _OnLoop:
     """Has the loop call what the program gave it for that, in the context it was given in. From any thread.
 
@@ -504,7 +511,7 @@ class _OnLoop:
     """
 
     def __init__(self, name: str, call: Callable[..., object], loop: asyncio.AbstractEventLoop) -> None:
-        if inspect.iscoroutinefunction(call):
+        if _is_coroutine_function(call):
             raise ConfigError(
                 f"{name} is a coroutine function, and nobody would await it: make it a plain function, which the loop "
                 "calls, and begin a task in it where it has to wait",

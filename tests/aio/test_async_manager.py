@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from contextlib import closing, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -388,6 +389,11 @@ class Awaited(ConnectionCallback):
         """Nobody would await it."""
 
 
+class AwaitedWhenCalled:
+    async def __call__(self, dropped: Dropped) -> None:
+        pass
+
+
 class Told(ConnectionCallback):
     def __init__(self) -> None:
         self.events: list[str] = []
@@ -419,8 +425,9 @@ def test_callbacks_are_called_on_the_loop(broker: Broker, tmp_path: Path) -> Non
                 manager.set_connection_callback(told)
                 with pytest.raises(ConfigError, match="on_connected is a coroutine function"):
                     manager.set_connection_callback(Awaited())  # type: ignore[abstract, unused-ignore]
-                with pytest.raises(ConfigError, match="callback is a coroutine function"):
-                    manager.set_drop_callback(asyncio.sleep)  # type: ignore[arg-type]
+                for callback in (asyncio.sleep, AwaitedWhenCalled(), partial(AwaitedWhenCalled())):
+                    with pytest.raises(ConfigError, match="callback is a coroutine function"):
+                        manager.set_drop_callback(callback)  # type: ignore[arg-type]
                 name.set("later")
                 assert await eventually(manager.is_connected)
                 link.cut()
