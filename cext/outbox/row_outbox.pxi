@@ -101,7 +101,7 @@ cdef class RowOutbox(Outbox):
     Rows that were read wait in `_rows` until they fit, and alerts that go first in `_alerts`; what is finished is kept
     until the store takes it. What a subclass has for it to use: `weaknesses`, `is_due`, `_read_again`, `_read_alerts`,
     `_read_rows`, `_end_orphans`, `_pass_on_refused`, `_note_remarks`, `_may_widen`, `_widen`,
-    `_note_answered`.
+    `_try_last`, `_blame`.
     """
 
     cdef readonly object store
@@ -143,7 +143,9 @@ cdef class RowOutbox(Outbox):
     cdef public bint has_progress
     # The window is one exchange, and no QoS 0 goes, until `_may_widen`.
     cdef public bint is_narrow
-    # Messages are suspected of ending connections: `_note_answered` is to hear of what is finished.
+    # Nothing more goes until all that is on its way is answered: what goes last is due.
+    cdef public bint makes_way
+    # Messages are suspected of ending connections: `_blame` is to hear of what is finished.
     cdef public bint has_suspects
     # The broker has refused a message on this connection, and may end it for that.
     cdef public bint has_refusals
@@ -200,9 +202,14 @@ cdef class RowOutbox(Outbox):
                 self._pull()
 
     def _pull(self):
-        self._pull_rows()
-        if self.is_narrow and self._may_widen():
+        if not self.makes_way:
+            self._pull_rows()
+        cdef bint tries = self.has_suspects and self._try_last()
+        if self.is_narrow and not tries and self._may_widen():
             self._widen()
+            self._pull_rows()
+            tries = self.has_suspects and self._try_last()
+        if tries:
             self._pull_rows()
         if self.session.wants_commit:
             version = self.store.commit_image()
@@ -271,10 +278,11 @@ cdef class RowOutbox(Outbox):
             room = self.session.room()
             return room >= min(PULL_ROWS_MIN, <int>self.session.window // 2) or self.session.in_flight == 0
 
-    cdef int _forget_rows(self) except -1:
-        """They are read again."""
+    cpdef int _forget_rows(self) except -1:
+        """They are read again. The caller holds the lock."""
         self._rows, self._alerts = [], []
         self._rows_gone = self._alerts_gone = 0
+        self._more_to_read = True
         return 0
 
     cdef Py_ssize_t _admit(self, list rows, Py_ssize_t first, bint is_bounded) except -1:
@@ -326,7 +334,7 @@ cdef class RowOutbox(Outbox):
         if refused:
             self.has_refusals = True
         if self.has_suspects and (done or refused):
-            self._note_answered(done + refused)
+            self._blame.on_answered(done + refused)
         if not done:
             return handles
         if self.session.downgraded_count != self.downgraded_count or self.session.has_doubtful:
@@ -449,7 +457,7 @@ cdef class RowOutbox(Outbox):
             self.pace.begin()
             self.session.byte_window = self.pace.window_bytes
             self._forget_rows()
-            self._more_to_read = self._may_have_orphans = True
+            self._may_have_orphans = True
             return self.session.parked_ids(), self._finished.ids.copy()
 
     def _end_connection(self) -> tuple:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
+from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 from glec_fast.errors import QueueStorageError
-from glec_fast.outbox.suspicion import Note, Suspicion, Verdict
+from glec_fast.outbox.suspicion import Note, Rank, Suspicion, Verdict
 from glec_fast.runtime.log import logger
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _PINGREQ = b"\xc0\x00"
 # Where nothing else is to be sent, so many at once show what a connection carries.
 _PROBES_MAX = 2048
+# So many go one after another, unless something else comes.
+_LAST_MAX = 32
 # Reason codes of a DISCONNECT that are about something else than a message (MQTT 5, 3.14.2.1).
 _ABOUT_THE_CONNECTION = frozenset(
     (0x89, 0x8B, 0x8C, 0x8D, 0x8E, 0x8F, 0x93, 0x94, 0x96, 0x98, 0x9C, 0x9D, 0x9E, 0x9F, 0xA0, 0xA1, 0xA2)
@@ -30,8 +33,8 @@ _FAILURE = 0x80
 
 
 class Blame:
-    """Belongs to whoever holds the outbox's lock. Callers of `note_start`, `begin`, `on_answered`, `take_passed_over`
-    and `let_go` hold it; the other methods take it.
+    """Belongs to whoever holds the outbox's lock. Callers of `note_start`, `begin`, `on_answered`, `on_gone`,
+    `try_last` and `let_go` hold it; the other methods take it.
     """
 
     def __init__(self, outbox: DurableOutbox) -> None:
@@ -46,8 +49,8 @@ class Blame:
         self._begun_bytes = 0
         # The peer ended the last connection, and not over a refusal that it has told.
         self.is_by_peer = False
-        # On this connection a row was passed over, as links fall silent behind it.
-        self.has_passed_over = False
+        # The first of those rows that go last, of those that were read since the queue was rewound.
+        self.last: list[Rank] = []
 
     def turn_to(self, notes: list[Note]) -> None:
         """Another broker is next. notes: of an earlier process, with the same broker."""
@@ -78,26 +81,30 @@ class Blame:
     def begin(self) -> bool:
         """Sending begins; True where there is something to go alone."""
         self.suspicion.begin()
-        self.has_passed_over = False
         return bool(self.suspicion.suspects)
 
-    def on_answered(self, ids: list[int]) -> int | None:
-        """The broker has answered these, or they go unsent. Returns a message that was passed over and may go now."""
-        over = self.suspicion.passed_over
-        self.suspicion.on_answered(ids)
+    def on_answered(self, ids: list[int]) -> None:
+        """The broker has answered these."""
+        if self.suspicion.on_answered(ids):
+            # The queue is read anew for what is not doubtful any more.
+            self.last = []
         self._note()
-        return None if over in ids else self.take_passed_over()
 
-    def take_passed_over(self) -> int | None:
-        """It may go on this connection now."""
-        if not self.has_passed_over:
-            return None
-        over, self.suspicion.passed_over = self.suspicion.passed_over, None
-        self.has_passed_over = False
-        return over
+    def on_gone(self, ids: list[int]) -> None:
+        """They go unsent, or left for quarantine."""
+        self.let_go(ids)
+        self.last = [rank for rank in self.last if rank[-1] not in ids]
+        self.suspicion.on_gone(ids)
+        self._note()
+
+    def try_last(self) -> list[int]:
+        """The next of what goes last, if there is any: it goes now, and nothing beside it."""
+        first, self.last = self.last[:1], self.last[1:]
+        self.suspicion.suspects = {rank[-1] for rank in first}
+        return list(self.suspicion.suspects)
 
     def let_go(self, ids: Iterable[int]) -> None:
-        """They left for quarantine, or may be sent again."""
+        """They may be sent again."""
         self.leaving.difference_update(ids)
 
     def end(self) -> None:
@@ -119,6 +126,7 @@ class Blame:
                 session.sent_to - self._begun_bytes,
                 by_peer=self.is_by_peer,
                 is_silent=outbox.is_silent,
+                has_answers=outbox.has_progress,
                 reason=reason if reason >= _FAILURE else 0,
             )
             self._note()
@@ -138,22 +146,28 @@ class Blame:
         """Those that may go on this connection, see `Suspicion`."""
         outbox = self._outbox
         with outbox.lock:
-            over = self.suspicion.passed_over
-            passed_over = self.suspicion.aside | self.leaving | ({over} if over is not None else set())
+            passed_over = self.suspicion.aside | self.leaving
             parked = frozenset(outbox.session.parked_ids())
+            # Their PUBLISH was answered.
+            certain = passed_over.union(outbox.session.released_ids())
+            ranks = [rank for row in rows if row[0] not in certain and (rank := self.suspicion.rank(row))]
+            self.last = nsmallest(_LAST_MAX, self.last + ranks)
+        passed_over |= {rank[-1] for rank in ranks}
         if outbox.is_narrow:
             # All is lowered to it, but for what has an exchange.
             is_qos_0_all = outbox.limits is not None and outbox.limits.qos_max == 0
-            passed_over |= {row[0] for row in rows if row[3] == 0 or (is_qos_0_all and row[0] not in parked)}
-        if over is not None and any(row[0] == over for row in rows):
-            self.has_passed_over = True
+            of_qos_0 = {row[0] for row in rows if row[3] == 0 or (is_qos_0_all and row[0] not in parked)}
+            passed_over |= of_qos_0
+            if of_qos_0:
+                # These go before it, once the queue is read anew.
+                self.last = []
         return [row for row in rows if row[0] not in passed_over]
 
     def tell_passed_over(self) -> None:
         """Sending has begun. Without a lock."""
         over = self.suspicion.passed_over
         if over is not None:
-            text = f"message {over} is passed over until another is answered, as links fall silent behind it"
+            text = f"message {over} is passed over until others are answered, as links fall silent behind it"
             self._store.log.note(logging.WARNING, "messages passed over", "links that fall silent", text=text)
 
     # ---- what stands aside

@@ -33,7 +33,8 @@ from glec_fast.validation import PACKET_MAX_BYTES, check_id, check_packet, packe
 
 # The broker begins on these while the next are read.
 _PULL_ROWS_MAX = 250
-# What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt.
+# What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt. For as
+# long what goes last waits while there is more to be sent.
 _REFUSED_PAUSE_S = 30.0
 _MQTT_5 = 5
 _PINGREQ = b"\xc0\x00"
@@ -94,6 +95,8 @@ class DurableOutbox(RowOutbox):
         # A connection that was accepted begins with PINGREQ alone; and what it will go on with.
         self.is_proving = False
         self._blame = Blame(self)
+        # When what goes last is due on this connection, though there is more to be sent.
+        self._last_at_s = 0.0
         self.uptime = Uptime(self)
         # Messages that went with a lower QoS, as far as they were not noted.
         self._lowered_count = 0
@@ -163,8 +166,8 @@ class DurableOutbox(RowOutbox):
 
     def _rewind(self, parked: list[int], finished: list[int], on_its_way: frozenset[int] = frozenset()) -> None:
         self._on_its_way = on_its_way
-        # Its row is met again.
-        self._blame.has_passed_over = False
+        # Their rows are met again.
+        self._blame.last = []
         withheld = self._owners.withheld
         self.store.rewind(withheld.union(parked) if withheld else parked, finished, withheld)
 
@@ -387,7 +390,7 @@ class DurableOutbox(RowOutbox):
     def has_timers(self) -> bool:
         """See `Outbox.has_timers`."""
         blame = self._blame
-        unproven = self._unanswered.suspects or blame.suspicion.aside or blame.has_passed_over or self._unproven.rows
+        unproven = self._unanswered.suspects or blame.suspicion.aside or self._unproven.rows
         return bool(not self.is_open or self.is_narrow or self._again or unproven or self._has_waiting_rows())
 
     def _end_orphans(self) -> None:
@@ -397,7 +400,7 @@ class DurableOutbox(RowOutbox):
             parked = self.session.parked_ids()
         gone = self.store.missing(parked) if parked else []
         with self.lock:
-            self._note_answered(gone)
+            self._blame.on_gone(gone)
             # Another thread may have ended the connection.
             for message_id in gone if self.is_open else ():
                 self.session.release_parked(message_id)
@@ -405,8 +408,13 @@ class DurableOutbox(RowOutbox):
 
     def _read_again(self) -> None:
         with self.lock:
+            ids, self._again = self._again, []
+        self._read_ids(ids)
+
+    def _read_ids(self, ids: list[int]) -> None:
+        with self.lock:
             has_gone = frozenset(self.session.in_flight_ids()).union(self._finished.ids)
-            ids, self._again = [each for each in self._again if each not in has_gone], []
+            ids = [each for each in ids if each not in has_gone]
             self.is_reading = True
         try:
             rows, unknown = self.store.read_again(ids)
@@ -534,6 +542,8 @@ class DurableOutbox(RowOutbox):
 
     def _may_widen(self) -> bool:
         """Whether a narrow connection has no reason to be so any more."""
+        if self.makes_way:
+            return False
         if self._blame.suspicion.suspects:
             # Those that have no row any more answer to nobody.
             return self._is_drained()
@@ -544,17 +554,30 @@ class DurableOutbox(RowOutbox):
         are_all_read = not (self._more_to_read or self.store.has_alerts) and self._have_all_gone()
         return are_all_read and not (self.session.in_flight or self.session.unsent_bytes)
 
-    def _note_answered(self, ids: list[int]) -> None:
-        """The broker has answered these; the caller holds the lock."""
-        self._send_later(self._blame.on_answered(ids))
-
-    def _send_later(self, message_id: int | None) -> None:
-        """Where it is one. The caller holds the lock."""
-        if message_id is None:
-            return
-        if not self._again:
-            self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
-        self._again.append(message_id)
+    def _try_last(self) -> bool:
+        """Once it is due: have the next of what goes last at hand, for it to go alone. True where it is."""
+        session, blame = self.session, self._blame
+        if not (blame.last and self.is_open) or blame.suspicion.suspects:
+            return False
+        if not self.makes_way:
+            if not self._is_drained() and (self.is_narrow or time.monotonic() < self._last_at_s):
+                return False
+            self.makes_way = self.is_narrow = True
+        if session.in_flight or session.unsent_bytes:
+            return False
+        if session.proven_count < session.unacknowledged_count:
+            # The broker may end the connection over QoS 0 that it is still to read.
+            if not session.pinged_to:
+                self.put_packet(_PINGREQ)
+            return False
+        with self.lock:
+            self.makes_way = False
+            if not self._have_all_gone():
+                self._forget_rows()
+            ids = blame.try_last()
+            session.resume(True, 1)
+        self._read_ids(ids)
+        return bool(ids)
 
     def begin_close(self) -> None:
         """See `Outbox.begin_close`: what waits for the broker to accept the connection is in the file."""
@@ -640,7 +663,9 @@ class DurableOutbox(RowOutbox):
                 has_suspects = self._blame.begin()
                 self._unproven.one_by_one.begin()
             self.is_narrow = self._unanswered.is_careful or has_suspects
-            self._has_held_back = False
+            self._has_held_back = self.makes_way = False
+            waits_s = 0.0 if self._blame.suspicion.is_overdue else _REFUSED_PAUSE_S
+            self._last_at_s = time.monotonic() + waits_s
             verdicts = self._blame.judge()
             parked, finished = self._begin_connection(1 if self.is_narrow else self._receive_maximum)
             if not self.is_narrow:
@@ -683,6 +708,7 @@ class DurableOutbox(RowOutbox):
         """Something was acknowledged: no PUBREL stands in the way, nor any message."""
         with self.lock:
             self.is_narrow = False
+            self._blame.suspicion.suspects.clear()
             self._unanswered.on_finished()
             self.session.resume(True, self._receive_maximum)
             if not self._has_held_back:
@@ -691,8 +717,7 @@ class DurableOutbox(RowOutbox):
             session = self.session
             parked, finished = session.parked_ids(), self._finished.ids.copy()
             on_its_way = frozenset(session.in_flight_ids()).union(session.refused_ids, self._refused, self._again)
-            self._rows, self._rows_gone, self._more_to_read = [], 0, True
-            self._alerts, self._alerts_gone = [], 0
+            self._forget_rows()
         self._rewind(parked, finished, on_its_way)
 
     def look_for_answers(self) -> None:
@@ -702,10 +727,6 @@ class DurableOutbox(RowOutbox):
         self._unproven.one_by_one.look()
         if self.is_open and not unanswered.asked:
             self._blame.probe()
-        if self.is_open and self._blame.has_passed_over and self._is_drained():
-            # Nothing else is there that could be answered before it.
-            with self.lock:
-                self._send_later(self._blame.take_passed_over())
         if self.probes or not (self.is_open and unanswered.are_overdue(time.monotonic())):
             return
         with self.lock:
@@ -805,8 +826,7 @@ class DurableOutbox(RowOutbox):
         """See `glec_fast.durable.transaction.Outbox`."""
         with self.lock:
             ids = [each.message_id for each in dropped]
-            self._blame.let_go(ids)
-            self._note_answered(ids)
+            self._blame.on_gone(ids)
         # As with on_publish: the callback first, then those who wait.
         self._tell_dropped(dropped)
         for each in dropped:

@@ -15,9 +15,13 @@ end because links break, and then no message is to blame. So it takes proof:
   a connection has carried several times the bytes that it was tried with, and lasts, is it for quarantine.
 - Where the server says in DISCONNECT that it is the message (MQTT 5), its tries are all the proof there is to be had.
 
+Each of many such messages ends a connection before anything is known of it. So once one was *found*, as it stood aside,
+what is *suspicious* goes last, alone, behind all that is not: what was exposed, and what has a trait of one that was
+found, or tried since, unless the broker has answered a suspicious one with that trait.
+
 A link that dies without a word ends no connection here: we do, and blame nobody. But where it does so behind the same
 message again and again, as where a path loses what is large, all others would wait until that one's age ends. So after
-`tries_max` of these every second connection *passes it over*, until another message is answered.
+`tries_max` of these it goes last on every second connection.
 
 All of it outlives the process, as `notes` that the in-flight image carries: a gateway that restarts often would begin
 to count anew each time, and what was exposed would go together with all else once more.
@@ -27,7 +31,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from math import ceil, log
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from zlib import crc32
+
+from glec_fast.durable.extras import ROW_COLUMNS
+from glec_fast.validation import packet_bytes
+
+if TYPE_CHECKING:
+    from glec_fast.durable.transaction import Row
 
 # So many messages may go one by one at once: it takes as many round trips.
 _FEW = 32
@@ -45,14 +56,20 @@ _CONTROL_BYTES_MAX = 32 * 1024
 _REMEMBERED_BYTES = 1 << 20
 # Kinds of notes. Of a message: connections that ended while it was exposed, and while it was alone; the most bytes that
 # went then, in units; tries that the server has named it in, and its reason. Of links: what they carried, and ends;
-# the message that they fell silent behind, and how often in a row.
-_EXPOSED, _TRIED, _SIZED, _NAMED, _LINK, _SILENCED = range(0x80, 0x86)
+# the message that they fell silent behind, and how often in a row. A trait of what was found, and if it still tells;
+# the least bytes of what was found, and the most of a suspicious message that was answered.
+_EXPOSED, _TRIED, _SIZED, _NAMED, _LINK, _SILENCED, _TRAIT, _FOUND_BYTES, _ANSWERED_BYTES = range(0x80, 0x89)
 _UNIT_BYTES = 16
 _VALUE_MAX = 0xFFFF
 # More are not noted: the image goes to disk before each message of QoS 2.
 _NOTED_MAX = 1024
+_TRAITS_MAX = 64
+# Traits that have a number of their own, behind that of the QoS; that of a topic comes from the topic.
+_RETAINED, _WITH_PROPERTIES, _TOPICS = 3, 4, 5
 
 Note: TypeAlias = tuple[int, int, int]
+# Of what goes last, the lowest first: tries, traits that it shares with what was found, about how large, message id.
+Rank: TypeAlias = tuple[int, int, int, int]
 
 
 class Verdict(NamedTuple):
@@ -61,6 +78,22 @@ class Verdict(NamedTuple):
     message_id: int
     tries: int
     reason: int
+
+
+class Traits(NamedTuple):
+    """What a broker may end connections over. numbers: of its QoS, its topic, ...; size_bytes: of the packet."""
+
+    numbers: tuple[int, ...]
+    size_bytes: int
+
+
+def traits_of(row: Row) -> Traits:
+    """Of a row as `Store.read` gives it."""
+    topic, payload, qos = row[1:4]
+    retain, packed = row[ROW_COLUMNS : ROW_COLUMNS + 2] or (False, None)
+    numbers = [qos, *(_TOPICS + crc32(each.encode()) for each in (topic, topic.partition("/")[0] + "/#"))]
+    numbers += [_RETAINED] * bool(retain) + [_WITH_PROPERTIES] * (packed is not None and len(packed) > 1)
+    return Traits(tuple(numbers), packet_bytes(topic, payload, qos, packed))
 
 
 class Suspicion:
@@ -81,16 +114,25 @@ class Suspicion:
         # The oldest that was exposed as a link fell silent, and how many of these in a row it was.
         self._silenced: int | None = None
         self._silent_ends = 0
-        # Is not sent before another is answered on this connection.
+        # Goes last on this connection.
         self.passed_over: int | None = None
+        # Traits of what was found, and whether they still tell. Not empty from then on.
+        self.traits: dict[int, bool] = {}
+        self._found_bytes = self._answered_bytes = 0
+        # The last connection ended over a suspicious message before anything was answered on it.
+        self._is_none_the_wiser = False
+        # It ended, and not over a suspicious message: none may have had its turn.
+        self.is_overdue = False
+        # Of those of `suspects` that were met on this connection.
+        self._met: dict[int, Traits] = {}
         # Connections that ended over nothing, and what all of them carried.
         self._innocent_ends = 0.0
         self._carried_bytes = 0.0
 
     @property
     def is_idle(self) -> bool:
-        """True where nothing is suspected."""
-        return not self._exposures and not self._silent_ends
+        """True where nothing is suspected, nor was any message ever found."""
+        return not (self._exposures or self._silent_ends or self.traits)
 
     def notes(self) -> list[Note]:
         """For `recall`, by a later process: (number, value, kind)."""
@@ -105,13 +147,21 @@ class Suspicion:
             notes.append((self._silenced, min(self._silent_ends, _VALUE_MAX), _SILENCED))
         if self._innocent_ends:
             notes.append((max(int(self._carried_bytes), 1), min(ceil(self._innocent_ends), _VALUE_MAX), _LINK))
-        return notes
+        notes += [(trait, tells, _TRAIT) for trait, tells in self.traits.items()]
+        sizes = (self._found_bytes, _FOUND_BYTES), (self._answered_bytes, _ANSWERED_BYTES)
+        return notes + [(size, 0, kind) for size, kind in sizes if size]
 
     def recall(self, notes: Iterable[Note], gone: Collection[int]) -> None:
         """Go on from what an earlier process noted; before anything else. gone: messages that have no row any more."""
         for number, value, kind in notes:
             if kind == _LINK:
                 self._carried_bytes, self._innocent_ends = number, value
+            elif kind == _TRAIT:
+                self.traits[number] = bool(value)
+            elif kind == _FOUND_BYTES:
+                self._found_bytes = number
+            elif kind == _ANSWERED_BYTES:
+                self._answered_bytes = number
             elif number in gone:
                 continue
             elif kind == _EXPOSED:
@@ -129,13 +179,51 @@ class Suspicion:
     def begin(self) -> None:
         """A connection begins."""
         self.aside = {each for each in self.aside if self._tries.get(each, 0) >= self.needed(each)}
-        often = {each for each, count in self._exposures.items() if count >= _EXPOSURES_MAX}
-        self.suspects = often - self.aside
         is_due = self._silent_ends >= self._tries_max and self.passed_over is None
         self.passed_over = self._silenced if is_due else None
+        often = {each for each, count in self._exposures.items() if count >= _EXPOSURES_MAX}
+        self.suspects = set() if self.traits else often - self.aside - {self.passed_over}
+        self._met.clear()
 
-    def on_answered(self, ids: Iterable[int]) -> None:
-        """The broker has answered these, or they were dropped."""
+    def rank(self, row: Row) -> Rank | None:
+        """The place of a row among those that go last on this connection; None where it goes in its turn."""
+        message_id = row[0]
+        if message_id in self.suspects:
+            self._met[message_id] = traits_of(row)
+            return None
+        traits = traits_of(row)
+        is_exposed = bool(self.traits) and self._exposures.get(message_id, 0) >= _EXPOSURES_MAX
+        is_alike = row[3] > 0 and self._are_shared(traits) and not self._is_none_the_wiser
+        if is_exposed or is_alike or message_id == self.passed_over:
+            shared = int(self._answered_bytes < self._found_bytes <= traits.size_bytes)
+            shared += sum(self.traits.get(each, False) for each in traits.numbers)
+            return self._tries.get(message_id, 0), shared, traits.size_bytes.bit_length(), message_id
+        return None
+
+    def _are_shared(self, traits: Traits) -> bool:
+        """True where they are like those of what was found. As large is what is larger than any that was answered."""
+        is_large = self._answered_bytes < min(traits.size_bytes, self._found_bytes)
+        return is_large or any(self.traits.get(each, False) for each in traits.numbers)
+
+    def _learn(self, traits: Traits) -> None:
+        """The broker has ended a connection over a message with these."""
+        if traits.size_bytes > self._answered_bytes:
+            self._found_bytes = min(self._found_bytes or traits.size_bytes, traits.size_bytes)
+        for each in traits.numbers:
+            self.traits[each] = self.traits.pop(each, True)
+        while len(self.traits) > _TRAITS_MAX:
+            del self.traits[next(iter(self.traits))]
+
+    def _clear(self, traits: Traits) -> bool:
+        """A suspicious message with these was answered. True where they told anything."""
+        told = self._are_shared(traits)
+        self._answered_bytes = max(self._answered_bytes, traits.size_bytes)
+        self.traits.update(dict.fromkeys(self.traits.keys() & traits.numbers, False))
+        return told
+
+    def on_answered(self, ids: Iterable[int]) -> bool:
+        """The broker has answered these. True where what was suspicious may be so no more."""
+        has_cleared = False
         for message_id in ids:
             if message_id == self._silenced:
                 self._silenced, self._silent_ends, self.passed_over = None, 0, None
@@ -143,8 +231,18 @@ class Suspicion:
                 self._innocent_ends += self._tries.pop(message_id, 0)
                 self._bytes.pop(message_id, None)
                 self._named.pop(message_id, None)
-                self.suspects.discard(message_id)
                 self.aside.discard(message_id)
+            self.suspects.discard(message_id)
+            traits = self._met.pop(message_id, None)
+            if traits is not None and self.traits:
+                has_cleared = self._clear(traits) or has_cleared
+        return has_cleared
+
+    def on_gone(self, ids: Iterable[int]) -> None:
+        """They will not be sent, whatever the broker thinks of them."""
+        for message_id in ids:
+            self._met.pop(message_id, None)
+        self.on_answered(ids)
 
     def end(
         self,
@@ -154,12 +252,14 @@ class Suspicion:
         *,
         by_peer: bool,
         is_silent: bool = False,
+        has_answers: bool = True,
         reason: int = 0,
     ) -> int:
         """A connection ended. Returns the number of the try that this was, 0 where it was none.
 
         exposed: see the module's text, the oldest first. exposed_bytes: of the last of them, as far as they left.
         carried_bytes: sent on the connection. by_peer: it ended the connection, is_silent: we did, as nothing came.
+        has_answers: something was answered on it.
         reason: of a DISCONNECT that is about a message, or 0.
         """
         self._carried_bytes += carried_bytes
@@ -168,6 +268,8 @@ class Suspicion:
             self._innocent_ends /= 2
         was_alone = bool(self.suspects)
         self.suspects = set()
+        self._is_none_the_wiser = bool(self.traits) and was_alone and not has_answers
+        self.is_overdue = bool(self.traits) and not was_alone
         if is_silent and exposed:
             self._silent_ends = self._silent_ends + 1 if exposed[0] == self._silenced else 1
             self._silenced = exposed[0]
@@ -190,6 +292,8 @@ class Suspicion:
             self._named[message_id] = self._named.get(message_id, (0, 0))[0] + 1, reason
         if tries >= self.needed(message_id):
             self.aside.add(message_id)
+        if message_id in self._met and (self.traits or message_id in self.aside):
+            self._learn(self._met[message_id])
         return tries
 
     def needed(self, message_id: int) -> int:

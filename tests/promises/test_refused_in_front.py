@@ -79,11 +79,22 @@ TRIED = (
 
 
 class Refusing(OddBroker):
-    """Takes all but one kind. refused: how often it was sent that."""
+    """Takes all but one kind. refused: how often it was sent that. came_on: payloads, by their first connection."""
 
     kind: Kind
     way: str
     refused = 0
+
+    def __init__(self, protocol_version: int) -> None:
+        super().__init__(protocol_version)
+        self.came_on: dict[bytes, int] = {}
+
+    def answer(self, packet: Packet) -> bytes:
+        known = len(self.delivered)
+        answer = super().answer(packet)
+        for payload in self.delivered[known:]:
+            self.came_on.setdefault(payload, self.connections)
+        return answer
 
     def on_publish(self, packet: Packet) -> bytes:
         if not self.kind.refuses(packet.flags, packet.body):
@@ -176,6 +187,106 @@ def test_what_is_behind_it_arrives(
     for number, payload in enumerate(GOOD):
         most = 2 if good_qos[number % 2] == 1 else 1
         assert counts[payload[1:].encode()] <= most, (payload, good_qos[number % 2], counts)
+
+
+# The oldest of them is exposed, perhaps twice, and has three tries. What is behind it goes on the next connection, and
+# what was exposed beside another of them perhaps on the one after that. A restart ends one more.
+CONNECTIONS_MAX = 8
+MANY = 40
+# (kind, version, way, QoS, whether through the manager, whether the process begins anew).
+CASES_OF_MANY = [
+    (kind, version, way, qos, (version + qos + number) % 2 == 0, (version // 5 + number) % 2 == 0)
+    for number, (kind, way) in enumerate(product(KINDS, ("closes", "resets")))
+    for version in (4, 5)
+    for qos in (1, 2)
+    if not (kind == "a user property" and version != MQTT_5) and not (kind == "its QoS" and qos == 1)
+]
+
+
+@pytest.mark.parametrize(("kind", "version", "way", "qos", "is_manager", "begins_anew"), CASES_OF_MANY)
+def test_what_is_behind_many_of_them_arrives_as_soon(
+    tmp_path: Path, kind: str, version: int, way: str, qos: int, is_manager: bool, begins_anew: bool
+) -> None:
+    good_qos = [1, 1] if kind == "its QoS" else [1, 2]
+    good = [f"={number}" for number in range(3 * MANY)]
+    broker = Refusing(version)
+    broker.kind, broker.way = KINDS[kind], way
+    bad = broker.kind.topic, broker.kind.payload, qos, broker.kind.property_name
+    with broker, ExitStack() as stack:
+        sender = Sender(stack, broker, tmp_path, is_manager=is_manager)
+        for _ in range(MANY // 2):
+            sender.publish(*bad)
+        for number, payload in enumerate(good):
+            sender.publish("t", payload, good_qos[number % 2])
+            if number % 6 == 0:
+                sender.publish(*bad)
+        sender.connect()
+        if begins_anew:
+            assert eventually(lambda: broker.refused >= 2)
+            stack.close()
+            sender = Sender(stack, broker, tmp_path, is_manager=is_manager)
+            sender.connect()
+        wanted = {payload[1:].encode() for payload in good}
+        assert eventually(lambda: wanted <= set(broker.came_on), LONG_S), broker.connections
+        sender.publish("t", "=last", 1).wait_for_publish(TIMEOUT_S)
+        counts = broker.counts()
+    assert max(broker.came_on[payload] for payload in wanted) <= CONNECTIONS_MAX
+    for number, payload in enumerate(good):
+        most = 2 if good_qos[number % 2] == 1 else 1
+        assert counts[payload[1:].encode()] <= most, (payload, good_qos[number % 2], counts)
+
+
+def test_what_is_behind_many_of_several_kinds_arrives(tmp_path: Path) -> None:
+    kinds = [KINDS[name] for name in ("too large", "no right to it", "its topic")]
+    broker = Refusing(4)
+    broker.kind = Kind(lambda flags, body: any(kind.refuses(flags, body) for kind in kinds), 0)
+    broker.way = "closes"
+    with broker, MQTTManager(quick_config(broker.url, tmp_path)) as manager:
+        for number in range(3 * MANY):
+            kind = kinds[number % len(kinds)]
+            manager.publish("t", f"={number}", 1 + number % 2)
+            manager.publish(kind.topic, kind.payload, 1 + number // 2 % 2)
+        manager.connect()
+        wanted = {f"{number}".encode() for number in range(3 * MANY)}
+        assert eventually(lambda: wanted <= set(broker.came_on), LONG_S), broker.connections
+    # Each kind is to be found.
+    assert max(broker.came_on[payload] for payload in wanted) <= 2 * CONNECTIONS_MAX
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_what_nothing_tells_apart_costs_a_connection_or_two_each(tmp_path: Path, qos: int) -> None:
+    broker = Refusing(4)
+    broker.kind = Kind(lambda _flags, body: b"=bad" in body, 0)
+    broker.way = "closes"
+    with broker, MQTTManager(quick_config(broker.url, tmp_path)) as manager:
+        for number in range(MANY):
+            manager.publish("t", f"=bad{number:02}", qos)
+        for number in range(MANY):
+            manager.publish("t", f"=good{number:02}", qos)
+            manager.publish("t", f"=bad{number:02}", qos)
+        manager.connect()
+        wanted = {f"good{number:02}".encode() for number in range(MANY)}
+        assert eventually(lambda: wanted <= set(broker.came_on), LONG_S), broker.connections
+        counts = broker.counts()
+    assert max(broker.came_on[payload] for payload in wanted) <= CONNECTIONS_MAX + 2 * 2 * MANY
+    assert max(counts.values()) <= 3 - qos
+
+
+def test_many_alerts_for_a_real_broker_without_qos_2(start_broker: StartBroker, tmp_path: Path) -> None:
+    broker = start_broker(settings=["max_qos 1"])
+    payloads = {f"{number}".encode() for number in range(3 * MANY)}
+    config = quick_config(broker.url, tmp_path, resend_unproven=True)
+    with Subscriber(broker, "t/#") as subscriber, MQTTManager(config) as manager:
+        for number in range(3 * MANY):
+            manager.publish("t/of the vehicle", f"{number}", number % 2)
+            if number % 3 == 0:
+                manager.publish("t/of the vehicle", "alert", 2)
+        manager.connect()
+        assert subscriber.wait_for_all(payloads, LONG_S)
+        connections = manager.get_metrics().reconnect_count
+    # It goes on with the alerts, one connection for each.
+    assert connections < MANY // 2
+    assert max(subscriber.payloads().count(f"{number}".encode()) for number in range(1, 3 * MANY, 2)) <= 2
 
 
 @pytest.mark.parametrize(("kind", "protocol_version"), [("its QoS", 4), ("its QoS", 5), ("no right to it", 5)])

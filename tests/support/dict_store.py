@@ -238,6 +238,10 @@ class DictStore:
             self._positions[lane] = found[-1][0]
         return [row for row in found if row[0] not in self._skipped and row[0] not in self.marked], len(found) < limit
 
+    def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
+        rows = [self.disk.rows[each] for each in ids if each in self.disk.rows]
+        return [row for row in rows if row[0] not in self._skipped and row[0] not in self.marked], []
+
     def missing(self, ids: list[int]) -> list[int]:
         return [message_id for message_id in ids if message_id not in self.disk.rows]
 

@@ -8,6 +8,7 @@ the client would answer a probe in the same way.
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -342,7 +343,9 @@ class World:
         return (
             tuple(sorted(suspicion._exposures.items())), tuple(sorted(suspicion._tries.items())),
             frozenset(suspicion.suspects), frozenset(suspicion.aside), suspicion.control_bytes, outbox.probes,
-            outbox.is_narrow, outbox._has_held_back, frozenset(outbox._blame.leaving),
+            outbox.is_narrow, outbox._has_held_back, frozenset(outbox._blame.leaving), suspicion.passed_over,
+            tuple(suspicion.notes()), suspicion._is_none_the_wiser, suspicion.is_overdue, tuple(outbox._blame.last),
+            outbox.makes_way, outbox._last_at_s <= time.monotonic(),
         )  # fmt: skip
 
     def probe_kept(self) -> Hashable:

@@ -1,0 +1,156 @@
+"""Once a message was found that the broker ends connections over, what is like it goes last and alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.scripted_broker import PINGREQ, PINGRESP, publication_of
+from support.scripted_gateway import ScriptedGateway
+from support.wire_reference import PUBACK, PUBLISH, Packet, ack, parse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TRIES = 3
+
+
+class Gateway(ScriptedGateway):
+    """`sent`: of what leaves, what is not answered."""
+
+    def publish_all(self, *payloads: str, qos: int = 1) -> None:
+        for payload in payloads:
+            self.publish(payload, qos)
+
+    def go_on(self) -> list[str]:
+        """What leaves now: payloads, and "?" for PINGREQ."""
+        self.commit()
+        packets = parse(self.send() + self.send())[0]
+        self.sent = [each for each in packets if each.kind == PUBLISH]
+        return ["?" if each.kind == PINGREQ else self._payload(each) for each in packets]
+
+    def answer(self) -> list[str]:
+        """The broker answers what left; returns what leaves then."""
+        self.receive(b"".join(ack(PUBACK, each.packet_id) for each in self.sent if each.packet_id))
+        return self.go_on()
+
+    def refuse(self) -> None:
+        """The broker ends the connection, and takes the next."""
+        self.outbox.is_left = True
+        self.cut()
+        self.connect()
+
+    def find(self, payload: str, qos: int) -> None:
+        """The broker ends connections over this message, until it stands aside."""
+        self.publish(payload, qos)
+        self.connect()
+        for _ in range(1 + TRIES):
+            assert self.go_on() == [payload]
+            self.refuse()
+        assert self.go_on() == []
+
+    def _payload(self, packet: Packet) -> str:
+        return publication_of(packet, 4).payload
+
+
+def test_what_is_like_it_in_the_most_ways_goes_last_and_alone(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "q.db") as gateway:
+        gateway.find("bad" * 100, 2)
+        gateway.publish_all("alert", "other alert", qos=2)
+        gateway.publish_all("result", "long" * 100, "other result", qos=1)
+        # All have its topic. The first that is answered shows that it is not that.
+        assert gateway.go_on() == ["result"]
+        assert gateway.answer() == ["other result"]
+        assert gateway.answer() == ["alert"]
+        gateway.publish_all("new result", qos=1)
+        gateway.refuse()
+        assert gateway.go_on() == ["new result"]
+        # Those with the fewest tries.
+        assert gateway.answer() == ["other alert"]
+        gateway.refuse()
+        assert gateway.go_on() == ["long" * 100]
+        assert gateway.answer() == ["alert"]
+
+
+def test_a_qos_that_was_answered_holds_nothing_back(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "q.db") as gateway:
+        gateway.find("bad", 1)
+        gateway.publish_all("one", "two", "six")
+        assert gateway.go_on() == ["one"]
+        assert gateway.answer() == ["two", "six"]
+
+
+def test_a_later_process_knows_what_was_found(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "q.db") as gateway:
+        gateway.find("bad", 2)
+        gateway.publish_all("result")
+        assert gateway.go_on() == ["result"]
+        gateway.answer()
+    with Gateway(tmp_path / "q.db") as gateway:
+        gateway.publish_all("alert", qos=2)
+        gateway.publish_all("other", "result")
+        gateway.connect()
+        assert gateway.go_on() == ["other", "result"]
+        assert gateway.answer() == ["alert"]
+
+
+def test_it_waits_until_qos_0_that_went_before_is_known_to_have_arrived(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "q.db") as gateway:
+        gateway.find("bad", 2)
+        gateway.publish_all("alert", qos=2)
+        gateway.publish_all("telemetry", qos=0)
+        assert gateway.go_on() == ["telemetry", "?"]
+        gateway.publish_all("more", qos=0)
+        assert gateway.go_on() == []
+        gateway.receive(PINGRESP)
+        assert gateway.go_on() == ["alert"]
+
+
+def test_it_is_due_at_last_though_there_is_more_to_be_sent(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "q.db", window=2) as gateway:
+        gateway.find("bad" * 100, 2)
+        gateway.publish_all("result")
+        assert gateway.go_on() == ["result"]
+        gateway.publish_all(*"abcdefgh")
+        gateway.publish_all("alert", qos=2)
+        assert gateway.answer() == ["a", "b"]
+        assert gateway.answer() == ["c", "d"]
+        gateway.outbox._last_at_s = 0.0
+        gateway.outbox.pull()
+        assert gateway.answer() == ["alert"]
+        # It has had no turn on a connection that ends over something else.
+        gateway.refuse()
+        assert gateway.go_on() == ["e", "f"]
+        gateway.refuse()
+        assert gateway.outbox._last_at_s > 0.0
+        assert gateway.go_on() == ["g", "h"]
+        assert gateway.answer() == ["e"]
+
+
+def test_where_traits_tell_nothing_apart_they_are_not_heeded(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "q.db") as gateway:
+        gateway.find("bad", 1)
+        gateway.publish_all("bad", "bad", "one", "two")
+        assert gateway.go_on() == ["bad"]
+        gateway.refuse()
+        assert gateway.go_on() == ["bad", "one", "two"]
+        gateway.refuse()
+        # What was exposed, without what has had a try.
+        assert gateway.go_on() == ["bad"]
+        gateway.refuse()
+        assert gateway.go_on() == ["one"]
+        assert gateway.answer() == ["two"]
+
+
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_only_an_answer_clears_a_trait(tmp_path: Path, is_answered: bool) -> None:
+    with Gateway(tmp_path / "q.db") as gateway:
+        gateway.find("bad", 1)
+        gateway.publish_all("one")
+        assert gateway.go_on() == ["one"]
+        if is_answered:
+            assert gateway.answer() == []
+        else:
+            gateway.outbox._blame.on_gone([2])
+        assert any(gateway.outbox._blame.suspicion.traits.values()) is not is_answered
