@@ -38,8 +38,8 @@ cdef extern from "sys/timex.h":
 
 cdef enum:
     TOPIC_MAX_BYTES = 65535
-    # More gaps than that are not worth the search for a row in one of them.
-    CLEARED_RANGES_MAX = 4
+    # More gaps than that are not worth the search for a row in one of them. Each crash leaves one.
+    CLEARED_RANGES_MAX = 32
     # Of a row without extras.
     ROW_COLUMNS = 6
     PAYLOAD_COLUMN = 2
@@ -340,7 +340,10 @@ cdef class QueueTable:
     def adopt(self, list ids, int64_t timestamp_ms, int64_t expires_at_ms):
         self.executemany(ADOPT, [(*pair, timestamp_ms, expires_at_ms) for pair in ids])
         self.executemany(ADOPT_EXTRAS, ids)
-        self.execute(SET_LAST_ID, (max(pair[1] for pair in ids),))
+        self.set_last_id(max(pair[1] for pair in ids))
+
+    def set_last_id(self, int64_t last_id):
+        self.execute(SET_LAST_ID, (last_id,))
 
     def insert(self, list rows):
         cdef list extras = [row for row in rows if len(<tuple>row) > ROW_COLUMNS]
@@ -371,11 +374,14 @@ cdef class QueueTable:
 
     cdef bint _is_any_beside(self, list ranges) except -1:
         cdef int64_t first, last, after = INT64_MIN
+        # Most of what there is comes behind them.
+        if self.execute(IS_ANY_BETWEEN, (ranges[len(ranges) - 1][1] + 1, INT64_MAX)).get:
+            return True
         for first, last in ranges:
             if self.execute(IS_ANY_BETWEEN, (after, first - 1)).get:
                 return True
             after = last + 1
-        return self.execute(IS_ANY_BETWEEN, (after, INT64_MAX)).get
+        return False
 
     def delete_ranges(self, list ranges) -> int:
         cdef int64_t deleted = 0

@@ -113,6 +113,9 @@ class QueueTable:
     def adopt(self, ids: list[tuple[int, int]], timestamp_ms: int, expires_at_ms: int) -> None:
         """Give rows other ids, (from, to) each, and a timestamp; a time of expiry too where it is no number."""
 
+    def set_last_id(self, last_id: int) -> None:
+        """Note that every id up to this was given; there was a row."""
+
     def insert(self, rows: list[_Row]) -> None:
         """Add rows made by `make_row`."""
 

@@ -242,6 +242,7 @@ class Committer:
                 commit.jobs.append(Job(self._clean_up))
             if commit.rows or commit.row_count:
                 commit.anchor = intake.clock.anchor(fresh=is_closing)
+            commit.last_id = intake.next_id - 1 if is_closing else None
             is_full = commit.row_count + len(commit.rows) > self._max_queue_size or self._overflow.is_tight
             self._settle_claims()
             makes_room = is_full or is_closing or not commit.with_rows or bool(commit.jobs)

@@ -74,6 +74,8 @@ class Commit:
     deleted: int = 0
     # False after a failure, so that deletes, which make room, do not wait for room.
     with_rows: bool = True
+    # The last id that was given, where this is the last transaction.
+    last_id: int | None = None
     # Ranges of finished rows; the others are only named in the image.
     deleting: list[tuple[int, int]] = field(default_factory=list)
     in_doubt: list[tuple[int, Decision]] = field(default_factory=list)

@@ -140,13 +140,13 @@ class TestRealDisk:
         first = store.append("t", "first", 1)
         assert store.wait_durable(first, WAIT_S)
         fill_up(small_disk)
-        last = store.append("t", "x" * 500_000, 1)
+        store.append("t", "x" * 500_000, 1)
         with pytest.raises(QueueStorageError, match="1 messages could not be written"):
             store.close()
         (small_disk / "ballast").unlink()
         with OfflineQueueManager(path) as queue:
             assert [message.id for message in queue.dequeue_all()] == [first]
-            assert queue.enqueue("t", "x", 1) == last, "an id that no disk has seen"
+            assert queue.enqueue("t", "x", 1) > first
 
     def test_a_flush_and_its_deletions_need_no_free_byte(self, small_disk: Path) -> None:
         path = small_disk / "queue.db"

@@ -36,6 +36,13 @@ def ids_on_disk(path: Path) -> list[int]:
         return [number for (number,) in database.execute("SELECT id FROM mqtt_offline_queue ORDER BY timestamp, id")]
 
 
+def last_id_on_disk(path: Path) -> int:
+    """Up to which SQLite has noted ids as given."""
+    with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as database:
+        noted: int = database.execute("SELECT seq FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'").get
+    return noted
+
+
 class RecordingOutbox:
     """An outbox without a network: it takes what is read, finishes what it is told to, and records what it hears."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import apsw
 import pytest
 
 from glec_fast.durable._steps import ranges_of
+from glec_fast.durable._table import QueueTable
 from glec_fast.durable.in_doubt import Decision, InDoubt
 from glec_fast.durable.schedule import DONE_COMMIT_DELAY_S
 from glec_fast.durable.store import Store
@@ -21,7 +24,17 @@ from glec_fast.durable.transaction import Commit
 from glec_fast.errors import QueueStorageError
 from glec_fast.runtime._lock import Hold
 from support.clock import Clock
-from support.store import WAIT_S, Disk, RecordingOutbox, append, held_writer, ids_on_disk, image_on_disk, wait_for
+from support.store import (
+    WAIT_S,
+    Disk,
+    RecordingOutbox,
+    append,
+    held_writer,
+    ids_on_disk,
+    image_on_disk,
+    last_id_on_disk,
+    wait_for,
+)
 
 BOTH = pytest.mark.parametrize("disk_mends", [True, False])
 
@@ -414,6 +427,53 @@ class TestCommit:
             store.append_many(rows)
         assert store.size == 0
         assert store.append("t", "x", 1) > 0
+
+
+class TestIds:
+    """SQLite's note of the last id is a page, which is written ahead of the rows."""
+
+    def test_a_transaction_of_rows_leaves_it_as_it_is(self, store: Store, path: Path) -> None:
+        first = store.append("t", "x", 1)
+        assert store.wait_durable(first, WAIT_S)
+        noted = last_id_on_disk(path)
+        assert noted > first
+        for message_id in append(store, 3):
+            assert store.wait_durable(message_id, WAIT_S)
+        assert last_id_on_disk(path) == noted
+        assert append(store, noted)[-1] < last_id_on_disk(path)
+
+    def test_an_orderly_end_leaves_no_gap(self, make_store: Callable[..., Store], path: Path) -> None:
+        store = make_store()
+        ids = append(store, 3)
+        store.close()
+        assert last_id_on_disk(path) == ids[-1]
+        assert append(make_store(), 1) == [ids[-1] + 1]
+
+    def test_after_a_crash_none_is_given_again(self, store: Store, path: Path, tmp_path: Path) -> None:
+        ids = append(store, 3)
+        store.run(lambda table: table.delete(ids.copy()))
+        crashed = tmp_path / "crashed"
+        crashed.mkdir()
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{path}{suffix}", crashed)
+        with closing(Store(crashed / path.name)) as after:
+            assert append(after, 1)[0] > ids[-1]
+
+    def test_a_queue_with_gaps_of_many_crashes_is_cleared_at_once(self, store: Store) -> None:
+        ids = append(store, 20)
+        gone = ids[1::2]
+        store.run(lambda table: table.delete(gone.copy()))
+        statements: list[str] = []
+
+        def clear(table: QueueTable) -> int:
+            table.connection.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: statements.append(event["sql"]))
+            try:
+                return table.delete_finished(ranges_of(ids[::2]))
+            finally:
+                table.connection.trace_v2(0, None)
+
+        assert store.run(clear) == 10
+        assert [each for each in statements if each.startswith("DELETE")] == ["DELETE FROM mqtt_offline_queue"]
 
 
 class TestWithdraw:
