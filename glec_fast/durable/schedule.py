@@ -15,7 +15,7 @@ DONE_COMMIT_DELAY_S = 1.0
 _ROWS_COMMIT_SPACING_S = 0.05
 # So many finished rows are worth a transaction of their own, which names them; that a crash does not send them again.
 DONE_COMMIT_ROWS = 1000
-# So many are deleted, though more are in flight: their ids take 40 bytes each until then. A queue of that many is
+# So many are deleted, though more are in flight: their ids take 8 bytes each until then. A queue of that many is
 # cleared by its pages: with 4,000 of them a flush takes 250 KiB less, and writes 100 bytes more for each message.
 DELETE_ROWS_MAX = 10_000
 _STORAGE_RETRY_S = 1.0
