@@ -1,16 +1,13 @@
-"""What comes to a manager: subscriptions kept over links and sessions, handlers in threads, one delivery of each."""
+"""What a manager asks brokers for, over links and sessions, and what they refuse."""
 
 from __future__ import annotations
 
 import threading
-import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from glec_fast import MessageError, MQTTManager, QueueClosedError, SubscriptionRefusedError
-from glec_fast.fleet import inbox
+from glec_fast import MessageError, MQTTManager, SubscriptionRefusedError
 from glec_fast.fleet import subscriptions as module
 from glec_fast.fleet.subscriptions import Subscriptions
 from glec_fast.mqtt.greeting import Accepted
@@ -18,61 +15,15 @@ from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.testbed.link import Link
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
 from support.odd_broker import CLOSE, CONNECT, SUBSCRIBE, OddBroker, filters_of, granted
-from support.wire_reference import PUBACK, PUBLISH
+from support.subscribing import Handled, publishing, running
+from support.wire_reference import PUBLISH
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import StartBroker
-    from glec_fast.fleet.config import MQTTConfig
     from glec_fast.testbed.broker import Broker
     from support.wire_reference import Packet
-
-
-class Handled:
-    """What a handler was called with, in order. `gate`: handlers wait for it where it is not set."""
-
-    def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.messages: list[Any] = []
-        self.threads: set[str] = set()
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def __call__(self, message: Any) -> None:
-        with self.changed:
-            self.threads.add(threading.current_thread().name)
-        assert self.gate.wait(TIMEOUT_S)
-        with self.changed:
-            self.messages.append(message)
-            self.changed.notify_all()
-
-    @property
-    def payloads(self) -> list[bytes]:
-        with self.changed:
-            return [each.payload for each in self.messages]
-
-    def wait_for(self, payloads: list[bytes]) -> bool:
-        with self.changed:
-            return self.changed.wait_for(lambda: [each.payload for each in self.messages] == payloads, TIMEOUT_S)
-
-
-@contextmanager
-def running(config: MQTTConfig) -> Iterator[tuple[MQTTManager, Recorder]]:
-    recorder = Recorder()
-    with MQTTManager(config) as manager:
-        manager.set_connection_callback(recorder)
-        yield manager, recorder
-
-
-@contextmanager
-def publishing(broker: Broker, directory: Path) -> Iterator[MQTTManager]:
-    """The platform: another manager, whose messages all reach the broker."""
-    directory.mkdir(exist_ok=True)
-    with MQTTManager(quick_config(broker.url, directory, client_id="platform")) as platform:
-        platform.connect()
-        yield platform
 
 
 @BOTH_VERSIONS
@@ -207,225 +158,6 @@ def test_a_session_that_is_lost_is_asked_again(start_broker: StartBroker, tmp_pa
             assert handled.wait_for([b"x"])
 
 
-@BOTH_VERSIONS
-def test_what_the_broker_kept_while_the_process_was_away_comes_once(
-    broker: Broker, tmp_path: Path, protocol_version: int
-) -> None:
-    config = quick_config(broker.url, tmp_path, protocol_version=protocol_version)
-    with running(config) as (manager, _):
-        subscription = manager.subscribe("a", Handled(), 2)
-        manager.connect()
-        assert subscription.wait_granted(TIMEOUT_S)
-    with publishing(broker, tmp_path / "platform") as platform:
-        for qos in (1, 2):
-            platform.publish("a", f"kept-{qos}", qos)
-        assert platform.flush(TIMEOUT_S)
-    handled = Handled()
-    with running(config) as (manager, recorder):
-        manager.connect()
-        # The broker has sent it before the program says who wants it.
-        assert recorder.wait_for_connections()
-        assert eventually(lambda: manager.get_metrics().messages_received == 2)
-        manager.subscribe("a", handled, 2)
-        assert handled.wait_for([b"kept-1", b"kept-2"])
-        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
-    again = Handled()
-    with running(config) as (manager, _):
-        assert not manager.subscribe("a", again, 2).wait_granted(0)
-        manager.connect()
-        with publishing(broker, tmp_path / "platform") as platform:
-            platform.publish("a", "new", 2)
-            assert again.wait_for([b"new"]), again.messages
-
-
-class LaterTime:
-    """The clock of the inbox, `later_s` ahead of the others."""
-
-    later_s = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.later_s
-
-
-def test_a_filter_that_is_subscribed_to_once_there_is_a_link_at_last(
-    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As programs do whose first link is long in coming: what the broker kept waits for it all the same."""
-    config, clock = quick_config(broker.url, tmp_path), LaterTime()
-    with running(config) as (manager, _):
-        subscription = manager.subscribe("a", Handled(), 2)
-        manager.connect()
-        assert subscription.wait_granted(TIMEOUT_S)
-    with publishing(broker, tmp_path / "platform") as platform:
-        platform.publish("a", "kept", 2)
-        assert platform.flush(TIMEOUT_S)
-    handled = Handled()
-    monkeypatch.setattr(inbox, "time", clock)
-    with running(config) as (manager, _):
-        manager.subscribe("b", Handled(), 2)
-        clock.later_s = 1000.0
-        manager.connect()
-        assert eventually(lambda: manager.get_metrics().messages_received == 1)
-        manager.subscribe("a", handled, 2)
-        assert handled.wait_for([b"kept"])
-        assert manager.get_metrics().messages_unhandled == 0
-
-
-def test_nobody_is_waited_for_for_ever_by_who_subscribes_behind_a_cut(
-    broker: Broker, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, clock = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path), LaterTime()
-    with running(config) as (manager, _):
-        earlier = manager.subscribe("earlier", Handled(), 2)
-        manager.connect()
-        assert earlier.wait_granted(TIMEOUT_S)
-    monkeypatch.setattr(inbox, "time", clock)
-    with running(config) as (manager, recorder), publishing(broker, tmp_path / "platform") as platform:
-        manager.connect()
-        assert recorder.wait_for_connections()
-        link.cut()
-        assert recorder.wait_for_losses()
-        manager.subscribe("a", Handled(), 2)
-        platform.publish("earlier", "x", 2)
-        assert platform.flush(TIMEOUT_S)
-        link.restore()
-        assert eventually(lambda: manager.get_metrics().messages_received == 1)
-        clock.later_s = 1000.0
-        assert eventually(lambda: manager.get_metrics().messages_unhandled == 1)
-        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
-
-
-@BOTH_VERSIONS
-@pytest.mark.parametrize(
-    ("before", "behind"),
-    [(["a/#"], ["a/b"]), (["a/b"], ["a/#", "+/b"]), (["$share/g/a/b"], ["a/b"]), (["a/#", "a/b"], ["a/b"])],
-)
-def test_what_was_kept_for_an_earlier_filter_goes_to_whoever_wants_its_topic(
-    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol_version: int, before: Any, behind: Any
-) -> None:
-    """A new version of a program may have other filters. The session has the old ones still, so that copies come."""
-    config, clock = quick_config(broker.url, tmp_path, protocol_version=protocol_version), LaterTime()
-    with running(config) as (manager, _):
-        earlier = [manager.subscribe(each, Handled(), 2) for each in before]
-        manager.connect()
-        assert all(each.wait_granted(TIMEOUT_S) for each in earlier)
-    monkeypatch.setattr(inbox, "time", clock)
-    with publishing(broker, tmp_path / "platform") as platform:
-        for number in range(5):
-            # Alike, but for one.
-            platform.publish("a/b", f"kept-{number // 4}", 2)
-        assert platform.flush(TIMEOUT_S)
-        with running(config) as (manager, _):
-            handlers = {each: Handled() for each in behind}
-            subscriptions = [manager.subscribe(each, handler, 2) for each, handler in handlers.items()]
-            manager.connect()
-            assert all(each.wait_granted(TIMEOUT_S) for each in subscriptions)
-            for number in range(2):
-                platform.publish("a/b", f"new-{number}", 2)
-            assert all(eventually(lambda each=each: b"new-1" in each.payloads) for each in handlers.values())
-            clock.later_s += 1000.0
-            expected = sorted([b"kept-0"] * 4 + [b"kept-1", b"new-0", b"new-1"])
-            assert all(eventually(lambda each=each: sorted(each.payloads) == expected) for each in handlers.values())
-            # From here on the copies come one behind the other.
-            platform.publish("a/b", "kept-0", 2)
-            platform.publish("a/b", "end", 2)
-            assert all(eventually(lambda each=each: b"end" in each.payloads) for each in handlers.values())
-            assert eventually(lambda: manager.get_metrics().inbox_size == 0)
-            expected = sorted([*expected, b"kept-0", b"end"])
-            assert [sorted(each.payloads) for each in handlers.values()] == [expected] * len(handlers)
-            assert manager.get_metrics().messages_unhandled == 0
-
-
-@BOTH_VERSIONS
-@pytest.mark.parametrize("qos", [1, 2])
-def test_a_handler_that_a_cut_link_finds_at_work_is_not_called_again(
-    broker: Broker, link: Link, tmp_path: Path, protocol_version: int, qos: int
-) -> None:
-    handled = Handled()
-    handled.gate.clear()
-    config = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, protocol_version=protocol_version)
-    with running(config) as (manager, recorder), publishing(broker, tmp_path / "platform") as platform:
-        subscription = manager.subscribe("a", handled, qos)
-        manager.connect()
-        assert subscription.wait_granted(TIMEOUT_S)
-        platform.publish("a", "once", qos)
-        assert eventually(lambda: bool(handled.threads))
-        link.cut()
-        assert recorder.wait_for_losses()
-        link.restore()
-        assert recorder.wait_for_connections(2)
-        handled.gate.set()
-        platform.publish("a", "next", qos)
-        assert handled.wait_for([b"once", b"next"])
-        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
-
-
-def test_a_message_goes_to_every_handler_whose_filter_matches(broker: Broker, tmp_path: Path) -> None:
-    one, all_of_them = Handled(), Handled()
-    with running(quick_config(broker.url, tmp_path)) as (manager, _):
-        subscriptions = [manager.subscribe("a/b", one, 2), manager.subscribe("a/#", all_of_them, 2)]
-        manager.connect()
-        assert all(each.wait_granted(TIMEOUT_S) for each in subscriptions)
-        with publishing(broker, tmp_path / "platform") as platform:
-            platform.publish("a/c", "c", 2)
-            assert all_of_them.wait_for([b"c"])
-        assert one.payloads == []
-
-
-@BOTH_VERSIONS
-def test_filters_that_overlap_have_one_copy_each(broker: Broker, tmp_path: Path, protocol_version: int) -> None:
-    """A server may send a copy for each (3.3.5); mosquitto does in MQTT 5."""
-    handlers = {each: Handled() for each in ("a/b", "a/#", "+/b", "$share/g/a/+", "a/c")}
-    config = quick_config(broker.url, tmp_path, protocol_version=protocol_version)
-    with running(config) as (manager, _), publishing(broker, tmp_path / "platform") as platform:
-        subscriptions = [manager.subscribe(each, handler, 2) for each, handler in handlers.items()]
-        manager.connect()
-        assert all(each.wait_granted(TIMEOUT_S) for each in subscriptions)
-        numbers = [b"%d" % number for number in range(5)]
-        for number in range(5):
-            platform.publish("a/b", f"{number}", 2)
-        platform.publish("a/c", "end", 2)
-        expected = {"a/b": numbers, "+/b": numbers, "a/c": [b"end"]}
-        expected |= {each: [*numbers, b"end"] for each in ("a/#", "$share/g/a/+")}
-        assert all(handlers[each].wait_for(payloads) for each, payloads in expected.items())
-        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
-        assert {each: handler.payloads for each, handler in handlers.items()} == expected
-
-
-def test_a_slow_handler_holds_up_neither_the_network_nor_other_filters(broker: Broker, tmp_path: Path) -> None:
-    slow, quick = Handled(), Handled()
-    slow.gate.clear()
-    with running(quick_config(broker.url, tmp_path)) as (manager, _):
-        subscriptions = [manager.subscribe("slow", slow), manager.subscribe("quick", quick)]
-        manager.connect()
-        assert all(each.wait_granted(TIMEOUT_S) for each in subscriptions)
-        with publishing(broker, tmp_path / "platform") as platform:
-            platform.publish("slow", "1")
-            platform.publish("slow", "2")
-            platform.publish("quick", "3")
-            assert quick.wait_for([b"3"])
-            manager.publish("out", "x", 1).wait_for_publish(TIMEOUT_S)
-            slow.gate.set()
-            assert slow.wait_for([b"1", b"2"])
-
-
-def test_a_handler_that_raises_is_counted_and_told_of_in_the_log(
-    broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def fail(_message: object) -> None:
-        raise ValueError("cannot be applied")
-
-    with running(quick_config(broker.url, tmp_path)) as (manager, _):
-        subscription = manager.subscribe("a", fail, 2)
-        manager.connect()
-        assert subscription.wait_granted(TIMEOUT_S)
-        with publishing(broker, tmp_path / "platform") as platform:
-            platform.publish("a", "x", 2)
-            assert eventually(lambda: manager.get_metrics().handler_errors == 1)
-        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
-        assert eventually(lambda: "cannot be applied" in caplog.text)
-
-
 class Refusals(Recorder):
     """Keeps the filters that were refused."""
 
@@ -472,56 +204,6 @@ def test_a_refused_filter_is_told_of_and_asked_for_with_each_connection(
         assert refusals.wait_for(lambda events: any(each[0] == "secret" for each in events))
         manager.publish("cut", "", 0)
         assert eventually(lambda: manager.get_metrics().subscriptions_refused == 2)
-
-
-def test_what_is_alike_is_handled_each_time_where_an_earlier_filter_has_no_copy_of_it(
-    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a command that is sent again: the first was kept for the earlier filter, the second comes for ours alone."""
-    config, clock, handled = quick_config(broker.url, tmp_path, protocol_version=5), LaterTime(), Handled()
-    with running(config) as (manager, _):
-        earlier = manager.subscribe("a/#", Handled(), 2)
-        manager.connect()
-        assert earlier.wait_granted(TIMEOUT_S)
-    monkeypatch.setattr(inbox, "time", clock)
-    with publishing(broker, tmp_path / "platform") as platform:
-        platform.publish("a/b", "unlock", 2)
-        assert platform.flush(TIMEOUT_S)
-        with running(config) as (manager, _):
-            subscription = manager.subscribe("a/b", handled, 2)
-            manager.connect()
-            assert subscription.wait_granted(TIMEOUT_S)
-            assert eventually(lambda: manager.get_metrics().messages_received == 1)
-            manager.unsubscribe("a/#")
-            assert eventually(lambda: "a/#" not in manager._incoming._subscriptions._held)
-            clock.later_s = 10.0
-            platform.publish("a/b", "unlock", 2)
-            platform.publish("a/b", "end", 2)
-            assert eventually(lambda: b"end" in handled.payloads)
-            clock.later_s = 1000.0
-            assert eventually(lambda: sorted(handled.payloads) == [b"end", b"unlock", b"unlock"])
-
-
-@pytest.mark.parametrize("levels", [(1, 2), (2, 1), (0, 2), (2, 2)])
-def test_a_copy_for_an_earlier_filter_is_none_whenever_the_first_comes_and_with_whatever_qos(
-    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, levels: tuple[int, int]
-) -> None:
-    config, clock, handled = quick_config(broker.url, tmp_path, protocol_version=5), LaterTime(), Handled()
-    with running(config) as (manager, _):
-        earlier = manager.subscribe("a/#", Handled(), levels[0])
-        manager.connect()
-        assert earlier.wait_granted(TIMEOUT_S)
-    monkeypatch.setattr(inbox, "time", clock)
-    with publishing(broker, tmp_path / "platform") as platform, running(config) as (manager, _):
-        subscription = manager.subscribe("a/b", handled, levels[1])
-        manager.connect()
-        assert subscription.wait_granted(TIMEOUT_S)
-        clock.later_s = 1000.0
-        platform.publish("a/b", "x", 2)
-        platform.publish("a/b", "end", 2)
-        assert eventually(lambda: manager.get_metrics().messages_received == 4)
-        assert eventually(lambda: manager.get_metrics().inbox_size == 0)
-    assert sorted(handled.payloads) == [b"end", b"x"]
 
 
 class Plain(OddBroker):
@@ -610,108 +292,6 @@ def test_unsubscribe(start_broker: StartBroker, tmp_path: Path) -> None:
         assert handled.wait_for([b"wanted"])
 
 
-@pytest.mark.parametrize("qos", [1, 2])
-def test_more_than_is_held_is_asked_for_again_in_order(broker: Broker, tmp_path: Path, qos: int) -> None:
-    """Nothing that comes once a place is free overtakes what was left."""
-    handled = Handled()
-    handled.gate.clear()
-    config = quick_config(broker.url, tmp_path, inbox_max_size=3)
-    with running(config) as (manager, recorder), publishing(broker, tmp_path / "platform") as platform:
-        subscription = manager.subscribe("a", handled, qos)
-        manager.connect()
-        assert subscription.wait_granted(TIMEOUT_S)
-        sent = [f"{number}".encode() for number in range(30)]
-        for payload in sent:
-            platform.publish("a", payload, qos)
-        assert platform.flush(TIMEOUT_S)
-        # As many as it has on its way at once.
-        assert eventually(lambda: manager.get_metrics().messages_received >= 20)
-        assert manager.get_metrics().inbox_size == 3
-        handled.gate.set()
-        assert eventually(lambda: set(handled.payloads) == set(sent))
-        assert list(dict.fromkeys(handled.payloads)) == sent
-        if qos == 2:
-            assert len(handled.payloads) == len(sent)
-        assert recorder.wait_for_connections(2)
-
-
-def test_one_handler_that_never_returns_does_not_keep_what_was_left(broker: Broker, tmp_path: Path) -> None:
-    stuck, handled = Handled(), Handled()
-    stuck.gate.clear()
-    config = quick_config(broker.url, tmp_path, inbox_max_size=8)
-    with running(config) as (manager, _), publishing(broker, tmp_path / "platform") as platform:
-        subscriptions = [manager.subscribe("stuck", stuck), manager.subscribe("a", handled)]
-        manager.connect()
-        assert all(each.wait_granted(TIMEOUT_S) for each in subscriptions)
-        platform.publish("stuck", "x")
-        for number in range(40):
-            platform.publish("a", f"{number}")
-        assert eventually(lambda: set(handled.payloads) == {b"%d" % number for number in range(40)})
-        stuck.gate.set()
-
-
-class OneByOne(OddBroker):
-    """Sends a message of QoS 1 to "a" as soon as the one before was acknowledged: no more than Receive Maximum, 1."""
-
-    sent = 0
-
-    def answer(self, packet: Packet) -> bytes:
-        if packet.kind == SUBSCRIBE:
-            return granted(packet, self.protocol_version) + self._next()
-        return self._next() if packet.kind == PUBACK and self.sent < 300 else super().answer(packet)
-
-    def _next(self) -> bytes:
-        self.sent += 1
-        return b"\x32\x07\x00\x01a\x00\x01\x00x"
-
-
-def test_a_place_is_free_before_the_broker_hears_of_it(tmp_path: Path) -> None:
-    handled = Handled()
-    with OneByOne(protocol_version=5) as broker:
-        config = quick_config(broker.url, tmp_path, protocol_version=5, inbox_max_size=1)
-        with running(config) as (manager, _):
-            manager.subscribe("a", handled, 1)
-            manager.connect()
-            assert handled.wait_for([b"x"] * 300)
-        assert broker.connections == 1
-
-
-def test_qos_0_beyond_what_is_held_is_dropped_and_counted(broker: Broker, tmp_path: Path) -> None:
-    handled = Handled()
-    handled.gate.clear()
-    with running(quick_config(broker.url, tmp_path, inbox_max_size=2)) as (manager, _):
-        subscription = manager.subscribe("a", handled, 0)
-        manager.connect()
-        assert subscription.wait_granted(TIMEOUT_S)
-        with publishing(broker, tmp_path / "platform") as platform:
-            for _ in range(5):
-                platform.publish("a", "x", 0)
-            assert eventually(lambda: manager.get_metrics().messages_unhandled == 3)
-        handled.gate.set()
-        assert handled.wait_for([b"x", b"x"])
-
-
-def test_disconnect_waits_for_a_handler_that_runs_and_begins_none(broker: Broker, tmp_path: Path) -> None:
-    handled = Handled()
-    handled.gate.clear()
-    manager = MQTTManager(quick_config(broker.url, tmp_path))
-    subscription = manager.subscribe("a", handled, 1)
-    manager.connect()
-    assert subscription.wait_granted(TIMEOUT_S)
-    with publishing(broker, tmp_path / "platform") as platform:
-        platform.publish("a", "runs", 1)
-        platform.publish("a", "waits", 1)
-        assert eventually(lambda: manager.get_metrics().inbox_size == 2)
-    leaving = threading.Thread(target=manager.disconnect)
-    leaving.start()
-    handled.gate.set()
-    leaving.join(TIMEOUT_S)
-    assert not leaving.is_alive()
-    assert handled.payloads in ([b"runs"], [b"runs", b"waits"])
-    with pytest.raises(QueueClosedError):
-        manager.subscribe("b", handled)
-
-
 @pytest.mark.parametrize("topic_filter", ["", "a/#/b", "a+", "a#", "a\0", None, "$share/g", "$share//a", "$share/+/a"])
 def test_a_filter_that_mqtt_does_not_know(tmp_path: Path, topic_filter: Any) -> None:
     with (
@@ -796,71 +376,6 @@ def test_unsubscribed_while_there_is_no_link(broker: Broker, link: Link, tmp_pat
         assert wanted.wait_for([b"b"])
         assert unwanted.payloads == []
         assert manager.get_metrics().messages_received == 1
-
-
-@BOTH_VERSIONS
-def test_retained_messages_come_with_each_start(broker: Broker, tmp_path: Path, protocol_version: int) -> None:
-    with publishing(broker, tmp_path / "platform") as platform:
-        platform.publish("settings", "v1", 2, retain=True).wait_for_publish(TIMEOUT_S)
-        for _ in range(2):
-            handled = Handled()
-            with running(quick_config(broker.url, tmp_path, protocol_version=protocol_version)) as (manager, _):
-                manager.subscribe("settings", handled, 2)
-                manager.connect()
-                assert handled.wait_for([b"v1"])
-                assert handled.messages[0].retain
-
-
-@BOTH_VERSIONS
-@pytest.mark.parametrize("qos", [1, 2])
-def test_what_a_handler_may_do(broker: Broker, tmp_path: Path, protocol_version: int, qos: int) -> None:
-    """It publishes, subscribes, unsubscribes, waits, and ends the manager; the message does not come again."""
-    answers, later = Handled(), Handled()
-    config = quick_config(broker.url, tmp_path, protocol_version=protocol_version)
-    has_left = threading.Event()
-    with running(config) as (manager, _), publishing(broker, tmp_path / "platform") as platform:
-
-        def handle(message: Any) -> None:
-            if message.payload == b"leave":
-                manager.disconnect()
-                has_left.set()
-                return
-            assert manager.subscribe("later", later, qos).wait_granted(TIMEOUT_S)
-            manager.publish("answer", message.payload, qos).wait_for_publish(TIMEOUT_S)
-            manager.unsubscribe("answer/none")
-
-        platform.subscribe("answer", answers, qos)
-        subscription = manager.subscribe("a", handle, qos)
-        manager.connect()
-        assert subscription.wait_granted(TIMEOUT_S)
-        platform.publish("a", "x", qos)
-        assert answers.wait_for([b"x"])
-        platform.publish("later", "y", qos)
-        assert later.wait_for([b"y"])
-        platform.publish("a", "leave", qos)
-        assert has_left.wait(TIMEOUT_S)
-    again = Handled()
-    with running(config) as (manager, _), publishing(broker, tmp_path / "platform") as platform:
-        assert not manager.subscribe("a", again, qos).wait_granted(0)
-        manager.connect()
-        platform.publish("a", "next", qos)
-        # Its end came before the broker could hear that it was handled.
-        assert eventually(lambda: again.payloads in ([b"leave", b"next"], [b"next"]))
-        assert all(message.dup for message in again.messages[:-1])
-
-
-def test_after_disconnect_nothing_is_taken_and_another_manager_goes_on(broker: Broker, tmp_path: Path) -> None:
-    handled = Handled()
-    for count in (1, 2):
-        with running(quick_config(broker.url, tmp_path)) as (manager, _):
-            subscription = manager.subscribe("a", handled, 2)
-            manager.connect()
-            assert subscription.wait_granted(TIMEOUT_S)
-            manager.publish("a", "x", 2).wait_for_publish(TIMEOUT_S)
-            assert handled.wait_for([b"x"] * count)
-        for call in (lambda: manager.subscribe("b", handled), lambda: manager.unsubscribe("a"), manager.connect):
-            with pytest.raises(QueueClosedError):
-                call()
 
 
 class Asked:
