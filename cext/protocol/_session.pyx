@@ -78,17 +78,7 @@ cimport send_buffer
 cimport topic_aliases
 cimport vector
 from exchanges cimport EXCHANGES_MAX, FREE, ID_FREE, ID_TAKEN, RELEASED, SENT, Exchange
-from inflight_image cimport (
-    FINISHED,
-    FINISHED_MAX,
-    IMAGE_ENTRY_BYTES,
-    IMAGE_FORMAT,
-    NOTE,
-    PLACES,
-    RESERVED,
-    get_message_id,
-    put_entry,
-)
+from inflight_image cimport FINISHED, NOTE, PLACES, RESERVED, add_finished, entries_of, image_of
 from mqtt_wire cimport (
     FIXED_HEADER_MAX_BYTES,
     PUBACK,
@@ -1111,33 +1101,13 @@ cdef class Session:
 
         finished: (first, last) ranges of message ids that `take_done` gave and whose rows are not deleted with it.
         """
-        cdef int slot
-        cdef uint16_t count
-        cdef int64_t first, last
-        cdef Exchange* exchange
-        cdef list aside = [(message_id, entry[0], entry[1]) for message_id, entry in self.parked.items()
-                           if entry[2] == 2]
+        cdef list aside = self.parked_exchanges()
         aside += [(message_id, packet_id, RESERVED) for packet_id, message_id in self.reserved.items()]
         aside += self.owner_notes
         if self.durable and self.max_unreleased < EXCHANGES_MAX:
             aside.append((self.kept_until, self._places_noted(), PLACES))
-        for first, last in finished or ():
-            while first <= last:
-                count = <uint16_t>min(last - first + 1, <int64_t>FINISHED_MAX)
-                aside.append((first, count, FINISHED))
-                first += count
-        cdef bytes image = PyBytes_FromStringAndSize(
-            NULL, 1 + IMAGE_ENTRY_BYTES * (self.table.in_flight + <Py_ssize_t>len(aside)))
-        cdef uint8_t* start = <uint8_t*>PyBytes_AS_STRING(image)
-        cdef uint8_t* at = start + 1
-        start[0] = IMAGE_FORMAT
-        for slot in range(self.table.capacity):
-            exchange = &self.table.exchanges[slot]
-            if exchange.state != FREE and exchange.qos == 2:
-                at = put_entry(at, exchange.message_id, exchange.packet_id, exchange.state)
-        for message_id, packet_id, state in aside:
-            at = put_entry(at, message_id, packet_id, state)
-        image = image[:at - start]
+        add_finished(aside, finished or ())
+        cdef bytes image = image_of(&self.table, aside)
         cdef uint64_t version = self.version + <uint64_t>self.dirty
         cdef tuple numbered = (version, image)
         vector.reserve(&self.out.gates)
@@ -1157,17 +1127,14 @@ cdef class Session:
             self.table.exchange_of[retired.packet_id] = ID_FREE
             vector.pop(&self.retired)
 
-    def load_image(self, bytes image) -> list:
+    def load_image(self, bytes image not None) -> list:
         """Begin with the exchanges of an earlier process, as parked. Returns the finished (first, last) ranges in it.
 
         Raises ValueError where it is not an image; the session is then as it was.
         """
-        cdef Py_ssize_t size = len(image)
-        cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(image)
         cdef int64_t message_id
         cdef uint16_t packet_id
         cdef uint8_t state
-        cdef Py_ssize_t index
         cdef dict loaded = {}
         cdef set packet_ids = set()
         cdef dict reserved = {}
@@ -1176,14 +1143,7 @@ cdef class Session:
         cdef int places = -1
         self.knows_places = False
         self.kept_until = UNKNOWN
-        if size == 0:
-            return finished
-        if at[0] != IMAGE_FORMAT or (size - 1) % IMAGE_ENTRY_BYTES:
-            raise ValueError(f"an in-flight image of format {at[0]} and {size} bytes; this version reads format 1")
-        for index in range(1, size, IMAGE_ENTRY_BYTES):
-            message_id = get_message_id(at + index)
-            packet_id = load_u16(at + index + 8)
-            state = at[index + 10]
+        for message_id, packet_id, state in entries_of(image):
             if message_id > 0 and packet_id and state == FINISHED:
                 finished.append((message_id, message_id + packet_id - 1))
                 continue
@@ -1281,17 +1241,15 @@ cdef class Session:
 
         False where there is none.
         """
-        cdef int slot
         cdef Exchange* exchange
         if message_id in self.parked:
             self.forget(message_id)
             return True
-        for slot in range(self.table.capacity):
-            exchange = &self.table.exchanges[slot]
-            if exchange.state == RELEASED and exchange.message_id == message_id:
-                self._finish(exchange, GIVEN_UP)
-                return True
-        return False
+        exchange = exchanges.of_message(&self.table, message_id)
+        if exchange is NULL or exchange.state != RELEASED:
+            return False
+        self._finish(exchange, GIVEN_UP)
+        return True
 
     def abandon(self, list ids not None) -> list:
         """End the exchanges of these messages, which will not be sent again; see the module's text.
@@ -1397,11 +1355,7 @@ cdef class Session:
 
     def holds(self, int64_t message_id) -> bool:
         """True where this message has an exchange, in flight or set aside."""
-        cdef int slot
-        for slot in range(self.table.capacity):
-            if self.table.exchanges[slot].state != FREE and self.table.exchanges[slot].message_id == message_id:
-                return True
-        return message_id in self.parked
+        return message_id in self.parked or exchanges.of_message(&self.table, message_id) is not NULL
 
     def forget(self, int64_t message_id):
         """The owner gave up a message that was set aside."""

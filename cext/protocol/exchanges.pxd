@@ -115,6 +115,15 @@ cdef inline Exchange* open(Table* table, uint16_t packet_id, int64_t message_id,
     return exchange
 
 
+cdef inline Exchange* of_message(Table* table, int64_t message_id) noexcept:
+    # NULL where it has none in flight.
+    cdef int slot
+    for slot in range(table.capacity):
+        if table.exchanges[slot].state != FREE and table.exchanges[slot].message_id == message_id:
+            return &table.exchanges[slot]
+    return NULL
+
+
 cdef inline void close(Table* table, Exchange* exchange, uint16_t id_becomes) noexcept:
     table.exchange_of[exchange.packet_id] = id_becomes
     if exchange.qos == 2 and exchange.state == SENT:

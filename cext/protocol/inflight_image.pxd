@@ -5,9 +5,11 @@
 # an entry is the owner's (`Session.notes`): a number, a value and its kind. One in the state PLACES has in the place of
 # the packet id how many places the server's session may hold.
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
 
-from mqtt_wire cimport store_u16
+from exchanges cimport FREE, Exchange, Table
+from mqtt_wire cimport load_u16, store_u16
 
 cdef enum:
     IMAGE_FORMAT = 1
@@ -34,3 +36,46 @@ cdef inline int64_t get_message_id(const uint8_t* at) noexcept:
     for index in range(8):
         value = (value << 8) | at[index]
     return <int64_t>value
+
+
+cdef inline int add_finished(list entries, ranges) except -1:
+    """An entry, or several, for each inclusive range of message ids."""
+    cdef uint16_t count
+    cdef int64_t first, last
+    for first, last in ranges:
+        while first <= last:
+            count = <uint16_t>min(last - first + 1, <int64_t>FINISHED_MAX)
+            entries.append((first, count, FINISHED))
+            first += count
+    return 0
+
+
+cdef inline bytes image_of(const Table* table, list entries):
+    """The exchanges of QoS 2 in flight, and (message id, packet id, state) of whatever else an image names."""
+    cdef int slot
+    cdef const Exchange* exchange
+    cdef bytes image = PyBytes_FromStringAndSize(
+        NULL, 1 + IMAGE_ENTRY_BYTES * (table.in_flight + <Py_ssize_t>len(entries)))
+    cdef uint8_t* start = <uint8_t*>PyBytes_AS_STRING(image)
+    cdef uint8_t* at = start + 1
+    start[0] = IMAGE_FORMAT
+    for slot in range(table.capacity):
+        exchange = &table.exchanges[slot]
+        if exchange.state != FREE and exchange.qos == 2:
+            at = put_entry(at, exchange.message_id, exchange.packet_id, exchange.state)
+    for message_id, packet_id, state in entries:
+        at = put_entry(at, message_id, packet_id, state)
+    return image[:at - start]
+
+
+cdef inline list entries_of(bytes image):
+    """(message id, packet id, state) of all that an image names. Raises ValueError where it is none."""
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(image)
+    cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(image)
+    cdef Py_ssize_t index
+    if size == 0:
+        return []
+    if at[0] != IMAGE_FORMAT or (size - 1) % IMAGE_ENTRY_BYTES:
+        raise ValueError(f"an in-flight image of format {at[0]} and {size} bytes; this version reads format 1")
+    return [(get_message_id(at + index), load_u16(at + index + 8), at[index + 10])
+            for index in range(1, size, IMAGE_ENTRY_BYTES)]
