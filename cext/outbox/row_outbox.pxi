@@ -289,7 +289,7 @@ cdef class RowOutbox(Outbox):
         """`Session.admit_rows`; what went with QoS 0, as alerts do too where their QoS is lowered, is in the air."""
         cdef uint64_t encoded = self.session.unacknowledged_count
         cdef Py_ssize_t index, gone = self.session.admit_rows(
-            rows, first, is_bounded, self.store.queue_offset_ms)
+            rows, first, is_bounded, self.store.clock.offset_ms)
         cdef tuple row
         cdef list refused
         if self.session.unacknowledged_count != encoded:

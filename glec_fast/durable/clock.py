@@ -128,7 +128,7 @@ class Step(NamedTuple):
 
 
 class QueueClock:
-    """The queue's time, and how far it is from what the wall clock says. Not thread-safe but for `now_ms`.
+    """The queue's time, and how far it is from what the wall clock says. For any thread: what tells a time.
 
     It has three states, by the message id below which times are true. None: no clock was ever right, and the queue's
     time follows the wall clock. All: the wall clock has been right in this boot, the queue's time with it, and only a

@@ -34,7 +34,7 @@ from glec_fast.durable.inflight_log import log_of
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Job, Jobs
 from glec_fast.durable.limits import ALERTS_FIRST, FIFO, OLDEST, Limits
-from glec_fast.durable.outcomes import Dropped, DropReason
+from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.outgoing import Outgoing
 from glec_fast.durable.overflow import Overflow
 from glec_fast.durable.quarantine import DEFAULT_QUARANTINE_DAYS, DEFAULT_QUARANTINE_SIZE, Quarantined
@@ -42,7 +42,7 @@ from glec_fast.durable.reader import Reader
 from glec_fast.durable.schedule import Schedule
 from glec_fast.durable.status import Status
 from glec_fast.durable.supply import Supply
-from glec_fast.durable.transaction import Outbox, Row
+from glec_fast.durable.transaction import Outbox
 from glec_fast.durable.writer import Writer
 from glec_fast.runtime import green
 from glec_fast.runtime._lock import Lock
@@ -65,8 +65,9 @@ DEFAULT_CLEANUP_INTERVAL_S = 300.0
 class Store(OfOneProcess):
     """Messages in a queue file, from `append` until the outbox has finished them.
 
-    Thread-safe, but `read` and `rewind` belong to one thread. It hands on to its parts, each of which says who may
-    touch its state.
+    Thread-safe. It hands on to its parts, each of which says who may touch its state.
+
+    supply: what the sending side asks for. clock: the queue's time.
 
     path: queue file, created 0600 where it is missing.
     max_queue_size: rows, above 0. max_queue_bytes: of the queue file without its log, 0 for no limit.
@@ -137,12 +138,13 @@ class Store(OfOneProcess):
         except BaseException:
             file.close()
             raise
+        self.clock = intake.clock
         self._lock = status.lock
         status.locks += [writer.lock, reader.lock]
         self._jobs = jobs = Jobs(status, schedule)
         self._outgoing = outgoing = Outgoing(status, schedule, reader, writer)
         self._caretaker = caretaker = Caretaker(file, reader, writer, intake, dropping, status, schedule)
-        self._supply = Supply(status, schedule, intake, jobs, outgoing, dropping, file, reader, writer)
+        self.supply = Supply(status, schedule, intake, jobs, outgoing, dropping, file, reader, writer)
         self._clock_steps = steps = ClockSteps(status, intake, reader, writer)
         ending = Ending(self, status, intake, gathering, jobs, file, reader, writer, caretaker)
         parts = status, schedule, intake, gathering, jobs, outgoing, dropping, writer, caretaker, steps, room
@@ -417,31 +419,10 @@ class Store(OfOneProcess):
             on_disk = intake.disk_times.counts
             size = intake.row_count
         accepted = (on_disk[0] + counts[0], on_disk[1] + counts[1], on_disk[2] + counts[2])
-        oldest_ms = self._supply.oldest_ms() if size else None
+        oldest_ms = self.supply.oldest_ms() if size else None
         oldest_s = 0.0 if oldest_ms is None else max(intake.clock.now_ms() - oldest_ms, 0) / 1000
         writing = Latency.of(*intake.disk_times.writing)
         return Figures(accepted, on_disk, writing, oldest_s, self._writer.syncs, self._clock_steps.count)
-
-    @property
-    def queue_offset_ms(self) -> int:
-        """Of the times of rows against `since_boot_ms`."""
-        return self._intake.clock.offset_ms
-
-    def unix_ms(self) -> int:
-        """Unix time in milliseconds, as well as it is known."""
-        return self._intake.clock.unix_ms()
-
-    def moment(self) -> int:
-        """See `QueueClock.moment`."""
-        return self._intake.clock.moment()
-
-    def seconds_since(self, moment: int) -> int | None:
-        """See `QueueClock.seconds_since`."""
-        return self._intake.clock.seconds_since(moment)
-
-    def remaining_ms(self, expires_ms: int) -> int:
-        """What is left to a row whose time of expiry this is; at least 1."""
-        return max(expires_ms - self._intake.clock.now_ms(), 1)
 
     def holds(self, message_id: int) -> bool | None:
         """True where this message is still to be sent, False where that is over, None where no id is this."""
@@ -491,7 +472,7 @@ class Store(OfOneProcess):
         They go with the next transaction, and are told of as drops.
         """
         checked = check_ids("message_ids", ids)
-        return self.run(lambda table: self._supply.purge(table, checked))
+        return self.run(lambda table: self.supply.purge(table, checked))
 
     def drop_expired(self) -> int:
         """Drop every row whose time is over; returns how many, but for those in flight, which go behind them."""
@@ -550,7 +531,7 @@ class Store(OfOneProcess):
 
         def forget(table: QueueTable) -> int:
             self._writer.image.forget(table)
-            return in_doubt.add_all(table, self.unix_ms(), Decision.SENT_AGAIN)
+            return in_doubt.add_all(table, self.clock.unix_ms(), Decision.SENT_AGAIN)
 
         count = self.run(forget)
         self.speak_next_for("", "")
@@ -602,21 +583,6 @@ class Store(OfOneProcess):
         with self._lock:
             return self._schedule.on_finished(waiting, named, drained)
 
-    def rewind(self, protected: Iterable[int], finished: Iterable[int], withheld: Iterable[int] = ()) -> None:
-        """Read from the first row again. `protected` ids are in flight and never dropped; `finished` are not read.
-
-        withheld: neither dropped nor read, and not finished.
-        """
-        self._supply.rewind(protected, finished, withheld)
-
-    def read(self, limit: int) -> tuple[list[Row], bool]:
-        """The next rows that may be sent, at most `limit`, and whether they are the last for now.
-
-        From then on they are the caller's: the store drops none of them. No rows where the disk fails, which is logged;
-        `Outbox.on_committed` then calls for another attempt.
-        """
-        return self._supply.read(limit)
-
     @property
     def has_alert_lane(self) -> bool:
         """True where alerts go first: what has QoS 2 is read by `read_alerts` alone."""
@@ -628,18 +594,6 @@ class Store(OfOneProcess):
         reader = self._reader
         return reader.has_alert_lane and reader.lanes[-1].through_id < self._intake.last_alert_id
 
-    def read_alerts(self, limit: int) -> tuple[list[Row], bool]:
-        """As `read`, of alerts alone, which `read` leaves out where they go first."""
-        return self._supply.read(limit, alerts=True)
-
-    def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
-        """Rows that were refused since the last `rewind`, as far as they may still be sent.
-
-        And those ids of which nobody can say, as their refusal is not yet counted or the disk fails, which is logged;
-        ask again later.
-        """
-        return self._supply.read_again(ids)
-
     @property
     def is_handing_out(self) -> bool:
         """True from a `read` of rows to `on_rows_taken`: they are no backlog any more, nor at their reader's hand."""
@@ -648,29 +602,3 @@ class Store(OfOneProcess):
     def on_rows_taken(self) -> None:
         """The rows of the last `read` are where `is_handing_out` need not stand for them."""
         self._reader.is_handing_out = False
-
-    def missing(self, ids: list[int]) -> list[int]:
-        """Those of these messages, all once on disk, that have no row any more; none where the disk fails."""
-        return self._supply.missing(ids)
-
-    def lost(self, ids: list[int]) -> list[int]:
-        """Those of these messages, not finished, that a damaged file has lost."""
-        with self._lock:
-            committed_id = self._intake.committed_id
-        return self._supply.missing([message_id for message_id in ids if message_id <= committed_id])
-
-    def set_aside(self, rows: list[tuple[int, str, int, str]]) -> None:
-        """Take rows (id, topic, qos, reason) that nothing can be sent of out of the queue with the next transaction."""
-        self._supply.set_aside(rows)
-
-    def drop(self, row: Row, reason: DropReason) -> None:
-        """Delete a row unsent, with the next transaction."""
-        self._supply.drop(row, reason)
-
-    def quarantine(self, ids: list[int], why: str) -> None:
-        """The broker ends connections over these messages: out of the way, once the outbox has let go of them."""
-        self._supply.quarantine(ids, why)
-
-    def refuse(self, ids: list[int]) -> None:
-        """The broker refused these messages: one more failed attempt each; see `read_again`."""
-        self._supply.refuse(ids)

@@ -29,7 +29,10 @@ _OLDEST_WAIT_S = 0.005
 
 @dataclass(eq=False, repr=False)
 class Supply:
-    """See `Store` for the methods of the same names. They take the reader's lock, behind it `status.lock`."""
+    """For the outbox: `read` and `rewind` belong to one thread, the others to any.
+
+    They take the reader's lock, behind it `status.lock`.
+    """
 
     _status: Status
     _schedule: Schedule
@@ -45,7 +48,11 @@ class Supply:
     # As of when it was last looked for.
     _oldest_ms: int | None = None
 
-    def rewind(self, protected: Iterable[int], finished: Iterable[int], withheld: Iterable[int]) -> None:
+    def rewind(self, protected: Iterable[int], finished: Iterable[int], withheld: Iterable[int] = ()) -> None:
+        """Read from the first row again. `protected` ids are in flight and never dropped; `finished` are not read.
+
+        withheld: neither dropped nor read, and not finished.
+        """
         with self._reader.lock, self._status.lock:
             is_written_to, self._status.is_written_to = self._status.is_written_to, False
             skipped = frozenset(self._outgoing.finished.ids).union(finished)
@@ -53,6 +60,12 @@ class Supply:
             self._refused.clear()
 
     def read(self, limit: int, *, alerts: bool = False) -> tuple[list[Row], bool]:
+        """The next rows that may be sent, at most `limit`, and whether they are the last for now.
+
+        From then on they are the caller's: the store drops none of them. No rows where the disk fails, which is logged;
+        `Outbox.on_committed` then calls for another attempt. alerts: of alerts alone, which are left out of all other
+        rows where they go first.
+        """
         reader, intake = self._reader, self._intake
         with reader.lock:
             try:
@@ -75,6 +88,11 @@ class Supply:
             return self._as_sendable(rows, unsendable), is_last
 
     def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
+        """Rows that were refused since the last `rewind`, as far as they may still be sent.
+
+        And those ids of which nobody can say, as their refusal is not yet counted or the disk fails, which is logged;
+        ask again later.
+        """
         with self._reader.lock:
             with self._status.lock:
                 uncounted = [message_id for message_id in ids if message_id in self._refused]
@@ -87,12 +105,19 @@ class Supply:
             return self._as_sendable(rows, unsendable), uncounted
 
     def missing(self, ids: list[int]) -> list[int]:
+        """Those of these messages, all once on disk, that have no row any more; none where the disk fails."""
         with self._reader.lock:
             try:
                 return [message_id for message_id in ids if not self._reader.table.holds(message_id)]
             except apsw.Error as error:
                 self.on_read_failure(error)
                 return []
+
+    def lost(self, ids: list[int]) -> list[int]:
+        """Those of these messages, not finished, that a damaged file has lost."""
+        with self._status.lock:
+            committed_id = self._intake.committed_id
+        return self.missing([message_id for message_id in ids if message_id <= committed_id])
 
     def oldest_ms(self) -> int | None:
         """The queue's time at which the oldest row came, None if nobody knows; as it was before where that is busy."""
@@ -124,6 +149,7 @@ class Supply:
         return True
 
     def set_aside(self, rows: list[tuple[int, str, int, str]]) -> None:
+        """Take rows (id, topic, qos, reason) that nothing can be sent of out of the queue with the next transaction."""
         if rows:
             with self._status.lock:
                 fresh = self._dropping.set_aside(rows)
@@ -148,11 +174,14 @@ class Supply:
             self._schedule.request_retry()
 
     def drop(self, row: Row, reason: DropReason) -> None:
+        """Delete a row unsent, with the next transaction."""
         with self._status.lock:
             self._dropping.mark_row(row, reason)
             self._schedule.request(DONE_COMMIT_DELAY_S)
 
     def quarantine(self, ids: list[int], why: str) -> None:
+        """The broker ends connections over these messages: out of the way, once the outbox has let go of them."""
+
         def claim(table: QueueTable) -> None:
             self._dropping.claim(table.heads_by_id(ids), DropReason.QUARANTINED, why)
             with self._status.lock:
@@ -170,6 +199,8 @@ class Supply:
         return len(heads)
 
     def refuse(self, ids: list[int]) -> None:
+        """The broker refused these messages: one more failed attempt each; see `read_again`."""
+
         def count(table: QueueTable) -> None:
             table.increment_retry_count(ids)
             with self._status.lock:

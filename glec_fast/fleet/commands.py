@@ -174,7 +174,7 @@ class Commands:
         message = arrival.message
         name = message.topic.rpartition("/")[2]
         expiry_s = getattr(message.properties, "MessageExpiryInterval", None)
-        expires_ms = None if expiry_s is None else self._store.unix_ms() + 1000 * expiry_s
+        expires_ms = None if expiry_s is None else self._store.clock.unix_ms() + 1000 * expiry_s
         payload, properties = bytes(message.payload), message.packed_properties()
         origin = Origin(message.mid, message.qos, message.topic, payload, properties, expires_ms)
         try:
@@ -237,7 +237,7 @@ class Commands:
         key, problem = request.key, request.problem
         known = command_log.find(table, key)
         if known is None:
-            if problem is None and request.is_expired(self._store.unix_ms()):
+            if problem is None and request.is_expired(self._store.clock.unix_ms()):
                 problem = RefusedCommandError(EXPIRED, "the command came too late, and was not run")
             if problem is None:
                 command_log.begin(table, key, running.origin)
@@ -250,7 +250,7 @@ class Commands:
             return Found(None, known.reply, is_repeated=is_repeated)
         declared = self._declared.get(key.name)
         may_run = problem is None and declared is not None and declared.on_crash == "retry"
-        if not may_run or request.is_expired(self._store.unix_ms()):
+        if not may_run or request.is_expired(self._store.clock.unix_ms()):
             return Found(cut_into())
         return Found(None, is_retry=True)
 
@@ -274,7 +274,7 @@ class Commands:
 
     def _call(self, running: Running) -> Any:
         request, running.is_started = running.request, True
-        if request.is_expired(self._store.unix_ms()):
+        if request.is_expired(self._store.clock.unix_ms()):
             raise RefusedCommandError(EXPIRED, "the command waited for too long, and was not run")
         context = CommandContext(request.key.name, request.id, running.is_retry, running.arrivals[0].message)
         return self._declared[request.key.name].handler(request.arguments, context)

@@ -100,4 +100,4 @@ class Heartbeat:
         return self._due_s - time.monotonic()
 
     def _encoded(self, status: str) -> bytes:
-        return encode_message(self.status(status), self._device_id, self._store.unix_ms())
+        return encode_message(self.status(status), self._device_id, self._store.clock.unix_ms())

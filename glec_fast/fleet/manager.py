@@ -377,7 +377,7 @@ class MQTTManager(Overseen):
                 "set protocol_version to 5, or leave them out"
             )
         if isinstance(payload, (Telemetry, Inference, Alert, Status)):
-            data: str | bytes = encode_message(payload, self.device_id, self._store.unix_ms())
+            data: str | bytes = encode_message(payload, self.device_id, self._store.clock.unix_ms())
         else:
             data = as_payload(payload)
         is_for_batches = self._store.company is not None and qos == Telemetry.QOS and extras is None
@@ -394,7 +394,7 @@ class MQTTManager(Overseen):
         check_kind(telemetry, Telemetry, "publish_telemetry")
         if self._store.company is None:
             return self._publish_typed(telemetry)
-        return self._gather(encode_message(telemetry, self.device_id, self._store.unix_ms()))
+        return self._gather(encode_message(telemetry, self.device_id, self._store.clock.unix_ms()))
 
     def _gather(self, telemetry: bytes) -> PublishHandle:
         try:
@@ -423,7 +423,7 @@ class MQTTManager(Overseen):
         return self._publish_typed(status)
 
     def _publish_typed(self, message: TypedMessage) -> PublishHandle:
-        payload = encode_message(message, self.device_id, self._store.unix_ms())
+        payload = encode_message(message, self.device_id, self._store.clock.unix_ms())
         return self._outbox.publish(self._topic(message.SUFFIX), payload, message.QOS)
 
     def _topic(self, suffix: str) -> str:

@@ -157,7 +157,7 @@ class OfflineQueueManager(Overseen):
         def read(table: QueueTable) -> list[Row]:
             rows = table.read_all()
             # Deleted by the same transaction, so that none is met again.
-            self._store.set_aside(table.unsendable)
+            self._store.supply.set_aside(table.unsendable)
             return rows
 
         return [QueuedMessage(*row) for row in self._store.run(read)]

@@ -55,7 +55,8 @@ class Blame:
     def turn_to(self, notes: list[Note]) -> None:
         """Another broker is next. notes: of an earlier process, with the same broker."""
         suspicion = Suspicion(self._store.max_retry)
-        suspicion.recall(notes, self._store.missing([number for number, _value, _kind in notes]) if notes else [])
+        numbers = [number for number, _value, _kind in notes]
+        suspicion.recall(notes, self._store.supply.missing(numbers) if numbers else [])
         with self._outbox.lock:
             self.suspicion = suspicion
             self._note()
@@ -190,7 +191,7 @@ class Blame:
             why = _why(verdict)
             text = f"message {verdict.message_id} goes into quarantine: {why}"
             self._store.log.note(logging.ERROR, "messages quarantined", why, text=text)
-            self._store.quarantine([verdict.message_id], why)
+            self._store.supply.quarantine([verdict.message_id], why)
 
     def probe(self) -> None:
         """Find out what this connection carries without what stands aside, if need be with nothing but PINGREQs."""

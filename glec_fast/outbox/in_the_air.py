@@ -55,7 +55,7 @@ class InTheAir:
         store, count = self._outbox.store, 0
         while self.rows:
             row = self.rows[0]
-            lasts_ms = store.remaining_ms(row[5]) if row[5] else None
+            lasts_ms = max(row[5] - store.clock.now_ms(), 1) if row[5] else None
             packed = row[7] if len(row) > ROW_COLUMNS else None
             properties: dict[str, Any] = {} if packed is None else unpack_properties(packed)
             extras = as_kept(row, properties.get("MessageExpiryInterval"))

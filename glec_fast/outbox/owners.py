@@ -163,7 +163,7 @@ class Owners:
         with outbox.lock:
             exchanges = [Exchange(*each) for each in outbox.session.parked_exchanges()]
             reserved = [Exchange(*each, MOVED) for each in outbox.session.reserved_ids()]
-        gone = set(self._store.missing([each.message_id for each in exchanges]))
+        gone = set(self._store.supply.missing([each.message_id for each in exchanges]))
         if self._moves:
             exchanges = [each._replace(state=_MOVED_TO[each.state]) for each in exchanges]
         # Given up without an answer: such a packet id is nobody's either.
@@ -200,7 +200,7 @@ class Owners:
         waiting = [each for each in kept if each.state in _MOVED_TO]
         if not waiting:
             return
-        gone = set(self._store.missing([each.message_id for each in waiting]))
+        gone = set(self._store.supply.missing([each.message_id for each in waiting]))
         self._outbox.leave_owner(
             {each.message_id for each in waiting if each.state == SENT} - gone,
             [each.message_id for each in waiting if each.state == RELEASED and each.message_id not in gone],

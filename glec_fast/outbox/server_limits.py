@@ -31,7 +31,7 @@ class ServerLimits(NamedTuple):
         return row if row[3] <= self.qos_max else (*row[:3], self.qos_max, *row[4:])
 
     def allow(self, row: Row) -> bool:
-        """False for a row as `Store.read` gives it that this server would end the connection over."""
+        """False for a row as `Supply.read` gives it that this server would end the connection over."""
         topic, payload, qos = row[1:4]
         retain, packed = row[ROW_COLUMNS : ROW_COLUMNS + 2] or (False, None)
         if qos > self.qos_max or (retain and not self.retain_available):

@@ -169,7 +169,7 @@ class DurableOutbox(RowOutbox):
         # Their rows are met again.
         self._blame.last = []
         withheld = self._owners.withheld
-        self.store.rewind(withheld.union(parked) if withheld else parked, finished, withheld)
+        self.store.supply.rewind(withheld.union(parked) if withheld else parked, finished, withheld)
 
     def wake(self) -> None:
         """Have what is ready leave before long. From any thread."""
@@ -398,7 +398,7 @@ class DurableOutbox(RowOutbox):
         self._may_have_orphans = False
         with self.lock:
             parked = self.session.parked_ids()
-        gone = self.store.missing(parked) if parked else []
+        gone = self.store.supply.missing(parked) if parked else []
         with self.lock:
             self._blame.on_gone(gone)
             # Another thread may have ended the connection.
@@ -417,7 +417,7 @@ class DurableOutbox(RowOutbox):
             ids = [each for each in ids if each not in has_gone]
             self.is_reading = True
         try:
-            rows, unknown = self.store.read_again(ids)
+            rows, unknown = self.store.supply.read_again(ids)
             with self.lock:
                 # Others may have come meanwhile.
                 self._again += unknown
@@ -438,7 +438,7 @@ class DurableOutbox(RowOutbox):
             # They have gone, and would be in memory beside those that are read now.
             self._alerts, self._alerts_gone = [], 0
         try:
-            rows, is_last = self.store.read_alerts(_PULL_ROWS_MAX)
+            rows, is_last = self.store.supply.read(_PULL_ROWS_MAX, alerts=True)
             rows = self._allowed(self._not_on_its_way(rows))
             with self.lock:
                 self._alerts, self._alerts_gone = rows, 0
@@ -457,7 +457,7 @@ class DurableOutbox(RowOutbox):
         with self.lock:
             self._rows, self._rows_gone = [], 0
         try:
-            rows, is_last = self.store.read(_PULL_ROWS_MAX)
+            rows, is_last = self.store.supply.read(_PULL_ROWS_MAX)
             if not is_last:
                 self._more_to_read = True
             rows = self._allowed(self._not_on_its_way(rows))
@@ -512,7 +512,7 @@ class DurableOutbox(RowOutbox):
             refused, self._refused = self._refused, []
         self.refused_count += len(refused)
         # First, as `read_again` must know them.
-        self.store.refuse(refused)
+        self.store.supply.refuse(refused)
         with self.lock:
             if not self._again:
                 self._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
@@ -806,7 +806,7 @@ class DurableOutbox(RowOutbox):
         """See `glec_fast.durable.transaction.Outbox`: nobody must wait for what is lost. What is in flight goes on."""
         with self.lock:
             waiting = {mid: handle for mid, handle in self._handles.items() if not self.session.holds(mid)}
-        lost = self.store.lost(list(waiting))
+        lost = self.store.supply.lost(list(waiting))
         if lost:
             self.on_dropped([Dropped(mid, "", waiting[mid].qos, DropReason.DAMAGED_FILE) for mid in lost])
 

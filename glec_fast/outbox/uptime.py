@@ -51,7 +51,7 @@ class Uptime:
 
     def on_connecting(self) -> None:
         """A connection is made next: what CONNACK says may be as old as this when it is read."""
-        self._asked_at = self._store.moment()
+        self._asked_at = self._store.clock.moment()
 
     def begin(self, session_present: bool) -> None:
         """The broker has accepted a connection, and said whether it has the session."""
@@ -83,7 +83,7 @@ class Uptime:
         elif session.is_held_by_stale and self._tries_left and time.monotonic() >= self._again_s:
             self._tries_left -= 1
             self._again_s = time.monotonic() + _PAUSE_S
-            if self._store.seconds_since(session.kept_until) is not None:
+            if self._store.clock.seconds_since(session.kept_until) is not None:
                 self._ask()
 
     def _note(self) -> None:
@@ -96,7 +96,7 @@ class Uptime:
                 session.kept_until = self._asked_at
             # Anything that is encoded from now on.
             self._asked_to = session.sent_to + session.unsent_bytes + 1
-        self._asked_at = self._store.moment()
+        self._asked_at = self._store.clock.moment()
 
     def _ask(self) -> None:
         outbox = self._outbox
@@ -105,7 +105,7 @@ class Uptime:
             return
         self._ids = frozenset((subscribe_id, unsubscribe_id))
         self._has_said, outbox.is_asking = False, True
-        self._asked_at = self._store.moment()
+        self._asked_at = self._store.clock.moment()
         of_filter = len(_FILTER).to_bytes(2, "big") + _FILTER
         packets = b"".join(
             bytes((kind, 2 + len(body))) + packet_id.to_bytes(2, "big") + body
@@ -136,7 +136,7 @@ class Uptime:
         self._has_said = True
         outbox, session = self._outbox, self._outbox.session
         count = bytes(payload).split(b" ")[0]
-        gone_s = self._store.seconds_since(session.kept_until)
+        gone_s = self._store.clock.seconds_since(session.kept_until)
         if count.isdigit() and gone_s is not None and int(count[:12]) > gone_s * (1 + _DRIFT) + _APART_S:
             self._is_kept = True
             self._tries_left = 0

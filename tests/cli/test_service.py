@@ -489,7 +489,7 @@ def test_the_watchdog_is_not_fed_while_a_damaged_queue_cannot_be_mended(
 
     with monkeypatch.context() as patched:
         patched.setattr(manager._store._file, "salvage_in_use", refuse)
-        manager._store._supply.on_read_failure(apsw.CorruptError("a page"))
+        manager._store.supply.on_read_failure(apsw.CorruptError("a page"))
         assert eventually(manager.is_queue_damaged)
     assert eventually(lambda: not manager.is_queue_damaged())
 

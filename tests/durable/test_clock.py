@@ -85,14 +85,14 @@ class Gateway:
 
     def unsent(self) -> list[int]:
         """What a sender would be given from the start, in its order."""
-        self.store.rewind([], [])
+        self.store.supply.rewind([], [])
         rows: list[int] = []
         is_last = False
         while not is_last:
-            some, is_last = self.store.read(2)
+            some, is_last = self.store.supply.read(2)
             rows += [row[0] for row in some]
         # Given back: what a sender has does not expire.
-        self.store.rewind([], [])
+        self.store.supply.rewind([], [])
         return rows
 
     def age_s(self, message_id: int) -> float:
@@ -176,10 +176,10 @@ class TestOneBoot:
     @pytest.mark.parametrize("by_s", [-3600.0, 3600.0])
     def test_a_reader_in_the_middle_goes_on_from_there(self, gateway: Gateway, by_s: float) -> None:
         ids = gateway.accept(6)
-        assert [row[0] for row in gateway.store.read(4)[0]] == ids[:4]
+        assert [row[0] for row in gateway.store.supply.read(4)[0]] == ids[:4]
         gateway.set_clock(by_s)
         later = gateway.accept()
-        assert [row[0] for row in gateway.store.read(9)[0]] == ids[4:] + later
+        assert [row[0] for row in gateway.store.supply.read(9)[0]] == ids[4:] + later
 
     @pytest.mark.parametrize("by_s", [-3600.0, 3600.0])
     def test_what_waits_in_memory_is_moved_with_the_rows_on_disk(self, gateway: Gateway, by_s: float) -> None:
@@ -336,9 +336,9 @@ class TestBoot:
         old = gateway.accept(4)
         gateway.boot(off_s=60)
         new = gateway.accept(2)
-        assert [row[0] for row in gateway.store.read(2)[0]] == old[:2]
+        assert [row[0] for row in gateway.store.supply.read(2)[0]] == old[:2]
         gateway.set_clock(by_s)
-        assert [row[0] for row in gateway.store.read(9)[0]] == old[2:] + new
+        assert [row[0] for row in gateway.store.supply.read(9)[0]] == old[2:] + new
 
     def test_the_first_boot_with_a_clock(self, unset: Gateway) -> None:
         (old,) = unset.accept()

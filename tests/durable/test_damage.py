@@ -36,7 +36,7 @@ def filled(path: Path) -> Path:
 
 def read_numbers(path: Path) -> list[int]:
     with closing(Store(path)) as store:
-        rows, is_last = store.read(10 * COUNT)
+        rows, is_last = store.supply.read(10 * COUNT)
         assert is_last
     return sorted(int(row[2].split()[1]) for row in rows)
 
@@ -78,7 +78,7 @@ class TestBrokenTree:
             overwrite(path, pages_of(path, "idx_timestamp")[0], pages_of(path, "idx_ttl")[0])
         with closing(Store(path)) as store:
             assert store.salvage is not None
-            rows = store.read(1000)[0]
+            rows = store.supply.read(1000)[0]
         assert [row[0] for row in rows] == [*range(201, 251), *range(401, 451)]
         for row in rows:
             kind = str if (row[0] - 1) % 7 else bytes
@@ -92,7 +92,7 @@ class TestBrokenTree:
             trunk = int.from_bytes(file.read(4), "big")
         overwrite(path, trunk)
         with closing(Store(path)) as store:
-            assert store.read(1000)[0] == []
+            assert store.supply.read(1000)[0] == []
 
     def test_what_is_accepted_behind_the_damage_is_kept(self, path: Path) -> None:
         with closing(Store(path)) as store:
@@ -110,7 +110,7 @@ class TestBrokenTree:
                 shutil.copy(path.with_name(path.name + suffix), copy.with_name(copy.name + suffix))
         with closing(Store(copy)) as store:
             assert store.salvage is not None
-            kept = [row[0] for row in store.read(1000)[0]]
+            kept = [row[0] for row in store.supply.read(1000)[0]]
         assert kept == [*range(201, 251), *range(401, 451), message_id]
 
 
@@ -119,7 +119,7 @@ def test_objects_of_others(filled: Path, statement: str) -> None:
     database(filled, statement)
     check(filled, Counter())
     with closing(Store(filled)) as store:
-        kept = [row[2] for row in store.read(10 * COUNT)[0] if row[2].startswith("payload")]
+        kept = [row[2] for row in store.supply.read(10 * COUNT)[0] if row[2].startswith("payload")]
     assert len(kept) == COUNT
 
 
@@ -200,7 +200,7 @@ def test_ids_at_the_ends_of_the_range(filled: Path) -> None:
             [(number, "t", f"payload {COUNT} x", 2, 5, FAR_MS) for number in (2**63 - 1, 2**62, -(2**63), 0, -1)],
         )
     with closing(Store(filled)) as store:
-        ids = [row[0] for row in store.read(10 * COUNT)[0]]
+        ids = [row[0] for row in store.supply.read(10 * COUNT)[0]]
         assert len(ids) == COUNT + 5
         assert all(0 < number < 2**62 for number in ids)
     check(filled, Counter())
@@ -318,6 +318,6 @@ class TestBrokenLog:
                     file.write(b"\xa5" * (size if at else path.stat().st_size))
             assert store.wait_durable(store.append("t", "payload 0", 2), WAIT_S)
             # Whoever meets the damage has it mended.
-            assert eventually(lambda: bool(store.read(10 * COUNT) and store.drops.get("damaged_file")))
+            assert eventually(lambda: bool(store.supply.read(10 * COUNT) and store.drops.get("damaged_file")))
             carried = store.run(lambda table: len(table.read_all()))
             assert carried + store.drops["damaged_file"] == COUNT + 1

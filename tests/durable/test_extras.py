@@ -65,7 +65,7 @@ class TestKept:
         store = make_store()
         append(store, None, RETAINED, None, EXTRAS)
         assert kept(path) == [2, 4]
-        rows, _ = store.read(10)
+        rows, _ = store.supply.read(10)
         assert [row[6:] for row in rows] == [
             (), (True, None), (), (True, b"\x07\x01\x01\x02\x00\x00\x0e\x10"),
         ]  # fmt: skip
@@ -74,7 +74,7 @@ class TestKept:
         store = make_store()
         append(store, None, RETAINED)
         store.close()
-        rows, _ = make_store().read(10)
+        rows, _ = make_store().supply.read(10)
         assert [row[6:] for row in rows] == [(), (True, None)]
 
     def test_without_any_nothing_is_joined(self, make_store: Callable[..., Store]) -> None:
@@ -84,15 +84,15 @@ class TestKept:
             lambda _cursor, sql, _bindings: statements.append(sql) or True  # type: ignore[func-returns-value]
         )
         append(store, None)
-        store.read(10)
+        store.supply.read(10)
         assert statements
         assert not any("glec_extras" in sql for sql in statements)
         append(store, RETAINED)
-        store.read(10)
+        store.supply.read(10)
         assert "glec_extras" in statements[-1]
         store.run(lambda table: table.delete([2]))
         append(store, None)
-        store.read(10)
+        store.supply.read(10)
         assert "glec_extras" not in statements[-1]
 
     def test_the_first_that_comes_while_the_rows_are_read_is_read_whole(
@@ -111,7 +111,7 @@ class TestKept:
 
         append(store, None)
         monkeypatch.setattr(store._reader, "table", Late())
-        rows, _ = store.read(10)
+        rows, _ = store.supply.read(10)
         assert [row[6:] for row in rows] == [(), (True, None)]
 
     def test_a_transaction_that_is_undone_brings_them_back(self, make_store: Callable[..., Store], path: Path) -> None:
@@ -125,7 +125,7 @@ class TestKept:
         with pytest.raises(QueueStorageError):
             store.run(fail)
         assert kept(path) == [1]
-        rows, _ = store.read(10)
+        rows, _ = store.supply.read(10)
         assert [row[6:] for row in rows] == [(True, None), ()]
 
     def test_a_clock_that_steps_while_they_wait_in_memory(
@@ -166,7 +166,7 @@ class TestGoneWithTheirRows:
     def test_given_up(self, make_store: Callable[..., Store], path: Path) -> None:
         store = make_store(max_retry=1)
         append(store, RETAINED, RETAINED)
-        store.refuse([1])
+        store.supply.refuse([1])
         assert eventually(lambda: kept(path) == [2])
 
     def test_taken_back(self, make_store: Callable[..., Store], path: Path) -> None:
@@ -206,7 +206,7 @@ class TestGoneWithTheirRows:
         store = make_store()
         assert store.salvage is not None
         assert kept(path) == [1, 3]
-        rows, _ = store.read(10)
+        rows, _ = store.supply.read(10)
         assert [bool(row[6:]) for row in rows] == [True, False, True]
 
 
@@ -223,22 +223,22 @@ class TestExpiryInterval:
         store = make_store()
         append(store, Extras(False, 3600, b""))
         clock.now_s += waited_s
-        rows, _ = store.read(10)
+        rows, _ = store.supply.read(10)
         assert rows[0][6:] == (False, b"\x05\x02" + left_s.to_bytes(4, "big"))
 
     def test_what_has_expired_is_not_sent(self, make_store: Callable[..., Store], clock: Clock) -> None:
         store = make_store()
         append(store, Extras(False, 3600, b""))
         clock.now_s += 3600.5
-        assert store.read(10)[0] == []
+        assert store.supply.read(10)[0] == []
 
     def test_what_has_expired_in_flight_is_sent_again(self, make_store: Callable[..., Store], clock: Clock) -> None:
         store = make_store()
         append(store, Extras(False, 3600, b""))
-        store.read(10)
-        store.rewind([1], [])
+        store.supply.read(10)
+        store.supply.rewind([1], [])
         clock.now_s += 10_000
-        assert store.read(10)[0][0][6:] == (False, b"\x05\x02\x00\x00\x00\x01")
+        assert store.supply.read(10)[0][0][6:] == (False, b"\x05\x02\x00\x00\x00\x01")
 
     def test_a_clock_that_steps_changes_nothing(self, make_store: Callable[..., Store], clock: Clock) -> None:
         store = make_store()
@@ -246,7 +246,7 @@ class TestExpiryInterval:
         clock.now_s += 10
         clock.step(10**8)
         store.run(lambda _table: None)
-        assert store.read(10)[0][0][7] == b"\x05\x02" + (3590).to_bytes(4, "big")
+        assert store.supply.read(10)[0][0][7] == b"\x05\x02" + (3590).to_bytes(4, "big")
 
 
 class TestAtTheDoor:

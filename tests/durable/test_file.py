@@ -441,7 +441,7 @@ class TestDamaged:
         self.damage(filled, 300 * PAGE_BYTES, b"\xa5" * PAGE_BYTES)
         with closing(Store(filled)) as store:
             assert store.salvage is None
-            while not store.read(500)[1]:
+            while not store.supply.read(500)[1]:
                 pass
             assert wait_for(lambda: store.salvage is not None)
             message_id = store.append("t", "later", 1)

@@ -160,7 +160,7 @@ def test_text_that_is_not_utf8_is_sent_as_bytes_and_set_aside_as_a_topic(path: P
                 f"INSERT INTO mqtt_offline_queue (topic, payload, qos, timestamp, ttl) VALUES ({values}, {FAR_MS})"
             )
     with closing(Store(path)) as store:
-        rows, is_last = store.read(10)
+        rows, is_last = store.supply.read(10)
         assert is_last
         assert [row[:3] for row in rows] == [(2, "t", b"\xff"), (1, "t", "fine")]
         store.run(lambda table: None)
@@ -264,7 +264,7 @@ def test_a_utf16_database(path: Path, encoding: str) -> None:
         outbox.wait(lambda heard: len(heard.dropped) > 1)
         assert {each.topic for each in outbox.dropped[1:]} == {"\u00fc"}
     with closing(Store(path)) as store:
-        assert [row[1:3] for row in store.read(9)[0]][-2:] == [("\u00fc", b"\xff\x00"), ("\u00fc", "x")]
+        assert [row[1:3] for row in store.supply.read(9)[0]][-2:] == [("\u00fc", b"\xff\x00"), ("\u00fc", "x")]
 
 
 EXTRAS = [
@@ -409,7 +409,7 @@ def test_ours_are_read_behind_a_row_of_the_end_of_time_also_once_the_clock_steps
         for payload in ("first", "second"):
             store.wait_durable(store.append("t", payload, 1), 20)
             clock.step(3600)
-        rows, is_last = store.read(10)
+        rows, is_last = store.supply.read(10)
         assert ([row[2] for row in rows], is_last) == (["foreign", "first", "second"], True)
 
 

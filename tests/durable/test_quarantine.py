@@ -28,7 +28,7 @@ def quarantine(store: Store, payload: str | bytes = "x", qos: int = 2, extras: E
     message_id = store.append("t", payload, qos, extras=extras)
     store.wait_durable(message_id)
     before = store.drops.get("quarantined", 0)
-    store.quarantine([message_id], WHY)
+    store.supply.quarantine([message_id], WHY)
     assert wait_for(lambda: store.drops.get("quarantined", 0) == before + 1)
     return message_id
 
@@ -49,7 +49,7 @@ def test_it_is_kept_and_sent_again_as_it_was(
         assert [(each.message_id, each.reason.value) for each in outbox.dropped] == [(message_id, "quarantined")]
         (entry,) = store.quarantined()
         size = len(payload.encode() if isinstance(payload, str) else payload)
-        assert entry[1:] == (store.unix_ms(), WHY, message_id, "t", qos, size, 0)
+        assert entry[1:] == (store.clock.unix_ms(), WHY, message_id, "t", qos, size, 0)
     with closing(Store(tmp_path / "q.db", clocks=clock.clocks)) as store:
         outbox = RecordingOutbox(store)
         assert store.retry_quarantined(entry.number) == message_id + 1
@@ -144,7 +144,7 @@ def test_of_what_is_finished_nothing_is_kept(tmp_path: Path) -> None:
         outbox.read_all()
         outbox.lets_go = {1}
         outbox.finish([1])
-        store.quarantine([1], WHY)
+        store.supply.quarantine([1], WHY)
         assert wait_for(lambda: store.size == 0)
         store.run(lambda _table: None)
         assert store.quarantined() == []

@@ -204,14 +204,14 @@ def test_qos_0_does_not_overtake_what_is_just_being_read(tmp_path: Path, monkeyp
         gateway.publish("first", 0)
         unpublished = ["second"]
 
-        def read(limit: int, real: Any = gateway.store.read) -> Any:
+        def read(limit: int, real: Any = gateway.store.supply.read) -> Any:
             found = real(limit)
             # As another thread would.
             while found[0] and unpublished:
                 gateway.publish(unpublished.pop(), 0)
             return found
 
-        monkeypatch.setattr(gateway.store, "read", read)
+        monkeypatch.setattr(gateway.store.supply, "read", read)
         sent = b""
         for _ in range(3):
             gateway.commit()

@@ -276,7 +276,7 @@ def test_what_a_program_s_own_loop_had_read_is_sent_where_ctrl_c_cuts_in(
     client.connect(broker.host, broker.port)
     assert eventually(lambda: client.loop(0.01) or client.is_connected())
     store = client.store
-    reads = store.read
+    reads = store.supply.read
 
     def is_cut(limit: int) -> object:
         rows = reads(limit)[0]
@@ -285,7 +285,7 @@ def test_what_a_program_s_own_loop_had_read_is_sent_where_ctrl_c_cuts_in(
             raise KeyboardInterrupt
         return rows, True
 
-    monkeypatch.setattr(store, "read", is_cut)
+    monkeypatch.setattr(store.supply, "read", is_cut)
     message_id = store.append("t", "x", 1)
     assert store.wait_durable(message_id, TIMEOUT_S)
     with pytest.raises(KeyboardInterrupt):

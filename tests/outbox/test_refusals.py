@@ -128,7 +128,7 @@ def test_one_more_is_refused_while_another_is_read_again(tmp_path: Path, monkeyp
         first, second = (refusal(packet) for packet in (sent[: len(sent) // 2], sent[len(sent) // 2 :]))
         answers = [second]
 
-        def read_again(ids: list[int], real: Any = gateway.store.read_again) -> Any:
+        def read_again(ids: list[int], real: Any = gateway.store.supply.read_again) -> Any:
             found = real(ids)
             # As another thread of the program's own loop would.
             while answers:
@@ -137,7 +137,7 @@ def test_one_more_is_refused_while_another_is_read_again(tmp_path: Path, monkeyp
                 gateway._settle()
             return found
 
-        monkeypatch.setattr(gateway.store, "read_again", read_again)
+        monkeypatch.setattr(gateway.store.supply, "read_again", read_again)
         gateway.receive(first)
         again = b""
         for _ in range(3):

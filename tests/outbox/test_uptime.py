@@ -105,8 +105,8 @@ def test_an_answer_that_is_read_late_is_as_old_as_its_question(tmp_path: Path) -
         store, session, uptime = gateway.store, gateway.session, gateway.outbox.uptime
         clock.now_s += 1000
         gateway.connect(session_present=False)
-        assert store.seconds_since(session.kept_until) == 1000
+        assert store.clock.seconds_since(session.kept_until) == 1000
         uptime._ask()
         clock.now_s += 500
         assert uptime.take_message(b"3600 seconds")
-        assert store.seconds_since(session.kept_until) == 500
+        assert store.clock.seconds_since(session.kept_until) == 500

@@ -258,9 +258,9 @@ class Life:
         """As a sender does, which is told how long a message still lasts."""
         self._store.run(_nothing)
         self._seen()
-        self._store.rewind([], [])
-        rows, _ = self._store.read(1000)
-        self._store.rewind([], [])
+        self._store.supply.rewind([], [])
+        rows, _ = self._store.supply.read(1000)
+        self._store.supply.rewind([], [])
         # What has expired goes with the next transaction.
         self._judge_gone(set(self._waiting).difference(row[0] for row in rows))
         self._judge_order([row[0] for row in rows])

@@ -356,12 +356,12 @@ def use(path: Path, counts: Counter[str]) -> bool:
             counts["rows carried over"] += salvage.rows_carried
             counts["rows lost"] += salvage.rows_lost
         look_beside(store)
-        store.rewind(gateway.session.parked_ids(), gateway.outbox._finished.ids)
+        store.supply.rewind(gateway.session.parked_ids(), gateway.outbox._finished.ids)
         published = [gateway.publish("new", qos).message_id for qos in (1, 2)]
         read: list[int] = []
         is_last = False
         while not is_last:
-            rows, is_last = store.read(7)
+            rows, is_last = store.supply.read(7)
             read += [row[0] for row in rows]
             assert len(read) < 10 * ROWS, "the reading does not end"
         store.run(lambda _table: None)

@@ -96,7 +96,7 @@ class RecordingOutbox:
 
     def read(self, limit: int = 100) -> list[int]:
         """Take the next rows; returns their ids."""
-        rows, _ = self.store.read(limit)
+        rows, _ = self.store.supply.read(limit)
         self.sent += rows
         return [row[0] for row in rows]
 
@@ -104,7 +104,7 @@ class RecordingOutbox:
         ids: list[int] = []
         is_last = False
         while not is_last:
-            rows, is_last = self.store.read(limit)
+            rows, is_last = self.store.supply.read(limit)
             self.sent += rows
             ids += [row[0] for row in rows]
         return ids
@@ -119,7 +119,7 @@ class RecordingOutbox:
         """A lost connection: nothing is kept in flight, what was finished is named."""
         with self._heard:
             finished = list(self._finished)
-        self.store.rewind((), finished)
+        self.store.supply.rewind((), finished)
 
     @property
     def new_rows(self) -> int:

@@ -127,7 +127,7 @@ class TestDamage:
             handles = [gateway.publish(f"2-{number} " + "x" * 900, 2) for number in range(400)]
             gateway.store._writer.connection.wal_checkpoint()
             damage(path, 30, 90)
-            gateway.store.refuse([150])
+            gateway.store.supply.refuse([150])
             gateway.connect()
             broker = ScriptedBroker()
             flush(gateway, broker)

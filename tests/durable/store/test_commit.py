@@ -402,11 +402,11 @@ class TestCommit:
 
     def test_the_next_process_reads_none_of_what_is_named_as_finished(self, store: Store) -> None:
         append(store, 600)
-        store.rewind([], range(1, 551))
+        store.supply.rewind([], range(1, 551))
         ids: list[int] = []
         is_last = False
         while not is_last:
-            rows, is_last = store.read(250)
+            rows, is_last = store.supply.read(250)
             ids += [row[0] for row in rows]
         assert ids == list(range(551, 601))
 

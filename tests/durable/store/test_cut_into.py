@@ -102,7 +102,7 @@ def check(store: Store, outbox: RecordingOutbox, path: Path, cutter: Cutter) -> 
     outbox.in_doubt = [(old[0], Decision.SENT_AGAIN)]
     outbox.in_flight, outbox.version = b"new", 5
     outbox.finish(old[:3])
-    store.drop((old[5], "t", "x", 1, 0, 0), DropReason.EXPIRED)
+    store.supply.drop((old[5], "t", "x", 1, 0, 0), DropReason.EXPIRED)
     told: list[int] = []
     pool = ThreadPoolExecutor(2)
     try:

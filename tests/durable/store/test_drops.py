@@ -91,7 +91,7 @@ class TestOverflow:
         outbox = RecordingOutbox(store)
         append(store, 5)
         outbox.read_all()
-        store.rewind([1, 3], [])
+        store.supply.rewind([1, 3], [])
         append(store, 2)
         outbox.wait(lambda heard: len(heard.dropped) == 2)
         assert [each.message_id for each in outbox.dropped] == [2, 4]
@@ -103,7 +103,7 @@ class TestOverflow:
         store = make_store(max_queue_size=5)
         outbox = RecordingOutbox(store)
         assert store.size == 20
-        store.rewind([1, 2], [])
+        store.supply.rewind([1, 2], [])
         append(store, 1)
         outbox.wait(lambda heard: heard.new_rows)
         assert [each.message_id for each in outbox.dropped] == list(range(3, 19))
@@ -159,7 +159,7 @@ class TestExpiry:
     def test_a_row_in_flight_does_not_expire(self, store: Store, outbox: RecordingOutbox, clock: Clock) -> None:
         append(store, 3, ttl_ms=1000)
         assert outbox.read(1) == [1]
-        store.rewind([1], [])
+        store.supply.rewind([1], [])
         clock.now_s += 2
         assert store.drop_expired() == 2
         assert outbox.read_all() == [1]
@@ -299,7 +299,7 @@ class TestRefusals:
         append(store, 2)
         for attempt in range(3):
             assert outbox.read_all() == [1, 2]
-            store.refuse([1])
+            store.supply.refuse([1])
             store.run(lambda table: None)
             # Drops are told behind the transaction that `run` waits for.
             assert wait_for(lambda: len(outbox.dropped) == (attempt == 2))  # noqa: B023 - called at once
@@ -311,7 +311,7 @@ class TestRefusals:
         append(store, 1)
         disk = Disk(store)
         disk.error = apsw.FullError("database or disk is full")
-        store.refuse([1])
+        store.supply.refuse([1])
         assert disk.entered.wait(WAIT_S)
         disk.error = None
         assert wait_for(lambda: store.run(lambda table: table.read_all())[0][6] == 1)

@@ -92,7 +92,7 @@ class TestClose:
         for call in calls:
             with pytest.raises(QueueClosedError):
                 call()
-        assert store.read(10) == ([], True)
+        assert store.supply.read(10) == ([], True)
 
     @pytest.mark.parametrize("waits", ["a message", "a drop", "a refusal"])
     def test_a_full_disk_does_not_hold_it_up(
@@ -107,7 +107,7 @@ class TestClose:
             clock.now_s += 2
             assert outbox.read() == []
         elif waits == "a refusal":
-            store.refuse([1])
+            store.supply.refuse([1])
         if waits == "a message":
             store.append("t", "x", 1)
             with pytest.raises(QueueStorageError, match="1 messages could not be written"):

@@ -31,7 +31,7 @@ def put(store: Store, kinds: str) -> list[int]:
 def read_alerts(store: Store, limit: int = 100) -> list[int]:
     ids: list[int] = []
     while store.has_alerts:
-        ids += [row[0] for row in store.read_alerts(limit)[0]]
+        ids += [row[0] for row in store.supply.read(limit, alerts=True)[0]]
     return ids
 
 
@@ -121,7 +121,7 @@ def test_what_is_finished_and_what_is_in_flight(store: Store, outbox: RecordingO
     put(store, "212212")
     assert read_alerts(store) == [1, 3, 4, 6]
     outbox.finish([3])
-    store.rewind([1, 4], [3])
+    store.supply.rewind([1, 4], [3])
     assert read_alerts(store) == [1, 4, 6]
     assert outbox.read_all() == [2, 5]
 

@@ -104,9 +104,9 @@ class TestRanks:
         outbox = RecordingOutbox(store)
         put(store, 2, 2)
         put(store, 0, 8)
-        assert [row[0] for row in store.read_alerts(10)[0]] == [1, 2]
+        assert [row[0] for row in store.supply.read(10, alerts=True)[0]] == [1, 2]
         assert outbox.read(4) == [3, 4, 5, 6]
-        store.rewind([1, 3, 4], [])
+        store.supply.rewind([1, 3, 4], [])
         put(store, 2, 9)
         outbox.wait(lambda heard: len(heard.dropped) == 7)
         # Two that are in flight stay beside the alerts, though the queue is full, and push none of them out.
@@ -127,7 +127,7 @@ class TestRanks:
         assert outbox.dropped == []
         assert qos_on_disk(store) == {lower: 10, 2: 10}
         # The connection is lost, and nothing of it is in flight any more.
-        store.rewind([], [])
+        store.supply.rewind([], [])
         put(store, 0, 1)
         outbox.wait(lambda heard: len(heard.dropped) == 11)
         assert qos_on_disk(store) == {2: 10}

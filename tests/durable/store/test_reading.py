@@ -53,10 +53,10 @@ class TestOrder:
         for size_kib in sizes_kib:
             store.append("t", b"\xff" * (size_kib << 10), 1, extras=extras)
         assert store.wait_durable(len(sizes_kib), WAIT_S)
-        store.rewind([], [])
+        store.supply.rewind([], [])
         read: list[int] = []
         while store.has_backlog:
-            rows, is_last = store.read(250)
+            rows, is_last = store.supply.read(250)
             store.on_rows_taken()
             assert is_last == (not store.has_backlog)
             assert sum(len(row[2]) for row in rows[:-1]) < 256 << 10 or extras is not None
@@ -112,7 +112,7 @@ class TestOrder:
         connection.set_progress_handler(count, 10)
         while True:
             steps.append(0)
-            if store.read(500)[1]:
+            if store.supply.read(500)[1]:
                 break
         connection.set_progress_handler(None)
         # Instructions of SQLite's machine, in tens: the last window costs what the first did.
@@ -200,7 +200,7 @@ def test_publishing_reading_finishing_and_losing_links_at_once(
         turn = 0
         while len(ended) < total:
             seen = outbox.new_rows
-            found, is_last = store.read(64)
+            found, is_last = store.supply.read(64)
             rows = [row[0] for row in found]
             if is_last and not rows:
                 outbox.wait(lambda heard, seen=seen: heard.new_rows > seen)  # type: ignore[misc]
@@ -232,7 +232,7 @@ def test_a_long_queue_takes_no_memory(make_store: Callable[..., Store]) -> None:
     try:
         for _ in range(20):
             append(store, 2000)
-        store.read(500)
+        store.supply.read(500)
         size_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -251,10 +251,10 @@ def test_what_an_earlier_process_was_refused_too_often_is_not_handed_out(path: P
     with closing(Store(path, **settings)) as store:
         outbox = RecordingOutbox(store)
         read: list[int] = []
-        for read_some in (store.read, *([store.read_alerts] if settings else [])):
+        for alerts in (False, True) if settings else (False,):
             is_last = False
             while not is_last:
-                rows, is_last = read_some(100)
+                rows, is_last = store.supply.read(100, alerts=alerts)
                 read += [row[0] for row in rows]
         assert sorted(read) == sorted(set(ids) - set(refused))
         outbox.wait(lambda heard: len(heard.dropped) == len(set(refused)))
