@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import MQTTProtocolVersion
@@ -35,7 +35,7 @@ from glec_fast.fleet.config import MQTTConfig, Target, check_config
 from glec_fast.fleet.connection import ConnectionCallback, Reports, check_connection_callback
 from glec_fast.fleet.figures import Drops, Figures
 from glec_fast.fleet.heartbeat import Heartbeat
-from glec_fast.fleet.messages import Alert, Inference, Status, Telemetry
+from glec_fast.fleet.messages import KINDS, Alert, Inference, Status, Telemetry, TypedMessage
 from glec_fast.fleet.metrics import Metrics
 from glec_fast.fleet.overseen import Overseen
 from glec_fast.fleet.payload import as_payload, check_kind
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
     from glec_fast.outbox.stored import DurableOutbox
 
 CommandHandler = TypeVar("CommandHandler", bound="Callable[[dict[str, Any], CommandContext], Any]")
-TypedMessage: TypeAlias = Telemetry | Inference | Alert | Status
 
 _MQTT_5 = MQTTProtocolVersion.MQTTv5
 
@@ -99,7 +98,7 @@ class MQTTManager(Overseen):
             self._store.close()
             raise
         self._outbox = cast("DurableOutbox", parts_of(self._client).outbox)
-        topics = [self._topic(each.SUFFIX) for each in (Telemetry, Inference, Alert, Status)]
+        topics = [self._topic(each.SUFFIX) for each in KINDS]
         if self._store.company is not None:
             topics.insert(0, self._store.company.topic)
             self._outbox.asks_at_once = config.answer_timeout_s > 0
@@ -376,7 +375,7 @@ class MQTTManager(Overseen):
                 "user_properties, content_type, response_topic and correlation_data are MQTT 5's: "
                 "set protocol_version to 5, or leave them out"
             )
-        if isinstance(payload, (Telemetry, Inference, Alert, Status)):
+        if isinstance(payload, KINDS):
             data: str | bytes = encode_message(payload, self.device_id, self._store.clock.unix_ms())
         else:
             data = as_payload(payload)

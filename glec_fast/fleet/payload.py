@@ -7,7 +7,7 @@ from enum import Enum
 
 from glec_fast.errors import MessageError, PayloadTypeError
 from glec_fast.fleet._json import encode_json
-from glec_fast.fleet._payload import Alert, Inference, Status, Telemetry
+from glec_fast.fleet.messages import KINDS
 from glec_fast.fleet.values import as_number
 from glec_fast.validation import check_size
 
@@ -32,7 +32,7 @@ def as_payload(payload: object) -> str | bytes:
         data = encode_json(payload if isinstance(payload, dict) else dict(payload))
     elif payload is None:
         data = b""
-    elif isinstance(payload, (Telemetry, Inference, Alert, Status)):
+    elif isinstance(payload, KINDS):
         raise PayloadTypeError(f"payload is {type(payload).__name__}; its encode(device_id, timestamp_ms) makes bytes")
     else:
         data = _number_text(payload)
