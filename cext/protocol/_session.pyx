@@ -35,14 +35,14 @@ PUBCOMP above 0x7F (0x92: no such exchange) to a PUBREL that was sent again is a
 To one that was sent once it says that the server lost what it had acknowledged: the message is done, and with `durable`
 in doubt (`take_doubtful`).
 
-**The gate.** With `durable`, nothing leaves before the state that explains it is on disk. `image` gives the durable
-image of all QoS 2 exchanges, numbered; when that number comes back through `on_committed`, what it explains may
+**The gate.** With `durable`, nothing leaves before the state that explains it is on disk. `take_image` gives the
+durable image of all QoS 2 exchanges, numbered; when that number comes back through `on_committed`, what it explains may
 leave.
 
 **Giving up.** `abandon` ends an exchange whose message will not be sent again, expired or quarantined, though it had
 no answer. The server may hold its PUBLISH and answer late, so its packet id stays out of use: for QoS 1 until the
 connection has ended; for QoS 2, *reserved*, until it is answered after all or the server has lost the session, also
-over a restart, as `image` names it. Late answers to such an id are none to another message.
+over a restart, as the image names it. Late answers to such an id are none to another message.
 
 **Parking.** `park` ends a connection: every exchange is set aside under its message id. The owner then admits its
 messages again from the first one on, and `admit` finds what was set aside: an exchange goes on with its packet id and
@@ -1079,7 +1079,7 @@ cdef class Session:
 
     @property
     def wants_commit(self) -> bool:
-        """True where bytes wait for an `image` that was not yet taken."""
+        """True where bytes wait for an image that was not yet taken."""
         return self.out.gate_wanted
 
     @property
