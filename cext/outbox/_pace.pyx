@@ -75,11 +75,6 @@ cdef class Pace:
         self.window_bytes = FIRST_WINDOW_BYTES
         self.is_measured = False
 
-    @property
-    def rate_bytes_s(self) -> float:
-        """At which the server reads, as far as was seen; 0 before the first sample."""
-        return max(self.best_rate, self.last_best_rate)
-
     def on_sent(self, uint64_t sent_to, uint64_t answered_to, double now_s):
         """The socket has taken what is before `sent_to`."""
         cdef Mark* mark

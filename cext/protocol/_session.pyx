@@ -1348,11 +1348,6 @@ cdef class Session:
         """Messages that were sent on this connection, and given up, and that the server has not answered."""
         return PySet_GET_SIZE(self.unanswered)
 
-    @property
-    def reserved_count(self) -> int:
-        """Packet ids of QoS 2 that are kept out of use, as their messages were given up."""
-        return PyDict_Size(self.reserved)
-
     def holds(self, int64_t message_id) -> bool:
         """True where this message has an exchange, in flight or set aside."""
         return message_id in self.parked or exchanges.of_message(&self.table, message_id) is not NULL
