@@ -38,7 +38,7 @@ def check_publish(topic: str, qos: int) -> None:
     if not topic:
         raise MessageError("topic is empty; name at least one level")
     if "+" in topic or "#" in topic:
-        raise MessageError(f"topic {topic!r} has a wildcard; + and # are for subscriptions only")
+        raise MessageError(f"topic {topic[:100]!r} has a wildcard; + and # are for subscriptions only")
     if not (topic.isascii() and topic.isprintable()):
         check_text("topic", topic)
     if len(topic) * 4 > TOPIC_MAX_BYTES or not topic.isascii():
@@ -46,7 +46,7 @@ def check_publish(topic: str, qos: int) -> None:
         if size_bytes > TOPIC_MAX_BYTES:
             raise MessageError(f"topic of {size_bytes} bytes; MQTT carries at most {TOPIC_MAX_BYTES}")
     if type(qos) is not int or not 0 <= qos <= 2:
-        raise MessageError(f"qos is {qos!r}; it must be 0, 1 or 2")
+        raise MessageError(f"qos is {qos!r:.100}; it must be 0, 1 or 2")
 
 
 def check_text(name: str, text: str) -> None:
@@ -71,15 +71,15 @@ def check_filter(topic_filter: str, qos: int) -> None:
     if levels[0] == "$share":
         if len(levels) < _SHARED_LEVELS_MIN or not levels[1] or set(levels[1]) & {"+", "#"} or levels[2:] == [""]:
             raise MessageError(
-                f"topic filter {topic_filter!r} is no shared one; write $share/group/filter (MQTT 5, 4.8.2)"
+                f"topic filter {topic_filter[:100]!r} is no shared one; write $share/group/filter (MQTT 5, 4.8.2)"
             )
         levels = levels[2:]
     for place, level in enumerate(levels, 1):
         if ("#" in level and (level != "#" or place < len(levels))) or ("+" in level and level != "+"):
             says = "+ stands for a whole level, # for all that follow, at the end (MQTT 4.7.1)"
-            raise MessageError(f"topic filter {topic_filter!r} has a wildcard out of its place; {says}")
+            raise MessageError(f"topic filter {topic_filter[:100]!r} has a wildcard out of its place; {says}")
     if type(qos) is not int or not 0 <= qos <= _MAX_QOS:
-        raise MessageError(f"qos is {qos!r}; it must be 0, 1 or 2")
+        raise MessageError(f"qos is {qos!r:.100}; it must be 0, 1 or 2")
 
 
 def packet_bytes(topic: str, payload: str | bytes, qos: int, packed: bytes | None) -> int:

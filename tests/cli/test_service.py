@@ -340,6 +340,27 @@ def test_a_bad_request_is_answered_and_the_next_one_served(service: RunningServi
     assert "id" in service.publish({"topic": "t", "payload": "good"})
 
 
+@pytest.mark.parametrize(
+    "request_packet",
+    [
+        {"topic": "#" * 60_000, "payload": "x"},
+        {"topic": "\N{PILE OF POO}\0" * 9000, "payload": "x"},
+        {"topic": "t", "payload": {"k" * 60_000: [1e999]}},
+        {"topic": "t", "payload": ["\0" * 30_000]},
+        {"topic": "t", "payload": "x", "qos": "\0" * 30_000},
+        {"topic": "t", "payload": "x", "qos": [10**4000]},
+        {"ask": "x" * 60_000},
+    ],
+)
+def test_an_answer_to_a_bad_request_is_short(by_hand: Service, tmp_path: Path, request_packet: Any) -> None:
+    """Who publishes reads 4 KiB, as docs/gateway.md does."""
+    with closing(connected(tmp_path)) as program:
+        program.send(json.dumps(request_packet).encode())
+        by_hand.turn(0)
+        by_hand.turn(0)
+        assert json.loads(program.recv(4096))["error"]
+
+
 def test_without_a_link_the_answer_means_on_disk_even_if_killed_at_once(tmp_path: Path) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
