@@ -13,6 +13,7 @@ import pytest
 from glec_fast.durable import caretaker
 from glec_fast.durable import file as queue_file
 from glec_fast.durable.file import QueueFile
+from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.inflight_log import log_of
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.store import Store
@@ -22,7 +23,7 @@ from glec_fast.fleet.offline_queue import OfflineQueueManager
 from support.power_run import finish
 from support.scripted_broker import ScriptedBroker
 from support.scripted_gateway import ScriptedGateway
-from support.store import WAIT_S, append, ids_on_disk, wait_for
+from support.store import WAIT_S, RecordingOutbox, append, ids_on_disk, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,6 +229,26 @@ class TestName:
         store.close()
         assert [each.name for each in path.parent.glob("*.replaced-*")] == ["queue.db.replaced-1"]
         assert len(ids_on_disk(path.with_name("queue.db.replaced-1"))) == 4
+
+    def test_what_is_kept_knows_what_was_in_doubt(self, path: Path) -> None:
+        path.parent.mkdir()
+        other = path.with_name("other")
+        other.touch()
+        store = Store(path)
+        outbox = RecordingOutbox(store)
+        first, second = append(store, 2)
+        outbox.read_all()
+        other.rename(path)
+        with store._writer.lock:
+            outbox.in_doubt = [(second, Decision.SENT_AGAIN), (first, Decision.LEFT_TO_BROKER)]
+            outbox.finish([first])
+        with pytest.raises(QueueReplacedError):
+            store.run(lambda _table: None)
+        with suppress(QueueStorageError):
+            store.close()
+        with closing(Store(path.with_name("queue.db.replaced-1"))) as kept:
+            told = [(each.message_id, each.decision) for each in kept.in_doubt()]
+        assert told == [(second, Decision.SENT_AGAIN), (first, Decision.LEFT_TO_BROKER)]
 
     @pytest.mark.parametrize("is_queue", [True, False])
     def test_another_file_has_it(self, path: Path, is_queue: bool) -> None:

@@ -176,6 +176,18 @@ class TestCommit:
         store = make_store(qos0_commit_delay_s=3600)
         assert store.wait_durable(store.append("t", "1", 0, urgent=False), WAIT_S)
 
+    def test_no_id_is_given_twice_though_the_queue_was_empty_between(
+        self, make_store: Callable[..., Store], path: Path
+    ) -> None:
+        """The image on disk, and the ledger, may still name the first."""
+        store = make_store()
+        outbox = RecordingOutbox(store)
+        append(store, 3)
+        outbox.finish(outbox.read_all())
+        store.close()
+        assert ids_on_disk(path) == []
+        assert append(make_store(), 1)[0] > 3
+
     def test_the_image_is_committed_and_given_to_the_next_process(self, make_store: Callable[..., Store]) -> None:
         store = make_store()
         outbox = RecordingOutbox(store)

@@ -156,6 +156,15 @@ class TestExpiry:
         assert ids_on_disk(path) == [3]
         assert store.size == 1
 
+    def test_it_lasts_to_its_last_millisecond(self, store: Store, outbox: RecordingOutbox, clock: Clock) -> None:
+        append(store, 1, ttl_ms=1000)
+        clock.now_s += 1.0
+        assert store.drop_expired() == 0
+        assert outbox.read() == [1]
+        outbox.park()
+        clock.now_s += 0.001
+        assert store.drop_expired() == 1
+
     def test_a_row_in_flight_does_not_expire(self, store: Store, outbox: RecordingOutbox, clock: Clock) -> None:
         append(store, 3, ttl_ms=1000)
         assert outbox.read(1) == [1]
