@@ -10,6 +10,7 @@ import sys
 import textwrap
 from contextlib import closing, contextmanager
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,6 +280,23 @@ def test_what_has_the_name_of_a_companion_and_is_no_file_is_put_aside(path: Path
 def refused_not_held(path: Path) -> None:
     """No failed opening has left a lock."""
     QueueFile(path).close()
+
+
+def test_a_file_that_takes_the_name_while_it_is_opened_is_refused(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    for each in (path, other):
+        each.touch()
+
+    def opening(name: Path, *arguments: Any, **options: Any) -> FileIO:
+        if name == path:
+            other.rename(path)
+        return FileIO(name, *arguments, **options)
+
+    monkeypatch.setattr(glec_fast.durable.lock, "FileIO", opening)
+    with pytest.raises(QueueLockedError):
+        QueueLock(path)
 
 
 def test_the_lock_ends_with_every_failed_opening(path: Path) -> None:
