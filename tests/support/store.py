@@ -54,6 +54,7 @@ class RecordingOutbox:
         self._finished: list[int] = []
         self.in_doubt: list[tuple[int, Decision]] = []
         self._heard = threading.Condition()
+        self._heard_count = 0
         self.in_flight = b""
         self.version = 0
         # What it lets go of though it has read it, where it was asked.
@@ -80,19 +81,28 @@ class RecordingOutbox:
     def on_committed(self, version: int, new_rows: int) -> None:
         with self._heard:
             self.commits.append((version, new_rows))
-            self._heard.notify_all()
+            self._hear()
 
     def on_dropped(self, dropped: list[Dropped]) -> None:
         with self._heard:
             self.dropped += dropped
-            self._heard.notify_all()
+            self._hear()
+
+    def _hear(self) -> None:
+        self._heard_count += 1
+        self._heard.notify_all()
 
     def on_salvaged(self) -> None:
         """What is lost was in nobody's hands."""
 
     def wait(self, condition: Callable[[RecordingOutbox], object]) -> None:
-        with self._heard:
-            assert self._heard.wait_for(lambda: condition(self), WAIT_S)
+        """Until it is so. Not under our lock: it may ask the store, whose thread may be asking us."""
+        while True:
+            heard = self._heard_count
+            if condition(self):
+                return
+            with self._heard:
+                assert self._heard.wait_for(lambda heard=heard: self._heard_count != heard, WAIT_S)
 
     def read(self, limit: int = 100) -> list[int]:
         """Take the next rows; returns their ids."""
@@ -130,7 +140,7 @@ class Disk:
     """What the store's transactions are written to: they can be held once they have begun, or made to fail there."""
 
     def __init__(self, store: Store) -> None:
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.entered = threading.Event()
         self.released = threading.Event()
         self.released.set()
