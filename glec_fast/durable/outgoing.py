@@ -78,13 +78,7 @@ class Outgoing:
         saved = self._writer.image
         with self._lock:
             outbox, status = self.outbox, self._status
-            if (
-                outbox is None
-                or status.is_closing
-                or self._in_doubt
-                or self.is_abandoning
-                or self.identity != saved.identity
-            ):
+            if outbox is None or status.is_closing or self.is_abandoning or self.identity != saved.identity:
                 return None
             if status.is_moving_in or (status.failure or status.unusable or status.damage) is not None:
                 return None

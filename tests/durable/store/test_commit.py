@@ -18,6 +18,7 @@ import pytest
 from glec_fast.durable._steps import ranges_of
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.in_doubt import Decision, InDoubt
+from glec_fast.durable.outcomes import DropReason
 from glec_fast.durable.schedule import DONE_COMMIT_DELAY_S
 from glec_fast.durable.store import Store
 from glec_fast.durable.transaction import Commit
@@ -251,6 +252,28 @@ class TestCommit:
             InDoubt(2, int(clock.now_s * 1000), 1, "t", Decision.LEFT_TO_BROKER),
         ]
         assert ids_on_disk(path) == [2]
+
+    def test_no_image_alone_leaves_out_what_a_transaction_that_was_cut_into_was_to_drop(
+        self, store: Store, outbox: RecordingOutbox
+    ) -> None:
+        """Its row is still there: after a crash it would be sent as a new one."""
+        (given_up,) = append(store, 1)
+        outbox.read()
+        outbox.lets_go = {given_up}
+        disk = Disk(store)
+        disk.error = KeyboardInterrupt()
+        with store._writer.lock:
+            store._dropping.claim([(given_up, "t", 1)], DropReason.EXPIRED)
+            with pytest.raises(KeyboardInterrupt):
+                store._committer._attempt()
+            assert store._outgoing.save_image() is None
+            disk.error = None
+
+    def test_no_image_alone_is_written_for_another_name(self, store: Store, outbox: RecordingOutbox) -> None:
+        with store._writer.lock:
+            assert store._outgoing.save_image() is not None
+            store._outgoing.identity = ("another", "host:1883")
+            assert store._outgoing.save_image() is None
 
     def test_the_newest_entries_of_the_ledger_are_kept(
         self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
