@@ -317,10 +317,10 @@ class Life:
         self._looked_ms = self._machine.true_ms + ANCHOR_LASTS_MS
 
     def _reopen(self) -> None:
-        if not self._waiting:
-            # An empty queue remembers nothing of its clock.
-            self._right_boots.clear()
         self._store = self._open()
+        if not self._store.size:
+            # An empty queue remembers nothing of its clock; a clean-up may have emptied it since we looked.
+            self._right_boots.clear()
 
     def _cut(self) -> None:
         """The process is killed, or the power cut: what was on disk by then stays, and nothing that `close` writes."""
