@@ -76,6 +76,19 @@ def test_the_end_of_a_connection_waits_for_the_note_of_what_is_sent(peer: Peer, 
     assert handle.is_published()
 
 
+def test_an_acknowledgement_waits_for_whoever_is_in_the_session(peer: Peer, client: Client) -> None:
+    outbox = client._glec_outbox
+    handle = client.publish("t", b"x", 1)
+    reader = threading.Thread(target=client.loop, args=(TIMEOUT_S,))
+    with outbox.lock:
+        peer.sock.sendall(PUBACK_OF_1)
+        reader.start()
+        reader.join(MEANWHILE_S)
+        assert outbox.session.in_flight == 1
+    reader.join(TIMEOUT_S)
+    assert handle.is_published()
+
+
 def test_a_connection_of_tls_is_read_and_written_by_one_thread_at_a_time(peer: Peer, client: Client) -> None:
     """What OpenSSL keeps of it is guarded by nothing else."""
     sent_meanwhile: list[int] = []
