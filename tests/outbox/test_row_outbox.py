@@ -65,6 +65,16 @@ def test_the_store_is_told_of_what_is_finished_from_when_it_asked_to_be(
     assert gateway.outbox.stored_count == 0, "whatever the store knows"
 
 
+def test_at_the_end_of_the_process_qos_0_goes_to_the_queue_too(gateway: ScriptedGateway) -> None:
+    """From a handler of the program that runs behind ours; else nobody would know whether it left."""
+    go_online(gateway, 0, 0)
+    gateway.publish("past the queue", 0)
+    assert gateway.store.size == 0
+    gateway.store._status.is_ending = True
+    gateway.publish("kept", 0)
+    assert gateway.store.size == 1
+
+
 def test_the_store_is_told_what_the_image_on_disk_names(
     gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
