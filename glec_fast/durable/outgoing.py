@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 import apsw
@@ -14,7 +15,6 @@ from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Commit, Outbox
 from glec_fast.durable.writer import Writer
 from glec_fast.errors import ConfigError
-from glec_fast.runtime.log import logger
 
 # What the log's reserve holds the pages of, on a full disk.
 _DELETE_ROWS_WITHOUT_ROOM = 250
@@ -91,7 +91,7 @@ class Outgoing:
             self._writer.syncs += 1
         except (apsw.Error, OSError) as error:
             # The writer tries the same, and reports it where it fails as well.
-            logger.debug("the in-flight state was not written at once: %s", error)
+            status.log.note(logging.DEBUG, "images that were not written at once", str(error), later=True)
             return None
         finally:
             self._writer.took_s = time.monotonic() - started_s

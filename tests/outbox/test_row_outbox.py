@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +66,24 @@ def test_the_store_is_told_of_what_is_finished_from_when_it_asked_to_be(
     gateway.receive(puback(8))
     assert asking.told[-1] == Told(8, 0, drained=True), "and whenever nothing is in flight"
     assert gateway.outbox.stored_count == 0, "whatever the store knows"
+
+
+def test_a_log_that_fails_is_told_of_once_the_outbox_is_nobody_s(
+    gateway: ScriptedGateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler of the program's log may publish: the order of locks is watched."""
+
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.EIO, "a bad disk")
+
+    monkeypatch.setattr("glec_fast.durable.outgoing._QUICK_COMMIT_S", float("inf"))
+    caplog.set_level(logging.DEBUG)
+    go_online(gateway, 3, 2)
+    monkeypatch.setattr(os, "fdatasync", fail)
+    gateway.receive(b"\x50\x02\x00\x01")
+    gateway.commit()
+    assert "a bad disk" in caplog.text
+    assert gateway.send() == b"\x62\x02\x00\x01"
 
 
 def test_at_the_end_of_the_process_qos_0_goes_to_the_queue_too(gateway: ScriptedGateway) -> None:
