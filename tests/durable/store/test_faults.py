@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import apsw
 import pytest
 
 from glec_fast.durable._table import QueueTable
+from glec_fast.durable.clock import QueueClock
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.store import Store
-from glec_fast.durable.transaction import Row
+from glec_fast.durable.transaction import Commit, Row
+from glec_fast.durable.writer import Writer
 from glec_fast.errors import QueueClosedError, QueueStorageError
 from support.clock import Clock
 from support.gateway import eventually
@@ -217,3 +220,29 @@ def test_a_failing_start_lets_go_of_the_file(path: Path, monkeypatch: pytest.Mon
             Store(path)
     Store(path).close()
     assert path.exists()
+
+
+def test_a_transaction_that_is_on_disk_though_all_said_it_failed_is_not_made_twice(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are no stranger's, which would be given other ids and sent beside our own."""
+    transact, failed = Writer.transact, []
+
+    def say_it_failed(writer: Writer, commit: Commit, clock: QueueClock) -> None:
+        transact(writer, commit, clock)
+        if not failed:
+            failed.append(commit)
+            commit.is_committed = False
+            raise apsw.IOError("disk I/O error")
+
+    monkeypatch.setattr(Writer, "transact", say_it_failed)
+    ids = [store.append("t", "x", 1) for _ in range(3)]
+
+    def is_written() -> bool:
+        with suppress(QueueStorageError):
+            return store.wait_durable(ids[-1], WAIT_S)
+        return False
+
+    assert eventually(is_written)
+    assert ids_on_disk(path) == ids
+    assert store.size == 3
