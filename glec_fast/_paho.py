@@ -124,6 +124,8 @@ MESSAGE = ("_topic", "info", "properties")
 INFO = ("_condition", "_iterpos", "_published", "_set_as_published")
 # When bytes last came: 2.2 renamed it.
 _LAST_RECEIVED = ("_last_bytes_received", "_last_msg_in")
+# From so many bytes on it reads the reason in a DISCONNECT, which is the first of them: 2.2 has a reader of packets.
+DISCONNECT_READ_BYTES = 1 if hasattr(paho_client, "_packet") else 3
 
 
 def _its_own_client() -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
+from glec_fast._paho import DISCONNECT_READ_BYTES
 from glec_fast.mqtt.inbound_message import properties_from
 
 _FAILURE = 0x80
@@ -30,6 +31,7 @@ def in_paho_words(kind: int, body: bytes) -> tuple[bytes, list[int]]:
         codes_at, end = 1, 2
     elif kind == PacketTypes.DISCONNECT:
         codes_at, end = 0, 1
+        body = body and body.ljust(DISCONNECT_READ_BYTES, b"\0")
     elif kind in (PacketTypes.SUBACK, PacketTypes.UNSUBACK):
         codes_at, end = _behind_properties(body), len(body)
     else:
