@@ -5,7 +5,12 @@ from typing import Any, TypeVar
 
 import apsw
 
+from glec_fast.durable.clock import QueueClock
+from glec_fast.durable.extras import Extras
+from glec_fast.durable.schedule import Schedule
+from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Commit, Move
+from glec_fast.runtime._lock import Lock
 
 _T = TypeVar("_T")
 
@@ -20,6 +25,9 @@ def clock_error_us() -> int:
     It grows by 500 ppm until they tell it again, to 16,000,000, which is also what is left once somebody else sets the
     clock. Raises OSError where a sandbox forbids to ask. Any thread may call it.
     """
+
+def since_boot_ms() -> int:
+    """Milliseconds since boot, also while the machine sleeps. Any thread may call it."""
 
 def make_row(
     message_id: int,
@@ -36,20 +44,54 @@ def make_row(
     Raises OverflowError, TypeError for what fits no column.
     """
 
-def accept(
-    intake: Any,
-    topic: str,
-    payload: str | bytes,
-    qos: int,
-    now_ms: int,
-    expires_at_ms: int,
-    extras: Any,
-    register: Callable[[int], None] | None,
-) -> int:
-    """Give a message its id and put its row behind those that are pending, in one step; the caller holds the lock.
+class Accepting:
+    """The base of `glec_fast.durable.intake.Intake`: what each message goes through, under the lock of `status`.
 
-    Whatever cuts into it finds either nothing of the message or all. register: told the id, or None.
+    pending: rows that the next transaction takes. next_id: of the next message. message_max_bytes: of topic, payload
+    and properties, 0 for no limit. pending_max: where so many are pending, `append` waits for room. clock: stamps rows.
     """
+
+    pending: list[_Row]
+    next_id: int
+    last_timestamp_ms: int
+    pending_max: int
+    message_max_bytes: int
+    clock: QueueClock
+    _lock: Lock
+    _status: Status
+    _schedule: Schedule
+    _ttl_ms: int
+
+    def __init__(
+        self, status: Status, schedule: Schedule, table: QueueTable, ttl_ms: int, pending_max: int
+    ) -> None: ...
+    def append(
+        self,
+        topic: str,
+        payload: str | bytes,
+        qos: int,
+        urgent: bool,
+        ttl_ms: int | None,
+        extras: Extras | None,
+        register: Callable[[int], None] | None,
+    ) -> int:
+        """See `glec_fast.durable.store.Store`."""
+    def check_size(self, topic: str, payload: str | bytes, extras: Extras | None) -> None:
+        """Raises MessageError for what is larger than the whole queue may be."""
+    def add(
+        self,
+        topic: str,
+        payload: str | bytes,
+        qos: int,
+        extras: Extras | None = None,
+        register: Callable[[int], None] | None = None,
+        ttl_ms: int | None = None,
+    ) -> int:
+        """`append` without a wait or a request; the caller holds the lock.
+
+        It gives the message its id and puts its row behind those that are pending in one step: whatever cuts into it
+        finds either nothing of the message or all.
+        """
 
 def is_any_expired(rows: list[_Row], now_ms: int) -> bool:
     """True where the time of any of these rows is over."""

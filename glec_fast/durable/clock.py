@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
-from glec_fast.durable._table import clock_error_us
+from glec_fast.durable._table import clock_error_us, since_boot_ms
 
 # The first moment of 2020: a clock that says less has not been set.
 _SET_SINCE_MS = 1_577_836_800_000
@@ -42,10 +42,6 @@ _NAMESPACE = Path("/proc/self/timens_offsets")
 
 def _wall_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _since_boot_ms() -> int:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 def _boot_id() -> str:
@@ -80,7 +76,7 @@ class Clocks:
     """
 
     wall_ms: Callable[[], int] = _wall_ms
-    since_boot_ms: Callable[[], int] = _since_boot_ms
+    since_boot_ms: Callable[[], int] = since_boot_ms
     boot_id: str = field(default_factory=_boot_id)
     is_right: Callable[[], bool] | None = None
 

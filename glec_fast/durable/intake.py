@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from glec_fast.durable._table import DiskTimes, QueueTable, accept
+from glec_fast.durable._table import Accepting, DiskTimes, QueueTable
 from glec_fast.durable.clock import Anchor, Clocks, QueueClock
-from glec_fast.durable.extras import Extras
 from glec_fast.durable.schedule import Schedule
 from glec_fast.durable.state_rows import has_clock, load_clock
 from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import ALERT_QOS, Commit, Key, Row
-from glec_fast.errors import MessageError, QueueStorageError
+from glec_fast.errors import QueueStorageError
 from glec_fast.runtime._lock import Condition
 from glec_fast.runtime.process import EXIT_TIMEOUT_S
 
@@ -24,7 +23,7 @@ PENDING_ROWS_MAX = 500
 _ID_MAX = 1 << 62
 
 
-class Intake:
+class Intake(Accepting):
     """Accepted messages, each pending, being written, or on disk. What callers ask is thread-safe, see `Store`.
 
     Its attributes, and what the transaction under way calls, belong to whoever holds `status.lock`.
@@ -34,22 +33,12 @@ class Intake:
     def __init__(
         self, status: Status, schedule: Schedule, table: QueueTable, ttl_ms: int, clocks: Clocks, *, is_salvaged: bool
     ) -> None:
-        self._status = status
-        self._lock = status.lock
-        self._schedule = schedule
-        self._ttl_ms = ttl_ms
+        super().__init__(status, schedule, table, ttl_ms, PENDING_ROWS_MAX)
         self.progress = Condition(status.lock)
         self.row_count = table.count()
-        self.next_id = table.last_id() + 1
-        self.last_timestamp_ms = table.last_timestamp_ms()
         self.clock = QueueClock(clocks, self._last_anchor(table, is_salvaged), self.next_id)
         self.disk_times = DiskTimes()
-        self.pending: list[Row] = []
         self.writing: list[Row] = []
-        # Of topic and payload; 0 for no limit.
-        self.message_max_bytes = 0
-        # In the place of PENDING_ROWS_MAX, where it is not 0.
-        self.pending_max = 0
         # No row on disk comes behind (timestamp, id), and all that are to come do.
         self.committed_timestamp_ms = self.last_timestamp_ms
         self.committed_id = self.next_id - 1
@@ -75,41 +64,13 @@ class Intake:
 
     # ---- callers
 
-    def append(
-        self,
-        topic: str,
-        payload: str | bytes,
-        qos: int,
-        urgent: bool,
-        ttl_ms: int | None,
-        extras: Extras | None,
-        register: Callable[[int], None] | None,
-    ) -> int:
-        """See `Store`, as of the other methods for callers."""
-        status = self._status
-        if len(self.pending) >= (self.pending_max or PENDING_ROWS_MAX):
-            # Before the lock is ours; where others fill the room meanwhile there are a few more.
-            self.wait_for_room()
-        with self._lock:
-            if status.is_closing or status.failure is not None or status.unusable is not None:
-                self._refuse_if_unusable()
-            message_id = self.add(topic, payload, qos, extras, register, ttl_ms)
-            if urgent:
-                self._schedule.request()
-            else:
-                self._schedule.request_company(qos)
-            is_ending = status.is_ending
-        if is_ending:
-            self._write_through(message_id)
-        return message_id
-
     def wait_for_room(self) -> None:
         """Wait while too many rows wait for the disk. Raises QueueStorageError, QueueClosedError."""
         if self._status.is_needed():
             # A drop callback may publish too: its thread is the one that makes room.
             return
         with self._lock:
-            while len(self.pending) >= (self.pending_max or PENDING_ROWS_MAX):
+            while len(self.pending) >= self.pending_max:
                 self._refuse_if_unusable()
                 self._schedule.request()
                 self.progress.wait()
@@ -140,33 +101,6 @@ class Intake:
                 raise
             self._schedule.request()
             return ids
-
-    def check_size(self, topic: str, payload: str | bytes, extras: Extras | None) -> None:
-        """Raises MessageError for what is larger than the whole queue may be."""
-        size_bytes = len(topic) + len(payload) + (0 if extras is None else len(extras.properties))
-        if 0 < self.message_max_bytes < size_bytes:
-            raise MessageError(
-                f"topic, payload and properties are {size_bytes:,} bytes, and the whole queue may take"
-                f" {self.message_max_bytes:,}: raise queue_max_bytes, or send it in parts"
-            )
-
-    def add(
-        self,
-        topic: str,
-        payload: str | bytes,
-        qos: int,
-        extras: Extras | None = None,
-        register: Callable[[int], None] | None = None,
-        ttl_ms: int | None = None,
-    ) -> int:
-        """`Store.append` without a wait or a request; the caller holds the lock."""
-        if self.message_max_bytes:
-            self.check_size(topic, payload, extras)
-        now_ms = self.clock.now_ms()
-        lasts_ms = self._ttl_ms if ttl_ms is None else ttl_ms
-        if extras is not None and extras.expiry_interval_s is not None:
-            lasts_ms = min(lasts_ms, extras.expiry_interval_s * 1000)
-        return accept(self, topic, payload, qos, now_ms, now_ms + lasts_ms, extras, register)
 
     def withdraw(self, *message_ids: int) -> bool:
         wanted = frozenset(message_ids)

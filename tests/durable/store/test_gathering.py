@@ -135,10 +135,8 @@ class TestBytes:
         store.close_batch()
         assert store.gathered == (5, 28, 5, 28)
 
-    def test_no_more_of_them_wait_for_the_disk_than_other_messages(
-        self, gathering: Store, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("glec_fast.durable.intake.PENDING_ROWS_MAX", 5)
+    def test_no_more_of_them_wait_for_the_disk_than_other_messages(self, gathering: Store) -> None:
+        gathering.bound_pending(5)
         disk = Disk(gathering)
         disk.hold()
         publisher = threading.Thread(target=gather, args=(gathering, *["xx"] * 30), kwargs={"bytes_max": 1})
