@@ -11,6 +11,9 @@ than the rate.
 `bare` has the least that is on disk before it is awaited no longer: a thread that writes the payloads which wait over a
 file that is as long already, calls fdatasync and wakes the loop. Of what a queue is for it does nothing.
 
+`asyncio` has the least that asyncio itself takes: a coroutine a message, a future until `publish` returns and one until
+the acknowledgement, and all that are due ended in one callback of the loop. No disk, no broker.
+
 Each contender in a process of its own, in turn, round by round, against one mosquitto; the figures are medians over
 --rounds. And what a flush of --backlog messages does to a loop: the longest a callback took (as asyncio's debug mode
 measures it), the most CPU that one took, and the longest that a task which sleeps 1 ms was late. On a machine that has
@@ -42,7 +45,7 @@ from glec_fast.aio import AsyncMQTTManager
 TIMEOUT_S = 600.0
 PAYLOAD = b"x" * 300
 TOPIC = "bench/aio"
-CONTENDERS = ("glec", "glec-uvloop", "aiomqtt", "mqttium", "bare")
+CONTENDERS = ("glec", "glec-uvloop", "aiomqtt", "mqttium", "bare", "asyncio")
 FIGURES = ("sequence_on_disk", "sequence", "concurrent_on_disk", "concurrent", "cpu_us")
 _BARE_FILE_BYTES = 1 << 20
 _TICK_S = 0.001
@@ -139,10 +142,10 @@ class BareLog:
             os.pwrite(self._file, data, at)
             os.fdatasync(self._file)
             at += len(data)
-            self._loop.call_soon_threadsafe(self._tell, futures)
+            self._loop.call_soon_threadsafe(self.tell, futures)
 
     @staticmethod
-    def _tell(futures: list[asyncio.Future[None]]) -> None:
+    def tell(futures: list[asyncio.Future[None]]) -> None:
         for future in futures:
             future.set_result(None)
 
@@ -153,6 +156,38 @@ async def run_bare(_port: int, directory: Path, options: argparse.Namespace) -> 
         return await measure(log.publish, options, "_on_disk")
     finally:
         log.end()
+
+
+class Futures:
+    """Those that the loop's next round ends."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def new(self) -> asyncio.Future[None]:
+        if not self._waiting:
+            self._loop.call_soon(self._end)
+        future = self._loop.create_future()
+        self._waiting.append(future)
+        return future
+
+    def _end(self) -> None:
+        futures, self._waiting = self._waiting, []
+        BareLog.tell(futures)
+
+
+async def run_asyncio(_port: int, _directory: Path, options: argparse.Namespace) -> dict[str, float]:
+    futures = Futures()
+
+    async def publish() -> asyncio.Future[None]:
+        await futures.new()
+        return futures.new()
+
+    async def publish_and_await() -> None:
+        await (await publish())
+
+    return await measure(publish_and_await, options)
 
 
 async def run_aiomqtt(port: int, _directory: Path, options: argparse.Namespace) -> dict[str, float]:
@@ -258,6 +293,7 @@ RUNS = {
     "aiomqtt": run_aiomqtt,
     "mqttium": run_mqttium,
     "bare": run_bare,
+    "asyncio": run_asyncio,
     "flush": run_flush,
 }
 
