@@ -204,7 +204,7 @@ cdef class RowOutbox(Outbox):
     def _pull(self):
         if not self.makes_way:
             self._pull_rows()
-        cdef bint tries = self.has_suspects and self._try_last()
+        cdef bint tries = (self.has_suspects or self.makes_way) and self._try_last()
         if self.is_narrow and not tries and self._may_widen():
             self._widen()
             self._pull_rows()

@@ -558,6 +558,8 @@ class DurableOutbox(RowOutbox):
         """Once it is due: have the next of what goes last at hand, for it to go alone. True where it is."""
         session, blame = self.session, self._blame
         if not (blame.last and self.is_open) or blame.suspicion.suspects:
+            # It may have gone while all else made way for it.
+            self.makes_way = False
             return False
         if not self.makes_way:
             if not self._is_drained() and (self.is_narrow or time.monotonic() < self._last_at_s):

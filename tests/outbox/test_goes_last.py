@@ -128,6 +128,34 @@ def test_it_is_due_at_last_though_there_is_more_to_be_sent(tmp_path: Path) -> No
         assert gateway.answer() == ["e"]
 
 
+@pytest.mark.parametrize("is_found", [False, True])
+def test_nothing_makes_way_for_what_is_gone(tmp_path: Path, is_found: bool) -> None:
+    with Gateway(tmp_path / "q.db", window=2) as gateway:
+        if is_found:
+            gateway.find("bad", 2)
+            gateway.publish_all("result")
+            assert gateway.go_on() == ["result"]
+            gateway.publish_all(*"abcd")
+            gateway.publish_all("alert", qos=2)
+            assert gateway.answer() == ["a", "b"]
+        else:
+            gateway.publish_all("alert")
+            for _ in range(TRIES):
+                gateway.connect()
+                assert gateway.go_on() == ["alert"]
+                gateway.outbox.is_silent = True
+                gateway.cut()
+            gateway.publish_all(*"abcd")
+            gateway.connect()
+            assert gateway.go_on() == ["a", "b"]
+        gateway.outbox._last_at_s = 0.0
+        gateway.outbox.pull()
+        (rank,) = gateway.outbox._blame.last
+        assert gateway.store.purge([rank[-1]]) == 1
+        gateway.commit()
+        assert gateway.answer() == ["c", "d"]
+
+
 def test_where_traits_tell_nothing_apart_they_are_not_heeded(tmp_path: Path) -> None:
     with Gateway(tmp_path / "q.db") as gateway:
         gateway.find("bad", 1)
