@@ -212,6 +212,7 @@ cdef class Link:
         except NOT_NOW:
             raise
         except SSLEOFError:
+            self.read_bytes = 0
             return 0
         except BaseException:
             self.is_torn = True

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
@@ -141,6 +142,39 @@ def test_the_connection_may_end_in_it(client: Client, server: Server, resets: bo
     assert server.connections == 2
     assert len(ended) == 1
     assert list(dict.fromkeys(server.payloads)) == numbers(COUNT)
+
+
+class EndsAsTLS:
+    """As `sock`; where that ends, it does so as a connection of TLS that is not closed in order."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self.ends = 0
+
+    def recv(self, limit: int) -> bytes:
+        data: bytes = self._sock.recv(limit)
+        if not data:
+            self.ends += 1
+            raise ssl.SSLEOFError(8, "EOF occurred in violation of protocol")
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def test_its_end_is_not_read_for_ever(client: Client, server: Server) -> None:
+    socks: list[EndsAsTLS] = []
+
+    def on_socket_open(*_: object) -> None:
+        client._sock = EndsAsTLS(client._sock)
+        socks.append(client._sock)
+
+    client.on_socket_open = on_socket_open
+    server.ends_at = COUNT // 2
+    begin(client, server)
+    assert server.has(COUNT)
+    # Where it was found, and by the loop, which ends the connection.
+    assert socks[0].ends <= 2
 
 
 def test_who_publishes_meanwhile_does_not_wait_for_it(client: Client, server: Server) -> None:
