@@ -243,8 +243,10 @@ class TestLoop:
         loop.turn(0.0)
         assert scene.take() == ["loop_read"], "though nothing has come"
         scene.paho.holder = scene.paho
+        scene.link.flow_no_more = scene.note("flow_no_more")
         loop.turn(0.0)
-        assert scene.take() == ["flow", "loop_read"]
+        assert scene.take() == ["flow", "loop_read", "flow_no_more"]
+        scene.link.flow_no_more = lambda: None
         scene.paho.on_socket_register_write = print
         loop.turn(0.0)
         assert scene.take() == ["loop_read"], "a program's own loop is to hear of it"
@@ -306,6 +308,26 @@ class TestReader:
     ) -> None:
         assert reader.read() == MQTTErrorCode.MQTT_ERR_CONN_LOST
         assert scene.outbox.is_left
+
+    def test_what_flowed_is_noted(self, reader: Reader, scene: Scene, sockets: socket.socket) -> None:
+        sent_s: list[float] = []
+        received_s: list[float] = []
+        scene.paho.note_sent, scene.paho.note_received = sent_s.append, received_s.append
+        scene.link.read = lambda *_: 1
+        scene.link.left_s, scene.link.came_s, scene.outbox.is_to_settle = 5.0, 6.0, True
+        assert reader.read() == reader.read() == _SUCCESS
+        assert scene.take() == ["handle", "settle_sent", "leave_when_due"] * 2
+        assert sent_s == [5.0]
+        assert received_s[1] == 6.0
+        assert len(received_s) == 3, "one of each read, and one of what flowed"
+
+    def test_who_resets_the_connection_while_it_flows_has_ended_it(
+        self, reader: Reader, scene: Scene, sockets: socket.socket
+    ) -> None:
+        scene.link.read = lambda *_: 1
+        scene.link.failure = ConnectionResetError()
+        assert reader.read() == MQTTErrorCode.MQTT_ERR_CONN_LOST
+        assert scene.outbox.is_broken_off
 
     def test_the_last_words_leave_before_the_connection_ends(
         self, reader: Reader, scene: Scene, sockets: socket.socket

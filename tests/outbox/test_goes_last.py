@@ -73,6 +73,13 @@ def test_what_is_like_it_in_the_most_ways_goes_last_and_alone(tmp_path: Path) ->
         assert gateway.answer() == ["alert"]
 
 
+def test_of_those_that_are_as_much_like_it_the_smallest_goes_first(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "q.db") as gateway:
+        gateway.find("bad" * 100, 1)
+        gateway.publish_all("medium" * 10, "small")
+        assert gateway.go_on() == ["small"]
+
+
 def test_a_qos_that_was_answered_holds_nothing_back(tmp_path: Path) -> None:
     with Gateway(tmp_path / "q.db") as gateway:
         gateway.find("bad", 1)
@@ -83,13 +90,13 @@ def test_a_qos_that_was_answered_holds_nothing_back(tmp_path: Path) -> None:
 
 def test_a_later_process_knows_what_was_found(tmp_path: Path) -> None:
     with Gateway(tmp_path / "q.db") as gateway:
-        gateway.find("bad", 2)
+        gateway.find("bad" * 100, 2)
         gateway.publish_all("result")
         assert gateway.go_on() == ["result"]
         gateway.answer()
     with Gateway(tmp_path / "q.db") as gateway:
         gateway.publish_all("alert", qos=2)
-        gateway.publish_all("other", "result")
+        gateway.publish_all("long" * 100, "other", "result")
         gateway.connect()
         assert gateway.go_on() == ["other", "result"]
         assert gateway.answer() == ["alert"]
@@ -112,7 +119,7 @@ def test_it_is_due_at_last_though_there_is_more_to_be_sent(tmp_path: Path) -> No
         gateway.find("bad" * 100, 2)
         gateway.publish_all("result")
         assert gateway.go_on() == ["result"]
-        gateway.publish_all(*"abcdefgh")
+        gateway.publish_all(*"abcdefghij")
         gateway.publish_all("alert", qos=2)
         assert gateway.answer() == ["a", "b"]
         assert gateway.answer() == ["c", "d"]
