@@ -73,6 +73,8 @@ class DictStore:
         self.salvage = None
         self.pending: Collected | None = None
         self.log = QuietLog()
+        # The parts that a store has for it.
+        self.supply = self.clock = self
         # As in `glec_fast.durable.dropping`.
         self.claimed: dict[int, DropReason] = {}
         self.marked: dict[int, DropReason] = {}
@@ -128,7 +130,7 @@ class DictStore:
 
     # ---- for the outbox
 
-    queue_offset_ms = 0
+    offset_ms = 0
 
     def since_boot_ms(self) -> int:
         return 0
@@ -218,25 +220,20 @@ class DictStore:
         self._skipped = frozenset(pending).union(finished, withheld)
         self._positions = [0, 0]
 
-    def read(self, limit: int) -> tuple[list[Row], bool]:
-        return self._read(limit, 0)
+    def read(self, limit: int, *, alerts: bool = False) -> tuple[list[Row], bool]:
+        lane = int(alerts)
+        found = self._ahead(lane)[:limit]
+        if found:
+            self._positions[lane] = found[-1][0]
+        return [row for row in found if row[0] not in self._skipped and row[0] not in self.marked], len(found) < limit
 
     @property
     def has_alerts(self) -> bool:
         return self.has_alert_lane and bool(self._ahead(1))
 
-    def read_alerts(self, limit: int) -> tuple[list[Row], bool]:
-        return self._read(limit, 1)
-
     def _ahead(self, lane: int) -> list[Row]:
         rows = [row for message_id, row in sorted(self.disk.rows.items()) if message_id > self._positions[lane]]
         return [row for row in rows if (row[3] == 2) == lane] if self.has_alert_lane else rows
-
-    def _read(self, limit: int, lane: int) -> tuple[list[Row], bool]:
-        found = self._ahead(lane)[:limit]
-        if found:
-            self._positions[lane] = found[-1][0]
-        return [row for row in found if row[0] not in self._skipped and row[0] not in self.marked], len(found) < limit
 
     def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
         rows = [self.disk.rows[each] for each in ids if each in self.disk.rows]

@@ -140,6 +140,8 @@ class StepStore:
         self._table = SimpleNamespace(connection=connection, encoding="utf-8")
         self.jobs: list[tuple[Any, Any]] = []
         self.untold: list[tuple[Any, Any]] = []
+        # The part of a store that has it.
+        self.clock = self
 
     def unix_ms(self) -> int:
         return 0
