@@ -228,7 +228,7 @@ class Committer:
 
     def _take_work(self, commit: Commit, gathered: tuple[Batch, int, bytes] | None) -> None:
         intake, schedule = self._intake, self._schedule
-        with self._status.lock:
+        with self._outgoing.outbox_lock, self._status.lock:
             is_closing = self._status.is_closing
             self._gathering.close_if_due(gathered)
             intake.take(commit)

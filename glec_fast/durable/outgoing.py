@@ -38,6 +38,9 @@ class Outgoing:
         self._reader = reader
         self._writer = writer
         self.outbox: Outbox | None = None
+        # What the outbox answers under. Ahead of the store's own: whoever holds it, in a handler that has cut in, may
+        # publish, which takes the store's.
+        self.outbox_lock = status.lock
         self.identity = ("", "")
         # Finished, and their rows not yet deleted.
         self.finished = Finished()
@@ -76,7 +79,7 @@ class Outgoing:
     def save_image(self) -> int | None:
         """The image by itself; None where it needs a transaction. The caller holds the writer's lock."""
         saved = self._writer.image
-        with self._lock:
+        with self.outbox_lock, self._lock:
             outbox, status = self.outbox, self._status
             if outbox is None or status.is_closing or self.is_abandoning or self.identity != saved.identity:
                 return None

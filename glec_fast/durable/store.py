@@ -518,9 +518,10 @@ class Store(OfOneProcess):
         """
         with self._lock:
             self._outgoing.refuse_second()
+            if lock is not None:
+                self._outgoing.outbox_lock = lock
+                self._status.locks.append(lock)
             self._outgoing.outbox = outbox
-        if lock is not None:
-            self._status.locks.append(lock)
         self.run(lambda _table: self._writer.image.open_log())
 
     def void_session(self) -> int:

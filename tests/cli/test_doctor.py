@@ -47,6 +47,7 @@ CAUSES = {
     "wrong_pin": ("pins", "is pinned"),
     "wrong_pin_tls_1_2": ("pins", "is pinned"),
     "man_in_the_middle_of_the_same_ca": ("pins", "someone is between"),
+    "man_in_the_middle_who_shows_the_pinned_certificate_too": ("pins", "is pinned"),
     "tls_1_0": ("tls", "it offers TLSv1 with"),
     "tls_1_1": ("tls", "it offers TLSv1.1 with"),
     "tls_1_2_where_1_3_is_wanted": ("tls", "it offers TLSv1.2 with"),
