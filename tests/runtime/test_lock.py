@@ -83,7 +83,7 @@ def handler_that_raises(after_s: float = NOTICE_S) -> Iterator[None]:
 
 
 def test_a_lock_is_given_back_wherever_an_exception_cuts_in() -> None:
-    first, second = Lock("Store._lock"), Lock("Outbox.lock")
+    first, second = Lock("Outbox.lock"), Lock("Store._lock")
 
     def use() -> None:
         with first, second:

@@ -40,19 +40,19 @@ def test_two_locks(held: str, taken: str, lock_watch: Watch) -> None:
 
 
 def test_two_of_one_kind_have_no_order(lock_watch: Watch) -> None:
-    with Lock("Outbox.lock"), Lock("Outbox.lock"):
+    with Lock("Store._lock"), Lock("Store._lock"):
         pass
-    assert "Outbox.lock was taken under Outbox.lock" in lock_watch.take_violations()
+    assert "Store._lock was taken under Store._lock" in lock_watch.take_violations()
 
 
 def test_one_without_a_name(lock_watch: Watch) -> None:
-    with Lock("Outbox.lock"), Lock():
+    with Lock("Store._lock"), Lock():
         pass
-    assert "a lock without a name was taken under Outbox.lock" in lock_watch.take_violations()
+    assert "a lock without a name was taken under Store._lock" in lock_watch.take_violations()
 
 
 def test_one_that_is_held_is_taken_again(lock_watch: Watch) -> None:
-    first, second = Lock("Store._lock"), Lock("Outbox.lock")
+    first, second = Lock("Outbox.lock"), Lock("Store._lock")
     with first, second, first:
         pass
     with second:
@@ -61,27 +61,27 @@ def test_one_that_is_held_is_taken_again(lock_watch: Watch) -> None:
 
 
 def test_a_wait_that_has_an_end_is_not_judged_and_what_is_taken_then_is(lock_watch: Watch) -> None:
-    with Lock("Outbox.lock"):
+    with Lock("Store._lock"):
         for limit_s in (0.0, 0.01):
             with Lock("Writer.lock").attempt(limit_s):
                 assert not lock_watch.take_violations()
         with Lock("WebSocket._lock").attempt(), Lock("Link.lock"):
             pass
     violations = lock_watch.take_violations()
-    assert "Link.lock was taken under Outbox.lock" in violations
+    assert "Link.lock was taken under Store._lock" in violations
     assert "Link.lock was taken under WebSocket._lock" in violations
 
 
 def test_it_is_taken_again_after_a_wait(lock_watch: Watch) -> None:
-    condition = Condition(Lock("Store._lock"))
-    with condition, Lock("Outbox.lock"):
+    condition = Condition(Lock("Outbox.lock"))
+    with condition, Lock("Store._lock"):
         condition.wait(0)
-    assert "Store._lock was taken under Outbox.lock" in lock_watch.take_violations()
+    assert "Outbox.lock was taken under Store._lock" in lock_watch.take_violations()
 
 
 def test_threads_have_nothing_in_common(lock_watch: Watch) -> None:
-    with Lock("Outbox.lock"):
-        lock = Lock("Store._lock")
+    with Lock("Store._lock"):
+        lock = Lock("Outbox.lock")
         thread = threading.Thread(target=lock.acquire)
         thread.start()
         thread.join()
@@ -98,7 +98,7 @@ def test_a_finaliser_may_cut_in_anywhere(lock_watch: Watch) -> None:
             with Lock("Link.lock"):
                 pass
 
-    with Lock("Outbox.lock"):
+    with Lock("Store._lock"):
         found = Finalised()
         del found
     assert not lock_watch.take_violations()

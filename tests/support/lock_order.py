@@ -29,7 +29,7 @@ class Guard(NamedTuple):
 
 # By the name that each was made with. The network thread is whoever runs a client's loop.
 LOCKS: dict[str, Guard] = {
-    "MQTTManager._lock": Guard("whether it is connected or closed, and its counters", "all", ("Store._lock",)),
+    "MQTTManager._lock": Guard("whether it is connected or closed, and its counters", "all", ("Outbox.lock",)),
     "Inbox._lock": Guard("which messages are held, and which routes there are", "all"),
     "Incoming._lock": Guard("that there is one record of commands", "all"),
     "Commands._lock": Guard("which commands run, and who waits for their replies", "all"),
@@ -38,22 +38,23 @@ LOCKS: dict[str, Guard] = {
         "the network thread, and who publishes",
         ("Outbox.lock", "WebSocket._lock"),
     ),
-    "Outbox._pulling": Guard("reading rows and encoding them, one thread at a time", "network", ("Reader.lock",)),
+    "Outbox._pulling": Guard(
+        "reading rows and encoding them, one thread at a time", "network", ("Reader.lock", "Outbox.lock")
+    ),
     "Writer.lock": Guard(
         "the writer's connection, through a transaction",
         "the store's, who forks, and the network thread for an image, where it waits for 5 ms at most",
-        ("Reader.lock", "QueueLock", "_log_handler"),
+        ("Reader.lock", "Outbox.lock", "QueueLock", "_log_handler"),
     ),
     "Reader.lock": Guard(
         "the reader's connection and position, and which rows may be dropped",
         "the network thread and the store's, and who forks",
-        ("Store._lock", "SummingLog._lock"),
+        ("Outbox.lock", "Store._lock", "SummingLog._lock"),
     ),
     "SummingLog._lock": Guard("what the log has not said yet", "all"),
-    "Store._lock": Guard(
-        "what waits for a transaction, the counters, the state", "all", ("Outbox.lock", "Condition.lock")
-    ),
-    "Outbox.lock": Guard("the session, and what is finished", "all"),
+    "Store._lock": Guard("what waits for a transaction, the counters, the state", "all", ("Condition.lock",)),
+    # A handler that has cut into what it guards may publish.
+    "Outbox.lock": Guard("the session, and what is finished", "all", ("Store._lock",)),
     "QueueLock": Guard("which files this process holds", "who opens a file, and the store's as it lets go"),
     # Of a handle, an event, a job.
     "Condition.lock": Guard("one flag and who waits for it", "all"),
@@ -67,7 +68,7 @@ LOCKS: dict[str, Guard] = {
     "_in_message_mutex": Guard("what paho has received and not finished", "network"),
     "_mid_generate_mutex": Guard("paho's last packet id", "all"),
     "_msgtime_mutex": Guard("when something was last sent and received", "all"),
-    "_out_message_mutex": Guard("what a program looks at of that which waits", "all", ("Store._lock",)),
+    "_out_message_mutex": Guard("what a program looks at of that which waits", "all", ("Outbox.lock",)),
     "_reconnect_delay_mutex": Guard("the pause before the next attempt", "all"),
 }
 
