@@ -82,6 +82,8 @@ def test_a_log_that_fails_is_told_of_once_the_outbox_is_nobody_s(
     monkeypatch.setattr(os, "fdatasync", fail)
     gateway.receive(b"\x50\x02\x00\x01")
     gateway.commit()
+    # Whose turn it was has told by the end of it.
+    gateway.store.run(lambda _table: None)
     assert "a bad disk" in caplog.text
     assert gateway.send() == b"\x62\x02\x00\x01"
 

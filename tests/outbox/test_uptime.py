@@ -65,6 +65,8 @@ def test_after_many_were_on_their_way_as_many_are_again_where_the_broker_runs_on
             if is_another_broker:
                 # What it is restored from may be older.
                 clock.leave()
+                # What it has in part, paho's subscriber forgets.
+                assert subscriber.wait_for_count(30)
                 subscriber.leave()
                 broker.stop()
                 broker.start()
