@@ -43,14 +43,14 @@ cdef extern from "time.h":
 
 cdef enum:
     TOPIC_MAX_BYTES = 65535
-    # More gaps than that are not worth the search for a row in one of them. Each crash leaves one.
-    CLEARED_RANGES_MAX = 32
     # Of a row without extras.
     ROW_COLUMNS = 6
     PAYLOAD_COLUMN = 2
     TIMESTAMP_COLUMN = 4
     EXPIRY_COLUMN = 5
 
+# More gaps than that are not worth the search for a row in one of them. Each crash leaves one.
+CLEARED_RANGES_MAX = 32
 # Of one read, in payload; and the row that exceeds it. More would hold up whoever reads, and only be memory.
 cdef Py_ssize_t READ_BYTES_MAX = 256 * 1024
 

@@ -33,29 +33,28 @@ def remove_taken(waiting: list[_T], taken: list[_T]) -> None:
     """Remove those that came first, as many as `taken` has, and empty that: a second call removes nothing."""
 
 class Finished:
-    """The rows that are finished and not yet deleted: by id, and as the ranges that an image names them by."""
+    """The rows that are finished and not yet deleted, as the ranges that an image names them by."""
 
-    def __init__(self) -> None: ...
+    def __init__(self, ranges: list[tuple[int, int]] | None = None) -> None:
+        """ranges: the fewest, in order."""
     def __len__(self) -> int: ...
+    def __contains__(self, message_id: int) -> bool: ...
     @property
     def ids(self) -> list[int]:
-        """In the order in which they finished."""
+        """In order."""
     @property
     def ranges(self) -> list[tuple[int, int]]:
-        """The inclusive ranges that they make."""
+        """The fewest inclusive ranges that they make, in order."""
     def add(self, ids: list[int]) -> None:
-        """Behind those that are there."""
+        """Those of them that are not there yet."""
     def take_from(self, outbox: Outbox) -> None:
-        """What an outbox has finished, behind those that are there."""
+        """What an outbox has finished."""
     def first_ranges(self, limit: int | None) -> list[tuple[int, int]]:
-        """The inclusive ranges of those that came first, `limit` at most."""
-    def ranges_behind(self, count: int) -> list[tuple[int, int]]:
-        """The ranges of those that came behind the first `count`."""
-    def remove_first(self, count: int) -> None:
-        """Remove the `count` that came first."""
-    def remove_taken(self, taken: list[tuple[int, int]]) -> None:
-        """Remove those that came first, as many as the ranges of `taken` have, and empty that: a second call removes
-        nothing."""
+        """The inclusive ranges of the lowest, `limit` at most."""
+    def without(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The ranges of those that are not in `ranges`, which are in order."""
+    def remove(self, ranges: list[tuple[int, int]]) -> None:
+        """Those of `ranges`, which are in order, are gone; a second call removes nothing."""
 
 def count_of(ranges: list[tuple[int, int]]) -> int:
     """How many ids inclusive ranges have."""

@@ -19,6 +19,9 @@ _Row = tuple[Any, ...]
 _RowWithRetries = tuple[int, str, str | bytes, int, int, int, int]
 _Head = tuple[int, str, int, int]
 
+CLEARED_RANGES_MAX: int
+"""Finished rows in so many ranges, beside which there is no row, are cleared by their pages."""
+
 def clock_error_us() -> int:
     """How far the wall clock may be off, as the kernel has it from whoever keeps it right, in microseconds.
 

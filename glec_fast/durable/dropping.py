@@ -112,8 +112,8 @@ class Dropping:
     def give_up(self, heads: Iterable[Head]) -> set[int]:
         """Mark those of these, just read, that are not in flight; returns them. Wants the reader's lock held."""
         reader = self._reader
-        kept = frozenset().union(self.marked, reader.protected, reader.skipped, reader.withheld)
-        given_up = [head for head in heads if head[0] not in kept]
+        kept = reader.protected.union(self.marked, reader.withheld)
+        given_up = [head for head in heads if not (head[0] in kept or head[0] in reader.skipped)]
         self.mark(given_up, DropReason.QUARANTINED, self._refused_text)
         return {head[0] for head in given_up}
 

@@ -7,10 +7,10 @@ import time
 
 import apsw
 
-from glec_fast.durable._steps import Finished, count_of, remove_taken, take_image
+from glec_fast.durable._steps import Finished, remove_taken, take_image
 from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.reader import Reader
-from glec_fast.durable.schedule import Schedule
+from glec_fast.durable.schedule import DELETE_ROWS_MAX, DONE_COMMIT_ROWS, Schedule
 from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Commit, Outbox
 from glec_fast.durable.writer import Writer
@@ -44,6 +44,8 @@ class Outgoing:
         self.identity = ("", "")
         # Finished, and their rows not yet deleted.
         self.finished = Finished()
+        # So many of them are named by an image on disk.
+        self._named = 0
         # The image that carries these out is not on disk yet.
         self._in_doubt: list[tuple[int, Decision]] = []
         self._delete_rows_max: int | None = None
@@ -107,8 +109,7 @@ class Outgoing:
         if self.outbox is None:
             return []
         staying = self.outbox.abandon(ids)
-        finished = frozenset(self.finished.ids)
-        return None if staying is None else staying + [message_id for message_id in ids if message_id in finished]
+        return None if staying is None else staying + [each for each in ids if each in self.finished]
 
     def take(self, commit: Commit, *, makes_room: bool, marked: int) -> None:
         """What is finished is named by this transaction, or deleted where that is worth it or `makes_room`.
@@ -119,23 +120,36 @@ class Outgoing:
         outbox = commit.outbox = self.outbox
         if outbox is not None:
             self.finished.take_from(outbox)
-        # What is to be dropped goes with this transaction too.
-        is_last = len(self.finished) + marked >= commit.row_count
-        if makes_room or is_last or self._schedule.is_delete_due(len(self.finished)):
-            commit.deleting = self.finished.first_ranges(self._delete_rows_max)
-        count = count_of(commit.deleting)
-        if count and count == len(self.finished):
+        commit.deleting = self._deleting(commit, makes_room=makes_room, marked=marked)
+        kept = self.finished.without(commit.deleting) if commit.deleting else self.finished.ranges
+        if commit.deleting and not kept:
             self._schedule.on_all_deleting()
         if outbox is not None:
-            kept = self.finished.ranges_behind(count) if count else self.finished.ranges
             commit.version, commit.image = take_image(outbox, kept, self._in_doubt)
             commit.in_doubt, commit.identity = self._in_doubt.copy(), self.identity
+
+    def _deleting(self, commit: Commit, *, makes_room: bool, marked: int) -> list[tuple[int, int]]:
+        """The ranges of finished rows that this transaction deletes."""
+        if makes_room:
+            return self.finished.first_ranges(self._delete_rows_max)
+        # What is to be dropped goes with this transaction too.
+        if len(self.finished) + marked >= commit.row_count:
+            # Whoever waits for the last of thousands is told once they are named, and not behind all their pages.
+            if len(self.finished) - self._named >= DONE_COMMIT_ROWS:
+                self._schedule.request()
+                return []
+            return self.finished.first_ranges(self._delete_rows_max)
+        if self._schedule.is_delete_due(self.finished):
+            return self.finished.first_ranges(self._delete_rows_max or DELETE_ROWS_MAX)
+        return []
 
     def on_committed(self, commit: Commit) -> None:
         """Note what is on disk now. Where this was cut into, a second call does the same."""
         if commit.deleting:
             self._reader.skip_no_more(commit.deleting)
-            self.finished.remove_taken(commit.deleting)
+            self.finished.remove(commit.deleting)
+        if commit.outbox is not None:
+            self._named = commit.named = len(self.finished)
         if self.finished:
             self._schedule.request_delete()
         if commit.rows:

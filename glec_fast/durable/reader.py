@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import apsw
 
+from glec_fast.durable._steps import Finished
 from glec_fast.durable._table import QueueTable, known
 from glec_fast.durable.file import QueueFile, discard
 from glec_fast.durable.transaction import ALERT_QOS, Head, Key, Row
@@ -73,7 +74,7 @@ class Reader:
         # What was read last may not be all that there is, as the disk failed.
         self.has_failed = False
         # Finished, but still there.
-        self.skipped: frozenset[int] = frozenset()
+        self.skipped = Finished()
         # The last rows ended before one whose id the store does not know: of another program, or just committed.
         self.met_unknown = False
 
@@ -172,7 +173,7 @@ class Reader:
         return is_unread and not any(message_id in ids for ids in (self.protected, self.skipped, self.withheld))
 
     def rewind(
-        self, protected: frozenset[int], skipped: frozenset[int], withheld: frozenset[int], *, is_written_to: bool
+        self, protected: frozenset[int], skipped: Finished, withheld: frozenset[int], *, is_written_to: bool
     ) -> None:
         """Read from the first row again. is_written_to: another program may have put rows anywhere."""
         self.protected, self.skipped, self.withheld = protected, skipped, withheld
@@ -184,9 +185,8 @@ class Reader:
     def skip_no_more(self, deleted: list[tuple[int, int]]) -> None:
         """The rows of these inclusive ranges of ids are gone."""
         if self.skipped:
-            self.skipped = frozenset(
-                [each for each in self.skipped if not any(first <= each <= last for first, last in deleted)]
-            )
+            # Another one: a read under way goes by what was there before.
+            self.skipped = Finished(self.skipped.without(deleted))
 
     def lanes_after(self, by_ms: int, first_id: int) -> tuple[Lane, ...]:
         """The lanes, once the timestamps from message `first_id` on have changed by `by_ms`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from glec_fast.durable._steps import Finished
+from glec_fast.durable._table import CLEARED_RANGES_MAX
 from glec_fast.durable.status import Status
 from glec_fast.runtime._lock import Condition
 
@@ -15,9 +17,12 @@ DONE_COMMIT_DELAY_S = 1.0
 _ROWS_COMMIT_SPACING_S = 0.05
 # So many finished rows are worth a transaction of their own, which names them; that a crash does not send them again.
 DONE_COMMIT_ROWS = 1000
-# So many are deleted, though more are in flight: their ids take 8 bytes each until then. A queue of that many is
-# cleared by its pages: with 4,000 of them a flush takes 250 KiB less, and writes 100 bytes more for each message.
+# So many are deleted by one transaction, or where they are in more ranges than can be cleared; more would hold up what
+# comes behind it.
 DELETE_ROWS_MAX = 10_000
+# So many are left for the table to end up empty, and then cleared by their pages: row by row they take three times as
+# long, and ten times the writes.
+_CLEARED_ROWS_MAX = 100_000
 _STORAGE_RETRY_S = 1.0
 _AT_ONCE = float("-inf")
 
@@ -94,9 +99,12 @@ class Schedule:
             self.request()
         return min(put_off_at, named) + DONE_COMMIT_ROWS
 
-    def is_delete_due(self, count: int) -> bool:
-        """True where so many finished rows have waited for long enough, or for enough of them."""
-        return count >= DELETE_ROWS_MAX or (self._delete_due_s is not None and self.monotonic() >= self._delete_due_s)
+    def is_delete_due(self, finished: Finished) -> bool:
+        """True where these rows have waited for long enough, or for enough of them."""
+        rows_max = _CLEARED_ROWS_MAX if len(finished.ranges) <= CLEARED_RANGES_MAX else DELETE_ROWS_MAX
+        if len(finished) >= rows_max:
+            return True
+        return self._delete_due_s is not None and self.monotonic() >= self._delete_due_s
 
     def on_all_deleting(self) -> None:
         """What finishes from here on has a second of its own."""

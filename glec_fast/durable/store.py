@@ -307,7 +307,7 @@ class Store(OfOneProcess):
 
     @property
     def is_empty(self) -> bool:
-        """True where every message is finished and its row deleted; see `wait_empty`."""
+        """True where every message is finished, and the disk says so; see `wait_empty`."""
         return self._intake.is_empty
 
     @contextmanager
@@ -432,8 +432,9 @@ class Store(OfOneProcess):
                 return None
             if any(row[0] == message_id for row in (*intake.pending, *intake.writing)):
                 return True
-            over = self._dropping.marked, self._outgoing.finished.ids, self._reader.skipped
-            if any(message_id in each for each in over):
+            if any(
+                message_id in each for each in (self._dropping.marked, self._outgoing.finished, self._reader.skipped)
+            ):
                 return False
         return self.run(lambda table: table.holds(message_id))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import apsw
 
+from glec_fast.durable._steps import Finished
 from glec_fast.durable._table import QueueTable, is_any_expired
 from glec_fast.durable.dropping import Dropping
 from glec_fast.durable.extras import ROW_COLUMNS, as_sent
@@ -55,7 +56,8 @@ class Supply:
         """
         with self._reader.lock, self._status.lock:
             is_written_to, self._status.is_written_to = self._status.is_written_to, False
-            skipped = frozenset(self._outgoing.finished.ids).union(finished)
+            skipped = Finished(self._outgoing.finished.ranges.copy())
+            skipped.add(list(finished))
             self._reader.rewind(frozenset(protected), skipped, frozenset(withheld), is_written_to=is_written_to)
             self._refused.clear()
 
@@ -71,7 +73,7 @@ class Supply:
             try:
                 with self._status.lock:
                     committed = intake.committed
-                    unsendable = self._unsendable()
+                    finished, unsendable = self._unsendable()
                 rows, is_last = reader.advance(
                     limit, committed, self._writer.table, lambda: intake.committed_id, -1 if alerts else 0
                 )
@@ -85,7 +87,7 @@ class Supply:
                         self._schedule.request()
             if given_up:
                 rows = [row for row in rows if row[0] not in given_up]
-            return self._as_sendable(rows, unsendable), is_last
+            return self._as_sendable(rows, finished, unsendable), is_last
 
     def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
         """Rows that were refused since the last `rewind`, as far as they may still be sent.
@@ -96,13 +98,13 @@ class Supply:
         with self._reader.lock:
             with self._status.lock:
                 uncounted = [message_id for message_id in ids if message_id in self._refused]
-                unsendable = self._unsendable().union(uncounted)
+                finished, unsendable = self._unsendable()
             try:
                 rows = self._reader.table.read_rows(ids, self._writer.table.may_have_extras)
             except apsw.Error as error:
                 self.on_read_failure(error)
                 return [], ids
-            return self._as_sendable(rows, unsendable), uncounted
+            return self._as_sendable(rows, finished, unsendable.union(uncounted)), uncounted
 
     def missing(self, ids: list[int]) -> list[int]:
         """Those of these messages, all once on disk, that have no row any more; none where the disk fails."""
@@ -129,15 +131,17 @@ class Supply:
                     self._oldest_ms = self._reader.table.oldest_ms()
         return self._oldest_ms
 
-    def _unsendable(self) -> frozenset[int]:
+    def _unsendable(self) -> tuple[Finished, frozenset[int]]:
         """As of before a read: the writer may delete them, and forget that, meanwhile. The caller holds both locks."""
-        return self._reader.skipped.union(self._dropping.marked, self._reader.withheld)
+        return self._reader.skipped, self._reader.withheld.union(self._dropping.marked)
 
-    def _as_sendable(self, rows: list[Row], unsendable: frozenset[int]) -> list[Row]:
-        self.set_aside([row for row in self._reader.table.unsendable if row[0] not in unsendable])
+    def _as_sendable(self, rows: list[Row], finished: Finished, unsendable: frozenset[int]) -> list[Row]:
+        met = self._reader.table.unsendable
+        self.set_aside([row for row in met if not (row[0] in finished or row[0] in unsendable)])
         now_ms = self._intake.clock.now_ms()
-        if unsendable or is_any_expired(rows, now_ms):
-            rows = [row for row in rows if row[0] not in unsendable and self._is_sendable(row, now_ms)]
+        if finished or unsendable or is_any_expired(rows, now_ms):
+            rows = [row for row in rows if not (row[0] in finished or row[0] in unsendable)]
+            rows = [row for row in rows if self._is_sendable(row, now_ms)]
         if rows and len(rows[0]) > ROW_COLUMNS:
             rows = [as_sent(row, now_ms) for row in rows]
         return rows

@@ -78,6 +78,8 @@ class Commit:
     last_id: int | None = None
     # Ranges of finished rows; the others are only named in the image.
     deleting: list[tuple[int, int]] = field(default_factory=list)
+    # Finished rows that it leaves on disk, and an image there names.
+    named: int = 0
     in_doubt: list[tuple[int, Decision]] = field(default_factory=list)
     # (client id, broker) whose image it is.
     identity: tuple[str, str] = ("", "")

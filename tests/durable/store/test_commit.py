@@ -325,6 +325,7 @@ class TestCommit:
         self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("glec_fast.durable.schedule.DELETE_ROWS_MAX", 50)
+        monkeypatch.setattr("glec_fast.durable.schedule._CLEARED_ROWS_MAX", 50)
         store = make_store(monotonic=Clock(0.0))
         outbox = RecordingOutbox(store)
         append(store, 60)
@@ -333,6 +334,45 @@ class TestCommit:
         assert store._schedule.deadline_s == DONE_COMMIT_DELAY_S
         outbox.finish([50], named=50)
         assert wait_for(lambda: ids_on_disk(path) == list(range(51, 61)))
+
+    @pytest.mark.parametrize("step", [1, 2], ids=["a range", "a range each"])
+    def test_what_can_be_cleared_at_the_end_waits_for_it(
+        self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    ) -> None:
+        monkeypatch.setattr("glec_fast.durable.schedule.DELETE_ROWS_MAX", 50)
+        monkeypatch.setattr("glec_fast.durable.outgoing.DELETE_ROWS_MAX", 50)
+        monotonic = Clock(0.0)
+        store = make_store(monotonic=monotonic)
+        outbox = RecordingOutbox(store)
+        append(store, 300)
+        outbox.read_all()
+        outbox.finish(range(1, 1 + 120 * step, step))
+        store.request_commit()
+        outbox.wait(lambda heard: store.size == 180)
+        left = len(ids_on_disk(path))
+        assert left == (300 if step == 1 else 250)
+        seen = []
+        store.watch(lambda: seen.append(len(ids_on_disk(path))))
+        # A second without any more: they go, so many with each transaction.
+        monotonic.now_s += 2
+        store.request_commit()
+        assert wait_for(lambda: seen and seen[-1] == 180)
+        assert seen == [*range(left - 50, 180, -50), 180]
+
+    def test_who_waits_for_thousands_is_told_before_their_pages_are_cleared(
+        self, make_store: Callable[..., Store], path: Path
+    ) -> None:
+        seen = []
+        store = make_store(monotonic=Clock(0.0))
+        outbox = RecordingOutbox(store)
+        append(store, 3000)
+        outbox.read_all()
+        store.watch(lambda: seen.append((store.is_empty, len(ids_on_disk(path)), image_on_disk(path))))
+        with store.hastened():
+            outbox.finish(range(1, 3001))
+            assert store.wait_empty(10)
+            assert wait_for(lambda: len(seen) == 2)
+        assert seen == [(True, 3000, b" 1-3000"), (True, 0, b"")]
 
     def test_a_transaction_for_another_reason_only_names_what_is_finished(
         self, make_store: Callable[..., Store], path: Path

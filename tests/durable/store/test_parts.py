@@ -9,6 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from glec_fast.durable._steps import Finished
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.caretaker import Caretaker
 from glec_fast.durable.database import create_schema
@@ -81,14 +82,15 @@ class TestSchedule:
     def test_a_stream_of_acknowledgements_puts_the_deletion_off(
         self, schedule: Schedule, status: Status, monotonic: Clock
     ) -> None:
+        finished = Finished([(1, 10 + DONE_COMMIT_ROWS)])
         with status.lock:
             assert schedule.on_finished(10, named=10, drained=False) == DONE_COMMIT_ROWS
             monotonic.now_s += 0.9
             schedule.on_finished(10 + DONE_COMMIT_ROWS, named=10 + DONE_COMMIT_ROWS, drained=False)
             monotonic.now_s += 0.9
-            assert not schedule.is_delete_due(10 + DONE_COMMIT_ROWS)
+            assert not schedule.is_delete_due(finished)
             monotonic.now_s += 0.2
-            assert schedule.is_delete_due(10 + DONE_COMMIT_ROWS)
+            assert schedule.is_delete_due(finished)
 
     def test_a_clean_up_comes_by_itself_and_once(self, schedule: Schedule, status: Status, monotonic: Clock) -> None:
         assert not schedule.take_cleanup()
