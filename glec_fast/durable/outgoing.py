@@ -135,7 +135,7 @@ class Outgoing:
         # What is to be dropped goes with this transaction too.
         if len(self.finished) + marked >= commit.row_count:
             # Whoever waits for the last of thousands is told once they are named, and not behind all their pages.
-            if len(self.finished) - self._named >= DONE_COMMIT_ROWS:
+            if len(self.finished) >= DONE_COMMIT_ROWS and len(self.finished) > self._named:
                 self._schedule.request()
                 return []
             return self.finished.first_ranges(self._delete_rows_max)
