@@ -440,7 +440,7 @@ cdef class QueueTable:
         return self.delete_ranges(ranges_of(ids))
 
     def delete_finished(self, list ranges) -> int:
-        if 0 < len(ranges) <= CLEARED_RANGES_MAX and not self._is_any_beside(ranges):
+        if 0 < len(ranges) <= CLEARED_RANGES_MAX and not self.is_any_beside(ranges):
             if self.may_have_extras:
                 self.execute(DELETE_ALL_EXTRAS)
             self.execute(DELETE_ALL)
@@ -448,7 +448,7 @@ cdef class QueueTable:
             return self.connection.changes()
         return self.delete_ranges(ranges)
 
-    cdef bint _is_any_beside(self, list ranges) except -1:
+    cpdef bint is_any_beside(self, list ranges) except -1:
         cdef int64_t first, last, after = INT64_MIN
         # Most of what there is comes behind them.
         if self.execute(IS_ANY_BETWEEN, (ranges[len(ranges) - 1][1] + 1, INT64_MAX)).get:

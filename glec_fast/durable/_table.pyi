@@ -173,6 +173,9 @@ class QueueTable:
     def delete_finished(self, ranges: list[tuple[int, int]]) -> int:
         """`delete_ranges` that clears the table at once where nothing else is in it."""
 
+    def is_any_beside(self, ranges: list[tuple[int, int]]) -> bool:
+        """True where a row is in none of these ranges, of which there are some, in order."""
+
     def look_for_extras(self) -> None:
         """Find out whether any message on disk has extras. Between transactions, as a rollback brings them back."""
 

@@ -38,8 +38,8 @@ class Intake(Accepting):
         super().__init__(status, schedule, table, ttl_ms, PENDING_ROWS_MAX)
         self.progress = Condition(status.lock)
         self.row_count = table.count()
-        # So many of them are finished, and an image on disk names them.
-        self._named = 0
+        # But for what is finished, and named by an image there.
+        self._is_disk_empty = not self.row_count
         self.clock = QueueClock(clocks, self._last_anchor(table, is_salvaged), self.next_id)
         self.disk_times = DiskTimes()
         self.writing: list[Row] = []
@@ -162,7 +162,7 @@ class Intake(Accepting):
     def is_empty(self) -> bool:
         """True where nothing is on disk that is not named there as finished, nor on its way, and all has been told."""
         with self._lock:
-            return not (self.row_count > self._named or self.pending or self.writing or self._telling)
+            return self._is_disk_empty and not (self.pending or self.writing or self._telling)
 
     @property
     def committed(self) -> Key:
@@ -224,7 +224,8 @@ class Intake(Accepting):
 
     def on_committed(self, commit: Commit) -> None:
         """Note what is on disk now. Where this was cut into, a second call does the same."""
-        self.row_count, self._named = commit.row_count + len(commit.rows) - commit.deleted, commit.named
+        self.row_count = commit.row_count + len(commit.rows) - commit.deleted
+        self._is_disk_empty = commit.is_empty
         self._telling = bool(commit.dropped)
         if commit.anchor is not None:
             self.clock.on_saved(commit.anchor)
@@ -239,7 +240,7 @@ class Intake(Accepting):
             self.is_unsure = False
         else:
             self._schedule.request()
-        if commit.rows or self.row_count <= self._named or commit.read_again:
+        if commit.rows or commit.is_empty or commit.read_again:
             self.progress.notify_all()
         if not commit.is_timed:
             self.disk_times.note(commit.rows, self.clock.now_ms())

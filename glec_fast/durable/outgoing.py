@@ -121,11 +121,11 @@ class Outgoing:
         if outbox is not None:
             self.finished.take_from(outbox)
         commit.deleting = self._deleting(commit, makes_room=makes_room, marked=marked)
-        kept = self.finished.without(commit.deleting) if commit.deleting else self.finished.ranges
-        if commit.deleting and not kept:
+        commit.named = self.finished.without(commit.deleting) if commit.deleting else self.finished.ranges.copy()
+        if commit.deleting and not commit.named:
             self._schedule.on_all_deleting()
         if outbox is not None:
-            commit.version, commit.image = take_image(outbox, kept, self._in_doubt)
+            commit.version, commit.image = take_image(outbox, commit.named, self._in_doubt)
             commit.in_doubt, commit.identity = self._in_doubt.copy(), self.identity
 
     def _deleting(self, commit: Commit, *, makes_room: bool, marked: int) -> list[tuple[int, int]]:
@@ -136,7 +136,6 @@ class Outgoing:
         if len(self.finished) + marked >= commit.row_count:
             # Whoever waits for the last of thousands is told once they are named, and not behind all their pages.
             if len(self.finished) >= DONE_COMMIT_ROWS and len(self.finished) > self._named:
-                self._schedule.request()
                 return []
             return self.finished.first_ranges(self._delete_rows_max)
         if self._schedule.is_delete_due(self.finished):
@@ -148,10 +147,11 @@ class Outgoing:
         if commit.deleting:
             self._reader.skip_no_more(commit.deleting)
             self.finished.remove(commit.deleting)
-        if commit.outbox is not None:
-            self._named = commit.named = len(self.finished)
+        self._named = len(self.finished)
         if self.finished:
             self._schedule.request_delete()
+            if commit.is_empty:
+                self._schedule.request()
         if commit.rows:
             self._delete_rows_max = None
         remove_taken(self._in_doubt, commit.in_doubt)

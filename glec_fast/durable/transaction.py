@@ -78,8 +78,10 @@ class Commit:
     last_id: int | None = None
     # Ranges of finished rows; the others are only named in the image.
     deleting: list[tuple[int, int]] = field(default_factory=list)
-    # Finished rows that it leaves on disk, and an image there names.
-    named: int = 0
+    # Of finished rows that it leaves on disk, and an image there names.
+    named: list[tuple[int, int]] = field(default_factory=list)
+    # It leaves no others there.
+    is_empty: bool = False
     in_doubt: list[tuple[int, Decision]] = field(default_factory=list)
     # (client id, broker) whose image it is.
     identity: tuple[str, str] = ("", "")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import apsw
 
+from glec_fast.durable._steps import count_of
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
 from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX, check_changed, mend_numbers
@@ -114,6 +115,7 @@ class Writer:
                 self._overflow.note_strangers()
             commit.dropped = self._write(commit, clock, may_drop)
             commit.deleted = self.table.deleted
+            commit.is_empty = self._is_empty(commit)
         self._data_version = data_version
 
     def on_committed(self, commit: Commit) -> None:
@@ -151,6 +153,13 @@ class Writer:
         if rows and may_drop:
             self._overflow.make_room(commit, table, dropped)
         return dropped
+
+    def _is_empty(self, commit: Commit) -> bool:
+        # That they are as many does not say it: another program, or damage, may have taken some of them.
+        row_count = commit.row_count + len(commit.rows) - commit.deleted
+        if row_count <= 0 or row_count > count_of(commit.named):
+            return row_count <= 0
+        return not self.table.is_any_beside(commit.named)
 
     def _note_id(self, last_id: int) -> None:
         self.table.set_last_id(last_id)

@@ -376,6 +376,26 @@ class TestCommit:
             assert wait_for(lambda: seen[-1] == (True, 0, b""))
         assert seen[-2] == (True, 3000, b" 1-3000")
 
+    def test_finished_rows_that_another_program_deletes_do_not_stand_for_others(
+        self, make_store: Callable[..., Store], path: Path
+    ) -> None:
+        seen = []
+        store = make_store(monotonic=Clock(0.0))
+        outbox = RecordingOutbox(store)
+        append(store, 100)
+        outbox.read_all()
+        outbox.finish(range(1, 61))
+        store.request_commit()
+        outbox.wait(lambda heard: store.size == 40)
+        store.watch(lambda: seen.append(store.is_empty))
+        with closing(apsw.Connection(str(path))) as other:
+            other.execute("DELETE FROM mqtt_offline_queue WHERE id <= 50")
+        store.request_commit()
+        assert wait_for(lambda: bool(seen))
+        assert seen == [False], "40 of them are as many as were named and are gone, and are not finished"
+        outbox.finish(range(61, 101), drained=True)
+        assert store.wait_empty(WAIT_S)
+
     def test_a_transaction_for_another_reason_only_names_what_is_finished(
         self, make_store: Callable[..., Store], path: Path
     ) -> None:

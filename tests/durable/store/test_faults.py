@@ -74,6 +74,25 @@ class TestFaults:
         store.request_commit()
         assert wait_for(lambda: ids_on_disk(path) == [50])
 
+    def test_the_last_of_thousands_do_not_have_a_failing_disk_tried_again_at_once(
+        self, make_store: Callable[..., Store], path: Path
+    ) -> None:
+        monotonic = Clock(0.0)
+        store = make_store(monotonic=monotonic)
+        outbox, schedule = RecordingOutbox(store), store._schedule
+        append(store, 1500)
+        outbox.read_all()
+        disk = Disk(store)
+        disk.entered.clear()
+        disk.error = apsw.IOError("disk I/O error")
+        outbox.finish(range(1, 1501))
+        assert disk.entered.wait(WAIT_S)
+        assert wait_for(lambda: schedule.deadline_s is not None and schedule.deadline_s > monotonic.now_s)
+        disk.error = None
+        monotonic.now_s += 1
+        store.request_commit()
+        assert wait_for(lambda: store.is_empty and ids_on_disk(path) == [])
+
     def test_a_rolled_back_transaction_changes_no_count(self, store: Store, outbox: RecordingOutbox) -> None:
         append(store, 10)
         outbox.read_all()
