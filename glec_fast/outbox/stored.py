@@ -33,9 +33,13 @@ from glec_fast.validation import PACKET_MAX_BYTES, check_id, check_packet, packe
 
 # The broker begins on these while the next are read.
 _PULL_ROWS_MAX = 250
-# What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt. For as
-# long what goes last waits while there is more to be sent.
+# What a broker refuses for want of rights or quota it may take a while later; each refusal counts as an attempt.
 _REFUSED_PAUSE_S = 30.0
+# What goes last waits for so long while there is more to be sent; then all else makes way for it for so long at most.
+# A broker that has not answered by then may never answer, and it is tried again when that has cost little of the time.
+_LAST_WAITS_MS = 30_000
+_MAKES_WAY_MS = 30_000
+_LAST_WAITS_AGAIN_MS = 10 * _MAKES_WAY_MS
 _MQTT_5 = 5
 _PINGREQ = b"\xc0\x00"
 # Of QoS 0 that goes past the queue the broker is asked to answer as often: once in half a minute of telemetry.
@@ -95,8 +99,9 @@ class DurableOutbox(RowOutbox):
         # A connection that was accepted begins with PINGREQ alone; and what it will go on with.
         self.is_proving = False
         self._blame = Blame(self)
-        # When what goes last is due on this connection, though there is more to be sent.
-        self._last_at_s = 0.0
+        # As `Store.since_boot_ms`: when what goes last is due on this connection, though there is more to be sent; and
+        # until when all else makes way for it.
+        self._last_at_ms = self._way_ends_ms = 0
         self.uptime = Uptime(self)
         # Messages that went with a lower QoS, as far as they were not noted.
         self._lowered_count = 0
@@ -383,8 +388,9 @@ class DurableOutbox(RowOutbox):
 
     @property
     def is_due(self) -> bool:
-        """True where `pull` has refused messages to send again."""
-        return bool(self._again) and time.monotonic() >= self._again_at_s
+        """True where `pull` has something to do that nothing wakes it for."""
+        is_way_over = self.makes_way and self.store.since_boot_ms() >= self._way_ends_ms
+        return is_way_over or (bool(self._again) and time.monotonic() >= self._again_at_s)
 
     @property
     def has_timers(self) -> bool:
@@ -561,16 +567,20 @@ class DurableOutbox(RowOutbox):
             # It may have gone while all else made way for it.
             self.makes_way = False
             return False
+        now_ms = self.store.since_boot_ms()
         if not self.makes_way:
-            if not self._is_drained() and (self.is_narrow or time.monotonic() < self._last_at_s):
+            if not self._is_drained() and (self.is_narrow or now_ms < self._last_at_ms):
                 return False
             self.makes_way = self.is_narrow = True
-        if session.in_flight or session.unsent_bytes:
-            return False
-        if session.proven_count < session.unacknowledged_count:
+            self._way_ends_ms = now_ms + _MAKES_WAY_MS
+        is_answered = not (session.in_flight or session.unsent_bytes)
+        if not is_answered or session.proven_count < session.unacknowledged_count:
             # The broker may end the connection over QoS 0 that it is still to read.
-            if not session.pinged_to:
+            if is_answered and not session.pinged_to:
                 self.put_packet(_PINGREQ)
+            if now_ms >= self._way_ends_ms:
+                self.makes_way = False
+                self._last_at_ms = now_ms + _LAST_WAITS_AGAIN_MS
             return False
         with self.lock:
             self.makes_way = False
@@ -666,8 +676,8 @@ class DurableOutbox(RowOutbox):
                 self._unproven.one_by_one.begin()
             self.is_narrow = self._unanswered.is_careful or has_suspects
             self._has_held_back = self.makes_way = False
-            waits_s = 0.0 if self._blame.suspicion.is_overdue else _REFUSED_PAUSE_S
-            self._last_at_s = time.monotonic() + waits_s
+            waits_ms = 0 if self._blame.suspicion.is_overdue else _LAST_WAITS_MS
+            self._last_at_ms = self.store.since_boot_ms() + waits_ms
             verdicts = self._blame.judge()
             parked, finished = self._begin_connection(1 if self.is_narrow else self._receive_maximum)
             if not self.is_narrow:

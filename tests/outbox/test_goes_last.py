@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TRIES = 3
+DUE_S = 30.0
 
 
 class Gateway(ScriptedGateway):
@@ -35,6 +36,10 @@ class Gateway(ScriptedGateway):
         self.receive(b"".join(ack(PUBACK, each.packet_id) for each in self.sent if each.packet_id))
         return self.go_on()
 
+    def wait(self, seconds: float) -> None:
+        self.clock.now_s += seconds
+        self.outbox.pull()
+
     def refuse(self) -> None:
         """The broker ends the connection, and takes the next."""
         self.outbox.is_left = True
@@ -51,7 +56,7 @@ class Gateway(ScriptedGateway):
         assert self.go_on() == []
 
     def _payload(self, packet: Packet) -> str:
-        return publication_of(packet, 4).payload
+        return publication_of(packet, self.session.protocol_version).payload
 
 
 def test_what_is_like_it_in_the_most_ways_goes_last_and_alone(tmp_path: Path) -> None:
@@ -123,28 +128,73 @@ def test_it_is_due_at_last_though_there_is_more_to_be_sent(tmp_path: Path) -> No
         gateway.publish_all("alert", qos=2)
         assert gateway.answer() == ["a", "b"]
         assert gateway.answer() == ["c", "d"]
-        gateway.outbox._last_at_s = 0.0
-        gateway.outbox.pull()
+        gateway.wait(DUE_S)
         assert gateway.answer() == ["alert"]
-        # It has had no turn on a connection that ends over something else.
         gateway.refuse()
         assert gateway.go_on() == ["e", "f"]
+        assert gateway.answer() == ["g", "h"]
+        # It has had no turn on a connection that ends over something else.
         gateway.refuse()
-        assert gateway.outbox._last_at_s > 0.0
-        assert gateway.go_on() == ["g", "h"]
+        assert gateway.go_on() == ["i", "j"]
+        assert gateway.answer() == ["g"]
+
+
+def test_nothing_makes_way_for_ever(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "q.db", window=2) as gateway:
+        gateway.find("bad" * 100, 2)
+        gateway.publish_all("result")
+        assert gateway.go_on() == ["result"]
+        gateway.publish_all(*"abcdefgh")
+        gateway.publish_all("alert", qos=2)
+        assert gateway.answer() == ["a", "b"]
+        never_answered, *gateway.sent = gateway.sent
+        assert gateway.answer() == ["c"]
+        gateway.wait(DUE_S)
+        assert gateway.answer() == []
+        gateway.wait(DUE_S - 1)
+        assert gateway.go_on() == []
+        assert gateway.outbox.has_timers
+        assert not gateway.outbox.is_due
+        gateway.clock.now_s += 1
+        # Nothing else wakes the loop.
+        assert gateway.outbox.is_due
+        assert gateway.go_on() == ["d"]
+        assert not gateway.outbox.is_due
         assert gateway.answer() == ["e"]
+        gateway.wait(5 * DUE_S)
+        assert gateway.answer() == ["f"]
+        # And another time, later.
+        gateway.wait(5 * DUE_S)
+        assert gateway.answer() == []
+        gateway.sent = [never_answered]
+        assert gateway.answer() == ["alert"]
+
+
+def test_nothing_makes_way_for_ever_where_no_ping_is_answered(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "q.db") as gateway:
+        gateway.find("bad", 2)
+        gateway.publish_all("alert", qos=2)
+        gateway.publish_all("telemetry", qos=0)
+        assert gateway.go_on() == ["telemetry", "?"]
+        gateway.publish_all("more", qos=0)
+        assert gateway.go_on() == []
+        gateway.wait(DUE_S)
+        assert gateway.go_on() == ["more"]
 
 
 @pytest.mark.parametrize("is_found", [False, True])
 def test_nothing_makes_way_for_what_is_gone(tmp_path: Path, is_found: bool) -> None:
+    # More than are read at once.
+    many = [str(number) for number in range(300)]
     with Gateway(tmp_path / "q.db", window=2) as gateway:
         if is_found:
             gateway.find("bad", 2)
             gateway.publish_all("result")
             assert gateway.go_on() == ["result"]
-            gateway.publish_all(*"abcd")
             gateway.publish_all("alert", qos=2)
-            assert gateway.answer() == ["a", "b"]
+            gateway.publish_all(*many)
+            gateway.commit()
+            assert gateway.answer() == many[:2]
         else:
             gateway.publish_all("alert")
             for _ in range(TRIES):
@@ -152,15 +202,14 @@ def test_nothing_makes_way_for_what_is_gone(tmp_path: Path, is_found: bool) -> N
                 assert gateway.go_on() == ["alert"]
                 gateway.outbox.is_silent = True
                 gateway.cut()
-            gateway.publish_all(*"abcd")
+            gateway.publish_all(*many)
             gateway.connect()
-            assert gateway.go_on() == ["a", "b"]
-        gateway.outbox._last_at_s = 0.0
-        gateway.outbox.pull()
+            assert gateway.go_on() == many[:2]
+        gateway.wait(DUE_S)
         (rank,) = gateway.outbox._blame.last
         assert gateway.store.purge([rank[-1]]) == 1
         gateway.commit()
-        assert gateway.answer() == ["c", "d"]
+        assert gateway.answer() == many[2:4]
 
 
 def test_where_traits_tell_nothing_apart_they_are_not_heeded(tmp_path: Path) -> None:
@@ -189,3 +238,38 @@ def test_only_an_answer_clears_a_trait(tmp_path: Path, is_answered: bool) -> Non
         else:
             gateway.outbox._blame.on_gone([2])
         assert any(gateway.outbox._blame.suspicion.traits.values()) is not is_answered
+
+
+def test_qos_0_that_came_meanwhile_goes_before_what_goes_last(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "q.db") as gateway:
+        gateway.find("bad" * 100, 2)
+        gateway.publish_all("result")
+        assert gateway.go_on() == ["result"]
+        gateway.publish_all("one", "two")
+        assert gateway.answer() == ["one", "two"]
+        # They were exposed. What they have in common with what was found is cleared, so that an answer clears no more.
+        gateway.refuse()
+        assert gateway.go_on() == ["one"]
+        one = gateway.sent
+        gateway.publish_all("telemetry", qos=0)
+        assert gateway.go_on() == []
+        gateway.sent = one
+        assert gateway.answer() == ["telemetry", "?"]
+        gateway.receive(PINGRESP)
+        assert gateway.go_on() == ["two"]
+
+
+def test_what_goes_beside_a_suspect_that_is_not_sent_was_not_alone(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "q.db", protocol_version=5) as gateway:
+        gateway.publish_all("large" * 100)
+        gateway.connect()
+        assert gateway.go_on() == ["large" * 100]
+        gateway.outbox.is_left = True
+    with Gateway(tmp_path / "q.db", protocol_version=5) as gateway:
+        gateway.outbox.meet({"MaximumPacketSize": 100}, 0)
+        gateway.publish_all("other")
+        gateway.connect()
+        for _ in range(1 + TRIES):
+            assert gateway.go_on() == ["other"]
+            gateway.refuse()
+        assert gateway.go_on() == []

@@ -8,7 +8,6 @@ the client would answer a probe in the same way.
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -345,7 +344,7 @@ class World:
             frozenset(suspicion.suspects), frozenset(suspicion.aside), suspicion.control_bytes, outbox.probes,
             outbox.is_narrow, outbox._has_held_back, frozenset(outbox._blame.leaving), suspicion.passed_over,
             tuple(suspicion.notes()), suspicion._is_none_the_wiser, suspicion.is_overdue, tuple(outbox._blame.last),
-            outbox.makes_way, outbox._last_at_s <= time.monotonic(),
+            outbox.makes_way, outbox._last_at_ms <= outbox.store.since_boot_ms(),
         )  # fmt: skip
 
     def probe_kept(self) -> Hashable:
