@@ -23,6 +23,10 @@ MAX_CLIENTS = 256
 _ACCEPT_PAUSE_S = 1.0
 # A watchdog hears between two turns that we live; whoever answers may take long over each.
 _TURN_MAX_S = 5.0
+# The kernel has dropped it, as this process may have no more of them: what the packet alone says is not what was meant.
+_WITHOUT_DESCRIPTOR = json.dumps(
+    {"error": "the descriptor of a packet was lost, as there are too many: send it again", "retryable": True}
+).encode()
 
 
 class PacketServer:
@@ -142,7 +146,9 @@ class PacketServer:
 
     def _answer_next(self, client: socket.socket) -> bytes:
         """To its next packet; empty where it has gone."""
-        packet, descriptors, _, _ = socket.recv_fds(client, self._max_packet_bytes + 1, 1, socket.MSG_CMSG_CLOEXEC)
+        packet, descriptors, flags, _ = socket.recv_fds(client, self._max_packet_bytes + 1, 1, socket.MSG_CMSG_CLOEXEC)
+        if flags & socket.MSG_CTRUNC and not descriptors:
+            return _WITHOUT_DESCRIPTOR
         try:
             return json.dumps(self._answer(packet, descriptors)).encode() if packet else b""
         finally:

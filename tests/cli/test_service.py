@@ -11,7 +11,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,29 +128,50 @@ def test_programs_that_are_too_many_wait_until_one_leaves(
         program.close()
 
 
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """Those that are open stay."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 3600.0])
 def test_without_descriptors_it_serves_on_and_takes_others_later(
-    by_hand: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    by_hand: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, pause_s: float
 ) -> None:
-    monkeypatch.setattr("glec_fast.fleet.packet_server._ACCEPT_PAUSE_S", 0.0)
+    monkeypatch.setattr("glec_fast.fleet.packet_server._ACCEPT_PAUSE_S", pause_s)
     with closing(connected(tmp_path)) as first:
         by_hand.turn(0)
         second = connected(tmp_path)
         for program in (first, second):
             program.send(REQUEST)
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-        try:
+        with no_more_descriptors():
             by_hand.turn(0)
             by_hand.turn(0)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert is_answered(first)
         assert not is_answered(second)
         assert "no further program can connect for now" in caplog.text
         for _ in range(3):
             by_hand.turn(0)
-        assert is_answered(second)
+        # Nobody asks in each turn who waits.
+        assert is_answered(second) is (pause_s == 0.0)
         second.close()
+
+
+def test_a_descriptor_that_was_lost_for_want_of_others_is_asked_for_again(by_hand: Service, tmp_path: Path) -> None:
+    with closing(connected(tmp_path)) as program:
+        by_hand.turn(0)
+        send(program, REQUEST, "memfd")
+        with no_more_descriptors():
+            by_hand.turn(0)
+        assert json.loads(program.recv(4096))["retryable"] is True
+        send(program, REQUEST, "memfd")
+        by_hand.turn(0)
+        assert is_answered(program)
 
 
 def test_a_burst_of_programs_is_taken_at_once(by_hand: Service, tmp_path: Path) -> None:
