@@ -432,7 +432,8 @@ class MQTTManager(Overseen):
         """The handle of a message published before, also by an earlier process of this queue file.
 
         message_id: that of the handle that `publish` returned. None where the message is not in the queue any more: the
-        broker has it, or it was dropped, which the drop callback was told. Raises MessageError where no message has it.
+        broker has it, it was dropped, which the drop callback was told, or a process was killed before it was on disk
+        (`PublishHandle.wait_durable`). Raises MessageError where no message can have it.
         """
         return self._outbox.handle_for(message_id)
 

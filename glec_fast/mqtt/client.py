@@ -236,7 +236,9 @@ class Client(process.OfOneProcess, WithCallbacks):
         """The handle of a message published before, also by an earlier process of this queue file.
 
         message_id: the `mid` of the handle that `publish` returned. None where the message is not in the queue any
-        more. Raises MessageError where no message has it, UnsupportedError without a store.
+        more: the broker has it, it was dropped, or a process was killed before it was on disk, see
+        `PublishHandle.wait_durable`. Raises MessageError where no message can have it, and UnsupportedError without a
+        store.
         """
         return self._glec_outbox.handle_for(message_id)
 

@@ -205,6 +205,20 @@ class TestHandleFor:
         with ScriptedGateway(tmp_path / QUEUE) as gateway:
             assert gateway.outbox.handle_for(message_id) is None
 
+    def test_none_where_a_crash_came_before_it_was_on_disk(self, tmp_path: Path) -> None:
+        crashed = tmp_path / "crashed"
+        crashed.mkdir()
+        with ScriptedGateway(tmp_path / QUEUE) as gateway:
+            kept = gateway.publish(RECEIVED, 2).message_id
+            for file in tmp_path.glob(f"{QUEUE}*"):
+                shutil.copy(file, crashed)
+            lost = gateway.publish(SENT, 1).message_id
+        with ScriptedGateway(crashed / QUEUE) as gateway:
+            assert gateway.outbox.handle_for(kept) is not None
+            assert gateway.outbox.handle_for(lost) is None
+            # It is never another's.
+            assert gateway.publish(SENT, 1).message_id > lost
+
     @pytest.mark.parametrize("message_id", [0, -1, 2, 1 << 62])
     def test_an_id_that_no_message_has_is_refused(self, tmp_path: Path, message_id: int) -> None:
         with ScriptedGateway(tmp_path / QUEUE) as gateway:
