@@ -132,13 +132,14 @@ class Outgoing:
         """The ranges of finished rows that this transaction deletes."""
         if makes_room:
             return self.finished.first_ranges(self._delete_rows_max)
+        is_due = self._schedule.is_delete_due(self.finished)
         # What is to be dropped goes with this transaction too.
         if len(self.finished) + marked >= commit.row_count:
             # Whoever waits for the last of thousands is told once they are named, and not behind all their pages.
-            if len(self.finished) >= DONE_COMMIT_ROWS and len(self.finished) > self._named:
+            if not is_due and len(self.finished) >= DONE_COMMIT_ROWS and len(self.finished) > self._named:
                 return []
             return self.finished.first_ranges(self._delete_rows_max)
-        if self._schedule.is_delete_due(self.finished):
+        if is_due:
             return self.finished.first_ranges(self._delete_rows_max or DELETE_ROWS_MAX)
         return []
 

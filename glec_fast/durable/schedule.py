@@ -102,7 +102,7 @@ class Schedule:
     def is_delete_due(self, finished: Finished) -> bool:
         """True where these rows have waited for long enough, or for enough of them."""
         rows_max = _CLEARED_ROWS_MAX if len(finished.ranges) <= CLEARED_RANGES_MAX else DELETE_ROWS_MAX
-        if len(finished) >= rows_max:
+        if len(finished) > rows_max:
             return True
         return self._delete_due_s is not None and self.monotonic() >= self._delete_due_s
 

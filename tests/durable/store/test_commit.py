@@ -325,7 +325,7 @@ class TestCommit:
         self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("glec_fast.durable.schedule.DELETE_ROWS_MAX", 50)
-        monkeypatch.setattr("glec_fast.durable.schedule._CLEARED_ROWS_MAX", 50)
+        monkeypatch.setattr("glec_fast.durable.schedule._CLEARED_ROWS_MAX", 49)
         store = make_store(monotonic=Clock(0.0))
         outbox = RecordingOutbox(store)
         append(store, 60)
@@ -375,6 +375,28 @@ class TestCommit:
             assert store.wait_empty(10)
             assert wait_for(lambda: seen[-1] == (True, 0, b""))
         assert seen[-2] == (True, 3000, b" 1-3000")
+
+    def test_a_stream_that_finishes_as_it_comes_leaves_no_more_than_of_a_second(
+        self, make_store: Callable[..., Store], path: Path
+    ) -> None:
+        monotonic = Clock(0.0)
+        store = make_store(monotonic=monotonic)
+        outbox = RecordingOutbox(store)
+        seen = []
+
+        def go_on() -> None:
+            seen.append(len(ids_on_disk(path)))
+            if len(seen) < 20:
+                monotonic.now_s += 0.1
+                # All that is on disk, with each transaction; and there is another then.
+                outbox.finish(outbox.read_all())
+                store.append("t", "x", 1)
+
+        append(store, 1500)
+        store.watch(go_on)
+        store.request_commit()
+        assert wait_for(lambda: len(seen) >= 20)
+        assert min(seen[:20]) < 100
 
     def test_finished_rows_that_another_program_deletes_do_not_stand_for_others(
         self, make_store: Callable[..., Store], path: Path
