@@ -63,7 +63,6 @@ class Committer:
     _caretaker: Caretaker
     _clock_steps: ClockSteps
     _overflow: Overflow
-    _max_queue_size: int
     _on_dropped: Callable[[list[Dropped]], None] | None
     _on_end: Callable[[], None]
     # Transactions that are not over: what became of them is not noted, or not told, yet. More than one where a drop
@@ -243,9 +242,8 @@ class Committer:
             if commit.rows or commit.row_count:
                 commit.anchor = intake.clock.anchor(fresh=is_closing)
             commit.last_id = intake.next_id - 1 if is_closing else None
-            is_full = commit.row_count + len(commit.rows) > self._max_queue_size or self._overflow.is_tight
             self._settle_claims()
-            makes_room = is_full or is_closing or not commit.with_rows or bool(commit.jobs)
+            makes_room = self._overflow.is_tight(commit) or is_closing or not commit.with_rows or bool(commit.jobs)
             self._outgoing.take(commit, makes_room=makes_room, marked=len(self._dropping.marked))
 
     def _settle_claims(self) -> None:

@@ -29,27 +29,31 @@ class Overflow:
         self._limits = limits
         self._reader = reader
         self._dropping = dropping
-        # The file is near its limit: what is finished goes first.
-        self.is_tight = False
+        # What is used of the file is no more, once the last transaction with rows is on disk; nobody has looked yet.
+        self._used_bytes = limits.max_bytes
         # There may be rows of QoS 0 on disk.
         self._has_telemetry = True
         self._grain = _Grain()
+
+    def is_tight(self, commit: Commit) -> bool:
+        """True if the rows of `commit` may bring the queue to its limits: what is finished goes first."""
+        if self._excess_rows(commit, 0) > 0:
+            return True
+        limit_bytes = self._limits.max_bytes
+        return bool(commit.rows and limit_bytes) and self._used_bytes + _room_bytes(commit.rows) > limit_bytes // 4 * 3
 
     def may_be_needed(self, commit: Commit, table: QueueTable) -> bool:
         """True if the rows of `commit` may need room; looked at before its transaction."""
         if not commit.rows:
             return False
+        limit_bytes, used_bytes, coming_bytes = self._limits.max_bytes, 0, 0
+        if limit_bytes:
+            used_bytes, coming_bytes = table.used_bytes(), _room_bytes(commit.rows)
+            self._used_bytes = used_bytes + coming_bytes
         if self._excess_rows(commit, count_of(commit.deleting)) > 0:
             return True
-        limit_bytes = self._limits.max_bytes
-        if not limit_bytes:
-            return False
-        used_bytes = table.used_bytes()
-        self.is_tight = used_bytes > limit_bytes // 4 * 3
-        if used_bytes <= limit_bytes // 2:
-            return False
         # Rows go in before others go out. What is left below the limit must take these and as many again.
-        return used_bytes + 2 * _ROOM_FACTOR * _size_bytes(commit.rows) > limit_bytes
+        return used_bytes > limit_bytes // 2 and used_bytes + 2 * coming_bytes > limit_bytes
 
     def note_rows(self, rows: Iterable[Row]) -> None:
         """These come into the queue."""
@@ -91,7 +95,7 @@ class Overflow:
         limit_bytes = self._limits.max_bytes
         if not limit_bytes:
             return 0
-        limit_bytes = max(limit_bytes - _ROOM_FACTOR * _size_bytes(commit.rows), limit_bytes // 4 * 3)
+        limit_bytes = max(limit_bytes - _room_bytes(commit.rows), limit_bytes // 4 * 3)
         used_bytes = table.used_bytes()
         if used_bytes <= limit_bytes:
             return 0
@@ -193,5 +197,5 @@ class _Grain:
         return self.gap <= 2 * (half_id - first_id)
 
 
-def _size_bytes(rows: list[Row]) -> int:
-    return sum([len(row[1]) + len(row[2]) for row in rows]) + 100 * len(rows)
+def _room_bytes(rows: list[Row]) -> int:
+    return _ROOM_FACTOR * (sum([len(row[1]) + len(row[2]) for row in rows]) + 100 * len(rows))

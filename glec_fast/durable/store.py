@@ -148,7 +148,7 @@ class Store(OfOneProcess):
         self._clock_steps = steps = ClockSteps(status, intake, reader, writer)
         ending = Ending(self, status, intake, gathering, jobs, file, reader, writer, caretaker)
         parts = status, schedule, intake, gathering, jobs, outgoing, dropping, writer, caretaker, steps, room
-        self._committer = Committer(*parts, max_queue_size, on_dropped, ending.leave)
+        self._committer = Committer(*parts, on_dropped, ending.leave)
         self._committer.start()
         ending.watch()
 

@@ -13,6 +13,7 @@ from glec_fast.durable.limits import ALERTS_FIRST, FIFO, OLDEST, THIN
 from glec_fast.durable.outcomes import DropReason
 from glec_fast.durable.store import Store
 from glec_fast.errors import MessageError
+from support.clock import Clock
 from support.store import WAIT_S, RecordingOutbox, ids_on_disk
 
 RANKED = pytest.mark.parametrize(
@@ -206,6 +207,17 @@ class TestBytes:
         for _ in range(20):
             put(store, 1, 100, 500)
             outbox.finish(outbox.read_all())
+        assert outbox.dropped == []
+
+    def test_finished_rows_go_before_a_burst_that_takes_their_room(self, make_store: Callable[..., Store]) -> None:
+        store = make_store(max_queue_bytes=self.LIMIT_BYTES, monotonic=Clock(0.0))
+        outbox = RecordingOutbox(store)
+        # Less than what has the finished ones go anyway.
+        put(store, 1, self.LIMIT_BYTES // 1000 * 7 // 10, 500)
+        outbox.finish(outbox.read(self.LIMIT_BYTES // 1000 * 6 // 10))
+        store.request_commit()
+        outbox.wait(lambda heard: store.size == self.LIMIT_BYTES // 1000 // 10)
+        put(store, 1, 20, self.LIMIT_BYTES // 100)
         assert outbox.dropped == []
 
     def test_without_a_limit_nothing_is_measured(self, make_store: Callable[..., Store]) -> None:
