@@ -74,6 +74,15 @@ cdef class Finished:
             ids += range(first, last + 1)
         return ids
 
+    @property
+    def longest(self) -> tuple:
+        cdef int64_t first, last, most = 0
+        cdef tuple longest = (0, -1)
+        for first, last in self.ranges:
+            if last - first >= most:
+                most, longest = last - first + 1, (first, last)
+        return longest
+
     def __contains__(self, int64_t message_id) -> bool:
         cdef Py_ssize_t low = 0, high = len(self.ranges), middle
         cdef int64_t first, last

@@ -68,13 +68,15 @@ cdef str IS_ANY_BETWEEN = "SELECT EXISTS (SELECT 1 FROM mqtt_offline_queue WHERE
 cdef str DELETE_RANGE = "DELETE FROM mqtt_offline_queue WHERE id BETWEEN ? AND ?"
 # Two halves, each an index search, merged: a row value comparison would walk all rows that share the first timestamp.
 # What is no time is behind all of them, or in front, and not looked at. What was refused so often that it is given up
-# is of a type to be noticed by.
+# is of a type to be noticed by. What is passed over costs no look at the table.
 cdef str NOT_GIVEN_UP = "iif(retry_count < ?4, {1}, NULL)"
+cdef str NOT_PASSED = "id NOT BETWEEN ?5 AND ?6"
 cdef str READ_AFTER = (
-    f"SELECT id, {{0}}, timestamp, {NOT_GIVEN_UP} FROM mqtt_offline_queue WHERE timestamp = ?1 AND id > ?2{{5}}"
+    f"SELECT id, {{0}}, timestamp, {NOT_GIVEN_UP} FROM mqtt_offline_queue WHERE timestamp = ?1 AND id > ?2"
+    f" AND {NOT_PASSED}{{5}}"
     " UNION ALL"
     f" SELECT id, {{0}}, timestamp, {NOT_GIVEN_UP} FROM mqtt_offline_queue"
-    f" WHERE timestamp > ?1 AND timestamp <= {TIME_MAX_MS}{{5}}"
+    f" WHERE timestamp > ?1 AND timestamp <= {TIME_MAX_MS} AND {NOT_PASSED}{{5}}"
     " ORDER BY timestamp, id LIMIT ?3")
 cdef str READ_WITH_EXTRAS = (
     "SELECT q.*, {2} FROM (" + READ_AFTER + ") AS q LEFT JOIN glec_extras ON message_id = q.id"
@@ -479,7 +481,8 @@ cdef class QueueTable:
     def first_of(self, int lane):
         return self.execute(FIRST_OF_LANE[lane]).fetchone()
 
-    def read_after(self, timestamp_ms, int64_t message_id, int limit, bint with_extras=False, int lane=0) -> list:
+    def read_after(self, timestamp_ms, int64_t message_id, int limit, bint with_extras=False, int lane=0,
+                   tuple passed=(0, -1)) -> list:
         cdef list rows
         cdef tuple last
         cdef str odd
@@ -488,7 +491,7 @@ cdef class QueueTable:
         if with_extras:
             # They are sorted as a whole, however few of them are fetched: no more than fit, if they are as the last.
             most = <int>max(1, min(<Py_ssize_t>limit, READ_BYTES_MAX // max(self.row_bytes, 1)))
-        bindings = (timestamp_ms, message_id, most, self.retries_max)
+        bindings = (timestamp_ms, message_id, most, self.retries_max, *passed)
         self.unsendable, self.given_up = [], []
         try:
             stored = READ_WITH_EXTRAS_STORED if with_extras else READ_AFTER_STORED

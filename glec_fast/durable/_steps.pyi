@@ -45,6 +45,9 @@ class Finished:
     @property
     def ranges(self) -> list[tuple[int, int]]:
         """The fewest inclusive ranges that they make, in order."""
+    @property
+    def longest(self) -> tuple[int, int]:
+        """The one with the most of them; of none its end is before its beginning."""
     def add(self, ids: list[int]) -> None:
         """Those of them that are not there yet."""
     def take_from(self, outbox: Outbox) -> None:

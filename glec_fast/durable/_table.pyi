@@ -197,13 +197,20 @@ class QueueTable:
         """(timestamp, id) of the first row of that lane; None where it has none, which takes a look at every row."""
 
     def read_after(
-        self, timestamp_ms: float, message_id: int, limit: int, with_extras: bool = False, lane: int = 0
+        self,
+        timestamp_ms: float,
+        message_id: int,
+        limit: int,
+        with_extras: bool = False,
+        lane: int = 0,
+        passed: tuple[int, int] = ...,
     ) -> list[_Row]:
         """The next rows behind a position, at most `limit`, as one snapshot in the order (timestamp, id).
 
         Fewer where they have more than 256 KiB, but one at least; `met` is `limit` then, as there may be more.
 
         with_extras: every row has the three columns, None where it has no extras. lane: a `Lane`; 0 is all rows.
+        passed: an inclusive range of ids that are left out.
         """
 
     def read_rows(self, ids: list[int], with_extras: bool = False) -> list[_Row]:

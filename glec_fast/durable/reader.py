@@ -121,10 +121,12 @@ class Reader:
         """
         lane = self.lanes[number]
         with_extras = written.may_have_extras
-        rows: list[Row] = self.table.read_after(*lane.position, limit, with_extras, lane.rows)
+        # Thousands of finished rows come first behind a link that broke: to have each handed over takes long.
+        passed = self.skipped.longest
+        rows: list[Row] = self.table.read_after(*lane.position, limit, with_extras, lane.rows, passed)
         if not with_extras and written.may_have_extras:
             # The first came with a commit that these rows may be of.
-            rows = self.table.read_after(*lane.position, limit, True, lane.rows)
+            rows = self.table.read_after(*lane.position, limit, True, lane.rows, passed)
         # Also of rows that no message can be made of.
         met, unsendable = self.table.met, self.table.unsendable
         position = self.table.position if met else lane.position

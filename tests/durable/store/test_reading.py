@@ -15,7 +15,7 @@ import apsw
 import pytest
 
 from glec_fast.durable.extras import RETAINED, Extras
-from glec_fast.durable.limits import ALERTS_FIRST
+from glec_fast.durable.limits import ALERTS_FIRST, FIFO
 from glec_fast.durable.outcomes import DropReason
 from glec_fast.durable.store import Store
 from support.clock import Clock
@@ -224,6 +224,21 @@ def test_publishing_reading_finishing_and_losing_links_at_once(
     assert store.wait_empty(WAIT_S)
     # Of thousands it is so once they are named; their pages are cleared behind that.
     assert wait_for(lambda: ids_on_disk(path) == [])
+
+
+@pytest.mark.parametrize("queue_order", [FIFO, ALERTS_FIRST])
+def test_thousands_that_are_finished_are_passed_over_at_once(
+    make_store: Callable[..., Store], queue_order: str
+) -> None:
+    store = make_store(queue_order=queue_order, monotonic=Clock(0.0))
+    outbox = RecordingOutbox(store)
+    append(store, 2000)
+    outbox.read_all()
+    outbox.finish(range(2, 1901))
+    outbox.wait(lambda heard: store.size == 101)
+    outbox.park()
+    assert outbox.read(100) == [1, *range(1901, 2000)]
+    assert outbox.read(100) == [2000]
 
 
 def test_a_long_queue_takes_no_memory(make_store: Callable[..., Store]) -> None:
