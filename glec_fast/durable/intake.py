@@ -21,7 +21,7 @@ from glec_fast.runtime.process import EXIT_TIMEOUT_S
 PENDING_ROWS_MAX = 500
 # Above every id that is given.
 _ID_MAX = 1 << 62
-# For who publishes while the disk fails.
+# For who was refused, as the disk fails.
 _MENDING_WAIT_S = 0.001
 
 
@@ -80,13 +80,16 @@ class Intake(Accepting):
                 self.progress.wait()
 
     def _refuse_if_unusable(self) -> None:
-        """The lock is held, but for a moment: whoever tries again at once must not keep the interpreter from the thread
-        that mends the file, or notes that the disk is well again."""
-        status = self._status
-        if status.is_failing and not status.is_own_thread():
-            self.progress.wait(_MENDING_WAIT_S)
-        status.refuse_if_closed()
-        status.refuse_if_failing()
+        self._status.refuse_if_closed()
+        self._status.refuse_if_failing()
+
+    def let_mend(self) -> None:
+        """For who was refused: whoever tries again at once must not keep the interpreter from the thread that mends the
+        file, or notes that the disk is well again."""
+        # What holds the lock, and was cut into, must go on with it.
+        if not self._status.is_needed():
+            with self._lock:
+                self.progress.wait(_MENDING_WAIT_S)
 
     def _write_through(self, message_id: int) -> None:
         """The process ends: nobody would write it later."""

@@ -44,6 +44,7 @@ from glec_fast.durable.status import Status
 from glec_fast.durable.supply import Supply
 from glec_fast.durable.transaction import Outbox
 from glec_fast.durable.writer import Writer
+from glec_fast.errors import QueueStorageError
 from glec_fast.runtime import green
 from glec_fast.runtime._lock import Lock
 from glec_fast.runtime.latency import Latency
@@ -230,7 +231,11 @@ class Store(OfOneProcess):
         Raises MessageError for what is larger than the whole queue may be, QueueStorageError while the disk fails,
         QueueClosedError after `close`; then nothing was accepted.
         """
-        return self._intake.append(topic, payload, qos, urgent, ttl_ms, extras, register)
+        try:
+            return self._intake.append(topic, payload, qos, urgent, ttl_ms, extras, register)
+        except QueueStorageError:
+            self._intake.let_mend()
+            raise
 
     def check_size(self, topic: str, payload: str | bytes, extras: Extras | None) -> None:
         """Raises MessageError for what `append` would not take, as it is larger than the whole queue may be."""
@@ -255,7 +260,11 @@ class Store(OfOneProcess):
 
     def append_many(self, messages: Iterable[tuple[str, str | bytes, int]], ttl_ms: int | None = None) -> list[int]:
         """`append` all of (topic, payload, qos), in one transaction; one that cannot be a row refuses all."""
-        return self._intake.append_many(messages, ttl_ms)
+        try:
+            return self._intake.append_many(messages, ttl_ms)
+        except QueueStorageError:
+            self._intake.let_mend()
+            raise
 
     def withdraw(self, *message_ids: int) -> bool:
         """Take back messages that were accepted together and that no disk has; False where it is too late.

@@ -45,6 +45,31 @@ class TestFaults:
         assert caplog.text.count("no space left") == 1, "one line, however often it tries"
         assert "can be written again" in caplog.text
 
+    def test_who_is_refused_within_a_section_that_was_cut_into_does_not_give_up_its_lock(
+        self, store: Store, pool: ThreadPoolExecutor
+    ) -> None:
+        disk = Disk(store)
+        disk.error = apsw.FullError("database or disk is full")
+        kept = store.append("t", "kept", 1)
+        with pytest.raises(QueueStorageError):
+            store.wait_durable(kept, WAIT_S)
+        entered = threading.Event()
+
+        def enter() -> None:
+            with store._lock:
+                entered.set()
+
+        # As a signal's handler finds it.
+        with store._lock:
+            other = pool.submit(enter)
+            for _ in range(10):
+                with pytest.raises(QueueStorageError):
+                    store.append("t", "x", 1)
+            assert not entered.is_set()
+        other.result(WAIT_S)
+        disk.error = None
+        assert wait_for(lambda: store.committed_id == kept)
+
     def test_acknowledgements_do_not_have_a_failing_disk_tried_again_at_once(
         self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
