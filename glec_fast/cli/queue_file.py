@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,9 +11,18 @@ import apsw
 
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.database import connect, located, storage_error
+from glec_fast.durable.inflight_log import from_row, latest
+from glec_fast.durable.state_rows import load_session
 from glec_fast.errors import MessageError, QueueFormatError
+from glec_fast.protocol._session import Session
 
 T = TypeVar("T")
+
+# In front of the table, by its name. Of the ranges, which do not overlap, the one that begins last before a row.
+_UNFINISHED = (
+    "CREATE TEMP VIEW mqtt_offline_queue AS SELECT * FROM main.mqtt_offline_queue AS q WHERE q.id > coalesce("
+    "(SELECT last FROM temp.finished WHERE first <= q.id ORDER BY first DESC LIMIT 1), -1 << 63)"
+)
 
 
 def read(path: Path, look: Callable[[apsw.Connection], T]) -> T:
@@ -32,11 +41,25 @@ def read(path: Path, look: Callable[[apsw.Connection], T]) -> T:
         raise MessageError(says) from error
     try:
         with closing(connect(path, apsw.SQLITE_OPEN_READONLY)) as connection:
+            _leave_out_finished(connection, path)
             return look(connection)
     except (apsw.SQLError, apsw.NotADBError) as error:
         raise QueueFormatError(f"{path} is not a queue file ({error}): name the queue_path of a program") from error
     except apsw.Error as error:
         raise storage_error(path, error) from error
+
+
+def _leave_out_finished(connection: apsw.Connection, path: Path) -> None:
+    """What the image names waits no more, though its row is there until it is worth a transaction."""
+    ranges: list[tuple[int, int]] = []
+    # Without one, or with one that cannot be read, all are sent. A file of another client has none.
+    with suppress(ValueError, OSError, apsw.SQLError):
+        if (known := load_session(QueueTable(connection))) is not None:
+            ranges = Session().load_image(latest(path, from_row(known[2])).image)
+    if ranges:
+        connection.execute("CREATE TEMP TABLE finished (first INTEGER PRIMARY KEY, last INTEGER)")
+        connection.executemany("INSERT OR REPLACE INTO finished VALUES (?, ?)", ranges)
+        connection.execute(_UNFINISHED)
 
 
 def fetch(path: Path, query: str, arguments: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

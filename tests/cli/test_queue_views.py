@@ -14,6 +14,7 @@ from glec_fast import OfflineQueueManager
 from glec_fast.cli import queue_views
 from glec_fast.cli.main import main
 from glec_fast.fleet.batches import encode_batch
+from glec_fast.protocol._session import Session
 from support.queue_files import SPECIFIED_SCHEMA, plain
 
 COUNT = 500
@@ -55,6 +56,17 @@ def test_stats_know_of_what_is_gathered(
         database.execute("INSERT INTO glec_gathered VALUES (1, 't', ?, x'')", (payload,))
     assert json.loads(printed(capsys, "stats", path, "--json"))["gathered"] == count
     assert f"\n{count} message{'s are' if count > 1 else ' is'} gathered for a batch" in printed(capsys, "stats", path)
+
+
+def test_what_is_finished_waits_no_more(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, image = Session().take_image([(1, 200), (203, 203), (300, COUNT - 1)])
+    with plain(path) as database:
+        database.execute("INSERT INTO glec_session VALUES (1, 'truck', 'broker', ?)", (image,))
+    waiting = [201, 202, *range(204, 300), COUNT, COUNT + 1]
+    found = json.loads(printed(capsys, "list", path, "--limit", COUNT + 1, "--json"))
+    assert [each["id"] for each in found] == waiting
+    assert json.loads(printed(capsys, "stats", path, "--json"))["messages"] == len(waiting)
+    assert len(printed(capsys, "export", path).splitlines()) == len(waiting)
 
 
 def test_a_list_is_in_the_order_of_sending(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
