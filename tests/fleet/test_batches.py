@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -81,6 +82,11 @@ class Reading(LoopbackServer):
     def __init__(self) -> None:
         super().__init__(self._read)
         self.kinds: list[int] = []
+
+    def has_answered(self, manager: MQTTManager, count: int) -> bool:
+        """So many questions, all that the client has asked."""
+        session = parts_of(manager._client).outbox.session
+        return self.kinds.count(PINGREQ) == count and not session.pinged_to
 
     def _read(self, sock: socket.socket) -> None:
         rest = b""
@@ -238,13 +244,16 @@ class TestQuestion:
             for first in range(3):
                 publish(manager, [first])
                 assert manager.flush(TIMEOUT_S)
-                # Answered, as one at a time asks.
-                assert eventually(lambda: not parts_of(manager._client).outbox.session.pinged_to)
+                # Asked, and answered, as one at a time asks.
+                assert eventually(partial(server.has_answered, manager, first + 1))
             assert server.kinds[1:] == [PUBLISH, PINGREQ] * 3
 
     def test_not_with_what_is_no_batch_nor_by_who_never_asks(self, tmp_path: Path) -> None:
         with Reading() as server:
             with connected(MQTTManager(self.config(server, tmp_path))) as manager:
+                outbox = parts_of(manager._client).outbox
+                # It has looked for what is queued: until then what comes goes behind that, and as rows are.
+                assert eventually(lambda: outbox.is_open and not outbox._has_waiting_rows())
                 for number in range(3):
                     manager.publish("positions", str(number), 0).wait_for_publish(TIMEOUT_S)
             with connected(MQTTManager(self.config(server, tmp_path, answer_timeout_s=0))) as manager:

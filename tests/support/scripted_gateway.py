@@ -110,7 +110,9 @@ class ScriptedGateway:
 
     def commit(self) -> None:
         """All that waits is on disk, and what that lets go on goes on."""
-        self.store.run(lambda _table: None)
+        # A transaction tells whoever waits for its statements ahead of the outbox: by the next one it has told both.
+        for _ in range(2):
+            self.store.run(lambda _table: None)
         if self.outbox.is_open:
             self.outbox.pull()
         # Where the disk was slow, the pull has left the image to the store's thread.
