@@ -1,6 +1,6 @@
 """What exactly-once costs: the four bars, each beside what it is measured against, in one run.
 
-  flush   QoS 2 from CONNACK to the last row deleted, against a raw socket doing QoS 2 with the same window
+  flush   QoS 2 from CONNACK to the last message finished on disk, against a raw socket doing QoS 2 with the same window
   syncs   fsync and fdatasync calls of that same flush, for each message, counted by a preloaded library
   bytes   written to disk for each message queued at an even rate without a link and then flushed, by the kernel's
           count, beside a transaction for each message and each deletion

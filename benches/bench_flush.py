@@ -1,4 +1,4 @@
-"""Flush of a durable queue once the link is back: from CONNACK to the last row deleted.
+"""Flush of a durable queue once the link is back: from CONNACK to the last message finished on disk.
 
 Contenders, each in a fresh process against a fresh broker, in turn round by round:
   raw         ready-made packets through a socket, no queue: the upper bound (raw_socket.py)

@@ -281,7 +281,7 @@ class Store(OfOneProcess):
         return self._intake.wait_durable(message_id, timeout_s)
 
     def wait_empty(self, timeout_s: float | None = None) -> bool:
-        """Wait until every message is finished and its row deleted; False after the time-out.
+        """Wait until every message is finished, and the disk says so; False after the time-out.
 
         Also those that another program has put into the file until now.
         """
