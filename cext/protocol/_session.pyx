@@ -78,7 +78,7 @@ cimport send_buffer
 cimport topic_aliases
 cimport vector
 from exchanges cimport EXCHANGES_MAX, FREE, ID_FREE, ID_TAKEN, RELEASED, SENT, Exchange
-from inflight_image cimport FINISHED, NOTE, PLACES, RESERVED, add_finished, entries_of, image_of
+from inflight_image cimport FINISHED, LAST_GIVEN, NOTE, PLACES, RESERVED, add_finished, entries_of, image_of
 from mqtt_wire cimport (
     FIXED_HEADER_MAX_BYTES,
     PUBACK,
@@ -1106,6 +1106,7 @@ cdef class Session:
         aside += self.owner_notes
         if self.durable and self.max_unreleased < EXCHANGES_MAX:
             aside.append((self.kept_until, self._places_noted(), PLACES))
+            aside.append((1, self.table.last_packet_id, LAST_GIVEN))
         add_finished(aside, finished or ())
         cdef bytes image = image_of(&self.table, aside)
         cdef uint64_t version = self.version + <uint64_t>self.dirty
@@ -1141,6 +1142,7 @@ cdef class Session:
         cdef list finished = []
         cdef list notes = []
         cdef int places = -1
+        cdef uint16_t last_given = self.table.last_packet_id
         self.knows_places = False
         self.kept_until = UNKNOWN
         for message_id, packet_id, state in entries_of(image):
@@ -1150,6 +1152,9 @@ cdef class Session:
             if state == PLACES:
                 places = packet_id
                 self.kept_until = message_id
+                continue
+            if state == LAST_GIVEN:
+                last_given = packet_id
                 continue
             if message_id > 0 and state >= NOTE:
                 notes.append((message_id, packet_id, state))
@@ -1163,6 +1168,7 @@ cdef class Session:
             else:
                 loaded[message_id] = (packet_id, state, 2, True, False)
             packet_ids.add(packet_id)
+        self.table.last_packet_id = last_given
         for packet_id in packet_ids:
             self.table.exchange_of[packet_id] = ID_TAKEN
         self.parked.update(loaded)

@@ -3,7 +3,8 @@
 # A byte with the format, then entries of 11 bytes, big-endian: message id (8), packet id (2), state (1). One in the
 # state FINISHED stands for rows that are to be deleted: the first message id, and as packet id how many. From NOTE on
 # an entry is the owner's (`Session.notes`): a number, a value and its kind. One in the state PLACES has in the place of
-# the packet id how many places the server's session may hold.
+# the packet id how many places the server's session may hold. One in the state LAST_GIVEN has the last packet id that
+# was given: a session that comes back older may still hold those before it, so that a later process goes on behind it.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
@@ -17,6 +18,7 @@ cdef enum:
     FINISHED = 3
     RESERVED = 4
     PLACES = 5
+    LAST_GIVEN = 6
     NOTE = 0x80
     FINISHED_MAX = 0xFFFF
 

@@ -93,6 +93,14 @@ FOUND = {
             " answer arrives, begin commit, crash behind the write, connect"
         ),
     ),
+    "a packet id that an older session still holds": (
+        DEEP["two sessions come back older"],
+        (
+            "connect, begin commit, end commit, send, broker handles, answer arrives, begin commit, broker saves,"
+            " end commit, send, broker handles, answer arrives, session comes back older, begin commit,"
+            " crash behind the write, connect, begin commit, end commit, send, broker handles"
+        ),
+    ),
 }
 
 

@@ -111,7 +111,7 @@ class World:
         self.session.protocol_version = bounds.protocol_version
         if bounds.ids:
             # At C's pace, as each world begins so.
-            deque(iter(self.session.reserve_packet_id, PACKET_ID_MAX - bounds.ids), maxlen=0)
+            deque(map(self.session.take_packet_id, range(1, PACKET_ID_MAX - bounds.ids + 1)), maxlen=0)
         self._payload_of = {number + 1: f"{qos}-{number + 1}" for number, qos in enumerate(bounds.qos)}
         self._payloads = set(self._payload_of.values())
         self._refused = self._payload_of[bounds.refuses].encode() if bounds.refuses else b"none"
