@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _PINGREQ = b"\xc0\x00"
 # Where nothing else is to be sent, so many at once show what a connection carries.
 _PROBES_MAX = 2048
+# What goes alone, and was read, has so long for its answer.
+_ANSWER_WAIT_MS = 30_000
 # So many go one after another, unless something else comes.
 _LAST_MAX = 32
 # Reason codes of a DISCONNECT that are about something else than a message (MQTT 5, 3.14.2.1).
@@ -51,6 +53,10 @@ class Blame:
         self.is_by_peer = False
         # The first of those rows that go last, of those that were read since the queue was rewound.
         self.last: list[Rank] = []
+        # What goes alone, and where it ends in the stream; when it has had its time, None until the broker has read it.
+        self._waited_for: list[int] = []
+        self._waited_for_to = 0
+        self._ignored_at_ms: int | None = None
 
     def turn_to(self, notes: list[Note]) -> None:
         """Another broker is next. notes: of an earlier process, with the same broker."""
@@ -82,6 +88,7 @@ class Blame:
     def begin(self) -> bool:
         """Sending begins; True where there is something to go alone."""
         self.suspicion.begin()
+        self._waited_for = []
         return bool(self.suspicion.suspects)
 
     def on_answered(self, ids: list[int]) -> None:
@@ -140,6 +147,35 @@ class Blame:
             self._store.log.note(logging.WARNING, "messages standing aside", f"{tries} connections ended", text=text)
         elif tries:
             logger.debug("the connection ended over message %d, try %d", exposed[0], tries)
+
+    def is_ignored(self) -> bool:
+        """Now and then: True, once, where the broker reads on behind what goes alone, and leaves it without an answer.
+
+        PINGREQ behind it shows that, however large it is and slow the link.
+        """
+        outbox, session = self._outbox, self._outbox.session
+        with outbox.lock:
+            ids = session.in_flight_ids()[:1] if self.suspicion.suspects else []
+            if ids != self._waited_for and not session.unsent_bytes:
+                self._waited_for, self._waited_for_to, self._ignored_at_ms = ids, session.sent_to, None
+            if not ids or ids != self._waited_for:
+                return False
+            now_ms = self._store.since_boot_ms()
+            if session.answered_to < self._waited_for_to:
+                if not session.pinged_to:
+                    outbox.put_packet(_PINGREQ)
+                    outbox.wake()
+                return False
+            if self._ignored_at_ms is None:
+                self._ignored_at_ms = now_ms + _ANSWER_WAIT_MS
+            if now_ms < self._ignored_at_ms:
+                return False
+            (message_id,) = ids
+            self.suspicion.on_ignored(None if message_id in outbox._said else message_id)
+            self._note()
+        text = f"message {message_id} is not waited for any longer, as the broker has read it and does not answer"
+        self._store.log.note(logging.WARNING, "messages passed over", "no answer", text=text)
+        return True
 
     # ---- what may go
 

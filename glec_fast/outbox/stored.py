@@ -739,6 +739,9 @@ class DurableOutbox(RowOutbox):
         self._unproven.one_by_one.look()
         if self.is_open and not unanswered.asked:
             self._blame.probe()
+        if self.is_narrow and self._blame.is_ignored():
+            self._last_at_ms = self.store.since_boot_ms() + _LAST_WAITS_AGAIN_MS
+            self.wake()
         if self.probes or not (self.is_open and unanswered.are_overdue(time.monotonic())):
             return
         with self.lock:

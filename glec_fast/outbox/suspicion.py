@@ -21,7 +21,8 @@ found, or tried since, unless the broker has answered a suspicious one with that
 
 A link that dies without a word ends no connection here: we do, and blame nobody. But where it does so behind the same
 message again and again, as where a path loses what is large, all others would wait until that one's age ends. So after
-`tries_max` of these it goes last on every second connection.
+`tries_max` of these it goes last on every second connection. So does at once what a broker was seen to read, and never
+answers.
 
 All of it outlives the process, as `notes` that the in-flight image carries: a gateway that restarts often would begin
 to count anew each time, and what was exposed would go together with all else once more.
@@ -237,6 +238,15 @@ class Suspicion:
             if traits is not None and self.traits:
                 has_cleared = self._clear(traits) or has_cleared
         return has_cleared
+
+    def on_ignored(self, message_id: int | None) -> None:
+        """The broker has read what goes alone, and does not answer it: others go now, and before it next time.
+
+        message_id: None where it is none of the queue's.
+        """
+        self.suspects = set()
+        if message_id is not None:
+            self._silenced, self._silent_ends = message_id, self._tries_max
 
     def on_gone(self, ids: Iterable[int]) -> None:
         """They will not be sent, whatever the broker thinks of them."""

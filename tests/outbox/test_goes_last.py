@@ -267,3 +267,63 @@ def test_what_goes_beside_a_suspect_that_is_not_sent_was_not_alone(tmp_path: Pat
             assert gateway.go_on() == ["other"]
             gateway.refuse()
         assert gateway.go_on() == []
+
+
+@pytest.mark.parametrize("is_found", [False, True])
+def test_what_goes_alone_and_is_never_answered_holds_nothing_up_for_ever(tmp_path: Path, is_found: bool) -> None:
+    with Gateway(tmp_path / "q.db") as gateway:
+        if is_found:
+            gateway.find("bad" * 100, 2)
+            gateway.publish_all("result")
+            assert gateway.go_on() == ["result"]
+            assert gateway.answer() == []
+            gateway.publish_all("ignored", qos=2)
+        else:
+            gateway.publish_all("ignored")
+            gateway.connect()
+            assert gateway.go_on() == ["ignored"]
+            gateway.refuse()
+        assert gateway.go_on() == ["ignored"]
+        gateway.publish_all("one")
+        assert gateway.go_on() == []
+        gateway.outbox.look_for_answers()
+        assert gateway.go_on() == ["?"]
+        # The link is slow: nobody knows yet that the broker has it.
+        gateway.wait(10 * DUE_S)
+        gateway.outbox.look_for_answers()
+        assert "one" not in gateway.go_on()
+        gateway.receive(PINGRESP)
+        gateway.outbox.look_for_answers()
+        gateway.wait(DUE_S - 1)
+        gateway.outbox.look_for_answers()
+        assert gateway.outbox.has_timers
+        assert "one" not in gateway.go_on()
+        gateway.wait(1)
+        gateway.outbox.look_for_answers()
+        assert [each for each in gateway.go_on() if each != "?"] == ["one"]
+        gateway.publish_all("two")
+        assert gateway.answer() == ["two"]
+        # Behind the others next time.
+        gateway.refuse()
+        assert gateway.go_on() == ["two"]
+        assert gateway.answer() == ["ignored"]
+
+
+def test_each_connection_shows_anew_that_what_goes_alone_was_read(tmp_path: Path) -> None:
+    with Gateway(tmp_path / "q.db") as gateway:
+        gateway.publish_all("ignored")
+        gateway.connect()
+        assert gateway.go_on() == ["ignored"]
+        gateway.refuse()
+        gateway.publish_all("one")
+        for _ in range(TRIES - 1):
+            assert gateway.go_on() == ["ignored"]
+            gateway.outbox.look_for_answers()
+            assert gateway.go_on() == ["?"]
+            gateway.receive(PINGRESP)
+            gateway.outbox.look_for_answers()
+            gateway.refuse()
+            gateway.wait(DUE_S)
+        assert gateway.go_on() == ["ignored"]
+        gateway.outbox.look_for_answers()
+        assert gateway.go_on() == ["?"]
