@@ -124,6 +124,23 @@ cdef inline Exchange* of_message(Table* table, int64_t message_id) noexcept:
     return NULL
 
 
+cdef inline bint is_any_asked(const Table* table, uint64_t offset) noexcept:
+    # True where a question ends at this stream offset or before.
+    cdef int slot
+    for slot in range(table.capacity):
+        if table.exchanges[slot].state != FREE and table.exchanges[slot].asked_end <= offset:
+            return True
+    return False
+
+
+cdef inline void shift(Table* table, uint64_t cut, size_t size) noexcept:
+    # What stands behind this stream offset moved back by so many bytes.
+    cdef int slot
+    for slot in range(table.capacity):
+        if table.exchanges[slot].state != FREE and table.exchanges[slot].asked_end > cut:
+            table.exchanges[slot].asked_end += size
+
+
 cdef inline void close(Table* table, Exchange* exchange, uint16_t id_becomes) noexcept:
     table.exchange_of[exchange.packet_id] = id_becomes
     if exchange.qos == 2 and exchange.state == SENT:

@@ -34,6 +34,8 @@ cdef struct Aliases:
     int count
     # What the server allows on this connection; 0 for none.
     int maximum
+    # No packet grows beyond it by naming an alias.
+    size_t packet_max_bytes
 
 
 cdef inline void end(Aliases* aliases) noexcept:

@@ -1,6 +1,6 @@
 """Every acknowledgement that a server can send, in every state: what it ends, what is ignored, what is an error.
 
-The table is that of `_session.pyx`'s head.
+The table is that of `answers.pxi`, in its head.
 """
 
 from __future__ import annotations

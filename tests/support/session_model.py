@@ -170,7 +170,7 @@ class Model:
         return kind == PUBREC and reason < FAILURE
 
     def on_ack(self, kind: int, packet_id: int, reason: int) -> None:
-        """By the table in the head of `_session.pyx`."""
+        """By the table in the head of `answers.pxi`."""
         exchange = self.exchanges.get(packet_id)
         parked_ids = [entry[0] for entry in self.parked.values()]
         if exchange is None:
