@@ -4,95 +4,8 @@ cdef enum:
     # A statement for fewer rows costs more than the rows: wait for that much room, unless nothing else is in flight.
     PULL_ROWS_MIN = 100
 
-    # Of QoS 0 that is on its way, the newest messages, of so many bytes of topic and payload, and so many of them.
-    IN_THE_AIR_MAX_BYTES = 512 * 1024
-    IN_THE_AIR_MAX = 10_000
-
 # Encoded and not yet taken by the socket. More would only be memory, and the buffer may be twice as large.
 UNSENT_BYTES_MAX = 64 * 1024
-
-
-cdef class InTheAir:
-    """QoS 0 that was encoded on this connection and is not proven to have arrived: the newest rows, in their order.
-
-    They are counted as the session counts them, over all connections. Whoever calls holds the outbox's lock.
-    """
-
-    # From index `gone` on, as rows; that of the first has this number.
-    cdef list rows
-    cdef Py_ssize_t gone
-    cdef uint64_t first
-    cdef size_t size_bytes
-
-    def __init__(self):
-        self.rows = []
-        self.first = 1
-
-    cdef int add(self, tuple row) except -1:
-        """The session has encoded it, and none since."""
-        self.rows.append(row)
-        self.size_bytes += _size_of(row)
-        while self.size_bytes > IN_THE_AIR_MAX_BYTES or PyList_GET_SIZE(self.rows) - self.gone > IN_THE_AIR_MAX:
-            self.pass_first()
-        if self.gone > 1024 and self.gone * 2 > PyList_GET_SIZE(self.rows):
-            del self.rows[:self.gone]
-            self.gone = 0
-        return 0
-
-    cdef int pass_first(self) except -1:
-        cdef tuple row = self.rows[self.gone]
-        self.rows[self.gone] = None
-        self.size_bytes -= _size_of(row)
-        self.gone += 1
-        self.first += 1
-        return 0
-
-    cdef int prove(self, uint64_t count) except -1:
-        """So many are proven."""
-        while self.gone < PyList_GET_SIZE(self.rows) and self.first <= count:
-            self.pass_first()
-        if self.gone == PyList_GET_SIZE(self.rows):
-            self.rows.clear()
-            self.gone = 0
-        return 0
-
-    cdef list take(self, uint64_t proven, uint64_t left, uint64_t encoded):
-        """The connection is gone. Those that had left, as far as they are here; so many were encoded."""
-        cdef list lost
-        self.prove(proven)
-        lost = self.rows[self.gone:self.gone + <Py_ssize_t>(max(left + 1, self.first) - self.first)]
-        self.rows = []
-        self.gone = 0
-        self.size_bytes = 0
-        self.first = encoded + 1
-        return lost
-
-
-cdef inline size_t _size_of(tuple row) except? 0:
-    return <size_t>len(row[1]) + <size_t>len(row[2])
-
-
-cdef object new_reference = ref.__new__
-
-
-cdef class Registration:
-    """Called with the id that the store gave a message: from then on the message's handle is found by it."""
-
-    cdef object handle, reference
-    cdef dict references
-
-    def __init__(self, handle, handles):
-        # What a WeakValueDictionary keeps, made now: it does so in Python, where it may be cut short.
-        # Past its own `__new__` and `__init__`, which are Python too, and do no more.
-        self.reference = new_reference(KeyedRef, handle, handles._remove)
-        self.reference.key = 0
-        self.references = handles.data
-        self.handle = handle
-
-    def __call__(self, message_id):
-        self.reference.key = message_id
-        self.references[message_id] = self.reference
-        _set_mid(self.handle, message_id)
 
 
 cdef class RowOutbox(Outbox):
@@ -105,12 +18,8 @@ cdef class RowOutbox(Outbox):
     """
 
     cdef readonly object store
-    # Rows that were read and did not fit yet, and how many of them have gone.
-    cdef public list _rows
-    cdef public Py_ssize_t _rows_gone
-    # The same of alerts, where they have a lane of their own: they wait for nothing but their own kind.
-    cdef public list _alerts
-    cdef public Py_ssize_t _alerts_gone
+    # What did not fit yet; and alerts, where they have a lane of their own: they wait for nothing but their own kind.
+    cdef readonly Lane _rows, _alerts
     cdef public bint _more_to_read
     # On this connection nobody has looked yet whether each exchange that was parked has a row.
     cdef public bint _may_have_orphans
@@ -119,8 +28,7 @@ cdef class RowOutbox(Outbox):
     cdef public double _again_at_s
     # Refused, and the store does not know.
     cdef public list _refused
-    # (message id, decision) of those in doubt, for the next image.
-    cdef public list _in_doubt
+    cdef readonly Doubt doubt
     cdef public object _finished
     # So many of them, the first, are in the image last handed out, and in that on disk.
     cdef Py_ssize_t in_image, named
@@ -151,12 +59,8 @@ cdef class RowOutbox(Outbox):
     cdef public bint has_refusals
     # Rows are between the store and `_rows`.
     cdef public bint is_reading
-    # Messages of QoS 2 that ended with PUBACK, as far as they were noted.
-    cdef Py_ssize_t downgraded_count
-    # And they are to be told; and the ledger has one of this broker's.
+    # Something of the broker's is to be told, see `_note_remarks`.
     cdef public bint has_remarks
-    cdef public bint is_downgrade_recorded
-    cdef readonly bint _resend_in_doubt
     # Of what leaves, where that is bounded by count; else None. And what it last gave.
     cdef public object quota
     cdef public int64_t _granted
@@ -174,13 +78,12 @@ cdef class RowOutbox(Outbox):
         super().__init__(window, on_work, durable=True, max_unreleased=max_unreleased)
         self.store = store
         self.pace = Pace()
-        self._rows = []
-        self._alerts = []
+        self._rows = Lane()
+        self._alerts = Lane()
         self._more_to_read = True
         self._again = []
         self._refused = []
-        self._in_doubt = []
-        self._resend_in_doubt = resend_in_doubt
+        self.doubt = Doubt(self, resend_in_doubt)
         self._finished = Finished()
         self._handles = WeakValueDictionary()
         self.handle_type = PublishHandle
@@ -256,14 +159,14 @@ cdef class RowOutbox(Outbox):
         return self.session.publish_quota > 0
 
     cpdef bint _have_all_gone(self) except -1:
-        return self._rows_gone == PyList_GET_SIZE(self._rows) and self._alerts_gone == PyList_GET_SIZE(self._alerts)
+        return self._rows.is_empty() and self._alerts.is_empty()
 
     cdef bint _admit_alerts(self) except -1:
         """True where all alerts that were read have gone, and there may be more."""
-        if self._alerts_gone < PyList_GET_SIZE(self._alerts):
+        if not self._alerts.is_empty():
             with self.lock:
-                self._alerts_gone = self._admit(self._alerts, self._alerts_gone, False)
-            if self._alerts_gone < PyList_GET_SIZE(self._alerts):
+                self._admit(self._alerts, False)
+            if not self._alerts.is_empty():
                 return False
         return self.store.has_alerts and self.session.unsent_bytes <= UNSENT_BYTES_MAX
 
@@ -271,35 +174,35 @@ cdef class RowOutbox(Outbox):
         """True where all rows that were read have gone, and more would fit."""
         cdef Py_ssize_t room
         with self.lock:
-            if self._rows_gone < PyList_GET_SIZE(self._rows):
-                self._rows_gone = self._admit(self._rows, self._rows_gone, True)
-            if self._rows_gone < PyList_GET_SIZE(self._rows) or self.session.unsent_bytes > UNSENT_BYTES_MAX:
+            if not self._rows.is_empty():
+                self._admit(self._rows, True)
+            if not self._rows.is_empty() or self.session.unsent_bytes > UNSENT_BYTES_MAX:
                 return False
             room = self.session.room()
             return room >= min(PULL_ROWS_MIN, <int>self.session.window // 2) or self.session.in_flight == 0
 
     cpdef int _forget_rows(self) except -1:
         """They are read again. The caller holds the lock."""
-        self._rows, self._alerts = [], []
-        self._rows_gone = self._alerts_gone = 0
+        self._rows.put([])
+        self._alerts.put([])
         self._more_to_read = True
         return 0
 
-    cdef Py_ssize_t _admit(self, list rows, Py_ssize_t first, bint is_bounded) except -1:
+    cdef int _admit(self, Lane lane, bint is_bounded) except -1:
         """`Session.admit_rows`; what went with QoS 0, as alerts do too where their QoS is lowered, is in the air."""
         cdef uint64_t encoded = self.session.unacknowledged_count
-        cdef Py_ssize_t index, gone = self.session.admit_rows(
-            rows, first, is_bounded, self.store.clock.offset_ms)
+        cdef Py_ssize_t index, first = lane.gone
         cdef tuple row
         cdef list refused
+        lane.gone = self.session.admit_rows(lane.rows, first, is_bounded, self.store.clock.offset_ms)
         if self.session.unacknowledged_count != encoded:
             refused = self.session.refused_ids
-            for index in range(first, gone):
-                row = rows[index]
+            for index in range(first, lane.gone):
+                row = lane.rows[index]
                 if row[3] == 0 and (not refused or row[0] not in refused):
                     self._in_the_air.add(row)
                     self._is_to_ask = self.asks_at_once
-        return gone
+        return 0
 
     def _admit_direct(self, tuple row not None):
         """QoS 0 that goes past the store, as a row; the caller holds the lock."""
@@ -337,8 +240,8 @@ cdef class RowOutbox(Outbox):
             self._blame.on_answered(done + refused)
         if not done:
             return handles
-        if self.session.downgraded_count != self.downgraded_count or self.session.has_doubtful:
-            done = self._sort_out(done)
+        if self.doubt.may_be_odd():
+            done = self.doubt.sort_out(done)
         self.sent_count += PyList_GET_SIZE(done)
         if self._direct:
             direct = [message_id for message_id in done if message_id in self._direct]
@@ -347,110 +250,33 @@ cdef class RowOutbox(Outbox):
         if done:
             self.has_progress = True
         self._finish(done)
-        if self._tells_all:
-            # Which QoS is in its acknowledgement; QoS 0 has none.
-            handles += [self._take_handle(message_id, 0) for message_id in done]
-        # Past the mapping's own length, which is Python, and may be cut short.
-        elif self._handles.data:
-            for message_id in done:
-                handle = self._held_handle(message_id)
-                if handle is not None:
-                    handles.append(handle)
+        # Which QoS is in its acknowledgement; QoS 0 has none.
+        handles += self._take_handles(done, 0)
         return handles
 
-    cdef object _held_handle(self, message_id):
-        """It is not looked for again. Past the mapping's own method, which is Python, and may be cut short."""
-        reference = self._handles.data.pop(message_id, None)
-        return None if reference is None else reference()
-
-    cdef object _take_handle(self, message_id, int qos):
-        handle = self._held_handle(message_id)
-        if handle is None:
-            handle = _new_handle(self._published, qos)
-            _set_mid(handle, message_id)
-        return handle
-
-    def void_session(self):
-        """The broker knows nothing of what is in flight (MQTT 3.1.1, 3.1.2.4): decide what becomes of each message.
-
-        The handles of those that are left to it are told with the next that are finished.
-        """
-        cdef list received
-        with self.lock:
-            parked = self.session.parked_ids(2)
-            received = self.session.resume(False)
-            self._leave(self._doubt(set(parked).difference(received), received))
-
-    def leave_owner(self, set again not None, list received not None):
-        """Messages in flight with a broker that another takes the place of: as in `void_session`."""
-        with self.lock:
-            self._leave(self._doubt(again, received))
-
-    cdef list _doubt(self, set again, list received):
-        """Record what becomes of messages in doubt, and return those of `received` that are left to the broker.
-
-        received: the broker had acknowledged them with PUBREC. The caller holds the lock.
-        """
-        cdef list decisions
-        if self._resend_in_doubt:
-            again, received = again.union(received), []
-        decisions = [(message_id, LEFT_TO_BROKER) for message_id in received]
-        if not self.weaknesses.is_at_least_once:
-            decisions = [(message_id, SENT_AGAIN) for message_id in sorted(again)] + decisions
-        self._in_doubt += decisions
-        self.in_doubt_count += len(decisions)
-        return received
-
-    cdef int _leave(self, list ids) except -1:
-        """They are the broker's; their handles are told with the next that are finished. The caller holds the lock."""
-        self._finish(ids)
-        if self._tells_all:
-            self.untold += [self._take_handle(message_id, 2) for message_id in ids]
-        else:
-            found = [self._held_handle(message_id) for message_id in ids]
-            self.untold += [handle for handle in found if handle is not None]
-        return 0
-
-    cdef int _send_again(self, list ids, list left) except -1:
-        """Those that are not `left` to the broker, on this connection; the caller holds the lock."""
-        cdef list again = [message_id for message_id in ids if message_id not in left]
-        if again and not self._again:
-            self._again_at_s = 0.0
-        self._again += again
-        return 0
-
-    cdef list _sort_out(self, list done):
-        """What is odd in the acknowledgements of `done`; the caller holds the lock. Returns those that are done."""
-        cdef list doubtful = self.session.take_doubtful()
-        cdef list left = self._doubt(set(), doubtful)
-        self._send_again(doubtful, left)
-        if self.session.downgraded_count != self.downgraded_count and not self.is_downgrade_recorded:
-            # Once for each broker: the others are counted.
-            self.is_downgrade_recorded = True
-            self._in_doubt.append((self.session.downgraded_id, AT_LEAST_ONCE))
-        self.has_remarks = True
-        return [message_id for message_id in done if message_id in left or message_id not in doubtful]
-
-    def give_up(self, list ids not None) -> int:
-        """End the exchanges of these messages whose PUBREL is not answered; returns how many there were.
-
-        The handles of those that are left to the broker are told with the next that are finished.
-        """
-        cdef list given_up, left
-        with self.lock:
-            given_up = [message_id for message_id in ids if self.session.give_up(message_id)]
-            left = self._doubt(set(), given_up)
-            self._leave(left)
-            self._send_again(given_up, left)
-            self.has_progress = self.has_progress or self.is_open
-        return len(given_up)
+    cdef list _take_handles(self, list ids, int qos):
+        """Of those that somebody holds, or of all where all are told; they are not looked for again."""
+        cdef list handles = []
+        # Past the mapping's own methods, which are Python, and may be cut short.
+        cdef dict held = self._handles.data
+        if not (held or self._tells_all):
+            return handles
+        for message_id in ids:
+            reference = held.pop(message_id, None)
+            handle = None if reference is None else reference()
+            if handle is None and self._tells_all:
+                handle = _new_handle(self._published, qos)
+                _set_mid(handle, message_id)
+            if handle is not None:
+                handles.append(handle)
+        return handles
 
     def greet(self, bint session_present, int receive_maximum):
         """See `Outbox.greet`. From here on a program may see that it is connected."""
         self.is_opening = True
 
-    def _begin_connection(self, int receive_maximum) -> tuple:
-        """(what is parked, what is finished): neither is to be read as new."""
+    def _begin_connection(self, int receive_maximum):
+        """The broker has accepted it; the queue is to be rewound next."""
         with self.lock:
             self.session.resume(True, receive_maximum)
             self.session.on_accepted()
@@ -458,12 +284,9 @@ cdef class RowOutbox(Outbox):
             self.session.byte_window = self.pace.window_bytes
             self._forget_rows()
             self._may_have_orphans = True
-            return self.session.parked_ids(), self._finished.ids.copy()
 
     def _end_connection(self) -> tuple:
-        """As `_begin_connection`, which of `_direct` had not left, and of QoS 0 in the air as many rows as are known,
-        and how many they were.
-        """
+        """(which of `_direct` had not left, of QoS 0 in the air as many rows as are known, how many they were)."""
         with self.lock:
             self.is_open = self.is_opening = False
             proven, left = self.session.proven_count, self.session.left_count
@@ -477,7 +300,7 @@ cdef class RowOutbox(Outbox):
             self._forget_rows()
             # Told with the next that are finished.
             self.untold = self.settle()
-            return self.session.parked_ids(), self._finished.ids.copy(), list(self._direct), lost, left - proven
+            return list(self._direct), lost, left - proven
 
     def new_handle(self, qos):
         """Of a message that is given to the store next, which says its id."""
@@ -506,9 +329,7 @@ cdef class RowOutbox(Outbox):
         if self._refused:
             self._pass_on_refused()
         if self.has_remarks:
-            self._note_remarks(self.session.downgraded_count - self.downgraded_count)
-            self.downgraded_count = self.session.downgraded_count
-            self.has_remarks = False
+            self.doubt.tell()
         if self.has_news:
             self.has_news = False
             waiting = len(self._finished)
@@ -538,9 +359,8 @@ cdef class RowOutbox(Outbox):
             staying = set(self.session.abandon(ids))
             staying.update(self._finished.ids, self._refused, self._direct)
             gone = set(ids) - staying
-            self._rows = [row for row in self._rows[self._rows_gone:] if row[0] not in gone]
-            self._alerts = [row for row in self._alerts[self._alerts_gone:] if row[0] not in gone]
-            self._rows_gone = self._alerts_gone = 0
+            self._rows.put([row for row in self._rows.left if row[0] not in gone])
+            self._alerts.put([row for row in self._alerts.left if row[0] not in gone])
             self._again = [message_id for message_id in self._again if message_id not in gone]
         return [message_id for message_id in ids if message_id in staying]
 
@@ -549,5 +369,4 @@ cdef class RowOutbox(Outbox):
         with self.lock:
             version, image = self.session.take_image(merged(kept + self._finished.ranges))
             self.in_image = len(self._finished)
-            in_doubt, self._in_doubt = self._in_doubt, []
-        return version, image, in_doubt
+            return version, image, self.doubt.take()

@@ -172,7 +172,7 @@ class Owners:
             for message_id in gone:
                 outbox.session.forget(message_id)
         if self._moves:
-            outbox.void_session()
+            outbox.doubt.void_session()
         else:
             with outbox.lock:
                 outbox.session.resume(False)
@@ -201,7 +201,7 @@ class Owners:
         if not waiting:
             return
         gone = set(self._store.supply.missing([each.message_id for each in waiting]))
-        self._outbox.leave_owner(
+        self._outbox.doubt.leave_owner(
             {each.message_id for each in waiting if each.state == SENT} - gone,
             [each.message_id for each in waiting if each.state == RELEASED and each.message_id not in gone],
         )

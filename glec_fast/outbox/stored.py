@@ -153,7 +153,8 @@ class DurableOutbox(RowOutbox):
             known = self.store.identity
             is_first = not any(self._identity) and known[0] == client_id and known[1] in (owner, *members)
             self._blame.turn_to(self.session.notes if is_first else [])
-            self.is_downgrade_recorded = self.is_downgrade_recorded and owner == self._identity[1]
+            doubt = self.doubt
+            doubt.is_downgrade_recorded = doubt.is_downgrade_recorded and owner == self._identity[1]
             self._identity = identity
             self._has_session = False
             self.weaknesses.begin(owner)
@@ -163,13 +164,10 @@ class DurableOutbox(RowOutbox):
             return
         self.is_session_foreign = not self._owners.turn_to(client_id, Owner(owner, members, apart))
 
-    def rewind(self) -> None:
-        """Read from the first row again: not what is finished, and not what waits for a broker that is away."""
+    def rewind(self, on_its_way: frozenset[int] = frozenset()) -> None:
+        """Read from the first row again: not what is finished or on its way, nor waits for a broker that is away."""
         with self.lock:
-            parked, finished = self.session.parked_ids(), self._finished.ids.copy()
-        self._rewind(parked, finished)
-
-    def _rewind(self, parked: list[int], finished: list[int], on_its_way: frozenset[int] = frozenset()) -> None:
+            parked, finished = self.session.parked_ids(), self._finished.ids
         self._on_its_way = on_its_way
         # Their rows are met again.
         self._blame.last = []
@@ -267,10 +265,7 @@ class DurableOutbox(RowOutbox):
     def _has_waiting_rows(self) -> bool:
         # In the order in which a row goes its way, so that none is missed between two of them.
         store = self.store
-        return store.has_backlog or store.is_handing_out or self._has_rows_at_hand()
-
-    def _has_rows_at_hand(self) -> bool:
-        return self._rows_gone != len(self._rows) or self._alerts_gone != len(self._alerts)
+        return store.has_backlog or store.is_handing_out or not self._have_all_gone()
 
     def has_to_send(self) -> bool:
         """True where something accepted is yet to leave on this connection, and can before long.
@@ -286,10 +281,11 @@ class DurableOutbox(RowOutbox):
         if session.unsent_bytes > session.sendable_bytes:
             return True
         with self.lock:
-            if self._rows_gone < len(self._rows):
+            left = self._rows.left
+            if left:
                 # What fits and has not gone waits for answers alone, by the bounds of what is on its way.
-                return session.fits(self._rows[self._rows_gone])
-        return not self._has_rows_at_hand() and session.room() > 0 and self._has_waiting_rows()
+                return session.fits(left[0])
+        return self._have_all_gone() and session.room() > 0 and self._has_waiting_rows()
 
     def _publish_direct(self, topic: str, payload: str | bytes, extras: Extras | None) -> PublishHandle | None:
         limits = self.limits
@@ -432,8 +428,8 @@ class DurableOutbox(RowOutbox):
             alerts = [row for row in rows if row[3] == is_alert]
             others = [row for row in rows if row[3] != is_alert]
             with self.lock:
-                self._rows, self._rows_gone = others + self._rows[self._rows_gone :], 0
-                self._alerts, self._alerts_gone = alerts + self._alerts[self._alerts_gone :], 0
+                self._rows.put(others + self._rows.left)
+                self._alerts.put(alerts + self._alerts.left)
         finally:
             self.is_reading = False
 
@@ -442,12 +438,12 @@ class DurableOutbox(RowOutbox):
         self.is_reading = True
         with self.lock:
             # They have gone, and would be in memory beside those that are read now.
-            self._alerts, self._alerts_gone = [], 0
+            self._alerts.put([])
         try:
             rows, is_last = self.store.supply.read(_PULL_ROWS_MAX, alerts=True)
             rows = self._allowed(self._not_on_its_way(rows))
             with self.lock:
-                self._alerts, self._alerts_gone = rows, 0
+                self._alerts.put(rows)
         finally:
             self.is_reading = False
         self.store.on_rows_taken()
@@ -461,14 +457,14 @@ class DurableOutbox(RowOutbox):
         self._more_to_read = False
         self.is_reading = True
         with self.lock:
-            self._rows, self._rows_gone = [], 0
+            self._rows.put([])
         try:
             rows, is_last = self.store.supply.read(_PULL_ROWS_MAX)
             if not is_last:
                 self._more_to_read = True
             rows = self._allowed(self._not_on_its_way(rows))
             with self.lock:
-                self._rows, self._rows_gone = rows, 0
+                self._rows.put(rows)
         finally:
             self.is_reading = False
         self.store.on_rows_taken()
@@ -529,8 +525,8 @@ class DurableOutbox(RowOutbox):
         in_order, has_left = self.is_left, self.session.unsent_bytes == 0
         self.uptime.end()
         self._blame.end()
-        parked, finished, stranded, unproven, unproven_count = self._end_connection()
-        self._rewind(parked, finished)
+        stranded, unproven, unproven_count = self._end_connection()
+        self.rewind()
         if unproven_count:
             self._unproven.end(unproven, unproven_count, by_peer=self._blame.is_by_peer)
         self._requeue(stranded, self._append_stranded)
@@ -625,12 +621,12 @@ class DurableOutbox(RowOutbox):
     def resume(self, session_present: bool, receive_maximum: int) -> None:
         """The broker accepted the connection: read from the first row again, resends first as they are the oldest.
 
-        What is left to the broker, see `void_session`, is handed out by `settle`.
+        What is left to the broker, see `Doubt.void_session`, is handed out by `settle`.
         """
         if not session_present:
             if self.asks_to_keep and not self.is_session_foreign:
                 self.weaknesses.note(Weakness.SESSION_FORGOTTEN)
-            self.void_session()
+            self.doubt.void_session()
         elif not self.is_session_foreign:
             self.weaknesses.note_session()
         self.weaknesses.tell()
@@ -679,11 +675,11 @@ class DurableOutbox(RowOutbox):
             waits_ms = 0 if self._blame.suspicion.is_overdue else _LAST_WAITS_MS
             self._last_at_ms = self.store.since_boot_ms() + waits_ms
             verdicts = self._blame.judge()
-            parked, finished = self._begin_connection(1 if self.is_narrow else self._receive_maximum)
+            self._begin_connection(1 if self.is_narrow else self._receive_maximum)
             if not self.is_narrow:
                 self._allow_aliases()
             self._again.clear()
-            self._rewind(parked, finished)
+            self.rewind()
             self.is_open, self.is_opening = True, False
             # QoS 0 messages may still wait in memory for company; now they can go.
             self.store.request_commit()
@@ -727,10 +723,9 @@ class DurableOutbox(RowOutbox):
                 return
             self._has_held_back = False
             session = self.session
-            parked, finished = session.parked_ids(), self._finished.ids.copy()
             on_its_way = frozenset(session.in_flight_ids()).union(session.refused_ids, self._refused, self._again)
             self._forget_rows()
-        self._rewind(parked, finished, on_its_way)
+        self.rewind(on_its_way)
 
     def look_for_answers(self) -> None:
         """Now and then, on a connection that lasts: ask about PUBRELs that were sent again, see `Unanswered`."""
@@ -762,7 +757,7 @@ class DurableOutbox(RowOutbox):
             if self.is_proving and is_answer:
                 self._open()
             return
-        if count := self.give_up(asked):
+        if count := self.doubt.give_up(asked):
             self.weaknesses.note(Weakness.PUBREL_UNANSWERED, count)
             self.weaknesses.tell()
         self.after_settle()

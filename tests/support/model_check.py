@@ -308,7 +308,7 @@ class World:
 
     def _ledger(self) -> list[tuple[int, Decision]]:
         pending = [] if self.store.pending is None else self.store.pending.in_doubt
-        return [*self.disk.in_doubt, *pending, *self.outbox._in_doubt]
+        return [*self.disk.in_doubt, *pending, *self.outbox.doubt.decisions]
 
     @property
     def broken_sessions(self) -> bool:
@@ -332,8 +332,8 @@ class World:
             tuple(self.disk.dropped.items()), self._suspicion_key(),
             tuple(self.disk.kept.items()), self.outbox.is_session_foreign, self.session.stale,
             None if pending is None else (tuple(pending.done), frozenset(_image(pending.image))),
-            self.store.fingerprint(), tuple(outbox._finished.ids), tuple(row[0] for row in outbox._rows),
-            outbox._rows_gone, tuple(row[0] for row in outbox._alerts), outbox._alerts_gone, outbox._more_to_read,
+            self.store.fingerprint(), tuple(outbox._finished.ids), tuple(row[0] for row in outbox._rows.left),
+            tuple(row[0] for row in outbox._alerts.left), outbox._more_to_read,
             self.session.in_flight, self.session.unreleased,
         )  # fmt: skip
 
