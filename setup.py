@@ -9,7 +9,8 @@ from setuptools import Extension, setup
 DEBUG = os.environ.get("GLEC_DEBUG_BUILD") == "1"
 # GLEC_SANITIZE=alignment, or another list for gcc's -fsanitize, ends the process at the first defect: `make ubsan`.
 SANITIZE = [f"-fsanitize={os.environ['GLEC_SANITIZE']}"] if os.environ.get("GLEC_SANITIZE") else []
-C_FLAGS = ["-O2", "-Wall", "-Wextra", "-UNDEBUG" if DEBUG else "-DNDEBUG"]
+# Python's own flags have -g: a fifth of the compiler's time, for what the wheels are stripped of.
+C_FLAGS = ["-O2", "-Wall", "-Wextra", *(["-UNDEBUG"] if DEBUG else ["-DNDEBUG", "-g0"])]
 if SANITIZE:
     C_FLAGS += [*SANITIZE, "-fno-sanitize-recover=all"]
 
@@ -32,6 +33,8 @@ EXTENSIONS = (
 )
 
 setup(
+    # As many compilers at once as there are cores.
+    options={"build_ext": {"parallel": True}},
     ext_modules=cythonize(
         [
             Extension(
