@@ -29,10 +29,10 @@ def tool(name: str) -> str:
     return str(path)
 
 
-def by_mypy(program: Path, tmp_path: Path, paths: list[str] | None = None) -> dict[int, str]:
-    """Line -> finding, of that program alone. From elsewhere, so that it is found as by a program of others.
+def by_mypy(programs: list[str], tmp_path: Path, paths: list[str]) -> dict[tuple[str, int], str]:
+    """(Program, line) -> finding, of those programs alone. From elsewhere, so that they are found as those of others.
 
-    paths: where the package is, the tree where None; empty for where it is installed.
+    paths: where the package is; empty for where it is installed.
     """
     command = [
         tool("mypy"),
@@ -41,23 +41,23 @@ def by_mypy(program: Path, tmp_path: Path, paths: list[str] | None = None) -> di
         sys.executable,
         "--cache-dir",
         str(tmp_path),
-        str(program),
+        *(str(PROGRAMS / program) for program in programs),
     ]
-    environment = os.environ | {"MYPYPATH": os.pathsep.join([str(ROOT)] if paths is None else paths)}
+    environment = os.environ | {"MYPYPATH": os.pathsep.join(paths)}
     ended = subprocess.run(
         command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=tmp_path, env=environment, check=False
     )
-    found = re.findall(rf"{program.name}:(\d+): error: (.*)", ended.stdout)
+    found = re.findall(r"(\w+\.py):(\d+): error: (.*)", ended.stdout)
     assert found or "Found" in ended.stdout or "Success" in ended.stdout, ended.stdout + ended.stderr
-    return {int(line): text for line, text in found}
+    return {(name, int(line)): text for name, line, text in found if name in programs}
 
 
-def by_pyright(program: Path, tmp_path: Path, paths: list[str] | None = None) -> dict[int, str]:
+def by_pyright(programs: list[str], tmp_path: Path, paths: list[str]) -> dict[tuple[str, int], str]:
     """As `by_mypy`."""
     settings = {
         "typeCheckingMode": "standard",
-        "extraPaths": [str(ROOT)] if paths is None else paths,
-        "include": [str(program)],
+        "extraPaths": paths,
+        "include": [str(PROGRAMS / program) for program in programs],
         "venvPath": str(Path(sys.prefix).parent),
         "venv": Path(sys.prefix).name,
     }
@@ -66,24 +66,19 @@ def by_pyright(program: Path, tmp_path: Path, paths: list[str] | None = None) ->
     command = [tool("basedpyright"), "--outputjson", "-p", str(project)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=tmp_path, check=False)
     report = json.loads(ended.stdout)
-    assert report["summary"]["filesAnalyzed"] == 1
+    assert report["summary"]["filesAnalyzed"] == len(programs)
     errors = [each for each in report["generalDiagnostics"] if each["severity"] == "error"]
-    return {each["range"]["start"]["line"] + 1: each["message"] for each in errors}
+    return {(Path(each["file"]).name, each["range"]["start"]["line"] + 1): each["message"] for each in errors}
 
 
 CHECKERS = pytest.mark.parametrize("check", [by_mypy, by_pyright], ids=["mypy", "pyright"])
 
 
 @CHECKERS
-def test_a_program_typed_against_paho_has_no_finding(check: object, tmp_path: Path) -> None:
-    assert check(PROGRAMS / "good.py", tmp_path) == {}  # type: ignore[operator]
-
-
-@CHECKERS
-def test_each_mistake_is_found(check: object, tmp_path: Path) -> None:
-    program = PROGRAMS / "bad.py"
-    bad = {number for number, line in enumerate(program.read_text().splitlines(), 1) if line.endswith("# BAD")}
-    assert check(program, tmp_path).keys() == bad  # type: ignore[operator]
+def test_each_mistake_is_found_and_nothing_in_a_program_typed_against_paho(check: object, tmp_path: Path) -> None:
+    lines = (PROGRAMS / "bad.py").read_text().splitlines()
+    bad = {("bad.py", number) for number, line in enumerate(lines, 1) if line.endswith("# BAD")}
+    assert check(["good.py", "bad.py"], tmp_path, [str(ROOT)]).keys() == bad  # type: ignore[operator]
 
 
 @CHECKERS
@@ -94,7 +89,7 @@ def test_an_editable_install_is_found(check: object, tmp_path: Path) -> None:
         if os.environ.get("CI"):
             pytest.fail("no editable install of this tree by a path, which `make build` makes before these tests")
         pytest.skip("this environment has no editable install of this tree by a path: make build")
-    assert check(PROGRAMS / "good.py", tmp_path, []) == {}  # type: ignore[operator]
+    assert check(["good.py"], tmp_path, []) == {}  # type: ignore[operator]
 
 
 def test_the_stub_has_every_name_of_paho_s_module() -> None:
