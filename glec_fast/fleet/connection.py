@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from glec_fast.errors import ConfigError, ConnectionLostError
 from glec_fast.runtime.log import logger
+from glec_fast.runtime.thread import is_kept_in
 
 if TYPE_CHECKING:
     from glec_fast.engine.connector import CertificateExpiry
@@ -133,7 +134,9 @@ class Reports:
         """Call the program's method of this name; what it raises is logged."""
         try:
             getattr(self.callback, event)(*arguments)
-        except Exception as error:
+        except BaseException as error:
+            if not is_kept_in(error):
+                raise
             text = f"the connection callback's {event} failed: {error!r}"
             self._log.note(logging.ERROR, "errors in the connection callback", text, text=text, error=error)
 

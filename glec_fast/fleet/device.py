@@ -15,11 +15,11 @@ _IO_BYTES = 1024
 
 
 def memory_usage_mb() -> int:
-    """Resident memory of this process in MiB; its peak where the system has no /proc."""
+    """Resident memory of this process in MiB; its peak where that cannot be read: no /proc, no descriptor left."""
     try:
         # Asked for at each connection: a file object costs as much again as the figure.
         descriptor = os.open(_STATM, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     try:
         return int(os.read(descriptor, _STATM_BYTES).split()[1]) * _PAGE_BYTES // _MIB
@@ -43,6 +43,9 @@ def disk_written_bytes() -> int:
 
 
 def available_storage_mb(path: str | os.PathLike[str]) -> int:
-    """MiB that an unprivileged process may still write on the file system of `path`, which exists."""
-    figures = os.statvfs(path)
+    """MiB that an unprivileged process may still write on the file system of `path`; 0 where that is gone."""
+    try:
+        figures = os.statvfs(path)
+    except OSError:
+        return 0
     return figures.f_bavail * figures.f_frsize // _MIB

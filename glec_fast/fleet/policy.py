@@ -113,7 +113,7 @@ class FleetPolicy(Policy):
 
     def goes_on(self, failed: Failed, error: Exception) -> bool:
         """See `Policy`. Nothing that fails in the network thread may end it while the manager lives."""
-        if isinstance(error, OSError):
+        if isinstance(error, OSError) and not self.retries_first:
             # The first attempt failed, and none is to follow.
             logger.error("no connection is made again: %s", error)
             return False

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from paho.mqtt.enums import LogLevel
 
+from glec_fast.runtime.thread import is_kept_in
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -31,6 +33,8 @@ def tell_dropped(
     for each in dropped:
         try:
             on_drop(paho.client, paho.userdata, each)
-        except Exception as error:  # noqa: PERF203 - each message is told of, whatever became of the others
+        except BaseException as error:  # noqa: PERF203 - each message is told of, whatever became of the others
+            if not is_kept_in(error):
+                raise
             paho.log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_drop: %s", error)
             log.note(logging.ERROR, "errors in on_drop", repr(error), error=error)

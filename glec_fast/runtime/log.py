@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 from typing import Any
 
-from glec_fast.runtime.thread import Thread
+from glec_fast.runtime.thread import is_kept_in
 
 
 class Log:
@@ -30,7 +29,7 @@ class Log:
         try:
             self._logger.log(level, text, *arguments, exc_info=exc_info, stacklevel=stacklevel + 1)
         except BaseException as error:
-            if not isinstance(error, Exception) and not isinstance(threading.current_thread(), Thread):
+            if not is_kept_in(error):
                 raise
             _tell(error, self._logger.name, level, text, arguments)
 

@@ -9,6 +9,14 @@ from typing import Any
 from glec_fast.runtime._lock import Event
 
 
+def is_kept_in(error: BaseException) -> bool:
+    """True where what the program's own code raised ends nothing of ours.
+
+    That is also a SystemExit in a thread of ours, as nothing is raised there from outside.
+    """
+    return isinstance(error, Exception) or isinstance(threading.current_thread(), Thread)
+
+
 class Thread(threading.Thread):
     """As threading.Thread, whose own `join`, where a signal's handler raises in it, takes the thread for ended.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import socket
 import threading
 from typing import TYPE_CHECKING, Any
@@ -168,13 +170,14 @@ def test_inside_on_connected_the_manager_is_connected(broker: Broker, tmp_path: 
     assert seen == [True]
 
 
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
 def test_exceptions_in_the_callbacks_change_nothing(
-    broker: Broker, link: Link, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    broker: Broker, link: Link, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: type[BaseException]
 ) -> None:
     class Broken(Recorder):
         def _add(self, event: Any) -> None:
             super()._add(event)
-            raise ValueError("from the callback")
+            raise kind("from the callback")
 
     recorder = Broken()
     config = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path)
@@ -471,6 +474,37 @@ def test_debug_logging_names_the_packets(broker: Broker, tmp_path: Path, caplog:
         assert logger.level == logging.NOTSET
         caplog.clear()
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("fails", ["statvfs", "open", "anything"])
+def test_what_the_system_fails_does_not_end_the_connection_for_good(
+    broker: Broker, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """As without a descriptor left, or where somebody renames the folder of the queue."""
+    opened = os.open
+
+    def failing(*given: Any) -> int:
+        if given and isinstance(given[0], str) and not given[0].startswith("/proc"):
+            return opened(*given)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    recorder = Recorder()
+    config = quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path, status_interval_s=0.02)
+    with MQTTManager(config) as manager:
+        manager.set_connection_callback(recorder)
+        manager.connect()
+        assert recorder.wait_for_connections()
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                "glec_fast.fleet.heartbeat.memory_usage_mb" if fails == "anything" else f"os.{fails}", failing
+            )
+            if fails == "anything":
+                assert eventually(lambda: manager._reports.attempts > 3)
+            else:
+                manager.publish_status()
+        link.drop()
+        count = recorder.events.count("connected")
+        assert recorder.wait_for_connections(count + 1)
 
 
 @pytest.mark.parametrize(("clean", "present"), [(False, [False, True, True]), (True, [False, False, False])])
