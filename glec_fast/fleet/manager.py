@@ -45,6 +45,7 @@ from glec_fast.mqtt.client import parts_of
 from glec_fast.outbox.handle import PublishHandle
 from glec_fast.runtime import process
 from glec_fast.runtime._lock import Lock
+from glec_fast.runtime.log import logger
 from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.tls.config import TLSConfig
 from glec_fast.validation import check_callback, check_command, check_filter, check_publish
@@ -476,7 +477,8 @@ class MQTTManager(Overseen):
         own = logging.getLogger("glec_fast")
         own.setLevel(logging.DEBUG if enabled else logging.NOTSET)
         if enabled:
-            self._client.enable_logger(own)
+            # Unlike `own`, it raises nothing that a handler does.
+            self._client.enable_logger(logger)  # type: ignore[arg-type]
         else:
             self._client.disable_logger()
 

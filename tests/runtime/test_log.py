@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING
 import apsw
 import pytest
 
+from glec_fast import MQTTManager
 from glec_fast.durable.store import Store
 from glec_fast.runtime.log import logger
+from support.gateway import Recorder, quick_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from glec_fast.testbed.broker import Broker
+    from glec_fast.testbed.link import Link
 
 WAIT_S = 15.0
 HAPPENS: dict[str, Callable[[Path], object]] = {
@@ -60,6 +65,21 @@ def test_what_is_said_stops_nothing(
     assert rows == [str(number) for number in range(9)][-len(rows) :]
     assert len(rows) == (5 if what == "the queue is full" else 9)
     assert handler.count > 0
+    assert handler.kind.__name__ in capsys.readouterr().err
+
+
+def test_the_log_of_packets_stops_nothing_either(
+    handler: Raising, broker: Broker, link: Link, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = Recorder()
+    with MQTTManager(quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path)) as manager:
+        manager.set_connection_callback(recorder)
+        manager.enable_debug_logging()
+        manager.connect()
+        assert recorder.wait_for_connections()
+        link.drop()
+        assert recorder.wait_for_connections(2)
+        manager.enable_debug_logging(False)
     assert handler.kind.__name__ in capsys.readouterr().err
 
 
