@@ -4,15 +4,15 @@
 cdef class Exchanges(Stream):
     """The exchanges that a client has, how many more it may have, and what must be on disk of them."""
 
-    cdef readonly bint durable
+    # QoS 2 waits at the gate.
+    cdef bint durable
     cdef readonly int window
     # 3, 4 or 5, as in CONNECT (MQTT 3.1.2.2).
     cdef public int protocol_version
     # Of the server, on this connection (MQTT 5, 3.2.2.3.3).
-    cdef readonly int receive_maximum
+    cdef int receive_maximum
     # Counts durable images; see `take_image`.
-    cdef readonly uint64_t version
-    cdef uint64_t committed_version
+    cdef uint64_t version, committed_version
     # The owner's word for when the server's session was last known to hold nothing stale; 1 for none. Images carry it.
     cdef public int64_t kept_until
     # Owned here.
@@ -137,11 +137,6 @@ cdef class Exchanges(Stream):
     def is_held_by_stale(self) -> bool:
         """True where a row waited for stale places here, and would have fitted without them; see `prove_kept`."""
         return self.places.is_held_by_stale
-
-    @property
-    def max_unreleased(self) -> int:
-        """The server's limit of QoS 2 exchanges without PUBREL; 65534 where it has none."""
-        return self.places.limit
 
     def prove_kept(self):
         """The server's session is not older than it was, as `kept_until` could tell: nothing in it is stale."""

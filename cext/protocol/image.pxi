@@ -44,25 +44,22 @@ cdef list _load_image(Exchanges known, bytes image):
     for message_id, packet_id, state in entries_of(image):
         if message_id > 0 and packet_id and state == FINISHED:
             finished.append((message_id, message_id + packet_id - 1))
-            continue
-        if state == PLACES:
+        elif state == PLACES:
             noted = packet_id
             known.kept_until = message_id
-            continue
-        if state == LAST_GIVEN:
+        elif state == LAST_GIVEN:
             last_given = packet_id
-            continue
-        if message_id > 0 and state >= NOTE:
+        elif message_id > 0 and state >= NOTE:
             notes.append((message_id, packet_id, state))
-            continue
-        if (message_id <= 0 or packet_id == 0 or state not in (SENT, RELEASED, RESERVED) or message_id in loaded
+        elif (message_id <= 0 or packet_id == 0 or state not in (SENT, RELEASED, RESERVED) or message_id in loaded
                 or packet_id in packet_ids or known.table.exchange_of[packet_id] != ID_FREE):
             raise ValueError(f"an in-flight image with message {message_id} as packet id {packet_id} in state {state}")
-        if state == RESERVED:
-            reserved[packet_id] = message_id
         else:
-            loaded[message_id] = (packet_id, state, 2, True, False)
-        packet_ids.add(packet_id)
+            packet_ids.add(packet_id)
+            if state == RESERVED:
+                reserved[packet_id] = message_id
+            else:
+                loaded[message_id] = (packet_id, state, 2, True, False)
     known.table.last_packet_id = last_given
     for packet_id in packet_ids:
         known.table.exchange_of[packet_id] = ID_TAKEN

@@ -325,16 +325,11 @@ def create_schema(connection: apsw.Connection) -> None:
     with _transaction(connection):
         version = connection.pragma("user_version")
         names = {name for (name,) in connection.execute("SELECT lower(name) FROM sqlite_schema")}
-        if "mqtt_offline_queue" in names:
-            present = {row[1].lower() for row in connection.execute("PRAGMA table_xinfo(mqtt_offline_queue)")}
-            for column, declaration in ADDED.items():
-                if column not in present:
-                    connection.execute(f"ALTER TABLE mqtt_offline_queue ADD COLUMN {column} {declaration}")
-        for table, column, declaration in _ADDED_BESIDE:
-            if table in names:
-                present = {row[1].lower() for row in connection.execute(f"PRAGMA table_xinfo({table})")}
-                if column not in present:
-                    connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
+        of_the_queue = [("mqtt_offline_queue", *added) for added in ADDED.items()]
+        for table, column, declaration in (*of_the_queue, *_ADDED_BESIDE):
+            present = {row[1].lower() for row in connection.execute(f"PRAGMA table_xinfo({table})")}
+            if table in names and column not in present:
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN {column} {declaration}")
         is_ours = "mqtt_offline_queue" not in names or any(name.startswith("glec_") for name in names)
         connection.execute(SCHEMA)
         if "glec_version" in names or version == SCHEMA_VERSION:

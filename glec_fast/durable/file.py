@@ -22,7 +22,7 @@ from glec_fast.durable.database import (
     stops_opening,
     storage_error,
 )
-from glec_fast.durable.lock import QueueLock, create_file, sync_folder
+from glec_fast.durable.lock import QueueLock, create_file, identity_of, sync_folder
 from glec_fast.durable.log_head import follows, read_log_head
 from glec_fast.durable.salvage import (
     COMPANIONS,
@@ -31,6 +31,7 @@ from glec_fast.durable.salvage import (
     clear_the_way,
     copy,
     finish_carry_over,
+    free_name,
     has_remains,
     mark_of,
     new_of,
@@ -119,7 +120,7 @@ class QueueFile:
     def _note_place(self) -> None:
         self._name, self._log_name = str(self.path), f"{self.path}-wal"
         file, log = _look_at(self._name), _look_at(self._log_name)
-        self._place, self._log_place = _identity(file), _identity(log)
+        self._place, self._log_place = identity_of(file), identity_of(log)
         # Whose log that is.
         self._opened = self._lock.inode
         # SQLite cuts it no shorter.
@@ -132,7 +133,7 @@ class QueueFile:
             file, log = _look_at(self._name), _look_at(self._log_name)
         except OSError:
             return False
-        is_found = _identity(file) == self._place and _identity(log) == self._log_place
+        is_found = identity_of(file) == self._place and identity_of(log) == self._log_place
         return is_found and self._is_log_whole(log)
 
     def _is_log_whole(self, log: os.stat_result) -> bool:
@@ -155,7 +156,7 @@ class QueueFile:
             log = _look_at(self._log_name)
         except FileNotFoundError:
             return False
-        return _identity(log) == self._log_place and not self._is_log_whole(log)
+        return identity_of(log) == self._log_place and not self._is_log_whole(log)
 
     def salvage_in_use(self, damage: Exception, row_count: int = 0) -> None:
         """Carry over what can be read of a file that was found damaged in use: `connection` is then another.
@@ -176,7 +177,7 @@ class QueueFile:
     def _has_name(self) -> bool:
         """False where no file has it. Raises QueueReplacedError where another has."""
         try:
-            found = _identity(_look_at(self._name))
+            found = identity_of(_look_at(self._name))
         except FileNotFoundError:
             return False
         # What an attempt that failed has put there is locked.
@@ -187,7 +188,7 @@ class QueueFile:
     def _has_log(self) -> bool:
         """False where the log that is open has lost its name."""
         try:
-            return self._lock.inode != self._opened or _identity(_look_at(self._log_name)) == self._log_place
+            return self._lock.inode != self._opened or identity_of(_look_at(self._log_name)) == self._log_place
         except FileNotFoundError:
             return False
 
@@ -228,7 +229,7 @@ class QueueFile:
         copied = self.path.with_name(self.path.name + "-copy")
         self._copy_bytes_to(copied)
         self._clear_companions()
-        self._place = _identity(_look_at(str(copied)))
+        self._place = identity_of(_look_at(str(copied)))
         for suffix in ("-wal", ""):
             with suppress(FileNotFoundError):
                 copied.with_name(copied.name + suffix).rename(self.path.with_name(self.path.name + suffix))
@@ -243,9 +244,7 @@ class QueueFile:
 
         Where it raises, which is apsw.Error or OSError, there is none.
         """
-        number = 1
-        while (path := self.path.with_name(f"{self.path.name}.replaced-{number}")).exists():
-            number += 1
+        path = free_name(self.path, "replaced")
         try:
             try:
                 self._copy_to(path)
@@ -281,7 +280,7 @@ class QueueFile:
         self._lock.copy_to(path)
         for each in Path("/proc/self/fd").iterdir():
             with suppress(OSError):
-                if self._lock.inode == self._opened and _identity(each.stat()) == self._log_place:
+                if self._lock.inode == self._opened and identity_of(each.stat()) == self._log_place:
                     copy(each, path.with_name(path.name + "-wal"))
                     return
 
@@ -313,10 +312,6 @@ def discard(connection: apsw.Connection) -> None:
 def _look_at(name: str) -> os.stat_result:
     # As text: half of what a Path costs, in every transaction.
     return os.stat(name)  # noqa: PTH116
-
-
-def _identity(found: os.stat_result) -> tuple[int, int]:
-    return found.st_dev, found.st_ino
 
 
 def holding(path: Path) -> QueueLock:

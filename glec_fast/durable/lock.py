@@ -137,12 +137,12 @@ class QueueLock:
             raise QueueStorageError(
                 f"the queue file {path} is {_kind_of(found.st_mode)}: remove it, or give queue_path another name"
             )
-        inode = _inode_of(found)
+        inode = identity_of(found)
         if any(each.inode == inode for each in _locks):
             raise self._refusal()
         file = FileIO(path, "r+")
         try:
-            if _inode_of(os.fstat(file.fileno())) != inode:
+            if identity_of(os.fstat(file.fileno())) != inode:
                 # Whoever put another file there has it.
                 raise self._refusal()
             fcntl.fcntl(file, fcntl.F_OFD_SETLK, _FIRST_BYTE)
@@ -177,7 +177,8 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _inode_of(found: os.stat_result) -> tuple[int, int]:
+def identity_of(found: os.stat_result) -> tuple[int, int]:
+    """(device, inode): which file it is, whatever name it has."""
     return found.st_dev, found.st_ino
 
 

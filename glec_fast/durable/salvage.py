@@ -54,7 +54,7 @@ def clear_the_way(path: Path) -> None:
         except FileNotFoundError:
             continue
         if not stat.S_ISREG(mode):
-            renamed = _free_name(companion, "not-a-file")
+            renamed = free_name(companion, "not-a-file")
             companion.rename(renamed)
             logger.warning("%s is not a file, and was renamed to %s", companion, renamed.name)
 
@@ -133,7 +133,8 @@ def _set_aside(path: Path) -> Path:
     return kept_as
 
 
-def _free_name(path: Path, kind: str) -> Path:
+def free_name(path: Path, kind: str) -> Path:
+    """The first that no file has of the names that `path` is kept under as `kind`."""
     number = 1
     while os.path.lexists(following := path.with_name(f"{path.name}.{kind}-{number}")):
         number += 1
@@ -142,7 +143,7 @@ def _free_name(path: Path, kind: str) -> Path:
 
 def _kept_names(path: Path) -> tuple[Path, Path]:
     """The latest name that a damaged file was given, and the next."""
-    following = _free_name(path, "damaged")
+    following = free_name(path, "damaged")
     number = int(following.name.rpartition("-")[2])
     return path.with_name(f"{path.name}.damaged-{number - 1}"), following
 

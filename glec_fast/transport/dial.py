@@ -7,6 +7,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import zip_longest
 from math import ceil
 from typing import Any, NamedTuple, TypeAlias
@@ -97,13 +98,9 @@ class Attempt:
 
 def break_link(sock: Any) -> None:
     """End the connection under a socket that another thread may be waiting on."""
-    try:
-        # By its descriptor: a WebSocket has no such method, and ssl's would take TLS from under a handshake.
-        with socket.socket(fileno=os.dup(sock.fileno())) as link:
-            link.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        # It had ended already, as wanted. Callers hold locks, under which nothing is logged.
-        return
+    # Where it had ended already that is as wanted. Callers hold locks, under which nothing is logged.
+    with suppress(OSError):
+        _shut(sock, socket.SHUT_RDWR)
 
 
 def acknowledge_at_once(sock: Any) -> None:
@@ -120,10 +117,15 @@ def acknowledge_at_once(sock: Any) -> None:
 def end_sending(sock: Any) -> None:
     """Let the peer see the end of what was sent; what it sends can still be read."""
     try:
-        with socket.socket(fileno=os.dup(sock.fileno())) as link:
-            link.shutdown(socket.SHUT_WR)
+        _shut(sock, socket.SHUT_WR)
     except OSError as error:
         logger.debug("the link had ended already: %s", error)
+
+
+def _shut(sock: Any, how: int) -> None:
+    # By its descriptor: a WebSocket has no such method, and ssl's would take TLS from under a handshake.
+    with socket.socket(fileno=os.dup(sock.fileno())) as link:
+        link.shutdown(how)
 
 
 def as_ascii(host: str) -> str | bytes:
