@@ -12,19 +12,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from glec_fast.durable.log_head import checksum
 from glec_fast.durable.salvage import copy
 
 _HEADER = struct.Struct(">8I")
 _FRAME = struct.Struct(">6I")
 _MAGIC, _WORDS_ARE_BIG = 0x377F0682, 1
 _SUMMED_BYTES = 8
-_WORD = 0xFFFFFFFF
 _PAGE_MAX_BYTES = 65_536
 # Of a database's header: its count of pages, where that is as new as the change counter says.
 _CHANGES, _PAGES, _PAGES_VALID_FOR = slice(24, 28), slice(28, 32), slice(92, 96)
 _HEADER_BYTES = 100
-
-_Sum = tuple[int, int]
 
 
 class _Frame(NamedTuple):
@@ -85,7 +83,7 @@ def with_whole_frames(path: Path, target: Path) -> bool:
 def _frames(log: Path, page_bytes: int, salts_and_sum: list[int], is_big: bool) -> Iterator[_Frame]:
     """All of it, those that are broken too."""
     salts, before = salts_and_sum[:2], (salts_and_sum[2], salts_and_sum[3])
-    known: _Sum | None = before
+    known: tuple[int, int] | None = before
     with log.open("rb") as file:
         file.seek(_HEADER.size)
         while len(head := file.read(_FRAME.size)) == _FRAME.size and len(data := file.read(page_bytes)) == page_bytes:
@@ -95,15 +93,7 @@ def _frames(log: Path, page_bytes: int, salts_and_sum: list[int], is_big: bool) 
                 yield _Frame(page, pages, data, False)
                 continue
             stored = rest[2], rest[3]
-            is_whole = known is None or _sum(_sum(known, head[:_SUMMED_BYTES], is_big), data, is_big) == stored
+            summed = head[:_SUMMED_BYTES] + data
+            is_whole = known is None or checksum(known, summed, is_big=is_big) == stored
             known = stored
             yield _Frame(page, pages, data, is_whole)
-
-
-def _sum(before: _Sum, data: bytes, is_big: bool) -> _Sum:
-    words = struct.unpack(f"{'>' if is_big else '<'}{len(data) // 4}I", data)
-    first, second = before
-    for index in range(0, len(words), 2):
-        first = (first + words[index] + second) & _WORD
-        second = (second + words[index + 1] + first) & _WORD
-    return first, second

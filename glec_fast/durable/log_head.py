@@ -15,7 +15,7 @@ _COUNTED = 24
 _COUNT = slice(12, 16)
 # The last bit says in which byte order checksums are made.
 _MAGIC = 0x377F0682
-_WORD = 1 << 32
+_WORD = 0xFFFFFFFF
 
 
 def read_log_head(name: str) -> bytes:
@@ -39,9 +39,14 @@ def _is_sound(head: bytes) -> bool:
     magic, *_, first, second = _HEAD.unpack(head)
     if magic & ~1 != _MAGIC:
         return False
-    words = struct.unpack(">6I" if magic & 1 else "<6I", head[:_COUNTED])
-    one = two = 0
-    for even, odd in zip(words[::2], words[1::2], strict=True):
-        one = (one + even + two) % _WORD
-        two = (two + odd + one) % _WORD
-    return (one, two) == (first, second)
+    return checksum((0, 0), head[:_COUNTED], is_big=bool(magic & 1)) == (first, second)
+
+
+def checksum(before: tuple[int, int], data: bytes, *, is_big: bool) -> tuple[int, int]:
+    """That of the log ("WAL File Format", 4.2), which goes on from the one `before`."""
+    words = struct.unpack(f"{'>' if is_big else '<'}{len(data) // 4}I", data)
+    first, second = before
+    for index in range(0, len(words), 2):
+        first = (first + words[index] + second) & _WORD
+        second = (second + words[index + 1] + first) & _WORD
+    return first, second
