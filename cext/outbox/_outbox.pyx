@@ -43,6 +43,7 @@ from glec_fast.protocol._session import Session
 from glec_fast.durable._steps import Finished, merged
 from glec_fast.outbox._pace import Pace
 from glec_fast.outbox.handle import PublishHandle
+from glec_fast.outbox.weaknesses import Weakness
 from glec_fast.durable.in_doubt import Decision
 from glec_fast.runtime.process import forbid_waiting
 
@@ -68,7 +69,7 @@ include "handles.pxi"
 
 
 cdef class Outbox:
-    """What both kinds share. `on_work` is called, from any thread, when there is something to send."""
+    """What both kinds share."""
 
     cdef readonly object session
     cdef readonly Lock lock
@@ -109,7 +110,8 @@ cdef class Outbox:
     cdef readonly bint has_trace
     cdef list trace
     cdef readonly object _published
-    cdef readonly object _on_work
+    # Called, from any thread, when there is something to send.
+    cdef readonly object wake
     cdef set control_ids
     # Finished when a connection went or came, and not yet handed out by `settle`.
     cdef public list untold
@@ -135,7 +137,7 @@ cdef class Outbox:
         self.untold = []
         self.acks = bytearray()
         self.pull_at_s = NEVER_S
-        self._on_work = on_work
+        self.wake = on_work
         self._published = Condition()
 
     def begin_write(self, size_t limit) -> bytes:

@@ -18,8 +18,8 @@ cdef class Doubt:
     cdef bint resends
     # (message id, decision), for the next image.
     cdef readonly list decisions
-    # Messages of QoS 2 that ended with PUBACK, as far as they were told. And the ledger has one of this broker's.
-    cdef Py_ssize_t told_downgraded
+    # Messages of QoS 2 that ended with PUBACK, as far as they were noted. And the ledger has one of this broker's.
+    cdef Py_ssize_t noted_downgraded
     cdef public bint is_downgrade_recorded
 
     def __init__(self, RowOutbox outbox not None, bint resends):
@@ -53,13 +53,13 @@ cdef class Doubt:
 
     cdef bint may_be_odd(self) except -1:
         """True where `sort_out` has something to find."""
-        return self.outbox.session.downgraded_count != self.told_downgraded or self.outbox.session.has_doubtful
+        return self.outbox.session.downgraded_count != self.noted_downgraded or self.outbox.session.has_doubtful
 
     cdef list sort_out(self, list done):
         """What is odd in the acknowledgements of `done`; returns those that are done."""
         cdef list doubtful = self.outbox.session.take_doubtful()
         self.decide(set(), doubtful)
-        if self.outbox.session.downgraded_count != self.told_downgraded and not self.is_downgrade_recorded:
+        if self.outbox.session.downgraded_count != self.noted_downgraded and not self.is_downgrade_recorded:
             # Once for each broker: the others are counted.
             self.is_downgrade_recorded = True
             self.decisions.append((self.outbox.session.downgraded_id, AT_LEAST_ONCE))
@@ -69,12 +69,12 @@ cdef class Doubt:
         self.send_again(doubtful)
         return [message_id for message_id in done if message_id not in doubtful]
 
-    cdef int tell(self) except -1:
+    cdef int note_downgraded(self) except -1:
         """Not under the lock."""
         cdef Py_ssize_t downgraded = self.outbox.session.downgraded_count
-        self.outbox._note_remarks(downgraded - self.told_downgraded)
-        self.told_downgraded = downgraded
-        self.outbox.has_remarks = False
+        if downgraded != self.noted_downgraded:
+            self.outbox.weaknesses.note(Weakness.QOS_2_AS_QOS_1, downgraded - self.noted_downgraded)
+            self.noted_downgraded = downgraded
         return 0
 
     cdef list take(self):

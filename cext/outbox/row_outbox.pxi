@@ -12,12 +12,12 @@ cdef class RowOutbox(Outbox):
     """The part of an outbox over a store that every turn of a flush goes through.
 
     Rows that were read wait in `_rows` until they fit, and alerts that go first in `_alerts`; what is finished is kept
-    until the store takes it. What a subclass has for it to use: `weaknesses`, `is_due`, `_read_again`, `_read_alerts`,
-    `_read_rows`, `_end_orphans`, `_pass_on_refused`, `_note_remarks`, `_may_widen`, `_widen`,
-    `_try_last`, `_blame`.
+    until the store takes it. A subclass says what `is_due`, and makes the parts that are no matter of each turn.
     """
 
     cdef readonly object store
+    # These parts: NextRows, Narrow, Blame, Weaknesses.
+    cdef public object next_rows, narrow, blame, weaknesses
     # What did not fit yet; and alerts, where they have a lane of their own: they wait for nothing but their own kind.
     cdef readonly Lane _rows, _alerts
     cdef public bint _more_to_read
@@ -42,29 +42,29 @@ cdef class RowOutbox(Outbox):
     cdef object wait_durable
     # QoS 0 that went past the store, under negative ids, until the socket has taken it: message, and handle last.
     cdef readonly dict _direct
-    # Ids of messages that are of this connection alone, see `DurableOutbox.say`, in flight.
+    # Ids of messages that are of this connection alone, see `Direct.say`, in flight.
     cdef readonly set _said
     cdef public bint _tells_all
     # The server has accepted the connection, and what waits is read for it before it is open.
     cdef public bint is_opening
     # Something was acknowledged on this connection.
     cdef public bint has_progress
-    # The window is one exchange, and no QoS 0 goes, until `_may_widen`.
+    # The window is one exchange, and no QoS 0 goes, until `Narrow.may_widen`.
     cdef public bint is_narrow
     # Nothing more goes until all that is on its way is answered: what goes last is due.
     cdef public bint makes_way
-    # Messages are suspected of ending connections: `_blame` is to hear of what is finished.
+    # Messages are suspected of ending connections: `blame` is to hear of what is finished.
     cdef public bint has_suspects
     # The broker has refused a message on this connection, and may end it for that.
     cdef public bint has_refusals
     # Rows are between the store and `_rows`.
     cdef public bint is_reading
-    # Something of the broker's is to be told, see `_note_remarks`.
+    # `weaknesses` has something to tell.
     cdef public bint has_remarks
     # Of what leaves, where that is bounded by count; else None. And what it last gave.
     cdef public object quota
     cdef public int64_t _granted
-    cdef InTheAir _in_the_air
+    cdef Unproven _in_the_air
     # QoS 0 of the store is rare and large: whether it has arrived is asked right behind it, in the same segment, and
     # not some seconds later, in three of their own.
     cdef public bint asks_at_once
@@ -90,7 +90,7 @@ cdef class RowOutbox(Outbox):
         self.wait_durable = store.wait_durable
         self._direct = {}
         self._said = set()
-        self._in_the_air = InTheAir()
+        self._in_the_air = Unproven()
         self._pulling = Lock("Outbox._pulling")
 
     cdef object _take(self, client, str topic, bytes payload, qos, retain, properties, Py_ssize_t size):
@@ -107,11 +107,11 @@ cdef class RowOutbox(Outbox):
     def _pull(self):
         if not self.makes_way:
             self._pull_rows()
-        cdef bint tries = (self.has_suspects or self.makes_way) and self._try_last()
-        if self.is_narrow and not tries and self._may_widen():
-            self._widen()
+        cdef bint tries = (self.has_suspects or self.makes_way) and self.narrow.try_last()
+        if self.is_narrow and not tries and self.narrow.may_widen():
+            self.narrow.widen()
             self._pull_rows()
-            tries = self.has_suspects and self._try_last()
+            tries = self.has_suspects and self.narrow.try_last()
         if tries:
             self._pull_rows()
         if self.session.wants_commit:
@@ -129,15 +129,17 @@ cdef class RowOutbox(Outbox):
 
     def _pull_rows(self):
         if self._again and self.is_open and self.is_due:
-            self._read_again()
+            self.next_rows.read_again()
         if self.quota is not None:
             with self.lock:
                 self._fill_quota()
         # Once there is something to send, the broker begins on it while the next are read.
         while self.is_open:
-            if self._admit_alerts() and self._read_alerts():
+            if self._admit_alerts() and self.next_rows.read(alerts=True):
                 continue
-            if not (self._admit_rows() and not self.session.sendable_bytes and self._may_read() and self._read_rows()):
+            if not self._admit_rows() or self.session.sendable_bytes or not self._may_read():
+                break
+            if not self.next_rows.read(alerts=False):
                 break
         if self.quota is not None:
             with self.lock:
@@ -146,10 +148,10 @@ cdef class RowOutbox(Outbox):
                 self.pull_at_s = self.quota.next_s if is_held_back else NEVER_S
         if self._may_have_orphans and self.is_open and not self._more_to_read and self._have_all_gone():
             if not self.store.has_alerts:
-                self._end_orphans()
+                self.next_rows.end_orphans()
 
     cdef bint _may_read(self) except -1:
-        """False where `_read_rows` would find nothing, which is dearer to ask."""
+        """False where `NextRows.read` would find nothing, which is dearer to ask."""
         return self._more_to_read or self.session.in_flight == 0
 
     cpdef bint _fill_quota(self) except -1:
@@ -237,7 +239,7 @@ cdef class RowOutbox(Outbox):
         if refused:
             self.has_refusals = True
         if self.has_suspects and (done or refused):
-            self._blame.on_answered(done + refused)
+            self.blame.on_answered(done + refused)
         if not done:
             return handles
         if self.doubt.may_be_odd():
@@ -327,9 +329,12 @@ cdef class RowOutbox(Outbox):
         cdef Py_ssize_t waiting
         cdef bint is_drained
         if self._refused:
-            self._pass_on_refused()
+            self.next_rows.pass_on_refused()
         if self.has_remarks:
-            self.doubt.tell()
+            self.next_rows.note_lowered()
+            self.doubt.note_downgraded()
+            self.weaknesses.tell()
+            self.has_remarks = False
         if self.has_news:
             self.has_news = False
             waiting = len(self._finished)

@@ -30,7 +30,7 @@ cdef class Lane:
         self.gone = 0
 
 
-cdef class InTheAir:
+cdef class Unproven:
     """QoS 0 that was encoded on this connection and is not proven to have arrived: the newest rows, in their order.
 
     They are counted as the session counts them, over all connections. Whoever calls holds the outbox's lock.

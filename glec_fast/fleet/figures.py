@@ -114,7 +114,7 @@ class Figures:
             expiring_certificates=self._connector.expiring(now_unix_s),
             weaknesses=outbox.weaknesses.counts(),
             lost_in_the_air=outbox.lost_in_the_air,
-            accepted=outbox.accepted_counts(stored.accepted),
+            accepted=(stored.accepted[0] + outbox.direct.count, *stored.accepted[1:]),
             on_disk=stored.on_disk,
             published=session.encoded_counts,
             acknowledged=session.acknowledged_counts,

@@ -84,7 +84,7 @@ class Heartbeat:
     def say(self, status: str) -> None:
         """Ahead of the queue, on this connection alone: later it would not be true."""
         if not self._is_quiet:
-            self._outbox.say(self._topic, self._encoded(status), retain=self._is_retained)
+            self._outbox.direct.say(self._topic, self._encoded(status), retain=self._is_retained)
 
     def take_due(self) -> bool:
         """True where it is time for the next."""

@@ -124,7 +124,7 @@ class Incoming:
 
     def _packet_max_bytes(self) -> int:
         """What the broker takes, as far as that is known."""
-        limits = cast("DurableOutbox", self._parts.outbox).limits
+        limits = cast("DurableOutbox", self._parts.outbox).server.limits
         configured = self._config.max_packet_bytes
         return configured if limits is None else min(configured, limits.packet_max_bytes)
 

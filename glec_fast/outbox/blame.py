@@ -192,7 +192,7 @@ class Blame:
         passed_over |= {rank[-1] for rank in ranks}
         if outbox.is_narrow:
             # All is lowered to it, but for what has an exchange.
-            is_qos_0_all = outbox.limits is not None and outbox.limits.qos_max == 0
+            is_qos_0_all = outbox.server.limits is not None and outbox.server.limits.qos_max == 0
             of_qos_0 = {row[0] for row in rows if row[3] == 0 or (is_qos_0_all and row[0] not in parked)}
             passed_over |= of_qos_0
             if of_qos_0:
@@ -239,7 +239,7 @@ class Blame:
             wanted_bytes = self.suspicion.control_bytes - (session.answered_to - self._begun_bytes)
             is_idle = session.in_flight == 0 and session.unsent_bytes == 0
         count = 1
-        if is_idle and not outbox._has_waiting_rows():
+        if is_idle and not outbox.has_waiting_rows():
             count = max(1, min(-(-wanted_bytes // len(_PINGREQ)), _PROBES_MAX))
         outbox.probes = count
         for _ in range(count):

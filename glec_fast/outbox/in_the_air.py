@@ -63,7 +63,7 @@ class InTheAir:
             register = partial(self.one_by_one.on_queued, row[0]) if is_tried else None
             try:
                 store.append(row[1], row[2], 0, urgent=False, ttl_ms=lasts_ms, extras=extras, register=register)
-                self._outbox._uncounted += 1
+                self._outbox.direct.uncounted += 1
             except (QueueStorageError, QueueClosedError):
                 break
             del self.rows[0]

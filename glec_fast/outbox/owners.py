@@ -29,6 +29,7 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from glec_fast.outbox.unanswered import TRIES
+from glec_fast.outbox.weaknesses import Weakness
 from glec_fast.runtime.log import logger
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ class Owners:
     def __init__(self, outbox: DurableOutbox, on_owner_away: OnOwnerAway) -> None:
         self._outbox = outbox
         self._store = outbox.store
+        # Of the connection that is or comes next.
+        self._identity: Identity = ("", "")
+        # A broker of that owner has accepted a connection of this process: its session is ours.
+        self._has_session = False
+        # Whether this connection asks the broker to keep the session.
+        self.asks_to_keep = True
         self._moves = on_owner_away == "move"
         self._kept = {identity: _decode(kept) for identity, kept in self._store.kept_sessions().items()}
         # Of no other broker than that which is kept.
@@ -78,6 +85,38 @@ class Owners:
         # How often in a row PUBRELs were sent before a session is discarded, and nothing said that they were read.
         self._tries = 0
         self._note_withheld()
+
+    def identify(self, client_id: str, owner: Owner) -> None:
+        """See `DurableOutbox.identify`."""
+        outbox, identity = self._outbox, (client_id, owner.name)
+        if self._identity != identity:
+            known, doubt = self._store.identity, outbox.doubt
+            is_first = not any(self._identity) and known[0] == client_id and known[1] in (owner.name, *owner.members)
+            outbox.blame.turn_to(outbox.session.notes if is_first else [])
+            doubt.is_downgrade_recorded = doubt.is_downgrade_recorded and owner.name == self._identity[1]
+            self._identity = identity
+            self._has_session = False
+            outbox.weaknesses.begin(owner.name)
+        # It is not also where nothing was written since, so that the file does not name it.
+        outbox.is_session_foreign = not (self._has_session or self.turn_to(client_id, owner))
+
+    def begin(self, session_present: bool) -> None:
+        """The broker has accepted the connection. See `Doubt.void_session`."""
+        outbox, identity = self._outbox, self._identity
+        if not session_present:
+            if self.asks_to_keep and not outbox.is_session_foreign:
+                outbox.weaknesses.note(Weakness.SESSION_FORGOTTEN)
+            outbox.doubt.void_session()
+        elif not outbox.is_session_foreign:
+            outbox.weaknesses.note_session()
+        outbox.weaknesses.tell()
+        if outbox.is_session_foreign:
+            # It has none of an earlier connection.
+            self._forget(identity)
+            # On disk with the first QoS 2 message, before it leaves.
+            self._store.speak_next_for(*identity)
+            outbox.is_session_foreign = False
+        self._has_session = True
 
     def turn_to(self, client_id: str, owner: Owner) -> bool:
         """The next connection is to `owner`. True where it has a session of ours. To be called without a connection."""
@@ -103,17 +142,17 @@ class Owners:
                 self._move(other)
         if known != identity or self.withheld:
             self._note_withheld()
-            self._outbox.rewind()
+            self._outbox.next_rows.rewind()
         return self._store.identity == identity
 
-    def left_packet_ids(self, identity: Identity) -> list[int]:
-        """Those that the session of `identity`, which is to be discarded, may hold a message of ours under.
+    def left_packet_ids(self) -> list[int]:
+        """Those that the session, which is to be discarded, may hold a message of ours under.
 
         None where the broker does not read them, however often it was tried: some end the connection over a PUBREL.
         """
         left = [
             exchange.packet_id
-            for each in self._may_be(identity)
+            for each in self._may_be()
             for exchange in self._kept[each]
             if exchange.state in (RELEASED, LEFT)
         ]
@@ -121,27 +160,23 @@ class Owners:
         if self._tries <= TRIES:
             return left
         logger.warning("the broker takes no PUBREL for %d messages that were left to it", len(left))
-        self.on_left_released(identity)
+        self.on_left_released()
         return []
 
-    def on_left_released(self, identity: Identity) -> None:
-        """That broker has read a PUBREL for each of `left_packet_ids`."""
+    def on_left_released(self) -> None:
+        """The broker has read a PUBREL for each of `left_packet_ids`."""
         self._tries = 0
-        if identity in self._kept:
+        if self._identity in self._kept:
             return
-        for each in self._may_be(identity):
+        for each in self._may_be():
             self._move(each)
             self._forget(each)
         self._note_withheld()
-        self._outbox.rewind()
+        self._outbox.next_rows.rewind()
 
-    def on_discarded(self, identity: Identity) -> None:
-        """The broker has no session of an earlier connection."""
-        self._forget(identity)
-
-    def _may_be(self, identity: Identity) -> list[Identity]:
-        """Whose session it may be that the broker of `identity` has."""
-        return [each for each in self._kept if each[0] == identity[0] and each[1] not in self._apart]
+    def _may_be(self) -> list[Identity]:
+        """Whose session it may be that the broker has."""
+        return [each for each in self._kept if each[0] == self._identity[0] and each[1] not in self._apart]
 
     # ---- one owner
 
@@ -177,7 +212,7 @@ class Owners:
             with outbox.lock:
                 outbox.session.resume(False)
         self._note_withheld()
-        outbox.rewind()
+        outbox.next_rows.rewind()
         # Of nobody: from here on what is kept counts.
         self._store.speak_for(known[0], "")
 

@@ -5,14 +5,21 @@ A queue would then begin with the same message on the next connection, for ever.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from glec_fast.durable.extras import ROW_COLUMNS
 from glec_fast.durable.transaction import Row
+from glec_fast.outbox.weaknesses import Weakness
 from glec_fast.validation import PACKET_MAX_BYTES, packet_bytes
 
+if TYPE_CHECKING:
+    from glec_fast.outbox.stored import DurableOutbox
+
 _QOS_MAX = 2
+# Aliases are ours, not a message's.
+_TOPIC_ALIAS_INVALID = 0x94
 
 
 class ServerLimits(NamedTuple):
@@ -46,3 +53,43 @@ def limits_of(connack: Mapping[str, Any], qos_max: int = _QOS_MAX) -> ServerLimi
     packet_max_bytes = connack.get("MaximumPacketSize", PACKET_MAX_BYTES)
     limits = ServerLimits(qos_max, retain_available, packet_max_bytes)
     return None if limits == (_QOS_MAX, True, PACKET_MAX_BYTES) else limits
+
+
+class Server:
+    """That of one outbox's connection, for whoever has its loop. max_qos, max_packet_bytes: see `DurableOutbox`."""
+
+    def __init__(self, outbox: DurableOutbox, max_qos: int, max_packet_bytes: int) -> None:
+        self._outbox = outbox
+        self._max_qos = max_qos
+        self._max_packet_bytes = max_packet_bytes
+        self.limits: ServerLimits | None = None
+        self.receive_maximum = 65_535
+        # What it takes (MQTT 5, 3.2.2.3.8).
+        self._topic_alias_maximum = 0
+
+    @property
+    def packet_max_bytes(self) -> int:
+        """That either side allows."""
+        limits = self.limits
+        return self._max_packet_bytes if limits is None else min(self._max_packet_bytes, limits.packet_max_bytes)
+
+    def meet(self, connack: Mapping[str, Any], asked_s: int) -> None:
+        """See `Outbox.meet`."""
+        outbox = self._outbox
+        if outbox.left_reason == _TOPIC_ALIAS_INVALID:
+            text = "the broker refused a topic alias, so that none is used from now on"
+            outbox.store.log.note(logging.WARNING, "topic aliases that were refused", text, text=text)
+            with outbox.lock:
+                outbox.session.use_aliases(None)
+        self._topic_alias_maximum = connack.get("TopicAliasMaximum", 0)
+        self.limits = limits_of(connack, self._max_qos)
+        granted_s = connack.get("SessionExpiryInterval", asked_s)
+        if granted_s < asked_s:
+            detail = f" (it keeps it for {granted_s} s)"
+            outbox.weaknesses.note(Weakness.SESSION_SHORTENED, detail=detail)
+            outbox.weaknesses.tell()
+
+    def allow_aliases(self) -> None:
+        """Not on a narrow connection: what ends such ones may be the aliases themselves."""
+        with self._outbox.lock:
+            self._outbox.session.allow_aliases(self._topic_alias_maximum, self.packet_max_bytes)

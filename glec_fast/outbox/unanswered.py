@@ -1,4 +1,4 @@
-"""PUBRELs that a broker does not answer when they are sent again, and when they are given up. No I/O, no lock.
+"""PUBRELs that a broker does not answer when they are sent again, and when they are given up.
 
 A broker must answer PUBREL with PUBCOMP, also for a packet id that it does not know (MQTT 3.1.1, 4.3.3). Some say
 nothing (amqtt), some end the connection (rumqttd), and what is behind such a PUBREL would wait for ever. But a broker
@@ -17,19 +17,36 @@ ends. So it takes proof:
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
+from glec_fast.outbox.weaknesses import Weakness
+from glec_fast.runtime.log import logger
+
+if TYPE_CHECKING:
+    from glec_fast.outbox.stored import DurableOutbox
+
 ANSWER_WAIT_S = 30.0
 # A link that is cut behind CONNACK, a byte later each time, ends four connections like this in a row.
 TRIES = 6
+_PINGREQ = b"\xc0\x00"
 
 
 class Unanswered:
-    """Message ids whose PUBREL goes out again, over the connections of one session. The owner serialises calls."""
+    """Message ids whose PUBREL goes out again, over the connections of one outbox. It belongs to whoever holds the
+    outbox's lock. Callers of `on_finished` hold it, the other methods take it; those are for whoever has the loop.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, outbox: DurableOutbox) -> None:
+        self._outbox = outbox
         # On this connection, the oldest first.
         self.suspects: list[int] = []
         # Of those, what is given up once PINGRESP comes.
         self.asked: list[int] = []
+        # The number of the PINGREQ that asks for it.
+        self._asked_at = 0
+        # The connection was accepted, and PINGREQ must be answered before it is opened.
+        self.is_proving = False
         # The connection has, or the next will have, a window of one exchange until something is finished.
         self.is_careful = False
         self._tries = 0
@@ -37,44 +54,76 @@ class Unanswered:
         self._is_doubtful = self._is_proven = False
         self._due_s = 0.0
 
-    def begin(self, suspects: list[int], now_s: float) -> bool:
-        """A connection begins, on which these PUBRELs go again. True where PINGREQ must be answered before them."""
-        self.suspects = sorted(suspects)
-        if not suspects:
-            self.on_finished()
-        self.asked = self.suspects[:1] if self._tries >= TRIES else []
-        self._due_s = now_s + ANSWER_WAIT_S
-        self._is_proven = False
-        return bool(self.asked) or (self._is_doubtful and bool(suspects))
+    def begin(self) -> None:
+        """A connection was accepted, on which PUBRELs go again; `is_proving` says whether it may be opened now."""
+        outbox = self._outbox
+        with outbox.lock:
+            self.suspects = sorted(outbox.session.released_ids())
+            if not self.suspects:
+                self.on_finished()
+            self.asked = self.suspects[:1] if self._tries >= TRIES else []
+            self._due_s = time.monotonic() + ANSWER_WAIT_S
+            self._is_proven = False
+            self.is_proving = bool(self.asked) or (self._is_doubtful and bool(self.suspects))
+        if self.is_proving:
+            outbox.is_opening = False
+            self.ask()
 
-    def are_overdue(self, now_s: float) -> bool:
-        """True, each time that the wait is over, where PINGREQ should ask about what is not answered."""
+    def ask(self) -> None:
+        """PINGRESP will say that what was asked before has no answer."""
+        outbox = self._outbox
+        with outbox.lock:
+            outbox.put_packet(_PINGREQ)
+            self._asked_at = outbox.session.pings_put
+
+    def look(self) -> None:
+        """Now and then, on a connection that lasts, where no other PINGREQ is on its way: ask for what is overdue."""
+        now_s, session = time.monotonic(), self._outbox.session
         if not self.suspects or self.asked or now_s < self._due_s:
-            return False
+            return
         self._due_s = now_s + ANSWER_WAIT_S
-        return True
+        with self._outbox.lock:
+            waiting = frozenset(session.unanswered_ids())
+            self.asked = [message_id for message_id in self.suspects if message_id in waiting]
+        if self.asked:
+            self.ask()
 
-    def on_pingresp(self) -> list[int]:
-        """Returns what is to be given up."""
-        asked, self.asked = self.asked, []
-        self._is_proven = True
-        self.suspects = [message_id for message_id in self.suspects if message_id not in asked]
-        return asked
+    def on_pingresp(self) -> bool:
+        """Messages may be given up for it, and left to the broker; True where more may be sent for it."""
+        outbox = self._outbox
+        with outbox.lock:
+            # Others may have been put before.
+            if outbox.session.pings_answered < self._asked_at:
+                return False
+            asked, self.asked = self.asked, []
+            self._is_proven = True
+            self.suspects = [message_id for message_id in self.suspects if message_id not in asked]
+        if asked and (count := outbox.doubt.give_up(asked)):
+            outbox.weaknesses.note(Weakness.PUBREL_UNANSWERED, count)
+            outbox.weaknesses.tell()
+        return self.is_proving or bool(asked)
 
     def on_finished(self) -> None:
         """The broker acknowledges, and there is nothing wrong with what it was sent so far."""
         self._tries = 0
         self.is_careful = self._is_doubtful = False
 
-    def end(self, *, has_left: bool, in_order: bool) -> int:
-        """The connection ended with nothing finished. Returns the number of this try, 0 where it proves nothing.
+    def end(self, *, has_left: bool, in_order: bool) -> None:
+        """The connection ended; it is another try, or proves nothing.
 
         has_left: all that was for the broker. in_order: the broker ended the connection so.
         """
-        is_case = bool(self.suspects) and not self.asked and self.is_careful and has_left
-        is_try = is_case and (in_order or (self._is_doubtful and self._is_proven))
-        self._is_doubtful = self._is_doubtful or (is_case and not in_order)
-        self.is_careful = self.is_careful or bool(self.suspects)
-        self.suspects, self.asked = [], []
-        self._tries += is_try
-        return self._tries if is_try else 0
+        with self._outbox.lock:
+            if self._outbox.has_progress:
+                self.on_finished()
+                return
+            oldest = self.suspects[:1]
+            is_case = bool(oldest) and not self.asked and self.is_careful and has_left
+            is_try = is_case and (in_order or (self._is_doubtful and self._is_proven))
+            self._is_doubtful = self._is_doubtful or (is_case and not in_order)
+            self.is_careful = self.is_careful or bool(oldest)
+            self.suspects, self.asked = [], []
+            self._tries += is_try
+        if is_try:
+            text = "the broker ended the connection over the PUBREL of message %d, try %d"
+            logger.warning(text, oldest[0], self._tries)

@@ -34,7 +34,7 @@ from glec_fast import (
 from glec_fast.aio import AsyncMQTTManager
 from glec_fast.durable.intake import PENDING_ROWS_MAX
 from glec_fast.engine.reading import Reader
-from glec_fast.outbox.stored import DurableOutbox
+from glec_fast.outbox.narrow import Narrow
 from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.testbed.link import Link
 from glec_fast.transport import dial
@@ -139,12 +139,11 @@ def test_a_narrow_connection_stays_with_its_thread_as_the_queue_is_gone_through_
 ) -> None:
     may_widen = False
 
-    def begin(unanswered: Unanswered, _suspects: list[int], _now_s: float) -> bool:
+    def begin(unanswered: Unanswered) -> None:
         unanswered.is_careful = True
-        return False
 
     monkeypatch.setattr(Unanswered, "begin", begin)
-    monkeypatch.setattr(DurableOutbox, "_may_widen", lambda _outbox: may_widen)
+    monkeypatch.setattr(Narrow, "may_widen", lambda _narrow: may_widen)
 
     async def program() -> None:
         nonlocal may_widen

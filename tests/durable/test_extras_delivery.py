@@ -114,7 +114,7 @@ def test_qos_0_within_the_limits_of_the_server_goes_past_the_queue(broker: Broke
     with closing(Listener(broker)) as listener, glec_fast.Client(V2, "stored", store=path, protocol=V5) as client:
         go_online(client, broker)
         assert eventually(lambda: client._glec_outbox.is_open)
-        client._glec_outbox.limits = ServerLimits(2, True, 100)
+        client._glec_outbox.server.limits = ServerLimits(2, True, 100)
         client.publish("t", "x", 0)
         assert listener.wait_for(1)
         assert client.store._intake.next_id == 1

@@ -253,7 +253,7 @@ class TestQuestion:
             with connected(MQTTManager(self.config(server, tmp_path))) as manager:
                 outbox = parts_of(manager._client).outbox
                 # It has looked for what is queued: until then what comes goes behind that, and as rows are.
-                assert eventually(lambda: outbox.is_open and not outbox._has_waiting_rows())
+                assert eventually(lambda: outbox.is_open and not outbox.has_waiting_rows())
                 for number in range(3):
                     manager.publish("positions", str(number), 0).wait_for_publish(TIMEOUT_S)
             with connected(MQTTManager(self.config(server, tmp_path, answer_timeout_s=0))) as manager:

@@ -204,8 +204,8 @@ def test_qos_0_does_not_overtake_what_is_just_being_read(tmp_path: Path, monkeyp
         gateway.publish("first", 0)
         unpublished = ["second"]
 
-        def read(limit: int, real: Any = gateway.store.supply.read) -> Any:
-            found = real(limit)
+        def read(limit: int, *, alerts: bool, real: Any = gateway.store.supply.read) -> Any:
+            found = real(limit, alerts=alerts)
             # As another thread would.
             while found[0] and unpublished:
                 gateway.publish(unpublished.pop(), 0)

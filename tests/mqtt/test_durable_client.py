@@ -278,8 +278,8 @@ def test_what_a_program_s_own_loop_had_read_is_sent_where_ctrl_c_cuts_in(
     store = client.store
     reads = store.supply.read
 
-    def is_cut(limit: int) -> object:
-        rows = reads(limit)[0]
+    def is_cut(limit: int, *, alerts: bool) -> object:
+        rows = reads(limit, alerts=alerts)[0]
         if rows:
             monkeypatch.undo()
             raise KeyboardInterrupt

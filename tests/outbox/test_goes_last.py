@@ -200,7 +200,7 @@ def test_nothing_makes_way_for_what_is_gone(tmp_path: Path, is_found: bool) -> N
             gateway.connect()
             assert gateway.go_on() == many[:2]
         gateway.wait(DUE_S)
-        (rank,) = gateway.outbox._blame.last
+        (rank,) = gateway.outbox.blame.last
         assert gateway.store.purge([rank[-1]]) == 1
         gateway.commit()
         assert gateway.answer() == many[2:4]
@@ -230,8 +230,8 @@ def test_only_an_answer_clears_a_trait(tmp_path: Path, is_answered: bool) -> Non
         if is_answered:
             assert gateway.answer() == []
         else:
-            gateway.outbox._blame.on_gone([2])
-        assert any(gateway.outbox._blame.suspicion.traits.values()) is not is_answered
+            gateway.outbox.blame.on_gone([2])
+        assert any(gateway.outbox.blame.suspicion.traits.values()) is not is_answered
 
 
 def test_qos_0_that_came_meanwhile_goes_before_what_goes_last(tmp_path: Path) -> None:

@@ -171,9 +171,9 @@ class TestAtTheOutbox:
             gateway.outbox.put_packet(b"\x10\x00", first=True)
             gateway.outbox.put_packet(PINGREQ)
             gateway.send()
-            gateway.outbox._ask_for_answers()
-            gateway.outbox._unanswered.asked = [99]
+            gateway.outbox.unanswered.ask()
+            gateway.outbox.unanswered.asked = [99]
             gateway.outbox.on_pingresp()
-            assert gateway.outbox._unanswered.asked == [99]
+            assert gateway.outbox.unanswered.asked == [99]
             gateway.outbox.on_pingresp()
-            assert gateway.outbox._unanswered.asked == []
+            assert gateway.outbox.unanswered.asked == []

@@ -48,7 +48,7 @@ def test_an_alert_goes_with_qos_1_where_the_broker_has_no_more(
 @pytest.mark.parametrize("max_qos", [0, 1])
 def test_each_goes_with_the_highest_that_there_is(tmp_path: Path, max_qos: int) -> None:
     with ScriptedGateway(tmp_path / "q.db") as gateway:
-        gateway.outbox._max_qos = max_qos
+        gateway.outbox.server._max_qos = max_qos
         gateway.outbox.meet({}, 1)
         for qos in (0, 1, 2):
             gateway.publish(f"{qos}", qos)
@@ -66,7 +66,7 @@ def test_each_goes_with_the_highest_that_there_is(tmp_path: Path, max_qos: int) 
 @pytest.mark.parametrize("queue_order", ["fifo", "alerts_first"])
 def test_what_went_with_qos_0_is_in_the_air(tmp_path: Path, queue_order: str) -> None:
     with ScriptedGateway(tmp_path / "q.db", queue_order=queue_order) as gateway:
-        gateway.outbox._max_qos = 0
+        gateway.outbox.server._max_qos = 0
         gateway.outbox.meet({}, 1)
         ids = {gateway.publish(f"{qos}", qos).message_id for qos in (0, 2, 1, 2)}
         gateway.commit()

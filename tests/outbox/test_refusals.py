@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CONNECT = 1
 ACCEPTED = b"\x20\x03\x00\x00\x00"
 QUOTA_EXCEEDED = 0x97
-PAUSE = "glec_fast.outbox.stored._REFUSED_PAUSE_S"
+PAUSE = "glec_fast.outbox.next_rows._REFUSED_PAUSE_S"
 
 
 def refusal(packet: bytes) -> bytes:

@@ -57,12 +57,12 @@ def test_what_is_refused_behind_it_is_sent_again_on_this_connection(tmp_path: Pa
         gateway.publish("other", 0)
         gateway.commit()
         gateway.connect()
-        assert gateway.outbox._has_held_back
+        assert gateway.outbox.next_rows.has_held_back
         assert send_all(gateway) == ["first"]
         gateway.receive(ack(PUBACK, 1))
         assert send_all(gateway) == ["second"]
         # In flight, as the window is widened.
-        gateway.outbox._blame.suspicion.suspects.clear()
+        gateway.outbox.blame.suspicion.suspects.clear()
         gateway.outbox.pull()
         assert (gateway.outbox.is_narrow, send_all(gateway)) == (False, ["other"])
         gateway.receive(ack(PUBACK, 2, QUOTA_EXCEEDED))

@@ -352,7 +352,7 @@ def test_an_answer_that_is_slow_is_waited_for_and_taken(tmp_path: Path) -> None:
         gateway.cut()
         reconnect(gateway)
         assert gateway.send() == ack(PUBREL, 1)
-        gateway.outbox._unanswered._due_s = 0.0
+        gateway.outbox.unanswered._due_s = 0.0
         gateway.outbox.look_for_answers()
         assert gateway.send() == PINGREQ
         gateway.receive(ack(PUBCOMP, 1))
@@ -369,7 +369,7 @@ def test_a_pubrel_that_has_not_left_is_not_asked_about(tmp_path: Path) -> None:
         gateway.cut()
         reconnect(gateway)
         for expected in (ack(PUBREL, 1), PINGREQ):
-            gateway.outbox._unanswered._due_s = 0.0
+            gateway.outbox.unanswered._due_s = 0.0
             gateway.outbox.look_for_answers()
             assert gateway.send() == expected
         gateway.outbox.on_pingresp()

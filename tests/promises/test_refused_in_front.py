@@ -20,7 +20,7 @@ from paho.mqtt.properties import Properties
 from glec_fast import Client, Dropped, DropReason, MQTTManager
 from glec_fast.durable.store import Store
 from glec_fast.errors import MessageError
-from glec_fast.outbox import stored
+from glec_fast.outbox import next_rows
 from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, eventually, quick_config
 from support.odd_broker import CLOSE, MQTT_5, RESET, OddBroker
@@ -363,7 +363,7 @@ class Recovering(Silent):
 def test_a_message_that_was_passed_over_goes_where_there_is_no_other(
     tmp_path: Path, qos: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored, "_REFUSED_PAUSE_S", 0.1)
+    monkeypatch.setattr(next_rows, "_REFUSED_PAUSE_S", 0.1)
     broker = Recovering()
     timeouts = {"answer_timeout_s": 0.3, "ack_timeout_s": 0.3, "queue_max_retry": 3}
     with broker, MQTTManager(quick_config(broker.url, tmp_path, **timeouts)) as manager:

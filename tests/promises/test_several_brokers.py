@@ -78,7 +78,7 @@ def doubled(counts: Counter[bytes]) -> set[bytes]:
 def has_nothing_for_this_broker(manager: MQTTManager) -> bool:
     outbox = manager._outbox
     is_idle = outbox.is_open and not outbox.session.in_flight and not outbox.session.parked_ids()
-    return is_idle and outbox.stored_count == len(outbox._owners.withheld)
+    return is_idle and outbox.stored_count == len(outbox.owners.withheld)
 
 
 def settle(ways: Ways, sent: dict[int, bytes], manager: MQTTManager) -> set[bytes]:

@@ -262,7 +262,8 @@ class StepClient:
     def __init__(self, world: World, store: StepStore) -> None:
         self.world, self.store = world, store
         self.greeting = SimpleNamespace(accepted=Accepted())
-        self._glec_parts = SimpleNamespace(greeting=self.greeting, outbox=SimpleNamespace(limits=None))
+        server = SimpleNamespace(limits=None)
+        self._glec_parts = SimpleNamespace(greeting=self.greeting, outbox=SimpleNamespace(server=server))
 
     def is_connected(self) -> bool:
         return self.world.is_accepted

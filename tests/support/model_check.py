@@ -144,7 +144,7 @@ class World:
                 found.append("broker handles")
             if self.answers:
                 found.append("answer arrives")
-            if self.outbox._blame.suspicion.aside and not self.outbox.probes:
+            if self.outbox.blame.suspicion.aside and not self.outbox.probes:
                 found.append("look")
             if self.cuts:
                 found.append("cut")
@@ -316,7 +316,7 @@ class World:
         return bool(self.in_doubt) or is_older or (len(self.brokers) == 1 and not self.session_present)
 
     def is_done(self) -> bool:
-        waiting = {each for each in self.disk.rows if each not in self.outbox._owners.withheld}
+        waiting = {each for each in self.disk.rows if each not in self.outbox.owners.withheld}
         return not waiting and not self.broker.inbox and not self.answers
 
     # ---- telling states apart
@@ -338,13 +338,13 @@ class World:
         )  # fmt: skip
 
     def _suspicion_key(self) -> Hashable:
-        outbox, suspicion = self.outbox, self.outbox._blame.suspicion
+        outbox, suspicion = self.outbox, self.outbox.blame.suspicion
         return (
             tuple(sorted(suspicion._exposures.items())), tuple(sorted(suspicion._tries.items())),
             frozenset(suspicion.suspects), frozenset(suspicion.aside), suspicion.control_bytes, outbox.probes,
-            outbox.is_narrow, outbox._has_held_back, frozenset(outbox._blame.leaving), suspicion.passed_over,
-            tuple(suspicion.notes()), suspicion._is_none_the_wiser, suspicion.is_overdue, tuple(outbox._blame.last),
-            outbox.makes_way, outbox._last_at_ms <= outbox.store.since_boot_ms(),
+            outbox.is_narrow, outbox.next_rows.has_held_back, frozenset(outbox.blame.leaving), suspicion.passed_over,
+            tuple(suspicion.notes()), suspicion._is_none_the_wiser, suspicion.is_overdue, tuple(outbox.blame.last),
+            outbox.makes_way, outbox.narrow.last_at_ms <= outbox.store.since_boot_ms(),
         )  # fmt: skip
 
     def probe_kept(self) -> Hashable:
