@@ -23,7 +23,7 @@ from cpython.object cimport PyObject, PyObject_SetAttr
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from cython cimport annotation_typing, freelist, no_gc
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint64_t
 from libc.string cimport memchr
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -210,16 +210,12 @@ cdef class Outbox:
             self.session.put_packet(packet, last)
         return True
 
-    def put_ack(self, bytes ack not None):
+    cpdef put_ack(self, bytes ack):
         """An acknowledgement of ours. It goes out before whatever is put or published after it."""
-        self._put_ack(ack)
-
-    cdef int _put_ack(self, bytes ack) except -1:
         with self.lock:
             self.acks += ack
             self.has_acks = True
             self.answer_bytes += <size_t>PyBytes_GET_SIZE(ack)
-        return 0
 
     def acknowledge(self, arrived, received, bint is_manual):
         """The first of `arrived` has gone through its callbacks; QoS 2 goes to `received`, and has them yet to come.
@@ -236,7 +232,7 @@ cdef class Outbox:
             ack[0] = PUBREC if qos == 2 else PUBACK
             ack[1] = 2
             store_u16(ack + 2, <uint16_t>mid)
-            self._put_ack(PyBytes_FromStringAndSize(<const char*>ack, ACK_BYTES))
+            Outbox.put_ack(self, PyBytes_FromStringAndSize(<const char*>ack, ACK_BYTES))
 
     def put_acks(self):
         """What `put_ack` gave may leave."""
@@ -297,18 +293,15 @@ cdef class Outbox:
     def release_packet_id(self, int packet_id):
         """SUBACK or UNSUBACK came. An id that was not reserved is left as it is."""
         with self.lock:
-            self._release_control_id(packet_id)
+            if packet_id in self.control_ids:
+                self.control_ids.remove(packet_id)
+                self.session.release_packet_id(packet_id)
 
-    cdef int _release_control_id(self, packet_id) except -1:
-        if packet_id in self.control_ids:
-            self.control_ids.remove(packet_id)
-            self.session.release_packet_id(packet_id)
-        return 0
-
-    def _release_control_ids(self):
-        """The connection is gone, and with it the answers; the caller holds the lock."""
+    cdef int _release_control_ids(self) except -1:
+        """The connection is gone, and with it the answers."""
         for packet_id in list(self.control_ids):
-            self._release_control_id(packet_id)
+            Outbox.release_packet_id(self, packet_id)
+        return 0
 
     @property
     def is_to_settle(self) -> bool:

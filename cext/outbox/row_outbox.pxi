@@ -61,9 +61,8 @@ cdef class RowOutbox(Outbox):
     cdef public bint is_reading
     # `weaknesses` has something to tell.
     cdef public bint has_remarks
-    # Of what leaves, where that is bounded by count; else None. And what it last gave.
+    # Of what leaves, where that is bounded by count; else None.
     cdef public object quota
-    cdef public int64_t _granted
     cdef Unproven _in_the_air
     # QoS 0 of the store is rare and large: whether it has arrived is asked right behind it, in the same segment, and
     # not some seconds later, in three of their own.
@@ -157,7 +156,7 @@ cdef class RowOutbox(Outbox):
     cpdef bint _fill_quota(self) except -1:
         """Have the session know what may leave; False where nothing may. The caller holds the lock."""
         if self.quota is not None:
-            self._granted = self.session.publish_quota = self.quota.fill(self._granted - self.session.publish_quota)
+            self.session.publish_quota = self.quota.fill(self.session.publish_quota)
         return self.session.publish_quota > 0
 
     cpdef bint _have_all_gone(self) except -1:

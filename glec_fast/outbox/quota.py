@@ -25,16 +25,18 @@ class Quota:
         self._rate_s = _PART * most_per_s
         self._most = max(_BURST_PART * most_per_s, 1.0)
         self._tokens = self._most
+        self._granted = 0
         self._clock = clock
         self._filled_s = clock()
 
-    def fill(self, used: int) -> int:
-        """So many may leave now, below 0 where too many have. used: since the last call."""
+    def fill(self, left: int) -> int:
+        """So many may leave now, below 0 where too many have. left: of what the last call gave."""
         now_s = self._clock()
-        tokens = self._tokens - used + max(now_s - self._filled_s, 0.0) * self._rate_s
+        tokens = self._tokens - self._granted + left + max(now_s - self._filled_s, 0.0) * self._rate_s
         self._tokens = min(tokens, self._most)
         self._filled_s = now_s
-        return floor(self._tokens)
+        self._granted = floor(self._tokens)
+        return self._granted
 
     @property
     def next_s(self) -> float:

@@ -136,7 +136,7 @@ class DurableOutbox(RowOutbox):
         """Send at most so many PUBLISH packets a second, see `Quota`; before the first connection."""
         with self.lock:
             self.quota = Quota(most_per_s)
-            self._granted = self.session.publish_quota = 0
+            self.session.publish_quota = 0
 
     @property
     def stored_count(self) -> int:
@@ -174,7 +174,11 @@ class DurableOutbox(RowOutbox):
         self.store.append(topic, payload, qos, urgent=self.is_open, extras=extras, register=register)
         # The store asks for the image under our lock, which a signal's handler or a finaliser may have cut into.
         if qos == 2 and self._wait_for_disk and not self.lock.is_mine:
-            self._wait_until_durable(handle)
+            try:
+                self.store.wait_durable(handle.message_id)
+            except QueueStorageError:
+                if self.store.withdraw(handle.message_id):
+                    raise
         return handle
 
     def gather(self, payload: bytes) -> PublishHandle:
@@ -227,13 +231,6 @@ class DurableOutbox(RowOutbox):
         """Wait until the socket has what went past the queue; False at the deadline, of `time.monotonic`."""
         with self._published:
             return bool(self._published.wait_for(lambda: not self._direct, max(deadline_s - time.monotonic(), 0.0)))
-
-    def _wait_until_durable(self, handle: PublishHandle) -> None:
-        try:
-            self.store.wait_durable(handle.message_id)
-        except QueueStorageError:
-            if self.store.withdraw(handle.message_id):
-                raise
 
     def unfinished(self, stops_by_s: float | None) -> int:
         """See `MemoryOutbox.unfinished`: the file keeps them, so that the thread stays until `stops_by_s` at most."""

@@ -44,10 +44,12 @@ class Server:
 def test_no_second_has_more_and_the_link_does_not_stand_idle(most_per_s: int, step_s: float) -> None:
     dice, now_s, sent = random.Random(most_per_s), 100.0, 0
     quota, server = Quota(most_per_s, lambda: now_s), Server(most_per_s)
-    used, ends_s = 0, now_s + min(20 / most_per_s + 30 * step_s, 30)
+    left, ends_s = 0, now_s + min(20 / most_per_s + 30 * step_s, 30)
     while now_s < ends_s:
-        allowed = max(quota.fill(used), 0)
+        granted = quota.fill(left)
+        allowed = max(granted, 0)
         used = allowed if dice.random() < 0.9 else dice.randint(0, allowed)
+        left = granted - used
         server.take(used, now_s)
         sent += used
         next_s = quota.next_s if used == allowed else now_s
@@ -59,7 +61,7 @@ def test_no_second_has_more_and_the_link_does_not_stand_idle(most_per_s: int, st
 def test_what_goes_ahead_of_it_counts() -> None:
     quota = Quota(10, lambda: 5.0)
     assert quota.fill(0) == 1
-    assert quota.fill(3) == -2
+    assert quota.fill(-2) == -2
     assert quota.next_s == pytest.approx(5.0 + 3 / 9)
 
 
