@@ -85,7 +85,8 @@ class Outgoing:
             outbox, status = self.outbox, self._status
             if outbox is None or status.is_closing or self.is_abandoning or self.identity != saved.identity:
                 return None
-            if status.is_moving_in or (status.failure or status.unusable or status.damage) is not None:
+            # A full disk that refuses new rows is none of its business: the log of images has its room.
+            if status.is_moving_in or (status.unusable or status.damage) is not None:
                 return None
             version, image = take_image(outbox, self.finished.ranges, self._in_doubt)
             if self._in_doubt:

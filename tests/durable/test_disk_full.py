@@ -167,6 +167,27 @@ class TestRealDisk:
         assert len(broker.counts()) == 500
         assert size == 0
 
+    def test_alerts_go_though_new_rows_wait_for_room(self, small_disk: Path) -> None:
+        """They stand in the log alone, and what comes behind them is tried again and again."""
+        with ScriptedGateway(small_disk / "queue.db", window=20) as gateway:
+            gateway.connect()
+            gateway.commit()
+            for number in range(60):
+                assert gateway.store.wait_durable(gateway.store.append("t", payload(number), 2), WAIT_S)
+            fill_up(small_disk)
+            gateway.store.append("t", "x" * 400_000, 1)
+            assert eventually(lambda: gateway.store.is_failing)
+            broker = ScriptedBroker()
+            assert eventually(lambda: self._goes_on(gateway, broker) and len(broker.counts()) >= 60)
+            (small_disk / "ballast").unlink()
+
+    @staticmethod
+    def _goes_on(gateway: ScriptedGateway, broker: ScriptedBroker) -> bool:
+        gateway.outbox.pull()
+        broker.feed(gateway.send())
+        gateway.receive(broker.handle(broker.waiting_packets()))
+        return True
+
     def test_many_rows_are_deleted_without_a_free_byte(self, small_disk: Path) -> None:
         path = small_disk / "queue.db"
         with OfflineQueueManager(path) as queue:
