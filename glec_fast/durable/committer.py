@@ -243,7 +243,8 @@ class Committer:
                 commit.anchor = intake.clock.anchor(fresh=is_closing)
             commit.last_id = intake.next_id - 1 if is_closing else None
             self._settle_claims()
-            makes_room = self._overflow.is_tight(commit) or is_closing or not commit.with_rows or bool(commit.jobs)
+            is_asked = any(not job.lasting for job in commit.jobs)
+            makes_room = self._overflow.is_tight(commit) or is_closing or not commit.with_rows or is_asked
             self._outgoing.take(commit, makes_room=makes_room, marked=len(self._dropping.marked))
 
     def _settle_claims(self) -> None:

@@ -8,6 +8,7 @@ import time
 import apsw
 
 from glec_fast.durable._steps import Finished, remove_taken, take_image
+from glec_fast.durable._table import CLEARED_RANGES_MAX
 from glec_fast.durable.in_doubt import Decision
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.schedule import DELETE_ROWS_MAX, DONE_COMMIT_ROWS, Schedule
@@ -139,10 +140,10 @@ class Outgoing:
             # Whoever waits for the last of thousands is told once they are named, and not behind all their pages.
             if not is_due and len(self.finished) >= DONE_COMMIT_ROWS and len(self.finished) > self._named:
                 return []
-            return self.finished.first_ranges(self._delete_rows_max)
-        if is_due:
-            return self.finished.first_ranges(self._delete_rows_max or DELETE_ROWS_MAX)
-        return []
+            is_due = True
+            if len(self.finished.ranges) <= CLEARED_RANGES_MAX:
+                return self.finished.first_ranges(self._delete_rows_max)
+        return self.finished.first_ranges(self._delete_rows_max or DELETE_ROWS_MAX) if is_due else []
 
     def on_committed(self, commit: Commit) -> None:
         """Note what is on disk now. Where this was cut into, a second call does the same."""

@@ -17,9 +17,10 @@ DONE_COMMIT_DELAY_S = 1.0
 _ROWS_COMMIT_SPACING_S = 0.05
 # So many finished rows are worth a transaction of their own, which names them; that a crash does not send them again.
 DONE_COMMIT_ROWS = 1000
-# So many are deleted by one transaction, or where they are in more ranges than can be cleared; more would hold up what
-# comes behind it.
-DELETE_ROWS_MAX = 10_000
+# So many wait at most where they are in more ranges than can be cleared.
+RANGED_ROWS_MAX = 10_000
+# So many are deleted by one transaction; more would hold up what comes behind it, and are no cheaper a row.
+DELETE_ROWS_MAX = 2000
 # So many are left for the table to end up empty, and then cleared by their pages: row by row they take three times as
 # long, and ten times the writes.
 _CLEARED_ROWS_MAX = 100_000
@@ -94,14 +95,14 @@ class Schedule:
             self._delete_due_s = None
         self._put_off_at = put_off_at
         self.request_delete()
-        is_worth_it = waiting - named >= DONE_COMMIT_ROWS or waiting >= DELETE_ROWS_MAX
+        is_worth_it = waiting - named >= DONE_COMMIT_ROWS or waiting >= RANGED_ROWS_MAX
         if is_worth_it or (drained and self.eager > 0):
             self.request()
         return min(put_off_at, named) + DONE_COMMIT_ROWS
 
     def is_delete_due(self, finished: Finished) -> bool:
         """True where these rows have waited for long enough, or for enough of them."""
-        rows_max = _CLEARED_ROWS_MAX if len(finished.ranges) <= CLEARED_RANGES_MAX else DELETE_ROWS_MAX
+        rows_max = _CLEARED_ROWS_MAX if len(finished.ranges) <= CLEARED_RANGES_MAX else RANGED_ROWS_MAX
         if len(finished) > rows_max:
             return True
         return self._delete_due_s is not None and self.monotonic() >= self._delete_due_s

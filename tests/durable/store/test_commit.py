@@ -324,7 +324,7 @@ class TestCommit:
     def test_what_is_named_is_deleted_once_it_is_so_much(
         self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.schedule.DELETE_ROWS_MAX", 50)
+        monkeypatch.setattr("glec_fast.durable.schedule.RANGED_ROWS_MAX", 50)
         monkeypatch.setattr("glec_fast.durable.schedule._CLEARED_ROWS_MAX", 49)
         store = make_store(monotonic=Clock(0.0))
         outbox = RecordingOutbox(store)
@@ -339,7 +339,7 @@ class TestCommit:
     def test_what_can_be_cleared_at_the_end_waits_for_it(
         self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch, step: int
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.schedule.DELETE_ROWS_MAX", 50)
+        monkeypatch.setattr("glec_fast.durable.schedule.RANGED_ROWS_MAX", 50)
         monkeypatch.setattr("glec_fast.durable.outgoing.DELETE_ROWS_MAX", 50)
         monotonic = Clock(0.0)
         store = make_store(monotonic=monotonic)
@@ -358,6 +358,53 @@ class TestCommit:
         store.request_commit()
         assert wait_for(lambda: seen and seen[-1] == 180)
         assert seen == [*range(left - 50, 180, -50), 180]
+
+    def test_all_that_is_in_many_ranges_goes_a_part_with_each_transaction(
+        self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("glec_fast.durable.outgoing.DELETE_ROWS_MAX", 50)
+        store = make_store(monotonic=Clock(0.0))
+        outbox = RecordingOutbox(store)
+        append(store, 240)
+        outbox.read_all()
+        outbox.finish(range(2, 241, 2))
+        store.run(lambda _table: None)
+        seen = []
+        store.watch(lambda: seen.append(len(ids_on_disk(path))))
+        outbox.finish(range(1, 241, 2), drained=True)
+        store.request_commit()
+        assert wait_for(lambda: seen and seen[-1] == 0)
+        assert seen == [70, 20, 0]
+
+    def test_what_is_finished_is_the_oldest_no_more(self, make_store: Callable[..., Store], path: Path) -> None:
+        clock = Clock()
+        store = make_store(monotonic=Clock(0.0), clocks=clock.clocks)
+        outbox = RecordingOutbox(store)
+        for _ in range(3):
+            append(store, 1)
+            clock.now_s += 60
+        outbox.read_all()
+        outbox.finish([1, 2])
+        store.request_commit()
+        outbox.wait(lambda heard: store.size == 1)
+        assert ids_on_disk(path) == [1, 2, 3]
+        assert store.figures().oldest_s == 60
+
+    def test_a_statement_that_nobody_waits_for_has_nothing_deleted(
+        self, make_store: Callable[..., Store], path: Path
+    ) -> None:
+        """As that of a command in the middle of a flush, and the alert that shares its transaction."""
+        store = make_store(monotonic=Clock(0.0))
+        outbox = RecordingOutbox(store)
+        append(store, 100)
+        outbox.read_all()
+        outbox.finish(range(1, 51))
+        done = threading.Event()
+        store.submit(lambda _table: None, lambda _result: done.set())
+        assert done.wait(WAIT_S)
+        assert ids_on_disk(path) == list(range(1, 101))
+        store.run(lambda _table: None)
+        assert ids_on_disk(path) == list(range(51, 101))
 
     def test_who_waits_for_thousands_is_told_before_their_pages_are_cleared(
         self, make_store: Callable[..., Store], path: Path
