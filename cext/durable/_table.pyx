@@ -88,8 +88,8 @@ cdef class QueueTable:
     def data_version(self) -> int:
         return self.execute("PRAGMA data_version").get
 
-    def oldest_ms(self):
-        return self.execute(OLDEST).get
+    def oldest_ms(self, tuple passed not None):
+        return self.execute(OLDEST, passed).get
 
     def strangers(self, int64_t through_id) -> list:
         return [message_id for (message_id,) in self.execute(STRANGERS, (through_id,))]

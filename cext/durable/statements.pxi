@@ -81,7 +81,9 @@ cdef str MOVE_TIMES = (
     " ttl = iif(ttl BETWEEN -?3 AND ?3, ttl + ?1, ttl)"
     " WHERE id >= ?2")
 
-cdef str OLDEST = f"SELECT min(timestamp) FROM mqtt_offline_queue WHERE timestamp BETWEEN 0 AND {TIME_MAX_MS}"
+cdef str OLDEST = (
+    f"SELECT min(timestamp) FROM mqtt_offline_queue WHERE timestamp BETWEEN 0 AND {TIME_MAX_MS}"
+    " AND id NOT BETWEEN ? AND ?")
 cdef str STRANGERS = "SELECT id FROM mqtt_offline_queue WHERE id > ? ORDER BY timestamp, id"
 cdef str ADOPT = (
     "UPDATE mqtt_offline_queue SET id = ?2, timestamp = ?3,"

@@ -41,7 +41,7 @@ def read(path: Path, look: Callable[[apsw.Connection], T]) -> T:
         raise MessageError(says) from error
     try:
         with closing(connect(path, apsw.SQLITE_OPEN_READONLY)) as connection:
-            _leave_out_finished(connection, path)
+            leave_out_finished(connection, path)
             return look(connection)
     except (apsw.SQLError, apsw.NotADBError) as error:
         raise QueueFormatError(f"{path} is not a queue file ({error}): name the queue_path of a program") from error
@@ -49,8 +49,11 @@ def read(path: Path, look: Callable[[apsw.Connection], T]) -> T:
         raise storage_error(path, error) from error
 
 
-def _leave_out_finished(connection: apsw.Connection, path: Path) -> None:
-    """What the image names waits no more, though its row is there until it is worth a transaction."""
+def leave_out_finished(connection: apsw.Connection, path: Path) -> None:
+    """What the image names waits no more, though its row is there until it is worth a transaction.
+
+    connection: to the queue file `path`, or a copy of it.
+    """
     ranges: list[tuple[int, int]] = []
     # Without one, or with one that cannot be read, all are sent. A file of another client has none.
     with suppress(ValueError, OSError, apsw.SQLError):

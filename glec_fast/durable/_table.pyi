@@ -150,8 +150,8 @@ class QueueTable:
     def data_version(self) -> int:
         """Another number than before where another connection has written to the file since. Within a transaction."""
 
-    def oldest_ms(self) -> int | None:
-        """The earliest timestamp that is a time; None where there is none."""
+    def oldest_ms(self, passed: tuple[int, int]) -> int | None:
+        """The earliest timestamp that is a time, but of the ids of this inclusive range; None where there is none."""
     def strangers(self, through_id: int) -> list[int]:
         """The ids above `through_id`, in the order of their rows."""
 

@@ -319,9 +319,10 @@ def holding(path: Path) -> QueueLock:
     return QueueLock(path, create=False)
 
 
-def look_into(path: Path, scratch: Path) -> tuple[int, int | None]:
+def look_into(path: Path, scratch: Path, prepare: Callable[[apsw.Connection, Path], None]) -> tuple[int, int | None]:
     """(messages, Unix milliseconds of the latest), of a copy in the empty folder `scratch`: nothing of it is changed.
 
+    prepare: called with the copy, and `path`.
     Raises QueueFormatError, apsw.Error where it is damaged, OSError.
     """
     check_header(path)
@@ -336,6 +337,7 @@ def look_into(path: Path, scratch: Path) -> tuple[int, int | None]:
     try:
         check(connection, copied)
         create_schema(connection)
+        prepare(connection, path)
         table = QueueTable(connection)
         return table.count(), table.span_ms()[1]
     finally:

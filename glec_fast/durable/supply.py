@@ -122,13 +122,16 @@ class Supply:
         return self.missing([message_id for message_id in ids if message_id <= committed_id])
 
     def oldest_ms(self) -> int | None:
-        """The queue's time at which the oldest row came, None if nobody knows; as it was before where that is busy."""
+        """The queue's time as of the oldest unfinished row, None if nobody knows; as it was where that is busy."""
         if self._status.is_needed():
             return self._oldest_ms
         with self._reader.lock.attempt(_OLDEST_WAIT_S) as is_ours:
             if is_ours:
+                with self._status.lock:
+                    # Thousands of finished rows may come first. Of the others none stays for longer than a second.
+                    passed = self._outgoing.finished.longest
                 with suppress(apsw.Error):
-                    self._oldest_ms = self._reader.table.oldest_ms()
+                    self._oldest_ms = self._reader.table.oldest_ms(passed)
         return self._oldest_ms
 
     def _unsendable(self) -> tuple[Finished, frozenset[int]]:

@@ -17,8 +17,10 @@ import pytest
 
 from glec_fast import OfflineQueueManager, TLSConfig
 from glec_fast.cli.doctor.clock import clock_ahead_s, examine_clock
+from glec_fast.protocol._session import Session
 from support.doctor import Doctor, Report
 from support.properties_file import write_properties
+from support.queue_files import plain
 from support.tls_cases import Cases, new_authority
 
 if TYPE_CHECKING:
@@ -117,6 +119,13 @@ class TestQueue:
         report = self.examine(queue.parent, doctor)
         assert report.status_of("queue") == "ok"
         assert "30 of at most 10000 messages wait" in report.found("queue")
+
+    def test_what_is_finished_waits_no_more(self, queue: Path, doctor: Doctor) -> None:
+        """Behind a program that was killed as its flush ended."""
+        _, image = Session().take_image([(1, 29)])
+        with plain(queue) as database:
+            database.execute("INSERT INTO glec_session VALUES (1, 'truck', 'broker', ?)", (image,))
+        assert "1 of at most 10000 messages waits" in self.examine(queue.parent, doctor).found("queue")
 
     def test_messages_in_the_log_of_a_killed_process(self, tmp_path: Path, doctor: Doctor) -> None:
         program = (

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import apsw
 
 from glec_fast.cli.doctor.finding import Finding
+from glec_fast.cli.queue_file import leave_out_finished
 from glec_fast.durable.database import located
 from glec_fast.durable.file import holding, look_into
 from glec_fast.errors import GlecError, QueueFormatError, QueueLockedError, TLSFileError
@@ -143,7 +144,7 @@ def _examine_queue(path: Path, max_size: int) -> QueueState:
         if path.stat().st_size > _LOOKED_INTO_MAX_BYTES:
             return QueueState(Finding("queue", "ok", f"{path} has {path.stat().st_size / 1e6:.0f} MB"))
         with tempfile.TemporaryDirectory() as scratch:
-            count, latest_ms = look_into(path, Path(scratch))
+            count, latest_ms = look_into(path, Path(scratch), leave_out_finished)
     finally:
         lock.release()
     latest_s = None if latest_ms is None else latest_ms / 1000
