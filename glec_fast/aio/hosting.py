@@ -157,7 +157,13 @@ class Hosting:
         """A thread has the connection from here on, or makes the next."""
         self._is_handing_back = True
         self._let_go()
-        self._client.loop_start()
+        try:
+            self._client.loop_start()
+        except (RuntimeError, OSError) as error:
+            # No thread or descriptor is left.
+            self._log.note(logging.ERROR, "failures of the network thread", shown(error), error=error)
+            self._loop.call_later(_MISC_INTERVAL_S, self._take_over)
+            return
         self._is_handing_back = False
         if self._is_woken:
             # What the loop has not looked for.

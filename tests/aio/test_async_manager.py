@@ -280,6 +280,30 @@ def test_cancelled_at_any_await_nothing_is_lost_or_doubled(
     assert counts.keys() <= accepted | cancelled
 
 
+def test_without_a_thread_for_the_next_connection_it_is_made_once_there_is_one(
+    broker: Broker, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = 0
+
+    def start(_thread: threading.Thread) -> None:
+        nonlocal failed
+        failed += 1
+        raise RuntimeError("can't start new thread")
+
+    async def program() -> None:
+        async with AsyncMQTTManager(quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path)) as manager:
+            await connected(manager)
+            assert network_threads() == []
+            with monkeypatch.context() as patched:
+                patched.setattr(threading.Thread, "start", start)
+                link.drop()
+                assert await eventually(lambda: failed >= 2)
+            await manager.publish("t", "x", 1)
+            assert await manager.flush(TIMEOUT_S)
+
+    run(program)
+
+
 def test_cancelled_as_it_is_entered_or_left_it_lets_go_of_the_file(broker: Broker, tmp_path: Path) -> None:
     used: list[str] = []
 
