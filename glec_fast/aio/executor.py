@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from glec_fast.aio._waiting import Owed
 from glec_fast.runtime._lock import Event
+from glec_fast.runtime.log import shown
 
 if TYPE_CHECKING:
     from glec_fast.fleet.handlers import Call
@@ -76,7 +77,7 @@ class LoopExecutor:
     def note_error(self, error: BaseException) -> None:
         """See `Executor`."""
         self.error_count += 1
-        self._log.note(logging.ERROR, "errors in handlers of messages", repr(error), error=error)
+        self._log.note(logging.ERROR, "errors in handlers of messages", shown(error), error=error)
 
     def refuse(self) -> None:
         """Begin no call any more; one that is cancelled from here on was not handled. For the loop's thread."""

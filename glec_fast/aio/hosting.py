@@ -23,6 +23,7 @@ from paho.mqtt.enums import MQTTErrorCode
 from glec_fast._paho import Paho
 from glec_fast.aio._waiting import Owed
 from glec_fast.mqtt.client import Client, parts_of
+from glec_fast.runtime.log import shown
 
 if TYPE_CHECKING:
     from glec_fast.durable.store import Store
@@ -238,7 +239,7 @@ class Hosting:
                 rc = self._parts.writer.write(_WRITES_A_TURN)
         except Exception as error:
             # As with a thread: nothing that fails here may end it while the manager lives.
-            self._log.note(logging.ERROR, "failures of the network thread", repr(error), error=error)
+            self._log.note(logging.ERROR, "failures of the network thread", shown(error), error=error)
             paho.close()
             rc = MQTTErrorCode.MQTT_ERR_CONN_LOST
         if rc or paho.sock is not self._sock:

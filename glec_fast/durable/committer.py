@@ -32,7 +32,7 @@ from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Commit
 from glec_fast.durable.writer import Writer
 from glec_fast.errors import QueueStorageError
-from glec_fast.runtime.log import logger
+from glec_fast.runtime.log import logger, shown
 from glec_fast.runtime.thread import Thread
 
 T = TypeVar("T")
@@ -198,7 +198,7 @@ class Committer:
         """Call one who waits for it; an error of its own is logged. kind: of the log line."""
         error = raised_by(call, *arguments)
         if error is not None:
-            self._status.log.note(logging.ERROR, kind, repr(error), error=error)
+            self._status.log.note(logging.ERROR, kind, shown(error), error=error)
             if not isinstance(error, Exception):
                 # From outside, so that another attempt is not cut into.
                 raised_by(call, *arguments)
@@ -325,7 +325,7 @@ class Committer:
             error = None if callback is None else hand_over(callback, commit.dropped)
             if error is not None:
                 # Also a SystemExit: without this thread nothing would reach the disk any more.
-                self._status.log.note(logging.ERROR, "errors in callbacks of the queue", repr(error), error=error)
+                self._status.log.note(logging.ERROR, "errors in callbacks of the queue", shown(error), error=error)
         with self._status.lock:
             self._intake.on_told()
         if outbox is not None and commit.is_salvaged:

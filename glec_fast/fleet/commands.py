@@ -46,6 +46,7 @@ from glec_fast.fleet.inbox import UNCLAIMED_S
 from glec_fast.fleet.payload import as_payload
 from glec_fast.mqtt.inbound_message import kept_message
 from glec_fast.runtime._lock import Lock
+from glec_fast.runtime.log import shown
 from glec_fast.validation import packet_bytes
 
 if TYPE_CHECKING:
@@ -370,7 +371,7 @@ class Commands:
             try:
                 self._store.append_with(topic, reply, REPLY_QOS, statement, told, extras)
             except MessageError as error:
-                self._log.note(logging.ERROR, "commands that cannot be answered", repr(error), error=error)
+                self._log.note(logging.ERROR, "commands that cannot be answered", shown(error), error=error)
             else:
                 return
         self._store.submit(statement, told)

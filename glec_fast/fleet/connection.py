@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from glec_fast.errors import ConfigError, ConnectionLostError
-from glec_fast.runtime.log import logger
+from glec_fast.runtime.log import logger, shown
 from glec_fast.runtime.thread import is_kept_in
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Reports:
         except BaseException as error:
             if not is_kept_in(error):
                 raise
-            text = f"the connection callback's {event} failed: {error!r}"
+            text = f"the connection callback's {event} failed: {shown(error)}"
             self._log.note(logging.ERROR, "errors in the connection callback", text, text=text, error=error)
 
     def _note_link(self, level: int, change: str) -> None:

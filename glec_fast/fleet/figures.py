@@ -13,6 +13,7 @@ from glec_fast.fleet.device import disk_written_bytes
 from glec_fast.fleet.metrics import Metrics
 from glec_fast.mqtt.client import Client, parts_of
 from glec_fast.runtime.latency import Latency
+from glec_fast.runtime.log import shown
 from glec_fast.runtime.thread import is_kept_in
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Drops:
             except BaseException as error:  # noqa: PERF203 - each message is told of, whatever became of the others
                 if not is_kept_in(error):
                     raise
-                self._log.note(logging.ERROR, "errors in the drop callback", repr(error), error=error)
+                self._log.note(logging.ERROR, "errors in the drop callback", shown(error), error=error)
 
     def counts(self) -> dict[tuple[str, int], int]:
         """By reason and QoS."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from glec_fast.runtime._lock import Condition
+from glec_fast.runtime.log import shown
 from glec_fast.runtime.summing_log import SummingLog
 from glec_fast.runtime.thread import Thread
 
@@ -141,7 +142,7 @@ class HandlerPool:
     def note_error(self, error: BaseException) -> None:
         """See `Executor`."""
         self.error_count += 1
-        self._log.note(logging.ERROR, "errors in handlers of messages", repr(error), error=error)
+        self._log.note(logging.ERROR, "errors in handlers of messages", shown(error), error=error)
 
     def close(self, timeout_s: float) -> bool:
         """See `Executor`. In a handler it waits for no other."""

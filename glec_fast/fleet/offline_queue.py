@@ -19,7 +19,7 @@ from glec_fast.fleet.overseen import Overseen
 from glec_fast.fleet.payload import as_payload
 from glec_fast.protocol._session import Session
 from glec_fast.runtime import process
-from glec_fast.runtime.log import logger
+from glec_fast.runtime.log import logger, shown
 from glec_fast.validation import check_id, check_publish, check_ttl
 
 _HOUR_MS = 60 * 60 * 1000
@@ -202,7 +202,7 @@ class OfflineQueueManager(Overseen):
             if self._on_drop is not None:
                 self._on_drop(dropped)
         except Exception as error:
-            self._store.log.note(logging.ERROR, "errors in the drop callback", repr(error), error=error)
+            self._store.log.note(logging.ERROR, "errors in the drop callback", shown(error), error=error)
 
     def release(self) -> None:
         """Write what is pending and let go of the file. Idempotent. Raises QueueStorageError where it cannot."""

@@ -11,7 +11,7 @@ from glec_fast.engine.backoff import Backoff
 from glec_fast.engine.policy import Failed, Policy
 from glec_fast.engine.proof import SHORT_LIFE_S, SHORT_LIVES, Proof
 from glec_fast.errors import PinningError
-from glec_fast.runtime.log import logger
+from glec_fast.runtime.log import logger, shown
 
 if TYPE_CHECKING:
     from glec_fast.durable.outcomes import Dropped
@@ -117,7 +117,7 @@ class FleetPolicy(Policy):
             # The first attempt failed, and none is to follow.
             logger.error("no connection is made again: %s", error)
             return False
-        self._log.note(logging.ERROR, "failures of the network thread", repr(error), error=error)
+        self._log.note(logging.ERROR, "failures of the network thread", shown(error), error=error)
         return failed.begins_anew()
 
 

@@ -16,7 +16,7 @@ from glec_fast.errors import GlecError, MessageError
 from glec_fast.fleet.metrics import metrics_as_json
 from glec_fast.fleet.packet_server import PacketServer
 from glec_fast.runtime._lock import Event
-from glec_fast.runtime.log import logger
+from glec_fast.runtime.log import logger, shown
 from glec_fast.runtime.thread import Thread
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Questions:
         except Exception as error:
             # Whoever else asks is to be answered.
             logger.exception("a question could not be answered")
-            return {"error": f"{error!r}: see the log", "retryable": False}
+            return {"error": f"{shown(error)}: see the log", "retryable": False}
 
     def answer_to(self, content: dict[str, Any]) -> dict[str, object]:
         """The answer to what `asked` returned. Raises GlecError."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from paho.mqtt.enums import LogLevel
 
+from glec_fast.runtime.log import shown
 from glec_fast.runtime.thread import is_kept_in
 
 if TYPE_CHECKING:
@@ -37,4 +38,4 @@ def tell_dropped(
             if not is_kept_in(error):
                 raise
             paho.log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_drop: %s", error)
-            log.note(logging.ERROR, "errors in on_drop", repr(error), error=error)
+            log.note(logging.ERROR, "errors in on_drop", shown(error), error=error)

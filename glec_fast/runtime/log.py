@@ -64,4 +64,12 @@ def _tell(error: BaseException, name: str, level: int, text: str, arguments: tup
         del error
 
 
+def shown(error: BaseException) -> str:
+    """`repr`, of an error of the program's that may have none."""
+    try:
+        return repr(error)
+    except Exception:
+        return type(error).__name__
+
+
 logger = Log("glec_fast")

@@ -314,6 +314,8 @@ class Textless(Exception):  # noqa: N818 - as a program may have it
     def __str__(self) -> str:
         raise ValueError("no text")
 
+    __repr__ = __str__
+
 
 @pytest.mark.parametrize(
     ("returned", "text"),
