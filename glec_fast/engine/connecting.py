@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from glec_fast._paho import ConnectionState, has_own_websocket
@@ -110,7 +111,12 @@ class Connecting:
         """Over TCP; `dial_proxy` is paho's, for where there is a proxy. Raises OSError."""
         paho = self._paho
         if paho.has_proxy():
-            sock = dial_proxy()
+            sock = None
+            with suppress(UnicodeError):
+                sock = dial_proxy()
+            if sock is None:
+                # Without the error, whose frames would keep PySocks' socket open.
+                raise OSError("what the proxy answers is no text")
         else:
             sock = self._connector.dial(paho.host, paho.port, (paho.bind_address, paho.bind_port))
         self._connector.attempt.follow(sock)

@@ -61,6 +61,18 @@ def test_a_proxy_is_asked_for_the_broker_and_given_its_login(broker: Broker, tmp
         proxy.close()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed <socks.socksocket:ResourceWarning")
+def test_a_proxy_that_answers_with_no_text_is_told_of_as_any_failure(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        with MQTTManager(quick_config("tcp://127.0.0.1:1", tmp_path, proxy_url=url)) as manager:
+            manager.connect()
+            client, _ = proxy.accept()
+            with client:
+                client.sendall(b"\xff\r\n\r\n")
+                assert eventually(lambda: "is no text" in str(manager.get_metrics().last_failure))
+
+
 @pytest.mark.parametrize(("scheme", "host"), [("socks5", b"\x01\x7f\x00\x00\x01"), ("socks5h", b"\x03\x09localhost")])
 def test_a_socks_proxy_looks_the_name_up_or_not(broker: Broker, tmp_path: Path, scheme: str, host: bytes) -> None:
     proxy = SOCKSProxy()
