@@ -132,7 +132,7 @@ def test_a_handle_that_is_held_is_told_as_in_paho(broker: Broker, make_client: M
 
 
 def test_more_messages_wait_than_there_are_packet_ids(broker: Broker, tmp_path: Path, make_client: MakeClient) -> None:
-    count = 70_000
+    count = 66_000
     store = Store(tmp_path / "queue.db", max_queue_size=100_000)
     client = make_client(store)
     client.max_inflight_messages = 1000

@@ -383,10 +383,9 @@ class World:
 
 
 def _first_packet_bytes(data: bytes) -> int:
-    for size in range(2, len(data)):
-        if parse(data[:size])[0]:
-            return size
-    return len(data)
+    packets = parse(data)[0]
+    # None here is so long that its length has a second byte.
+    return 2 + len(packets[0].body) if packets else len(data)
 
 
 def _image(image: bytes) -> set[tuple[int, int, int]]:
