@@ -182,6 +182,7 @@ class Committer:
             if commit is None and (self._intake.is_unsure or self._caretaker.may_mend):
                 commit = self._attempt()
         if commit is None:
+            self._save_image()
             self._tell_of_turn()
             return False
         self._tell_all(commit)
@@ -189,6 +190,14 @@ class Committer:
         self._torn_count = 0
         self._tell_of_turn()
         return True
+
+    def _save_image(self) -> None:
+        """The image alone, where the disk refuses the rows: its log has its room also on a full one."""
+        with self._writer.lock:
+            version = self._outgoing.save_image()
+        outbox = self._outgoing.outbox
+        if version is not None and outbox is not None:
+            self._tell("errors in the outbox", outbox.on_committed, version, 0)
 
     def _tell_of_turn(self) -> None:
         if self.on_turn is not None:
@@ -250,9 +259,14 @@ class Committer:
     def _settle_claims(self) -> None:
         """Before the image of this transaction is taken, which must say what the rows' deletion makes of it."""
         outgoing, dropping = self._outgoing, self._dropping
-        if dropping.claimed and not dropping.settle_claims(outgoing.abandon):
+        if not dropping.claimed:
+            return
+        was_abandoning, marked = outgoing.is_abandoning, len(dropping.marked)
+        # First, and until a transaction is on disk: also where this is cut into.
+        outgoing.is_abandoning = True
+        if not dropping.settle_claims(outgoing.abandon):
             self._schedule.request(DONE_COMMIT_DELAY_S)
-        outgoing.is_abandoning = bool(dropping.marked)
+        outgoing.is_abandoning = was_abandoning or len(dropping.marked) > marked
 
     def _clean_up(self, table: QueueTable) -> None:
         if self._dropping.clean_up(table):

@@ -167,16 +167,23 @@ class TestRealDisk:
         assert len(broker.counts()) == 500
         assert size == 0
 
-    def test_alerts_go_though_new_rows_wait_for_room(self, small_disk: Path) -> None:
+    @pytest.mark.parametrize("case", ["as it is", "others are to be dropped", "the store's thread writes images"])
+    def test_alerts_go_though_new_rows_wait_for_room(self, small_disk: Path, case: str) -> None:
         """They stand in the log alone, and what comes behind them is tried again and again."""
         with ScriptedGateway(small_disk / "queue.db", window=20) as gateway:
+            gateway.store.leave_images_to_writer(case == "the store's thread writes images")
             gateway.connect()
             gateway.commit()
+            gateway.cut()
+            for number in range(300 if case == "others are to be dropped" else 0):
+                gateway.store.append("t", f"old {number}", 1, ttl_ms=1000)
             for number in range(60):
                 assert gateway.store.wait_durable(gateway.store.append("t", payload(number), 2), WAIT_S)
             fill_up(small_disk)
             gateway.store.append("t", "x" * 400_000, 1)
             assert eventually(lambda: gateway.store.is_failing)
+            gateway.clock.now_s += 5
+            gateway.connect()
             broker = ScriptedBroker()
             assert eventually(lambda: self._goes_on(gateway, broker) and len(broker.counts()) >= 60)
             (small_disk / "ballast").unlink()
