@@ -140,7 +140,7 @@ class Hosting:
         if self._is_leaving or self._paho.thread is not None:
             return
         if sock is None:
-            self._client.loop_start()
+            self._hand_back()
             return
         self._sock, self._fd = sock, sock.fileno()
         self._parts.wakeup.ring = self._wake
@@ -163,7 +163,11 @@ class Hosting:
         except (RuntimeError, OSError) as error:
             # No thread or descriptor is left.
             self._log.note(logging.ERROR, "failures of the network thread", shown(error), error=error)
-            self._loop.call_later(_MISC_INTERVAL_S, self._take_over)
+            if self._is_leaving:
+                # It is left without one.
+                self._is_handing_back = False
+            else:
+                self._loop.call_later(_MISC_INTERVAL_S, self._take_over)
             return
         self._is_handing_back = False
         if self._is_woken:

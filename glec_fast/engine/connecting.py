@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from glec_fast._paho import ConnectionState, has_own_websocket
@@ -112,11 +111,15 @@ class Connecting:
         paho = self._paho
         if paho.has_proxy():
             sock = None
-            with suppress(UnicodeError):
+            try:
                 sock = dial_proxy()
+            except UnicodeDecodeError:
+                says = "what the proxy answers is no text"
+            except UnicodeError as error:
+                says = f"{paho.host!r} is no name that can be looked up ({error})"
             if sock is None:
                 # Without the error, whose frames would keep PySocks' socket open.
-                raise OSError("what the proxy answers is no text")
+                raise OSError(says)
         else:
             sock = self._connector.dial(paho.host, paho.port, (paho.bind_address, paho.bind_port))
         self._connector.attempt.follow(sock)

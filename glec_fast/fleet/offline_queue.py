@@ -20,6 +20,7 @@ from glec_fast.fleet.payload import as_payload
 from glec_fast.protocol._session import Session
 from glec_fast.runtime import process
 from glec_fast.runtime.log import logger, shown
+from glec_fast.runtime.thread import is_kept_in
 from glec_fast.validation import check_id, check_publish, check_ttl
 
 _HOUR_MS = 60 * 60 * 1000
@@ -201,7 +202,9 @@ class OfflineQueueManager(Overseen):
         try:
             if self._on_drop is not None:
                 self._on_drop(dropped)
-        except Exception as error:
+        except BaseException as error:
+            if not is_kept_in(error):
+                raise
             self._store.log.note(logging.ERROR, "errors in the drop callback", shown(error), error=error)
 
     def release(self) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from glec_fast.fleet.config import MQTTConfig
     from glec_fast.runtime.summing_log import SummingLog
 
+_TICK_AGAIN_S = 1.0
+
 
 class FleetPolicy(Policy):
     """Waits as the specification says, ticks for its manager's timers also while it waits, and goes on for ever."""
@@ -70,10 +72,14 @@ class FleetPolicy(Policy):
         self.aim()
 
     def tick(self) -> float:
-        """See `Policy`."""
-        self._log.tick()
-        self._routes.tick()
-        return max(min(self._tick(), self._log.due_in_s(), self._routes.due_in_s()), 0.0)
+        """See `Policy`. What fails in it ends no connection, nor the thread that waits for the next."""
+        try:
+            self._log.tick()
+            self._routes.tick()
+            return max(min(self._tick(), self._log.due_in_s(), self._routes.due_in_s()), 0.0)
+        except Exception as error:
+            self._log.note(logging.ERROR, "failures of the network thread", shown(error), error=error)
+            return _TICK_AGAIN_S
 
     def next_delay_s(self) -> float:
         """See `Policy`."""

@@ -37,5 +37,5 @@ def tell_dropped(
         except BaseException as error:  # noqa: PERF203 - each message is told of, whatever became of the others
             if not is_kept_in(error):
                 raise
-            paho.log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_drop: %s", error)
+            paho.log(LogLevel.MQTT_LOG_ERR, "Caught exception in on_drop: %s", shown(error))
             log.note(logging.ERROR, "errors in on_drop", shown(error), error=error)

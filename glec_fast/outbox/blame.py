@@ -164,7 +164,6 @@ class Blame:
             if session.answered_to < self._waited_for_to:
                 if not session.pinged_to:
                     outbox.put_packet(_PINGREQ)
-                    outbox.wake()
                 return False
             if self._ignored_at_ms is None:
                 self._ignored_at_ms = now_ms + _ANSWER_WAIT_MS

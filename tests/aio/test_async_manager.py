@@ -304,6 +304,33 @@ def test_without_a_thread_for_the_next_connection_it_is_made_once_there_is_one(
     run(program)
 
 
+def test_left_without_a_thread_for_it_nothing_begins_later(
+    broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+    start = threading.Thread.start
+
+    def refuse_first(thread: threading.Thread) -> None:
+        if thread.name.startswith("paho-mqtt-client") and not refused:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async def program() -> None:
+        later: list[object] = []
+        async with AsyncMQTTManager(quick_config(broker.url, tmp_path)) as manager:
+            await connected(manager)
+            loop = asyncio.get_running_loop()
+            with monkeypatch.context() as patched:
+                patched.setattr(threading.Thread, "start", refuse_first)
+                patched.setattr(loop, "call_later", lambda *given, **_: later.append(given))
+                await manager.disconnect()
+        assert refused
+        assert later == []
+
+    run(program)
+
+
 def test_cancelled_as_it_is_entered_or_left_it_lets_go_of_the_file(broker: Broker, tmp_path: Path) -> None:
     used: list[str] = []
 

@@ -482,8 +482,11 @@ def test_what_the_system_fails_does_not_end_the_connection_for_good(
 ) -> None:
     """As without a descriptor left, or where somebody renames the folder of the queue."""
     opened = os.open
+    failed: list[str] = []
 
     def failing(*given: Any) -> int:
+        if not given:
+            failed.append("heartbeat")
         if given and isinstance(given[0], str) and not given[0].startswith("/proc"):
             return opened(*given)
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -499,12 +502,34 @@ def test_what_the_system_fails_does_not_end_the_connection_for_good(
                 "glec_fast.fleet.heartbeat.memory_usage_mb" if fails == "anything" else f"os.{fails}", failing
             )
             if fails == "anything":
-                assert eventually(lambda: manager._reports.attempts > 3)
+                assert eventually(lambda: failed.count("heartbeat") > 1)
             else:
                 manager.publish_status()
         link.drop()
         count = recorder.events.count("connected")
         assert recorder.wait_for_connections(count + 1)
+
+
+def test_what_fails_again_and_again_between_connections_does_not_end_them_for_good(
+    broker: Broker, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = 0
+
+    def failing() -> float:
+        nonlocal failed
+        failed += 1
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    recorder = Recorder()
+    with MQTTManager(quick_config(f"tcp://127.0.0.1:{link.port}", tmp_path)) as manager:
+        manager.set_connection_callback(recorder)
+        manager.connect()
+        assert recorder.wait_for_connections()
+        with monkeypatch.context() as patched:
+            patched.setattr(manager._policy, "_tick", failing)
+            link.drop()
+            assert eventually(lambda: failed >= 3)
+        assert recorder.wait_for_connections(2)
 
 
 @pytest.mark.parametrize(("clean", "present"), [(False, [False, True, True]), (True, [False, False, False])])

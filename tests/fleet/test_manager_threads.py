@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from glec_fast import Dropped, DropReason, MQTTManager, PublishError
+from glec_fast import Dropped, DropReason, MQTTManager, OfflineQueueManager, PublishError
 from glec_fast.durable.store import Store
 from glec_fast.testbed.subscriber import Subscriber
 from support.clock import Clock
@@ -148,6 +148,20 @@ def test_publishing_from_inside_the_drop_callback(tmp_path: Path) -> None:
         assert last.wait_durable(TIMEOUT_S)
         assert manager.get_metrics().queue_size == 10
     assert len(replaced) >= 30
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_an_exception_in_on_drop_of_the_queue_keeps_none_back(tmp_path: Path, kind: type[BaseException]) -> None:
+    told: list[int] = []
+
+    def fail(dropped: Dropped) -> None:
+        told.append(dropped.message_id)
+        raise kind("from the callback")
+
+    with OfflineQueueManager(tmp_path / "queue.db", on_drop=fail) as queue:
+        ids = [queue.enqueue("t", "x", 1) for _ in range(3)]
+        queue._store.purge(ids)
+        assert eventually(lambda: told == ids)
 
 
 def test_an_exception_in_the_drop_callback_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

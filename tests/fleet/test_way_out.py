@@ -62,6 +62,15 @@ def test_a_proxy_is_asked_for_the_broker_and_given_its_login(broker: Broker, tmp
 
 
 @pytest.mark.filterwarnings("ignore:unclosed <socks.socksocket:ResourceWarning")
+def test_a_name_that_is_none_is_not_the_proxy_s_fault(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        with MQTTManager(quick_config("tcp://" + "a" * 70 + ".example:1", tmp_path, proxy_url=url)) as manager:
+            manager.connect()
+            assert eventually(lambda: "no name that can be looked up" in str(manager.get_metrics().last_failure))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socks.socksocket:ResourceWarning")
 def test_a_proxy_that_answers_with_no_text_is_told_of_as_any_failure(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as proxy:
         url = f"http://127.0.0.1:{proxy.getsockname()[1]}"

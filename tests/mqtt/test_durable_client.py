@@ -570,6 +570,25 @@ def test_what_another_thread_is_sending_as_the_link_ends_may_have_left(broker: B
     assert client._glec_outbox.session.parked_ids() == [handle.mid]
 
 
+class TextlessError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+    __repr__ = __str__
+
+
+def test_an_error_of_on_drop_that_has_no_text_keeps_nobody_waiting(tmp_path: Path, make_client: MakeClient) -> None:
+    def fail(*_: object) -> None:
+        raise TextlessError
+
+    client = make_client(Store(tmp_path / "queue.db", max_queue_size=1))
+    client.on_drop, client.on_log = fail, lambda *_: None
+    handles = [client.publish("t", "x", 2) for _ in range(3)]
+    for handle in handles[:2]:
+        with pytest.raises(glec_fast.PublishError):
+            handle.wait_for_publish(TIMEOUT_S)
+
+
 def test_drops_are_told_to_on_drop(tmp_path: Path, make_client: MakeClient) -> None:
     client = make_client(Store(tmp_path / "queue.db", max_queue_size=2))
     heard = Heard(client)
