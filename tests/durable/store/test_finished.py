@@ -68,3 +68,17 @@ def test_the_lowest_and_those_behind_them_as_ranges() -> None:
     assert finished.without([(1, 3)]) == [(4, 4), (9, 9)]
     assert finished.first_ranges(5) == finished.ranges == [(1, 4), (9, 9)]
     assert finished.first_ranges(0) == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "ranges"),
+    [
+        ([], []),
+        ([5], [(5, 5)]),
+        ([3, 1, 2, 7, 8], [(1, 3), (7, 8)]),
+        ([2, 2, 3, 3], [(2, 3)]),
+        ([9, -1, 0], [(-1, 0), (9, 9)]),
+    ],
+)
+def test_ranges_cover_just_the_ids(ids: list[int], ranges: list[tuple[int, int]]) -> None:
+    assert ranges_of(ids) == ranges
