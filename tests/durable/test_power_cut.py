@@ -91,10 +91,10 @@ def possible_states(medium: Medium, chance: random.Random) -> Iterator[Files]:
 def every_cut(log: list[Event], settings: Settings, medium: Medium, start: Moment) -> Iterator[tuple[Files, Moment]]:
     """Every state that differs in what the disk holds or what was promised. The moment is good until the next."""
     chance = random.Random(settings.seed)
-    seen: set[tuple[int, int]] = set()
+    seen: set[int] = set()
     for moment in moments(log, medium, settings, start):
         for files in possible_states(medium, chance):
-            key = hash(frozenset(files.items())), moment.version
+            key = hash((frozenset(files.items()), moment.known()))
             if key not in seen:
                 seen.add(key)
                 yield files, moment

@@ -155,7 +155,7 @@ BAD_MESSAGES = {
     "no text": ("\ud800", b"", 2, UnicodeEncodeError),
     "topic of no kind": (7, b"", 0, TypeError),
     "payload of no kind": ("t", 7, 2, TypeError),
-    "packet too large": ("t", bytearray(268_435_455), 2, MessageError),
+    "packet too large": ("t", bytes(268_435_455), 2, MessageError),
 }
 
 

@@ -13,12 +13,12 @@ from support.clock import Clock
 from support.faulty_disk import Event, FaultyDisk, Note
 from support.power_cut import Files, Medium, lay_out
 from support.scripted_broker import ScriptedBroker, publication_of
-from support.scripted_gateway import ScriptedGateway
+from support.scripted_gateway import OnDisk, ScriptedGateway
 from support.session_model import RELEASED, STATES_OF_MESSAGES, decode_image
 from support.wire_reference import PUBLISH, PUBREL, Packet, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
     from pathlib import Path
 
     from glec_fast.durable.outcomes import Dropped
@@ -277,12 +277,14 @@ class Moment:
     # QoS 2 payload -> packet id of the PUBLISH that left, and those whose PUBREL did.
     sent_as: dict[str, int] = field(default_factory=dict)
     released: set[str] = field(default_factory=set)
-    # Changes with all that a check could find different.
-    version: int = 0
+
+    def known(self) -> Hashable:
+        """All that a check could find different; of what only grows, how much there is."""
+        broker = self.broker
+        told = broker.inbox, tuple(broker.held.items()), len(broker.delivered)
+        return told, len(self.accepted), self.now_s, tuple(self.sent_as.items()), len(self.released)
 
     def on_note(self, what: object, protocol_version: int) -> None:
-        if not isinstance(what, TransactionBegins | DroppedAs):
-            self.version += 1
         if isinstance(what, Accepted):
             self.accepted[what.payload] = what
         elif isinstance(what, BrokerIs):
@@ -350,14 +352,15 @@ def check_resumed(files: Files, folder: Path, moment: Moment, settings: Settings
     clock = Clock(moment.now_s, "second boot")
     with open_gateway(folder / QUEUE, settings, clock) as gateway:
         assert gateway.store.salvage is None, "a power cut is no damage"
-        _check_explained(gateway, moment)
-        rows = gateway.rows()
-        kept = {each.message_id for each in gateway.store.quarantined()}
+        found = gateway.on_disk()
+        _check_explained(gateway, found, moment)
+        rows, kept = found.rows, found.quarantined
         assert kept.isdisjoint(rows), "both in the queue and in quarantine"
-        assert gateway.retained() == {message_id for message_id in rows if is_retained(rows[message_id])}
+        assert found.retained == {message_id for message_id in rows if is_retained(rows[message_id])}
         finish(gateway, broker)
-        assert gateway.retained() == set()
-        quarantined = {each.message_id for each in gateway.store.quarantined()} - kept
+        left = gateway.on_disk()
+        assert left.retained == set()
+        quarantined = left.quarantined - kept
     assert all(settings.refuses(rows[message_id]) for message_id in quarantined), "quarantined for nothing"
     may_miss = {
         accepted.payload
@@ -389,7 +392,7 @@ def recorded_recovery(files: Files, folder: Path, moment: Moment, settings: Sett
         return disk.log, start
 
 
-def _check_explained(gateway: ScriptedGateway, moment: Moment) -> None:
+def _check_explained(gateway: ScriptedGateway, found: OnDisk, moment: Moment) -> None:
     """Every QoS 2 packet that left is explained by what is on disk: its row with its packet id and state.
 
     And whose session that was, or it would be discarded, and its messages sent twice.
@@ -397,10 +400,10 @@ def _check_explained(gateway: ScriptedGateway, moment: Moment) -> None:
     assert not (moment.sent_as and gateway.outbox.is_session_foreign), "the broker's session is not known as ours"
     on_disk = {
         message_id: (packet_id, state)
-        for message_id, packet_id, state in decode_image(gateway.image() or b"\1")
+        for message_id, packet_id, state in decode_image(found.image or b"\1")
         if state in STATES_OF_MESSAGES
     }
-    for message_id, payload in gateway.rows().items():
+    for message_id, payload in found.rows.items():
         if payload not in moment.sent_as:
             continue
         assert message_id in on_disk, f"{payload[:9]} left, and its packet id is not on disk"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from threading import Event
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from glec_fast.durable import quarantine
 from glec_fast.durable.extras import RETAINED
 from glec_fast.durable.inflight_log import from_row, latest
 from glec_fast.durable.state_rows import load_session
@@ -16,12 +18,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from glec_fast.durable._table import QueueTable
     from glec_fast.durable.outcomes import Dropped
     from glec_fast.outbox.handle import PublishHandle
     from glec_fast.outbox.owners import OnOwnerAway
 
 CLIENT_ID, BROKER_NAME = "DTG-TEST", "broker:1883"
 ALL_BYTES = 1 << 30
+
+
+class OnDisk(NamedTuple):
+    """Message id -> payload of every row, the ids of those with extras and of those in quarantine, and the image."""
+
+    rows: dict[int, str]
+    retained: set[int]
+    quarantined: set[int]
+    image: bytes
 
 
 class ScriptedGateway:
@@ -46,6 +58,8 @@ class ScriptedGateway:
         self.dropped: list[Dropped] = []
         self.clock = clock or Clock()
         self.store = Store(path, clocks=self.clock.clocks, **settings)
+        self._has_turned = Event()
+        self.store.watch(self._has_turned.set)
         try:
             self.outbox = DurableOutbox(
                 self.store,
@@ -110,28 +124,37 @@ class ScriptedGateway:
 
     def commit(self) -> None:
         """All that waits is on disk, and what that lets go on goes on."""
-        # A transaction tells whoever waits for its statements ahead of the outbox: by the next one it has told both.
-        for _ in range(2):
-            self.store.run(lambda _table: None)
+        # A transaction tells whoever waits for its statements ahead of the outbox; it has told both at its turn's end.
+        self.store.run(lambda _table: self._has_turned.clear())
+        self._has_turned.wait()
         if self.outbox.is_open:
             self.outbox.pull()
         # Where the disk was slow, the pull has left the image to the store's thread.
         while self.session.unsent_bytes != self.session.sendable_bytes:
             self.store.run(lambda _table: None)
 
+    def on_disk(self) -> OnDisk:
+        """In one transaction."""
+
+        def read(table: QueueTable) -> tuple[Any, ...]:
+            extras = list(table.connection.execute("SELECT * FROM glec_extras"))
+            return table.read_all(), extras, quarantine.read_entries(table), load_session(table)
+
+        rows, extras, entries, known = self.store.run(read)
+        return OnDisk(
+            {row[0]: row[2] for row in rows},
+            {row[0] for row in extras},
+            {each.message_id for each in entries},
+            latest(self.store._file.path, from_row(known[2])).image if known is not None else b"",
+        )
+
     def rows(self) -> dict[int, str]:
         """Message id -> payload of every row on disk."""
-        return {row[0]: row[2] for row in self.store.run(lambda table: table.read_all())}
-
-    def retained(self) -> set[int]:
-        """Ids of the messages that have extras on disk."""
-        connection = self.store._writer.connection
-        return {row[0] for row in self.store.run(lambda _: list(connection.execute("SELECT * FROM glec_extras")))}
+        return self.on_disk().rows
 
     def image(self) -> bytes:
         """The in-flight image on disk."""
-        known = self.store.run(load_session)
-        return latest(self.store._file.path, from_row(known[2])).image if known is not None else b""
+        return self.on_disk().image
 
     def close(self) -> None:
         self.outbox.park()

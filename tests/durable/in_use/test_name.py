@@ -67,7 +67,7 @@ LOSSES: dict[str, Callable[[Path], object]] = {
     "its folder deleted": lambda path: shutil.rmtree(path.parent),
     "its log deleted": lambda path: path.with_name("queue.db-wal").unlink(),
     "a folder in its log's place": lambda path: make_folder(path.with_name("queue.db-wal")),
-    "a folder where the copy is made": lambda path: (path.unlink(), path.with_name("queue.db-new").mkdir()),
+    "a folder where the copy is made": lambda path: (path.with_name("queue.db-new").mkdir(), path.unlink()),
     "its log emptied": lambda path: os.truncate(path.with_name("queue.db-wal"), 0),
     "its log overwritten with zeros": lambda path: overwrite_log(path, b"\0"),
     "its log overwritten with ones": lambda path: overwrite_log(path, b"\xff"),
