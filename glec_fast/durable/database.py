@@ -171,6 +171,8 @@ def connect(path: Path, flags: int) -> apsw.Connection:
     connection = apsw.Connection(str(path), flags=flags)
     try:
         connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+        # Else each read of rows compiles its statement anew, as its LIMIT might change the plan.
+        connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         # The first look at the file: one that is damaged is found out here.
         connection.pragma("cache_size", -_CACHE_KIB)
         connection.pragma("page_size", PAGE_BYTES)

@@ -15,6 +15,7 @@ import apsw
 import pytest
 
 from glec_fast.durable import salvage
+from glec_fast.durable._table import QueueTable
 from glec_fast.durable.database import SCHEMA_VERSION
 from glec_fast.durable.file import QueueFile
 from glec_fast.durable.raw_pages import bytes_in_pages
@@ -557,3 +558,23 @@ def test_the_name_of_a_new_file_is_synced(tmp_path: Path, monkeypatch: pytest.Mo
     assert synced == [str(tmp_path)]
     QueueFile(tmp_path / "queue.db").close()
     assert synced == [str(tmp_path)], "the name of a file that was there is on disk already"
+
+
+def test_a_statement_is_compiled_once_however_often_rows_are_read(path: Path) -> None:
+    fill(path, 10)
+    compiled: list[str | None] = []
+
+    def note(_action: int, *about: str | None) -> int:
+        compiled.append(about[0])
+        return apsw.SQLITE_OK
+
+    with closing(QueueFile(path)) as file, closing(file.reader()) as connection:
+        connection.authorizer = note
+        table = QueueTable(connection)
+        ids = [[row[0] for row in table.read_after(0, 0, limit)] for limit in (3, 2)]
+        first_compiled = len(compiled)
+        compiled.clear()
+        ids += [[row[0] for row in table.read_after(0, 0, limit)] for limit in (1, 4)]
+        assert first_compiled > 0
+        assert compiled == []
+        assert ids == [[1, 2, 3], [1, 2], [1], [1, 2, 3, 4]]
