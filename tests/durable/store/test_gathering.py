@@ -230,7 +230,7 @@ class TestFaults:
         with pytest.raises(QueueStorageError):
             gather(gathering, "refused")
         disk.error = None
-        assert wait_for(lambda: on_disk(path) == (["a"], []))
+        assert wait_for(lambda: on_disk(path) == (["a"], []) and not gathering.is_failing)
         assert gather(gathering, "b") is batch
         gathering.close_batch()
         assert gathering.wait_batch_durable(batch, WAIT_S)
