@@ -261,8 +261,9 @@ def test_what_goes_beside_a_suspect_that_is_not_sent_was_not_alone(tmp_path: Pat
         gateway.outbox.is_left = True
     with Gateway(tmp_path / "q.db", protocol_version=5) as gateway:
         gateway.outbox.meet({"MaximumPacketSize": 100}, 0)
-        gateway.publish_all("other")
         gateway.connect()
+        assert gateway.go_on() == []
+        gateway.publish_all("other")
         for _ in range(1 + TRIES):
             assert gateway.go_on() == ["other"]
             gateway.refuse()
