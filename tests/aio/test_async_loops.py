@@ -16,7 +16,7 @@ import pytest
 from glec_fast import ConfigError, ConnectionCallback, MQTTManager, UnsupportedError
 from glec_fast.aio import AsyncMQTTManager, DeliveryHandle
 from glec_fast.fleet.incoming import Incoming
-from support.async_runs import ON_BOTH_LOOPS, eventually, run
+from support.async_runs import ON_BOTH_LOOPS, eventually, new_loop, run
 from support.gateway import TIMEOUT_S, quick_config
 from support.program import Program, kept
 from support.program import run as run_program
@@ -188,6 +188,29 @@ def test_a_loop_that_is_closed_under_it_loses_nothing_and_says_nothing(
     # Some may have arrived; what had not is there.
     assert kept(path) == [str(number) for number in range(10 - len(kept(path)), 10)]
     assert is_connected or len(kept(path)) == 10
+
+
+@ON_BOTH_LOOPS
+def test_its_loop_may_go_on_in_another_thread(broker: Broker, tmp_path: Path, kind: str) -> None:
+    loop = new_loop(kind)
+    manager = AsyncMQTTManager(quick_config(broker.url, tmp_path))
+
+    def go_on() -> None:
+        async def program() -> None:
+            await (await manager.publish("t", "x", 1))
+
+        loop.run_until_complete(asyncio.wait_for(program(), TIMEOUT_S))
+
+    try:
+        loop.run_until_complete(manager.__aenter__())
+        go_on()
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(go_on).result(TIMEOUT_S)
+        go_on()
+        loop.run_until_complete(manager.disconnect())
+    finally:
+        loop.close()
+    assert kept(tmp_path / "queue.db") == []
 
 
 @ON_BOTH_LOOPS
