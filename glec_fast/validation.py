@@ -39,9 +39,8 @@ def check_publish(topic: str, qos: int) -> None:
         raise MessageError("topic is empty; name at least one level")
     if "+" in topic or "#" in topic:
         raise MessageError(f"topic {topic[:100]!r} has a wildcard; + and # are for subscriptions only")
-    if not (topic.isascii() and topic.isprintable()):
+    if not (topic.isascii() and topic.isprintable() and len(topic) <= TOPIC_MAX_BYTES):
         check_text("topic", topic)
-    if len(topic) * 4 > TOPIC_MAX_BYTES or not topic.isascii():
         size_bytes = _utf8_size(f"topic {topic[:100]!r}", topic)
         if size_bytes > TOPIC_MAX_BYTES:
             raise MessageError(f"topic of {size_bytes} bytes; MQTT carries at most {TOPIC_MAX_BYTES}")

@@ -376,10 +376,7 @@ class MQTTManager(Overseen):
                 "user_properties, content_type, response_topic and correlation_data are MQTT 5's: "
                 "set protocol_version to 5, or leave them out"
             )
-        if isinstance(payload, KINDS):
-            data: str | bytes = encode_message(payload, self.device_id, self._store.clock.unix_ms())
-        else:
-            data = as_payload(payload)
+        data = as_payload(payload, self._encoded)
         is_for_batches = self._store.company is not None and qos == Telemetry.QOS and extras is None
         if is_for_batches and topic == self._topic(Telemetry.SUFFIX) and may_be_gathered(data):
             return self._gather(data if isinstance(data, bytes) else data.encode())
@@ -394,7 +391,7 @@ class MQTTManager(Overseen):
         check_kind(telemetry, Telemetry, "publish_telemetry")
         if self._store.company is None:
             return self._publish_typed(telemetry)
-        return self._gather(encode_message(telemetry, self.device_id, self._store.clock.unix_ms()))
+        return self._gather(self._encoded(telemetry))
 
     def _gather(self, telemetry: bytes) -> PublishHandle:
         try:
@@ -423,8 +420,10 @@ class MQTTManager(Overseen):
         return self._publish_typed(status)
 
     def _publish_typed(self, message: TypedMessage) -> PublishHandle:
-        payload = encode_message(message, self.device_id, self._store.clock.unix_ms())
-        return self._outbox.publish(self._topic(message.SUFFIX), payload, message.QOS)
+        return self._outbox.publish(self._topic(message.SUFFIX), self._encoded(message), message.QOS)
+
+    def _encoded(self, message: TypedMessage) -> bytes:
+        return encode_message(message, self.device_id, self._store.clock.unix_ms())
 
     def _topic(self, suffix: str) -> str:
         return topic_of(self.device_id, suffix)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import Enum
 
 from glec_fast.errors import MessageError, PayloadTypeError
 from glec_fast.fleet._json import encode_json
-from glec_fast.fleet.messages import KINDS
+from glec_fast.fleet.messages import KINDS, TypedMessage
 from glec_fast.fleet.values import as_number
 from glec_fast.validation import check_size
 
 
-def as_payload(payload: object) -> str | bytes:
+def as_payload(payload: object, encode: Callable[[TypedMessage], bytes] | None = None) -> str | bytes:
     """The payload as it is stored and sent: text and bytes as they are, a mapping as JSON, None as nothing.
 
-    A number, also of numpy or decimal, becomes its digits; an Enum's member its name.
+    A number, also of numpy or decimal, becomes its digits; an Enum's member its name; a typed message what `encode`
+    makes of it, and is refused without.
     Raises PayloadTypeError, MessageError.
     """
     data: str | bytes
@@ -33,7 +34,11 @@ def as_payload(payload: object) -> str | bytes:
     elif payload is None:
         data = b""
     elif isinstance(payload, KINDS):
-        raise PayloadTypeError(f"payload is {type(payload).__name__}; its encode(device_id, timestamp_ms) makes bytes")
+        if encode is None:
+            raise PayloadTypeError(
+                f"payload is {type(payload).__name__}; its encode(device_id, timestamp_ms) makes bytes"
+            )
+        data = encode(payload)
     else:
         data = _number_text(payload)
     check_size(data)
