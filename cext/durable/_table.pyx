@@ -70,6 +70,7 @@ cdef class QueueTable:
     cdef readonly list given_up
     cdef int64_t retries_max
     cdef readonly bint may_have_extras
+    cdef int64_t page_bytes
 
     def __init__(self, connection, int64_t retries_max=INT64_MAX):
         self.connection = connection
@@ -80,6 +81,7 @@ cdef class QueueTable:
         self.unsendable, self.given_up = [], []
         # Of the bytes of a TEXT.
         self.encoding = connection.pragma("encoding")
+        self.page_bytes = connection.pragma("page_size")
 
     def commit(self, transaction):
         self.execute("COMMIT")
@@ -290,7 +292,7 @@ cdef class QueueTable:
 
     def used_bytes(self) -> int:
         pages = self.execute("PRAGMA page_count").get - self.execute("PRAGMA freelist_count").get
-        return pages * self.execute("PRAGMA page_size").get
+        return pages * self.page_bytes
 
     def heads_expired(self, int64_t now_ms):
         return self._heads(HEADS_EXPIRED, (now_ms,))

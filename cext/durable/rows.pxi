@@ -31,6 +31,14 @@ cpdef tuple make_row(int64_t message_id, topic, payload, int qos, int64_t timest
     return row if extras is None else (*row, *extras)
 
 
+def text_size(list rows not None) -> int:
+    cdef Py_ssize_t size = 0
+    cdef tuple row
+    for row in rows:
+        size += len(row[1]) + len(row[PAYLOAD_COLUMN])
+    return size
+
+
 def is_any_expired(list rows, now_ms) -> bool:
     cdef tuple row
     for row in rows:

@@ -96,6 +96,9 @@ class Accepting:
         finds either nothing of the message or all.
         """
 
+def text_size(rows: list[_Row]) -> int:
+    """Of topics and payloads, in characters where they are text."""
+
 def is_any_expired(rows: list[_Row], now_ms: int) -> bool:
     """True where the time of any of these rows is over."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from glec_fast.durable._steps import count_of
-from glec_fast.durable._table import QueueTable
+from glec_fast.durable._table import QueueTable, text_size
 from glec_fast.durable.dropping import DROP_ROWS_MAX, Dropping
 from glec_fast.durable.limits import THIN, Limits
 from glec_fast.durable.outcomes import Dropped, DropReason
@@ -198,4 +198,4 @@ class _Grain:
 
 
 def _room_bytes(rows: list[Row]) -> int:
-    return _ROOM_FACTOR * (sum([len(row[1]) + len(row[2]) for row in rows]) + 100 * len(rows))
+    return _ROOM_FACTOR * (text_size(rows) + 100 * len(rows))
