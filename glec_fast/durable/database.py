@@ -348,7 +348,7 @@ def _mend(connection: apsw.Connection) -> None:
     with _transaction(connection):
         for says in mend_numbers(connection, ("mqtt_offline_queue", *NUMBERED_BESIDE)):
             logger.warning("%s", says)
-        _mend_times(connection)
+        mend_times(connection)
 
 
 def mend_numbers(connection: apsw.Connection, tables: tuple[str, ...] = NUMBERED_BESIDE) -> list[str]:
@@ -373,7 +373,7 @@ def mend_numbers(connection: apsw.Connection, tables: tuple[str, ...] = NUMBERED
     return mended
 
 
-def _mend_times(connection: apsw.Connection) -> None:
+def mend_times(connection: apsw.Connection) -> None:
     """A date and time as text is taken for UTC. What says nothing is as old as the youngest row, and never expires."""
     youngest_ms = connection.execute(
         "SELECT coalesce(max(timestamp), 0) FROM mqtt_offline_queue WHERE timestamp BETWEEN -?1 AND ?1", (STAMP_MAX_MS,)

@@ -12,7 +12,7 @@ import apsw
 from glec_fast.durable._steps import count_of
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
-from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX, check_changed, mend_numbers
+from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX, check_changed, mend_numbers, mend_times
 from glec_fast.durable.dropping import Dropping
 from glec_fast.durable.in_doubt import add_entries
 from glec_fast.durable.inflight_log import SavedImage
@@ -111,6 +111,7 @@ class Writer:
                     self._schema_version = schema_version
                 for says in mend_numbers(self.connection):
                     self._notes.note(logging.WARNING, "numbers of another program", says, text=says, later=True)
+                mend_times(self.connection)
                 self._adopt(commit, self.table)
                 self._overflow.note_strangers()
             commit.dropped = self._write(commit, clock, may_drop)

@@ -27,6 +27,8 @@ class NextRows:
         self._store = outbox.store
         # Where the queue is read anew on a connection that goes on: what is in flight, or for `read_again`.
         self._on_its_way: frozenset[int] = frozenset()
+        # Of each lane, the highest id that was read since it was rewound.
+        self._read_through = [0, 0]
         # Rows were passed over on this connection, until it is not narrow any more.
         self.has_held_back = False
         # Messages that went with a lower QoS, as far as they were not noted.
@@ -37,7 +39,7 @@ class NextRows:
         outbox = self._outbox
         with outbox.lock:
             parked, finished = outbox.session.parked_ids(), outbox._finished.ids
-        self._on_its_way = on_its_way
+        self._on_its_way, self._read_through = on_its_way, [0, 0]
         # Their rows are met again.
         outbox.blame.last = []
         withheld = outbox.owners.withheld
@@ -61,13 +63,27 @@ class NextRows:
                 outbox._more_to_read = True
             if self._on_its_way:
                 rows = [row for row in rows if row[0] not in self._on_its_way]
-            rows = self._allowed(rows)
+            rows = self._allowed(self._unread(rows, alerts=alerts))
             with outbox.lock:
                 lane.put(rows)
         finally:
             outbox.is_reading = False
         self._store.on_rows_taken()
         return bool(rows) or not (is_last and alerts)
+
+    def _unread(self, rows: list[Row], *, alerts: bool) -> list[Row]:
+        """Without what another program has moved behind its place as it was on its way, and the lane meets again."""
+        if rows and min(rows)[0] <= self._read_through[alerts]:
+            has_gone = self._has_gone()
+            rows = [row for row in rows if row[0] not in has_gone]
+        if rows:
+            self._read_through[alerts] = max(self._read_through[alerts], max(rows)[0])
+        return rows
+
+    def _has_gone(self) -> frozenset[int]:
+        outbox = self._outbox
+        with outbox.lock:
+            return frozenset(outbox.session.in_flight_ids()).union(outbox._finished.ids)
 
     def _begins_anew(self) -> bool:
         """True where another program has put rows anywhere in the file, and nothing of ours is on its way."""
@@ -89,12 +105,10 @@ class NextRows:
     def read_ids(self, ids: list[int]) -> None:
         """These go before all others."""
         outbox = self._outbox
-        with outbox.lock:
-            has_gone = frozenset(outbox.session.in_flight_ids()).union(outbox._finished.ids)
-            ids = [each for each in ids if each not in has_gone]
-            outbox.is_reading = True
+        outbox.is_reading = True
         try:
-            rows, unknown = self._store.supply.read_again(ids)
+            has_gone = self._has_gone()
+            rows, unknown = self._store.supply.read_again([each for each in ids if each not in has_gone])
             with outbox.lock:
                 # Others may have come meanwhile.
                 outbox._again += unknown

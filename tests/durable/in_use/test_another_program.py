@@ -209,6 +209,30 @@ class TestAnotherProgram:
         assert set(flush(gateway, broker).values()) == {1}
         assert gateway.store.wait_empty(WAIT_S)
 
+    @pytest.mark.parametrize("timestamp", ["timestamp + 100000", "9e15", "9e999", "'text'"])
+    @pytest.mark.parametrize("are_on_their_way", [True, False])
+    def test_times_that_it_changes(
+        self, gateway: ScriptedGateway, path: Path, are_on_their_way: bool, timestamp: str
+    ) -> None:
+        broker = ScriptedBroker()
+        expected = Counter(f"{number % 3}-{number}" for number in range(40))
+        for number in range(40):
+            gateway.publish(f"{number % 3}-{number}", number % 3)
+        gateway.commit()
+        sent = b""
+        if are_on_their_way:
+            gateway.connect()
+            sent = gateway.send()
+        foreign(path, f"UPDATE mqtt_offline_queue SET timestamp = {timestamp}")
+        gateway.publish("2-last", 2)
+        gateway.commit()
+        if not are_on_their_way:
+            gateway.connect()
+        sent += gateway.send()
+        broker.feed(sent)
+        assert flush(gateway, broker) == expected + Counter(["2-last"])
+        assert gateway.store.wait_empty(WAIT_S)
+
     def test_the_queue_s_size_holds_for_it_too(self, path: Path) -> None:
         path.parent.mkdir()
         with closing(Store(path, max_queue_size=10)) as store:
