@@ -52,8 +52,10 @@ class Overflow:
             self._used_bytes = used_bytes + coming_bytes
         if self._excess_rows(commit, count_of(commit.deleting)) > 0:
             return True
-        # Rows go in before others go out. What is left below the limit must take these and as many again.
-        return used_bytes > limit_bytes // 2 and used_bytes + 2 * coming_bytes > limit_bytes
+        # Rows go in before others go out. What is left below the limit must take these and as many again, unless there
+        # is little else: a large message alone may fill the queue, but not a burst of them more than fill it.
+        is_filling = used_bytes > limit_bytes // 2 and used_bytes + 2 * coming_bytes > limit_bytes
+        return is_filling or used_bytes + coming_bytes // _ROOM_FACTOR > limit_bytes > 0
 
     def note_rows(self, rows: Iterable[Row]) -> None:
         """These come into the queue."""

@@ -259,6 +259,17 @@ class TestRowsOfManySizes:
         assert kept[0] >= 15
 
     @pytest.mark.parametrize("qos", [0, 1, 2])
+    def test_a_burst_that_is_more_than_the_queue_holds(
+        self, make_store: Callable[..., Store], path: Path, qos: int
+    ) -> None:
+        """In one transaction, into a queue that was empty."""
+        store = make_store(max_queue_bytes=1_000_000)
+        ids = put(store, qos, 40, 100_000)
+        kept = ids_on_disk(path)
+        assert 5 <= len(kept) <= 9
+        assert kept == ids[-len(kept) :]
+
+    @pytest.mark.parametrize("qos", [0, 1, 2])
     def test_what_is_larger_than_the_queue_is_refused(self, make_store: Callable[..., Store], qos: int) -> None:
         store = make_store(max_queue_bytes=1_000_000)
         for payload in ("x" * 1_000_000, b"x" * 1_000_000):
