@@ -50,6 +50,7 @@ UNSEEN = {
     "_connected_s", "_log", "_lock", "_changed", "_client", "_config", "_store", "_outbox", "lock", "_routes", "world",
     "_connection", "_last_connection", "session_number", "_greeting", "_executor", "_packet_max_bytes",
 }  # fmt: skip
+PLAIN_TYPES = {int, bool, str, bytes, type(None)}
 
 
 class Bounds(NamedTuple):
@@ -372,7 +373,6 @@ class World:
             getattr(self.executor, name)(found)
         else:
             getattr(self, "_" + step.replace(" ", "_"))()
-        self._check()
 
     def _connect(self) -> None:
         self.is_linked = self.outbox.is_linked = True
@@ -514,7 +514,8 @@ class World:
     def _count(self, number: int) -> int:
         return sum(each == number for each, _ in self.effects)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """All that must hold at any moment."""
         counts, exposed = Counter(number for number, _ in self.effects), Counter(self.exposures)
         answers = self._answers()
         for number, count in counts.items():
@@ -563,22 +564,27 @@ class World:
 
 def shape(value: Any, seen: dict[int, int]) -> Hashable:
     """What a value is, and all that it refers to; of what was seen before, which one it is."""
-    if value is None or isinstance(value, (bool, int, str, bytes, type)):
+    if isinstance(value, (int, str, bytes, type(None), type)):
         return cast("Hashable", value)
     if isinstance(value, float):
         return value == float("inf")
     if isinstance(value, (World, apsw.Connection, SimpleNamespace, Filters)):
         return type(value).__name__
     if isinstance(value, (set, frozenset)):
-        return frozenset(shape(each, seen) for each in value)
+        return frozenset(shapes(value, seen))
     if id(value) in seen:
         return "seen", seen[id(value)]
     seen[id(value)] = len(seen)
     if isinstance(value, (tuple, list, deque)):
-        return tuple(shape(each, seen) for each in value)
+        return tuple(shapes(value, seen))
     if isinstance(value, dict):
-        return tuple((shape(key, seen), shape(each, seen)) for key, each in value.items())
+        return tuple(shapes((part for item in value.items() for part in item), seen))
     return type(value).__name__, shape_of_object(value, seen)
+
+
+def shapes(values: Iterable[Any], seen: dict[int, int]) -> list[Hashable]:
+    # Most are plain, and hundreds of thousands: not one call for each.
+    return [each if type(each) in PLAIN_TYPES else shape(each, seen) for each in values]
 
 
 def shape_of_object(value: Any, seen: dict[int, int]) -> Hashable:
@@ -589,9 +595,9 @@ def shape_of_object(value: Any, seen: dict[int, int]) -> Hashable:
     if isinstance(value, MethodType):
         return value.__func__.__qualname__, shape(value.__self__, seen)
     if isinstance(value, FunctionType):
-        return value.__qualname__, tuple(shape(cell.cell_contents, seen) for cell in value.__closure__ or ())
-    names = getattr(value, "__slots__", None) or getattr(value, "__dict__", {})
-    return tuple((name, shape(getattr(value, name), seen)) for name in names if name not in UNSEEN)
+        return value.__qualname__, tuple(shapes([cell.cell_contents for cell in value.__closure__ or ()], seen))
+    names = [name for name in getattr(value, "__slots__", None) or getattr(value, "__dict__", {}) if name not in UNSEEN]
+    return tuple(names), tuple(shapes([getattr(value, name) for name in names], seen))
 
 
 def search(bounds: Bounds, states_max: int) -> Found:
@@ -622,6 +628,8 @@ def _search(bounds: Bounds, states_max: int) -> Found:
         root, path, history = stack.pop()
         try:
             world = reach(root, path)
+            # All before the last step was checked when it was reached first.
+            world.check()
             # On, in the same world, for as long as there is something new.
             while (key := hash(world.key())) not in seen:
                 seen.add(key)
@@ -642,6 +650,7 @@ def _search(bounds: Bounds, states_max: int) -> Found:
                     break
                 path = (*path, steps[0])
                 world.do(steps[0])
+                world.check()
         except AssertionError as error:
             raise SearchError(f"{error}, after: {', '.join((*history, *path))}") from error
     return Found(len(seen), steps_taken, ends, not stack)

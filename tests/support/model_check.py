@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from collections import Counter, deque
 from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from glec_fast import Decision, DropReason
@@ -112,8 +114,7 @@ class World:
         if bounds.ids:
             # At C's pace, as each world begins so.
             deque(map(self.session.take_packet_id, range(1, PACKET_ID_MAX - bounds.ids + 1)), maxlen=0)
-        self._payload_of = {number + 1: f"{qos}-{number + 1}" for number, qos in enumerate(bounds.qos)}
-        self._payloads = set(self._payload_of.values())
+        self._payload_of = _payloads_of(bounds)
         self._refused = self._payload_of[bounds.refuses].encode() if bounds.refuses else b"none"
 
     @property
@@ -175,7 +176,7 @@ class World:
         if step.startswith("message"):
             self._expires(int(step.split()[1]))
         else:
-            getattr(self, "_" + step.replace(" ", "_"))()
+            getattr(self, _method_of(step))()
 
     def after_crash(self, step: str) -> Root:
         """What is left when the process dies now."""
@@ -290,7 +291,7 @@ class World:
 
     def check(self) -> None:
         kept_all = not self.broken_sessions and self.broker.knows_qos_2
-        counts = sum((broker.counts() for broker in self.brokers), Counter[str]())
+        counts = Counter(chain.from_iterable(broker.delivered for broker in self.brokers))
         again = {self._payload_of[each] for each, decision in self._ledger() if decision is Decision.SENT_AGAIN}
         for payload, count in counts.items():
             is_told = payload in again or payload[0] != "2" or not kept_all
@@ -299,7 +300,7 @@ class World:
         for message_id, reason in self.disk.dropped.items():
             assert reason is DropReason.EXPIRED or message_id == self._bounds.refuses, f"{message_id} is not to blame"
         held = {payload for broker in self.brokers for payload in broker.held.values()}
-        for payload in self._payloads:
+        for payload in self._payload_of.values():
             is_somewhere = payload in rows or payload in counts or payload in held
             assert is_somewhere or payload in self.in_doubt, f"{payload} is lost"
         if kept_all and len(self.brokers) == 1:
@@ -326,12 +327,12 @@ class World:
         pending = self.store.pending
         outbox = self.outbox
         return (
-            tuple(self.disk.rows), frozenset(_image(self.disk.image)), tuple(map(_broker_key, self.brokers)),
+            tuple(self.disk.rows), _image(self.disk.image), tuple(map(_broker_key, self.brokers)),
             self.answers, self.linked, tuple(self.present), self.at, self.cuts, self.crashes, self.lost_sessions,
             self.older_sessions, self.moves, self.expiries, self.saved, self.in_doubt, self.disk.identity,
             tuple(self.disk.dropped.items()), self._suspicion_key(),
             tuple(self.disk.kept.items()), self.outbox.is_session_foreign, self.session.stale,
-            None if pending is None else (tuple(pending.done), frozenset(_image(pending.image))),
+            None if pending is None else (tuple(pending.done), _image(pending.image)),
             self.store.fingerprint(), tuple(outbox._finished.ids), tuple(row[0] for row in outbox._rows.left),
             tuple(row[0] for row in outbox._alerts.left), outbox._more_to_read,
             self.session.in_flight, self.session.unreleased,
@@ -375,21 +376,33 @@ class World:
     def _probe_commit(self) -> Iterator[Hashable]:
         self.store.begin_commit()
         assert self.store.pending is not None
-        yield frozenset(_image(self.store.pending.image))
+        yield _image(self.store.pending.image)
         yield self.session.wants_commit
         yield self.session.peek(ALL_BYTES)
         self.store.end_commit()
         yield self.session.peek(ALL_BYTES)
 
 
+@cache
+def _payloads_of(bounds: Bounds) -> dict[int, str]:
+    return {number + 1: f"{qos}-{number + 1}" for number, qos in enumerate(bounds.qos)}
+
+
+@cache
+def _method_of(step: str) -> str:
+    return "_" + step.replace(" ", "_")
+
+
+@lru_cache
 def _first_packet_bytes(data: bytes) -> int:
     packets = parse(data)[0]
     # None here is so long that its length has a second byte.
     return 2 + len(packets[0].body) if packets else len(data)
 
 
-def _image(image: bytes) -> set[tuple[int, int, int]]:
-    return decode_image(image) if image else set()
+@lru_cache
+def _image(image: bytes) -> frozenset[tuple[int, int, int]]:
+    return frozenset(decode_image(image) if image else ())
 
 
 def _broker_key(broker: ScriptedBroker) -> Hashable:
