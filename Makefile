@@ -26,7 +26,7 @@ LINTERS := $(VENV)/.linters
 WHEEL_TOOLS := $(VENV)/.wheel-tools
 DOCUMENTERS := $(VENV)/.documenters
 
-.PHONY: demo test build commands lint promtool docs package sbom reproducible brokers broker-matrix moves torture model inbound interrupts wheels footprint-arm cibuildwheel fresh ubsan paho21 compat environments fuzz fuzz-clocks fuzz-files vectors badlink refused bench clean
+.PHONY: demo test build commands lint promtool docs package sbom reproducible brokers broker-matrix moves torture model inbound interrupts wheels footprint-arm cibuildwheel fresh ubsan paho21 compat environments fuzz fuzz-clocks fuzz-files fuzz-values vectors badlink refused bench clean
 
 demo: $(SHOWN)
 	$(BIN)/glec-fast demo $(DEMO_ARGS)
@@ -185,6 +185,12 @@ fuzz: $(BUILT)
 fuzz-clocks: LIVES = 10000
 fuzz-clocks: $(BUILT)
 	CLOCK_LIVES=$(LIVES) SEED=$(SEED) $(BIN)/python -m pytest -q -s --show-capture=no tests/durable/test_clock_lives.py $(TEST_ARGS)
+
+# EXAMPLES values of each kind into the encoders, read back by others.
+EXAMPLES ?= 10000
+fuzz-values: $(BUILT)
+	EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q tests/fleet/test_json.py tests/fleet/test_payload.py -k read $(TEST_ARGS)
+
 # FILES queue files that were damaged, mixed up or written to by others: how many opened, were set aside, and what of
 # them was carried over.
 fuzz-files: $(BUILT)

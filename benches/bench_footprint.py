@@ -62,6 +62,8 @@ BATCH = 60
 # acknowledgement of the second: every so many seconds, while single messages go. With a batch it goes in one segment.
 QUESTION_BYTES = 2 * 24 + 3 * SEGMENT_BYTES
 ANSWER_TIMEOUT_S = 8
+# Without a link, and so many of them are in a full queue.
+FLASH_MESSAGES, FILLED_MESSAGES = 1200, 10_000
 # Real drives, where they are: not part of the product.
 RECORDED = [BENCHES.parent.parent / "shared/data" / name for name in ("drive6_1hz.csv.gz", "long7_1hz.csv.gz")]
 
@@ -223,7 +225,8 @@ def measure_flash(args: argparse.Namespace, directory: Path) -> Iterator[dict[st
     batch = {"kind": "telemetry", "batch": BATCH, "messages": once}
     second = {"kind": "telemetry", "rows_a_commit": 5, "messages": once}
     # Longer: what the filling left in the log is written into the file meanwhile.
-    full = {**second, "messages": 5 * once, "filled": 10_000}
+    filled = FILLED_MESSAGES * once // FLASH_MESSAGES
+    full = {**second, "messages": 5 * once, "filled": filled}
     cases = [
         ("1 Hz, a commit every 5 s", second),
         ("the same, the queue full, thinned", {**full, "overflow": "thin"}),
@@ -391,7 +394,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--parts", default=",".join(PARTS), help="with commas between them (default: all)")
     parser.add_argument("--messages", type=int, default=10_000, help="queued for the memory")
     parser.add_argument("--reconnects", type=int, default=10)
-    parser.add_argument("--flash-messages", type=int, default=1200)
+    parser.add_argument("--flash-messages", type=int, default=FLASH_MESSAGES)
     parser.add_argument("--air-messages", type=int, default=6000, help="of each drive at most")
     parser.add_argument(
         "--drives",

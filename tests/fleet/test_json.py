@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import random
 import struct
 from collections import OrderedDict
@@ -31,8 +32,11 @@ from support.fleet_messages import (
 )
 from support.payload_reference import as_read_back, identical
 
+# The Makefile's `fuzz-values` has more.
+EXAMPLES = int(os.environ.get("EXAMPLES", "50"))
 
-@settings(max_examples=200, deadline=None)
+
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(JSON_DATA)
 def test_any_data_reads_back(data: Any) -> None:
     encoded = encode_json(data)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import pickle
 import random
 import threading
@@ -42,6 +43,8 @@ from support.fleet_messages import (
 )
 from support.payload_reference import drive_rows
 
+# The Makefile's `fuzz-values` has more.
+EXAMPLES = int(os.environ.get("EXAMPLES", "50"))
 YEARS_UP_MS = 40 * 86_400_000  # a clock that nobody set, and that would be seconds of our time
 
 
@@ -164,7 +167,7 @@ def test_recorded_drives(drive: str) -> None:
         check(Status, {**GIVEN[Status], "battery_voltage": row["battery_voltage_v"]})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(st.dictionaries(st.text(), JSON_DATA), st.text(), st.integers(FIRST_MS, LAST_MS))
 def test_any_details_read_back(details: dict[str, Any], device_id: str, now_ms: int) -> None:
     check(Alert, {**GIVEN[Alert], "details": details}, device_id, now_ms)
