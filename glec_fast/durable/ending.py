@@ -74,8 +74,8 @@ class Ending:
             remaining_s = deadline_s - time.monotonic()
             if is_over or remaining_s <= 0:
                 break
-            if not is_written:
-                # What is in the way may pass: another program's lock, a full disk.
+            if cause is not None or not is_written:
+                # What is in the way may pass: another program's lock, a full disk, which may refuse the rows alone.
                 time.sleep(min(_EXIT_RETRY_S, remaining_s))
         if left:
             slow = f"the disk took longer than {process.EXIT_TIMEOUT_S:g} s"
