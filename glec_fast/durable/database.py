@@ -409,6 +409,10 @@ def _try_out(connection: apsw.Connection) -> None:
 
     Nothing of it reaches the disk. Raises apsw.Error where they do not.
     """
+    # It may change or swallow rows of one kind alone, and say nothing.
+    triggers = connection.execute("SELECT name, lower(tbl_name) FROM sqlite_schema WHERE type = 'trigger'")
+    if meddling := [name for name, table in triggers if table in _TRIED]:
+        raise apsw.CorruptError(f"triggers of another program change what is written to it: {meddling}")
     with _undone(connection):
         for table, (names, row) in _TRIED.items():
             key = names.partition(",")[0]

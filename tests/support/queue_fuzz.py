@@ -50,6 +50,8 @@ OBJECTS = (
     "CREATE TRIGGER glec_t BEFORE INSERT ON mqtt_offline_queue BEGIN SELECT RAISE(ABORT, 'no'); END",
     "CREATE TRIGGER glec_t AFTER INSERT ON mqtt_offline_queue BEGIN DELETE FROM mqtt_offline_queue; END",
     "CREATE TRIGGER glec_t BEFORE DELETE ON mqtt_offline_queue BEGIN SELECT RAISE(IGNORE); END",
+    "CREATE TRIGGER glec_t BEFORE INSERT ON mqtt_offline_queue WHEN NEW.qos = 2 BEGIN SELECT RAISE(IGNORE); END",
+    "CREATE TRIGGER glec_t BEFORE DELETE ON mqtt_offline_queue WHEN OLD.qos = 2 BEGIN SELECT RAISE(IGNORE); END",
     "CREATE TRIGGER glec_t AFTER UPDATE ON glec_session BEGIN SELECT nothing(); END",
     "CREATE VIEW glec_more AS SELECT nothing FROM nowhere",
     "CREATE TABLE more (id INTEGER PRIMARY KEY) WITHOUT ROWID",

@@ -98,6 +98,8 @@ class TestAnotherProgram:
             "CREATE TRIGGER t BEFORE INSERT ON mqtt_offline_queue BEGIN SELECT RAISE(ABORT, 'no'); END",
             "CREATE TRIGGER t AFTER INSERT ON mqtt_offline_queue BEGIN DELETE FROM mqtt_offline_queue; END",
             "CREATE TRIGGER t BEFORE DELETE ON mqtt_offline_queue BEGIN SELECT RAISE(IGNORE); END",
+            "CREATE TRIGGER t BEFORE INSERT ON mqtt_offline_queue WHEN NEW.qos = 2 BEGIN SELECT RAISE(IGNORE); END",
+            "CREATE TRIGGER t BEFORE DELETE ON mqtt_offline_queue WHEN OLD.qos = 2 BEGIN SELECT RAISE(IGNORE); END",
         ],
     )
     def test_tables_that_it_declares_anew(self, gateway: ScriptedGateway, path: Path, statement: str) -> None:
