@@ -5,7 +5,7 @@ And what the loop is to call, in C as no exception can come within it: a signal'
 What each is for is in the stub.
 """
 
-from asyncio import CancelledError, get_running_loop
+from asyncio import CancelledError, _get_running_loop, get_running_loop
 from weakref import ref
 
 from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
@@ -25,7 +25,6 @@ cdef extern from "Python.h":
         descrgetfunc tp_descr_get
         descrsetfunc tp_descr_set
     SlotType* slot_type "Py_TYPE"(object)
-    unsigned long PyThread_get_thread_ident()
 
 cdef enum:
     # Those that wait no more are let go of by so many.
@@ -60,18 +59,11 @@ cdef class Ready:
     cdef bint is_asked
     # From outside, between the steps of asyncio's own `call_soon`.
     cdef object raised
-    # That which made it, in the loop.
-    cdef unsigned long thread
 
     def __init__(self, loop):
-        self.thread = PyThread_get_thread_ident()
         self.loop = loop
         self.call_soon = loop.call_soon
         self.waits = []
-
-    cdef bint is_here(self) except -1:
-        """True where this thread runs the loop. To ask which loop it runs is a call of the system up to Python 3.11."""
-        return self.thread == PyThread_get_thread_ident() and self.loop.is_running()
 
     cdef int add(self, Wait wait) except -1:
         self.waits.append(wait)
@@ -127,16 +119,15 @@ cdef class Ready:
                 break
 
 
-# Of the loop that was asked for last; the loop, not this, says how long it lives.
+# The loop that was asked for last; the loop, not this, says how long it lives.
 cdef object _last_ready = None
 
 
-cdef Ready _ready_here():
-    """Of the loop that this thread runs. Raises RuntimeError where it runs none."""
+cdef Ready _ready_of(loop):
     global _last_ready
     cdef Ready ready = None if _last_ready is None else _last_ready()
-    if ready is None or not ready.is_here():
-        ready = Ready(get_running_loop())
+    if ready is None or ready.loop is not loop:
+        ready = Ready(loop)
         _last_ready = ref(ready)
     return ready
 
@@ -272,9 +263,6 @@ cdef class Undurable:
         for wait in waits:
             wait.end(True)
 
-    def is_here(self) -> bool:
-        return self.ready.is_here()
-
     def __len__(self):
         return PyList_GET_SIZE(self.ids) - self.over
 
@@ -322,7 +310,7 @@ def wait_for_end(handle):
         if condition.refuse is not None:
             # In a forked child, where nobody ends it.
             condition.refuse()
-        wait = _new_wait(_ready_here(), handle)
+        wait = _new_wait(_ready_of(get_running_loop()), handle)
         wait.before = handle._waits
         handle._waits = wait
         # It may have ended meanwhile, and not have seen who waits: which `__next__` asks for.
@@ -338,10 +326,11 @@ cdef int _raise_for_end(handle) except -1:
 
 
 cdef int _end(Wait wait) except -1:
-    if wait.ready.is_here():
+    loop = wait.ready.loop
+    if _get_running_loop() is loop:
         return wait.end()
     try:
-        wait.ready.loop.call_soon_threadsafe(wait.end_it)
+        loop.call_soon_threadsafe(wait.end_it)
     except RuntimeError:
         # Who waited in a loop that is closed waits no longer.
         return 0

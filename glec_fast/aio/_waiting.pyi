@@ -22,12 +22,9 @@ class Wait:
     def result(self) -> None: ...
 
 class Undurable:
-    """Who waits until a message is on disk. For the thread that has made it, which runs the loop."""
+    """Who waits until a message is on disk. For the loop's thread."""
 
     def __init__(self, loop: AbstractEventLoop) -> None: ...
-    def is_here(self) -> bool:
-        """True where that thread asks, and runs the loop."""
-
     def wait_for(self, message_id: int) -> Wait:
         """What is over once it is, or nobody knows any more. Ids come in their order, or wait for those before them."""
 

@@ -114,7 +114,7 @@ def _awaited(
     @wraps(call)
     async def publish(self: AsyncMQTTManager, /, *arguments: P.args, **settings: P.kwargs) -> DeliveryHandle:
         manager = self._opened
-        if manager is None or not self._undurable.is_here():
+        if manager is None or asyncio._get_running_loop() is not self._loop:
             # It says what is wrong.
             manager = self._manager
         if self._crowd or manager.store.pending_count >= _PENDING_MAX:

@@ -16,7 +16,7 @@ import pytest
 from glec_fast import ConfigError, ConnectionCallback, MQTTManager, UnsupportedError
 from glec_fast.aio import AsyncMQTTManager, DeliveryHandle
 from glec_fast.fleet.incoming import Incoming
-from support.async_runs import ON_BOTH_LOOPS, eventually, new_loop, run
+from support.async_runs import ON_BOTH_LOOPS, eventually, new_loop, run, run_within
 from support.gateway import TIMEOUT_S, quick_config
 from support.program import Program, kept
 from support.program import run as run_program
@@ -93,6 +93,23 @@ def test_from_another_loop_or_thread_it_says_what_to_do(tmp_path: Path) -> None:
     run(program)
     assert refused.keys() == calls(AsyncMQTTManager(quick_config(NOWHERE, tmp_path))).keys()
     assert kept(tmp_path / "queue.db") == ["told"]
+
+
+@ON_BOTH_LOOPS
+def test_in_a_loop_within_its_own_it_accepts_nothing(tmp_path: Path, kind: str) -> None:
+    async def program() -> None:
+        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
+
+            async def publish() -> None:
+                with pytest.raises(UnsupportedError, match="run_coroutine_threadsafe"):
+                    await manager.publish("t", "inner", 1)
+
+            await manager.publish("t", "before", 1)
+            await run_within(publish, kind)
+            await manager.publish("t", "after", 1)
+
+    run(program, kind)
+    assert kept(tmp_path / "queue.db") == ["before", "after"]
 
 
 @ON_BOTH_LOOPS

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import sys
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 
 import pytest
@@ -19,7 +21,7 @@ from glec_fast.aio.doorbell import Doorbell
 from glec_fast.durable.outcomes import DropReason
 from glec_fast.outbox._outbox import set_as_published
 from glec_fast.runtime._lock import Condition
-from support.async_runs import ON_BOTH_LOOPS, eventually, new_loop, run
+from support.async_runs import ON_BOTH_LOOPS, eventually, new_loop, run, run_within
 from support.gateway import TIMEOUT_S
 
 
@@ -250,6 +252,80 @@ def test_a_handle_is_ended_by_any_thread_for_each_loop_that_waits(kind: str) -> 
     for thread in threads:
         thread.join(TIMEOUT_S)
         assert not thread.is_alive()
+
+
+async def wait_and_end() -> None:
+    handle = handle_of()
+    waiting = asyncio.ensure_future(handle.delivered())
+    await asyncio.sleep(0)
+    set_as_published([handle])
+    await waiting
+
+
+@ON_BOTH_LOOPS
+def test_a_handle_is_waited_for_in_a_loop_within_a_loop(kind: str) -> None:
+    async def program() -> None:
+        handle = handle_of()
+        waiting = asyncio.ensure_future(handle.delivered())
+        await asyncio.sleep(0)
+
+        async def inner() -> None:
+            await wait_and_end()
+            # For the outer one, which hears of it once it goes on.
+            set_as_published([handle])
+
+        await run_within(inner, kind)
+        await waiting
+
+    run(program, kind)
+
+
+@ON_BOTH_LOOPS
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_that_a_coroutine_forks_waits_in_its_own_loop(kind: str) -> None:
+    async def program() -> None:
+        handle = handle_of()
+        waiting = asyncio.ensure_future(handle.delivered())
+        await asyncio.sleep(0)
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                run(wait_and_end, kind)
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        set_as_published([handle])
+        await waiting
+
+    run(program, kind)
+
+
+@ON_BOTH_LOOPS
+def test_a_thread_that_ran_the_loop_before_is_another_one(kind: str) -> None:
+    handle = handle_of()
+    loop = new_loop(kind)
+    # What is called from another thread, and is not made for it, raises.
+    loop.set_debug(True)
+
+    async def begin() -> asyncio.Task[None]:
+        waiting = asyncio.ensure_future(handle.delivered())
+        await asyncio.sleep(0)
+        return waiting
+
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(loop.run_until_complete, begin()).result(TIMEOUT_S)
+
+            async def go_on() -> None:
+                await asyncio.wrap_future(threads.submit(handle._set_as_published))
+                await asyncio.wait_for(waiting, TIMEOUT_S)
+
+            loop.run_until_complete(go_on())
+    finally:
+        loop.close()
 
 
 @ON_BOTH_LOOPS

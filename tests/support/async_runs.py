@@ -62,6 +62,24 @@ def run(program: Callable[[], Coroutine[Any, Any, T]], kind: str = "asyncio", *,
     return result
 
 
+async def run_within(program: Callable[[], Coroutine[Any, Any, T]], kind: str = "asyncio") -> T:
+    """As `run`, in this thread, within a callback of the loop that runs: which is set aside, as by nest_asyncio."""
+    outer = asyncio.get_running_loop()
+    ended: asyncio.Future[T] = outer.create_future()
+
+    def nest() -> None:
+        asyncio._set_running_loop(None)
+        try:
+            ended.set_result(run(program, kind))
+        except BaseException as error:
+            ended.set_exception(error)
+        finally:
+            asyncio._set_running_loop(outer)
+
+    outer.call_soon(nest)
+    return await ended
+
+
 async def eventually(condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> bool:
     """As `support.gateway.eventually`, on the loop."""
     deadline_s = asyncio.get_running_loop().time() + timeout_s
