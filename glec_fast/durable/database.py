@@ -346,9 +346,20 @@ def create_schema(connection: apsw.Connection) -> None:
 def _mend(connection: apsw.Connection) -> None:
     """Give rows of other writers ids and times that rows can be found and ordered by, as far as an index finds them."""
     with _transaction(connection):
+        _drop_triggers(connection)
         for says in mend_numbers(connection, ("mqtt_offline_queue", *NUMBERED_BESIDE)):
             logger.warning("%s", says)
         mend_times(connection)
+
+
+def _drop_triggers(connection: apsw.Connection) -> None:
+    """One of another program may change or swallow rows of one kind alone, and nobody would hear of it."""
+    triggers = connection.execute("SELECT name, lower(tbl_name) FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    for name, table in triggers:
+        if table == "mqtt_offline_queue" or str(table).startswith("glec_"):
+            quoted = str(name).replace('"', '""')
+            connection.execute(f'DROP TRIGGER "{quoted}"')
+            logger.warning("the trigger %s of another program on %s is dropped: queue rows are ours alone", name, table)
 
 
 def mend_numbers(connection: apsw.Connection, tables: tuple[str, ...] = NUMBERED_BESIDE) -> list[str]:
@@ -409,10 +420,6 @@ def _try_out(connection: apsw.Connection) -> None:
 
     Nothing of it reaches the disk. Raises apsw.Error where they do not.
     """
-    # It may change or swallow rows of one kind alone, and say nothing.
-    triggers = connection.execute("SELECT name, lower(tbl_name) FROM sqlite_schema WHERE type = 'trigger'")
-    if meddling := [name for name, table in triggers if table in _TRIED]:
-        raise apsw.CorruptError(f"triggers of another program change what is written to it: {meddling}")
     with _undone(connection):
         for table, (names, row) in _TRIED.items():
             key = names.partition(",")[0]
@@ -446,6 +453,7 @@ def check_changed(connection: apsw.Connection, path: Path) -> None:
     """
     try:
         _check_columns(connection, path)
+        _drop_triggers(connection)
         _try_out(connection)
     except (apsw.Error, QueueFormatError) as error:
         if isinstance(error, _SURROUNDINGS):

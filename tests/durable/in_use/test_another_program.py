@@ -95,11 +95,6 @@ class TestAnotherProgram:
             "ALTER TABLE glec_command RENAME COLUMN reply TO answer",
             "DROP TABLE mqtt_offline_queue",
             "ALTER TABLE mqtt_offline_queue RENAME COLUMN payload TO data",
-            "CREATE TRIGGER t BEFORE INSERT ON mqtt_offline_queue BEGIN SELECT RAISE(ABORT, 'no'); END",
-            "CREATE TRIGGER t AFTER INSERT ON mqtt_offline_queue BEGIN DELETE FROM mqtt_offline_queue; END",
-            "CREATE TRIGGER t BEFORE DELETE ON mqtt_offline_queue BEGIN SELECT RAISE(IGNORE); END",
-            "CREATE TRIGGER t BEFORE INSERT ON mqtt_offline_queue WHEN NEW.qos = 2 BEGIN SELECT RAISE(IGNORE); END",
-            "CREATE TRIGGER t BEFORE DELETE ON mqtt_offline_queue WHEN OLD.qos = 2 BEGIN SELECT RAISE(IGNORE); END",
         ],
     )
     def test_tables_that_it_declares_anew(self, gateway: ScriptedGateway, path: Path, statement: str) -> None:
@@ -115,6 +110,35 @@ class TestAnotherProgram:
         assert all(handle.is_published() for handle in handles)
         assert gateway.store.wait_empty(WAIT_S)
         assert gateway.store.salvage is not None
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "CREATE TRIGGER t BEFORE INSERT ON mqtt_offline_queue BEGIN SELECT RAISE(ABORT, 'no'); END",
+            "CREATE TRIGGER t AFTER INSERT ON mqtt_offline_queue BEGIN DELETE FROM mqtt_offline_queue; END",
+            "CREATE TRIGGER t BEFORE DELETE ON mqtt_offline_queue BEGIN SELECT RAISE(IGNORE); END",
+            "CREATE TRIGGER t BEFORE INSERT ON mqtt_offline_queue WHEN NEW.qos = 2 BEGIN SELECT RAISE(IGNORE); END",
+            "CREATE TRIGGER t BEFORE DELETE ON mqtt_offline_queue WHEN OLD.qos = 2 BEGIN SELECT RAISE(IGNORE); END",
+            'CREATE TRIGGER "a ""b" AFTER INSERT ON Mqtt_Offline_Queue BEGIN INSERT INTO audit VALUES (NEW.id); END',
+            "CREATE TRIGGER t BEFORE INSERT ON glec_session BEGIN SELECT RAISE(IGNORE); END",
+        ],
+    )
+    def test_triggers_of_it_are_dropped(self, gateway: ScriptedGateway, path: Path, statement: str) -> None:
+        """Each time, as one may swallow alerts alone, and say nothing."""
+        broker, expected = ScriptedBroker(), Counter[str]()
+        gateway.connect()
+        foreign(path, "CREATE TABLE audit (id)")
+        for number in range(4):
+            gateway.publish(f"2-{number}", 2)
+            gateway.commit()
+            foreign(path, statement)
+            for qos in (2, 1, 0):
+                gateway.publish(f"{qos}-more-{number}", qos)
+            expected.update([f"2-{number}", *(f"{qos}-more-{number}" for qos in (2, 1, 0))])
+            assert flush(gateway, broker) == expected
+        assert gateway.store.wait_empty(WAIT_S)
+        assert ids_on_disk(path) == []
+        assert gateway.store.salvage is None
 
     @pytest.mark.parametrize(
         "statement",
