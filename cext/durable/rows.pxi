@@ -1,5 +1,8 @@
 # Rows of the queue table as tuples: how one is made, and whether one that was read is sound. Part of `_table.pyx`.
 
+cdef extern from "Python.h":
+    Py_UCS4 PyUnicode_MAX_CHAR_VALUE(object text)
+
 cdef enum:
     TOPIC_MAX_BYTES = 65535
     # Of a row without extras.
@@ -35,8 +38,16 @@ def text_size(list rows not None) -> int:
     cdef Py_ssize_t size = 0
     cdef tuple row
     for row in rows:
-        size += len(row[1]) + len(row[PAYLOAD_COLUMN])
+        size += _most_bytes(row[1]) + _most_bytes(row[PAYLOAD_COLUMN])
     return size
+
+
+cdef Py_ssize_t _most_bytes(object text) except -1:
+    if not isinstance(text, str):
+        return len(text)
+    # As many as UTF-8 takes for the highest character.
+    cdef Py_UCS4 highest = PyUnicode_MAX_CHAR_VALUE(text)
+    return len(text) * (1 if highest < 0x80 else 2 if highest < 0x800 else 3 if highest < 0x10000 else 4)
 
 
 def is_any_expired(list rows, now_ms) -> bool:

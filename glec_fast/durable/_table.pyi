@@ -97,7 +97,7 @@ class Accepting:
         """
 
 def text_size(rows: list[_Row]) -> int:
-    """Of topics and payloads, in characters where they are text."""
+    """Bytes of topics and payloads, at most."""
 
 def is_any_expired(rows: list[_Row], now_ms: int) -> bool:
     """True where the time of any of these rows is over."""

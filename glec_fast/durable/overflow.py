@@ -18,6 +18,7 @@ _TELEMETRY, _RESULT, _ALERT = range(3)
 _BATCH_PERCENT = 1
 # The gap that makes every second message of an unbroken row go.
 _SECOND = 2
+_NO_END = 1 << 63
 # What rows take in the file, with indexes and unfilled pages, is less than so many times their size.
 _ROOM_FACTOR = 2
 
@@ -34,6 +35,8 @@ class Overflow:
         # There may be rows of QoS 0 on disk.
         self._has_telemetry = True
         self._grain = _Grain()
+        # Rows from this id on stay.
+        self._end_id = _NO_END
 
     def is_tight(self, commit: Commit) -> bool:
         """True if the rows of `commit` may bring the queue to its limits: what is finished goes first."""
@@ -74,6 +77,7 @@ class Overflow:
         while most > 0:
             excess = self._excess_rows(commit, table.deleted)
             is_counted = excess > 0
+            self._end_id = _NO_END
             if not is_counted:
                 if step == 1 and self._excess_by_bytes(commit, table) > 0:
                     # Under other settings, or by an older version, it may have been given more.
@@ -93,35 +97,45 @@ class Overflow:
         return commit.row_count + len(commit.rows) - deleted - self._limits.max_rows
 
     def _excess_by_bytes(self, commit: Commit, table: QueueTable) -> int:
-        """About so many rows are more than the file may hold, with room for as much as `commit` brings."""
-        limit_bytes = self._limits.max_bytes
-        if not limit_bytes:
+        """About so many rows are more than the file may hold, with room for as much as `commit` brings.
+
+        Its own go only where the file cannot hold them: not for that room, nor one that is alone.
+        """
+        limit_bytes, room_bytes = self._limits.max_bytes, _room_bytes(commit.rows)
+        row_count = commit.row_count + len(commit.rows) - table.deleted
+        if not limit_bytes or row_count < 2:
             return 0
-        limit_bytes = max(limit_bytes - _room_bytes(commit.rows), limit_bytes // 4 * 3)
         used_bytes = table.used_bytes()
         if used_bytes <= limit_bytes:
+            self._end_id = commit.rows[0][0]
+        if room_bytes <= limit_bytes // 4:
+            limit_bytes -= room_bytes
+        if used_bytes <= limit_bytes:
             return 0
-        row_count = commit.row_count + len(commit.rows) - table.deleted
         return -(-row_count * (used_bytes - limit_bytes) // used_bytes)
+
+    def _mark(self, heads: Iterable[Head], reason: DropReason, wanted: int) -> int:
+        """Mark the first of these that may go, up to `wanted`; returns how many."""
+        return self._dropping.choose((head for head in heads if head[0] < self._end_id), reason, wanted)
 
     def _choose(self, table: QueueTable, wanted: int, most: int, *, is_counted: bool) -> int:
         """Mark `wanted` rows, or more, up to `most`; returns how many.
 
         is_counted: so many must go. Else it is a guess, and no row goes while there is one that goes before it.
         """
-        dropping, reader = self._dropping, self._reader
+        reader = self._reader
         count = 0
         lot = min(max(wanted, self._limits.max_rows * _BATCH_PERCENT // 100), most) if is_counted else wanted
         if self._has_telemetry and self._limits.overflow == THIN:
             count = self._thin(table, min(lot, most))
         if not self._limits.is_ranked:
-            return count + dropping.choose(reader.heads_ahead(table), DropReason.OVERFLOW, wanted - count)
+            return count + self._mark(reader.heads_ahead(table), DropReason.OVERFLOW, wanted - count)
         for qos in (_TELEMETRY, _RESULT, _ALERT):
             if count >= wanted or (count and not is_counted):
                 break
             if qos == _TELEMETRY and not self._has_telemetry:
                 continue
-            found = dropping.choose(
+            found = self._mark(
                 table.heads_of(qos, *reader.lane_of(qos).position),
                 DropReason.OVERFLOW,
                 (wanted if qos != _TELEMETRY else lot) - count,
@@ -149,7 +163,7 @@ class Overflow:
         while count < wanted:
             grain = self._grain
             heads = grain.closest(table.telemetry_between(grain.at_id, grain.end_id))
-            found = self._dropping.choose(heads, DropReason.THINNED, wanted - count)
+            found = self._mark(heads, DropReason.THINNED, wanted - count)
             count += found
             if count < wanted and not grain.go_on(*table.older_half_of_telemetry()):
                 self._grain = _Grain()

@@ -269,6 +269,48 @@ class TestRowsOfManySizes:
         assert 5 <= len(kept) <= 9
         assert kept == ids[-len(kept) :]
 
+    @pytest.mark.parametrize("character", ["é", "가", "😀"])
+    def test_a_burst_is_measured_in_bytes(self, make_store: Callable[..., Store], path: Path, character: str) -> None:
+        store = make_store(max_queue_bytes=1_000_000)
+        for _ in range(2):
+            store.append_many([("t", character * 100_000, 1)] * 9)
+        store.run(lambda _table: None)
+        kept_bytes = len(ids_on_disk(path)) * len(character.encode()) * 100_000
+        assert 500_000 <= kept_bytes <= 1_000_000
+
+    @pytest.mark.parametrize("order", ["fifo", "alerts_first"])
+    @pytest.mark.parametrize("size_bytes", [500_000, 740_000, 900_000, 999_990])
+    def test_a_large_one_that_fits_is_kept(
+        self, make_store: Callable[..., Store], path: Path, order: str, size_bytes: int
+    ) -> None:
+        store = make_store(max_queue_bytes=1_000_000, queue_order=order)
+        (alert,) = put(store, 2, 1, size_bytes)
+        assert ids_on_disk(path) == [alert]
+
+    @pytest.mark.parametrize("qos", [0, 1, 2])
+    def test_none_goes_for_the_room_that_the_next_would_need(
+        self, make_store: Callable[..., Store], path: Path, qos: int
+    ) -> None:
+        store = make_store(max_queue_bytes=1_000_000)
+        outbox = RecordingOutbox(store)
+        on_their_way = put(store, qos, 7, 100_000)
+        assert outbox.read_all() == on_their_way
+        on_their_way += put(store, qos, 1, 100_000)
+        assert ids_on_disk(path) == on_their_way
+
+    @pytest.mark.parametrize("order", ["fifo", "alerts_first"])
+    @pytest.mark.parametrize("telemetry_bytes", [100_000, 300_000, 700_000])
+    def test_a_large_one_takes_no_more_than_its_room(
+        self, make_store: Callable[..., Store], path: Path, order: str, telemetry_bytes: int
+    ) -> None:
+        store = make_store(max_queue_bytes=1_000_000, queue_order=order)
+        put(store, 0, telemetry_bytes // 1000, 1000)
+        (alert,) = put(store, 2, 1, 900_000)
+        kept = ids_on_disk(path)
+        assert kept[-1] == alert
+        # About a tenth of the file is left for them.
+        assert 40 <= len(kept) - 1 < 100
+
     @pytest.mark.parametrize("qos", [0, 1, 2])
     def test_what_is_larger_than_the_queue_is_refused(self, make_store: Callable[..., Store], qos: int) -> None:
         store = make_store(max_queue_bytes=1_000_000)
