@@ -194,13 +194,13 @@ cdef class RowOutbox(Outbox):
         cdef uint64_t encoded = self.session.unacknowledged_count
         cdef Py_ssize_t index, first = lane.gone
         cdef tuple row
-        cdef list refused
+        cdef list settling
         lane.gone = self.session.admit_rows(lane.rows, first, is_bounded, self.store.clock.offset_ms)
         if self.session.unacknowledged_count != encoded:
-            refused = self.session.refused_ids
+            settling = self.session.settling_ids
             for index in range(first, lane.gone):
                 row = lane.rows[index]
-                if row[3] == 0 and (not refused or row[0] not in refused):
+                if row[3] == 0 and row[0] not in settling:
                     self._in_the_air.add(row)
                     self._is_to_ask = self.asks_at_once
         return 0

@@ -361,17 +361,16 @@ cdef class Session(Exchanges):
 
     def take_done(self) -> list:
         """Message ids that are finished: acknowledged, or QoS 0 and handed to the socket. Each is given once."""
-        cdef size_t index
         if self.done.count == 0:
             return []
-        cdef list ids = [(<int64_t*>vector.at(&self.done, index))[0] for index in range(self.done.count)]
+        ids = _done_ids(self)
         vector.clear(&self.done)
         return ids
 
     @property
-    def refused_ids(self) -> list:
-        """What `take_refused` has."""
-        return self.refused[:]
+    def settling_ids(self) -> list:
+        """What `take_done` and `take_refused` have."""
+        return _done_ids(self) + self.refused
 
     def take_refused(self) -> list:
         """Message ids that the broker refused (MQTT 5), and rows that MQTT cannot carry. Each is given once."""

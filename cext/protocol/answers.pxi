@@ -32,6 +32,11 @@ cdef enum:
     REASON_PROTOCOL_ERROR = 0x82
 
 
+cdef list _done_ids(Session session):
+    cdef size_t index
+    return [(<int64_t*>vector.at(&session.done, index))[0] for index in range(session.done.count)]
+
+
 cdef int _on_acks(Session session, bytes packets) except -1:
     cdef const uint8_t* at = <const uint8_t*>PyBytes_AS_STRING(packets)
     cdef size_t left = <size_t>PyBytes_GET_SIZE(packets)

@@ -56,7 +56,7 @@ class Supply:
         """
         with self._reader.lock, self._status.lock:
             is_written_to, self._status.is_written_to = self._status.is_written_to, False
-            skipped = Finished(self._outgoing.finished.ranges.copy())
+            skipped = self._finished()
             skipped.add(list(finished))
             self._reader.rewind(frozenset(protected), skipped, frozenset(withheld), is_written_to=is_written_to)
             self._refused.clear()
@@ -73,7 +73,7 @@ class Supply:
             try:
                 with self._status.lock:
                     committed = intake.committed
-                    finished, unsendable = self._unsendable()
+                    finished, unsendable = reader.skipped, self._unsendable()
                 rows, is_last = reader.advance(
                     limit, committed, self._writer.table, lambda: intake.committed_id, -1 if alerts else 0
                 )
@@ -90,7 +90,7 @@ class Supply:
             return self._as_sendable(rows, finished, unsendable), is_last
 
     def read_again(self, ids: list[int]) -> tuple[list[Row], list[int]]:
-        """Rows that were refused since the last `rewind`, as far as they may still be sent.
+        """Rows that were read before, as far as they may still be sent: none that was finished before the call.
 
         And those ids of which nobody can say, as their refusal is not yet counted or the disk fails, which is logged;
         ask again later.
@@ -98,7 +98,7 @@ class Supply:
         with self._reader.lock:
             with self._status.lock:
                 uncounted = [message_id for message_id in ids if message_id in self._refused]
-                finished, unsendable = self._unsendable()
+                finished, unsendable = self._finished(), self._unsendable()
             try:
                 rows = self._reader.table.read_rows(ids, self._writer.table.may_have_extras)
             except apsw.Error as error:
@@ -134,9 +134,13 @@ class Supply:
                     self._oldest_ms = self._reader.table.oldest_ms(passed)
         return self._oldest_ms
 
-    def _unsendable(self) -> tuple[Finished, frozenset[int]]:
-        """As of before a read: the writer may delete them, and forget that, meanwhile. The caller holds both locks."""
-        return self._reader.skipped, self._reader.withheld.union(self._dropping.marked)
+    # As of before a read: the writer may delete them, and forget that, meanwhile. The caller holds both locks.
+
+    def _finished(self) -> Finished:
+        return Finished(self._outgoing.finished.ranges.copy())
+
+    def _unsendable(self) -> frozenset[int]:
+        return self._reader.withheld.union(self._dropping.marked)
 
     def _as_sendable(self, rows: list[Row], finished: Finished, unsendable: frozenset[int]) -> list[Row]:
         met = self._reader.table.unsendable

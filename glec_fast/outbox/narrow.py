@@ -60,9 +60,8 @@ class Narrow:
             if not next_rows.has_held_back:
                 return
             next_rows.has_held_back = False
-            on_its_way = frozenset(session.in_flight_ids()).union(session.refused_ids, outbox._refused, outbox._again)
             outbox._forget_rows()
-        next_rows.rewind(on_its_way)
+        next_rows.rewind(goes_on=True)
 
     def _is_drained(self) -> bool:
         """Nothing is on its way on this connection, nor can go next."""

@@ -25,21 +25,23 @@ class NextRows:
     def __init__(self, outbox: DurableOutbox) -> None:
         self._outbox = outbox
         self._store = outbox.store
-        # Where the queue is read anew on a connection that goes on: what is in flight, or for `read_again`.
-        self._on_its_way: frozenset[int] = frozenset()
-        # Of each lane, the highest id that was read since it was rewound.
+        # Of each lane, the highest id that was read on this connection.
         self._read_through = [0, 0]
         # Rows were passed over on this connection, until it is not narrow any more.
         self.has_held_back = False
         # Messages that went with a lower QoS, as far as they were not noted.
         self._lowered_count = 0
 
-    def rewind(self, on_its_way: frozenset[int] = frozenset()) -> None:
-        """Read from the first row again: not what is finished or on its way, nor waits for a broker that is away."""
+    def rewind(self, *, goes_on: bool = False) -> None:
+        """Read from the first row again: not what is finished, nor waits for a broker that is away.
+
+        goes_on: on a connection on which something is on its way, which is not read either.
+        """
         outbox = self._outbox
         with outbox.lock:
             parked, finished = outbox.session.parked_ids(), outbox._finished.ids
-        self._on_its_way, self._read_through = on_its_way, [0, 0]
+        if not goes_on:
+            self._read_through = [0, 0]
         # Their rows are met again.
         outbox.blame.last = []
         withheld = outbox.owners.withheld
@@ -61,9 +63,13 @@ class NextRows:
             rows, is_last = self._store.supply.read(_PULL_ROWS_MAX, alerts=alerts)
             if not (is_last or alerts):
                 outbox._more_to_read = True
-            if self._on_its_way:
-                rows = [row for row in rows if row[0] not in self._on_its_way]
-            rows = self._allowed(self._unread(rows, alerts=alerts))
+            if rows:
+                # Another program has moved some behind its place, or the queue is read anew.
+                is_met_again = min(rows)[0] <= self._read_through[alerts]
+                self._read_through[alerts] = max(self._read_through[alerts], max(rows)[0])
+                if is_met_again:
+                    rows = self._left([row[0] for row in rows])
+            rows = self._allowed(rows)
             with outbox.lock:
                 lane.put(rows)
         finally:
@@ -71,19 +77,19 @@ class NextRows:
         self._store.on_rows_taken()
         return bool(rows) or not (is_last and alerts)
 
-    def _unread(self, rows: list[Row], *, alerts: bool) -> list[Row]:
-        """Without what another program has moved behind its place as it was on its way, and the lane meets again."""
-        if rows and min(rows)[0] <= self._read_through[alerts]:
-            has_gone = self._has_gone()
-            rows = [row for row in rows if row[0] not in has_gone]
-        if rows:
-            self._read_through[alerts] = max(self._read_through[alerts], max(rows)[0])
-        return rows
-
-    def _has_gone(self) -> frozenset[int]:
-        outbox = self._outbox
+    def _left(self, ids: list[int]) -> list[Row]:
+        """The rows of those that have not gone on this connection, nor wait to be sent again."""
+        outbox, session = self._outbox, self._outbox.session
         with outbox.lock:
-            return frozenset(outbox.session.in_flight_ids()).union(outbox._finished.ids)
+            has_gone = frozenset(session.in_flight_ids()).union(
+                session.settling_ids, outbox._finished.ids, outbox._refused, outbox._again
+            )
+        # Behind that: what was on its way is finished, and then the store takes it, and then deletes it.
+        rows, unknown = self._store.supply.read_again([each for each in ids if each not in has_gone])
+        with outbox.lock:
+            # Others may have come meanwhile.
+            outbox._again += unknown
+        return rows
 
     def _begins_anew(self) -> bool:
         """True where another program has put rows anywhere in the file, and nothing of ours is on its way."""
@@ -107,12 +113,7 @@ class NextRows:
         outbox = self._outbox
         outbox.is_reading = True
         try:
-            has_gone = self._has_gone()
-            rows, unknown = self._store.supply.read_again([each for each in ids if each not in has_gone])
-            with outbox.lock:
-                # Others may have come meanwhile.
-                outbox._again += unknown
-            rows = self._allowed(rows)
+            rows = self._allowed(self._left(ids))
             is_alert = ALERT_QOS if self._store.has_alert_lane else None
             with outbox.lock:
                 outbox._rows.put([row for row in rows if row[3] != is_alert] + outbox._rows.left)
@@ -172,10 +173,9 @@ class NextRows:
         outbox = self._outbox
         with outbox.lock:
             refused, outbox._refused = outbox._refused, []
-        outbox.refused_count += len(refused)
-        # First, as `read_again` must know them.
-        self._store.supply.refuse(refused)
-        with outbox.lock:
+            outbox.refused_count += len(refused)
+            # First, as `read_again` must know them.
+            self._store.supply.refuse(refused)
             if not outbox._again:
                 outbox._again_at_s = time.monotonic() + _REFUSED_PAUSE_S
             outbox._again += refused

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from glec_fast.durable import quarantine
 from glec_fast.durable.extras import RETAINED
 from glec_fast.durable.inflight_log import from_row, latest
+from glec_fast.durable.jobs import Job
 from glec_fast.durable.state_rows import load_session
 from glec_fast.durable.store import Store
 from glec_fast.outbox.stored import DurableOutbox
@@ -126,12 +127,22 @@ class ScriptedGateway:
         """All that waits is on disk, and what that lets go on goes on."""
         # A transaction tells whoever waits for its statements ahead of the outbox; it has told both at its turn's end.
         self.store.run(lambda _table: self._has_turned.clear())
-        self._has_turned.wait()
-        if self.outbox.is_open:
-            self.outbox.pull()
+        self._end_turn()
         # Where the disk was slow, the pull has left the image to the store's thread.
         while self.session.unsent_bytes != self.session.sendable_bytes:
             self.store.run(lambda _table: None)
+
+    def turn(self) -> None:
+        """As `commit`, where nobody waits for a statement: what is finished is taken, and its rows stay for a while."""
+        job = Job(lambda _table: self._has_turned.clear(), lasting=True)
+        self.store._jobs.add(job)
+        job.finished.wait()
+        self._end_turn()
+
+    def _end_turn(self) -> None:
+        self._has_turned.wait()
+        if self.outbox.is_open:
+            self.outbox.pull()
 
     def on_disk(self) -> OnDisk:
         """In one transaction."""

@@ -6,22 +6,24 @@ import subprocess
 import sys
 from collections import Counter
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from glec_fast.durable.in_doubt import Decision, add_entries
 from glec_fast.durable.store import Store
 from support.queue_fuzz import COLUMNS, fill, look_beside
-from support.scripted_broker import ScriptedBroker
+from support.scripted_broker import ScriptedBroker, publication_of
 from support.scripted_gateway import ScriptedGateway
 from support.store import WAIT_S, RecordingOutbox, append, ids_on_disk, wait_for
+from support.wire_reference import PUBACK, PUBREC, ack, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
 from support.file_in_use import flush
 
 FAR = 10**15
+QUOTA_EXCEEDED = 0x97
 INSERT = "INSERT INTO mqtt_offline_queue (topic, payload, qos, timestamp, ttl) VALUES ('t', '{}', 2, {}, {})"
 
 
@@ -32,6 +34,15 @@ def foreign(path: Path, *statements: str) -> None:
         "for statement in sys.argv[2:]: k.execute(statement)\nk.commit()"
     )
     subprocess.run([sys.executable, "-c", program, str(path), *statements], check=True, timeout=WAIT_S)
+
+
+def payloads(stream: bytes) -> list[str]:
+    return [publication_of(each, 5).payload for each in parse(stream)[0]]
+
+
+def answers_to(stream: bytes, reason: int) -> bytes:
+    kinds = {2: PUBACK, 4: PUBREC}
+    return b"".join(ack(kinds[each.flags & 6], each.packet_id, bytes([reason])) for each in parse(stream)[0])
 
 
 class TestAnotherProgram:
@@ -258,6 +269,77 @@ class TestAnotherProgram:
         broker.feed(sent)
         assert flush(gateway, broker) == expected + Counter(["2-last"])
         assert gateway.store.wait_empty(WAIT_S)
+
+    @pytest.mark.parametrize("are_deleted_meanwhile", [True, False])
+    def test_times_of_what_is_finished_and_still_there(
+        self, gateway: ScriptedGateway, path: Path, are_deleted_meanwhile: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Taken by the store, and its rows not deleted, or deleted as they are met again."""
+        monkeypatch.setattr("glec_fast.durable.schedule.DONE_COMMIT_DELAY_S", 3600.0)
+        supply, broker = gateway.store.supply, ScriptedBroker()
+        for number in range(30):
+            gateway.publish(f"2-{number}", 2)
+        gateway.commit()
+        gateway.connect()
+        for _ in range(4):
+            broker.feed(gateway.send())
+            gateway.receive(broker.handle(broker.waiting_packets()))
+        gateway.turn()
+        foreign(path, "UPDATE mqtt_offline_queue SET timestamp = timestamp + 100000")
+        gateway.publish("2-last", 2)
+        gateway.turn()
+        assert len(ids_on_disk(path)) == 31
+        assert gateway.session.in_flight == 10
+        if are_deleted_meanwhile:
+            read = supply.read
+
+            def read_slowly(*given: Any, **named: Any) -> Any:
+                found = read(*given, **named)
+                gateway.store.run(lambda _table: None)
+                return found
+
+            monkeypatch.setattr(supply, "read", read_slowly)
+        for _ in range(4):
+            broker.feed(gateway.send())
+            gateway.receive(broker.handle(broker.waiting_packets()))
+        assert flush(gateway, broker) == Counter([*(f"2-{number}" for number in range(30)), "2-last"])
+
+    def test_times_of_what_the_socket_takes_meanwhile(self, gateway: ScriptedGateway, path: Path) -> None:
+        gateway.publish("0", 0)
+        gateway.commit()
+        gateway.connect()
+        with gateway.outbox.lock:
+            sent = gateway.session.peek(100)
+            gateway.session.on_sent(len(sent))
+        foreign(path, "UPDATE mqtt_offline_queue SET timestamp = timestamp + 100000")
+        gateway.publish("1-last", 1)
+        gateway.commit()
+        broker = ScriptedBroker()
+        broker.feed(sent + gateway.send())
+        assert flush(gateway, broker) == Counter(["0", "1-last"])
+
+    @pytest.mark.parametrize("qos", [1, 2])
+    def test_times_of_what_the_broker_refuses(self, path: Path, qos: int) -> None:
+        """It waits for its next attempt all the same, and is sent once then."""
+        path.parent.mkdir()
+        with ScriptedGateway(path, protocol_version=5) as gateway:
+            for number in range(3):
+                gateway.publish(f"{number}", qos)
+            gateway.commit()
+            gateway.connect()
+            gateway.commit()
+            gateway.receive(answers_to(gateway.send(), QUOTA_EXCEEDED))
+            for _ in range(2):
+                gateway.clock.now_s += 2.0
+                foreign(path, "UPDATE mqtt_offline_queue SET timestamp = timestamp + 1000")
+                gateway.publish("last", 1)
+                gateway.commit()
+                sent = gateway.send()
+                assert payloads(sent) == ["last"]
+                gateway.receive(answers_to(sent, 0))
+            gateway.outbox._again_at_s = 0.0
+            gateway.outbox.pull()
+            assert payloads(gateway.send()) == ["0", "1", "2"]
 
     def test_the_queue_s_size_holds_for_it_too(self, path: Path) -> None:
         path.parent.mkdir()
