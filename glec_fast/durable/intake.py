@@ -200,11 +200,17 @@ class Intake(Accepting):
         commit.read_again = commit.read_again or row_count != commit.row_count
         commit.row_count = row_count
         strangers = [each for each in table.strangers(self.committed_id) if each not in self._found]
-        if not strangers:
-            return
+        if strangers:
+            commit.read_again = True
+            self._adopt(strangers, table)
+        latest_ms = table.last_timestamp_ms()
+        with self._lock:
+            # It may have moved rows into the future, as far as which the queue is read then.
+            self.last_timestamp_ms = max(self.last_timestamp_ms, latest_ms)
+
+    def _adopt(self, strangers: list[int], table: QueueTable) -> None:
         kind = "messages put into the queue by another program"
         self._status.log.note(logging.WARNING, kind, "they go the way of our own", count=len(strangers), later=True)
-        commit.read_again = True
         with self._lock:
             kept = [message_id for message_id in strangers if self.next_id <= message_id < _ID_MAX]
             self.next_id = max(kept, default=self.next_id - 1) + 1

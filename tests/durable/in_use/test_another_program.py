@@ -282,6 +282,7 @@ class TestAnotherProgram:
         gateway.commit()
         gateway.connect()
         for _ in range(4):
+            gateway.turn()
             broker.feed(gateway.send())
             gateway.receive(broker.handle(broker.waiting_packets()))
         gateway.turn()
@@ -300,6 +301,7 @@ class TestAnotherProgram:
 
             monkeypatch.setattr(supply, "read", read_slowly)
         for _ in range(4):
+            gateway.turn()
             broker.feed(gateway.send())
             gateway.receive(broker.handle(broker.waiting_packets()))
         assert flush(gateway, broker) == Counter([*(f"2-{number}" for number in range(30)), "2-last"])
@@ -340,6 +342,23 @@ class TestAnotherProgram:
             gateway.outbox._again_at_s = 0.0
             gateway.outbox.pull()
             assert payloads(gateway.send()) == ["0", "1", "2"]
+
+    @pytest.mark.parametrize("order", ["fifo", "alerts_first"])
+    def test_what_is_published_behind_times_in_the_future(self, path: Path, order: str) -> None:
+        path.parent.mkdir()
+        broker = ScriptedBroker()
+        with ScriptedGateway(path, queue_order=order) as gateway:
+            for number in range(6):
+                gateway.publish(f"{number % 3}-{number}", number % 3)
+            gateway.commit()
+            foreign(path, "UPDATE mqtt_offline_queue SET timestamp = timestamp + 100000")
+            # It is noticed before the queue is rewound.
+            gateway.commit()
+            gateway.connect()
+            expected = flush(gateway, broker)
+            gateway.publish("1-late", 1)
+            gateway.publish("2-late", 2)
+            assert flush(gateway, broker) == expected + Counter(["1-late", "2-late"])
 
     def test_the_queue_s_size_holds_for_it_too(self, path: Path) -> None:
         path.parent.mkdir()
