@@ -271,11 +271,14 @@ def test_a_handle_is_waited_for_in_a_loop_within_a_loop(kind: str) -> None:
 
         async def inner() -> None:
             await wait_and_end()
-            # For the outer one, which hears of it once it goes on.
             set_as_published([handle])
+            await asyncio.sleep(0)
+            # The outer one hears of it once it goes on.
+            assert not waiting.done()
 
         await run_within(inner, kind)
-        await waiting
+        await asyncio.wait_for(waiting, TIMEOUT_S)
+        assert handle.is_published()
 
     run(program, kind)
 
@@ -324,6 +327,8 @@ def test_a_thread_that_ran_the_loop_before_is_another_one(kind: str) -> None:
                 await asyncio.wait_for(waiting, TIMEOUT_S)
 
             loop.run_until_complete(go_on())
+        assert waiting.done()
+        assert handle.is_published()
     finally:
         loop.close()
 
