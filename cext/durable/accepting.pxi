@@ -5,6 +5,7 @@ cdef class Accepting:
     cdef public list pending
     cdef public int64_t next_id, last_timestamp_ms
     cdef public Py_ssize_t pending_max
+    cdef public int64_t pending_bytes, pending_bytes_max
     # Of topic and payload; 0 for no limit.
     cdef public int64_t message_max_bytes
     # What rows are stamped by; of whoever has this for its base.
@@ -12,7 +13,9 @@ cdef class Accepting:
     cdef readonly Lock _lock
     cdef readonly object _status, _schedule, _ttl_ms
 
-    def __init__(self, status, schedule, QueueTable table, ttl_ms, Py_ssize_t pending_max):
+    def __init__(
+        self, status, schedule, QueueTable table, ttl_ms, Py_ssize_t pending_max, int64_t pending_bytes_max
+    ):
         self._status = status
         self._lock = status.lock
         self._schedule = schedule
@@ -21,12 +24,21 @@ cdef class Accepting:
         self.next_id = table.last_id() + 1
         self.last_timestamp_ms = table.last_timestamp_ms()
         self.pending_max = pending_max
+        self.pending_bytes_max = pending_bytes_max
+
+    @property
+    def is_full(self) -> bool:
+        return self._is_full()
+
+    cdef bint _is_full(self) noexcept:
+        cdef Py_ssize_t count = PyList_GET_SIZE(self.pending)
+        return count >= self.pending_max or (count and self.pending_bytes >= self.pending_bytes_max)
 
     def append(self, topic, payload, int qos, bint urgent, ttl_ms, extras, register) -> int:
         status = self._status
         cdef int64_t message_id
         cdef bint is_ending
-        if PyList_GET_SIZE(self.pending) >= self.pending_max:
+        if self._is_full():
             # Before the lock is ours; where others fill the room meanwhile there are a few more.
             self.wait_for_room()
         self._lock.take_within(-1.0)
@@ -77,6 +89,7 @@ cdef class Accepting:
                 break
             # A finaliser has published: a new tuple may collect garbage.
         self.pending.append(row)
+        self.pending_bytes += len(payload)
         self.last_timestamp_ms = timestamp_ms
         self.next_id = message_id + 1
         if register is not None:

@@ -51,13 +51,17 @@ class Accepting:
     """The base of `glec_fast.durable.intake.Intake`: what each message goes through, under the lock of `status`.
 
     pending: rows that the next transaction takes. next_id: of the next message. message_max_bytes: of topic, payload
-    and properties, 0 for no limit. pending_max: where so many are pending, `append` waits for room. clock: stamps rows.
+    and properties, 0 for no limit. pending_max, pending_bytes_max: where so many are pending,
+    or so large ones, `append` waits for room. pending_bytes: of their payloads, and of what was taken back of them.
+    clock: stamps rows.
     """
 
     pending: list[_Row]
     next_id: int
     last_timestamp_ms: int
     pending_max: int
+    pending_bytes: int
+    pending_bytes_max: int
     message_max_bytes: int
     clock: QueueClock
     _lock: Lock
@@ -66,8 +70,16 @@ class Accepting:
     _ttl_ms: int
 
     def __init__(
-        self, status: Status, schedule: Schedule, table: QueueTable, ttl_ms: int, pending_max: int
+        self,
+        status: Status,
+        schedule: Schedule,
+        table: QueueTable,
+        ttl_ms: int,
+        pending_max: int,
+        pending_bytes_max: int,
     ) -> None: ...
+    @property
+    def is_full(self) -> bool: ...
     def append(
         self,
         topic: str,

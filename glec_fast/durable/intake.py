@@ -19,6 +19,8 @@ from glec_fast.runtime.process import EXIT_TIMEOUT_S
 # So many rows may wait for the disk before `append` waits for it too. 10,000 took 2 MB of memory in each burst, and a
 # transaction of more is no quicker a row.
 PENDING_ROWS_MAX = 500
+# Of their payloads: large ones would take as much in memory, and again in the write-ahead log.
+PENDING_BYTES_MAX = 1_000_000
 # Above every id that is given.
 _ID_MAX = 1 << 62
 # For who was refused, as the disk fails.
@@ -35,7 +37,7 @@ class Intake(Accepting):
     def __init__(
         self, status: Status, schedule: Schedule, table: QueueTable, ttl_ms: int, clocks: Clocks, *, is_salvaged: bool
     ) -> None:
-        super().__init__(status, schedule, table, ttl_ms, PENDING_ROWS_MAX)
+        super().__init__(status, schedule, table, ttl_ms, PENDING_ROWS_MAX, PENDING_BYTES_MAX)
         self.progress = Condition(status.lock)
         self.row_count = table.count()
         # But for what is finished, and named by an image there.
@@ -69,12 +71,12 @@ class Intake(Accepting):
     # ---- callers
 
     def wait_for_room(self) -> None:
-        """Wait while too many rows wait for the disk. Raises QueueStorageError, QueueClosedError."""
+        """Wait while what waits for the disk is too much. Raises QueueStorageError, QueueClosedError."""
         if self._status.is_needed():
             # A drop callback may publish too: its thread is the one that makes room.
             return
         with self._lock:
-            while len(self.pending) >= self.pending_max:
+            while self.is_full:
                 self._refuse_if_unusable()
                 self._schedule.request()
                 self.progress.wait()
@@ -181,6 +183,7 @@ class Intake(Accepting):
         if commit.with_rows:
             # In one step: a row is never in neither.
             self.writing, self.pending = self.pending, []
+            self.pending_bytes = 0
             commit.rows = self.writing
 
     def leave_out_found(self, commit: Commit, table: QueueTable) -> None:

@@ -9,6 +9,7 @@ network thread alone, which pulls rows in order. Callers append to a list in mem
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -311,8 +312,11 @@ class Store(OfOneProcess):
         return len(self._intake.pending)
 
     def bound_pending(self, count: int) -> None:
-        """Have `append` wait only where so many wait for the disk already: for callers with a bound of their own."""
-        self._intake.pending_max = count
+        """Have `append` wait only where so many wait for the disk already, however large.
+
+        For callers with a bound of their own, who hold what they publish in memory anyway.
+        """
+        self._intake.pending_max, self._intake.pending_bytes_max = count, sys.maxsize
 
     @property
     def is_empty(self) -> bool:

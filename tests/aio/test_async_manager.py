@@ -32,7 +32,7 @@ from glec_fast import (
     TLSConfig,
 )
 from glec_fast.aio import AsyncMQTTManager
-from glec_fast.durable.intake import PENDING_ROWS_MAX
+from glec_fast.durable.intake import PENDING_BYTES_MAX, PENDING_ROWS_MAX
 from glec_fast.engine.reading import Reader
 from glec_fast.outbox.narrow import Narrow
 from glec_fast.outbox.unanswered import Unanswered
@@ -606,18 +606,20 @@ def test_messages_in_json_and_with_properties(
     assert json.loads(subscriber.payloads("t")[0]) == {"a": 1}
 
 
-def test_a_slow_disk_holds_callers_up_and_not_the_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bytes_each", [0, 3 * PENDING_BYTES_MAX // PENDING_ROWS_MAX])
+def test_a_slow_disk_holds_callers_up_and_not_the_loop(tmp_path: Path, bytes_each: int) -> None:
     async def program(disk: FaultyDisk) -> None:
         async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
             count = 3 * PENDING_ROWS_MAX
             with disk.held():
-                tasks = [asyncio.create_task(manager.publish("t", b"%d" % number, 1)) for number in range(count)]
+                payloads = [b"%d" % number + b"x" * bytes_each for number in range(count)]
+                tasks = [asyncio.create_task(manager.publish("t", each, 1)) for each in payloads]
                 # Each has its turns, where the loop has any.
                 for _ in range(10):
                     await asyncio.sleep(0)
                 assert not any(task.done() for task in tasks)
             await asyncio.gather(*tasks)
-        assert rows(tmp_path) == [str(number) for number in range(count)]
+        assert [each.rstrip("x") for each in rows(tmp_path)] == [str(number) for number in range(count)]
 
     with FaultyDisk(tmp_path) as disk:
         run(lambda: program(disk))

@@ -14,6 +14,7 @@ import pytest
 
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
+from glec_fast.durable.intake import Intake
 from glec_fast.durable.outcomes import Dropped
 from glec_fast.durable.store import Store
 from glec_fast.durable.transaction import Commit, Row
@@ -221,17 +222,43 @@ class TestFaults:
         outbox.wait(lambda heard: any(new for _, new in heard.commits[calls:]))
         assert outbox.read() == [1, 2]
 
+    @pytest.mark.parametrize(("bound", "limit"), [("PENDING_ROWS_MAX", 5), ("PENDING_BYTES_MAX", 500)])
     def test_a_slow_disk_slows_the_caller_down(
-        self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, pool: ThreadPoolExecutor
+        self,
+        make_store: Callable[..., Store],
+        monkeypatch: pytest.MonkeyPatch,
+        pool: ThreadPoolExecutor,
+        bound: str,
+        limit: int,
     ) -> None:
-        monkeypatch.setattr("glec_fast.durable.intake.PENDING_ROWS_MAX", 5)
+        monkeypatch.setattr(f"glec_fast.durable.intake.{bound}", limit)
+        waiting = threading.Event()
+        wait_for_room = Intake.wait_for_room
+
+        def watched(intake: Intake) -> None:
+            waiting.set()
+            wait_for_room(intake)
+
+        monkeypatch.setattr(Intake, "wait_for_room", watched)
         store = make_store()
         with held_writer(store, pool):
             for _ in range(5):
-                store.append("t", "x", 1)
+                store.append("t", "x" * 100, 1)
+            assert not waiting.is_set()
             sixth = pool.submit(store.append, "t", "x", 1)
+            assert waiting.wait(WAIT_S)
             assert not sixth.done()
         assert store.wait_durable(sixth.result(WAIT_S), WAIT_S)
+
+    def test_one_larger_than_all_that_may_wait_is_taken(
+        self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("glec_fast.durable.intake.PENDING_BYTES_MAX", 10)
+        store = make_store()
+        first, second = (store.append("t", "x" * 100, 1) for _ in range(2))
+        assert store.withdraw(second) or store.wait_durable(second, WAIT_S)
+        assert store.wait_durable(store.append("t", "x" * 100, 1), WAIT_S)
+        assert store.committed_id > first
 
     def test_the_drop_callback_may_publish_into_a_full_store(
         self, make_store: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
