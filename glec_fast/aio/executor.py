@@ -107,7 +107,7 @@ class LoopExecutor:
         if self._is_closed or turn.task is not None:
             return
         turns = self._lanes.setdefault(turn.lane, deque())
-        if not any(each is turn for each in turns):
+        if turn not in turns:
             turns.append(turn)
         if turns[0] is turn:
             self._begin(turn)
