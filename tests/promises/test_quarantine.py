@@ -163,6 +163,7 @@ def test_a_gateway_that_is_killed_again_and_again_goes_on_counting(tmp_path: Pat
             )
             if life < 3:
                 assert broker.waits.wait(LONG_S), child.kill()
+                child.wait_said("published")
                 broker.waits.clear()
                 child.kill()
         assert eventually(lambda: len(set(broker.delivered)) == 8 * len(levels), LONG_S)

@@ -33,8 +33,12 @@ class Killed:
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
 
     def wait_ready(self) -> None:
+        self.wait_said("ready")
+
+    def wait_said(self, text: str) -> None:
+        """Until it has written this line, and others before it."""
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == b"ready\n", self.kill()
+        assert f"{text}\n".encode() in self._process.stdout, self.kill()
 
     def kill(self) -> bytes:
         """What it wrote to its standard error."""
