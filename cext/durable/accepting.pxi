@@ -73,7 +73,10 @@ cdef class Accepting:
 
     cdef int64_t _add(self, topic, payload, int qos, extras, register, ttl_ms) except -1:
         cdef int64_t message_id, now_ms, timestamp_ms
+        cdef Py_ssize_t size_bytes = _most_bytes(topic) + _most_bytes(payload)
         self.check_size(topic, payload, extras)
+        if extras is not None:
+            size_bytes += len(extras.properties)
         now_ms = self.clock.now_ms()
         if ttl_ms is None:
             ttl_ms = self._ttl_ms
@@ -89,7 +92,7 @@ cdef class Accepting:
                 break
             # A finaliser has published: a new tuple may collect garbage.
         self.pending.append(row)
-        self.pending_bytes += len(payload)
+        self.pending_bytes += size_bytes
         self.last_timestamp_ms = timestamp_ms
         self.next_id = message_id + 1
         if register is not None:

@@ -19,7 +19,7 @@ from glec_fast.runtime.process import EXIT_TIMEOUT_S
 # So many rows may wait for the disk before `append` waits for it too. 10,000 took 2 MB of memory in each burst, and a
 # transaction of more is no quicker a row.
 PENDING_ROWS_MAX = 500
-# Of their payloads: large ones would take as much in memory, and again in the write-ahead log.
+# Of what they say: large ones would take as much in memory, and again in the write-ahead log.
 PENDING_BYTES_MAX = 1_000_000
 # Above every id that is given.
 _ID_MAX = 1 << 62

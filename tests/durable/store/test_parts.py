@@ -14,6 +14,7 @@ from glec_fast.durable._table import QueueTable
 from glec_fast.durable.caretaker import Caretaker
 from glec_fast.durable.database import create_schema
 from glec_fast.durable.dropping import Dropping
+from glec_fast.durable.extras import Extras
 from glec_fast.durable.file import QueueFile
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Job, Jobs
@@ -141,6 +142,19 @@ class TestIntake:
         intake.on_committed(with_all)
         assert status.failure is None
         assert intake.wait_durable(ids[-1], 0)
+
+    @pytest.mark.parametrize(
+        ("topic", "payload", "properties"),
+        [("t" * 100, "", b""), ("t", b"x" * 100, b""), ("t", "\ud55c" * 33, b""), ("t", "", bytes(100))],
+    )
+    def test_all_that_a_message_says_takes_of_the_room_of_what_waits(
+        self, intake: Intake, topic: str, payload: str | bytes, properties: bytes
+    ) -> None:
+        intake.pending_bytes_max = 200
+        for _ in range(2):
+            assert not intake.is_full
+            intake.append(topic, payload, 0, True, None, Extras(False, None, properties), None)
+        assert intake.is_full
 
     def test_only_what_is_not_being_written_is_withdrawn(self, intake: Intake) -> None:
         (kept,) = intake.append_many([("t", "x", 1)], None)
