@@ -117,7 +117,7 @@ def _awaited(
         if manager is None or asyncio._get_running_loop() is not self._loop:
             # It says what is wrong.
             manager = self._manager
-        if self._crowd or manager.store.pending_count >= _PENDING_MAX:
+        if self._crowd or manager.store.pending_count >= _PENDING_MAX or manager.store.is_crowded:
             await self._wait_for_room()
         handle = call(manager, *arguments, **settings)
         if self._crowd:
@@ -429,10 +429,11 @@ class AsyncMQTTManager:
         store = manager.store
         self._undurable.let_go(store.committed_id)
         if store.is_failing or store.is_closed:
-            # They ask themselves what became of it.
+            # They ask themselves what became of it, or are refused.
             self._undurable.let_all_go()
-        if self._crowd:
-            self._let_in(len(self._crowd) if store.is_closed else _PENDING_MAX - store.pending_count)
+            self._let_in(len(self._crowd))
+        elif self._crowd:
+            self._let_in(_PENDING_MAX - store.pending_count)
         if self._next_turn is not None:
             set_result(self._next_turn)
             self._next_turn = None

@@ -32,7 +32,7 @@ from glec_fast.durable.file import QueueFile, Salvage
 from glec_fast.durable.gathering import Batch, Company, Gathered, Gathering
 from glec_fast.durable.in_doubt import Decision, InDoubt
 from glec_fast.durable.inflight_log import log_of
-from glec_fast.durable.intake import Intake
+from glec_fast.durable.intake import PENDING_BYTES_MAX, Intake
 from glec_fast.durable.jobs import Job, Jobs
 from glec_fast.durable.limits import ALERTS_FIRST, FIFO, OLDEST, Limits
 from glec_fast.durable.outcomes import Dropped
@@ -310,6 +310,11 @@ class Store(OfOneProcess):
     def pending_count(self) -> int:
         """Messages that the next transaction takes. `append` waits where there are too many."""
         return len(self._intake.pending)
+
+    @property
+    def is_crowded(self) -> bool:
+        """True where what the next transaction takes is as large as it should be."""
+        return self._intake.pending_bytes >= PENDING_BYTES_MAX
 
     def bound_pending(self, count: int) -> None:
         """Have `append` wait only where so many wait for the disk already, however large.

@@ -27,6 +27,7 @@ from glec_fast import (
     MQTTManager,
     PublishError,
     QueueClosedError,
+    QueueStorageError,
     Status,
     Telemetry,
     TLSConfig,
@@ -623,6 +624,48 @@ def test_a_slow_disk_holds_callers_up_and_not_the_loop(tmp_path: Path, bytes_eac
 
     with FaultyDisk(tmp_path) as disk:
         run(lambda: program(disk))
+
+
+def test_large_messages_in_sequence_wait_for_the_disk(tmp_path: Path) -> None:
+    count, payload = 20, bytes(PENDING_BYTES_MAX // 4)
+
+    async def program(disk: FaultyDisk) -> None:
+        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
+
+            async def publish_all() -> None:
+                for _ in range(count):
+                    await manager.publish("t", payload, 0)
+
+            with disk.held():
+                publishing = asyncio.create_task(publish_all())
+                await eventually(disk.waiting_writer.is_set)
+                assert manager.get_metrics().queue_size < count
+                assert not publishing.done()
+            await publishing
+
+    with FaultyDisk(tmp_path) as disk:
+        run(lambda: program(disk), debug=False)
+    assert len(rows(tmp_path)) == count
+
+
+def test_who_waits_for_room_is_refused_where_the_disk_is_full(tmp_path: Path) -> None:
+    def fault(operation: str, _name: str) -> None:
+        if operation == "write":
+            raise apsw.FullError("the disk is full")
+
+    async def program(disk: FaultyDisk) -> None:
+        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path, qos0_commit_delay_s=3600)) as manager:
+            disk.fault = fault
+            publishing = [manager.publish("t", bytes(PENDING_BYTES_MAX // 4), 0) for _ in range(20)]
+            outcomes = await asyncio.wait_for(asyncio.gather(*publishing, return_exceptions=True), TIMEOUT_S)
+            refused = [each for each in outcomes if isinstance(each, QueueStorageError)]
+            disk.fault = None
+        # What was accepted is not lost.
+        assert 0 < len(refused) < 20
+        assert len(rows(tmp_path)) == 20 - len(refused)
+
+    with FaultyDisk(tmp_path) as disk:
+        run(lambda: program(disk), debug=False)
 
 
 def test_whose_turn_it_was_as_it_was_cancelled_lets_the_next_go(
