@@ -69,6 +69,14 @@ ADDED = {"ttl": f"BIGINT NOT NULL DEFAULT {TIME_MAX_MS}", "retry_count": "INTEGE
 # What earlier versions did not have.
 _ADDED_BESIDE = ("glec_received", "mark", "INTEGER"), ("glec_command", "expires", "BIGINT")
 NUMBERED_BESIDE = ("glec_in_doubt", "glec_set_aside", "glec_command")
+# Triggers, and indexes that may refuse a row: that have it only once, or that compute.
+_OBSTACLES = """
+SELECT type, name, lower(tbl_name) FROM sqlite_schema WHERE type = 'trigger'
+UNION ALL
+SELECT 'index', i.name, lower(s.name) FROM sqlite_schema AS s, pragma_index_list(s.name) AS i
+WHERE s.type = 'table' AND i.origin = 'c'
+    AND (i."unique" OR i.partial OR EXISTS (SELECT 1 FROM pragma_index_xinfo(i.name) WHERE cid = -2))
+"""
 # No client id or name that a server would take.
 _NOBODY = "\ufffe"
 # A row of each table, the key first, by which it is found out whether the table is of use.
@@ -346,20 +354,21 @@ def create_schema(connection: apsw.Connection) -> None:
 def _mend(connection: apsw.Connection) -> None:
     """Give rows of other writers ids and times that rows can be found and ordered by, as far as an index finds them."""
     with _transaction(connection):
-        _drop_triggers(connection)
+        _drop_obstacles(connection)
         for says in mend_numbers(connection, ("mqtt_offline_queue", *NUMBERED_BESIDE)):
             logger.warning("%s", says)
         mend_times(connection)
 
 
-def _drop_triggers(connection: apsw.Connection) -> None:
-    """One of another program may change or swallow rows of one kind alone, and nobody would hear of it."""
-    triggers = connection.execute("SELECT name, lower(tbl_name) FROM sqlite_schema WHERE type = 'trigger'").fetchall()
-    for name, table in triggers:
+def _drop_obstacles(connection: apsw.Connection) -> None:
+    """Of another program: one may change, swallow or refuse rows of one kind alone, and nobody would hear of it."""
+    for kind, name, table in connection.execute(_OBSTACLES).fetchall():
         if table == "mqtt_offline_queue" or str(table).startswith("glec_"):
             quoted = str(name).replace('"', '""')
-            connection.execute(f'DROP TRIGGER "{quoted}"')
-            logger.warning("the trigger %s of another program on %s is dropped: queue rows are ours alone", name, table)
+            connection.execute(f'DROP {kind} "{quoted}"')
+            logger.warning(
+                "the %s %s of another program on %s is dropped: queue rows are ours alone", kind, name, table
+            )
 
 
 def mend_numbers(connection: apsw.Connection, tables: tuple[str, ...] = NUMBERED_BESIDE) -> list[str]:
@@ -453,7 +462,7 @@ def check_changed(connection: apsw.Connection, path: Path) -> None:
     """
     try:
         _check_columns(connection, path)
-        _drop_triggers(connection)
+        _drop_obstacles(connection)
         _try_out(connection)
     except (apsw.Error, QueueFormatError) as error:
         if isinstance(error, _SURROUNDINGS):

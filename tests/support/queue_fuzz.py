@@ -53,6 +53,8 @@ OBJECTS = (
     "CREATE TRIGGER glec_t BEFORE INSERT ON mqtt_offline_queue WHEN NEW.qos = 2 BEGIN SELECT RAISE(IGNORE); END",
     "CREATE TRIGGER glec_t BEFORE DELETE ON mqtt_offline_queue WHEN OLD.qos = 2 BEGIN SELECT RAISE(IGNORE); END",
     "CREATE TRIGGER glec_t AFTER UPDATE ON glec_session BEGIN SELECT nothing(); END",
+    "CREATE UNIQUE INDEX glec_i ON mqtt_offline_queue(topic, qos) WHERE qos = 2 AND topic = ''",
+    "CREATE INDEX glec_i ON mqtt_offline_queue(json(payload)) WHERE json_valid(payload)",
     "CREATE VIEW glec_more AS SELECT nothing FROM nowhere",
     "CREATE TABLE more (id INTEGER PRIMARY KEY) WITHOUT ROWID",
     "DROP INDEX idx_timestamp",

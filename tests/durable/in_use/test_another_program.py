@@ -154,6 +154,30 @@ class TestAnotherProgram:
     @pytest.mark.parametrize(
         "statement",
         [
+            "CREATE UNIQUE INDEX i ON mqtt_offline_queue(topic)",
+            "CREATE UNIQUE INDEX i ON Mqtt_Offline_Queue(topic, qos) WHERE qos = 2",
+            "CREATE INDEX i ON mqtt_offline_queue(json_extract(payload, '$.id'))",
+            """CREATE INDEX "a ""b" ON mqtt_offline_queue(timestamp) WHERE json_extract(payload, '$.id') > 0""",
+            "CREATE UNIQUE INDEX i ON glec_extras(retain)",
+        ],
+    )
+    def test_indexes_of_it_that_may_refuse_rows_are_dropped(
+        self, gateway: ScriptedGateway, path: Path, statement: str
+    ) -> None:
+        gateway.connect()
+        gateway.publish("2-first", 2)
+        assert flush(gateway, ScriptedBroker()) == Counter(["2-first"])
+        assert gateway.store.wait_empty(WAIT_S)
+        foreign(path, statement)
+        expected = [f"{qos}-{number}" for qos in (2, 1, 0) for number in range(2)]
+        for payload in expected:
+            gateway.publish(payload, int(payload[0]), retain=True)
+        assert flush(gateway, ScriptedBroker()) == Counter(expected)
+        assert gateway.store.salvage is None
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
             "VACUUM",
             "ANALYZE",
             "CREATE INDEX more ON mqtt_offline_queue(topic)",
