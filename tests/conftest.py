@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import socket
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -17,10 +20,10 @@ from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Subscriber
 from support.lock_order import Watch, WatchedHandler
 from support.peer import Peer
+from support.places import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from glec_fast.testbed.certificates import CertificateAuthority
 
@@ -31,6 +34,11 @@ class StartBroker(Protocol):
 
 class StartSubscriber(Protocol):
     def __call__(self, broker: Broker, topic_filter: str = "#", **options: Any) -> Subscriber: ...
+
+
+def pytest_configure() -> None:
+    """What the tests write is in memory; what asks for a disk has `disk_folder`."""
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", scratch())
 
 
 def pytest_collection_finish() -> None:
@@ -55,6 +63,13 @@ def _lock_order(lock_watch: Watch) -> Iterator[None]:
     """No thread takes two locks the other way round than support/lock_order.py has them."""
     yield
     assert not (violations := lock_watch.take_violations()), violations
+
+
+@pytest.fixture
+def disk_folder() -> Iterator[Path]:
+    """A folder on the disk, or on whatever the one for temporary files is."""
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
 
 
 @pytest.fixture

@@ -31,11 +31,11 @@ NOBODY = "tcp://127.0.0.1:1"
 
 
 @pytest.fixture
-def on_disk(tmp_path: Path) -> Path:
+def on_disk(disk_folder: Path) -> Path:
     """A folder of which the kernel says what is written."""
-    if not is_counted(tmp_path):
+    if not is_counted(disk_folder):
         pytest.skip("the kernel does not say what is written there")
-    return tmp_path
+    return disk_folder
 
 
 def play(manager: MQTTManager, streams: list[Stream], seconds: float) -> float:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from support.clock_lives import Life, Outcome
+from support.places import scratch
 
 # The Makefile's `fuzz-clocks` has more.
 LIVES = int(os.environ.get("CLOCK_LIVES", "100"))
@@ -16,8 +17,7 @@ SEED = int(os.environ.get("SEED", "1"))
 
 def live(seed: int) -> Outcome:
     # In memory: no disk is tested, and a real one would only take its time.
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=base) as folder:
+    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
         return Life(Path(folder), seed).live()
 
 

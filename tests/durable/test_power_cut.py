@@ -16,6 +16,7 @@ import apsw
 import pytest
 
 from support.faulty_disk import Create, Delete, Event, FaultyDisk, Note, Sync, Truncate, Write
+from support.places import scratch
 from support.power_cut import Files, Medium
 from support.power_run import Life, Moment, Settings, beginning, check_resumed, moments, recorded_recovery
 
@@ -52,8 +53,7 @@ if LIVES > 1:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder in memory: what is tested is a simulated disk, and the real one would only take its time."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=base) as name:
+    with tempfile.TemporaryDirectory(dir=scratch()) as name:
         yield Path(name)
 
 

@@ -24,6 +24,7 @@ from glec_fast.durable.command_log import Key, Origin
 from glec_fast.outbox import received
 from glec_fast.outbox.received import Received
 from support.faulty_disk import Event, FaultyDisk, Note, Sync, Write
+from support.places import scratch
 from support.power_cut import Files, Medium, lay_out
 from support.scripted_gateway import BROKER_NAME, CLIENT_ID, ScriptedGateway
 from support.wire_reference import PUBLISH, PUBREC, PUBREL, parse
@@ -241,8 +242,7 @@ def states(log: list[Event], chance: random.Random) -> Iterator[tuple[Files, Pro
 
 @pytest.mark.parametrize("life", range(LIVES))
 def test_what_was_answered_is_on_disk_and_what_was_released_is_not(life: int) -> None:
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=base) as name:
+    with tempfile.TemporaryDirectory(dir=scratch()) as name:
         lived_in, cut = Path(name) / "life", Path(name) / "cut"
         lived_in.mkdir()
         with FaultyDisk(lived_in) as disk:
