@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,26 +17,13 @@ from glec_fast.durable.store import Store
 from glec_fast.errors import QueueStorageError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
 from support.gateway import eventually
+from support.queue_files import run_child
 from support.scripted_broker import ScriptedBroker
 from support.scripted_gateway import ScriptedGateway
 
 T = TypeVar("T")
 WAIT_S = 30
 DISK_BYTES = 2 << 20
-
-
-def run_child(program: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run a program in a process of its own, which finds the modules that this one does."""
-    modules = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": modules},
-        capture_output=True,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from glec_fast.durable.file import QueueFile, discard
 from glec_fast.durable.lock import QueueLock
 from glec_fast.errors import QueueError, QueueLockedError, QueueStorageError
 from glec_fast.fleet.offline_queue import OfflineQueueManager
-from support.queue_files import WAIT_S, child_environment
+from support.forked import Forked
+from support.queue_files import WAIT_S
 from support.store import wait_for
 
 if TYPE_CHECKING:
@@ -53,13 +54,8 @@ def held_by_another_process(path: Path) -> Iterator[None]:
 @contextmanager
 def running(program: str) -> Iterator[None]:
     """A process that says "open", and ends when it is told to."""
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        env=child_environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as child:
+    words = ["-c", textwrap.dedent(program)]
+    with Forked(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         assert child.stdout.readline() == "open\n"

@@ -8,7 +8,6 @@ import queue
 import signal
 import socket
 import subprocess
-import sys
 import zlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from glec_fast import Alert, MessageError, MQTTConfig, MQTTManager, Telemetry, decode_batch
 from glec_fast.mqtt.client import parts_of
 from glec_fast.testbed.subscriber import Subscriber
+from support.forked import Forked
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
 from support.loopback import LoopbackServer
 from support.store import Disk
@@ -213,11 +213,8 @@ class TestEnds:
 
     def test_a_kill_loses_nothing_that_was_on_disk(self, broker: Broker, tmp_path: Path) -> None:
         for kill in range(2):
-            child = subprocess.Popen(
-                [sys.executable, "-c", KILLED, broker.url, str(tmp_path / "queue.db"), str(START_MS)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            )
+            words = ["-c", KILLED, broker.url, tmp_path / "queue.db", START_MS]
+            child = Forked(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             assert child.stdout is not None
             assert child.stdin is not None
             assert child.stdout.readline() == b"durable\n", kill

@@ -7,8 +7,6 @@ import json
 import os
 import resource
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ import glec_fast.mqtt
 from glec_fast.runtime.thread import Thread
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Subscriber
+from support import forked
 from support.gateway import eventually
 
 if TYPE_CHECKING:
@@ -452,9 +451,7 @@ os._exit(0)
 def test_more_than_1023_descriptors(secure: bool, tls_broker: Broker, authority: Any) -> None:
     port = tls_broker.tls_port if secure else tls_broker.port
     arguments = json.dumps(["localhost", port, str(authority.certificate_path) if secure else ""])
-    ran = subprocess.run(
-        [sys.executable, "-c", DESCRIPTORS, arguments], capture_output=True, text=True, timeout=60, check=False
-    )
+    ran = forked.run(["-c", DESCRIPTORS, arguments], 60)
     assert ran.stdout == "done\n", ran.stderr
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -20,6 +17,7 @@ import glec_fast.mqtt as mqtt
 from glec_fast import Dropped, DropReason, GlecError, QueueClosedError, UnsupportedError
 from glec_fast.durable.store import Store
 from glec_fast.testbed.subscriber import Subscriber
+from support import forked
 from support.gateway import TIMEOUT_S, eventually
 from support.scripted_gateway import ScriptedGateway
 from support.tapped_socket import TappedSocket
@@ -99,8 +97,7 @@ def test_what_one_process_publishes_offline_the_next_one_sends(
         # The process ends as an accident would have it.
         "import os; os._exit(0)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", program, queue], check=True, timeout=60, env=environment)
+    forked.run(["-c", program, queue], 60).check_returncode()
     with Subscriber(broker) as subscriber:
         client = make_client(protocol=protocol)
         heard = Heard(client)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
-from support.places import TESTS
+from support import forked
 
 # A signal's handler runs between two steps of Python, whichever they are. So does a trace function, at each of them.
 HANDLER = """
@@ -74,14 +72,7 @@ os._exit(0)
 @pytest.mark.parametrize(("qos", "is_stored"), [(0, False), (1, False), (1, True), (2, True)])
 def test_publishing_between_any_two_steps(qos: int, is_stored: bool, with_acks: bool) -> None:
     """No lock stands in the way, nor a wait for the disk, and each of them leaves once, or is in the queue."""
-    ran = subprocess.run(
-        [sys.executable, "-c", HANDLER, json.dumps([qos, with_acks, is_stored])],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        cwd=TESTS,
-    )
+    ran = forked.run(["-c", HANDLER, json.dumps([qos, with_acks, is_stored])], 120)
     assert ran.returncode == 0, ran.stderr
     handled, sent, is_published = json.loads(ran.stdout)
     assert handled > 100

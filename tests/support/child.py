@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from support.forked import Forked
 from support.gateway import TIMEOUT_S
 
 CHILD = Path(__file__).parent / "publisher_child.py"
@@ -25,12 +24,8 @@ class Child:
         }  # fmt: skip
         self.accepted: set[bytes] = set()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        self._process = subprocess.Popen(
-            [sys.executable, str(CHILD), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        self._process = Forked(
+            [CHILD, json.dumps(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
         )
         assert self._process.stdout is not None
         self._output = self._process.stdout

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
+from support.forked import Forked
 from support.gateway import TIMEOUT_S, eventually
-from support.places import REPOSITORY
+from support.places import TESTS
 
 if TYPE_CHECKING:
     import random
@@ -27,10 +26,9 @@ class Killed:
     """`module`: the child's name. It says "ready" once it has begun."""
 
     def __init__(self, module: str, **settings: object) -> None:
-        command = [sys.executable, str(REPOSITORY / f"tests/support/{module}.py"), json.dumps(settings)]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        words = [TESTS / f"support/{module}.py", json.dumps(settings)]
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+        self._process = Forked(words, stdin=pipe, stdout=pipe, stderr=pipe)
 
     def wait_ready(self) -> None:
         self.wait_said("ready")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import textwrap
 from typing import TYPE_CHECKING
 
 from glec_fast import OfflineQueueManager
+from support import forked
 from support.gateway import TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def run(text: str, *arguments: object, timeout_s: float = 3 * TIMEOUT_S) -> subprocess.CompletedProcess[str]:
     """Run it to its end. `arguments` are its sys.argv[1:], as text."""
-    return subprocess.run(_command(text, arguments), capture_output=True, text=True, timeout=timeout_s, check=False)
+    return forked.run(["-c", textwrap.dedent(text), *arguments], timeout_s)
 
 
 class Program:
@@ -25,9 +25,8 @@ class Program:
 
     def __init__(self, text: str, *arguments: object) -> None:
         pipe = subprocess.PIPE
-        # A shell that starts the tests in the background has it ignored, also by their children.
-        command = ["env", "--default-signal=INT", *_command(text, arguments)]
-        self._child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        words = ["-c", textwrap.dedent(text), *arguments]
+        self._child = forked.Forked(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
     def wait_ready(self) -> None:
         """Until it says so; raises AssertionError where it ends instead."""
@@ -55,10 +54,6 @@ class Program:
     def __exit__(self, *_: object) -> None:
         self._child.kill()
         self._child.communicate()
-
-
-def _command(text: str, arguments: tuple[object, ...]) -> list[str]:
-    return [sys.executable, "-c", textwrap.dedent(text), *map(str, arguments)]
 
 
 def kept(path: Path) -> list[str]:

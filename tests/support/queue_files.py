@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from support import forked
+
 SPECIFIED_SCHEMA = """
 CREATE TABLE mqtt_offline_queue (
     id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload TEXT NOT NULL, qos INTEGER NOT NULL,
@@ -35,12 +37,4 @@ def child_environment() -> dict[str, str]:
 
 def run_child(program: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a program in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        cwd=cwd,
-        env=child_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=WAIT_S,
-        check=False,
-    )
+    return forked.run(["-c", textwrap.dedent(program)], WAIT_S, cwd=cwd)

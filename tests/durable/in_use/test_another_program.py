@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import Counter
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ import pytest
 
 from glec_fast.durable.in_doubt import Decision, add_entries
 from glec_fast.durable.store import Store
+from support import forked
 from support.queue_fuzz import COLUMNS, fill, look_beside
 from support.scripted_broker import ScriptedBroker, publication_of
 from support.scripted_gateway import ScriptedGateway
@@ -33,7 +32,7 @@ def foreign(path: Path, *statements: str) -> None:
         "import sqlite3, sys\nk = sqlite3.connect(sys.argv[1], timeout=10)\n"
         "for statement in sys.argv[2:]: k.execute(statement)\nk.commit()"
     )
-    subprocess.run([sys.executable, "-c", program, str(path), *statements], check=True, timeout=WAIT_S)
+    forked.run(["-c", program, path, *statements], WAIT_S).check_returncode()
 
 
 def payloads(stream: bytes) -> list[str]:

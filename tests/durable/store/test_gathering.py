@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -17,6 +15,7 @@ from glec_fast import OfflineQueueManager
 from glec_fast.durable.gathering import Batch, Company
 from glec_fast.durable.store import Store
 from glec_fast.errors import QueueClosedError, QueueStorageError
+from support import forked
 from support.clock import Clock
 from support.store import WAIT_S, Disk, RecordingOutbox, ids_on_disk, wait_for
 
@@ -216,7 +215,7 @@ class TestEnds:
             "store = Store(sys.argv[1], company=Company('t', b','.join, 3600.0, 1000), qos0_commit_delay_s=3600)\n"
             "for payload in (b'a', b'b'): store.gather(payload, 1000, lambda batch: None)\n"
         )
-        subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=60)
+        forked.run(["-c", code, path], 60).check_returncode()
         assert on_disk(path) == (["a,b"], [])
 
 
