@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class GlecError(Exception):
@@ -14,6 +14,17 @@ class GlecError(Exception):
 
     advice: ClassVar[str] = "see the message"
     retryable: ClassVar[bool] = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker's pool hands it to the parent. What its class was called with is in its attributes, not in `args`.
+        return _again, (type(self), self.args), vars(self)
+
+
+def _again(kind: type[GlecError], arguments: tuple[object, ...]) -> GlecError:
+    # `kind.__new__` may be that of a base beside the one that has its layout.
+    error: GlecError = (OSError if issubclass(kind, OSError) else Exception).__new__(kind)
+    error.args = arguments
+    return error
 
 
 class ConfigError(GlecError, ValueError):
@@ -46,10 +57,6 @@ class ForkedError(GlecError, RuntimeError):
     def __init__(self, pid: int) -> None:
         super().__init__(f"made in another process (pid {pid}): make a new client after the fork")
         self.pid = pid
-
-    def __reduce__(self) -> tuple[type[ForkedError], tuple[int]]:
-        # A worker's pool hands it to the parent.
-        return type(self), (self.pid,)
 
 
 class TLSFileError(ConfigError, OSError):
@@ -187,9 +194,6 @@ class SubscriptionRefusedError(GlecError):
         super().__init__(text)
         self.topic_filter = topic_filter
         self.reason_code = reason_code
-
-    def __reduce__(self) -> tuple[type[SubscriptionRefusedError], tuple[str, int | None]]:
-        return type(self), (self.topic_filter, self.reason_code)
 
 
 class TLSError(GlecError, ConnectionError):
