@@ -18,6 +18,7 @@ import pytest
 from glec_fast.testbed.broker import Broker
 from glec_fast.testbed.link import Link
 from glec_fast.testbed.subscriber import Subscriber
+from support import forked
 from support.lock_order import Watch, WatchedHandler
 from support.peer import Peer
 from support.places import scratch
@@ -63,6 +64,13 @@ def _lock_order(lock_watch: Watch) -> Iterator[None]:
     """No thread takes two locks the other way round than support/lock_order.py has them."""
     yield
     assert not (violations := lock_watch.take_violations()), violations
+
+
+@pytest.fixture
+def forked_starts() -> Iterator[None]:
+    """What the product starts with Python is forked."""
+    with forked.in_place_of_starts():
+        yield
 
 
 @pytest.fixture

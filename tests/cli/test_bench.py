@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TINY = ["--messages", "60", "--seconds", "0.2", "--bytes", "20"]
 
 
+@pytest.mark.usefixtures("forked_starts")
 def test_every_figure_of_every_contender(broker: Broker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Subscriber(broker, "glec-fast/bench/#") as subscriber:
         options = ["--broker", broker.url, "--client-id", "B", "--directory", str(tmp_path), "--json", *TINY]

@@ -137,6 +137,7 @@ class Lines(list):
         pass
 
 
+@pytest.mark.usefixtures("forked_starts")
 def test_nothing_is_lost_over_a_cut_link_and_two_kills():
     lines = Lines()
     result = run_demo(DemoSettings(SHORT, speed=FAST, kills=2), lines)
@@ -153,6 +154,7 @@ def test_nothing_is_lost_over_a_cut_link_and_two_kills():
     assert any(line.startswith("the vehicle noticed") for line in lines)
 
 
+@pytest.mark.usefixtures("forked_starts")
 def test_nothing_is_lost_where_telemetry_is_gathered():
     result = run_demo(DemoSettings(SHORT, speed=FAST, batch_s=60), Lines())
     assert result.ok, result
@@ -161,6 +163,7 @@ def test_nothing_is_lost_where_telemetry_is_gathered():
     assert result.batches.payload_bytes * 4 < result.batches.alone_bytes
 
 
+@pytest.mark.usefixtures("forked_starts")
 def test_a_recorded_drive_goes_through_the_command_line_as_json(capsys):
     if not RECORDING.exists():
         pytest.skip(f"the recorded drive {RECORDING} is not here; it is not part of the project")
@@ -192,6 +195,7 @@ def test_a_broker_that_does_not_take_what_the_demo_publishes_is_one_line(start_b
     assert "needs a broker that takes QoS 0 to 2" in said.err
 
 
+@pytest.mark.usefixtures("forked_starts")
 def test_a_broker_that_wants_a_password_gets_it_from_the_environment(start_broker, tmp_path, monkeypatch, capsys):
     passwords = tmp_path / "passwords"
     subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "van", "secret"], check=True)
@@ -207,7 +211,7 @@ def test_a_broker_that_wants_a_password_gets_it_from_the_environment(start_broke
 
 
 @pytest.fixture
-def faulty(monkeypatch):
+def faulty(monkeypatch, forked_starts):
     def settings(fault: str) -> DemoSettings:
         paths = [str(REPOSITORY), str(REPOSITORY / "tests" / "support"), os.environ.get("PYTHONPATH", "")]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path for path in paths if path))

@@ -10,7 +10,6 @@ import socket
 import sqlite3
 import stat
 import subprocess
-import sys
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from glec_fast.cli.service import MAX_PACKET_BYTES, MAX_PAYLOAD_BYTES, Notifier,
 from glec_fast.errors import ConfigError, MessageError
 from glec_fast.fleet.metrics import Metrics
 from glec_fast.testbed.subscriber import Subscriber
+from support.forked import Forked
 from support.gateway import TIMEOUT_S, eventually, quick_config
 
 if TYPE_CHECKING:
@@ -43,11 +43,10 @@ class RunningService:
         self.systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.systemd.settimeout(TIMEOUT_S)
         self.systemd.bind(str(directory / "notify"))
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "glec_fast", "service"],
+        self.process = Forked(
+            ["-m", "glec_fast", "service"],
             env={
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join(sys.path),
                 "GLEC_BROKER_URL": url,
                 "GLEC_CLIENT_ID": "DTG-TEST",
                 "STATE_DIRECTORY": str(directory),

@@ -21,6 +21,7 @@ from glec_fast import MQTTConfig, aio, errors
 from glec_fast.cli.main import build_parser
 from glec_fast.testbed.broker import Broker
 from glec_fast.testbed.subscriber import Subscriber
+from support import forked
 from support.gateway import eventually
 from support.places import REPOSITORY
 
@@ -78,9 +79,7 @@ def test_the_programs_of_the_readme_run_as_they_stand(program: str, arriving: in
         local = program.replace('"localhost", 1883', f'"127.0.0.1", {broker.port}')
         local = local.replace("tcp://localhost:1883", f"tcp://127.0.0.1:{broker.port}")
         assert local != program
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", local], capture_output=True, text=True, timeout=60, cwd=tmp_path
-        )
+        done = forked.run(["-W", "error", "-c", local], 60, cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         assert subscriber.wait_for_end(30)
         topics = [each.topic for each in subscriber.arrivals if not each.topic.endswith("/status")]
@@ -137,9 +136,7 @@ def test_the_programs_of_the_pages_run_as_they_stand(marks: str, program: str, t
             path.with_name(f"{known['beside']}.py").write_text(as_here(OF_SOMEBODY_ELSE, broker, tmp_path))
         if "with" in known:
             stack.enter_context(service(broker, tmp_path))
-        done = subprocess.run(
-            [sys.executable, "-W", "error", str(path)], capture_output=True, text=True, timeout=60, cwd=tmp_path
-        )
+        done = forked.run(["-W", "error", path], 60, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         assert known.get("prints", "") in done.stdout
         assert subscriber.wait_for(lambda arrivals: len(of_programs(arrivals)) >= int(known.get("arrives", 0)), 60)

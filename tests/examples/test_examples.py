@@ -18,6 +18,8 @@ import pytest
 
 from glec_fast.testbed.broker import Broker
 from glec_fast.testbed.subscriber import Subscriber
+from support import forked
+from support.forked import Forked
 from support.places import REPOSITORY
 
 if TYPE_CHECKING:
@@ -35,12 +37,12 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 def command(name: str, broker_port: int, queue: Path, *options: str) -> list[str]:
     url = f"tcp://127.0.0.1:{broker_port}"
-    return [sys.executable, "-W", "error", str(EXAMPLES / name), "--broker", url, "--queue", str(queue), *options]
+    return ["-W", "error", str(EXAMPLES / name), "--broker", url, "--queue", str(queue), *options]
 
 
 def run(arguments: list[str], tmp_path: Path, *, may_say: str = "") -> str:
     """What it printed; to stderr nothing, or `may_say` where it had time for that."""
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, cwd=tmp_path)
+    done = forked.run(arguments, TIMEOUT_S, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" or (may_say and done.stderr.startswith(may_say) and done.stderr.count("\n") == 1)
     return done.stdout
@@ -116,9 +118,9 @@ def test_fastapi_gateway(broker: Broker, tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="FastAPI is not installed: pip install -e '.[examples]'")
     pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install -e '.[examples]'")
     arguments = command("fastapi_gateway.py", broker.port, tmp_path / "queue.db", "--port", "0")
-    arguments[2] = "default"  # of warnings: the framework's own are not ours to answer for
+    arguments[1] = "default"  # of warnings: the framework's own are not ours to answer for
     with Subscriber(broker, "glec/#") as subscriber:
-        server = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        server = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True, cwd=tmp_path)
         assert server.stderr is not None
         try:
             started = next(line for line in server.stderr if "running on" in line)
@@ -137,7 +139,7 @@ def test_fastapi_gateway(broker: Broker, tmp_path: Path) -> None:
 
 def test_paho_unchanged(broker: Broker, tmp_path: Path) -> None:
     """Offline it delivers nothing and loses nothing: the next start of the same program sends both runs' messages."""
-    program = [sys.executable, "-W", "error", str(EXAMPLES / "paho_unchanged.py")]
+    program = ["-W", "error", str(EXAMPLES / "paho_unchanged.py")]
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         offline = [*program, "--broker", f"tcp://127.0.0.1:{nobody.getsockname()[1]}", "--wait", "0"]
@@ -151,7 +153,7 @@ def test_paho_unchanged(broker: Broker, tmp_path: Path) -> None:
 def test_the_vehicle_of_the_containers(broker: Broker, tmp_path: Path) -> None:
     arguments = command("compose/vehicle.py", broker.port, tmp_path / "queue.db", "--port", "0")
     with Subscriber(broker, "glec/#") as subscriber:
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as vehicle:
+        with Forked(arguments, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as vehicle:
             assert vehicle.stdout is not None
             port = int(vehicle.stdout.readline().split()[-1])
             assert subscriber.wait_for(lambda arrivals: any(each.topic.endswith("/telemetry") for each in arrivals), 30)

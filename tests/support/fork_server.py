@@ -1,7 +1,8 @@
 """Forks programs from one that has imported what they use; `support.forked` starts it, and says which programs.
 
 It has no thread and opens nothing, so that a program finds all as if it had just been started. A request is one packet:
-its words, environment and folder, and with it what its standard streams are. The answer is its pid.
+its words, environment and folder, whether it has a session of its own, and with it what its standard streams are. The
+answer is its pid.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -54,6 +56,8 @@ def _become(request: dict[str, Any], streams: list[int]) -> list[str]:
     for own, given in enumerate(streams):
         os.dup2(given, own)
         os.close(given)
+    if request["has_session"]:
+        os.setsid()
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -65,15 +69,19 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     gc.freeze()
     words = next_program(socket.socket(fileno=int(sys.argv[1])))
+    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.modules["__main__"] = program = ModuleType("__main__")
-    name, sys.path[0] = "<string>", ""
-    if words[0] == "-c":
+    kind, name, sys.path[0] = words[0], "<string>", ""
+    if kind in ("-c", "-m"):
         text = words.pop(1)
     else:
-        program.__file__ = name = words[0]
+        program.__file__ = name = kind
         text, sys.path[0] = Path(name).read_text(), str(Path(name).parent)
     sys.argv[:] = words
-    exec(compile(text, name, "exec"), vars(program))
+    if kind == "-m":
+        runpy.run_module(text, run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(text, name, "exec"), vars(program))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
+from unittest import mock
 
 # Of <sys/prctl.h>: orphans are its children.
 PR_SET_CHILD_SUBREAPER = 36
@@ -26,21 +29,20 @@ PR_SET_CHILD_SUBREAPER = 36
 class Server:
     """Lives until this process ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         self._lock = threading.Lock()
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         with theirs:
-            start = [sys.executable, "-m", "support.fork_server", str(theirs.fileno())]
+            start = [sys.executable, *options, "-m", "support.fork_server", str(theirs.fileno())]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
-            self._process = subprocess.Popen(start, pass_fds=[theirs.fileno()], env=environment)
+            self._process = Popen(start, pass_fds=[theirs.fileno()], env=environment)
         atexit.register(self._end)
 
-    def fork(self, words: Sequence[str], environment: dict[str, str], folder: str, streams: list[int]) -> int:
+    def fork(self, request: dict[str, Any], streams: list[int]) -> int:
         """The pid of the program, which is a child of this process."""
-        request = json.dumps({"words": words, "environment": environment, "folder": folder}).encode()
         with self._lock:
-            socket.send_fds(self._requests, [request], streams)
+            socket.send_fds(self._requests, [json.dumps(request).encode()], streams)
             return int(self._requests.recv(32))
 
     def _end(self) -> None:
@@ -51,19 +53,27 @@ class Server:
 server = cache(Server)
 
 
-class Forked(subprocess.Popen):
-    """As `Popen` of `sys.executable` with these words: a path or "-c" and text, and its arguments.
+class Forked(Popen):
+    """As `Popen` of `sys.executable` with these words: a path, "-c" and text or "-m" and a module, and its arguments.
 
-    All but the start is Popen's own. Of its options those for streams, text, folder and environment are heeded.
+    In front of them there may be "-W" and what it is to do with warnings.
+
+    All but the start is Popen's own. Heeded are its options for streams, text, folder, environment and session.
     """
 
     def _execute_child(self, words: Any, *given: Any) -> None:  # type: ignore[override]
+        options = 2 if words[0] == "-W" else 0
         folder, environment = given[4:6]
         ends = p2cread, _, _, c2pwrite, _, errwrite = given[9:15]
         streams = [own if end == -1 else end for own, end in enumerate((p2cread, c2pwrite, errwrite))]
+        request = {
+            "words": list(map(str, words[options:])),
+            "environment": dict(environment or os.environ),
+            "folder": str(folder or Path.cwd()),
+            "has_session": given[20],
+        }
         try:
-            words = list(map(str, words))
-            self.pid = server().fork(words, dict(environment or os.environ), str(folder or Path.cwd()), streams)
+            self.pid = server(*words[:options]).fork(request, streams)
             self._child_created = True
         finally:
             self._close_pipe_fds(*ends)
@@ -79,3 +89,19 @@ def run(words: Sequence[object], timeout_s: float, **options: Any) -> subprocess
             child.kill()
             raise
     return subprocess.CompletedProcess(child.args, child.returncode, said, errors)
+
+
+@contextmanager
+def in_place_of_starts() -> Iterator[None]:
+    """Whatever this process starts meanwhile with `sys.executable` and no option of it but -W."""
+
+    def start(words: Any, *given: Any, **options: Any) -> Any:
+        is_ours = (
+            isinstance(words, list) and words[0] == sys.executable and "LD_PRELOAD" not in (options.get("env") or ())
+        )
+        if is_ours and (str(words[1])[0] != "-" or words[1] in ("-c", "-m", "-W")):
+            return Forked(words[1:], *given, **options)
+        return Popen(words, *given, **options)
+
+    with mock.patch.object(subprocess, "Popen", start):
+        yield

@@ -11,32 +11,20 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from support.places import REPOSITORY
+from support import bench
 
-BENCHES = REPOSITORY / "benches"
 MESSAGES = 200
 ALWAYS_THERE = {"raw socket", "glec-fast", "paho-mqtt"}
 
 
 @pytest.fixture(autouse=True)
 def _benches_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCHES)
+    monkeypatch.syspath_prepend(bench.BENCHES)
 
 
 def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        str(BENCHES / "bench_peers.py"),
-        "--no-install",
-        "--rounds",
-        "1",
-        "--messages",
-        str(MESSAGES),
-        "--pace-messages",
-        "5",
-        *arguments,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    counts = ("--rounds", 1, "--messages", MESSAGES, "--pace-messages", 5)
+    return bench.run("bench_peers.py", "--no-install", *counts, *arguments)
 
 
 def report_of(*arguments: str) -> dict[str, Any]:

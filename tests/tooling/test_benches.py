@@ -14,10 +14,9 @@ import pytest
 
 from glec_fast.testbed.broker import free_port
 from glec_fast.testbed.subscriber import Subscriber
-from support.places import REPOSITORY
+from support import bench
 from support.written import is_counted
 
-BENCHES = REPOSITORY / "benches"
 MESSAGES = 200
 # Above a bare interpreter, connected over TLS: 12,500 today.
 PEAK_KIB_MAX = 18_000
@@ -39,16 +38,7 @@ FIGURES = {
 
 
 def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        str(BENCHES / "bench_flush.py"),
-        "--messages",
-        str(MESSAGES),
-        "--rounds",
-        "1",
-        *arguments,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return bench.run("bench_flush.py", "--messages", MESSAGES, "--rounds", 1, *arguments)
 
 
 def report_of(*arguments: str) -> dict[str, Any]:
@@ -112,7 +102,7 @@ def test_wrong_argument_is_refused(arguments: tuple[str, str]) -> None:
 
 
 def test_harness_counts_what_the_broker_hands_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(BENCHES)
+    monkeypatch.syspath_prepend(bench.BENCHES)
     import harness
 
     with harness.mosquitto(nodelay=True) as broker, Subscriber(broker, harness.ALL_TOPICS) as subscriber:
@@ -122,7 +112,7 @@ def test_harness_counts_what_the_broker_hands_on(monkeypatch: pytest.MonkeyPatch
 
 
 def test_baseline_keeps_rows_that_no_broker_has_acknowledged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(BENCHES)
+    monkeypatch.syspath_prepend(bench.BENCHES)
     import baseline_manager
     import harness
 
@@ -137,8 +127,8 @@ def test_baseline_keeps_rows_that_no_broker_has_acknowledged(monkeypatch: pytest
 
 
 def test_connecting_is_set_against_paho() -> None:
-    command = [sys.executable, str(BENCHES / "bench_connect.py"), "--rounds", "2", "--brokers", "nodelay"]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120, check=False)
+    command = ("bench_connect.py", "--rounds", 2, "--brokers", "nodelay")
+    done = bench.run(*command, "--json")
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
     assert [(result["broker"], result["mode"]) for result in results] == [("nodelay", "server"), ("nodelay", "mutual")]
@@ -147,19 +137,20 @@ def test_connecting_is_set_against_paho() -> None:
         assert result["contenders"]["paho"]["ratio_to_paho"] == 1
         assert result["met"] == (result["ratio"] <= result["bar"] == 1.2)
         assert all(len(figures["connect_s_by_round"]) == 2 for figures in result["contenders"].values())
-    done = subprocess.run([*command, "--modes", "server"], capture_output=True, text=True, timeout=120, check=False)
+    done = bench.run(*command, "--modes", "server")
     assert "(bar: at most 1.2)" in done.stdout
 
 
-def cost_command() -> list[str]:
-    small = ("--rounds", "1", "--messages", "300", "--rate", "3000", "--rows", "400", "--few-rows", "200")
-    return [sys.executable, str(BENCHES / "bench_cost.py"), *small, "--acknowledged", "50"]
+SMALL_COST = (
+    *("bench_cost.py", "--rounds", "1", "--messages", "300", "--rate", "3000", "--rows", "400", "--few-rows", "200"),
+    *("--acknowledged", "50"),
+)
 
 
 def test_the_cost_of_exactly_once_is_set_against_its_bars_and_the_table_says_which_are_missed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = subprocess.run([*cost_command(), "--json"], capture_output=True, text=True, timeout=120, check=False)
+    done = bench.run(*SMALL_COST, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert [flush["broker"] for flush in report["flush"]] == ["raised", "default"]
@@ -177,11 +168,11 @@ def test_the_cost_of_exactly_once_is_set_against_its_bars_and_the_table_says_whi
         reached = bar["value"] >= bar["limit"] if bar["limit"] == 0.8 else bar["value"] <= bar["limit"]
         assert bar["met"] == reached
 
-    monkeypatch.syspath_prepend(BENCHES)
+    monkeypatch.syspath_prepend(bench.BENCHES)
     import bench_cost
 
     monkeypatch.setattr(bench_cost, "measure", lambda *_: report)
-    monkeypatch.setattr(sys, "argv", cost_command()[1:])
+    monkeypatch.setattr(sys, "argv", list(SMALL_COST))
     assert bench_cost.main() == 0
     table = capsys.readouterr().out
     verdicts = [line for line in table.splitlines() if "(bar: " in line]
@@ -190,7 +181,7 @@ def test_the_cost_of_exactly_once_is_set_against_its_bars_and_the_table_says_whi
 
 
 def test_a_cost_that_would_empty_the_file_is_refused() -> None:
-    done = subprocess.run([*cost_command(), "--acknowledged", "200"], capture_output=True, text=True, check=False)
+    done = bench.run(*SMALL_COST, "--acknowledged", 200)
     assert done.returncode == 2
     assert "--acknowledged" in done.stderr
 
@@ -198,14 +189,9 @@ def test_a_cost_that_would_empty_the_file_is_refused() -> None:
 def test_the_simulated_restart_connects_all_and_jitter_spreads_them(tmp_path: Path) -> None:
     pytest.importorskip("numpy")
     plot = tmp_path / "restart.svg"
-    command = [sys.executable, str(BENCHES / "simulate_restart.py"), "--gateways", "100", "3000", "--rate", "500"]
-    done = subprocess.run(
-        [*command, "--backlog", "500", "--runs", "1", "--svg", str(plot), "--json"],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = ("simulate_restart.py", "--gateways", 100, 3000, "--rate", 500)
+    done = bench.run(*command, "--backlog", 500, "--runs", 1, "--svg", plot, "--json")
+    assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
     assert [(result["gateways"], result["jitter"]) for result in results] == [
         (count, jitter) for count in (100, 3000) for jitter in ("none", "full", "equal", "decorrelated")
@@ -222,8 +208,7 @@ def test_the_simulated_restart_connects_all_and_jitter_spreads_them(tmp_path: Pa
 
 
 def test_what_a_topic_alias_takes_off_the_wire() -> None:
-    command = [sys.executable, str(BENCHES / "bench_wire.py"), "--messages", "50", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = bench.run("bench_wire.py", "--messages", "50", "--json")
     assert done.returncode == 0, done.stderr
     by_setting = {each["setting"]: each for each in json.loads(done.stdout)["results"]}
     plain, with_alias = by_setting["MQTT 5, no alias"], by_setting["MQTT 5, topic alias"]
@@ -234,7 +219,8 @@ def test_what_a_topic_alias_takes_off_the_wire() -> None:
 
 def test_the_footprint_is_measured_in_all_its_parts() -> None:
     small = "--messages 100 --reconnects 1 --flash-messages 60 --air-messages 60 --keepalive 1 --intervals 1 --rounds 1"
-    command = [sys.executable, str(BENCHES / "bench_footprint.py"), *small.split(), "--json"]
+    # Memory is a process's.
+    command = [sys.executable, str(bench.BENCHES / "bench_footprint.py"), *small.split(), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -251,8 +237,7 @@ def test_the_footprint_is_measured_in_all_its_parts() -> None:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_a_flush_beside_programs_in_c() -> None:
-    command = [sys.executable, str(BENCHES / "bench_beside_c.py"), "--rounds", "1", "--messages", "300", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = bench.run("bench_beside_c.py", "--rounds", "1", "--messages", "300", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     # The others need headers that a machine may not have; then it says so.
@@ -264,8 +249,7 @@ def test_a_flush_beside_programs_in_c() -> None:
 def test_durable_publishers_are_killed_and_counted(tmp_path: Path) -> None:
     options = ["--contenders", "glec-fast", "--messages", "50", "--rounds", "1", "--kills", "2"]
     files = ["--json", str(tmp_path / "durable.json"), "--plot", str(tmp_path / "durable.svg")]
-    command = [sys.executable, str(BENCHES / "bench_durable.py"), *options, *files]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    done = bench.run("bench_durable.py", *options, *files)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "durable.json").read_text())["results"]
     assert [(each["contender"], each["qos"]) for each in results] == [
@@ -283,7 +267,7 @@ def test_durable_publishers_are_killed_and_counted(tmp_path: Path) -> None:
 
 def test_a_message_that_is_accepted_and_never_arrives_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """A contender that keeps nothing: the count must see it."""
-    monkeypatch.syspath_prepend(BENCHES)
+    monkeypatch.syspath_prepend(bench.BENCHES)
     import bench_durable
 
     forgets = "import sys; print('ready', *range(9), sep=chr(10), flush=True)"
@@ -297,8 +281,7 @@ def test_a_message_that_is_accepted_and_never_arrives_is_lost(monkeypatch: pytes
 def test_weeks_without_a_link_keep_results_and_alerts_and_a_coarser_way(tmp_path: Path) -> None:
     plot = tmp_path / "weeks.svg"
     small = ["--days", "0.02", "--alerts-a-day", "500", "--queue-max-size", "400", "--svg", str(plot)]
-    command = [sys.executable, str(BENCHES / "simulate_weeks.py"), *small, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = bench.run("simulate_weeks.py", *small, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     accepted, kept = result["accepted"], result["kept"]
@@ -312,8 +295,7 @@ def test_weeks_without_a_link_keep_results_and_alerts_and_a_coarser_way(tmp_path
 def test_asyncio_beside_its_peers_and_what_a_flush_does_to_the_loop() -> None:
     pytest.importorskip("aiomqtt", reason="aiomqtt is not installed: pip install -e '.[bench]'")
     counts = ["--rounds", "1", "--messages", "200", "--sequence", "5", "--backlog", "500", "--tasks", "20"]
-    command = [sys.executable, str(BENCHES / "bench_aio.py"), *counts, "--contenders", "glec", "aiomqtt", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = bench.run("bench_aio.py", *counts, "--contenders", "glec", "aiomqtt", "--json")
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)["results"]
     assert all(results[name][key] > 0 for name in ("glec", "aiomqtt") for key in ("sequence", "concurrent"))
