@@ -63,6 +63,8 @@ OnCrash: TypeAlias = Literal["retry", "fail"]
 Handler: TypeAlias = Callable[[dict[str, Any], "CommandContext"], Any]
 
 _NAMES_MAX = 5
+# The store's thread has told by then which commands an earlier process had begun.
+_TAKEN_UP_S = 1.0
 _UNKNOWN_KIND = "commands that had begun and cannot be told any more"
 _UNKNOWN = (
     "of %d commands that had begun name or id cannot be read any more: %s. Damage, or another program, has changed"
@@ -397,12 +399,19 @@ class Commands:
 
     # ---- now and then
 
-    def tick(self) -> None:
-        """What the disk did not take is tried again; what the broker has not sent again by now it will not."""
+    def tick(self) -> float:
+        """What the disk did not take is tried again; what the broker has not sent again by now it will not.
+
+        Returns the seconds until there is something to do, but for commands that the inbox holds.
+        """
         self._answer_again()
-        if time.monotonic() >= self._settles_at_s:
-            self._settles_at_s, self._is_settled = float("inf"), True
-            self._take_up(lambda _name, _origin: True)
+        due_s = self._settles_at_s - time.monotonic()
+        if due_s > 0:
+            return due_s
+        self._settles_at_s, self._is_settled = float("inf"), True
+        self._take_up(lambda _name, _origin: True)
+        # By then it holds them.
+        return _TAKEN_UP_S
 
     def _answer_again(self) -> None:
         for _ in range(len(self._unanswered)):

@@ -242,6 +242,11 @@ class Inbox:
         """Messages that wait or are being handled."""
         return self._held
 
+    @property
+    def is_idle(self) -> bool:
+        """True where nothing waits, is being handled, or was left with the broker."""
+        return not self._held and not self._has_left_some
+
     def must_ask_again(self) -> bool:
         """True where messages were left with the broker and there is room for them: a new connection brings them."""
         # Not all: a handler that never returns would hold up everybody's.

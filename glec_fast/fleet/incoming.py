@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _HANDLERS_S = 5.0
 # Whoever sends a command says with which.
 _COMMANDS_QOS = 2
+# While something is held; else nothing wakes an idle connection but what comes.
+_TICK_S = 1.0
 # Of the queue's bytes, this part at most is for replies that are kept.
 _HISTORY_SHARE = 4
 # Flags of code objects (`inspect`, which takes a megabyte): a call only makes a generator, a coroutine, or both.
@@ -181,13 +183,15 @@ class Incoming:
         """A message has come."""
         self._inbox.take(message)
 
-    def tick(self) -> None:
-        """Now and then."""
+    def tick(self) -> float:
+        """Do what is due; returns the seconds until something may be that does not wake the loop."""
         self._inbox.tick()
         self._subscriptions.tick()
         self._executor.tick()
-        if self._commands is not None:
-            self._commands.tick()
+        due_s = float("inf") if self._commands is None else self._commands.tick()
+        # What is held may wait for a thread, for the disk, or for whoever subscribes to it.
+        is_idle = self._inbox.is_idle and self._subscriptions.is_answered
+        return due_s if is_idle else min(due_s, _TICK_S)
 
     def must_ask_again(self) -> bool:
         """See `Inbox`."""

@@ -484,16 +484,14 @@ class MQTTManager(Overseen):
     def _tick(self) -> float:
         """Do what is due; returns the seconds until something is."""
         self._policy.look_for_proof(self._outbox.session.answered_count)
-        if self._incoming_or_none is not None:
-            self._incoming_or_none.tick()
+        incoming = self._incoming_or_none
+        incoming_due_s = float("inf") if incoming is None else incoming.tick()
         if self._heartbeat.take_due():
             self._note_expiring()
             # What is said while there is no link is no news once there is one.
             if self.is_connected():
                 self._heartbeat.say("ONLINE")
-        due_s = self._heartbeat.due_in_s
-        # What has come and nobody has subscribed to has its own time.
-        return due_s if self._incoming_or_none is None else min(due_s, 1.0)
+        return min(incoming_due_s, self._heartbeat.due_in_s)
 
     # ---- called by the client
 

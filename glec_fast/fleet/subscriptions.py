@@ -177,19 +177,25 @@ class Subscriptions:
         with self._changed:
             self._connection = 0
             # In place of an answer the broker may have ended the connection; or the link has broken in order.
-            asked = [each for request in self._requests.values() for each, qos in request.items() if qos is not None]
+            requests = [each for request in self._requests.values() for each in request.items()]
+            asked = [each for each, qos in requests if qos is not None and each in self._wanted]
             self._requests.clear()
             self._unanswered.update(asked if by_peer else ())
             for topic_filter in asked if by_peer else ():
-                if self._unanswered[topic_filter] >= _UNANSWERED_MAX and topic_filter in self._wanted:
+                if self._unanswered[topic_filter] >= _UNANSWERED_MAX:
                     self._not_before_s[topic_filter] = time.monotonic() + _REFUSED_S
                     refused.append(self._refuse(topic_filter, None))
             self._changed.notify_all()
         self._tell(refused)
 
+    @property
+    def is_answered(self) -> bool:
+        """True where nothing waits for its time to be asked for."""
+        return not self._unanswered
+
     def tick(self) -> None:
         """Now and then: what was not to be asked for at once."""
-        if not self._unanswered:
+        if self.is_answered:
             return
         with self._changed:
             now_s = time.monotonic()

@@ -10,6 +10,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from glec_fast import Client, MQTTManager
 from glec_fast.engine.loop import Loop
+from glec_fast.fleet.inbox import UNCLAIMED_S
 from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, Recorder, eventually, quick_config
 
@@ -55,6 +56,36 @@ def test_an_idle_connection_wakes_up_for_the_keep_alive_alone(
         assert eventually(lambda: session.pings_answered >= answered + 3)
         # For each PINGREQ, for its answer, and one that finds that nothing is due.
         assert len(turns) <= 3 * 4
+
+
+@BOTH_VERSIONS
+def test_who_has_subscribed_and_handled_wakes_up_no_more_often(
+    broker: Broker, tmp_path: Path, turns: list[float], protocol_version: int
+) -> None:
+    may_end, handled = threading.Event(), threading.Event()
+
+    def handle(_message: Any) -> None:
+        assert may_end.wait(TIMEOUT_S)
+        handled.set()
+
+    # Whether SUBSCRIBE and PUBCOMP have arrived is soon known.
+    settings = {"keepalive_s": 3600, "answer_timeout_s": 0.2, "protocol_version": protocol_version}
+    with connected(broker, tmp_path, **settings) as manager:
+        assert manager.subscribe("t", handle, 2).wait_granted(TIMEOUT_S)
+        manager.publish("t", "x", 2).wait_for_publish(TIMEOUT_S)
+        # What is held may wait for a thread, or for the disk.
+        assert eventually(lambda: turns[-1] <= 1.1)
+        may_end.set()
+        assert handled.wait(TIMEOUT_S)
+        assert eventually(lambda: turns[-1] > 60)
+
+
+def test_commands_are_waited_for_as_long_as_an_earlier_process_may_have_begun_some(
+    broker: Broker, tmp_path: Path, turns: list[float]
+) -> None:
+    with connected(broker, tmp_path, keepalive_s=3600, answer_timeout_s=0.2) as manager:
+        manager.command("go")(lambda _arguments, _context: None)
+        assert eventually(lambda: 1.1 < turns[-1] <= UNCLAIMED_S + 0.1)
 
 
 def test_what_is_published_then_goes_at_once(broker: Broker, tmp_path: Path, turns: list[float]) -> None:
