@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # A program may subscribe a moment after the broker has sent what it kept for it.
 UNCLAIMED_S = 30.0
+# A program may have a filter of its own for each answer that it waits for, and run for years.
+_ENDED_MAX = 1000
 
 
 class Arrival:
@@ -65,8 +67,9 @@ class Inbox:
         self._bytes_max = bytes_max
         self._lock = Lock("Inbox._lock")
         self._routes = Filters()
-        # Of all filters that this process has ever named.
+        # Of this process's filters, and of those that it has ended, in order: copies for them may be on their way.
         self._identifiers: set[int] = set()
+        self._ended: dict[int, None] = {}
         self._copies = Copies()
         # The session may have a filter of an earlier process.
         self._may_have_earlier = True
@@ -89,6 +92,7 @@ class Inbox:
         while True:
             with self._lock:
                 self._identifiers.add(identifier)
+                self._ended.pop(identifier, None)
                 claimed = [each for each in self._unclaimed if _named(each.message, identifier, this_one)]
                 if not claimed:
                     self._routes[topic_filter] = this_one[topic_filter]
@@ -106,6 +110,11 @@ class Inbox:
                 del self._routes[topic_filter]
             except KeyError:
                 return False
+            identifier = identifier_of(topic_filter)
+            self._identifiers.discard(identifier)
+            self._ended[identifier] = None
+            if len(self._ended) > _ENDED_MAX:
+                del self._ended[next(iter(self._ended))]
             return True
 
     # ---- the way in
@@ -169,7 +178,7 @@ class Inbox:
         of_filters = getattr(message.properties, "SubscriptionIdentifier", None)
         if of_filters is None:
             return [(route, True) for _, route in matching]
-        is_earlier = self._identifiers.isdisjoint(of_filters)
+        is_earlier = self._identifiers.isdisjoint(of_filters) and self._ended.keys().isdisjoint(of_filters)
         if is_earlier and may_be_claimed:
             # Whoever has subscribed with that filter before may do so again.
             return []
