@@ -44,6 +44,13 @@ class PublishHandle(MQTTMessageInfo):
         if wait_durable is not None:
             self._wait_durable = wait_durable
 
+    def __copy__(self) -> PublishHandle:
+        """Itself, as there is one message: `dataclasses.asdict`, and a program's own copies, hold what they had."""
+        return self
+
+    def __deepcopy__(self, _memo: object) -> PublishHandle:
+        return self
+
     @property
     def message_id(self) -> int:
         """The `mid`, by the name that the queue has for it."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
-from glec_fast import MessageError, MQTTManager, PayloadTypeError, QueueClosedError, Telemetry
+from glec_fast import Client, MessageError, MQTTManager, PayloadTypeError, QueueClosedError, Telemetry
 from glec_fast.durable.clock import Clocks
 from glec_fast.testbed.subscriber import Subscriber
 from support.gateway import TIMEOUT_S, Recorder, quick_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from concurrent.futures import ThreadPoolExecutor
     from pathlib import Path
 
@@ -207,3 +209,12 @@ def test_qos_0_that_had_not_left_when_the_link_was_cut_is_queued_again(
         assert metrics.messages_failed == metrics.lost_in_the_air
     assert subscriber.repeated() == []
     assert subscriber.payloads() == sorted(subscriber.payloads())
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_the_copy_of_a_handle_is_that_message_s_handle(offline: MQTTManager, copied: Callable[[Any], Any]) -> None:
+    handle = offline.publish("t", "x", 1)
+    assert copied(handle) is handle
+    assert copied([handle]) == [handle]
+    in_memory = Client(CallbackAPIVersion.VERSION2).publish("t", "x")
+    assert copied(in_memory) is in_memory
