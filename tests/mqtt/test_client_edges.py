@@ -127,8 +127,9 @@ def test_a_server_that_does_not_read_our_answers_gets_no_memory_for_them(packet:
     ended = threading.Event()
     client.on_disconnect = lambda *_: ended.set()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        # That the system takes fewer of the answers.
+        # That the system takes fewer of the answers, at either end.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        client.on_socket_open = lambda *given: given[-1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 12)
         client.connect(*listener.getsockname())
         client.loop_start()
         server, _ = listener.accept()
