@@ -19,8 +19,9 @@ cdef object stored_payload(object payload):
     """TEXT where the bytes are UTF-8 without NUL, which SQLite's own functions take for the end; else as they are."""
     if isinstance(payload, str):
         return payload if "\0" not in payload else payload.encode()
-    cdef bytes data = bytes(payload)
-    if b"\0" in data:
+    cdef bytes data = payload if PyBytes_CheckExact(payload) else bytes(payload)
+    # Many times as fast as `in`.
+    if memchr(<const char*>data, 0, <size_t>PyBytes_GET_SIZE(data)) is not NULL:
         return data
     try:
         return data.decode()
