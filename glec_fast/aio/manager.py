@@ -120,6 +120,8 @@ def _awaited(
         if self._crowd or manager.store.pending_count >= _PENDING_MAX or manager.store.is_crowded:
             await self._wait_for_room()
         handle = call(manager, *arguments, **settings)
+        # Not for as long as it waits, by the thousand.
+        del arguments, settings
         if self._crowd:
             # What makes room for them.
             manager.store.request_commit()
