@@ -278,8 +278,7 @@ cdef class Fate:
         return self if handle is None else slot_type(self.fate).tp_descr_get(self.fate, handle, kind)
 
     def __set__(self, handle, fate):
-        cdef Wait wait, before
-        cdef list waits
+        cdef Wait wait, before, first = None
         if fate is None:
             # Of a handle that is being made.
             slot_type(self.waits).tp_descr_set(self.waits, handle, None)
@@ -290,15 +289,13 @@ cdef class Fate:
         if wait is None:
             return
         slot_type(self.waits).tp_descr_set(self.waits, handle, None)
-        waits = []
-        while wait is not None:
-            waits.append(wait)
-            before = wait.before
-            wait.before = None
-            wait = before
         # The first first.
-        waits.reverse()
-        for wait in waits:
+        while wait is not None:
+            before, wait.before = wait.before, first
+            first, wait = wait, before
+        while first is not None:
+            wait, first = first, first.before
+            wait.before = None
             _end(wait)
 
 
