@@ -46,10 +46,11 @@ cdef class Accepting:
             if status.is_closing or status.failure is not None or status.unusable is not None:
                 self._refuse_if_unusable()
             message_id = self._add(topic, payload, qos, extras, register, ttl_ms)
-            if urgent:
-                self._schedule.request()
-            else:
+            if not urgent:
                 self._schedule.request_company(qos)
+            elif <double>self._schedule.deadline_s > -INFINITY:
+                # Else one before has asked for that.
+                self._schedule.request()
             is_ending = status.is_ending
         finally:
             self._lock.give()

@@ -26,6 +26,7 @@ DELETE_ROWS_MAX = 2000
 _CLEARED_ROWS_MAX = 100_000
 _STORAGE_RETRY_S = 1.0
 _AT_ONCE = float("-inf")
+_NEVER = float("inf")
 
 
 class Schedule:
@@ -42,7 +43,9 @@ class Schedule:
         self._work = Condition(status.lock)
         self._qos0_commit_delay_s = qos0_commit_delay_s
         self._cleanup_interval_s = cleanup_interval_s
-        self.deadline_s: float | None = None
+        self.deadline_s = _NEVER
+        # When whoever waits looks again, though nobody wakes it.
+        self._looks_s = _AT_ONCE
         self.cleanup_due_s = monotonic() + cleanup_interval_s
         # Before then rows that can wait are not committed.
         self._rows_due_s = _AT_ONCE
@@ -51,16 +54,16 @@ class Schedule:
         # So many finished rows the outbox had when it was last put off.
         self._put_off_at = 0
         # When what is gathered is to be written, or to be a message.
-        self._gathered_due_s = float("inf")
+        self._gathered_due_s = _NEVER
         # So many wait for an empty queue: finished rows then go at once.
         self.eager = 0
 
     def request(self, delay_s: float = 0.0) -> None:
         """Have a transaction made by then."""
         deadline_s = self.monotonic() + delay_s if delay_s else _AT_ONCE
-        if self.deadline_s is None or deadline_s < self.deadline_s:
+        if deadline_s < self.deadline_s:
             # First: an exception behind it must not leave a deadline that nobody was woken for.
-            self._work.notify_all()
+            self._wake_by(deadline_s)
             self.deadline_s = deadline_s
 
     def request_company(self, qos: int) -> None:
@@ -75,9 +78,8 @@ class Schedule:
 
     def ask_at(self, due_s: float) -> None:
         """Have a transaction made then, for what is gathered; in place of the time that was last said."""
-        before_s, self._gathered_due_s = self._gathered_due_s, due_s
-        if due_s < before_s:
-            self._work.notify_all()
+        self._gathered_due_s = due_s
+        self._wake_by(due_s)
 
     def retry_due_s(self) -> float:
         """When a disk that fails now is tried again."""
@@ -129,12 +131,17 @@ class Schedule:
 
     def wait(self, tidy_due_s: float) -> None:
         """Wait for what was asked for, a clean-up, or `tidy_due_s`; what was asked for is then the caller's."""
+        # What finishes meanwhile is due behind it, so that no acknowledgement wakes the thread.
+        soon_s = self.monotonic() + DONE_COMMIT_DELAY_S
         while not self._status.is_closing:
-            due_s = min(self.cleanup_due_s, tidy_due_s, self._gathered_due_s)
-            if self.deadline_s is not None:
-                due_s = min(due_s, self.deadline_s)
-            remaining_s = due_s - self.monotonic()
-            if remaining_s <= 0:
+            now_s = self.monotonic()
+            due_s = min(self.deadline_s, self.cleanup_due_s, tidy_due_s, self._gathered_due_s)
+            if due_s <= now_s:
                 break
-            self._work.wait(min(remaining_s, threading.TIMEOUT_MAX))
-        self.deadline_s = None
+            self._looks_s = min(due_s, soon_s) if now_s < soon_s else due_s
+            self._work.wait(min(self._looks_s - now_s, threading.TIMEOUT_MAX))
+        self.deadline_s = _NEVER
+
+    def _wake_by(self, due_s: float) -> None:
+        if due_s < self._looks_s:
+            self._work.notify_all()

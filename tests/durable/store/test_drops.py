@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from pathlib import Path
 
 import apsw
@@ -46,7 +47,7 @@ class TestDropsAreTold:
         append(store, 9)
         clock.now_s += 2
         waiting = pool.submit(store.wait_empty, WAIT_S)
-        assert wait_for(lambda: store._schedule.eager == 1 and store._schedule.deadline_s is None)
+        assert wait_for(lambda: store._schedule.eager == 1 and store._schedule.deadline_s == inf)
         outbox.finish(outbox.read_all(), drained=True)
         assert waiting.result(WAIT_S)
         assert store.drops == {"expired": 1}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from glec_fast.durable.status import Status
 from glec_fast.durable.transaction import Commit
 from glec_fast.durable.writer import Writer
 from glec_fast.errors import QueueClosedError, QueueStorageError
+from glec_fast.runtime._lock import Lock
 from support.clock import Clock
 
 NEVER = float("inf")
@@ -43,6 +44,29 @@ def status() -> Status:
 
 @pytest.fixture
 def schedule(status: Status, monotonic: Clock) -> Schedule:
+    return Schedule(status, monotonic, qos0_commit_delay_s=5.0, cleanup_interval_s=300.0)
+
+
+class Watched:
+    """In the place of the condition that a schedule waits on: each wait is a step. Seen: for how long, and wakes."""
+
+    steps: list[Callable[[], object]]
+    seen: list[float | str]
+
+    def __init__(self, _lock: Lock) -> None:
+        type(self).seen = []
+
+    def wait(self, timeout_s: float) -> None:
+        self.seen.append(timeout_s)
+        self.steps.pop(0)()
+
+    def notify_all(self) -> None:
+        self.seen.append("woken")
+
+
+@pytest.fixture
+def watched(status: Status, monotonic: Clock, monkeypatch: pytest.MonkeyPatch) -> Schedule:
+    monkeypatch.setattr("glec_fast.durable.schedule.Condition", Watched)
     return Schedule(status, monotonic, qos0_commit_delay_s=5.0, cleanup_interval_s=300.0)
 
 
@@ -70,7 +94,30 @@ class TestSchedule:
             assert schedule.deadline_s == 100.0 + DONE_COMMIT_DELAY_S
             monotonic.now_s += DONE_COMMIT_DELAY_S
             schedule.wait(NEVER)
-            assert schedule.deadline_s is None
+            assert schedule.deadline_s == NEVER
+
+    def test_what_finishes_wakes_nobody_who_looks_before_it_is_due(
+        self, watched: Schedule, status: Status, monotonic: Clock
+    ) -> None:
+        def time_out() -> None:
+            watched.on_finished(1, named=0, drained=True)
+            monotonic.now_s += DONE_COMMIT_DELAY_S
+
+        Watched.steps = [time_out]
+        with status.lock:
+            watched.wait(NEVER)
+        assert Watched.seen == [DONE_COMMIT_DELAY_S]
+
+    def test_what_is_due_sooner_wakes_and_where_nothing_finishes_it_waits_on(
+        self, watched: Schedule, status: Status, monotonic: Clock
+    ) -> None:
+        def time_out() -> None:
+            monotonic.now_s += DONE_COMMIT_DELAY_S
+
+        Watched.steps = [time_out, lambda: watched.ask_at(150.0), watched.request]
+        with status.lock:
+            watched.wait(NEVER)
+        assert Watched.seen == [DONE_COMMIT_DELAY_S, 299.0, "woken", 49.0, "woken"]
 
     def test_rows_just_behind_others_wait_for_company(
         self, schedule: Schedule, status: Status, monotonic: Clock
