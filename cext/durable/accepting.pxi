@@ -58,26 +58,26 @@ cdef class Accepting:
             self._write_through(message_id)
         return message_id
 
-    cpdef int check_size(self, topic, payload, extras) except -1:
-        cdef Py_ssize_t size_bytes = len(topic) + len(payload)
-        if extras is not None:
-            size_bytes += len(extras.properties)
-        if 0 < self.message_max_bytes < size_bytes:
+    cpdef Py_ssize_t check_size(self, topic, payload, extras) except -1:
+        cdef Py_ssize_t extras_bytes = 0 if extras is None else len(extras.properties)
+        cdef Py_ssize_t most_bytes = extras_bytes + _most_bytes(topic) + _most_bytes(payload)
+        if not 0 < self.message_max_bytes < most_bytes:
+            return most_bytes
+        said = payload.encode() if isinstance(payload, str) else payload
+        size_bytes = extras_bytes + len(topic.encode()) + len(said)
+        if size_bytes > self.message_max_bytes:
             raise MessageError(
                 f"topic, payload and properties are {size_bytes:,} bytes, and the whole queue may take"
                 f" {self.message_max_bytes:,}: raise queue_max_bytes, or send it in parts"
             )
-        return 0
+        return size_bytes
 
     def add(self, topic, payload, int qos, extras=None, register=None, ttl_ms=None) -> int:
         return self._add(topic, payload, qos, extras, register, ttl_ms)
 
     cdef int64_t _add(self, topic, payload, int qos, extras, register, ttl_ms) except -1:
         cdef int64_t message_id, now_ms, timestamp_ms
-        cdef Py_ssize_t size_bytes = _most_bytes(topic) + _most_bytes(payload)
-        self.check_size(topic, payload, extras)
-        if extras is not None:
-            size_bytes += len(extras.properties)
+        cdef Py_ssize_t size_bytes = self.check_size(topic, payload, extras)
         now_ms = self.clock.now_ms()
         if ttl_ms is None:
             ttl_ms = self._ttl_ms

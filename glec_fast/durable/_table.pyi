@@ -91,8 +91,8 @@ class Accepting:
         register: Callable[[int], None] | None,
     ) -> int:
         """See `glec_fast.durable.store.Store`."""
-    def check_size(self, topic: str, payload: str | bytes, extras: Extras | None) -> None:
-        """Raises MessageError for what is larger than the whole queue may be."""
+    def check_size(self, topic: str, payload: str | bytes, extras: Extras | None) -> int:
+        """The bytes of it, at most. Raises MessageError for what is larger than the whole queue may be."""
     def add(
         self,
         topic: str,

@@ -314,9 +314,12 @@ class TestRowsOfManySizes:
     @pytest.mark.parametrize("qos", [0, 1, 2])
     def test_what_is_larger_than_the_queue_is_refused(self, make_store: Callable[..., Store], qos: int) -> None:
         store = make_store(max_queue_bytes=1_000_000)
-        for payload in ("x" * 1_000_000, b"x" * 1_000_000):
+        for payload in ("x" * 1_000_000, b"x" * 1_000_000, "\u00e9" * 500_000, "\ud55c" * 333_333 + "x"):
             with pytest.raises(MessageError, match=r"1,000,001 bytes.*raise queue_max_bytes"):
                 store.append("t", payload, qos)
             with pytest.raises(MessageError, match="queue_max_bytes"):
                 store.append_many([("t", "small", qos), ("t", payload, qos)])
         assert store.size == 0
+
+    def test_text_of_few_wide_characters_is_no_larger_than_its_bytes(self, make_store: Callable[..., Store]) -> None:
+        assert make_store(max_queue_bytes=1_000_000).append("t", "x" * 400_000 + "\U0001f600", 1)
