@@ -96,9 +96,10 @@ def test_killed_and_started_again_nothing_accepted_is_lost(tmp_path: Path, topic
 
         def start(**more: int) -> subprocess.Popen[str]:
             command = [sys.executable, publisher_child.__file__, json.dumps({**settings, **more})]
-            child = stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
+            # It finds the modules that this one does.
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+            pipe = subprocess.PIPE
+            child = stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True))
             stack.callback(child.kill)
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n"
