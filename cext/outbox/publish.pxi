@@ -93,3 +93,21 @@ def publish(
         # In a forked child, where it refuses.
         return found.publish
     return (<Outbox>found)._take(self, topic, payload, qos, retain, properties, size)
+
+
+cdef class _Call:
+    """What `Client.publish.__call__` is: of what is no function of Python, mock asks that for its arguments."""
+
+    @property
+    def __signature__(self):
+        # Some memory, for those who ask.
+        from inspect import signature
+
+        of_publish = signature(publish)
+        return of_publish.replace(parameters=[*of_publish.parameters.values()][1:])
+
+    def __call__(self, *arguments, **named):
+        return publish(*arguments, **named)
+
+
+publish.__call__ = _Call()

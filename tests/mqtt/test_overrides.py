@@ -250,7 +250,7 @@ def test_what_waits_can_be_handed_to_another_process() -> None:
 
 
 def test_a_mock_of_the_class_has_its_names(broker: Broker) -> None:
-    """But for the arguments of `publish`, which is of C: docs/differences.md."""
+    """But for the client, which its `publish` is not given: docs/differences.md."""
     with mock.patch("glec_fast.mqtt.Client", autospec=True) as mocked:
         client = mqtt.Client(V2)
         client.publish("t", "x", qos=1)

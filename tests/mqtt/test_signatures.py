@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 from paho.mqtt import client as paho
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from glec_fast import Client
 
@@ -41,7 +41,16 @@ def test_a_mock_of_it_takes_what_it_takes() -> None:
     made = mock.create_autospec(Client)
     with pytest.raises(TypeError):
         made(CallbackAPIVersion.VERSION2, client="x")
-    made(CallbackAPIVersion.VERSION2, client_id="x", store="queue.db").publish("t", b"x", qos=1)
+    client = made(CallbackAPIVersion.VERSION2, client_id="x", store="queue.db")
+    client.publish("t", b"x", qos=1)
+    for arguments, named in [((), {}), (("t", b"x", 1, False, None, 6), {}), (("t",), {"quality": 1})]:
+        with pytest.raises(TypeError):
+            client.publish(*arguments, **named)
+
+
+def test_called_in_another_way_it_is_the_same() -> None:
+    client = Client(CallbackAPIVersion.VERSION2)
+    assert Client.publish.__call__(client, "t", b"x", qos=1).rc == MQTTErrorCode.MQTT_ERR_NO_CONN
 
 
 @pytest.mark.parametrize("described", [Client, Client.publish])
