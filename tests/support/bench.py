@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import runpy
 import subprocess
 import sys
@@ -19,6 +20,9 @@ def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run one to its end."""
     words = [str(BENCHES / name), *map(str, arguments)]
     code: object = 0
+    # Some are quiet about what the log says; those behind them in this process are not.
+    logger = logging.getLogger("glec_fast")
+    level = logger.level
     with (
         redirect_stdout(io.StringIO()) as said,
         redirect_stderr(io.StringIO()) as errors,
@@ -30,4 +34,6 @@ def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
             runpy.run_path(words[0], run_name="__main__")
         except SystemExit as left:
             code = left.code
+        finally:
+            logger.setLevel(level)
     return subprocess.CompletedProcess(words, code or 0, said.getvalue(), errors.getvalue())
