@@ -117,7 +117,7 @@ def _awaited(
         if manager is None or asyncio._get_running_loop() is not self._loop:
             # It says what is wrong.
             manager = self._manager
-        if self._crowd or manager.store.pending_count >= _PENDING_MAX or manager.store.is_crowded:
+        if self._crowd or manager.store.is_crowded(_PENDING_MAX):
             await self._wait_for_room()
         handle = call(manager, *arguments, **settings)
         # Not for as long as it waits, by the thousand.

@@ -311,10 +311,10 @@ class Store(OfOneProcess):
         """Messages that the next transaction takes. `append` waits where there are too many."""
         return len(self._intake.pending)
 
-    @property
-    def is_crowded(self) -> bool:
-        """True where what the next transaction takes is as large as it should be."""
-        return self._intake.pending_bytes >= PENDING_BYTES_MAX
+    def is_crowded(self, rows_max: int) -> bool:
+        """True where the next transaction takes so many messages, or as large ones as it should."""
+        intake = self._intake
+        return len(intake.pending) >= rows_max or intake.pending_bytes >= PENDING_BYTES_MAX
 
     def bound_pending(self, count: int) -> None:
         """Have `append` wait only where so many wait for the disk already, however large.
