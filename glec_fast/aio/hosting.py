@@ -78,6 +78,8 @@ class Hosting:
         self._fd = -1
         self._is_waiting_for_room = False
         self._timer: asyncio.TimerHandle | None = None
+        # The timer waits until something is due.
+        self._is_resting = False
         self._pull_timer: asyncio.TimerHandle | None = None
         self._take, self._on_time = Owed(loop, self._take_over), Owed(loop, self._do_timely)
         self._on_readable, self._on_room = Owed(loop, self._read), Owed(loop, self._write)
@@ -201,11 +203,13 @@ class Hosting:
         # Before its number is another's.
         self._stop_watching()
 
-    def _arm(self) -> None:
+    def _arm(self, delay_s: float = _MISC_INTERVAL_S) -> None:
         """One timer at a time, also where an exception has left one that nobody has noted."""
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(_MISC_INTERVAL_S, self._on_time)
+        # First: one that rests, and is not noted as such, would not be set anew by what there is to do.
+        self._is_resting = delay_s > _MISC_INTERVAL_S
+        self._timer = self._loop.call_later(delay_s, self._on_time)
 
     def _read(self) -> None:
         self._do(self._client.loop_read)
@@ -225,6 +229,10 @@ class Hosting:
             self._hand_back()
             return
         self._do(self._client.loop_misc)
+        loop = self._parts.loop
+        if self._sock is not None and not loop.is_busy():
+            # Whatever there is to do before then calls a step.
+            self._arm(max(loop.quiet_s(), _MISC_INTERVAL_S))
 
     def _pull(self) -> MQTTErrorCode:
         self._parts.dispatcher.link.do(self._outbox.pull)
@@ -249,6 +257,8 @@ class Hosting:
         if rc or paho.sock is not self._sock:
             self._hand_back()
             return
+        if self._is_resting:
+            self._arm()
         self._watch_for_room(bool(session.sendable_bytes))
         pull_at_s = self._outbox.pull_at_s
         if pull_at_s < _NEVER_S and self._pull_timer is None:

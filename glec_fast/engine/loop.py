@@ -130,7 +130,7 @@ class Loop:
         now_s = time.monotonic()
         # Before a long wait it is done in any case: a callback may have changed what is due.
         is_recent = paho.thread is not None and now_s - self.misc_done_s < _MISC_INTERVAL_S
-        if is_recent and (self._outbox.session.in_flight or self._is_busy()):
+        if is_recent and (self._outbox.session.in_flight or self.is_busy()):
             return _SUCCESS
         self.misc_done_s = now_s
         return paho.client.loop_misc()
@@ -152,13 +152,13 @@ class Loop:
         if self._arrivals.is_behind():
             return 0.0
         if self._paho.thread is not None:
-            timeout_s = self._quiet_s()
+            timeout_s = self.quiet_s()
         if self._farewell.is_waiting:
             timeout_s = min(timeout_s, LOOK_S)
         pull_at_s = self._outbox.pull_at_s
         return timeout_s if pull_at_s == _NEVER_S else min(timeout_s, max(pull_at_s - time.monotonic(), 0.0))
 
-    def _is_busy(self) -> bool:
+    def is_busy(self) -> bool:
         """True while anything is on its way, or was begun, that must be looked at though nothing wakes the loop."""
         paho, outbox = self._paho, self._outbox
         session = outbox.session
@@ -174,12 +174,12 @@ class Loop:
             or self._policy.is_moving
         )
 
-    def _quiet_s(self) -> float:
+    def quiet_s(self) -> float:
         """For how long nothing is due that does not wake the loop.
 
         On an idle connection, until the keep alive: a modem that is left alone sleeps.
         """
-        if self._is_busy():
+        if self.is_busy():
             return _BUSY_S
         paho = self._paho
         due_s = self._policy_due_s - time.monotonic()
