@@ -32,18 +32,18 @@ COMMANDS = "glec/dtg/DTG-DOORS/commands"
 
 
 @BOTH_VERSIONS
-def test_killed_while_it_runs_commands(broker: Broker, tmp_path: Path, protocol_version: int) -> None:
+def test_killed_while_it_runs_commands(broker: Broker, disk_folder: Path, protocol_version: int) -> None:
     dice, kills = random.Random(SEED), KILLS // 2
-    effects, sent = tmp_path / "effects", 0
+    effects, sent = disk_folder / "effects", 0
     effects.touch()
     with (
         Link((broker.host, broker.port)) as link,
         Subscriber(broker, "glec/dtg/DTG-DOORS/#") as replies,
-        MQTTManager(quick_config(broker.url, tmp_path, client_id="platform")) as platform,
+        MQTTManager(quick_config(broker.url, disk_folder, client_id="platform")) as platform,
     ):
         settings = {
             "kind": "commands", "port": link.port, "protocol_version": protocol_version, "client_id": "DTG-DOORS",
-            "queue_path": str(tmp_path / "doors.db"), "seen": str(effects),
+            "queue_path": str(disk_folder / "doors.db"), "seen": str(effects),
         }  # fmt: skip
         platform.connect()
 

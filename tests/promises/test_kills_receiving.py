@@ -31,17 +31,17 @@ A_LIFE = 40
 
 @BOTH_VERSIONS
 @pytest.mark.parametrize("kind", ["manager", "client"])
-def test_killed_at_any_moment(broker: Broker, tmp_path: Path, kind: str, protocol_version: int) -> None:
+def test_killed_at_any_moment(broker: Broker, disk_folder: Path, kind: str, protocol_version: int) -> None:
     dice, kills = random.Random(SEED), KILLS // 4
-    seen = tmp_path / "seen"
+    seen = disk_folder / "seen"
     sent: list[str] = []
     with (
         Link((broker.host, broker.port)) as link,
-        MQTTManager(quick_config(broker.url, tmp_path, client_id="platform")) as platform,
+        MQTTManager(quick_config(broker.url, disk_folder, client_id="platform")) as platform,
     ):
         settings = {
             "kind": kind, "port": link.port, "protocol_version": protocol_version, "client_id": "DTG-IN",
-            "queue_path": str(tmp_path / "in.db"), "seen": str(seen),
+            "queue_path": str(disk_folder / "in.db"), "seen": str(seen),
         }  # fmt: skip
         platform.connect()
 
