@@ -69,13 +69,15 @@ ADDED = {"ttl": f"BIGINT NOT NULL DEFAULT {TIME_MAX_MS}", "retry_count": "INTEGE
 # What earlier versions did not have.
 _ADDED_BESIDE = ("glec_received", "mark", "INTEGER"), ("glec_command", "expires", "BIGINT")
 NUMBERED_BESIDE = ("glec_in_doubt", "glec_set_aside", "glec_command")
-# Triggers, and indexes that may refuse a row: that have it only once, or that compute.
+# Triggers, and indexes that may refuse a row: that have it only once, that compute, or that compare as we cannot.
 _OBSTACLES = """
 SELECT type, name, lower(tbl_name) FROM sqlite_schema WHERE type = 'trigger'
 UNION ALL
 SELECT 'index', i.name, lower(s.name) FROM sqlite_schema AS s, pragma_index_list(s.name) AS i
 WHERE s.type = 'table' AND i.origin = 'c'
-    AND (i."unique" OR i.partial OR EXISTS (SELECT 1 FROM pragma_index_xinfo(i.name) WHERE cid = -2))
+    AND (i."unique" OR i.partial OR EXISTS (
+        SELECT 1 FROM pragma_index_xinfo(i.name)
+        WHERE cid = -2 OR coll COLLATE NOCASE NOT IN ('BINARY', 'NOCASE', 'RTRIM')))
 """
 # No client id or name that a server would take.
 _NOBODY = "\ufffe"

@@ -30,6 +30,7 @@ def foreign(path: Path, *statements: str) -> None:
     """Another program, with another SQLite: in this process it would let go of the locks of ours."""
     program = (
         "import sqlite3, sys\nk = sqlite3.connect(sys.argv[1], timeout=10)\n"
+        "k.create_collation('theirs', lambda a, b: (a > b) - (a < b))\n"
         "for statement in sys.argv[2:]: k.execute(statement)\nk.commit()"
     )
     forked.run(["-c", program, path, *statements], WAIT_S).check_returncode()
@@ -158,6 +159,7 @@ class TestAnotherProgram:
             "CREATE INDEX i ON mqtt_offline_queue(json_extract(payload, '$.id'))",
             """CREATE INDEX "a ""b" ON mqtt_offline_queue(timestamp) WHERE json_extract(payload, '$.id') > 0""",
             "CREATE UNIQUE INDEX i ON glec_extras(retain)",
+            "CREATE INDEX i ON mqtt_offline_queue(topic COLLATE theirs)",
         ],
     )
     def test_indexes_of_it_that_may_refuse_rows_are_dropped(
