@@ -207,9 +207,10 @@ class Hosting:
         """One timer at a time, also where an exception has left one that nobody has noted."""
         if self._timer is not None:
             self._timer.cancel()
-        # First: one that rests, and is not noted as such, would not be set anew by what there is to do.
-        self._is_resting = delay_s > _MISC_INTERVAL_S
+        # Until it is set: none, or one that rests, would else not be set anew by what there is to do.
+        self._is_resting = True
         self._timer = self._loop.call_later(delay_s, self._on_time)
+        self._is_resting = delay_s > _MISC_INTERVAL_S
 
     def _read(self) -> None:
         self._do(self._client.loop_read)

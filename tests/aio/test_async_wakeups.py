@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from glec_fast.aio import AsyncMQTTManager
+from support.async_interrupts import Alarm
 from support.async_runs import ON_BOTH_LOOPS, eventually, run
 from support.gateway import TIMEOUT_S, quick_config
 from support.odd_broker import OddBroker
@@ -13,8 +16,6 @@ from support.wire_reference import Packet
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from glec_fast.testbed.broker import Broker
 
@@ -24,11 +25,16 @@ class Delays:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._s: list[float] = []
+        # The next that is set is cut into.
+        self.is_torn = False
         loop = asyncio.get_running_loop()
         call_later = loop.call_later
 
         def noted(delay_s: float, *arguments: Any, **named: Any) -> asyncio.TimerHandle:
             self._s.append(delay_s)
+            if self.is_torn:
+                self.is_torn = False
+                raise Alarm
             return call_later(delay_s, *arguments, **named)
 
         monkeypatch.setattr(loop, "call_later", noted)
@@ -62,15 +68,24 @@ class AnswersLate(OddBroker):
         return b"" if self.connections == 1 else answer
 
 
-def test_what_is_published_then_is_looked_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_torn", [False, True])
+def test_what_is_published_then_is_looked_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_torn: bool
+) -> None:
+    """is_torn: though a signal's handler raises as the loop's timer is set anew for it."""
+
     async def program(broker: AnswersLate) -> None:
         delays = Delays(monkeypatch)
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         config = quick_config(
             broker.url, tmp_path, keepalive_s=3600, answer_timeout_s=0, ack_timeout_s=1, status_interval_s=0
         )
         async with AsyncMQTTManager(config) as manager:
             assert await delays.rests()
-            await asyncio.wait_for(await manager.publish("t", "=x", 1), TIMEOUT_S)
+            published = asyncio.ensure_future(manager.publish("t", "=x", 1))
+            delays.is_torn = is_torn
+            await asyncio.wait_for(await published, TIMEOUT_S)
+        assert not delays.is_torn
         assert broker.connections == 2
 
     with AnswersLate() as broker:
