@@ -119,12 +119,14 @@ def _awaited(
             manager = self._manager
         if self._crowd or manager.store.is_crowded(_PENDING_MAX):
             await self._wait_for_room()
-        handle = call(manager, *arguments, **settings)
-        # Not for as long as it waits, by the thousand.
-        del arguments, settings
-        if self._crowd:
-            # What makes room for them.
-            manager.store.request_commit()
+        try:
+            handle = call(manager, *arguments, **settings)
+        finally:
+            # Not for as long as it waits, by the thousand.
+            del arguments, settings
+            if self._crowd:
+                # What makes room for them.
+                manager.store.request_commit()
         if handle.qos and self._waits_for_disk:
             if not manager.outbox.is_open:
                 # While there is a link, each message asks for it itself.
@@ -435,7 +437,10 @@ class AsyncMQTTManager:
             self._undurable.let_all_go()
             self._let_in(len(self._crowd))
         elif self._crowd:
-            self._let_in(_PENDING_MAX - store.pending_count)
+            room = store.room(_PENDING_MAX)
+            self._let_in(room)
+            if room <= 0:
+                store.request_commit()
         if self._next_turn is not None:
             set_result(self._next_turn)
             self._next_turn = None

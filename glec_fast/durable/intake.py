@@ -45,6 +45,8 @@ class Intake(Accepting):
         self.clock = QueueClock(clocks, self._last_anchor(table, is_salvaged), self.next_id)
         self.disk_times = DiskTimes()
         self.writing: list[Row] = []
+        # Of those that the last transaction took.
+        self.taken_bytes_each = 1
         # No row on disk comes behind (timestamp, id), and all that are to come do.
         self.committed_timestamp_ms = self.last_timestamp_ms
         self.committed_id = self.next_id - 1
@@ -181,6 +183,8 @@ class Intake(Accepting):
         commit.row_count = self.row_count
         commit.with_rows, self._rows_last = not self._rows_last, False
         if commit.with_rows:
+            if self.pending:
+                self.taken_bytes_each = self.pending_bytes // len(self.pending) + 1
             # In one step: a row is never in neither.
             self.writing, self.pending = self.pending, []
             self.pending_bytes = 0

@@ -297,7 +297,7 @@ class Store(OfOneProcess):
     def watch(self, on_turn: Callable[[], None] | None) -> None:
         """Have `on_turn` called by the store's thread after each transaction, whatever came of it, and at its end.
 
-        For who may not wait: `committed_id`, `is_empty` and `pending_count` have changed by then.
+        For who may not wait: `committed_id`, `is_empty` and `room` have changed by then.
         """
         self._committer.on_turn = on_turn
 
@@ -306,15 +306,15 @@ class Store(OfOneProcess):
         """Every message that was accepted with an id up to this one is on disk, or was."""
         return self._intake.committed_id
 
-    @property
-    def pending_count(self) -> int:
-        """Messages that the next transaction takes. `append` waits where there are too many."""
-        return len(self._intake.pending)
-
     def is_crowded(self, rows_max: int) -> bool:
         """True where the next transaction takes so many messages, or as large ones as it should."""
         intake = self._intake
         return len(intake.pending) >= rows_max or intake.pending_bytes >= PENDING_BYTES_MAX
+
+    def room(self, rows_max: int) -> int:
+        """So many more the next transaction should take, where they are as large as those of the last."""
+        intake = self._intake
+        return min(rows_max, max(PENDING_BYTES_MAX // intake.taken_bytes_each, 1)) - len(intake.pending)
 
     def bound_pending(self, count: int) -> None:
         """Have `append` wait only where so many wait for the disk already, however large.

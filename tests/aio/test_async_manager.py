@@ -648,6 +648,38 @@ def test_large_messages_in_sequence_wait_for_the_disk(tmp_path: Path) -> None:
     assert len(rows(tmp_path)) == count
 
 
+def test_large_messages_at_once_wait_for_the_disk_in_order(tmp_path: Path) -> None:
+    payloads = [f"{number:0{PENDING_BYTES_MAX // 4}}" for number in range(40)]
+    log_bytes = [0]
+
+    def noted(operation: str, name: str) -> None:
+        if operation == "write" and name.endswith("-wal"):
+            log_bytes.append((tmp_path / name).stat().st_size)
+
+    async def program(disk: FaultyDisk) -> None:
+        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
+            disk.fault = noted
+            await asyncio.gather(*(manager.publish("t", each, 1) for each in payloads))
+
+    with FaultyDisk(tmp_path) as disk:
+        run(lambda: program(disk), debug=False)
+    assert 0 < max(log_bytes) < 4 * PENDING_BYTES_MAX
+    assert rows(tmp_path) == payloads
+
+
+def test_who_is_refused_as_there_is_room_leaves_it_to_the_next(tmp_path: Path) -> None:
+    topics = ["t"] * 4 + ["no/+/topic"] + ["t"] * 3
+
+    async def program() -> None:
+        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
+            publishing = [manager.publish(each, bytes(PENDING_BYTES_MAX), 0) for each in topics]
+            outcomes = await asyncio.wait_for(asyncio.gather(*publishing, return_exceptions=True), TIMEOUT_S)
+        assert [isinstance(each, MessageError) for each in outcomes] == [each != "t" for each in topics]
+
+    run(program, debug=False)
+    assert len(rows(tmp_path)) == topics.count("t")
+
+
 def test_who_waits_for_room_is_refused_where_the_disk_is_full(tmp_path: Path) -> None:
     def fault(operation: str, _name: str) -> None:
         if operation == "write":
