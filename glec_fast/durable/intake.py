@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterable
 
-from glec_fast.durable._table import Accepting, DiskTimes, QueueTable
+from glec_fast.durable._table import Accepting, DiskTimes, QueueTable, text_size
 from glec_fast.durable.clock import Anchor, Clocks, QueueClock
 from glec_fast.durable.schedule import Schedule
 from glec_fast.durable.state_rows import has_clock, load_clock
@@ -113,7 +113,7 @@ class Intake(Accepting):
             try:
                 ids = [self.add(topic, payload, qos, ttl_ms=ttl_ms) for topic, payload, qos in messages]
             except BaseException:
-                del self.pending[accepted:]
+                self._keep(self.pending[:accepted])
                 raise
             self._schedule.request()
             return ids
@@ -125,7 +125,7 @@ class Intake(Accepting):
                 self.progress.wait()
             kept = [row for row in self.pending if row[0] not in wanted]
             found = len(kept) < len(self.pending)
-            self.pending = kept
+            self._keep(kept)
             self.progress.notify_all()
             # `close` has given up what could not be written.
             return found or (self._status.has_ended and min(wanted, default=0) > self.committed_id)
@@ -271,7 +271,11 @@ class Intake(Accepting):
 
     def give_back(self) -> None:
         """The transaction came to nothing: what it had taken waits again, in order."""
-        self.pending, self.writing = self.writing + self.pending, []
+        self._keep(self.writing + self.pending)
+        self.writing = []
+
+    def _keep(self, rows: list[Row]) -> None:
+        self.pending, self.pending_bytes = rows, text_size(rows)
 
     def on_failure(self, failure: QueueStorageError) -> None:
         """The disk has refused it: kept in memory, in order, and tried again, as it was accepted."""

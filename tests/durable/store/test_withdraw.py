@@ -9,6 +9,7 @@ from pathlib import Path
 import apsw
 import pytest
 
+from glec_fast.durable.intake import PENDING_BYTES_MAX
 from glec_fast.durable.store import Store
 from glec_fast.errors import QueueStorageError
 from support.store import (
@@ -30,6 +31,14 @@ class TestWithdraw:
             assert store.withdraw(withdrawn) is False
         assert store.wait_durable(kept, WAIT_S)
         assert ids_on_disk(path) == [kept]
+
+    def test_whoever_comes_next_has_its_room(self, store: Store, pool: ThreadPoolExecutor) -> None:
+        with held_writer(store, pool):
+            store.append("t", "1", 1)
+            withdrawn = store.append("t", "x" * PENDING_BYTES_MAX, 1)
+            assert store.is_crowded(3)
+            assert store.withdraw(withdrawn)
+            assert not store.is_crowded(3)
 
     def test_what_is_on_disk_is_not(self, store: Store) -> None:
         (message_id,) = append(store, 1)
