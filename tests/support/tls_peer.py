@@ -66,10 +66,12 @@ class TLSPeer(LoopbackServer):
                 self.resumed.append(bool(tls.session_reused))
                 self.suites.append((tls.version() or version, name))
                 while data := tls.recv(_READ_BYTES):
-                    if not self.received or data[0] == 0x10:
+                    is_connect = not self.received or data[0] == 0x10
+                    # Before the answer: whoever has that looks for what was sent.
+                    self.received += data
+                    if is_connect:
                         self.before_connack()
                         tls.send(self.connack)
-                    self.received += data
         except OSError as error:
             self.failures.append(error)
             _close_half_made(error)
