@@ -271,8 +271,10 @@ class Intake(Accepting):
 
     def give_back(self) -> None:
         """The transaction came to nothing: what it had taken waits again, in order."""
-        self._keep(self.writing + self.pending)
-        self.writing = []
+        rows = self.writing + self.pending
+        self.pending_bytes = text_size(rows)
+        # In one step: no row is in both, as a second call would then have it twice.
+        self.pending, self.writing = rows, []
 
     def _keep(self, rows: list[Row]) -> None:
         self.pending, self.pending_bytes = rows, text_size(rows)
