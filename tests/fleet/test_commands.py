@@ -381,10 +381,12 @@ def test_one_that_was_begun_and_does_not_come_again(
         pass
     begin_in_an_earlier_process(tmp_path, "unlock_doors", "a", qos)
     begin_in_an_earlier_process(tmp_path, "of_an_earlier_version", "b", qos)
-    with vehicle(broker.url, tmp_path, doors, on_crash=on_crash):
+    with vehicle(broker.url, tmp_path, doors, on_crash=on_crash) as manager:
         if qos:
             assert platform.replies == []
         clock.later_s = 100.0
+        # The loop sleeps by a clock that is not ahead.
+        assert manager.publish("any", "x", 1).wait_for_publish(TIMEOUT_S) is None
         replies = {reply["id"]: reply for reply in platform.wait_for(2)}
         if on_crash == "retry":
             assert replies["a"]["status"] == "done"
