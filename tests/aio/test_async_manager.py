@@ -8,12 +8,11 @@ import json
 import random
 import threading
 from collections import Counter
-from contextlib import closing, suppress
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import apsw
 import pytest
 
 from glec_fast import (
@@ -27,21 +26,19 @@ from glec_fast import (
     MQTTManager,
     PublishError,
     QueueClosedError,
-    QueueStorageError,
     Status,
     Telemetry,
     TLSConfig,
 )
 from glec_fast.aio import AsyncMQTTManager
-from glec_fast.durable.intake import PENDING_BYTES_MAX, PENDING_ROWS_MAX
 from glec_fast.engine.reading import Reader
 from glec_fast.outbox.narrow import Narrow
 from glec_fast.outbox.unanswered import Unanswered
 from glec_fast.testbed.link import Link
 from glec_fast.transport import dial
 from support.async_runs import ON_BOTH_LOOPS, eventually, run
-from support.faulty_disk import FaultyDisk
 from support.gateway import BOTH_VERSIONS, TIMEOUT_S, quick_config
+from support.store import payloads_on_disk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,12 +52,6 @@ TELEMETRY = Telemetry(62.5, 1850, 23.5, 71, GpsFix(37.5665, 126.978, 61.9))
 INFERENCE = Inference("normal", 0.93, 88, 12.4, 41)
 ALERT = Alert("harsh_braking", "high", GpsFix(37.5665, 126.978), {"deceleration": -6.1})
 STATUS = Status("ONLINE", 3600, 12.6, 128, 2048, 50_000, 1234, 5)
-
-
-def rows(directory: Path) -> list[str]:
-    """Payloads in the file. Not by another SQLite: two in a process undo each other's locks."""
-    with closing(apsw.Connection(str(directory / "queue.db"), flags=apsw.SQLITE_OPEN_READONLY, vfs="unix")) as db:
-        return [row[0] for row in db.execute("SELECT payload FROM mqtt_offline_queue ORDER BY id")]
 
 
 def network_threads() -> list[str]:
@@ -79,13 +70,13 @@ def test_publish_returns_once_it_is_on_disk(tmp_path: Path, qos: int, kind: str)
         async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
             for number in range(20):
                 await manager.publish("t", str(number), qos)
-                assert rows(tmp_path)[-1] == str(number)
+                assert payloads_on_disk(tmp_path)[-1] == str(number)
             together = await asyncio.gather(*(manager.publish("t", f"{number}", qos) for number in range(20, 500)))
-            assert len(rows(tmp_path)) == 500
+            assert len(payloads_on_disk(tmp_path)) == 500
             assert [each.message_id for each in together] == sorted(each.message_id for each in together)
 
     run(program, kind)
-    assert rows(tmp_path) == [str(number) for number in range(500)]
+    assert payloads_on_disk(tmp_path) == [str(number) for number in range(500)]
 
 
 @ON_BOTH_LOOPS
@@ -376,7 +367,7 @@ def test_who_waits_for_a_message_hears_that_it_was_dropped_or_left(tmp_path: Pat
                 await each
 
     run(program)
-    assert len(rows(tmp_path)) == 5
+    assert len(payloads_on_disk(tmp_path)) == 5
 
 
 def test_what_is_refused_at_the_door(tmp_path: Path) -> None:
@@ -429,7 +420,7 @@ def test_what_an_operator_asks_is_awaited(tmp_path: Path) -> None:
             assert await manager.delete_quarantined([1]) == 0
 
     run(program)
-    assert rows(tmp_path) == ["2"]
+    assert payloads_on_disk(tmp_path) == ["2"]
 
 
 name: ContextVar[str] = ContextVar("name")
@@ -576,21 +567,7 @@ def test_a_look_up_and_a_handshake_that_wait_hold_nothing_up(
             assert not manager.is_connected()
 
     run(program)
-    assert len(rows(tmp_path)) == 2
-
-
-def test_more_than_a_transaction_takes_waits_its_turn(tmp_path: Path) -> None:
-    async def program() -> None:
-        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path, queue_max_size=20_000)) as manager:
-            publishing = [asyncio.ensure_future(manager.publish("t", str(number), 0)) for number in range(5000)]
-            await asyncio.sleep(0)
-            for task in publishing[2000:3000]:
-                task.cancel()
-            await asyncio.gather(*publishing, return_exceptions=True)
-            assert sum(task.cancelled() for task in publishing) == 1000
-
-    run(program, debug=False)
-    assert rows(tmp_path) == [str(number) for number in [*range(2000), *range(3000, 5000)]]
+    assert len(payloads_on_disk(tmp_path)) == 2
 
 
 def test_messages_in_json_and_with_properties(
@@ -605,115 +582,3 @@ def test_messages_in_json_and_with_properties(
     run(program)
     assert subscriber.wait_for_count(1)
     assert json.loads(subscriber.payloads("t")[0]) == {"a": 1}
-
-
-@pytest.mark.parametrize("bytes_each", [0, 3 * PENDING_BYTES_MAX // PENDING_ROWS_MAX])
-def test_a_slow_disk_holds_callers_up_and_not_the_loop(tmp_path: Path, bytes_each: int) -> None:
-    async def program(disk: FaultyDisk) -> None:
-        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
-            count = 3 * PENDING_ROWS_MAX
-            with disk.held():
-                payloads = [b"%d" % number + b"x" * bytes_each for number in range(count)]
-                tasks = [asyncio.create_task(manager.publish("t", each, 1)) for each in payloads]
-                # Each has its turns, where the loop has any.
-                for _ in range(10):
-                    await asyncio.sleep(0)
-                assert not any(task.done() for task in tasks)
-            await asyncio.gather(*tasks)
-        assert [each.rstrip("x") for each in rows(tmp_path)] == [str(number) for number in range(count)]
-
-    with FaultyDisk(tmp_path) as disk:
-        run(lambda: program(disk))
-
-
-def test_large_messages_in_sequence_wait_for_the_disk(tmp_path: Path) -> None:
-    count, payload = 20, bytes(PENDING_BYTES_MAX // 4)
-
-    async def program(disk: FaultyDisk) -> None:
-        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
-
-            async def publish_all() -> None:
-                for _ in range(count):
-                    await manager.publish("t", payload, 0)
-
-            with disk.held():
-                publishing = asyncio.create_task(publish_all())
-                await eventually(disk.waiting_writer.is_set)
-                assert manager.get_metrics().queue_size < count
-                assert not publishing.done()
-            await publishing
-
-    with FaultyDisk(tmp_path) as disk:
-        run(lambda: program(disk), debug=False)
-    assert len(rows(tmp_path)) == count
-
-
-def test_large_messages_at_once_wait_for_the_disk_in_order(tmp_path: Path) -> None:
-    payloads = [f"{number:0{PENDING_BYTES_MAX // 4}}" for number in range(40)]
-    log_bytes = [0]
-
-    def noted(operation: str, name: str) -> None:
-        if operation == "write" and name.endswith("-wal"):
-            log_bytes.append((tmp_path / name).stat().st_size)
-
-    async def program(disk: FaultyDisk) -> None:
-        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
-            disk.fault = noted
-            await asyncio.gather(*(manager.publish("t", each, 1) for each in payloads))
-
-    with FaultyDisk(tmp_path) as disk:
-        run(lambda: program(disk), debug=False)
-    assert 0 < max(log_bytes) < 4 * PENDING_BYTES_MAX
-    assert rows(tmp_path) == payloads
-
-
-def test_who_is_refused_as_there_is_room_leaves_it_to_the_next(tmp_path: Path) -> None:
-    topics = ["t"] * 4 + ["no/+/topic"] + ["t"] * 3
-
-    async def program() -> None:
-        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
-            publishing = [manager.publish(each, bytes(PENDING_BYTES_MAX), 0) for each in topics]
-            outcomes = await asyncio.wait_for(asyncio.gather(*publishing, return_exceptions=True), TIMEOUT_S)
-        assert [isinstance(each, MessageError) for each in outcomes] == [each != "t" for each in topics]
-
-    run(program, debug=False)
-    assert len(rows(tmp_path)) == topics.count("t")
-
-
-def test_who_waits_for_room_is_refused_where_the_disk_is_full(tmp_path: Path) -> None:
-    def fault(operation: str, _name: str) -> None:
-        if operation == "write":
-            raise apsw.FullError("the disk is full")
-
-    async def program(disk: FaultyDisk) -> None:
-        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path, qos0_commit_delay_s=3600)) as manager:
-            disk.fault = fault
-            publishing = [manager.publish("t", bytes(PENDING_BYTES_MAX // 4), 0) for _ in range(20)]
-            outcomes = await asyncio.wait_for(asyncio.gather(*publishing, return_exceptions=True), TIMEOUT_S)
-            refused = [each for each in outcomes if isinstance(each, QueueStorageError)]
-            disk.fault = None
-        # What was accepted is not lost.
-        assert 0 < len(refused) < 20
-        assert len(rows(tmp_path)) == 20 - len(refused)
-
-    with FaultyDisk(tmp_path) as disk:
-        run(lambda: program(disk), debug=False)
-
-
-def test_whose_turn_it_was_as_it_was_cancelled_lets_the_next_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Nobody has room, but whom the test lets in.
-    monkeypatch.setattr("glec_fast.aio.manager._PENDING_MAX", 0)
-
-    async def program() -> None:
-        async with AsyncMQTTManager(quick_config(NOWHERE, tmp_path)) as manager:
-            first, second = (asyncio.create_task(manager.publish("t", each, 1)) for each in ("first", "second"))
-            await asyncio.sleep(0)
-            manager._let_in(1)
-            first.cancel()
-            await asyncio.wait_for(second, TIMEOUT_S)
-            assert first.cancelled()
-
-    run(program)
-    assert rows(tmp_path) == ["second"]

@@ -36,6 +36,12 @@ def ids_on_disk(path: Path) -> list[int]:
         return [number for (number,) in database.execute("SELECT id FROM mqtt_offline_queue ORDER BY timestamp, id")]
 
 
+def payloads_on_disk(directory: Path) -> list[str]:
+    """In its `queue.db`. Not by another SQLite: two in a process undo each other's locks."""
+    with closing(apsw.Connection(str(directory / "queue.db"), flags=apsw.SQLITE_OPEN_READONLY, vfs="unix")) as db:
+        return [row[0] for row in db.execute("SELECT payload FROM mqtt_offline_queue ORDER BY id")]
+
+
 def last_id_on_disk(path: Path) -> int:
     """Up to which SQLite has noted ids as given."""
     with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)) as database:
