@@ -52,8 +52,7 @@ class Accepting:
 
     pending: rows that the next transaction takes. next_id: of the next message. message_max_bytes: of topic, payload
     and properties, 0 for no limit. pending_max, pending_bytes_max: where so many are pending,
-    or so large ones, `append` waits for room. pending_bytes: what they take, at most, and what was taken back of them.
-    clock: stamps rows.
+    or so large ones, `append` waits for room. pending_bytes: what they take, at most. clock: stamps rows.
     """
 
     pending: list[_Row]
