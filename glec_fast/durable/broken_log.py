@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from glec_fast.durable.log_head import checksum
+from glec_fast.durable.log_index import checksum
 from glec_fast.durable.salvage import copy
 
 _HEADER = struct.Struct(">8I")

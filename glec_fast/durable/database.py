@@ -214,7 +214,7 @@ def open_database(path: Path, *, is_known: bool = False) -> apsw.Connection:
             create_schema(connection)
             _mend(connection)
             _try_out_beside(path)
-        _reserve_log(path)
+        reserve_log(path)
     except BaseException:
         connection.close(True)
         raise
@@ -472,10 +472,11 @@ def check_changed(connection: apsw.Connection, path: Path) -> None:
         raise apsw.CorruptError(f"another program has changed its tables: {error}") from error
 
 
-def _reserve_log(path: Path) -> None:
+def reserve_log(path: Path) -> None:
     """Have room in the write-ahead log for the deletes that make room, however full the disk will be.
 
-    SQLite takes what it has not written there for the log's end, never shortens the log, and starts over at its front.
+    SQLite takes what it has not written there for the log's end, and starts over at its front. It makes the log shorter
+    for another program alone.
     """
     try:
         with path.with_name(path.name + "-wal").open("rb+") as log:

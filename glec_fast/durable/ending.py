@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from glec_fast.durable._steps import keep_for_ever
 from glec_fast.durable.caretaker import Caretaker
-from glec_fast.durable.file import QueueFile, discard
+from glec_fast.durable.file import QueueFile
 from glec_fast.durable.gathering import Gathering
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Job, Jobs
@@ -105,7 +105,7 @@ class Ending:
     def _process_forked(self, pid: int) -> None:
         if self._is_still:
             self._reader.discard()
-            discard(self._file.connection)
+            self._file.let_go_in_child()
         else:
             # Also at the end of the process nobody may close its connections.
             keep_for_ever(self)

@@ -19,11 +19,12 @@ from glec_fast.durable.database import (
     is_damage,
     located,
     open_database,
+    reserve_log,
     stops_opening,
     storage_error,
 )
 from glec_fast.durable.lock import QueueLock, create_file, identity_of, sync_folder
-from glec_fast.durable.log_head import follows, read_log_head
+from glec_fast.durable.log_index import LogIndex
 from glec_fast.durable.salvage import (
     COMPANIONS,
     Salvage,
@@ -53,6 +54,7 @@ class QueueFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = located(path)
         self.salvage: Salvage | None = None
+        self._log_index: LogIndex | None = None
         try:
             self._lock = QueueLock(self.path)
         except OSError as error:
@@ -123,9 +125,13 @@ class QueueFile:
         self._place, self._log_place = identity_of(file), identity_of(log)
         # Whose log that is.
         self._opened = self._lock.inode
-        # SQLite cuts it no shorter.
-        self._log_bytes_min = min(log.st_size, LOG_RESERVE_BYTES)
-        self._log_head = read_log_head(self._log_name)
+        self._reserved_bytes = _reserved_in(log)
+        self._look_into_log(LogIndex(f"{self.path}-shm"))
+
+    def _look_into_log(self, index: LogIndex | None) -> None:
+        before, self._log_index = self._log_index, index
+        if before is not None:
+            before.close()
 
     def is_in_place(self) -> bool:
         """True where the file and its write-ahead log are still found under their names, and the log is whole."""
@@ -138,18 +144,16 @@ class QueueFile:
 
     def _is_log_whole(self, log: os.stat_result) -> bool:
         """False where somebody has cut it, or has written over it from its beginning on."""
-        if log.st_size < self._log_bytes_min:
-            return False
+        assert self._log_index is not None
         try:
-            head = read_log_head(self._log_name)
+            is_whole = self._log_index.explains(self._log_name, log.st_size)
+            if is_whole and log.st_size < self._reserved_bytes:
+                reserve_log(self.path)
+                self._reserved_bytes = _reserved_in(_look_at(self._log_name))
         except OSError:
             # That nobody could look, as of descriptors there are none left, says nothing of it.
             return True
-        if head != self._log_head:
-            if not follows(head, self._log_head):
-                return False
-            self._log_head = head
-        return True
+        return is_whole
 
     def _is_log_harmed(self) -> bool:
         try:
@@ -296,7 +300,13 @@ class QueueFile:
             logger.error("the queue file %s was closed without its last checkpoint: %s", self.path, error)
             self.connection.close(True)
         finally:
+            self._look_into_log(None)
             self._lock.release()
+
+    def let_go_in_child(self) -> None:
+        """In a forked child: the file is the parent's."""
+        discard(self.connection)
+        self._look_into_log(None)
 
 
 def discard(connection: apsw.Connection) -> None:
@@ -312,6 +322,11 @@ def discard(connection: apsw.Connection) -> None:
 def _look_at(name: str) -> os.stat_result:
     # As text: half of what a Path costs, in every transaction.
     return os.stat(name)  # noqa: PTH116
+
+
+def _reserved_in(log: os.stat_result) -> int:
+    # Less where there was no room for it.
+    return min(log.st_size, LOG_RESERVE_BYTES)
 
 
 def holding(path: Path) -> QueueLock:

@@ -274,6 +274,21 @@ def test_a_file_keeps_its_pages_and_a_new_one_has_small_ones(path: Path, tmp_pat
     assert page_bytes(tmp_path / "new.db") == PAGE_BYTES
 
 
+@pytest.mark.parametrize("auto_vacuum", ["NONE", "FULL", "INCREMENTAL"])
+@pytest.mark.parametrize("size", [512, 65536])
+def test_any_pages_are_as_good(path: Path, size: int, auto_vacuum: str) -> None:
+    """Also those of which hardly one fits into SQLite's memory, so that what is tried out and undone is in the log."""
+    with plain(path) as database:
+        database.executescript(f"PRAGMA page_size = {size}; PRAGMA auto_vacuum = {auto_vacuum}; {SPECIFIED_SCHEMA}")
+        database.executemany(INSERT, [("t", "x" * 900, 1, 1, 2**52)] * 500)
+    file = path.stat().st_ino
+    with closing(Store(path)) as store:
+        for number in range(3):
+            assert store.wait_durable(store.append("t", str(number), 2), 20)
+        assert store.size == 503
+    assert (path.stat().st_ino, page_bytes(path)) == (file, size)
+
+
 class TestDamaged:
     """Each damage: the file is kept under a new name, and what can be read goes on."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from glec_fast.durable.database import LOG_RESERVE_BYTES
 from glec_fast.durable.in_doubt import Decision, add_entries
 from glec_fast.durable.store import Store
 from support import forked
@@ -236,6 +237,20 @@ class TestAnotherProgram:
             for number in range(30):
                 gateway.publish(f"2-{turn}-{number}", 2)
         assert flush(gateway, broker) == Counter(expected)
+
+    @pytest.mark.parametrize("mode", ["PASSIVE", "RESTART", "TRUNCATE"])
+    def test_it_has_the_log_start_over(self, gateway: ScriptedGateway, path: Path, mode: str) -> None:
+        """That is no damage: whoever has the file open would write to one without a name from then on."""
+        file = path.stat().st_ino
+        gateway.connect()
+        for number in range(3):
+            gateway.publish(f"2-{number}", 2)
+            foreign(path, f"PRAGMA wal_checkpoint({mode})", INSERT.format(f"2-foreign-{number}", 1, FAR))
+        gateway.publish("2-3", 2)
+        assert path.stat().st_ino == file
+        assert path.with_name("queue.db-wal").stat().st_size >= LOG_RESERVE_BYTES
+        expected = [*(f"2-{number}" for number in range(4)), *(f"2-foreign-{number}" for number in range(3))]
+        assert flush(gateway, ScriptedBroker()) == Counter(expected)
 
     def test_an_id_that_waits_in_memory(self, path: Path) -> None:
         path.parent.mkdir()

@@ -1,0 +1,84 @@
+"""SQLite's index of the write-ahead log, which says of the log what it has, whichever program wrote to it last.
+
+SQLite reads the log's head when it opens the log. Whoever writes over the log of an open file goes unnoticed until
+then: what is committed meanwhile stands behind bytes of which the next opening can make nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+# "WAL-Index File Format", 2.1: size of a page, frames in use, the log's salts.
+_INDEX = struct.Struct("=14xHI12x8s8x")
+# Magic number, version, page size, count of checkpoints, two salts; behind them the checksum of these.
+_HEAD = struct.Struct(">6I2I")
+_SALTS = slice(16, 24)
+_COUNTED = 24
+# The last bit says in which byte order checksums are made.
+_MAGIC = 0x377F0682
+_WORD = 0xFFFFFFFF
+_FRAME_HEAD_BYTES = 24
+
+
+class LogIndex:
+    """Looks into the index `name` of a log that is open. Raises OSError.
+
+    Closing any descriptor of it drops SQLite's locks in this process: SQLite has to let go of it before `close`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        self._sound_head = b""
+
+    def explains(self, log_name: str, log_bytes: int) -> bool:
+        """False where somebody who is not SQLite has cut the log, to `log_bytes`, or written over its beginning."""
+        said = self._read()
+        page_bytes, frames, salts = _INDEX.unpack(said)
+        # With none in use SQLite begins it anew.
+        if not frames:
+            return True
+        # 65,536 does not fit.
+        frame_bytes = _FRAME_HEAD_BYTES + (page_bytes & ~1 | (page_bytes & 1) << 16)
+        if log_bytes >= _HEAD.size + frames * frame_bytes and self._has_head(log_name, salts):
+            return True
+        # Another program may be at it.
+        return self._read() != said
+
+    def _read(self) -> bytes:
+        return os.pread(self._descriptor, _INDEX.size, 0)
+
+    def _has_head(self, log_name: str, salts: bytes) -> bool:
+        # Not one of SQLite's locks is on this file.
+        descriptor = os.open(log_name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            head = os.pread(descriptor, _HEAD.size, 0)
+        finally:
+            os.close(descriptor)
+        if head[_SALTS] != salts or (head != self._sound_head and not _is_sound(head)):
+            return False
+        self._sound_head = head
+        return True
+
+    def close(self) -> None:
+        """Idempotent."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _is_sound(head: bytes) -> bool:
+    magic, *_, first, second = _HEAD.unpack(head)
+    if magic & ~1 != _MAGIC:
+        return False
+    return checksum((0, 0), head[:_COUNTED], is_big=bool(magic & 1)) == (first, second)
+
+
+def checksum(before: tuple[int, int], data: bytes, *, is_big: bool) -> tuple[int, int]:
+    """That of the log ("WAL File Format", 4.2), which goes on from the one `before`."""
+    words = struct.unpack(f"{'>' if is_big else '<'}{len(data) // 4}I", data)
+    first, second = before
+    for index in range(0, len(words), 2):
+        first = (first + words[index] + second) & _WORD
+        second = (second + words[index + 1] + first) & _WORD
+    return first, second
