@@ -62,6 +62,7 @@ cdef class QueueTable:
     cdef readonly str encoding
     cdef object execute, executemany
     cdef public int64_t deleted
+    cdef public bint has_stage
     cdef readonly tuple position
     cdef readonly Py_ssize_t met
     # The last read ended at READ_BYTES_MAX; and what its rows had on average.
@@ -112,11 +113,16 @@ cdef class QueueTable:
             self.executemany(INSERT_EXTRAS, [(row[0], *row[ROW_COLUMNS:]) for row in extras])
             rows = [row[:ROW_COLUMNS] for row in rows]
         cdef Py_ssize_t first
-        cdef Py_ssize_t after = len(rows) - len(rows) % ROWS_A_STATEMENT if _are_small(rows) else 0
+        cdef bint are_small = _are_small(rows)
+        cdef Py_ssize_t after = len(rows) - len(rows) % ROWS_A_STATEMENT if are_small else 0
         for first in range(0, after, ROWS_A_STATEMENT):
             self.execute(INSERT_BURST, tuple(chain.from_iterable(rows[first:first + ROWS_A_STATEMENT])))
         if len(rows) == after + 1:
             self.execute(INSERT, rows[after])
+        elif are_small and self.has_stage and len(rows) > after:
+            self.executemany(STAGE, rows[after:])
+            self.execute(INSERT_STAGED)
+            self.execute(DELETE_STAGED)
         elif len(rows) > after:
             self.executemany(INSERT, rows[after:])
 

@@ -134,7 +134,7 @@ class QueueTable:
     """Statements on the connection of a `QueueFile`. The caller owns the connection and the transaction.
 
     One object, one connection, one thread at a time. Every method raises `apsw.Error` where the disk fails.
-    deleted: rows deleted since the caller set it to 0.
+    deleted: rows deleted since the caller set it to 0. has_stage: see `has_stage` of `database`; set by the caller.
     position, met: (timestamp, id) of the last row that the last `read_after` met, and how many those were, also such
     that no message can be made of. unsendable: (id, topic, qos, reason) of these, in the last reading. given_up: heads
     of those that it found refused `retries_max` times or more often.
@@ -142,6 +142,7 @@ class QueueTable:
     """
 
     deleted: int
+    has_stage: bool
     @property
     def connection(self) -> apsw.Connection:
         """For statements of a job on tables beside the queue's."""

@@ -29,10 +29,11 @@ from glec_fast.validation import check_path, is_utf8
 
 SCHEMA_VERSION = 1
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS mqtt_offline_queue (
+_DECLARED = """(
     id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload TEXT NOT NULL, qos INTEGER NOT NULL,
-    timestamp BIGINT NOT NULL, ttl BIGINT NOT NULL, retry_count INTEGER DEFAULT 0);
+    timestamp BIGINT NOT NULL, ttl BIGINT NOT NULL, retry_count INTEGER DEFAULT 0)"""
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS mqtt_offline_queue {_DECLARED};
 CREATE INDEX IF NOT EXISTS idx_timestamp ON mqtt_offline_queue(timestamp);
 CREATE INDEX IF NOT EXISTS idx_ttl ON mqtt_offline_queue(ttl);
 CREATE TABLE IF NOT EXISTS glec_session (
@@ -60,6 +61,12 @@ CREATE TABLE IF NOT EXISTS glec_command (
     number INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL, id BLOB NOT NULL, digest BLOB NOT NULL,
     packet_id INTEGER NOT NULL, qos INTEGER NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL, properties BLOB,
     reply BLOB, expires BIGINT, UNIQUE (name, id));
+"""
+# Few new rows pass through it, in memory: see INSERT_STAGED of cext/durable/statements.pxi.
+_STAGE = f"""
+CREATE TEMP TABLE glec_staged {_DECLARED.replace(" AUTOINCREMENT", "")};
+CREATE INDEX temp.glec_staged_timestamp ON glec_staged(timestamp);
+CREATE INDEX temp.glec_staged_ttl ON glec_staged(ttl);
 """
 _VERSION_TABLE = "CREATE TABLE glec_version (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL)"
 
@@ -214,6 +221,7 @@ def open_database(path: Path, *, is_known: bool = False) -> apsw.Connection:
             create_schema(connection)
             _mend(connection)
             _try_out_beside(path)
+        connection.execute(_STAGE)
         reserve_log(path)
     except BaseException:
         connection.close(True)
@@ -470,6 +478,12 @@ def check_changed(connection: apsw.Connection, path: Path) -> None:
         if isinstance(error, _SURROUNDINGS):
             raise
         raise apsw.CorruptError(f"another program has changed its tables: {error}") from error
+
+
+def has_stage(connection: apsw.Connection) -> bool:
+    """True where rows can pass from the stage to the queue's table: only what another program declared may differ."""
+    info = connection.execute("PRAGMA table_xinfo(mqtt_offline_queue)")
+    return tuple(row[1].lower() for row in info) == COLUMNS
 
 
 def reserve_log(path: Path) -> None:

@@ -12,7 +12,14 @@ import apsw
 from glec_fast.durable._steps import count_of
 from glec_fast.durable._table import QueueTable
 from glec_fast.durable.clock import QueueClock
-from glec_fast.durable.database import BUSY_TIMEOUT_MS, LOG_BYTES_MAX, check_changed, mend_numbers, mend_times
+from glec_fast.durable.database import (
+    BUSY_TIMEOUT_MS,
+    LOG_BYTES_MAX,
+    check_changed,
+    has_stage,
+    mend_numbers,
+    mend_times,
+)
 from glec_fast.durable.dropping import Dropping
 from glec_fast.durable.in_doubt import add_entries
 from glec_fast.durable.inflight_log import SavedImage
@@ -76,8 +83,11 @@ class Writer:
         # As far as this connection has noted ids.
         self._noted_id = 0
         self._data_version = self.table.data_version()
-        self._schema_version = connection.pragma("schema_version")
+        self._look_at_schema(connection.pragma("schema_version"))
         self.image.on_file_changed()
+
+    def _look_at_schema(self, version: int) -> None:
+        self.table.has_stage, self._schema_version = has_stage(self.connection), version
 
     def look_for_strangers(self) -> None:
         """Have the next transaction look for rows of another program."""
@@ -108,7 +118,7 @@ class Writer:
                 schema_version = self.connection.pragma("schema_version")
                 if schema_version != self._schema_version:
                     check_changed(self.connection, self.path)
-                    self._schema_version = schema_version
+                    self._look_at_schema(schema_version)
                 for says in mend_numbers(self.connection):
                     self._notes.note(logging.WARNING, "numbers of another program", says, text=says, later=True)
                 mend_times(self.connection)

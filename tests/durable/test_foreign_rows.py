@@ -387,6 +387,22 @@ def test_a_table_that_others_made_in_another_way_is_emptied(path: Path, odd: str
     assert sent_of(path) == []
 
 
+IN_ANOTHER_ORDER = SPECIFIED_SCHEMA.replace("topic TEXT NOT NULL, payload TEXT", "payload TEXT NOT NULL, topic TEXT")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [IN_ANOTHER_ORDER, *(ODD_TABLES[odd] for odd in ("in capitals", "a column of others", "a computed column"))],
+)
+def test_a_few_messages_are_added_to_a_table_of_others(path: Path, schema: str) -> None:
+    with plain(path) as database:
+        database.executescript(schema)
+    with closing(Store(path)) as store:
+        ids = store.append_many([("t", "x", 1)] * 3)
+        assert store.wait_durable(ids[-1], 20)
+    assert [row[:3] for row in sent_of(path)] == [("t", "x", 1)] * 3
+
+
 def test_the_whole_way_of_odd_rows(path: Path) -> None:
     sendable = [row for odd, (row, _) in SENT_AS.items() if odd != "payload a BLOB"]
     write(path, *sendable, *SET_ASIDE.values())

@@ -68,6 +68,16 @@ class TestCommit:
         outbox.wait(lambda heard: heard.new_rows)
         assert [count for _, count in outbox.commits if count] == [100]
 
+    def test_a_few_rows_at_a_time_fill_the_pages_of_the_indexes(self, store: Store) -> None:
+        """In the log are: two pages of rows, one of each index, and some that point to these. It was 8.2 of them."""
+        commits, pages = 200, []
+        for _ in range(2):
+            pages.append(store.run(lambda table: table.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]))
+            for _ in range(commits):
+                ids = store.append_many([("glec/dtg/DTG-1/telemetry", "x" * 200, 0)] * 5)
+                assert store.wait_durable(ids[-1], WAIT_S)
+        assert pages[1] - pages[0] < 7 * commits
+
     @pytest.mark.parametrize("large_at", [None, 5])
     @pytest.mark.parametrize("count", [1, 15, 16, 17, 32, 33])
     def test_a_group_of_any_size_is_on_disk_as_it_was_given(
