@@ -129,8 +129,6 @@ LOG_RESERVE_BYTES = 256 * 1024
 # Pages of a new file. A transaction of a few rows changes a few pages, of which most is as it was: with pages of 4 KiB
 # twice as much goes to the flash. A file that has other pages keeps them.
 PAGE_BYTES = 1024
-# Those of files of versions before this one.
-FORMER_PAGE_BYTES = 4096
 # The write-ahead log starts over at its front after so many bytes of pages. A commit that makes it longer waits for the
 # disk twice as long, as the file system's own records are written too.
 _LOG_BYTES = 1 << 20

@@ -24,6 +24,8 @@ _COLUMNS = 7
 _INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 _FLOAT, _ZERO, _ONE, _FIRST_BLOB = 7, 8, 9, 12
 _VARINT_BYTES_MAX = 9
+# Of the page where a payload goes on.
+_PAGE_NUMBER_BYTES = 4
 
 # As `salvage` reads a row: text as bytes, and behind the payload what it is.
 RawRow = tuple[Any, ...]
@@ -34,7 +36,7 @@ class PageError(ValueError):
 
 
 def bytes_in_pages(path: Path, page_bytes: int) -> int:
-    """How much of the file is in what must be leaves of trees, if its pages have this size or one of a quarter."""
+    """How much of the file is in what must be leaves of trees, if its pages have this size."""
     count = 0
     with path.open("rb") as file:
         while page := file.read(page_bytes):
@@ -47,8 +49,28 @@ def _is_leaf(page: bytes) -> bool:
     if kind not in _KINDS_OF_LEAVES or not 0 < cells <= (len(page) - _LEAF_HEAD_BYTES) // 2:
         return False
     found = struct.unpack_from(f">{cells}H", page, _LEAF_HEAD_BYTES)
+    last = max(found)
     # Cells fill a page from its end.
-    return bool(start <= min(found) and len(page) // 4 <= max(found) < len(page))
+    if not _LEAF_HEAD_BYTES + 2 * cells <= start <= min(found) or last >= len(page):
+        return False
+    try:
+        size, at = _varint(page, last)
+        if kind == _LEAF_OF_TABLE:
+            at = _varint(page, at)[1]
+    except IndexError:
+        return False
+    local = _local_bytes(size, len(page), kind)
+    return at + local + (_PAGE_NUMBER_BYTES if local < size else 0) == len(page)
+
+
+def _local_bytes(size: int, usable: int, kind: int = _LEAF_OF_TABLE) -> int:
+    """How much of a payload is in its leaf; the rest is in pages of its own."""
+    most = usable - 35 if kind == _LEAF_OF_TABLE else (usable - 12) * 64 // 255 - 23
+    if size <= most:
+        return size
+    least = (usable - 12) * 32 // 255 - 23
+    local = least + (size - least) % (usable - 4)
+    return local if local <= most else least
 
 
 class RawPages:
@@ -116,11 +138,7 @@ class RawPages:
         if size > self._count * self._page_bytes:
             raise PageError("a row is longer than the file")
         usable = self._usable_bytes
-        local = size
-        if size > usable - 35:
-            least = (usable - 12) * 32 // 255 - 23
-            local = least + (size - least) % (usable - 4)
-            local = local if local <= usable - 35 else least
+        local = _local_bytes(size, usable)
         if at + local > usable:
             raise PageError("a row ends behind its page")
         data = page[at : at + local]

@@ -17,9 +17,7 @@ from glec_fast.durable.broken_log import with_whole_frames
 from glec_fast.durable.database import (
     ADDED,
     COLUMNS,
-    FORMER_PAGE_BYTES,
     IDS_LEFT_OUT,
-    PAGE_BYTES,
     connect,
     create_schema,
 )
@@ -37,6 +35,8 @@ _SELECT = (
     + " FROM mqtt_offline_queue NOT INDEXED"
 )
 _HEADER_BYTES = 100
+# Those that SQLite has, ours and those of earlier versions first.
+_PAGE_SIZES = (1024, 4096, 512, 2048, 8192, 16384, 32768, 65536)
 _INNER_OF_TABLE = 0x05
 _PAGE_SIZE, _PAGES = slice(16, 18), slice(28, 32)
 # Where the header has the change counter for which its own count of pages holds; 0 has SQLite measure the file instead.
@@ -186,7 +186,7 @@ class Remains:
         """
         lent = path.with_name(path.name + LENT)
         # With pages of another size than it has, some rows could be read too.
-        page_bytes = max((PAGE_BYTES, FORMER_PAGE_BYTES), key=lambda size: bytes_in_pages(path, size))
+        page_bytes = max(_PAGE_SIZES, key=lambda size: bytes_in_pages(path, size))
         try:
             remove(lent)
             create_file(lent)

@@ -29,6 +29,7 @@ from support.store import wait_for
 FAR_MS = 10**13
 ROOM_ROW = ("t", "payload 1 x", 1, 5)
 PAGE_BYTES, FORMER_PAGE_BYTES = 1024, 4096
+PAGE_SIZES = [512 << each for each in range(8)]
 
 
 @pytest.fixture
@@ -337,12 +338,20 @@ class TestDamaged:
         assert self.reopened(path, damaged, caplog) == (list(range(self.COUNT)), 0)
         assert page_bytes(path) == PAGE_BYTES
 
-    def test_leaves_are_found_in_pages_of_either_size(self, path: Path, tmp_path: Path) -> None:
-        fill(path, self.COUNT)
-        former = tmp_path / "former.db"
-        fill_as_before(former, self.COUNT)
-        assert bytes_in_pages(path, PAGE_BYTES) > 4 * bytes_in_pages(path, FORMER_PAGE_BYTES)
-        assert bytes_in_pages(former, FORMER_PAGE_BYTES) > 4 * bytes_in_pages(former, PAGE_BYTES)
+    @pytest.mark.parametrize("share", [0.05, 0.8, 3])
+    @pytest.mark.parametrize("size", PAGE_SIZES)
+    def test_the_size_of_pages_is_known_without_a_header(
+        self, path: Path, caplog: pytest.LogCaptureFixture, size: int, share: float
+    ) -> None:
+        """By their leaves, whether one has many messages, has one, or has only where that begins."""
+        count = 100
+        with plain(path) as database:
+            database.executescript(f"PRAGMA page_size = {size}; {SPECIFIED_SCHEMA}")
+            text = "x" * round(size * share)
+            database.executemany(INSERT, [("t", f"payload {n} {text}", 1, n, FAR_MS) for n in range(count)])
+        assert max(PAGE_SIZES, key=lambda each: bytes_in_pages(path, each)) == size
+        damaged = self.damage(path, 0, bytes(100))
+        assert self.reopened(path, damaged, caplog) == (list(range(count)), 0)
 
     @pytest.mark.parametrize("zeroed_bytes", [16, 100, PAGE_BYTES])
     def test_header_zeroed(self, filled: Path, caplog: pytest.LogCaptureFixture, zeroed_bytes: int) -> None:
