@@ -152,7 +152,7 @@ class Remains:
         connection.execute("DELETE FROM sqlite_sequence WHERE name = 'mqtt_offline_queue'")
         connection.execute("INSERT INTO sqlite_sequence VALUES ('mqtt_offline_queue', ?)", (self._last_id,))
 
-    def _read(self, path: Path) -> bool:
+    def _read(self, path: Path, *, is_header_lent: bool = False) -> bool:
         """Read what can be read; False where not even the schema can."""
         try:
             connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
@@ -173,7 +173,7 @@ class Remains:
             self._read_indexes(connection)
             self._read_table(connection)
             if self._is_incomplete:
-                self._read_leaves(connection, path, is_header_lent=path.name.endswith(LENT))
+                self._read_leaves(connection, path, is_header_lent=is_header_lent)
             self._read_beside(connection)
             return True
         finally:
@@ -182,7 +182,7 @@ class Remains:
     def _read_with_lent_header(self, path: Path) -> None:
         """Read a copy whose header, then whole first page, then all of its schema is that of a new file.
 
-        The tables stand where they did.
+        The tables stand where they did. Of a file that was cut the header is its own first, but for the count of pages.
         """
         lent = path.with_name(path.name + LENT)
         # With pages of another size than it has, some rows could be read too.
@@ -191,7 +191,8 @@ class Remains:
             remove(lent)
             create_file(lent)
             pages = _schema_pages(lent, page_bytes)
-            for given in ({0: pages[0][:_HEADER_BYTES]}, {0: pages[0]}, pages):
+            own = {_PAGES_VALID_FOR.start: bytes(4)}
+            for given in (*[own] * _has_wrong_size(path), {0: pages[0][:_HEADER_BYTES]}, {0: pages[0]}, pages):
                 remove(lent)
                 for suffix in ("", "-wal"):
                     source = path.with_name(path.name + suffix)
@@ -201,7 +202,7 @@ class Remains:
                     for at, page in given.items():
                         file.seek(at)
                         file.write(page)
-                if self._read(lent) and self._rows:
+                if self._read(lent, is_header_lent=given is not own) and self._rows:
                     return
         finally:
             remove(lent)

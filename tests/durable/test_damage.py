@@ -229,6 +229,21 @@ def test_cut_at_every_page(filled: Path, caplog: pytest.LogCaptureFixture) -> No
         check(filled, Counter())
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_cut_in_front_of_inner_pages(path: Path, share: float) -> None:
+    """All leaves that are left are read, and what was deleted stays deleted."""
+    with closing(Store(path, max_queue_size=10_000)) as store:
+        ids = store.append_many([("t", f"payload {number} " + "x" * 200, 1) for number in range(4000)])
+        store.run(lambda table: table.delete(ids[:1000]))
+    whole = path.read_bytes()
+    left = whole[: round(len(whole) * share) // PAGE_BYTES * PAGE_BYTES]
+    path.write_bytes(left)
+    Store(path, max_queue_size=10_000).close()
+    with plain(path) as opened:
+        numbers = {int(payload.split()[1]) for (payload,) in opened.execute("SELECT payload FROM mqtt_offline_queue")}
+    assert numbers == {number for number in range(1000, 4000) if b"payload %d " % number in left}
+
+
 def test_an_empty_file_whose_log_has_all(path: Path, tmp_path: Path) -> None:
     """As a file system leaves it that has lost the one and kept the other."""
     folder = tmp_path / "left"
