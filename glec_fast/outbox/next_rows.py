@@ -64,11 +64,12 @@ class NextRows:
             if not (is_last or alerts):
                 outbox._more_to_read = True
             if rows:
+                ids = [row[0] for row in rows]
                 # Another program has moved some behind its place, or the queue is read anew.
-                is_met_again = min(rows)[0] <= self._read_through[alerts]
-                self._read_through[alerts] = max(self._read_through[alerts], max(rows)[0])
+                is_met_again = min(ids) <= self._read_through[alerts]
+                self._read_through[alerts] = max(self._read_through[alerts], max(ids))
                 if is_met_again:
-                    rows = self._left([row[0] for row in rows])
+                    rows = self._left(ids)
             rows = self._allowed(rows)
             with outbox.lock:
                 lane.put(rows)
