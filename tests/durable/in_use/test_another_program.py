@@ -381,7 +381,7 @@ class TestAnotherProgram:
                 assert payloads(sent) == ["last"]
                 gateway.receive(answers_to(sent, 0))
             gateway.outbox._again_at_s = 0.0
-            gateway.outbox.pull()
+            gateway.commit()
             assert payloads(gateway.send()) == ["0", "1", "2"]
 
     @pytest.mark.parametrize("order", ["fifo", "alerts_first"])
