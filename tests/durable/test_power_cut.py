@@ -17,14 +17,14 @@ import pytest
 
 from support.faulty_disk import Create, Delete, Event, FaultyDisk, Note, Sync, Truncate, Write
 from support.places import scratch
-from support.power_cut import Files, Medium
-from support.power_run import Life, Moment, Settings, beginning, check_resumed, moments, recorded_recovery
+from support.power_cut import Files, Medium, as_found
+from support.power_run import QUEUE, Life, Moment, Settings, beginning, check_resumed, moments, recorded_recovery
 
 # More lives, longer ones and more chances each; see the Makefile's `torture`.
 LIVES = int(os.environ.get("POWER_CUT_LIVES", "1"))
 ACTIONS = int(os.environ.get("POWER_CUT_ACTIONS", "80"))
 # Of the cuts, those whose recovery is cut into as well.
-FIRSTS_EVERY = 80 if LIVES == 1 else 50
+FIRSTS_EVERY = 10
 # So that the log is folded into the file within a short life.
 CHECKPOINT_PAGES = 30
 SOME_KEPT_A_MOMENT = 1
@@ -88,32 +88,38 @@ def possible_states(medium: Medium, chance: random.Random) -> Iterator[Files]:
         yield medium.some_kept(chance)
 
 
-def every_cut(log: list[Event], settings: Settings, medium: Medium, start: Moment) -> Iterator[tuple[Files, Moment]]:
-    """Every state that differs in what the disk holds or what was promised. The moment is good until the next."""
+def every_cut(
+    log: list[Event], settings: Settings, medium: Medium, start: Moment, folder: Path
+) -> Iterator[tuple[Files, Moment]]:
+    """Every state that differs in what is found on the disk or what was promised. The moment is good until the next."""
     chance = random.Random(settings.seed)
+    found: dict[int, int] = {}
     seen: set[int] = set()
     for moment in moments(log, medium, settings, start):
         for files in possible_states(medium, chance):
-            key = hash((frozenset(files.items()), moment.known()))
+            disk = hash(frozenset(files.items()))
+            if disk not in found:
+                found[disk] = hash(as_found(files, QUEUE, folder / "found"))
+            key = hash((found[disk], moment.known()))
             if key not in seen:
                 seen.add(key)
                 yield files, moment
 
 
 class Check:
-    """Opens and resumes each state in a folder of its own; half of them with what was on the wire arrived."""
+    """Opens and resumes each state in a folder of its own, with what was on the wire lost, and arrived."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self._folder = folder
         self._settings = settings
-        self._chance = random.Random(settings.seed)
         self.count = 0
 
     def __call__(self, files: Files, moment: Moment) -> None:
-        self.count += 1
-        folder = self._folder / f"cut-{self._settings.seed}-{self.count}"
-        check_resumed(files, folder, moment, self._settings, arrives=self._chance.random() < 0.5)
-        shutil.rmtree(folder)
+        for arrives in (False, True) if moment.broker.inbox else (False,):
+            self.count += 1
+            folder = self._folder / f"cut-{self._settings.seed}-{self.count}"
+            check_resumed(files, folder, moment, self._settings, arrives=arrives)
+            shutil.rmtree(folder)
 
 
 @pytest.mark.usefixtures("early_checkpoints")
@@ -130,9 +136,9 @@ def test_nothing_promised_is_lost_and_nothing_comes_twice(folder: Path, kind: st
     # On a slow machine most go with a transaction.
     assert images_in_the_log(log) > 0
     check = Check(folder, settings)
-    for files, moment in every_cut(log, settings, Medium(), beginning(settings)):
+    for files, moment in every_cut(log, settings, Medium(), beginning(settings), folder):
         check(files, moment)
-    assert check.count > 200
+    assert check.count > 50
 
 
 @pytest.mark.usefixtures("early_checkpoints")
@@ -142,11 +148,11 @@ def test_the_power_is_cut_again_while_the_first_cut_is_recovered_from(folder: Pa
     log = recorded(folder, settings)
     check = Check(folder, settings)
     firsts = 0
-    for number, (files, moment) in enumerate(every_cut(log, settings, Medium(), beginning(settings))):
+    for number, (files, moment) in enumerate(every_cut(log, settings, Medium(), beginning(settings), folder)):
         if moment.accepted and number % FIRSTS_EVERY == 0:
             firsts += 1
             recovery, start = recorded_recovery(files, folder / f"recovery-{firsts}", moment, settings)
-            for files_again, moment_again in every_cut(recovery, settings, Medium(files), start):
+            for files_again, moment_again in every_cut(recovery, settings, Medium(files), start, folder):
                 check(files_again, moment_again)
     assert firsts >= 5
     assert check.count > 10 * firsts

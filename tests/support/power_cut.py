@@ -5,18 +5,24 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import closing
 from typing import TYPE_CHECKING, TypeAlias
+
+import apsw
 
 from support.faulty_disk import Create, Delete, Event, Rename, Sync, SyncFolder, Truncate, Write
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
     from pathlib import Path
 
 SECTOR_BYTES = 512
 # SQLite makes it anew from the write-ahead log; the lock is of the process alone.
 _LEFT_BEHIND = ("-shm", "-lock")
+# Of a database, and of its write-ahead log.
+_HEAD_BYTES = 100
 
 Files: TypeAlias = dict[str, bytes]
 
@@ -98,6 +104,25 @@ def lay_out(files: Files, folder: Path) -> None:
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
+
+
+def as_found(files: Files, queue: str, folder: Path) -> Hashable:
+    """All by which the next process can tell these files from others. `folder` is made for it, and removed.
+
+    Of the database and its log that is what SQLite reads from them, and their heads, which others look at as well. Not
+    what stands behind the log's last whole transaction, nor pages of the database that the log has anew.
+    """
+    lay_out(files, folder)
+    try:
+        with closing(apsw.Connection(str(folder / queue), flags=apsw.SQLITE_OPEN_READWRITE)) as connection:
+            connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            content = connection.serialize("main")
+    except apsw.Error:
+        return frozenset(files.items())
+    finally:
+        shutil.rmtree(folder)
+    beside = {name: data[:_HEAD_BYTES] if name in (queue, f"{queue}-wal") else data for name, data in files.items()}
+    return content, frozenset(beside.items())
 
 
 def _apply(content: bytearray, change: Write | Truncate) -> None:
