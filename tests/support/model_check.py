@@ -463,8 +463,12 @@ def search(bounds: Bounds, states_max: int, seed: int = 1) -> Found:
     rnd = random.Random(seed)
     first = first_root(bounds)
     stack: list[tuple[Root, tuple[str, ...], tuple[str, ...]]] = [(first, (), ())]
-    seen: set[int] = set()
-    steps_taken = ends = 0
+    roots: set[int] = set()
+    # Of states that are one by all but the probe of a cut, what that gave. It is not asked of the first of them until
+    # there is a second; meanwhile, the way to it.
+    seen: dict[int, set[int]] = {}
+    ways: dict[int, tuple[Root, tuple[str, ...]]] = {}
+    states = steps_taken = ends = 0
 
     def reach(root: Root, path: tuple[str, ...]) -> World:
         world = World(root, bounds)
@@ -472,12 +476,19 @@ def search(bounds: Bounds, states_max: int, seed: int = 1) -> Found:
             world.do(step)
         return world
 
-    def found(world: World, step: str) -> tuple[Root, tuple[str, ...], tuple[str, ...]]:
-        if step.startswith("crash"):
-            return world.after_crash(step), (), (*history, *path, step)
-        return root, (*path, step), history
+    def is_new(world: World, way: tuple[Root, tuple[str, ...]]) -> bool:
+        key = hash((world.plain(), world.probe_kept()))
+        if key not in seen:
+            seen[key] = set()
+            ways[key] = way
+            return True
+        if key in ways:
+            seen[key].add(hash(reach(*ways.pop(key)).probe_cut()))
+        known = len(seen[key])
+        seen[key].add(hash(reach(*way).probe_cut()))
+        return len(seen[key]) > known
 
-    while stack and len(seen) < states_max:
+    while stack and states < states_max:
         if states_max < ALL_STATES:
             at = rnd.randrange(len(stack))
             stack[at], stack[-1] = stack[-1], stack[at]
@@ -487,16 +498,20 @@ def search(bounds: Bounds, states_max: int, seed: int = 1) -> Found:
             # All before the last step was checked when it was reached first.
             world.check()
             steps, is_done = world.steps(), world.is_done()
-            following = [found(world, step) for step in steps]
-            key = hash((world.plain(), world.probe_kept(), reach(root, path).probe_cut()))
-            if key in seen:
+            left = {step: world.after_crash(step) for step in steps if step.startswith("crash")}
+            if not is_new(world, (root, path)):
                 continue
-            seen.add(key)
+            states += 1
             if not set(steps) & PROGRESS:
                 ends += 1
                 assert is_done, "nothing can happen any more, and messages are left"
             steps_taken += len(steps)
-            stack += following
+            for step in steps:
+                if step not in left:
+                    stack.append((root, (*path, step), history))
+                elif (what_is_left := hash(repr(left[step]))) not in roots:
+                    roots.add(what_is_left)
+                    stack.append((left[step], (), (*history, *path, step)))
         except AssertionError as error:
             raise SearchError(f"{error}, after: {', '.join((*history, *path))}") from error
-    return Found(len(seen), steps_taken, ends, not stack)
+    return Found(states, steps_taken, ends, not stack)
