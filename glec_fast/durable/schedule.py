@@ -51,6 +51,8 @@ class Schedule:
         self._rows_due_s = _AT_ONCE
         # When finished rows are deleted, unless a stream of acknowledgements puts it off.
         self._delete_due_s: float | None = None
+        # Before then nobody who waits for finished rows has a disk that fails tried again.
+        self._retry_due_s = _AT_ONCE
         # So many finished rows the outbox had when it was last put off.
         self._put_off_at = 0
         # When what is gathered is to be written, or to be a message.
@@ -99,7 +101,7 @@ class Schedule:
         self.request_delete()
         is_worth_it = waiting - named >= DONE_COMMIT_ROWS or waiting >= RANGED_ROWS_MAX
         if is_worth_it or (drained and self.eager > 0):
-            self.request()
+            self.request(max(self._retry_due_s - self.monotonic(), 0.0))
         return min(put_off_at, named) + DONE_COMMIT_ROWS
 
     def is_delete_due(self, finished: Finished) -> bool:
@@ -115,7 +117,7 @@ class Schedule:
 
     def put_off_delete(self) -> None:
         """Not at once with each that finishes while the disk fails: they come by the hundred a second."""
-        self._delete_due_s = self.monotonic() + _STORAGE_RETRY_S
+        self._delete_due_s = self._retry_due_s = self.retry_due_s()
 
     def on_rows_taken(self) -> None:
         """A transaction has taken what was pending."""

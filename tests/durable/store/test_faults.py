@@ -72,14 +72,17 @@ class TestFaults:
         disk.error = None
         assert wait_for(lambda: store.committed_id == kept)
 
+    @pytest.mark.parametrize("is_flushing", [False, True])
     def test_acknowledgements_do_not_have_a_failing_disk_tried_again_at_once(
-        self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch
+        self, make_store: Callable[..., Store], path: Path, monkeypatch: pytest.MonkeyPatch, is_flushing: bool
     ) -> None:
+        """Also where each is the last in flight, and somebody waits for it, as behind a limit of the rate."""
         monotonic = Clock(0.0)
         store = make_store(monotonic=monotonic)
         outbox = RecordingOutbox(store)
         append(store, 50)
         outbox.read_all()
+        store._schedule.eager = int(is_flushing)
         attempts: list[float] = []
 
         def fail(*_: object) -> None:
@@ -92,7 +95,7 @@ class TestFaults:
         store.request_commit()
         assert wait_for(lambda: bool(attempts) and not store._writer.lock.locked())
         for message_id in range(2, 50):
-            outbox.finish([message_id])
+            outbox.finish([message_id], drained=is_flushing)
             assert monotonic.now_s < store._schedule.deadline_s < inf
         assert len(attempts) == 1
         monkeypatch.undo()
