@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from glec_fast.outbox._outbox import Outbox
 
 # With a full window: long enough for the broker to answer a batch, short enough that it never runs out of work. Less
-# where it had answered all by then.
+# where it had answered a quarter by then: until more is sent it answers as much again, and over TLS twice as much.
 _GATHER_S = 0.002
 _GATHER_MIN_S = 0.0001
 _GATHER_WINDOW = 1000
@@ -71,9 +71,9 @@ class Loop:
         self._farewell = farewell
         self._policy = policy
         self._pollers: list[Poller] = []
-        # With a full window; and up to where the server was asked, of `Session.sent_to`, when the last pause began.
+        # With a full window; and from where on the server is too quick for that, of `Session.answered_to`.
         self._gather_s = _GATHER_S
-        self._gathered_to = _NEVER_S
+        self._quick_from = _NEVER_S
         # When what is due now and then was done, of `time.monotonic`; and when the policy has something to do.
         self.misc_done_s = self._policy_due_s = float("-inf")
         # Asked before each turn: True where the next ones are another's, see `NetworkThread.hand_over`.
@@ -192,9 +192,9 @@ class Loop:
         """Under load, take acknowledgements by the hundred: a turn of the loop costs as much as the acks of many."""
         session = self._outbox.session
         if not session.sendable_bytes:
-            was_idle = session.answered_to >= self._gathered_to
-            self._gather_s = max(self._gather_s / 2, _GATHER_MIN_S) if was_idle else min(self._gather_s * 2, _GATHER_S)
-            self._gathered_to = session.sent_to
+            was_quick = session.answered_to >= self._quick_from
+            self._gather_s = max(self._gather_s / 2, _GATHER_MIN_S) if was_quick else min(self._gather_s * 2, _GATHER_S)
+            self._quick_from = (3 * session.answered_to + session.sent_to) // 4
             # A small window, such as paho's own 20, is through in less than that: the broker would wait for us.
             pause_s = self._gather_s * min(session.in_flight / max(session.window, _GATHER_WINDOW), 1.0)
             if pause_s > _GATHER_MIN_S:
