@@ -147,7 +147,7 @@ class QueueFile:
         """False where somebody has cut it, or has written over it from its beginning on."""
         assert self._log_index is not None
         try:
-            is_whole = self._log_index.explains(self._log_name, log.st_size)
+            is_whole = self._log_index.explains(self._log_name)
             if is_whole and log.st_size < self._reserved_bytes:
                 reserve_log(self.path)
                 self._reserved_bytes = _reserved_in(_look_at(self._log_name))

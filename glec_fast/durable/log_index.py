@@ -31,8 +31,8 @@ class LogIndex:
         self._descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
         self._sound_head = b""
 
-    def explains(self, log_name: str, log_bytes: int) -> bool:
-        """False where somebody who is not SQLite has cut the log, to `log_bytes`, or written over its beginning."""
+    def explains(self, log_name: str) -> bool:
+        """False where somebody who is not SQLite has cut the log, or written over its beginning."""
         said = self._read()
         page_bytes, frames, salts = _INDEX.unpack(said)
         # With none in use SQLite begins it anew.
@@ -40,22 +40,22 @@ class LogIndex:
             return True
         # 65,536 does not fit.
         frame_bytes = _FRAME_HEAD_BYTES + (page_bytes & ~1 | (page_bytes & 1) << 16)
-        if log_bytes >= _HEAD.size + frames * frame_bytes and self._has_head(log_name, salts):
-            return True
         # Another program may be at it.
-        return self._read() != said
+        return self._is_whole(log_name, _HEAD.size + frames * frame_bytes, salts) or self._read() != said
 
     def _read(self) -> bytes:
         return os.pread(self._descriptor, _INDEX.size, 0)
 
-    def _has_head(self, log_name: str, salts: bytes) -> bool:
+    def _is_whole(self, log_name: str, bytes_min: int, salts: bytes) -> bool:
         # Not one of SQLite's locks is on this file.
         descriptor = os.open(log_name, os.O_RDONLY | os.O_CLOEXEC)
         try:
+            # As of now: the log that the index tells of may be longer than it was before.
+            size_bytes = os.fstat(descriptor).st_size
             head = os.pread(descriptor, _HEAD.size, 0)
         finally:
             os.close(descriptor)
-        if head[_SALTS] != salts or (head != self._sound_head and not _is_sound(head)):
+        if size_bytes < bytes_min or head[_SALTS] != salts or (head != self._sound_head and not _is_sound(head)):
             return False
         self._sound_head = head
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -252,6 +253,28 @@ class TestAnotherProgram:
         assert path.with_name("queue.db-wal").stat().st_size >= LOG_RESERVE_BYTES
         expected = [*(f"2-{number}" for number in range(4)), *(f"2-foreign-{number}" for number in range(3))]
         assert flush(gateway, ScriptedBroker()) == Counter(expected)
+
+    def test_it_writes_to_the_log_while_that_is_looked_at(
+        self, gateway: ScriptedGateway, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is read of the log's index then is of a log that is longer than it was."""
+        file, stat = path.stat().st_ino, os.stat
+        gateway.connect()
+        gateway.publish("2-0", 2)
+        foreign(path, "PRAGMA wal_checkpoint(TRUNCATE)")
+        statements = [INSERT.format("2-foreign", 1, FAR)]
+
+        def look_at(name: Any, **how: Any) -> os.stat_result:
+            found = stat(name, **how)
+            if str(name).endswith("-wal") and statements:
+                foreign(path, statements.pop())
+            return found
+
+        monkeypatch.setattr("os.stat", look_at)
+        gateway.publish("2-1", 2)
+        assert not statements
+        assert path.stat().st_ino == file
+        assert flush(gateway, ScriptedBroker()) == Counter(["2-0", "2-1", "2-foreign"])
 
     def test_an_id_that_waits_in_memory(self, path: Path) -> None:
         path.parent.mkdir()
