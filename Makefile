@@ -232,11 +232,9 @@ $(SHOWN): pyproject.toml setup.py $(wildcard cext/*/*) | $(BIN)/python
 	.ci/progress $(BIN)/pip install --verbose --editable '.[cli]'
 	touch $@
 
-# Of what is installed already, only what an extra adds: nothing is compiled again. And the tests' bytecode once, not by each
-# process that runs them.
+# Of what is installed already, only what an extra adds: nothing is compiled again.
 $(BUILT): $(SHOWN)
 	.ci/progress $(BIN)/pip install --verbose 'glec-fast[test]'
-	PYTHONDONTWRITEBYTECODE= .ci/progress $(BIN)/python -m pytest --collect-only -q
 	touch $@
 
 $(LINTERS): $(BUILT)

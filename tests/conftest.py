@@ -8,7 +8,7 @@ import os
 import socket
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -40,6 +40,21 @@ class StartSubscriber(Protocol):
 def pytest_configure() -> None:
     """What the tests write is in memory; what asks for a disk has `disk_folder`."""
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", scratch())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Have each worker import the tests from another one on: of a fresh clone it then compiles a part, not all."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is None:
+        return
+    places = [Path(each.partition("::")[0]) for each in session.config.args]
+    files = [file for place in places for file in (sorted(place.rglob("test_*.py")) if place.is_dir() else [place])]
+    first = len(files) * int(worker["workerid"].removeprefix("gw")) // worker["workercount"]
+    for file in files[first:] + files[:first]:
+        # Whatever is raised is raised, and told, again.
+        with suppress(Exception, pytest.skip.Exception):
+            _ = pytest.Module.from_parent(session, path=file.absolute()).obj
 
 
 def pytest_collection_finish() -> None:
