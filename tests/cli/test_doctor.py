@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,8 +19,6 @@ from support.tls_cases import CASES, GOOD, NOT_A_PIN_OF_ANYONE, Case, Cases, Goo
 from support.tls_peer import CountingRelay, TLSPeer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import StartBroker
     from glec_fast.testbed.broker import Broker
 
@@ -149,6 +149,23 @@ def test_a_refused_login(start_broker: StartBroker, tmp_path: Path, doctor: Doct
     assert "username and password" in report.findings["login"]["advice"]
     assert "--as-device" in report.findings["login"]["advice"]
     assert "s3cr3t" not in report.text
+
+
+def open_descriptors() -> set[str]:
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
+def test_a_login_leaves_nothing_open(broker: Broker, tmp_path: Path, doctor: Doctor) -> None:
+    properties = write_properties(tmp_path, broker.url)
+    doctor(properties)
+    gc.collect()
+    gc.disable()
+    try:
+        before = open_descriptors()
+        doctor(properties)
+        assert open_descriptors() == before
+    finally:
+        gc.enable()
 
 
 def test_a_port_without_a_broker(tmp_path: Path, doctor: Doctor) -> None:

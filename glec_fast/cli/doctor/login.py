@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from paho.mqtt.client import WebsocketConnectionError
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from glec_fast.cli.doctor.crossed import speaks_tls
 from glec_fast.cli.doctor.finding import Finding
@@ -55,25 +56,30 @@ def examine_login(config: MQTTConfig, *, as_device: bool) -> Finding:
     )
     answers: list[ReasonCode] = []
     told: list[Properties | None] = []
+    is_over = threading.Event()
 
     def on_connect(_client: Any, _userdata: Any, _flags: Any, reason: ReasonCode, properties: Any) -> None:
         told.append(properties)
         answers.append(reason)
+        is_over.set()
 
     client.on_connect = on_connect
+    client.on_disconnect = lambda *_: is_over.set()
     started_s = time.monotonic()
+    deadline_s = started_s + config.connection_timeout_s
     try:
         equip(client, config, broker, connector)
         client.connect(broker.host, broker.port, bind_address=config.local_address or "", **session)
-        ended = _await_answer(client, answers, started_s + config.connection_timeout_s)
+        client.loop_start()
+        # At the deadline it was the client that ended it.
+        ended = is_over.wait(deadline_s - time.monotonic()) and time.monotonic() < deadline_s
     except WebsocketConnectionError:
         return _crossed(config) or Finding("login", "failed", "no WebSocket is spoken there", _WEBSOCKET_ADVICE)
     except OSError as error:
         failure = explain(error, broker.host)
         return Finding("login", "failed", failure.found, failure.advice)
     finally:
-        client.disconnect()
-        client.loop(0)
+        client.close()
     if not answers:
         return _unanswered(config, ended=ended)
     if answers[0].is_failure:
@@ -110,12 +116,3 @@ def _unanswered(config: MQTTConfig, *, ended: bool) -> Finding:
         "see whether an MQTT broker listens there, and its log: it may refuse the version, the client id or the user"
     )
     return Finding("login", "failed", found, advice)
-
-
-def _await_answer(client: Client, answers: list[ReasonCode], deadline_s: float) -> bool:
-    """Until CONNACK, the end of the connection (True where it is that), or the deadline."""
-    while not answers and (remaining_s := deadline_s - time.monotonic()) > 0:
-        if client.loop(min(remaining_s, 1.0)) != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            # At the deadline it was the client that ended it.
-            return not answers and time.monotonic() < deadline_s
-    return False
