@@ -31,7 +31,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness import BenchError, machine, median_of_ratios, mosquitto, print_table
+from harness import BenchError, machine, median_of_ratios, mosquitto, positive, print_table
 from paho.mqtt.client import CallbackAPIVersion
 from paho.mqtt.client import Client as PahoClient
 
@@ -328,13 +328,6 @@ def print_result(result: dict[str, Any], rounds: int) -> None:
     print_table("handshakes of a manager behind a relay", ("handshake", "median ms", "bytes up", "down"), handshakes)
     met = "met" if result["met"] else "MISSED"
     print(f"glec / paho, median of each round's ratio: {result['ratio']:.2f} (bar: at most {BAR:g}): {met}")
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def main() -> int:

@@ -37,6 +37,7 @@ from harness import (
     make_certificates,
     median_of_ratios,
     mosquitto_for_peers,
+    positive,
     print_table,
     run_contender,
 )
@@ -234,13 +235,6 @@ def list_of(kind: Callable[[str], Any], allowed: Sequence[Any]) -> Callable[[str
         return chosen
 
     return parse
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def parse_arguments() -> argparse.Namespace:

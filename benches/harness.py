@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sqlite3
@@ -120,6 +121,13 @@ def median_of_ratios(numerators: Sequence[float], denominators: Sequence[float])
     if not numerators or not denominators:
         return None
     return statistics.median(above / below for above, below in zip(numerators, denominators, strict=True))
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
