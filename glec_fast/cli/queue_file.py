@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import apsw
 
 from glec_fast.durable._table import QueueTable
-from glec_fast.durable.database import connect, located, storage_error
+from glec_fast.durable.database import check_header, connect, located, storage_error
 from glec_fast.durable.inflight_log import from_row, latest
 from glec_fast.durable.state_rows import load_session
 from glec_fast.errors import MessageError, QueueFormatError
@@ -43,9 +43,13 @@ def read(path: Path, look: Callable[[apsw.Connection], T]) -> T:
         with closing(connect(path, apsw.SQLITE_OPEN_READONLY)) as connection:
             leave_out_finished(connection, path)
             return look(connection)
-    except (apsw.SQLError, apsw.NotADBError) as error:
+    except apsw.SQLError as error:
         raise QueueFormatError(f"{path} is not a queue file ({error}): name the queue_path of a program") from error
     except apsw.Error as error:
+        if isinstance(error, apsw.NotADBError):
+            # Which says where it never was one: a queue file that has lost its header is damaged.
+            with suppress(apsw.CorruptError):
+                check_header(path)
         raise storage_error(path, error) from error
 
 

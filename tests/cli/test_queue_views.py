@@ -257,6 +257,18 @@ def test_what_cannot_be_is_said_in_one_line(
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
+@pytest.mark.parametrize("overwritten", [(0, 16), (0, 100), (16, 18)])
+def test_a_file_that_has_lost_its_header_is_a_damaged_one(
+    path: Path, overwritten: tuple[int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, end = overwritten
+    with path.open("r+b") as file:
+        file.seek(first)
+        file.write(bytes(end - first))
+    assert main(["queue", "stats", str(path)]) == 2
+    assert f"the queue file {path} is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["stats", "list", "export", "tail", "in-doubt", "quarantine list", "purge --qos 1"])
 def test_a_path_that_cannot_be_looked_at(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
