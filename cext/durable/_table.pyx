@@ -30,6 +30,8 @@ from posix.time cimport clock_gettime, clockid_t, timespec
 cimport histogram
 from glec_fast.runtime._lock cimport Lock
 
+from apsw import SQLITE_DBSTATUS_CACHE_WRITE
+
 from glec_fast.durable._steps import ranges_of
 from glec_fast.durable.foreign_rows import (
     STAMP_MAX_MS, TIME_MAX_MS, are_extras, as_message, as_number, as_time_ms
@@ -72,7 +74,7 @@ cdef class QueueTable:
     cdef readonly list given_up
     cdef int64_t retries_max
     cdef readonly bint may_have_extras
-    cdef int64_t page_bytes
+    cdef readonly int64_t page_bytes
 
     def __init__(self, connection, int64_t retries_max=INT64_MAX):
         self.connection = connection
@@ -88,6 +90,10 @@ cdef class QueueTable:
     def commit(self, transaction):
         self.execute("COMMIT")
         transaction.is_committed = True
+
+    @property
+    def written_pages(self) -> int:
+        return self.connection.status(SQLITE_DBSTATUS_CACHE_WRITE)[0]
 
     def data_version(self) -> int:
         return self.execute("PRAGMA data_version").get

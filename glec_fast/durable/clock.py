@@ -209,7 +209,9 @@ class QueueClock:
     def anchor(self, *, fresh: bool) -> Anchor | None:
         """What must be on disk with the next rows; None: what is there will do. `fresh`: also if little time passed."""
         anchor, saved = self._anchor(self.offset_ms, self._true_before), self._saved
-        if fresh or saved is None or saved._replace(queue_ms=anchor.queue_ms) != anchor:
+        if fresh or saved is None:
+            return anchor
+        if saved.queue_offset_ms != anchor.queue_offset_ms or saved.first_id != anchor.first_id:
             return anchor
         return anchor if anchor.queue_ms - saved.queue_ms > _ANCHOR_LASTS_MS else None
 

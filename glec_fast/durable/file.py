@@ -127,7 +127,7 @@ class QueueFile:
         # Whose log that is.
         self._opened = self._lock.inode
         self._reserved_bytes = _reserved_in(log)
-        self._look_into_log(LogIndex(f"{self.path}-shm"))
+        self._look_into_log(LogIndex(f"{self.path}-shm", self._log_name))
 
     def _look_into_log(self, index: LogIndex | None) -> None:
         before, self._log_index = self._log_index, index
@@ -147,7 +147,7 @@ class QueueFile:
         """False where somebody has cut it, or has written over it from its beginning on."""
         assert self._log_index is not None
         try:
-            is_whole = self._log_index.explains(self._log_name)
+            is_whole = self._log_index.explains()
             if is_whole and log.st_size < self._reserved_bytes:
                 reserve_log(self.path)
                 self._reserved_bytes = _reserved_in(_look_at(self._log_name))

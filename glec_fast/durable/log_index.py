@@ -22,16 +22,22 @@ _FRAME_HEAD_BYTES = 24
 
 
 class LogIndex:
-    """Looks into the index `name` of a log that is open. Raises OSError.
+    """Looks into a log that is open and its index. Raises OSError.
 
     Closing any descriptor of it drops SQLite's locks in this process: SQLite has to let go of it before `close`.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, log_name: str) -> None:
         self._descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # Not one of SQLite's locks is on this file.
+            self._log = os.open(log_name, os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            os.close(self._descriptor)
+            raise
         self._sound_head = b""
 
-    def explains(self, log_name: str) -> bool:
+    def explains(self) -> bool:
         """False where somebody who is not SQLite has cut the log, or written over its beginning."""
         said = self._read()
         page_bytes, frames, salts = _INDEX.unpack(said)
@@ -41,20 +47,15 @@ class LogIndex:
         # 65,536 does not fit.
         frame_bytes = _FRAME_HEAD_BYTES + (page_bytes & ~1 | (page_bytes & 1) << 16)
         # Another program may be at it.
-        return self._is_whole(log_name, _HEAD.size + frames * frame_bytes, salts) or self._read() != said
+        return self._is_whole(_HEAD.size + frames * frame_bytes, salts) or self._read() != said
 
     def _read(self) -> bytes:
         return os.pread(self._descriptor, _INDEX.size, 0)
 
-    def _is_whole(self, log_name: str, bytes_min: int, salts: bytes) -> bool:
-        # Not one of SQLite's locks is on this file.
-        descriptor = os.open(log_name, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            # As of now: the log that the index tells of may be longer than it was before.
-            size_bytes = os.fstat(descriptor).st_size
-            head = os.pread(descriptor, _HEAD.size, 0)
-        finally:
-            os.close(descriptor)
+    def _is_whole(self, bytes_min: int, salts: bytes) -> bool:
+        # As of now: the log that the index tells of may be longer than it was before.
+        size_bytes = os.fstat(self._log).st_size
+        head = os.pread(self._log, _HEAD.size, 0)
         if size_bytes < bytes_min or head[_SALTS] != salts or (head != self._sound_head and not _is_sound(head)):
             return False
         self._sound_head = head
@@ -65,6 +66,7 @@ class LogIndex:
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+            os.close(self._log)
 
 
 def _is_sound(head: bytes) -> bool:

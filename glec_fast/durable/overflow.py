@@ -32,6 +32,8 @@ class Overflow:
         self._dropping = dropping
         # What is used of the file is no more, once the last transaction with rows is on disk; nobody has looked yet.
         self._used_bytes = limits.max_bytes
+        # Pages that were written when somebody last looked, and what was used then.
+        self._looked_at = (0, limits.max_bytes)
         # There may be rows of QoS 0 on disk.
         self._has_telemetry = True
         self._grain = _Grain()
@@ -51,7 +53,7 @@ class Overflow:
             return False
         limit_bytes, used_bytes, coming_bytes = self._limits.max_bytes, 0, 0
         if limit_bytes:
-            used_bytes, coming_bytes = table.used_bytes(), _room_bytes(commit.rows)
+            used_bytes, coming_bytes = self._used_at_most(table), _room_bytes(commit.rows)
             self._used_bytes = used_bytes + coming_bytes
         if self._excess_rows(commit, count_of(commit.deleting)) > 0:
             return True
@@ -60,13 +62,25 @@ class Overflow:
         is_filling = used_bytes > limit_bytes // 2 and used_bytes + 2 * coming_bytes > limit_bytes
         return is_filling or used_bytes + coming_bytes // _ROOM_FACTOR > limit_bytes > 0
 
+    def _used_at_most(self, table: QueueTable) -> int:
+        """What is used of the file: exact where that is more than half of what may be. Else two readings are spared."""
+        written, limit_bytes = table.written_pages, self._limits.max_bytes
+        written_before, used_before = self._looked_at
+        # A page that comes into use is written.
+        used_bytes = used_before + (written - written_before) * table.page_bytes
+        if used_bytes <= limit_bytes // 2:
+            return used_bytes
+        self._looked_at = written, table.used_bytes()
+        return self._looked_at[1]
+
     def note_rows(self, rows: Iterable[Row]) -> None:
         """These come into the queue."""
         self._has_telemetry = self._has_telemetry or any(row[3] == _TELEMETRY for row in rows)
 
     def note_strangers(self) -> None:
-        """Another program has written to the queue."""
+        """Another program has written to the queue, or its file is another one."""
         self._has_telemetry = True
+        self._looked_at = 0, self._limits.max_bytes
 
     def make_room(self, commit: Commit, table: QueueTable, dropped: list[Dropped]) -> None:
         """In the transaction of `commit`, whose rows are in: delete what is too much.

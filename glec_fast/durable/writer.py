@@ -85,6 +85,7 @@ class Writer:
         self._data_version = self.table.data_version()
         self._look_at_schema(connection.pragma("schema_version"))
         self.image.on_file_changed()
+        self._overflow.note_strangers()
 
     def _look_at_schema(self, version: int) -> None:
         self.table.has_stage, self._schema_version = has_stage(self.connection), version
@@ -232,7 +233,7 @@ class Writer:
             self._roll_back()
 
     def _note_syncs(self) -> None:
-        pages, before = self.connection.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0], self._pages
+        pages, before = self.table.written_pages, self._pages
         if pages == before:
             return
         self._pages = pages

@@ -33,11 +33,12 @@ _NEWS_INTERVAL_S = 15.0
 # Causes that a sum tells apart.
 _CAUSES_MAX = 6
 _OTHERS = "for other causes"
+_OURS = logging.getLogger("glec_fast")
 
 
 def is_in_a_handler() -> bool:
     """True in a thread that has the lock of a handler of our log: whoever else logs waits for it."""
-    place: logging.Logger | None = logging.getLogger("glec_fast")
+    place: logging.Logger | None = _OURS
     while place is not None:
         for handler in place.handlers:
             # Of an RLock, as `threading.Condition` asks for it.

@@ -168,6 +168,22 @@ class Disk:
         self.released.clear()
 
 
+def statements_of(store: Store, work: Callable[[], object]) -> list[str]:
+    """What the store has SQLite run around its transactions while `work` runs."""
+    found: list[str] = []
+
+    def note(_cursor: apsw.Cursor, statement: str, _bindings: object) -> bool:
+        found.append(statement)
+        return True
+
+    with store._writer.lock:
+        store._writer.connection.set_exec_trace(note)
+    work()
+    with store._writer.lock:
+        store._writer.connection.set_exec_trace(None)
+    return found
+
+
 @contextmanager
 def held_writer(store: Store, pool: ThreadPoolExecutor) -> Iterator[None]:
     """The writer is busy with one transaction; what is appended meanwhile waits for the next."""

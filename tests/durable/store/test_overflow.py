@@ -14,7 +14,7 @@ from glec_fast.durable.outcomes import DropReason
 from glec_fast.durable.store import Store
 from glec_fast.errors import MessageError
 from support.clock import Clock
-from support.store import WAIT_S, RecordingOutbox, ids_on_disk
+from support.store import WAIT_S, RecordingOutbox, ids_on_disk, statements_of
 
 RANKED = pytest.mark.parametrize(
     "settings",
@@ -193,6 +193,24 @@ class TestBytes:
         assert len(kept) + len(outbox.dropped) == 50 + 1200
         # Of telemetry that takes a page of the file: more than half of what would fit.
         assert len(kept) > self.LIMIT_BYTES / 1024 / 2
+
+    def test_far_from_its_limit_nothing_is_measured(self, make_store: Callable[..., Store]) -> None:
+        """Each measuring reads the file, while whoever publishes an alert waits."""
+        store = make_store(max_queue_bytes=self.LIMIT_BYTES)
+        put(store, 2, 1, 300)
+        assert "PRAGMA page_count" not in statements_of(store, lambda: put(store, 2, 1, 300))
+        statements = statements_of(store, lambda: [put(store, 2, 1, 300) for _ in range(60)])
+        # What was written may have filled half of it: looked at, it has not.
+        assert 0 < statements.count("PRAGMA page_count") < 10
+
+    def test_what_a_job_writes_is_measured(self, make_store: Callable[..., Store], path: Path) -> None:
+        store = make_store(max_queue_bytes=self.LIMIT_BYTES, queue_order=ALERTS_FIRST, overflow=OLDEST)
+        put(store, 0, 30, 1000)
+        keep = f"INSERT INTO glec_gathered VALUES (1, 't', zeroblob({self.LIMIT_BYTES // 4 * 3}), x'')"
+        store.run(lambda table: table.connection.execute(keep))
+        put(store, 0, 100, 1000)
+        assert store.run(lambda table: table.used_bytes()) <= self.LIMIT_BYTES
+        assert ids_on_disk(path)[-1] == 130
 
     def test_a_large_message_makes_room_for_itself(self, make_store: Callable[..., Store], path: Path) -> None:
         store = make_store(max_queue_bytes=self.LIMIT_BYTES, queue_order=ALERTS_FIRST, overflow=THIN)

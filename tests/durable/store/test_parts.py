@@ -18,6 +18,8 @@ from glec_fast.durable.extras import Extras
 from glec_fast.durable.file import QueueFile
 from glec_fast.durable.intake import Intake
 from glec_fast.durable.jobs import Job, Jobs
+from glec_fast.durable.limits import Limits
+from glec_fast.durable.overflow import Overflow
 from glec_fast.durable.quarantine import Bounds
 from glec_fast.durable.reader import Reader
 from glec_fast.durable.schedule import DONE_COMMIT_DELAY_S, DONE_COMMIT_ROWS, Schedule
@@ -221,7 +223,8 @@ class TestCaretaker:
         file = QueueFile(path)
         reader = Reader(file, 3)
         dropping = Dropping(status.lock, reader, intake.clock, 3, Bounds())
-        writer = Writer(path, file.connection, reader, dropping, 10, intake.adopt, status.log)
+        overflow = Overflow(Limits(10), reader, dropping)
+        writer = Writer(path, file.connection, reader, dropping, overflow, intake.adopt, status.log)
         caretaker = Caretaker(file, reader, writer, intake, dropping, status, schedule)
         commit = Commit()
         caretaker.mend(commit)
