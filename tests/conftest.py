@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from glec_fast.testbed.certificates import CertificateAuthority
 
 
+LONGEST = {"test_model_check.py", "test_power_cut.py"}
+
+
 class StartBroker(Protocol):
     def __call__(self, **options: Any) -> Broker: ...
 
@@ -58,6 +61,11 @@ def pytest_collection(session: pytest.Session) -> None:
         # Whatever is raised is raised, and told, again.
         with suppress(Exception, pytest.skip.Exception):
             _ = pytest.Module.from_parent(session, path=file.absolute()).obj
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest are begun first: at the end one worker would be at them alone."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_collection_finish() -> None:
