@@ -155,11 +155,13 @@ class Remains:
     def _read(self, path: Path, *, is_header_lent: bool = False) -> bool:
         """Read what can be read; False where not even the schema can."""
         try:
-            connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
+            connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         except apsw.Error:
             return False
         try:
             connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+            # Else one table whose first page is gone, as in a file that was cut, keeps it from reading the others.
+            connection.config(apsw.SQLITE_DBCONFIG_WRITABLE_SCHEMA, 1)
             if not _name_messages(connection):
                 return False
             self._encoding = connection.pragma("encoding")

@@ -244,6 +244,15 @@ def test_cut_in_front_of_inner_pages(path: Path, share: float) -> None:
     assert numbers == {number for number in range(1000, 4000) if b"payload %d " % number in left}
 
 
+@pytest.mark.parametrize("pages", [3, 10])
+def test_cut_in_front_of_other_tables(path: Path, pages: int) -> None:
+    """Those have not one page left; the messages have all of theirs."""
+    with OfflineQueueManager(path) as queue:
+        queue.enqueue_many([("t", f"payload {number}", 1) for number in range(5)])
+    path.write_bytes(path.read_bytes()[: pages * PAGE_BYTES])
+    assert read_numbers(path) == list(range(5))
+
+
 def test_an_empty_file_whose_log_has_all(path: Path, tmp_path: Path) -> None:
     """As a file system leaves it that has lost the one and kept the other."""
     folder = tmp_path / "left"
