@@ -19,6 +19,8 @@ _COUNTED = 24
 _MAGIC = 0x377F0682
 _WORD = 0xFFFFFFFF
 _FRAME_HEAD_BYTES = 24
+# SQLite has so much of it in its memory at a time.
+_INDEX_BYTES_MIN = 32 * 1024
 
 
 class LogIndex:
@@ -28,7 +30,7 @@ class LogIndex:
     """
 
     def __init__(self, name: str, log_name: str) -> None:
-        self._descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
+        self._descriptor = os.open(name, os.O_RDWR | os.O_CLOEXEC)
         try:
             # Not one of SQLite's locks is on this file.
             self._log = os.open(log_name, os.O_RDONLY | os.O_CLOEXEC)
@@ -50,7 +52,12 @@ class LogIndex:
         return self._is_whole(_HEAD.size + frames * frame_bytes, salts) or self._read() != said
 
     def _read(self) -> bytes:
-        return os.pread(self._descriptor, _INDEX.size, 0)
+        said = os.pread(self._descriptor, _INDEX.size, 0)
+        if len(said) < _INDEX.size:
+            # Cut: to look at it would end the process. Of zero bytes SQLite makes it anew, in less room than the log's.
+            os.ftruncate(self._descriptor, max(_INDEX_BYTES_MIN, os.fstat(self._log).st_size))
+            return bytes(_INDEX.size)
+        return said
 
     def _is_whole(self, bytes_min: int, salts: bytes) -> bool:
         # As of now: the log that the index tells of may be longer than it was before.

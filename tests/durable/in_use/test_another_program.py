@@ -276,6 +276,15 @@ class TestAnotherProgram:
         assert path.stat().st_ino == file
         assert flush(gateway, ScriptedBroker()) == Counter(["2-0", "2-1", "2-foreign"])
 
+    def test_it_empties_the_index_of_the_log(self, path: Path) -> None:
+        """SQLite has it in its memory, where to look behind the end of a file ends the process."""
+        path.parent.mkdir()
+        with closing(Store(path)) as store:
+            append(store, 3)
+            os.truncate(path.with_name("queue.db-shm"), 0)
+            append(store, 3)
+            assert store.size == len(ids_on_disk(path)) == 6
+
     def test_an_id_that_waits_in_memory(self, path: Path) -> None:
         path.parent.mkdir()
         with closing(Store(path)) as store:
