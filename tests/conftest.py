@@ -100,6 +100,13 @@ def _lock_order(lock_watch: Watch) -> Iterator[None]:
 
 
 @pytest.fixture
+def own_garbage() -> Iterator[None]:
+    """What the test left to be collected is, before the next begins: that would be told of its warnings."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture
 def forked_starts() -> Iterator[None]:
     """What the product starts with Python is forked."""
     with forked.in_place_of_starts():

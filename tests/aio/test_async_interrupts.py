@@ -19,6 +19,7 @@ POINTS = int(os.environ.get("INTERRUPTS", "2"))
 
 
 # What an exception keeps from being awaited, or closed, is so by who collects it, with a warning.
+@pytest.mark.usefixtures("own_garbage")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize("act", [each for each in STEPS if each != "receive"])

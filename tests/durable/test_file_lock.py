@@ -359,6 +359,7 @@ def cut_into(number: int, call: Callable[[], object]) -> bool:
 
 
 # What closes an open file then says so.
+@pytest.mark.usefixtures("own_garbage")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_lock_ends_with_an_opening_that_is_cut_into_at_any_step(path: Path) -> None:
     number = 1
@@ -368,6 +369,7 @@ def test_the_lock_ends_with_an_opening_that_is_cut_into_at_any_step(path: Path) 
     assert number > 50
 
 
+@pytest.mark.usefixtures("own_garbage")
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_replacement_can_be_followed_again_where_that_was_cut_into_at_any_step(path: Path, tmp_path: Path) -> None:
     replacement = tmp_path / "queue.db-new"

@@ -18,6 +18,7 @@ POINTS = int(os.environ.get("INTERRUPTS", "6"))
 
 
 # A socket that was made, and given to nobody before the exception came, is closed by who collects it, with a warning.
+@pytest.mark.usefixtures("own_garbage")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("act", ACTS)
 def test_a_call_that_is_cut_into_leaves_nothing_half_done(act: str, broker: Broker, tmp_path: Path) -> None:
