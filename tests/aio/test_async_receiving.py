@@ -254,7 +254,9 @@ def test_commands_run_on_the_loop_and_are_answered(
 
         with publishing(broker, tmp_path / "platform") as platform:
             async with manager:
-                assert await eventually(manager.is_connected)
+                # The platform's first command must not come before the subscription, asked for before this one.
+                ready = manager.subscribe("ready", print)
+                assert await eventually(lambda: ready.granted_qos is not None)
                 for _ in range(2):
                     platform.publish("glec/dtg/DTG-TEST/commands/unlock_doors", {"id": "7", "doors": [1, 2]}, 2)
                 platform.publish("glec/dtg/DTG-TEST/commands/fail", {"id": "8", "why": "now"}, 2)
