@@ -16,6 +16,7 @@ import os
 import stat
 import struct
 import weakref
+from contextlib import suppress
 from functools import partial
 from io import FileIO
 from pathlib import Path
@@ -191,7 +192,9 @@ def create_file(path: Path) -> None:
     """Make an empty file, for its owner only, where there is none. Raises OSError."""
     if path.exists():
         return
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    # Another program may make it meanwhile.
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     # What is synced into the file is lost with a name that a power cut takes away.
     sync_folder(path.parent)
 

@@ -390,6 +390,19 @@ def test_a_replacement_can_be_followed_again_where_that_was_cut_into_at_any_step
     assert number > 30
 
 
+def test_a_file_that_another_program_makes_meanwhile_is_taken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exists(looked_at: Path) -> bool:
+        looked_at.touch()
+        return False
+
+    monkeypatch.setattr(Path, "exists", exists)
+    lock = QueueLock(path)
+    try:
+        assert lock.inode == inode_of(path)
+    finally:
+        lock.release()
+
+
 def inode_of(path: Path) -> tuple[int, int]:
     found = path.stat()
     return found.st_dev, found.st_ino
