@@ -61,6 +61,8 @@ def network_threads() -> list[str]:
 async def connected(manager: AsyncMQTTManager) -> None:
     """Also handed over to the loop."""
     assert await eventually(lambda: manager.is_connected() and not network_threads())
+    # What the thread handed over as it ended is taken in the loop's next round.
+    await asyncio.sleep(0)
 
 
 @ON_BOTH_LOOPS
